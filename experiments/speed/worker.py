@@ -1,0 +1,104 @@
+"""A contender in a process of its own: the protocol between it and the command, both ends of it.
+
+    parent                         worker
+    starts it                  ->  imports, builds, runs one step
+                               <-  {"parameters": ..., "versions": ...}
+    {"steps": 10}              ->  runs ten steps
+                               <-  {"seconds": 3.1, "loss": 9.0, "rss_mb": 812}
+    end of input               ->  leaves
+
+A line of JSON each way. Between its turns a worker waits for input, so that only one of them works at any time.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+ROOT = Path(__file__).parents[2]
+CONTENDERS = ("torch_eager", "torch_compiled", "ours")
+
+
+class Contender(Protocol):
+    """What `peers.build` and `ours.build` return."""
+
+    parameters: int
+    versions: dict[str, str]
+
+    def run(self, steps: int) -> float:
+        """Trains for so many steps, waits until they are done, and returns the last loss."""
+        ...
+
+
+class Worker:
+    """The parent's end."""
+
+    def __init__(self, contender: str, workload: str, dtype: str, python: str):
+        command = [python, "-m", "experiments.speed.worker", contender, workload, dtype]
+        start = time.perf_counter()
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.hello = self._read()
+        self.first_step = time.perf_counter() - start
+        self.rss_mb = 0
+
+    def _read(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(self.process.args)} ended with {self.process.wait()}; its words are above")
+        return json.loads(line)
+
+    def run(self, steps: int) -> float:
+        """Seconds that the steps took."""
+        self.process.stdin.write(json.dumps({"steps": steps}) + "\n")
+        self.process.stdin.flush()
+        reply = self._read()
+        self.rss_mb = reply["rss_mb"]
+        return reply["seconds"]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(build: Callable[[], Contender]) -> None:
+    """The worker's end. Whatever a library prints goes to stderr, out of the protocol's way."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def reply(**fields: Any) -> None:
+        replies.write(json.dumps(fields) + "\n")
+        replies.flush()
+
+    contender = build()
+    contender.run(1)
+    reply(parameters=contender.parameters, versions={"python": sys.version.split()[0]} | contender.versions)
+    for line in sys.stdin:
+        steps = json.loads(line)["steps"]
+        start = time.perf_counter()
+        loss = contender.run(steps)
+        seconds = time.perf_counter() - start
+        reply(seconds=seconds, loss=loss, rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def main() -> None:
+    contender, workload, dtype = sys.argv[1:]
+
+    def build() -> Contender:
+        if contender == "ours":
+            from experiments.speed import ours
+
+            return ours.build(workload, dtype)
+        from experiments.speed import peers
+
+        return peers.build(workload, dtype, compiled=contender == "torch_compiled")
+
+    serve(build)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The four workloads, and the batches that every contender gets. Imports neither jax nor torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+VOCAB = 8192
+LEARNING_RATE, WEIGHT_DECAY, B1, B2, EPS = 1e-3, 0.1, 0.9, 0.95, 1e-8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Pre-norm blocks with a GELU(tanh) feed-forward and a tied head; heads have 64 dimensions, hidden is 4 x width."""
+
+    name: str
+    about: str
+    layers: int  # of each stack
+    width: int
+    batch: int
+    encoder: int | None = None  # tokens in a row of the encoder
+    decoder: int | None = None
+    masked: int | None = None  # places of a row that are predicted; None: all
+
+    @property
+    def heads(self) -> int:
+        return self.width // 64
+
+    @property
+    def hidden(self) -> int:
+        return 4 * self.width
+
+    @property
+    def tokens(self) -> int:
+        """Of a step, encoder and decoder together."""
+        return self.batch * ((self.encoder or 0) + (self.decoder or 0))
+
+
+WORKLOADS = {
+    w.name: w
+    for w in (
+        Workload("W1", "decoder-only, layer norms and biases, learned positions", 4, 256, 16, decoder=256),
+        Workload("W2", "decoder-only, layer norms and biases, learned positions", 6, 384, 8, decoder=512),
+        Workload("W3", "encoder-only, as W1, logits at masked places only", 4, 256, 16, encoder=256, masked=38),
+        Workload("W4", "encoder-decoder, rms norms, no biases, relative buckets", 4, 256, 16, encoder=256, decoder=64),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """int32: `encoder` and `decoder` [B, T]; `targets` [B, T], or [B, P] at the places `where` [B, P] of the row."""
+
+    encoder: np.ndarray | None
+    decoder: np.ndarray | None
+    targets: np.ndarray
+    where: np.ndarray | None
+
+
+def batches(w: Workload, count: int = 4) -> list[Batch]:
+    """Random tokens, the same for every contender: speed does not depend on them."""
+    rng = np.random.default_rng(0)
+
+    def tokens(length: int | None) -> np.ndarray | None:
+        return rng.integers(0, VOCAB, (w.batch, length), dtype=np.int32) if length else None
+
+    def places() -> np.ndarray | None:
+        rows = [np.sort(rng.permutation(w.encoder)[: w.masked]) for _ in range(w.batch)] if w.masked else None
+        return np.stack(rows).astype(np.int32) if rows else None
+
+    return [
+        Batch(tokens(w.encoder), tokens(w.decoder), tokens(w.masked or w.decoder or w.encoder), places())
+        for _ in range(count)
+    ]

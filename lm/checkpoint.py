@@ -1,0 +1,207 @@
+"""Checkpoints: Orbax writes and reads them, and this file says whether they are whole.
+
+A step's directory holds `state`, `config`, `tokenizer` and `SHA256.json`, a digest of every file. The digests are written
+before the directory gets its final name, so a directory without them, or whose files differ from them, is not whole:
+a kill at any moment leaves either a whole checkpoint or one that is never read. Steps are ordered by number.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.path import atomicity
+
+from lm import config
+from lm.errors import UserError
+from lm.types import TrainState
+
+DIGESTS = "SHA256.json"
+# Orbax writes these two at the very end, after the digests.
+UNDIGESTED = {DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+def digests(directory: epath.Path) -> dict[str, str]:
+    """SHA-256 of every file below, by relative path."""
+
+    def below(d: epath.Path) -> Iterator[epath.Path]:  # epath has no `rglob`: a bucket has no directories to walk
+        for p in d.iterdir():
+            yield from below(p) if p.is_dir() else [] if p.name in UNDIGESTED else [p]
+
+    files = sorted(below(directory))
+    with ThreadPoolExecutor(8) as pool:
+        values = pool.map(lambda p: hashlib.sha256(p.read_bytes()).hexdigest(), files)
+        return {p.relative_to(directory).as_posix(): v for p, v in zip(files, values, strict=True)}
+
+
+def _write_digests(path: atomicity.TemporaryPathBase) -> None:
+    if path.get_final().name.isdigit():  # a step; Orbax finishes each item in it in the same way, and first
+        (path.get() / DIGESTS).write_text(json.dumps(digests(path.get()), indent=1))
+
+
+class _Renamed(atomicity.AtomicRenameTemporaryPath):
+    """Orbax's way on a file system: a temporary directory, renamed when complete; here with the digests in it."""
+
+    async def finalize(self) -> None:
+        _write_digests(self)
+        await super().finalize()
+
+
+class _Marked(atomicity.CommitFileTemporaryPath):
+    """Orbax's way in a bucket, which cannot rename: a last file says that the rest is complete."""
+
+    async def finalize(self) -> None:
+        _write_digests(self)
+        await super().finalize()
+
+
+def damage(directory: epath.Path) -> str | None:
+    """What is wrong with a step's directory: the first file that is missing, changed or not listed; None if it is whole."""
+    listing = directory / DIGESTS
+    if not listing.exists():
+        return f"{DIGESTS} is missing: the save was not finished"
+    try:
+        expected = json.loads(listing.read_text())
+    except ValueError:
+        return f"{DIGESTS} is not readable"
+    found = digests(directory)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} was not there when it was saved"
+        if found[name] != expected[name]:
+            return f"{name} was changed or cut short"
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `<workdir>/checkpoints/<step>`."""
+
+    def __init__(self, workdir: str | Path, c: config.Checkpoint, run: config.Run, tokenizer: bytes):
+        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self.run, self.tokenizer = run, tokenizer
+        policies = checkpoint_managers
+        keep = [policies.LatestN(c.keep)]
+        if c.keep_best:
+            best = policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+            keep.append(best)
+        in_bucket = str(self.directory).startswith("gs://")
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+                temporary_path_class=_Marked if in_bucket else _Renamed,
+            ),
+            item_names=("state", "config", "tokenizer"),
+        )
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Starts to save; the arrays may change as soon as this returns. UserError if the one before could not be written."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._check_room(state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            config=ocp.args.JsonSave(config.to_dict(self.run)),
+            tokenizer=ocp.args.JsonSave({"sentencepiece": base64.b64encode(self.tokenizer).decode()}),
+        )
+        try:
+            self._manager.save(step, args=items, metrics=metrics)
+        except (OSError, ValueError) as error:
+            raise _save_error(error, self.directory) from error
+
+    def wait(self) -> None:
+        """Until what was started is on disk."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise _save_error(error, self.directory) from error
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def latest_whole(self) -> int | None:
+        """The latest step that is whole. Those after it are named in a warning and put aside in `damaged/`."""
+        for step in reversed(self.steps()):
+            path = self.directory / str(step)
+            fault = damage(path)
+            if fault is None:
+                return step
+            aside = self.directory.parent / "damaged" / str(step)
+            warnings.warn(f"checkpoint {path} is damaged: {fault}. Moved to {aside}; using the step before", stacklevel=2)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            if aside.exists():
+                aside.rmtree()
+            path.rename(aside)
+            self._manager.reload()
+        return None
+
+    def saved_run(self, step: int) -> tuple[config.Run, bytes]:
+        """The config and the tokenizer that a checkpoint was made with."""
+        items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
+        saved = self._manager.restore(step, args=items)
+        return config.build(config.Run, saved.config), base64.b64decode(saved.tokenizer["sentencepiece"])
+
+    def restore(self, step: int, target: TrainState) -> TrainState:
+        """The state of a step in the shardings of `target` (abstract). Another shape or dtype is refused, never cast."""
+        saved = _described(self._manager.item_metadata(step)["state"])
+        wanted = _described(target)
+        wrong = [
+            f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
+            for name in sorted(saved.keys() | wanted.keys())
+            if saved.get(name) != wanted.get(name)
+        ]
+        if wrong:
+            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} is of another model or optimizer: {'; '.join(wrong[:3])}{more}. "
+                "Use the config it was made with, or another --workdir"
+            )
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+
+    def _check_room(self, state: TrainState) -> None:
+        """Before a byte is written: twice the state, since a save is complete beside the one that it will replace."""
+        if str(self.directory).startswith("gs://"):
+            return
+        needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed * 1.1:
+            raise UserError(
+                f"no disk space in {self.directory}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; "
+                "earlier checkpoints are intact. Free some space and start again: the run goes on where it was saved"
+            )
+
+
+def _described(tree: Any) -> dict[str, str]:
+    """`{"params/embed/tokens/embedding": "float32[512,64]"}` of a tree of arrays or of their metadata."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        if hasattr(leaf, "shape")
+    }
+
+
+def _save_error(error: Exception, directory: epath.Path) -> UserError | Exception:
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text or "No space left" in text or getattr(error, "errno", None) in (27, 28, 122):
+        return UserError(
+            f"no disk space in {directory}: {text.splitlines()[0][:200]}; earlier checkpoints are intact. "
+            "Free some space and start again: the run goes on where it was saved"
+        )
+    return error

@@ -1,0 +1,500 @@
+"""The frozen dataclasses of a run, and the one place where a mutable ConfigDict turns into them. Imports no jax.
+
+A config file (`--config=F`) returns an `ml_collections.ConfigDict`; `load` executes it, applies `--config.a.b=value`
+overrides and hands the result to `build`, which checks every key and every type. What lives on is frozen.
+
+A family of models is data (see `Model`): nothing in the library asks for a family's name. Where a field allows several
+dataclasses (a position, an objective), the dict's `kind` is the class name in snake case; without it the first is meant.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lm.errors import UserError, nearest
+
+
+class FrozenDict(dict[str, Any]):
+    """A dict that nobody changes, so that it has a hash: a model's config is a static argument of jitted functions."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions (RoFormer, arXiv 2104.09864)."""
+
+    theta: float = 10_000.0
+    fraction: float = 1.0  # of the head dim that turns (GPT-NeoX 0.25, Phi-2 0.4)
+    interleaved: bool = False  # pairs (0,1),(2,3).. as in GPT-J and PaLM; otherwise halves as in LLaMA and NeoX
+    factor: float = 1.0  # positions are divided by this; with `original_length`, as LLaMA 3.1 does it
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained vector for each position (GPT-2, BERT); `offset` as BART and RoBERTa shift it."""
+
+    max_length: int
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Sinusoidal:
+    """Fixed sines and cosines (Attention Is All You Need, arXiv 1706.03762, section 3.5)."""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """T5's relative bias in logarithmic buckets, one table for a stack (arXiv 1910.10683, section 2.1)."""
+
+    num_buckets: int = 32
+    max_distance: int = 128
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """A linear penalty on distance, one slope a head (arXiv 2108.12409)."""
+
+
+Position = Rope | Learned | Sinusoidal | Buckets | Alibi
+
+
+@dataclass(frozen=True)
+class Norm:
+    kind: Literal["layer", "rms"] = "layer"
+    eps: float = 1e-5
+    bias: bool = True  # of a layer norm; an rms norm has none
+
+
+@dataclass(frozen=True)
+class Attention:
+    num_heads: int
+    num_kv_heads: int | None = None  # None: as many as heads (MHA); 1: MQA; between: GQA
+    head_dim: int | None = None  # None: width // num_heads
+    bias: bool = False  # on q, k, v
+    out_bias: bool = False
+    qk_norm: bool = False  # rms over the head dim, before rotation
+    softcap: float | None = None  # logits -> cap * tanh(logits / cap)
+    window: int | None = None  # keys a query sees: the last `window` if causal, `window // 2` to each side if not
+    scale: float | None = None  # None: head_dim ** -0.5; T5 has 1.0
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Mlp:
+    hidden: int
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+    gated: bool = False
+    bias: bool = False
+    dropout: float = 0.0
+
+
+Ffn = Mlp  # a mixture of experts joins here and in `lm.models.transformer.FFN`
+
+
+@dataclass(frozen=True)
+class Block:
+    """`y = out(x + res(f(in(x))))` around attention, cross-attention and feed-forward; `norm_at` says which norms exist."""
+
+    attention: Attention
+    ffn: Ffn
+    norm: Norm = Norm()
+    norm_at: tuple[Literal["in", "res", "out"], ...] = ("in",)
+    parallel: bool = False  # attention and feed-forward read the same input (PaLM, Falcon, Phi)
+    cross: bool = False  # attends to the encoder as well
+    dropout: float = 0.0  # on what is added to the residual stream
+
+
+@dataclass(frozen=True)
+class Stack:
+    num_layers: int
+    blocks: Mapping[str, Block]
+    pattern: str = "L"  # repeated over the layers, a letter of `blocks` each
+    position: Position | None = None
+    final_norm: bool = True
+    scan: bool = False  # one compiled layer for all: for depth. Unrolled is faster for a few layers on a CPU
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but products, all
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", FrozenDict(self.blocks))
+
+    def letters(self) -> str:
+        """The pattern repeated to the depth, a letter for each layer."""
+        return (self.pattern * self.num_layers)[: self.num_layers]
+
+
+@dataclass(frozen=True)
+class Embed:
+    scale: float | None = None  # a multiplier after the look-up (Gemma, the original Transformer: sqrt(width))
+    norm: Norm | None = None  # after the sum with positions (BERT, BLOOM)
+    types: int = 0  # token types (BERT: 2; all tokens are of type 0 unless the stream says otherwise)
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Head:
+    tied: bool = True
+    bias: bool = False
+    transform: Literal["gelu", "gelu_tanh", "relu", "silu"] | None = None  # BERT's dense + activation + norm before the logits
+    norm: Norm = Norm(eps=1e-12)  # of the transform
+    scale: float | None = None  # a multiplier on the logits (T5 tied: width ** -0.5)
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trunk. Encoder-only, decoder-only or encoder-decoder is which of the two stacks exist."""
+
+    vocab_size: int
+    width: int
+    encoder: Stack | None = None
+    decoder: Stack | None = None
+    embed: Embed = Embed()
+    head: Head = Head()
+    init_std: float | None = None  # of every matrix; None: fan-in ** -0.5. Embeddings: `embed_init_std`
+    embed_init_std: float = 0.02
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss stay in float32
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def architecture(self) -> Literal["encoder", "decoder", "encoder_decoder"]:
+        return "encoder_decoder" if self.encoder and self.decoder else "encoder" if self.encoder else "decoder"
+
+
+# --------------------------------------------------------------------------------------------------------- objectives
+
+
+@dataclass(frozen=True)
+class Causal:
+    """Next token, left to right (GPT)."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The rest of a text after a random split, the part before seen both ways (T5, section 3.2.3)."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Masked tokens back from both sides (BERT, arXiv 1810.04805, section 3.1)."""
+
+    rate: float = 0.15
+    mask: float = 0.8  # of the chosen: replaced by the mask token
+    random: float = 0.1  # of the chosen: replaced by a random token; the rest stay as they are
+    whole_word: bool = False
+    dynamic: bool = True  # new masks each epoch (RoBERTa); False: a window keeps its masks
+
+
+@dataclass(frozen=True)
+class SpanCorruption:
+    """Spans replaced by sentinels, and given back in order (T5, section 3.1.4)."""
+
+    rate: float = 0.15
+    mean_span: float = 3.0
+
+
+Objective = Causal | Prefix | Masked | SpanCorruption
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where documents come from.
+
+    kind `tfds`: `path` is a builder name ("sotu" is ours; "lm1b", "c4/en"...), `split` one of its splits.
+    kind `text`: `path` is a glob of files, local or gs://, a file a document.
+    kind `jsonl`: a glob of .jsonl or .jsonl.gz, a line a document. kind `array_record`: a glob, a record a document.
+    """
+
+    kind: Literal["tfds", "text", "jsonl", "array_record"] = "tfds"
+    path: str = "sotu"
+    split: str = "train"
+    field: str = "text"  # of the record that holds the text (tfds, jsonl)
+    encoding: str = "utf-8"
+    weight: float = 1.0  # of this source in the mixture, in rows
+
+
+@dataclass(frozen=True)
+class Clean:
+    unicode: bool = True  # ftfy's repair and NFC
+    markup: bool = True  # HTML tags and entities, bracketed stage directions such as [Applause]
+    min_chars: int = 1  # shorter documents are dropped, and reported
+
+
+@dataclass(frozen=True)
+class Dedup:
+    exact: bool = True
+    near: float | None = 0.8  # MinHash estimate of the Jaccard similarity of word 5-grams above which the later goes
+    permutations: int = 128
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    kind: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: int = 8192
+    path: str | None = None  # a sentencepiece model to use as it is, instead of training one
+
+
+@dataclass(frozen=True)
+class Data:
+    sources: Mapping[str, Source] = field(default_factory=lambda: {"sotu": Source()})
+    clean: Clean = Clean()
+    dedup: Dedup = Dedup()
+    tokenizer: Tokenizer = Tokenizer()
+    holdout: float = 0.05  # of the documents of each source, chosen by a hash of their identity
+    encoder_length: int | None = None  # tokens in a row of the encoder
+    decoder_length: int | None = None
+    cache: str = "~/.cache/lm"  # prepared data lives in <cache>/<fingerprint>
+    on_corrupt: Literal["fail", "skip"] = "fail"  # an unreadable record: stop and name it, or count it and go on
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm-up from 0 over `warmup` steps to the peak, then `kind`, ending at `final` times the peak."""
+
+    kind: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
+    warmup: int = 100
+    final: float = 0.1
+    decay: int | None = None  # wsd: steps of the last, linear leg; None: a fifth of the run
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    name: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Schedule = Schedule()
+    weight_decay: float = 0.1  # on matrices; never on norms, biases and embeddings
+    clip: float | None = 1.0  # of the global gradient norm
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    adam_learning_rate: float | None = None  # muon: of what is not a matrix; None: the same
+    ema: float | None = None  # decay of an average of the parameters; it is what is evaluated
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = 1000
+    batch_size: int = 16  # in rows, over all hosts and microbatches
+    microbatches: int = 1  # the batch in this many turns; the gradient is that of the whole batch
+    seed: int = 0
+    z_loss: float = 0.0  # weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5: 1e-4)
+    max_skipped: int = 10  # steps in a row with a gradient that is not finite before the run stops
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every: int | None = 500  # steps; None: only at the end and when told to stop
+    keep: int = 2
+    keep_best: bool = True  # of the evaluations, by held-out loss; only with an evaluation at the same step
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    every: int | None = 500  # steps; None: only at the end
+    rows: int | None = None  # of the held-out data; None: all
+    batch_size: int | None = None  # None: the training batch
+    baselines: bool = False  # at the end: xz and n-gram models on the same held-out bytes
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; one may be -1: what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Log:
+    every: int = 10
+    tensorboard: bool = True
+    samples: tuple[str, ...] = ("The ",)  # prompts; "[MASK]" marks what an encoder fills in
+    sample_tokens: int = 64
+    temperature: float = 0.8
+
+
+@dataclass(frozen=True)
+class Run:
+    model: Model
+    data: Data = Data()
+    objective: Objective = Causal()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    mesh: Mesh = Mesh()
+    log: Log = Log()
+
+
+# -------------------------------------------------------------------------------------------------- dicts to and from
+
+
+def kind_of(cls: type) -> str:
+    """`SpanCorruption` -> `span_corruption`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _dataclasses(hint: Any) -> list[type]:
+    return [m for m in _members(hint) if dataclasses.is_dataclass(m) and isinstance(m, type)]
+
+
+def build(hint: Any, value: Any, path: str = "config") -> Any:
+    """`value`, of dicts, tuples and scalars, as the type `hint`; raises UserError that names the path of what is wrong."""
+    classes, members = _dataclasses(hint), _members(hint)
+    if value is None and types.NoneType in members:
+        return None
+    if classes:
+        return value if isinstance(value, tuple(classes)) else _build_dataclass(classes, value, path)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Mapping and isinstance(value, Mapping):
+        return {str(k): build(args[1], v, f"{path}.{k}") for k, v in value.items()}
+    if origin is tuple and isinstance(value, (tuple, list)):
+        return tuple(build(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    for member in members:
+        if typing.get_origin(member) is Literal:
+            if value in typing.get_args(member):
+                return value
+            raise UserError(f"{path} is {value!r}{nearest(str(value), map(str, typing.get_args(member)))}")
+        if member is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if member in (int, bool, str) and type(value) is member:
+            return value
+    names = " or ".join(getattr(m, "__name__", str(m)) for m in members if m is not types.NoneType)
+    raise UserError(f"{path} is {value!r}; it must be {names}" + (" or None" if types.NoneType in members else ""))
+
+
+def _build_dataclass(classes: list[type], value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path} is {value!r}; it must be a section with the fields of {classes[0].__name__}")
+    given = dict(value)
+    kinds = {kind_of(c): c for c in classes}
+    # A dataclass may have a field of its own named `kind` (Norm, Source); only a choice of classes reads it as one.
+    kind = given.pop("kind", kind_of(classes[0])) if len(classes) > 1 else kind_of(classes[0])
+    if kind not in kinds:
+        raise UserError(f"{path}.kind is {kind!r}{nearest(str(kind), kinds)}")
+    cls = kinds[kind]
+    hints, fields = typing.get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
+    for key in given:
+        if key not in fields:
+            raise UserError(f"unknown key {path}.{key}{nearest(str(key), fields)}")
+    for name, f in fields.items():
+        if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path}.{name} is missing; {cls.__name__} needs it")
+    return cls(**{key: build(hints[key], v, f"{path}.{key}") for key, v in given.items()})
+
+
+def to_dict(value: Any, hint: Any = None) -> Any:
+    """The inverse of `build`: nested dicts that a config file edits and JSON holds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = typing.get_type_hints(type(value))
+        kind = {"kind": kind_of(type(value))} if len(_dataclasses(hint)) > 1 else {}
+        return kind | {f.name: to_dict(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: to_dict(v, typing.get_args(hint)[1] if typing.get_args(hint) else None) for k, v in value.items()}
+    return tuple(to_dict(v) for v in value) if isinstance(value, (tuple, list)) else value
+
+
+def to_json(run: Run) -> str:
+    return json.dumps(to_dict(run), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> Run:
+    return build(Run, json.loads(text))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as `{"train.steps": 1000, ...}`."""
+    flat: dict[str, Any] = {}
+    for key, v in tree.items():
+        flat |= flatten(v, f"{prefix}{key}.") if isinstance(v, Mapping) else {f"{prefix}{key}": v}
+    return flat
+
+
+def diff(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ: `{"train.steps": (100, 200)}`."""
+    a, b = flatten(to_dict(old)), flatten(to_dict(new))
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+# ---------------------------------------------------------------------------------------------------- files and flags
+
+
+def load(file: str, overrides: Mapping[str, str] | None = None) -> Run:
+    """The run that `file` describes. `file.py:argument` calls `get_config(argument)`. The file is executed: trust it.
+
+    `overrides` maps dotted keys to text, `{"train.steps": "100"}`: Python literals, and bare words are strings.
+    """
+    name, _, argument = file.partition(":") if not Path(file).exists() else (file, "", "")
+    path = Path(name)
+    if not path.is_file():
+        offers = [p.stem for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise UserError(f"no config file {name}{nearest(path.stem, offers)}")
+    if path.suffix == ".json":
+        tree = json.loads(path.read_text())
+    else:
+        spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{name} has no get_config(); see configs/quickstart.py")
+        tree = module.get_config(*([argument] if argument else []))
+        tree = tree.to_dict() if hasattr(tree, "to_dict") else to_dict(tree)
+    for key, text in (overrides or {}).items():
+        _override(tree, key.split("."), text, key)
+    return build(Run, tree)
+
+
+def _override(tree: dict[str, Any], keys: list[str], text: str, whole: str) -> None:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    for key in keys[:-1]:
+        below = tree.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise UserError(f"--config.{whole}: '{key}' is {below!r}, not a section")
+        tree = below
+    tree[keys[-1]] = value
+
+
+def split_flags(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.key=value` and `--config.key value` out of argv: the rest, and the overrides."""
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        try:
+            overrides[key] = text if equals else next(words)
+        except StopIteration:
+            raise UserError(f"{word} needs a value: {word}=...") from None
+    return rest, overrides

@@ -1,0 +1,232 @@
+"""Rows by arithmetic: row i of a run is a function of (seed, i), whatever the hosts, the workers and the history.
+
+The position in the data is one number. A row is a window over the concatenated documents of a source, cut at the
+documents' ends; the objective turns each piece into an Example, and the pieces share the row as segments.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lm.data.store import Store
+from lm.errors import UserError
+from lm.objectives import Lengths, Objective
+from lm.types import Example, TokenStream
+
+
+def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
+    """A permutation of 0..size-1 applied to int64 `index`, without ever listing it.
+
+    A four-round Feistel network on the next even number of bits, walked until it falls inside (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", 2002).
+    """
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    low = np.uint64((1 << half) - 1)
+    keys = np.random.SeedSequence(key).generate_state(4, np.uint64)
+
+    def network(x: np.ndarray) -> np.ndarray:
+        left, right = x >> np.uint64(half), x & low
+        for k in keys:
+            mixed = (right + k) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & low)
+        return (left << np.uint64(half)) | right
+
+    out = network(np.asarray(index, np.uint64))
+    while (outside := out >= np.uint64(size)).any():
+        out[outside] = network(out[outside])
+    return out.astype(np.int64)
+
+
+def mixture(index: np.ndarray, weights: Sequence[float], period: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Which source row `index` comes from, and its number among that source's rows: int64 each.
+
+    A fixed pattern of at most `period` rows, as evenly spread as may be, goes round: any stretch has the weights' shares.
+    """
+    shares = np.asarray(weights, float) / np.sum(weights)
+    counts = np.maximum(1, np.round(shares * period)).astype(int)
+    counts //= np.gcd.reduce(counts)
+    due = np.concatenate([(np.arange(n) + 0.5) / n for n in counts])
+    owner = np.repeat(np.arange(len(counts)), counts)
+    pattern = owner[np.argsort(due, kind="stable")]
+    rank = np.zeros(len(pattern), np.int64)
+    for s in range(len(counts)):
+        rank[pattern == s] = np.arange(counts[s])
+    turns, place = np.divmod(np.asarray(index, np.int64), len(pattern))
+    source = pattern[place]
+    return source, turns * counts[source] + rank[place]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples of fixed shape by number.
+
+    Training rows go on for ever: each epoch of a source has its own order, offset and noise. Held-out rows
+    (`shuffle=False`) cover every token of every source once, in order; their number is `count`.
+    """
+
+    stores: Mapping[str, Store]
+    objective: Objective
+    seed: int
+    weights: Mapping[str, float] | None = None
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        for name, store in self.stores.items():
+            needed = self.objective.window + self.objective.stride if self.shuffle else self.objective.shortest
+            if store.num_tokens < needed:
+                raise UserError(
+                    f"source '{name}' has {store.num_tokens} tokens in this split, and a row takes {needed}: "
+                    "add text, or shorten data.encoder_length / data.decoder_length"
+                )
+
+    def windows(self, store: Store) -> int:
+        """Windows of a source in an epoch."""
+        o = self.objective
+        if self.shuffle:
+            return (store.num_tokens - o.window - o.stride + 1) // o.stride + 1
+        return max(1, -(-(store.num_tokens - (o.window - o.stride)) // o.stride))
+
+    @property
+    def count(self) -> int:
+        """Rows that cover the split once."""
+        return sum(self.windows(store) for store in self.stores.values())
+
+    def rows(self, index: np.ndarray) -> Example:
+        """Rows `index` (int64 [B]), stacked: every array of the Example with a leading axis B."""
+        index = np.asarray(index, np.int64)
+        names = list(self.stores)
+        if self.shuffle:
+            source, number = mixture(index, [(self.weights or {}).get(name, 1.0) for name in names])
+        else:
+            ends = np.cumsum([self.windows(self.stores[name]) for name in names])
+            source = np.searchsorted(ends, index, side="right")
+            number = index - np.concatenate([[0], ends])[np.minimum(source, len(names))]
+        examples = [blank(self.objective.lengths)] * len(index)  # held-out rows past the last stay blank, of weight 0
+        for s, name in enumerate(names):
+            mine = np.flatnonzero(source == s)
+            if len(mine):
+                for place, example in zip(mine, self._source_rows(s, self.stores[name], number[mine]), strict=True):
+                    examples[place] = example
+        return stack(examples)
+
+    def _source_rows(self, s: int, store: Store, number: np.ndarray) -> list[Example]:
+        o = self.objective
+        if self.shuffle:
+            epoch, within = np.divmod(number, self.windows(store))
+            window = np.empty_like(within)
+            phase = np.zeros_like(within)
+            for e in np.unique(epoch):
+                of_epoch = epoch == e
+                window[of_epoch] = permute(within[of_epoch], self.windows(store), (self.seed, s, int(e)))
+                if o.dynamic:
+                    phase[of_epoch] = np.random.default_rng((self.seed, s, int(e), 1)).integers(o.stride)
+        else:
+            epoch, window, phase = np.zeros_like(number), number, 0
+        starts = window * o.stride + phase
+        lengths = np.minimum(o.window, store.num_tokens - starts)
+        begin = np.minimum(starts, max(0, store.num_tokens - o.window))
+        tokens = store.read(begin, min(o.window, store.num_tokens))
+        rows = []
+        for i in range(len(number)):
+            rng = np.random.default_rng((self.seed, s, int(epoch[i]) if o.dynamic else 0, int(window[i]), 2))
+            text = tokens[i, starts[i] - begin[i] :][: lengths[i]]
+            rows.append(fill(text, self._cuts(store, int(starts[i]), len(text)), o, rng))
+        return rows
+
+    @staticmethod
+    def _cuts(store: Store, start: int, length: int) -> np.ndarray:
+        """Where documents begin inside the window."""
+        first, last = np.searchsorted(store.offsets, (start + 1, start + length))
+        return store.offsets[first:last] - start
+
+
+def fill(tokens: np.ndarray, cuts: np.ndarray, objective: Objective, rng: np.random.Generator) -> Example:
+    """One row from a window: a segment for each document, shortened where its noised form would not fit any more."""
+    pieces: list[Example] = []
+    room = objective.lengths
+    for piece in np.split(tokens, cuts):
+        while len(piece) >= objective.shortest:
+            example = objective.make(piece, rng)
+            over = max(_over(example, room), default=0)
+            if over <= 0:
+                pieces.append(example)
+                room = _less(room, example)
+                break
+            piece = piece[: len(piece) - over]
+    return pack(pieces, objective.lengths)
+
+
+def _used(example: Example) -> dict[str, int]:
+    used = {n: len(getattr(example, n).tokens) for n in ("encoder", "decoder") if getattr(example, n) is not None}
+    return used | ({"predicted": len(example.targets)} if example.where is not None else {})
+
+
+def _over(example: Example, room: Lengths) -> list[int]:
+    return [n - getattr(room, name) for name, n in _used(example).items()]
+
+
+def _less(room: Lengths, example: Example) -> Lengths:
+    used = _used(example)
+    return Lengths(*(v if v is None else v - used.get(n, 0) for n, v in vars(room).items()))
+
+
+def blank(lengths: Lengths) -> Example:
+    """A row of padding alone, of weight 0."""
+    return pack([], lengths)
+
+
+def pack(pieces: Sequence[Example], lengths: Lengths) -> Example:
+    """Pieces one behind the other, padded with zeros to the row's lengths.
+
+    piece 1   tokens [5 6 7]   piece 2   tokens [8 9]
+    row       tokens    [5 6 7 8 9 0]
+              positions [0 1 2 0 1 0]
+              segments  [1 1 1 2 2 0]
+    """
+
+    def join(arrays: list[np.ndarray], size: int, dtype: type) -> np.ndarray:
+        out = np.zeros(size, dtype)
+        joined = np.concatenate(arrays) if arrays else out[:0]
+        out[: len(joined)] = joined
+        return out
+
+    def stream(name: str, size: int | None) -> TokenStream | None:
+        if size is None:
+            return None
+        parts = [getattr(piece, name) for piece in pieces]
+        prefixes = [p.prefix if p.prefix is not None else np.zeros(len(p.tokens), bool) for p in parts]
+        return TokenStream(
+            join([p.tokens for p in parts], size, np.int32),
+            join([p.positions for p in parts], size, np.int32),
+            join([p.segments * (i + 1) for i, p in enumerate(parts)], size, np.int32),
+            join(prefixes, size, bool) if name == "decoder" and lengths.prefix else None,
+        )
+
+    predicted = lengths.predicted or lengths.decoder or lengths.encoder or 0
+    where = None
+    if lengths.predicted is not None:
+        starts = np.cumsum([0, *(len((p.decoder or p.encoder).tokens) for p in pieces)])
+        where = join([p.where + starts[i] for i, p in enumerate(pieces)], predicted, np.int32)
+    return Example(
+        stream("encoder", lengths.encoder),
+        stream("decoder", lengths.decoder),
+        join([p.targets for p in pieces], predicted, np.int32),
+        join([p.weights for p in pieces], predicted, np.float32),
+        where,
+    )
+
+
+def stack(examples: Sequence[Example]) -> Example:
+    """Rows -> a batch: every array gets a leading axis."""
+
+    def streams(name: str) -> TokenStream | None:
+        parts = [getattr(e, name) for e in examples]
+        return None if parts[0] is None else TokenStream(**{k: together([getattr(p, k) for p in parts]) for k in vars(parts[0])})
+
+    def together(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+        return None if arrays[0] is None else np.stack(arrays)
+
+    fields = {name: together([getattr(e, name) for e in examples]) for name in ("targets", "weights", "where")}
+    return Example(streams("encoder"), streams("decoder"), **fields)

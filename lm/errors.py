@@ -1,0 +1,17 @@
+"""The one exception for mistakes a user can mend: `python -m lm...` prints it as a single line and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """Bad input. The message names the cause first and the way out second."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'steps'?"`, or the list of what is known when nothing is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known) or 'none'}"

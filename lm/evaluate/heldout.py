@@ -1,0 +1,50 @@
+"""Held-out loss: every row of the held-out split, or the first so many, scored by the run's own objective."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lm import sharding
+from lm.data.rows import Rows
+from lm.types import WeightedMean
+
+Score = Callable[[Any, Any], dict[str, WeightedMean]]  # (params, batch), jitted
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Call with parameters -> `{"loss", "accuracy", "tokens", "perplexity"}`, and `bits_per_byte` where it is defined.
+
+    Bits per byte need a loss that factors the probability of the text, token by token, each once: a causal one. Then
+    they are nats a token / ln 2 * tokens / bytes of the held-out split.
+    """
+
+    rows: Rows
+    score: Score
+    batch_size: int
+    mesh: Mesh
+    limit: int | None = None
+    factors: bool = False
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        count = min(self.rows.count, self.limit or self.rows.count)
+        sums: dict[str, np.ndarray] = {}
+        for first in range(0, count, self.batch_size):
+            index = np.arange(first, first + self.batch_size)
+            index[index >= count] = self.rows.count  # past the end: blank rows, so that the shape stays
+            result = self.score(params, sharding.global_batch(self.rows.rows, index, self.mesh))
+            for name, mean in result.items():
+                # Summed as Python floats: float32 would lose the last digits over many batches.
+                part = np.array([float(mean.total), float(mean.weight)])
+                sums[name] = sums.get(name, np.zeros(2)) + part
+        metrics = {name: float(total / max(weight, 1.0)) for name, (total, weight) in sums.items()}
+        metrics |= {"tokens": float(sums["loss"][1]), "perplexity": math.exp(min(metrics["loss"], 50.0))}
+        if self.factors:
+            stores = self.rows.stores.values()
+            tokens = sum(store.num_tokens - store.num_documents for store in stores)
+            metrics["bits_per_byte"] = metrics["loss"] / math.log(2) * tokens / sum(store.num_bytes for store in stores)
+        return metrics

@@ -1,0 +1,99 @@
+"""The compute ledger: FLOPs of a model under an objective, from its config alone, and the peaks of chips.
+
+Only matrix products count, a multiply-add as two, as in PaLM (arXiv 2204.02311, appendix B); a backward pass costs twice
+its forward pass, and what remat recomputes is not counted: these are model FLOPs. A causal query sees half the keys.
+"""
+
+from dataclasses import dataclass, fields
+
+from lm import config
+
+# Dense bf16 FLOP/s of what JAX calls one device (v2, v3 and TPU7x have two to a chip), by `device_kind`; from Google's
+# system architecture pages and NVIDIA's data sheets.
+PEAK_FLOPS = {
+    "TPU v2": 23e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 1153.5e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one forward pass over a batch."""
+
+    projections: float = 0.0  # of attention: q, k, v, out
+    attention: float = 0.0  # products of queries with keys, and of weights with values
+    ffn: float = 0.0
+    head: float = 0.0
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def forward(self) -> float:
+        return self.projections + self.attention + self.ffn + self.head
+
+    @property
+    def train(self) -> float:
+        return 3 * self.forward
+
+
+def count(
+    model: config.Model,
+    *,
+    batch: int,
+    encoder: int | None = None,
+    decoder: int | None = None,
+    predicted: int | None = None,
+    causal_share: float = 0.5,
+) -> Flops:
+    """FLOPs of a forward pass over `batch` rows of these lengths, with logits at `predicted` places a row (None: all).
+
+    `causal_share` 1.0 counts what plain XLA attention executes instead: every pair, seen or not.
+    """
+    total = Flops()
+    if model.encoder:
+        assert encoder, "an encoder needs the length of its rows"
+        total += _stack(model.encoder, model.width, encoder, None, 1.0)
+    if model.decoder:
+        assert decoder, "a decoder needs the length of its rows"
+        total += _stack(model.decoder, model.width, decoder, encoder if model.encoder else None, causal_share)
+    places = predicted if predicted is not None else decoder or encoder
+    head = 2 * places * model.width * (model.vocab_size + (model.width if model.head.transform else 0))
+    total += Flops(head=head)
+    return Flops(*(batch * getattr(total, f.name) for f in fields(total)))
+
+
+def _stack(stack: config.Stack, width: int, length: int, source: int | None, share: float) -> Flops:
+    total = Flops()
+    for letter in stack.letters():
+        block = stack.blocks[letter]
+        a = block.attention
+        head_dim = a.head_dim or width // a.num_heads
+        heads, kv = a.num_heads * head_dim, (a.num_kv_heads or a.num_heads) * head_dim
+        # A window bounds the keys of a query; without one the causal share does.
+        keys = length * share if a.window is None or share == 1.0 else min(a.window, length * share)
+        total += Flops(
+            projections=2 * length * width * (2 * heads + 2 * kv),
+            attention=2 * 2 * length * keys * heads,
+            ffn=2 * length * width * block.ffn.hidden * (3 if block.ffn.gated else 2),
+        )
+        if block.cross and source:
+            total += Flops(
+                projections=2 * width * (length * 2 * heads + source * 2 * kv), attention=2 * 2 * length * source * heads
+            )
+    return total
+
+
+def peak(device_kind: str) -> float | None:
+    """bf16 FLOP/s of a device, None where unknown: then no MFU is logged."""
+    return PEAK_FLOPS.get(device_kind)

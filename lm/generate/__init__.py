@@ -1,0 +1,84 @@
+"""Text from a model: a decoding loop over a cache, and filling in what is masked.
+
+Everything is one jitted call: the prompt goes through the model at once, then a scan gives a token a turn.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.models.transformer import Transformer
+from lm.types import Example, TokenStream
+
+
+def left_padded(prompts: list[np.ndarray], *, prefix: bool = False) -> TokenStream:
+    """Prompts of several lengths, ending together: int32 [B, T], padding of segment 0 in front."""
+    length = max(len(p) for p in prompts)
+    tokens, segments, positions = (np.zeros((len(prompts), length), np.int32) for _ in range(3))
+    for i, p in enumerate(prompts):
+        tokens[i, length - len(p) :] = p
+        segments[i, length - len(p) :] = 1
+        positions[i, length - len(p) :] = np.arange(len(p))
+    return TokenStream(tokens, positions, segments, segments > 0 if prefix else None)
+
+
+def sample_token(key: jax.Array, logits: jax.Array, temperature: jax.Array) -> jax.Array:
+    """float [B, V] -> int32 [B]; a temperature of 0 is the most likely token."""
+    logits = logits.astype(jnp.float32)
+    drawn = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+    return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("model", "new_tokens"))
+def generate(
+    model: Transformer,
+    params: Any,
+    prompt: TokenStream,
+    key: jax.Array,
+    *,
+    new_tokens: int,
+    temperature: float | jax.Array = 1.0,
+    eos_id: int = -1,
+    forbidden: jax.Array | None = None,
+    encoder: TokenStream | None = None,
+) -> jax.Array:
+    """int32 [B, new_tokens] that follow the prompt ([B, T], `left_padded`); after `eos_id` only that.
+
+    `forbidden` is bool [V]: tokens never drawn. An encoder-decoder reads `encoder`, its prompt is what the decoder
+    begins with.
+    """
+    variables, length = {"params": params}, prompt.tokens.shape[1] + new_tokens
+    encoded = model.apply(variables, encoder, method="encode") if encoder is not None else None
+
+    def decode(cache: Any, stream: TokenStream, key: jax.Array, *across: Any) -> tuple[Any, jax.Array]:
+        hidden, cache = model.apply(
+            variables | cache, stream, *across, cache_length=length, method="decode", mutable=["cache"]
+        )
+        logits = model.apply(variables, hidden[:, -1], method="logits")
+        logits = logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits)
+        return cache, sample_token(key, logits, jnp.asarray(temperature, jnp.float32))
+
+    keys = jax.random.split(key, new_tokens)
+    across = (encoded, encoder.segments) if encoder is not None else ()
+    cache, token = decode({}, prompt, keys[0], *across)
+
+    def turn(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        cache, token, position = carry
+        segments = jnp.ones_like(token)[:, None]
+        stream = TokenStream(token[:, None], position[:, None], segments, None)
+        cache, new = decode(cache, stream, key)
+        new = jnp.where(token == eos_id, eos_id, new)
+        return (cache, new, position + 1), token
+
+    (_, last, _), tokens = jax.lax.scan(turn, (cache, token, prompt.positions[:, -1] + 1), keys[1:])
+    return jnp.concatenate([tokens, last[None]]).T
+
+
+@partial(jax.jit, static_argnames="model")
+def fill(model: Transformer, params: Any, stream: TokenStream) -> jax.Array:
+    """int32 [B, T]: an encoder's most likely token at every place."""
+    logits = model.apply({"params": params}, Example(stream, None, None, None))
+    return jnp.argmax(logits, axis=-1)

@@ -1,0 +1,110 @@
+"""Attention in all the forms the trunk knows: MHA, GQA, MQA, self and cross, windows, caps, biases, a decoding cache."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm import config
+from lm.models.layers import Dropout, Norm, Projection
+from lm.models.positions import rotate
+from lm.types import Mask
+
+# Finite, so that a row with nothing to see (padding) becomes a mean instead of NaN; softmax gives exactly 0 beside
+# any visible key.
+HIDDEN = -1e30
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    mask: Mask,
+    bias_NTS: jax.Array | None = None,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    dropout=lambda p: p,
+) -> jax.Array:
+    """softmax(q k^T * scale + bias) v over the keys that `mask` allows -> [B, T, N, H]; the softmax is in float32."""
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    q_BTKGH = (q_BTNH * scale).reshape(B, T, K, N // K, H)
+    logits = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH).astype(jnp.float32)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    if bias_NTS is not None:
+        logits = logits + bias_NTS.reshape(K, N // K, T, S)
+    logits = jnp.where(mask.dense(window)[:, None, None], logits, HIDDEN)
+    weights = dropout(jax.nn.softmax(logits, axis=-1)).astype(v_BSKH.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v_BSKH).reshape(B, T, N, H)
+
+
+class Attention(nn.Module):
+    """x [B, T, D] attends to itself, or to `source` [B, S, D]; returns [B, T, D].
+
+    With a mutable "cache" collection the keys and values of a self-attention are written at `mask.q_start` of a cache
+    as long as `mask.k_segments`, and those of a cross-attention are kept from the first call on (`source` None later).
+    """
+
+    config: config.Attention
+    rope: config.Rope | None = None
+    std: float | None = None
+    out_std: float | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        mask: Mask,
+        positions: jax.Array | None = None,
+        bias: jax.Array | None = None,
+        source: jax.Array | None = None,
+        cross: bool = False,
+    ) -> jax.Array:
+        c, width = self.config, x.shape[-1]
+        head_dim = c.head_dim or width // c.num_heads
+        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+
+        def heads(name: str, count: int, y: jax.Array) -> jax.Array:
+            axes = ("embed", "heads" if count == c.num_heads else "kv_heads", "head_dim")
+            y = Projection((count, head_dim), axes, bias=c.bias, std=self.std, name=name, **kinds)(y)
+            if c.qk_norm and name != "value":
+                y = Norm(config.Norm("rms"), axis="head_dim", name=f"{name}_norm", **kinds)(y)
+            if self.rope and name != "value" and not cross:
+                y = rotate(y, positions, self.rope)
+            return nn.with_logical_constraint(y, ("batch", "length", axes[1], "head_dim"))
+
+        q = heads("query", c.num_heads, x)
+        kv_heads = c.num_kv_heads or c.num_heads
+        k, v = self._cached(lambda y: (heads("key", kv_heads, y), heads("value", kv_heads, y)), source if cross else x, mask, cross)
+        y = attend(
+            q,
+            k,
+            v,
+            mask=mask,
+            bias_NTS=bias,
+            scale=c.scale if c.scale is not None else head_dim**-0.5,
+            softcap=c.softcap,
+            window=None if cross else c.window,
+            dropout=Dropout(c.dropout),
+        )
+        return Projection((width,), ("heads", "head_dim", "embed"), c.out_bias, self.out_std, name="out", **kinds)(y)
+
+    def _cached(self, make, source: jax.Array | None, mask: Mask, cross: bool) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of `source`, through the cache if there is one."""
+        if self.is_initializing() or not self.is_mutable_collection("cache"):
+            return make(source)
+        if source is None:
+            return self.get_variable("cache", "key"), self.get_variable("cache", "value")
+        k, v = make(source)
+        if not cross:
+            room = (k.shape[0], mask.k_segments.shape[1], *k.shape[2:])
+            old = [self.get_variable("cache", n, jnp.zeros(room, y.dtype)) for n, y in (("key", k), ("value", v))]
+            k, v = (jax.lax.dynamic_update_slice_in_dim(o, y, mask.q_start, 1) for o, y in zip(old, (k, v), strict=True))
+        self.put_variable("cache", "key", k)
+        self.put_variable("cache", "value", v)
+        return k, v

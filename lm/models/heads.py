@@ -1,0 +1,38 @@
+"""From hidden vectors to logits."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm import config
+from lm.models.layers import ACTIVATIONS, Norm, Projection, Table
+
+
+class Head(nn.Module):
+    """x [..., D] -> logits [..., V] in the computation's dtype; tied heads take the embedding table."""
+
+    config: config.Head
+    vocab_size: int
+    std: float | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, table: Table) -> jax.Array:
+        c, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        if c.transform:
+            x = Projection((x.shape[-1],), ("embed", "embed_out"), bias=True, std=self.std, name="transform", **kinds)(x)
+            x = Norm(c.norm, name="transform_norm", **kinds)(ACTIVATIONS[c.transform](x))
+        if c.tied:
+            logits = table.attend(x)
+        else:
+            logits = Projection((self.vocab_size,), ("embed", "vocab"), std=self.std, name="out", **kinds)(x)
+        if c.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+            bias = self.param("bias", zeros, (self.vocab_size,), jnp.dtype(self.param_dtype))
+            logits = logits + bias.astype(logits.dtype)
+        if c.scale is not None:
+            logits = logits * c.scale
+        if c.softcap is not None:
+            logits = c.softcap * jnp.tanh(logits / c.softcap)
+        return logits

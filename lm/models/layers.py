@@ -1,0 +1,129 @@
+"""The small parts: projection, norm, embedding, feed-forward. Axis letters stand in `lm.types`.
+
+Every parameter names its axes where it is made; `lm.sharding` says what a name means on a mesh. Dropout is on exactly
+when the caller gives a "dropout" rng, so there is no train flag to pass along.
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm import config
+from lm.models.products import matmul
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    # tanh's argument doubled is a sigmoid's: the same function, one cheap transcendental on every backend.
+    "gelu_tanh": lambda x: x * nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+class Projection(nn.Module):
+    """Contracts the last `len(inputs)` axes of x with a kernel of shape inputs + outputs: x [..., *inputs] -> [..., *outputs].
+
+    One flat matrix product whatever the axes: the shape that matrix units and CPU libraries take.
+    """
+
+    outputs: tuple[int, ...]
+    axes: tuple[str, ...]  # logical names of the kernel's axes, inputs first
+    bias: bool = False
+    std: float | None = None  # of the initial kernel; None: fan-in ** -0.5
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = x.shape[x.ndim - (len(self.axes) - len(self.outputs)) :]
+        lead, fan_in, fan_out = x.shape[: x.ndim - len(inputs)], math.prod(inputs), math.prod(self.outputs)
+        init = nn.initializers.normal(self.std if self.std is not None else fan_in**-0.5)
+        shape = (*inputs, *self.outputs)
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), shape, jnp.dtype(self.param_dtype))
+        y = matmul(x.reshape(-1, fan_in).astype(self.dtype), kernel.reshape(fan_in, fan_out).astype(self.dtype))
+        if self.bias:
+            names = self.axes[len(inputs) :]
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, names)
+            bias = self.param("bias", zeros, self.outputs, jnp.dtype(self.param_dtype))
+            y = y + bias.reshape(-1).astype(self.dtype)
+        return y.reshape(*lead, *self.outputs)
+
+
+class Norm(nn.Module):
+    """Layer norm (arXiv 1607.06450) or root-mean-square norm (arXiv 1910.07467) over the last axis, in float32."""
+
+    config: config.Norm
+    axis: str = "embed"
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, param_dtype = (x.shape[-1],), jnp.dtype(self.param_dtype)
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)), shape, param_dtype)
+        y = x.astype(jnp.float32)
+        if self.config.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.eps) * scale.astype(jnp.float32)
+        if self.config.kind == "layer" and self.config.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
+            y = y + self.param("bias", zeros, shape, param_dtype).astype(jnp.float32)
+        return y.astype(self.dtype)
+
+
+class Table(nn.Module):
+    """Vectors by index: int32 [...] -> [..., D]."""
+
+    size: int
+    width: int
+    axes: tuple[str, str]
+    std: float
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def setup(self) -> None:
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes)
+        self.embedding = self.param("embedding", init, (self.size, self.width), jnp.dtype(self.param_dtype))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """x [..., D] -> its products with every vector, [..., V]: the tied output layer."""
+        flat = matmul(x.reshape(-1, self.width).astype(self.dtype), self.embedding.T.astype(self.dtype))
+        return flat.reshape(*x.shape[:-1], self.size)
+
+
+class Dropout(nn.Module):
+    """Zeroes a share `rate` of x and scales the rest, if a "dropout" rng was given."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dropout(self.rate, deterministic=not self.has_rng("dropout"))(x) if self.rate else x
+
+
+class Mlp(nn.Module):
+    """x [..., D] -> act(x W) V, or gated: (act(x W) * x U) V (GLU variants, arXiv 2002.05202)."""
+
+    config: config.Mlp
+    std: float | None = None
+    out_std: float | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c, width = self.config, x.shape[-1]
+        kinds = dict(bias=c.bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        hidden = Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="up", **kinds)(x)
+        hidden = ACTIVATIONS[c.activation](hidden)
+        if c.gated:
+            hidden = hidden * Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="gate", **kinds)(x)
+        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "hidden"))
+        hidden = Dropout(c.dropout)(hidden)
+        return Projection((width,), ("hidden", "embed"), std=self.out_std, name="down", **kinds)(hidden)

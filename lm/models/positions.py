@@ -1,0 +1,92 @@
+"""How a token's place enters: added vectors, rotations, biases on the attention logits."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import config
+
+
+def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
+    """int32 [B, T] -> float32 [B, T, D], sines in the even places, cosines in the odd (arXiv 1706.03762, section 3.5)."""
+    rates = 10_000.0 ** (-jnp.arange(0, width, 2) / width)
+    angles = positions[..., None].astype(jnp.float32) * rates
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, -1)[..., :width]
+
+
+def rope_frequencies(rope: config.Rope, dim: int) -> np.ndarray:
+    """float64 [dim / 2]: radians a position. With `original_length`, low frequencies alone are stretched (LLaMA 3.1)."""
+    frequencies = rope.theta ** (-np.arange(0, dim, 2) / dim)
+    if rope.original_length is None:
+        return frequencies / rope.factor
+    turns = rope.original_length * frequencies / (2 * math.pi)  # full turns within the original context
+    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    keep = np.clip(keep, 0.0, 1.0)
+    return keep * frequencies + (1 - keep) * frequencies / rope.factor
+
+
+def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, rope: config.Rope) -> jax.Array:
+    """Turns the first `fraction` of the head dim by the position (arXiv 2104.09864, eq. 34), in float32."""
+    head_dim = x_BTNH.shape[-1]
+    dim = int(head_dim * rope.fraction)
+    angles = positions_BT[:, :, None, None].astype(jnp.float32) * rope_frequencies(rope, dim).astype(np.float32)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    x, rest = x_BTNH[..., :dim].astype(jnp.float32), x_BTNH[..., dim:]
+    if rope.interleaved:
+        a, b = x[..., 0::2], x[..., 1::2]
+        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+    else:
+        a, b = jnp.split(x, 2, axis=-1)
+        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x_BTNH.dtype), rest], axis=-1)
+
+
+def bucket(distance: jax.Array, buckets: config.Buckets, *, causal: bool) -> jax.Array:
+    """int32 distances query - key -> bucket numbers: half of them exact, the rest logarithmic up to `max_distance`."""
+    count, offset = buckets.num_buckets, 0
+    if causal:
+        distance = jnp.maximum(distance, 0)
+    else:
+        count //= 2
+        offset = jnp.where(distance < 0, count, 0)
+        distance = jnp.abs(distance)
+    exact = count // 2
+    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(buckets.max_distance / exact)
+    far = exact + (ratio * (count - exact)).astype(jnp.int32)
+    return offset + jnp.where(distance < exact, distance, jnp.minimum(far, count - 1))
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """float32 [N]: 2^(-8/N), 2^(-16/N), ...; for N not a power of two, filled up from the next (arXiv 2108.12409)."""
+
+    def geometric(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+
+    below = 2 ** int(math.log2(num_heads))
+    return np.array((geometric(below) + geometric(2 * below)[0::2])[:num_heads], np.float32)
+
+
+class Bias(nn.Module):
+    """int32 [T, S] distances query - key -> float32 [N, T, S] added to the attention logits, or None."""
+
+    position: config.Position | None
+    num_heads: int
+    causal: bool
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, distance: jax.Array) -> jax.Array | None:
+        match self.position:
+            case config.Buckets() as buckets:
+                init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("buckets", "heads"))
+                shape = (buckets.num_buckets, self.num_heads)
+                table = self.param("embedding", init, shape, jnp.dtype(self.param_dtype))
+                bias = jnp.take(table, bucket(distance, buckets, causal=self.causal), axis=0)
+                return jnp.moveaxis(bias, -1, 0).astype(jnp.float32)
+            case config.Alibi():
+                away = -jnp.abs(distance).astype(jnp.float32)
+                return alibi_slopes(self.num_heads)[:, None, None] * away
+        return None

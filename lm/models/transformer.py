@@ -1,0 +1,269 @@
+"""The trunk: blocks in stacks, one or two stacks in a transformer. Everything a family is stands in `lm.config.Model`.
+
+    hidden = model.apply({"params": p}, example, method="hidden")       # [B, P, D], at the places that are predicted
+    logits = model.apply({"params": p}, hidden, method="logits")        # [B, P, V]
+    logits = model.apply({"params": p}, example)                        # both
+
+Two methods, because a loss need not hold all logits at once. Give `rngs={"dropout": key}` to train with dropout. Decoding
+is `decode` with `mutable=["cache"]`: see `lm.generate`.
+"""
+
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lm import config
+from lm.models.attention import Attention
+from lm.models.heads import Head
+from lm.models.layers import Dropout, Mlp, Norm, Table
+from lm.models.positions import Bias, sinusoidal
+from lm.types import Example, Mask, TokenStream
+
+FFN = {config.Mlp: Mlp}  # a new kind of feed-forward is registered here
+
+
+@struct.dataclass
+class Context:
+    """What every layer of a stack shares."""
+
+    mask: Mask
+    positions: jax.Array  # [B, T]
+    bias: jax.Array | None = None  # [N, T, S]
+    encoded: jax.Array | None = None  # [B, S', D]
+    cross_mask: Mask | None = None
+
+
+class Block(nn.Module):
+    """Attention, cross-attention if asked, feed-forward; each as `y = out(x + res(f(in(x))))`."""
+
+    config: config.Block
+    stack: config.Stack
+    model: config.Model
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        c, m = self.config, self.model
+        kinds = dict(dtype=m.dtype, param_dtype=m.param_dtype)
+        rope = self.stack.position if isinstance(self.stack.position, config.Rope) else None
+        attention = Attention(c.attention, rope, m.init_std, self.out_std(c.attention), name="attention", **kinds)
+        ffn = FFN[type(c.ffn)](c.ffn, m.init_std, self.out_std(c.ffn), name="ffn", **kinds)
+
+        def norm(at: str, name: str, y: jax.Array) -> jax.Array:
+            return Norm(c.norm, name=f"{name}_{at}_norm", **kinds)(y) if at in c.norm_at else y
+
+        def look(y: jax.Array) -> jax.Array:
+            return attention(y, mask=context.mask, positions=context.positions, bias=context.bias)
+
+        def residual(name: str, f, x: jax.Array) -> jax.Array:
+            y = norm("res", name, f(norm("in", name, x)))
+            x = norm("out", name, x + Dropout(c.dropout)(y))
+            return nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
+
+        if c.parallel:
+            return residual("block", lambda y: look(y) + ffn(y), x)
+        x = residual("attention", look, x)
+        if c.cross:
+            cross = Attention(c.attention, None, m.init_std, self.out_std(c.attention), name="cross", **kinds)
+            x = residual("cross", lambda y: cross(y, mask=context.cross_mask, source=context.encoded, cross=True), x)
+        return residual("ffn", ffn, x)
+
+    def out_std(self, child: config.Attention | config.Ffn) -> float | None:
+        """Of what writes to the residual stream: smaller with depth where nothing normalises the sum (GPT-2, section 2.3)."""
+        if "in" not in self.config.norm_at:
+            return self.model.init_std
+        width = self.model.width
+        fan_in = child.hidden if isinstance(child, config.Mlp) else child.num_heads * (child.head_dim or width // child.num_heads)
+        std = self.model.init_std if self.model.init_std is not None else fan_in**-0.5
+        return std * (2 * self.stack.num_layers) ** -0.5
+
+
+class Turn(nn.Module):
+    """One turn of the stack's pattern: the unit that `nn.scan` repeats."""
+
+    stack: config.Stack
+    model: config.Model
+    letters: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, None]:
+        for i, letter in enumerate(self.letters):
+            x = Block(self.stack.blocks[letter], self.stack, self.model, name=f"block_{i}")(x, context)
+        return x, None
+
+
+REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+
+
+class Stack(nn.Module):
+    """x [B, T, D] through all layers, scanned (parameters stacked under `turns`) or unrolled (`turn_0`, `turn_1`, ...)."""
+
+    config: config.Stack
+    model: config.Model
+    causal: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        c, m = self.config, self.model
+        num_heads = next(iter(c.blocks.values())).attention.num_heads
+        bias = Bias(c.position, num_heads, self.causal, m.param_dtype, name="position_bias")(context.mask.distance())
+        context = context.replace(bias=bias)
+        turn = Turn
+        if c.remat != "none":
+            turn = nn.remat(Turn, prevent_cse=not c.scan, policy=REMAT[c.remat])
+        if c.scan:
+            turn = nn.scan(
+                turn,
+                variable_axes={"params": 0, "cache": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=num_turns(c),
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            x, _ = turn(c, m, c.pattern, name="turns")(x, context)
+        else:
+            letters, size = c.letters(), len(c.pattern)
+            for i in range(0, c.num_layers, size):
+                x, _ = turn(c, m, letters[i : i + size], name=f"turn_{i // size}")(x, context)
+        if c.final_norm:
+            norm = c.blocks[c.letters()[-1]].norm
+            x = Norm(norm, name="final_norm", dtype=m.dtype, param_dtype=m.param_dtype)(x)
+        return x
+
+
+class Embed(nn.Module):
+    """Tokens and, where the stack adds them, positions -> [B, T, D]. The token table is one for both stacks and a tied head."""
+
+    config: config.Model
+
+    def setup(self) -> None:
+        m, kinds = self.config, dict(dtype=self.config.dtype, param_dtype=self.config.param_dtype)
+        self.tokens = Table(m.vocab_size, m.width, ("vocab", "embed"), m.embed_init_std, **kinds)
+        if m.embed.types:
+            self.types = Table(m.embed.types, m.width, ("types", "embed"), m.embed_init_std, **kinds)
+        for name in ("encoder", "decoder"):
+            stack = getattr(m, name)
+            if stack and isinstance(stack.position, config.Learned):
+                size = stack.position.max_length + stack.position.offset
+                table = Table(size, m.width, ("position", "embed"), m.embed_init_std, **kinds, name=f"{name}_positions")
+                setattr(self, f"{name}_positions", table)
+            if stack and m.embed.norm:
+                setattr(self, f"{name}_norm", Norm(m.embed.norm, **kinds, name=f"{name}_norm"))
+        self.dropout = Dropout(m.embed.dropout)
+
+    def __call__(self, stream: TokenStream, name: str) -> jax.Array:
+        m = self.config
+        x = self.tokens(stream.tokens)
+        if m.embed.scale is not None:
+            x = x * jnp.asarray(m.embed.scale, x.dtype)
+        match getattr(m, name).position:
+            case config.Learned(offset=offset):
+                x = x + getattr(self, f"{name}_positions")(stream.positions + offset)
+            case config.Sinusoidal():
+                x = x + sinusoidal(stream.positions, m.width).astype(x.dtype)
+        if m.embed.types:
+            x = x + self.types(jnp.zeros_like(stream.tokens))
+        if m.embed.norm:
+            x = getattr(self, f"{name}_norm")(x)
+        return nn.with_logical_constraint(self.dropout(x), ("batch", "length", "embed_act"))
+
+
+class Transformer(nn.Module):
+    """Encoder-only, decoder-only or encoder-decoder, as `config` has stacks."""
+
+    config: config.Model
+
+    def setup(self) -> None:
+        m, kinds = self.config, dict(dtype=self.config.dtype, param_dtype=self.config.param_dtype)
+        self.embed = Embed(m)
+        if m.encoder:
+            self.encoder = Stack(m.encoder, m, causal=False)
+        if m.decoder:
+            self.decoder = Stack(m.decoder, m, causal=True)
+        self.head = Head(m.head, m.vocab_size, m.init_std, **kinds)
+
+    def __call__(self, example: Example) -> jax.Array:
+        """Logits [B, P, V] at the predicted places."""
+        return self.logits(self.hidden(example))
+
+    def hidden(self, example: Example) -> jax.Array:
+        """Hidden vectors [B, P, D] at the predicted places: all T of them if `example.where` is None."""
+        x = self.encode(example.encoder) if example.encoder is not None else None
+        if example.decoder is not None:
+            x = self.decode(example.decoder, x, example.encoder.segments if example.encoder is not None else None)
+        if example.where is not None:
+            x = jnp.take_along_axis(x, example.where[..., None], axis=1)
+        return x
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V]."""
+        return self.head(hidden, self.embed.tokens)
+
+    def encode(self, stream: TokenStream) -> jax.Array:
+        """[B, S] tokens -> [B, S, D]."""
+        mask = Mask(stream.segments, stream.segments)
+        return self.encoder(self.embed(stream, "encoder"), Context(mask, stream.positions))
+
+    def decode(
+        self,
+        stream: TokenStream,
+        encoded: jax.Array | None = None,
+        encoded_segments: jax.Array | None = None,
+        *,
+        cache_length: int = 0,
+    ) -> jax.Array:
+        """[B, T] tokens (and what they attend to across) -> [B, T, D].
+
+        With `mutable=["cache"]` the T tokens follow those of earlier calls: the first call makes room for
+        `cache_length` tokens and takes `encoded`; later ones find both in the cache.
+        """
+        segments, prefix, start = stream.segments, stream.prefix, 0
+        if self.is_mutable_collection("cache") and not self.is_initializing():
+            segments, prefix, start = self._remember(stream, cache_length)
+            if encoded_segments is not None:
+                self.put_variable("cache", "encoded_segments", encoded_segments)
+            encoded_segments = self.get_variable("cache", "encoded_segments")
+        mask = Mask(stream.segments, segments, prefix, start, causal=True)
+        cross = Mask(stream.segments, encoded_segments) if encoded_segments is not None else None
+        context = Context(mask, stream.positions, None, encoded, cross)
+        return self.decoder(self.embed(stream, "decoder"), context)
+
+    def _remember(self, stream: TokenStream, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Writes segments and prefix of the new tokens behind those of the cache: both [B, S], and where the new start."""
+        start = self.get_variable("cache", "length", jnp.zeros((), jnp.int32))
+        room = (stream.tokens.shape[0], length)
+        prefix = stream.prefix if stream.prefix is not None else jnp.zeros(stream.tokens.shape, bool)
+        kept = []
+        for name, new in (("segments", stream.segments), ("prefix", prefix)):
+            old = self.get_variable("cache", name, jnp.zeros(room, new.dtype))
+            kept.append(jax.lax.dynamic_update_slice_in_dim(old, new, start, 1))
+            self.put_variable("cache", name, kept[-1])
+        self.put_variable("cache", "length", start + stream.tokens.shape[1])
+        return kept[0], kept[1], start
+
+
+def num_turns(stack: config.Stack) -> int:
+    """How often the pattern goes round; a scanned stack needs it to come out even."""
+    turns, rest = divmod(stack.num_layers, len(stack.pattern))
+    if rest:
+        raise ValueError(f"{stack.num_layers} layers are no multiple of the pattern '{stack.pattern}': scan=False takes it")
+    return turns
+
+
+def head_params(params: dict[str, Any]) -> dict[str, Any]:
+    """The part of the parameters that `Transformer.logits` reads."""
+    return {name: params[name] for name in ("embed", "head") if name in params}
+
+
+def stack_turns(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of an unrolled model -> those of the scanned one: `turn_0`, `turn_1`, ... become a leading axis."""
+
+    def convert(tree: dict[str, Any]) -> dict[str, Any]:
+        names = sorted((n for n in tree if re.fullmatch(r"turn_\d+", n)), key=lambda n: int(n[5:]))
+        rest = {n: t for n, t in tree.items() if n not in names}
+        return rest | {"turns": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[n] for n in names))}
+
+    return {name: convert(tree) if name in ("encoder", "decoder") else tree for name, tree in params.items()}

@@ -1,0 +1,276 @@
+"""Pretraining: a config becomes a model, data, a step and hooks; the shared loop does the rest."""
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lm import config, flops, losses, optim, sharding
+from lm.checkpoint import Checkpoints
+from lm.data.loader import batches
+from lm.data.prepare import Prepared, prepare
+from lm.data.rows import Rows, blank, stack
+from lm.errors import UserError
+from lm.evaluate.heldout import HeldOut
+from lm.generate.samples import samples
+from lm.models.transformer import Transformer, head_params
+from lm.objectives import Objective, build
+from lm.train import hooks, loop
+from lm.train.report import write_report
+from lm.train.rundir import RunDir, manifest, params_sha256
+from lm.train.step import Blueprint, blueprint, counted, make_step
+from lm.types import Example
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a run is made of before its first step."""
+
+    run: config.Run
+    mesh: Mesh
+    model: Transformer
+    data: Prepared
+    objective: Objective
+    plan: Blueprint
+    step: Any
+    schedule: Any
+
+    @property
+    def flops_per_step(self) -> float:
+        shape = self.objective.lengths
+        lengths = dict(encoder=shape.encoder, decoder=shape.decoder, predicted=shape.predicted)
+        return flops.count(self.run.model, batch=self.run.train.batch_size, **lengths).train
+
+    def rows(self, split: str) -> Rows:
+        stores = getattr(self.data, split)
+        weights = {name: source.weight for name, source in self.run.data.sources.items()}
+        return Rows(stores, self.objective, self.run.train.seed, weights, shuffle=split == "train")
+
+
+def assemble(run: config.Run, *, progress: bool = True) -> Parts:
+    """Checks the config against itself, the devices and the data, in the order of cost, and builds the parts."""
+    mesh = sharding.make_mesh(run.mesh)
+    sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)
+    if run.evaluate.batch_size is not None:
+        sharding.check_batch(run.evaluate.batch_size, 1, mesh)
+    check_lengths(run)
+    data = prepare(run.data, progress=progress)
+    if data.tokenizer.vocab_size > run.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {data.tokenizer.vocab_size}; "
+            f"set --config.model.vocab_size={data.tokenizer.vocab_size} or more"
+        )
+    objective = build(run.objective, run.model.architecture, run.data, data.tokenizer)
+    model = Transformer(run.model)
+    tx, schedule = optim.make(run.optimizer, run.train.steps)
+    example = jax.tree.map(jnp.asarray, stack([blank(objective.lengths)] * run.train.batch_size))
+    with sharding.use(mesh):
+        init = lambda key: model.init(key, example)["params"]
+        plan = blueprint(init, tx, mesh, ema=run.optimizer.ema is not None)
+        step = make_step(_loss(model, run), tx, plan, optimizer=run.optimizer, train=run.train)
+    return Parts(run, mesh, model, data, objective, plan, step, schedule)
+
+
+def _loss(model: Transformer, run: config.Run) -> Any:
+    settings = dict(head_params=head_params, vocab_size=run.model.vocab_size, z_loss=run.train.z_loss)
+    return lambda params, example, rngs: losses.cross_entropy(params, model.apply, example, rngs=rngs, **settings)
+
+
+def check_lengths(run: config.Run) -> None:
+    """Rows that are longer than a stack has learned positions for."""
+    for name in ("encoder", "decoder"):
+        stack_, length = getattr(run.model, name), getattr(run.data, f"{name}_length")
+        limit = stack_.position.max_length if stack_ and isinstance(stack_.position, config.Learned) else None
+        if limit is not None and length is not None and length > limit:
+            raise UserError(
+                f"data.{name}_length={length} is longer than the model's {limit} positions: shorten it, or raise "
+                f"--config.model.{name}.position.max_length"
+            )
+
+
+def heldout(parts: Parts) -> HeldOut | None:
+    """The evaluation of a run, or None where nothing was held out."""
+    if not parts.data.holdout:
+        return None
+    run = parts.run
+    score = partial(losses.scores, head_params=head_params, vocab_size=run.model.vocab_size)
+    jitted = jax.jit(lambda params, example: score(params, parts.model.apply, example))
+    size = run.evaluate.batch_size or run.train.batch_size
+    factors = isinstance(run.objective, config.Causal)
+    return HeldOut(parts.rows("holdout"), jitted, size, parts.mesh, run.evaluate.rows, factors)
+
+
+def train(run: config.Run, workdir: str | Path, *, allow_changes: bool = False) -> dict[str, Any]:
+    """Trains, or goes on, in `workdir`; returns what `summary.json` holds. Raises UserError, hooks.Stopped."""
+    rundir = RunDir(workdir)
+    clock = loop.Clock()
+    with clock("prepare"):
+        parts = assemble(run)
+    checkpoints = Checkpoints(rundir.path, run.checkpoint, run, parts.data.tokenizer.proto)
+    with sharding.use(parts.mesh), clock("restore"):
+        first = resume_step(parts, checkpoints, allow_changes=allow_changes)
+        state = checkpoints.restore(first, parts.plan.targets()) if first else parts.plan.create(run.train.seed)
+    rundir.forget_after(first)
+    rundir.write_json("config.json", config.to_dict(run))
+    facts = dict(data_fingerprint=parts.data.fingerprint, tokenizer_fingerprint=parts.data.tokenizer.fingerprint)
+    rundir.write_json("manifest.json", manifest(run, **facts, mesh=parts.mesh))
+    display = hooks.Display(run.train.steps, first, quiet=jax.process_index() > 0)
+    display.say(parameter_table(parts))
+    if first:
+        display.say(f"going on from step {first} in {rundir.path}")
+
+    writer = _tensorboard(rundir, run)
+    log = hooks.Log(run, rundir, display, clock, parts.schedule, parts.flops_per_step, writer)
+    sample = partial(_samples, parts)
+    evaluate = hooks.Evaluate(run, heldout(parts) or (lambda params: {}), sample, log)
+    save = hooks.Save(run, checkpoints, evaluate, clock)
+    stop = hooks.StopOnSignal(save)
+    rows = parts.rows("train")
+    size = run.train.batch_size
+    make = lambda s: sharding.global_batch(rows.rows, np.arange(s * size, (s + 1) * size), parts.mesh)
+    source = batches(make, first=first, last=run.train.steps)
+    try:
+        with sharding.use(parts.mesh), display.bar:
+            state = loop.run(state, parts.step, source, [log, evaluate, save, stop], first=first, clock=clock)
+            jax.block_until_ready(state.params)
+            with clock("checkpoint"):
+                checkpoints.wait()
+            if evaluate.at != run.train.steps:  # nothing was left to do: the figures are those of the restored state
+                evaluate(run.train.steps, state, {})
+    finally:
+        stop.restore()
+        if writer is not None:
+            writer.close()
+    with clock("baselines"):
+        baselines = _baselines(parts) if run.evaluate.baselines else None
+    summary = _summary(parts, state, evaluate.latest, baselines, clock, steps=run.train.steps - first)
+    checkpoints.close()
+    rundir.write_json("summary.json", summary)
+    report = write_report(rundir, summary)
+    show_results(display, summary, rundir, report)
+    return summary
+
+
+def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) -> int:
+    """The step to go on from, 0 for a new run; UserError with a diff where config or tokenizer are not the saved ones."""
+    step = checkpoints.latest_whole()
+    if step is None:
+        return 0
+    old, tokenizer = checkpoints.saved_run(step)
+    if tokenizer != parts.data.tokenizer.proto:
+        raise UserError(
+            f"{checkpoints.directory.parent} was trained with another tokenizer; use its data and tokenizer settings, or "
+            "another --workdir"
+        )
+    changed = {k: v for k, v in config.diff(old, parts.run).items() if k.split(".")[0] not in ("log", "checkpoint", "mesh")}
+    changed.pop("data.cache", None)
+    lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])
+    fixed = [k for k in changed if k.startswith("model.") and k.split(".")[-1] not in ("scan", "remat", "dtype", "dropout")]
+    if fixed:
+        raise UserError(f"{checkpoints.directory.parent} holds another model ({lines}); use its config, or another --workdir")
+    if changed and not allow_changes:
+        raise UserError(f"config differs from the one saved at step {step}: {lines}. --allow_changes goes on with the new one")
+    return step
+
+
+def _samples(parts: Parts, params: Any) -> list[dict[str, str]]:
+    log = parts.run.log
+    if not log.samples or log.sample_tokens < 1:
+        return []
+    settings = dict(new_tokens=log.sample_tokens, temperature=log.temperature, seed=parts.run.train.seed)
+    return samples(parts.model, params, parts.data.tokenizer, parts.run.objective, log.samples, **settings)
+
+
+def _tensorboard(rundir: RunDir, run: config.Run) -> Any:
+    if not run.log.tensorboard or jax.process_index() > 0:
+        return None
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(rundir.path / "tensorboard"))
+
+
+def _baselines(parts: Parts) -> dict[str, Any]:
+    from lm.evaluate.baselines import for_prepared
+
+    return for_prepared(parts.data)
+
+
+def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop.Clock, *, steps: int) -> dict[str, Any]:
+    seen, with_loss = counted(np.asarray(state.seen))
+    seconds = clock.seconds()
+    flat = jax.tree.leaves(state.params)
+    share = steps / max(int(state.step), 1)  # of the tokens that this process saw: the rest is from before a restart
+    return {
+        "step": int(state.step),
+        "parameters": sum(x.size for x in flat),
+        "params_sha256": params_sha256(state.params),
+        "heldout": heldout,
+        "baselines": baselines,
+        "tokens_seen": seen,
+        "tokens_with_loss": with_loss,
+        "skipped_steps": int(state.skipped),
+        "model_flops": parts.flops_per_step * int(state.step),
+        "tokens_per_second": round(seen * share / max(seconds["train"] + seconds.get("data_wait", 0.0), 1e-9), 1),
+        "seconds": seconds,
+    }
+
+
+def parameter_table(parts: Parts, depth: int = 3) -> str:
+    """Parameters by module, and what a step costs."""
+    counts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(parts.plan.abstract.params)[0]:
+        name = "/".join(jax.tree_util.keystr(path, simple=True, separator="/").split("/")[:depth])
+        counts[name] = counts.get(name, 0) + leaf.size
+    total = sum(counts.values())
+    lines = [f"{n:>14,}  {name}" for name, n in counts.items()]
+    return "\n".join([*lines, f"{total:>14,}  parameters", f"{parts.flops_per_step:>14.3e}  model FLOPs a step"])
+
+
+def dry_run(run: config.Run) -> str:
+    """Config, parameters, FLOPs and memory of a run, from its compiled step; nothing is trained or written but the cache."""
+    parts = assemble(run)
+    shape = parts.objective.lengths
+    size = run.train.batch_size
+    rows = stack([blank(shape)] * size)
+    sharded = jax.sharding.NamedSharding(parts.mesh, sharding.BATCH)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded), rows)
+    with sharding.use(parts.mesh):
+        memory = parts.step.lower(parts.plan.targets(), batch).compile().memory_analysis()
+    state = sum(_shard_bytes(x) for x in jax.tree.leaves(parts.plan.targets()))
+    report = {
+        "state, bytes a device": state,
+        "temporaries, bytes a device (XLA)": memory.temp_size_in_bytes,
+        "batch, bytes a device": sum(_shard_bytes(x) for x in jax.tree.leaves(batch)),
+    }
+    lines = [f"{v:>14,}  {k}" for k, v in report.items()]
+    held = [f"whole on every device: {name}" for name in sharding.uncovered(parts.plan.abstract.params, parts.plan.shardings.params, parts.mesh)]
+    return "\n".join([config.to_json(run), parameter_table(parts), *lines, *held])
+
+
+def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
+    return int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * jnp.dtype(x.dtype).itemsize
+
+
+def show_results(display: hooks.Display, summary: dict[str, Any], rundir: RunDir, report: Path) -> None:
+    """The last words of a run: held-out figures beside the baselines, samples, where everything is."""
+    say = display.say
+    for text in rundir.rows("samples.jsonl")[-3:]:
+        say(f"\n> {text['prompt']} -> {text['text']}")
+    say("")
+    for name, value in summary["heldout"].items():
+        say(f"held-out {name:<14} {value:,.4f}")
+    for name, value in (summary["baselines"] or {}).items():
+        say(f"  baseline {name:<22} {value:.4f}" if isinstance(value, float) else f"  baseline {name:<22} {value}")
+    say(f"\nreport: {report}")

@@ -1,0 +1,1 @@
+"""The training step, the loop, and the hooks that do all periodic work."""

@@ -1,0 +1,54 @@
+"""`python -m lm.train --config=configs/quickstart.py --workdir=runs/quickstart`: trains, or goes on where it was.
+
+Any value of the config is set with --config.KEY=VALUE, such as --config.train.steps=200. A config file is Python and is
+executed. Exit codes: 0 done, 2 a mistake in the input (one line says which), 75 told to stop by SIGTERM and saved, 130
+the same by Ctrl-C; after both the same command goes on.
+"""
+
+import argparse
+import sys
+
+from lm import startup
+from lm.config import load, split_flags
+from lm.errors import EXIT_USER_ERROR, UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        rest, overrides = split_flags(sys.argv[1:] if argv is None else argv)
+        flags = parser().parse_args(rest)
+        run = load(flags.config, overrides)
+        if flags.workdir is None and not flags.dry_run:
+            raise UserError("--workdir is missing; give the directory of this run, such as --workdir=runs/first")
+        startup.before_jax()
+        from lm.recipes import pretrain
+        from lm.train.hooks import Stopped
+
+        startup.after_jax()
+        try:
+            if flags.dry_run:
+                print(pretrain.dry_run(run))
+            else:
+                pretrain.train(run, flags.workdir, allow_changes=flags.allow_changes)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m lm.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    p.add_argument("--config", required=True, help="a config file with get_config(), or a run's config.json")
+    p.add_argument("--workdir", help="directory of the run; if it holds a run, that run goes on")
+    p.add_argument("--dry_run", action="store_true", help="print config, parameters, FLOPs and memory, and stop")
+    p.add_argument("--allow_changes", action="store_true", help="go on although the config changed (never the model)")
+    return p
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Everything periodic: each hook is called after every step with (steps done, state, metrics) and decides for itself."""
+
+import math
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lm import config, flops
+from lm.checkpoint import Checkpoints
+from lm.errors import UserError
+from lm.train.loop import Clock
+from lm.train.rundir import RunDir
+from lm.train.step import counted
+from lm.types import TrainState
+
+EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, start the same command again to go on
+EXIT_INTERRUPTED = 130  # the shell's number for Ctrl-C; saved as well
+
+
+class Stopped(Exception):
+    """The run was told to stop and is saved; `code` is what the process exits with."""
+
+    def __init__(self, code: int, step: int):
+        super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
+        self.code = code
+
+
+def due(step: int, every: int | None, last: int) -> bool:
+    return step == last or (every is not None and step % every == 0)
+
+
+class Display:
+    """A rich progress bar where there is a terminal, a line now and then where there is none."""
+
+    def __init__(self, total: int, first: int, quiet: bool = False):
+        self.console = Console(stderr=True, quiet=quiet)
+        columns = ("step", MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
+        self.bar = Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal
+        )
+        self.task = self.bar.add_task("train", total=total, completed=first, text="compiling")
+        self.total, self.printed = total, first
+
+    def show(self, step: int, text: str) -> None:
+        self.bar.update(self.task, completed=step, text=text)
+        if not self.console.is_terminal and (step - self.printed >= self.total / 20 or step == self.total):
+            self.say(f"step {step}/{self.total}  {text}")
+            self.printed = step
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@dataclass
+class Log:
+    """Every so many steps: the mean loss since the last time, speed, MFU -> metrics.jsonl, TensorBoard, the display.
+
+    Also stops a run whose gradients stay infinite: the parameters are still those of the last good step.
+    """
+
+    c: config.Run
+    rundir: RunDir
+    display: Display
+    clock: Clock
+    schedule: Callable[[int], Any]
+    flops_per_step: float
+    writer: Any = None
+    losses: list[Any] = field(default_factory=list)
+    last: tuple[int, float, int] | None = None  # step, seconds of training, tokens seen
+
+    def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
+        self.losses.append(metrics["loss"])
+        if not due(step, self.c.log.every, self.c.train.steps):
+            return
+        values = jax.device_get(metrics)
+        seconds = self.clock.train + self.clock.kinds.get("data_wait", 0.0)
+        seen, with_loss = counted(values["seen"])
+        row = {
+            "step": step,
+            "loss": float(np.mean(jax.device_get(self.losses))),
+            "learning_rate": float(self.schedule(step)),
+            "grad_norm": float(values["grad_norm"]),
+            "skipped": int(values["skipped"]),
+            "tokens_seen": seen,
+            "tokens_with_loss": with_loss,
+        }
+        row |= self._speed(step, seconds, seen)
+        self.losses, self.last = [], (step, seconds, seen)
+        self.write(row)
+        speed = f"  {row['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in row else ""
+        self.display.show(step, f"loss {row['loss']:.3f}{speed}")
+        if values["skipped_in_a_row"] >= self.c.train.max_skipped:
+            raise UserError(
+                f"{values['skipped_in_a_row']} steps in a row had a gradient that is not finite (train.max_skipped); the "
+                f"parameters are those of the last good step. Lower optimizer.learning_rate, or look at the data of step {step}"
+            )
+
+    def _speed(self, step: int, seconds: float, seen: int) -> dict[str, float]:
+        if self.last is None:  # the first interval holds the compilation
+            return {}
+        steps, spent = step - self.last[0], max(seconds - self.last[1], 1e-9)
+        speed = {"tokens_per_second": (seen - self.last[2]) / spent, "steps_per_second": steps / spent}
+        peak = flops.peak(jax.devices()[0].device_kind)
+        return speed | ({"mfu": self.flops_per_step * steps / spent / peak / jax.device_count()} if peak else {})
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A row of numbers to metrics.jsonl and TensorBoard."""
+        self.rundir.append("metrics.jsonl", {k: v if math.isfinite(v) else str(v) for k, v in row.items()})
+        if self.writer is not None:
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, row["step"])
+
+
+@dataclass
+class Evaluate:
+    """Held-out metrics and samples, with the averaged parameters if there are any."""
+
+    c: config.Run
+    heldout: Callable[[Any], dict[str, float]]
+    sample: Callable[[Any], list[dict[str, str]]]
+    log: Log
+    latest: dict[str, float] = field(default_factory=dict)
+    at: int = -1
+
+    def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
+        if not due(step, self.c.evaluate.every, self.c.train.steps):
+            return
+        jax.block_until_ready(state.params)  # else the steps still under way would count as evaluation
+        params = state.params if state.ema is None else state.ema
+        with self.log.clock("evaluate"):
+            self.latest, self.at = self.heldout(params), step
+        self.log.write({"step": step} | {f"heldout/{k}": v for k, v in self.latest.items()})
+        shown = ("loss", "accuracy", "bits_per_byte")
+        self.log.display.say(f"step {step}  held-out  " + "  ".join(f"{k} {self.latest[k]:.4f}" for k in shown if k in self.latest))
+        with self.log.clock("sample"):
+            texts = self.sample(params)
+        for text in texts:
+            self.log.rundir.append("samples.jsonl", {"step": step} | text)
+
+
+@dataclass
+class Save:
+    """Checkpoints when due, with the held-out loss of the same step so that the best can be kept."""
+
+    c: config.Run
+    checkpoints: Checkpoints
+    evaluate: Evaluate
+    clock: Clock
+
+    def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
+        if due(step, self.c.checkpoint.every, self.c.train.steps):
+            self.now(step, state)
+
+    def now(self, step: int, state: TrainState) -> None:
+        jax.block_until_ready(state.params)
+        with self.clock("checkpoint"):
+            loss = self.evaluate.latest.get("loss") if self.evaluate.at == step else None
+            self.checkpoints.save(state, {"loss": loss} if loss is not None else None)
+
+
+class StopOnSignal:
+    """SIGTERM and Ctrl-C end the run after the step under way, saved; a second Ctrl-C ends it at once."""
+
+    def __init__(self, save: Save):
+        self.save, self.code = save, 0
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.code = EXIT_PREEMPTED if number == signal.SIGTERM else EXIT_INTERRUPTED
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nstopping after this step, then saving ...", file=sys.stderr)
+
+    def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
+        if self.code:
+            self.save.now(step, state)
+            self.save.checkpoints.wait()
+            raise Stopped(self.code, step)
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

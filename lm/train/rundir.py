@@ -1,0 +1,132 @@
+"""The directory of a run, which explains itself: config, manifest, metrics, and a lock against a second run."""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+
+from lm import config
+from lm.errors import UserError
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "sentencepiece", "numpy")
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+
+
+class RunDir:
+    """`<workdir>/{config.json, manifest.json, metrics.jsonl, samples.jsonl, summary.json, report.html, tensorboard/}`."""
+
+    def __init__(self, workdir: str | Path):
+        self.path = Path(workdir).expanduser().resolve()
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={workdir} is a file; give a directory")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._locked()
+        except OSError as error:
+            raise UserError(f"cannot write in --workdir={workdir}: {error.strerror}; give another directory") from error
+
+    def _locked(self) -> IO[str]:
+        lock = open(self.path / ".lock", "a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise UserError(f"another run (process {owner}) is at work in {self.path}; wait for it, or take another --workdir") from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}")
+        lock.flush()
+        return lock
+
+    def write_json(self, name: str, tree: Any) -> Path:
+        """Whole or not at all: a kill leaves the old file."""
+        path = self.path / name
+        partial = path.with_name(f".{name}.partial")
+        partial.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
+        partial.replace(path)
+        return path
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        with open(self.path / name, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a .jsonl file; a last line that a kill cut short is left out."""
+        path = self.path / name
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def forget_after(self, step: int) -> None:
+        """Drops rows of steps that will be done again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            kept = [json.dumps(row) + "\n" for row in self.rows(name) if row["step"] <= step]
+            partial = self.path / f".{name}.partial"
+            partial.write_text("".join(kept))
+            partial.replace(self.path / name)
+
+
+def manifest(run: config.Run, *, data_fingerprint: str, tokenizer_fingerprint: str, mesh: Any) -> dict[str, Any]:
+    """What else decides a run beside its config: code, versions, devices, data. Secrets of the environment are left out."""
+    environment = {
+        k: "(redacted)" if SECRET.search(k) else v
+        for k, v in os.environ.items()
+        if k.startswith(("JAX_", "XLA_", "LIBTPU_", "TPU_", "LM_"))
+    }
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count()},
+        "mesh": dict(mesh.shape),
+        "environment": environment,
+        "data_fingerprint": data_fingerprint,
+        "tokenizer_fingerprint": tokenizer_fingerprint,
+        "config_sha256": hashlib.sha256(config.to_json(run).encode()).hexdigest(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and whether files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain").splitlines()}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def params_sha256(params: Any) -> str:
+    """A digest over all parameters in the order of their paths: name, dtype, shape, bytes."""
+    digest = hashlib.sha256()
+    flat = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+    for name in sorted(flat):
+        array = np.asarray(flat[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,158 @@
+"""The state of a run, where it lives, and the one step that changes it. A step has no branches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lm import config, sharding
+from lm.types import Example, TrainState, WeightedMean
+
+Loss = Callable[..., WeightedMean]  # (params, example, rngs=...) -> WeightedMean
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A state described: how to make it, its abstract form, and the sharding of every array in it."""
+
+    init: Callable[[jax.Array], TrainState]
+    abstract: TrainState
+    shardings: TrainState
+
+    def create(self, seed: int) -> TrainState:
+        """The first state, made in place: no device ever holds more than its shards."""
+        return jax.jit(self.init, out_shardings=self.shardings)(jax.random.key(seed))
+
+    def targets(self) -> TrainState:
+        """Abstract arrays with their shardings: what a checkpoint is restored into."""
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, self.shardings
+        )
+
+
+def blueprint(
+    init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> Blueprint:
+    """From `init_params(key)`, whose parameters carry logical axis names, and the optimizer."""
+
+    def init(key: jax.Array) -> TrainState:
+        params = nn.unbox(init_params(key))
+        zero = jnp.zeros((), jnp.int32)
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return TrainState(zero, params, tx.init(params), average, zero, zero, jnp.zeros((2, 2), jnp.uint32))
+
+    key = jax.random.key(0)
+    params = sharding.param_shardings(jax.eval_shape(init_params, key), mesh)
+    abstract = jax.eval_shape(init, key)
+    rest = sharding.replicated(mesh)
+    # Left to itself, `jit(tx.init)` would leave the optimizer's moments unsharded.
+    moments = optax.tree_utils.tree_map_params(
+        tx,
+        _like_parameter(rest),
+        abstract.opt_state,
+        params,
+        abstract.params,
+        transform_non_params=lambda _: rest,
+        is_leaf=_is_masked,
+    )
+    shardings = TrainState(rest, params, moments, params if ema else None, rest, rest, rest)
+    return Blueprint(init, abstract, shardings)
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def _like_parameter(rest: Any) -> Callable[[Any, Any, Any], Any]:
+    """A moment lies as its parameter does; one of another shape (Adafactor's rows and columns) is on every device."""
+    return lambda x, s, p: x if _is_masked(x) else s if x.shape == p.shape else rest
+
+
+def make_step(
+    loss: Loss, tx: optax.GradientTransformation, plan: Blueprint, *, optimizer: config.Optimizer, train: config.Train
+) -> Callable[[TrainState, Example], tuple[TrainState, Metrics]]:
+    """The jitted step `(state, batch) -> (state, metrics)`; metrics are scalars on the device."""
+
+    def gradients(params: Any, batch: Example, key: jax.Array) -> tuple[WeightedMean, Any]:
+        """Summed over the batch, not averaged: microbatches of different weight then add up to the whole batch."""
+
+        def total(params: Any, part: Example, key: jax.Array) -> tuple[jax.Array, WeightedMean]:
+            mean = loss(params, part, rngs={"dropout": key})
+            return mean.total, mean
+
+        one = jax.grad(total, has_aux=True)
+        if train.microbatches == 1:
+            grads, mean = one(params, batch, key)
+            return mean, grads
+        parts = jax.tree.map(lambda x: _microbatches(x, train.microbatches), batch)
+        keys = jax.random.split(key, train.microbatches)
+
+        def add(carry: Any, xs: Any) -> tuple[Any, None]:
+            part, key = xs
+            grads, mean = one(params, part, key)
+            return jax.tree.map(jnp.add, carry, (grads, mean)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        start = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), WeightedMean(zero, zero))
+        (grads, mean), _ = jax.lax.scan(add, start, (parts, keys))
+        return mean, grads
+
+    def step(state: TrainState, batch: Example) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(train.seed), state.step)
+        mean, grads = gradients(state.params, batch, key)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(mean.weight, 1.0), grads)
+        norm = optax.global_norm(grads)
+        factor = 1.0 if optimizer.clip is None else jnp.minimum(1.0, optimizer.clip / (norm + 1e-9))
+        grads = jax.tree.map(lambda g: g * factor, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - optimizer.ema)
+
+        good = jnp.isfinite(norm) & jnp.isfinite(mean.total)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
+        bad = jnp.int32(~good)
+        seen = jnp.stack([_tokens_seen(batch), jnp.sum(batch.weights).astype(jnp.uint32)])
+        state = TrainState(
+            state.step + 1, *kept, state.skipped + bad, (state.skipped_in_a_row + 1) * bad, _count(state.seen, seen)
+        )
+        metrics = {
+            "loss": mean.total / jnp.maximum(mean.weight, 1.0),
+            "grad_norm": norm,
+            "skipped": state.skipped,
+            "skipped_in_a_row": state.skipped_in_a_row,
+            "seen": state.seen,
+        }
+        return state, metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, None))
+
+
+def _microbatches(x: jax.Array, n: int) -> jax.Array:
+    """[B, ...] -> [n, B / n, ...], each part spread over all devices: rows i, i + n, i + 2n ... together."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
+
+
+def _tokens_seen(batch: Example) -> jax.Array:
+    streams = [s for s in (batch.encoder, batch.decoder) if s is not None]
+    return sum(jnp.sum(s.segments > 0) for s in streams).astype(jnp.uint32)
+
+
+def _count(counter: jax.Array, more: jax.Array) -> jax.Array:
+    """uint32 [2, 2] of (low, high) halves plus uint32 [2]: a float32 would stop counting at 16.7 million."""
+    low = counter[:, 0] + more
+    return jnp.stack([low, counter[:, 1] + (low < more).astype(jnp.uint32)], axis=1)
+
+
+def counted(counter: Any) -> tuple[int, int]:
+    """Tokens seen and tokens with loss, as Python integers."""
+    return tuple(int(low) + (int(high) << 32) for low, high in counter)
