@@ -30,7 +30,9 @@ def get_config():
         decoder_length=length,
     )
     c.objective = dict(kind="causal")
-    c.optimizer = dict(name="muon", learning_rate=0.01, adam_learning_rate=0.003, schedule=dict(kind="wsd", warmup=20, final=0.0))
+    c.optimizer = dict(
+        name="muon", learning_rate=0.01, adam_learning_rate=0.003, schedule=dict(kind="wsd", warmup=20, final=0.0)
+    )
     c.train = dict(steps=500, batch_size=16)
     c.checkpoint = dict(every=250)
     c.evaluate = dict(every=250, rows=64, baselines=True)

@@ -104,7 +104,11 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 temporary_path_class=_Marked if in_bucket else _Renamed,
             ),
-            item_names=("state", "config", "tokenizer"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "config": ocp.JsonCheckpointHandler(),
+                "tokenizer": ocp.JsonCheckpointHandler(),
+            },
         )
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
@@ -183,8 +187,8 @@ class Checkpoints:
         free = shutil.disk_usage(self.directory).free
         if free < needed * 1.1:
             raise UserError(
-                f"no disk space in {self.directory}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; "
-                "earlier checkpoints are intact. Free some space and start again: the run goes on where it was saved"
+                f"no disk space in {self.directory}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are "
+                "free; earlier checkpoints are intact. Free some space and start again: the run goes on where it was saved"
             )
 
 

@@ -36,7 +36,7 @@ COLUMNS = (
 def measure(
     w: Workload, dtype: str, contenders: list[str], *, pythons: dict[str, str], rounds: int, steps: int
 ) -> dict[str, Any]:
-    """One row of the results: every contender started, warmed up, then given `steps` steps in each of `rounds` rounds."""
+    """One row of the results: contenders are started and warmed up one by one, then take turns in every round."""
     workers: dict[str, Worker] = {}
     try:
         for name in contenders:

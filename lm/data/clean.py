@@ -19,7 +19,7 @@ _NOTE = r"see app note|p\. ?\d+|(?:as )?(?:delivered|read|recorded) [^\[\]]*|rel
 _DEED = "applauded|entered|escorted|held|joined|pinned|presented|responded|sang|spoke|turned"
 _SCENE = rf"(?:at t?his point,|there was an?) [^\[\]]*\.|[A-Z][^\[\]]* (?:{_DEED}) [^\[\]]*\.[\"”]?"
 _MARKER = re.compile(rf"\[ ?(?:(?:\w+,? ){{0,3}}(?:{_SOUND})(?:,? \w+){{0,3}}|{_NOTE}|{_SCENE})\.? ?\]", re.IGNORECASE)
-_BETWEEN_DASHES = re.compile(rf"(—|--)[ \t]*(?:{_MARKER.pattern}[ \t]*)+(?:—|--)", re.IGNORECASE)
+_BETWEEN_DASHES = re.compile(rf"(—|--)(?:[ \t]*(?:{_MARKER.pattern}[ \t]*)+(?:—|--))+", re.IGNORECASE)
 _WITH_SPACE = re.compile(rf"(?:^{_MARKER.pattern}[ \t]*|[ \t]*{_MARKER.pattern})", re.IGNORECASE | re.MULTILINE)
 # "Alejandro [Alejandra; White House correction]": the correction is text, who made it is not.
 _CORRECTION = re.compile(r"(?<=[^\[\]]); White House correction(?=\])")
@@ -41,7 +41,10 @@ _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 
 
 def clean(text: str, settings: config.Clean) -> tuple[str, Counter[str]]:
-    """The cleaned text, and how often what was changed: {"repaired": 0 or 1, "marker": ..., "tag": ..., "entity": ...}."""
+    """The cleaned text, and how often what was changed.
+
+    Counted are "repaired" (0 or 1), "tag", "entity", "marker" and "correction"; what did not occur is left out.
+    """
     counts: Counter[str] = Counter()
     if settings.unicode:
         repaired = repair(text)

@@ -37,9 +37,8 @@ class Dropped:
 
 def sign(text: str, settings: config.Dedup) -> Signature:
     """The signature of one document."""
-    words = _WORD.findall(text.lower())
-    # A text without a word (a run of symbols) is compared as it is.
-    exact = hashlib.sha256((" ".join(words) if words else text).encode("utf-8", "surrogatepass")).digest()
+    words = _WORD.findall(text.lower()) or [text]  # a text without a word, a run of symbols, is compared as it is
+    exact = hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()
     if settings.near is None:
         return Signature(exact, None)
     minhash = _minhash(settings)
@@ -80,15 +79,16 @@ def duplicates(signatures: Iterable[Signature], settings: config.Dedup) -> list[
     kept: dict[int, np.ndarray] = {}
     dropped: list[Dropped] = []
     # Candidates are checked, so that a false one costs only time: the weights favour finding all.
-    lsh = settings.near and MinHashLSH(settings.near, settings.permutations, weights=(0.02, 0.98))
+    threshold = settings.near
+    lsh: Any = MinHashLSH(threshold, settings.permutations, weights=(0.02, 0.98)) if threshold is not None else None
     for index, signature in enumerate(signatures):
         earlier = first.get(signature.exact)
         if settings.exact and earlier is not None:
             dropped.append(Dropped(index, "exact", earlier))
             continue
-        if lsh and signature.near is not None:
+        if threshold is not None and signature.near is not None:
             minhash = _minhash(settings, signature.near)
-            alike = [i for i in lsh.query(minhash) if np.mean(kept[i] == signature.near) >= settings.near]
+            alike = [i for i in lsh.query(minhash) if np.mean(kept[i] == signature.near) >= threshold]
             if alike:
                 dropped.append(Dropped(index, "near", min(alike)))
                 first.setdefault(signature.exact, min(alike))

@@ -226,7 +226,8 @@ class _Build:
         cleaned = json.loads((self.path / name / "clean.done.json").read_text())
         counts = cleaned["counts"]
         return (
-            f"source {name!r} ({self.data.sources[name].path}) has no text: {counts.get('documents', 0)} documents read, "
+            f"source {name!r} ({self.data.sources[name].path}) has no text: "
+            f"{counts.get('documents', 0)} documents read, "
             f"{len(cleaned['unreadable'])} unreadable, {counts.get('short', 0)} shorter than data.clean.min_chars="
             f"{self.data.clean.min_chars}, {duplicates} duplicates; check its path and field"
         )
@@ -272,9 +273,16 @@ class _Build:
         return dict(total)
 
     def _finish(self, cleaned: Any, dropped: Any, encoded: Any, tokenizer: SentencePiece, seconds: float) -> None:
-        keys = {n: [d.key for d in stages.read_texts(self.path / n / "clean.jsonl", keys_only=True)] for n in dropped if dropped[n]}
+        keys = {
+            n: [d.key for d in stages.read_texts(self.path / n / "clean.jsonl", keys_only=True)] for n in dropped if dropped[n]
+        }
         lines: list[dict[str, str]] = []
-        report: dict[str, Any] = {"fingerprint": self.mark, "format": FORMAT, "seconds": round(seconds, 1), "sources": {}}
+        report: dict[str, Any] = {
+            "fingerprint": self.mark,
+            "format": FORMAT,
+            "seconds": round(seconds, 1),
+            "sources": {},
+        }
         for name, source in self.data.sources.items():
             drops = [
                 {"source": name, "key": keys[name][i], "reason": why, "kept": self._key(keys, other, j)}
@@ -321,7 +329,7 @@ def main(argv: list[str]) -> int:
     """Prepares what a config file describes and prints the report. 0, or 2 after a mistake of the user's."""
     parser = argparse.ArgumentParser(
         prog="python -m lm.data.prepare",
-        description="Read, clean, deduplicate, split, tokenize and store the data of a run. Done once, then found again.",
+        description="Read, clean, deduplicate, split, tokenize and store the data of a run. Done once.",
         epilog="Any value can be set: --config.data.tokenizer.vocab_size=4096",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a file with get_config(); it is executed")

@@ -223,7 +223,9 @@ def stack(examples: Sequence[Example]) -> Example:
 
     def streams(name: str) -> TokenStream | None:
         parts = [getattr(e, name) for e in examples]
-        return None if parts[0] is None else TokenStream(**{k: together([getattr(p, k) for p in parts]) for k in vars(parts[0])})
+        return (
+            None if parts[0] is None else TokenStream(**{k: together([getattr(p, k) for p in parts]) for k in vars(parts[0])})
+        )
 
     def together(arrays: list[np.ndarray | None]) -> np.ndarray | None:
         return None if arrays[0] is None else np.stack(arrays)

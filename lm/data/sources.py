@@ -12,7 +12,7 @@ import io
 import json
 import mmap
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,9 +37,10 @@ class Document:
 
 
 class Documents(Protocol):
-    """Random access by index. `source[i]` raises CorruptRecord for what cannot be read, UserError for a wrong setting."""
+    """Random access by index. `source[i]` raises CorruptRecord for the unreadable, UserError for a wrong setting."""
 
-    unreadable: Sequence[str]  # why whole files were left out; empty unless opened with on_corrupt="skip"
+    @property
+    def unreadable(self) -> Sequence[str]: ...  # why whole files were left out; none unless on_corrupt="skip"
 
     def __len__(self) -> int: ...
 
@@ -62,11 +63,15 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
 
 
 def identity(source: config.Source) -> dict[str, Any]:
-    """What `source` holds, as JSON: equal for equal contents. Local files are hashed; gs:// ones go by size and time."""
-    same = {"kind": source.kind, "field": source.field, "encoding": source.encoding}
+    """What `source` holds, as JSON: equal for equal contents.
+
+    Local files go by name and hash, remote ones by name, size and time, tfds by builder, split and version.
+    """
     if source.kind == "tfds":
-        return {"kind": "tfds", "path": source.path, "split": source.split, "field": source.field} | _tfds_version(source)
-    return same | {"files": [[f.key, *_file_identity(f)] for f in _find(source)]}
+        what: dict[str, Any] = {"path": source.path, "split": source.split, **_tfds_version(source)}
+    else:
+        what = {"files": [[f.key, *_file_identity(f)] for f in _find(source)], "encoding": source.encoding}
+    return {"kind": source.kind, "field": source.field, **what}
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -301,11 +306,11 @@ def _tfds_version(source: config.Source) -> dict[str, str]:
         from lm.data.sotu import version  # without tensorflow_datasets, whose import takes seconds
 
         return {"version": version()}
-    builder = _builder(source.path, None)
+    builder = _builder(source.path, "")
     return {"version": str(builder.info.full_name)}
 
 
-def _builder(name: str, data_dir: str | None) -> Any:
+def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     if name == "sotu":
@@ -324,7 +329,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """Without tfds's bars and messages, for a builder that takes a second."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import get_context
@@ -41,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_texts(path: Path, *, keys_only: bool = False) -> Iterator[Document]:
-    """The documents of a .jsonl or .jsonl.gz file that `prepare` wrote, in order; `keys_only` leaves the texts empty."""
+    """The documents of a .jsonl or .jsonl.gz file that `prepare` wrote; `keys_only` leaves the texts empty."""
     opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
     with opened as lines:
         for line in lines:
@@ -85,8 +85,7 @@ Cleaned = tuple[Document, dedup.Signature, Counter[str]]
 
 def batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     """Lists of texts of about `size` characters, in order."""
-    for group in _group(texts, size, len):
-        yield group
+    yield from _group(texts, size, len)
 
 
 def _group(items: Iterable[T], size: int, measure: Callable[[T], int]) -> Iterator[list[T]]:
@@ -176,7 +175,7 @@ class Progress:
         return self._pulse(description) if self._bar else nullcontext()
 
     @contextmanager
-    def _pulse(self, description: str) -> Iterator[None]:
+    def _pulse(self, description: str) -> Generator[None, None, None]:
         task = self._bar.add_task(description, total=None)
         yield
         self._bar.update(task, total=1, completed=1)

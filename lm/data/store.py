@@ -4,8 +4,8 @@
     <path>/offsets       int64 [documents + 1]          where each begins; the last is the number of tokens
     <path>/byte_lengths  int64 [documents]              of each document's text in UTF-8, for bits per byte
 
-Each is a Zarr v3 array whose chunks carry a CRC-32C; TensorStore reads it locally and from gs://. A flipped bit, a chunk
-cut short and a missing chunk are errors that name the file.
+Each is a Zarr v3 array whose chunks carry a CRC-32C; TensorStore reads it locally and from gs://. A flipped bit, a
+chunk cut short and a missing chunk are errors that name the file.
 """
 
 import re

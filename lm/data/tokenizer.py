@@ -77,8 +77,8 @@ class SentencePiece:
             None if i < 0 else i for i in (sp.pad_id(), sp.bos_id(), sp.eos_id(), sp.unk_id())
         )
         self.mask_id = self._find(MASK) or self._find("[MASK]")
-        found = (self._find(piece) for piece in SENTINELS)
-        self.sentinel_ids: tuple[int, ...] = tuple(itertools.takewhile(lambda i: i is not None, found))
+        found = [i for piece in SENTINELS if (i := self._find(piece)) is not None]
+        self.sentinel_ids: tuple[int, ...] = tuple(found)
         self.role_ids = {piece: i for piece in ROLES if (i := self._find(piece)) is not None}
         silent = (sp.is_control(i) or sp.is_unknown(i) for i in range(self.vocab_size))
         self.reserved = sum(1 for _ in itertools.takewhile(bool, silent))
@@ -166,7 +166,9 @@ def load(path: str) -> SentencePiece:
     try:
         proto = epath.Path(path).expanduser().read_bytes()
     except OSError:
-        raise UserError(f"no tokenizer at {path}; give a sentencepiece .model, or data.tokenizer.path=None to train one") from None
+        raise UserError(
+            f"no tokenizer at {path}; give a sentencepiece .model, or data.tokenizer.path=None to train one"
+        ) from None
     return SentencePiece(proto)
 
 
@@ -179,7 +181,9 @@ def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:
 
     smallest = _RESERVED + 1 + 256 + 1
     if settings.vocab_size < smallest:
-        raise UserError(f"data.tokenizer.vocab_size={settings.vocab_size} is below {smallest}, which reserved ids and bytes take")
+        raise UserError(
+            f"data.tokenizer.vocab_size={settings.vocab_size} is below {smallest}, which reserved ids and bytes take"
+        )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -222,6 +226,7 @@ def _too_large(message: str, settings: config.Tokenizer) -> str:
             f"the largest for {settings.kind} is {limit[1]}"
         )
     least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
+    size = settings.vocab_size
     if least:
-        return f"data.tokenizer.vocab_size={settings.vocab_size} is too small for the letters of the text; at least {least[1]}"
-    return f"sentencepiece could not train a {settings.kind} of {settings.vocab_size} pieces: {' '.join(message.split())[-200:]}"
+        return f"data.tokenizer.vocab_size={size} is too small for the letters of the text; take at least {least[1]}"
+    return f"sentencepiece could not train a {settings.kind} of {size} pieces: {' '.join(message.split())[-200:]}"

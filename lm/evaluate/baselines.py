@@ -8,6 +8,8 @@ is divided by the UTF-8 bytes of the documents alone.
 import json
 import lzma
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
-XZ_TRAIN_BYTES = 1 << 26  # of training text before the held-out text at most: the last ones; xz takes about 1 s a MB
+from lm.errors import UserError
+from lm.evaluate import xz
+
+XZ_TRAIN_BYTES = 1 << 24  # of training text before the held-out text at most, the last ones: xz takes 1 to 2 s a MB
 TRAIN_TOKENS = 1 << 26  # an n-gram model counts at most so many, the first ones
 _SEPARATOR = b"\0"  # ends a document for xz, as eos does for the others
 
@@ -32,7 +37,7 @@ def baselines(
     """Bits per byte of the held-out documents under each baseline, and the seconds that all took.
 
     Tokens are documents, int [n] each, that begin with the same bos. Keys: `xz` (-9, of the held-out text alone),
-    `xz_after_train` (what it adds to the compressed training text), `bigram`, `trigram` (interpolated modified
+    `xz_after_train` (of what it adds to the compressed training text), `bigram`, `trigram` (interpolated modified
     Kneser-Ney), `bytes` (the held-out UTF-8 bytes), `seconds`.
     """
     start = time.monotonic()
@@ -42,13 +47,13 @@ def baselines(
         raise ValueError("no held-out bytes to measure on")
     after = _joined(heldout)
     before = _joined(text.encode() for text in train_texts)[-XZ_TRAIN_BYTES:]
-    with ThreadPoolExecutor(2) as pool:  # lzma lets go of the interpreter
-        alone, train, both = (pool.submit(_xz, data) for data in (after, before, before + after))
+    with ThreadPoolExecutor(1) as pool:
+        added = pool.submit(_xz_added, before, after)
         grams = {
             name: NGram.fit(train_tokens, order=order, vocab_size=vocab_size).nats(heldout_tokens) / np.log(2)
             for name, order in (("bigram", 2), ("trigram", 3))
         }
-        bits = {"xz": 8 * alone.result(), "xz_after_train": 8 * (both.result() - train.result())} | grams
+        bits = {"xz": 8 * _xz(after), "xz_after_train": 8 * added.result()} | grams
     out = {name: float(b / size) for name, b in bits.items()}
     return out | {"bytes": size, "seconds": round(time.monotonic() - start, 1)}
 
@@ -58,10 +63,12 @@ def of_prepared(prepared: Any) -> dict[str, float]:
     kept = prepared.path / "baselines.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    text = {s: (d.text for name in prepared.train for d in prepared.documents(name, s)) for s in ("train",)}
+    if not prepared.holdout:
+        raise UserError("baselines need held-out documents; set data.holdout above 0, or evaluate.baselines=False")
+    train = (d.text for name in prepared.train for d in prepared.documents(name, "train"))
     held = (d.text for name in prepared.holdout for d in prepared.documents(name, "holdout"))
     found = baselines(
-        text["train"],
+        train,
         held,
         train_tokens=_documents(prepared.train, TRAIN_TOKENS),
         heldout_tokens=_documents(prepared.holdout, None),
@@ -87,10 +94,16 @@ def _joined(texts: Iterable[bytes]) -> bytes:
 
 
 def _xz(data: bytes) -> int:
-    """Bytes after `xz -9`, without container, with a dictionary that holds all of `data`."""
-    window = max(1 << 26, 1 << max(0, len(data) - 1).bit_length())  # -9 has 64 MiB
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": min(window, 1536 << 20)}]
-    return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
+    """Bytes under `xz -9`, without container."""
+    return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=xz.FILTERS))
+
+
+def _xz_added(before: bytes, after: bytes) -> int:
+    """Bytes that `after` adds behind `before`: the difference of the two sizes, exactly."""
+    command = [sys.executable, "-I", xz.__file__, str(len(before))]
+    done = subprocess.run(command, input=before + after, stdout=subprocess.PIPE, check=True)
+    first, both = map(int, done.stdout.split())
+    return both - first
 
 
 # -------------------------------------------------------------------------------------------------------------- n-grams
@@ -137,7 +150,8 @@ def _discounts(counts: np.ndarray) -> tuple[float, float, float]:
     y = n1 / (n1 + 2 * n2)
     raw = 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3
     # Tiny or odd counts (no singletons) make the estimate senseless: keep it inside (0, k).
-    return tuple(float(np.clip(d, 0.1 * k, 0.95 * k)) for k, d in enumerate(raw, 1))  # type: ignore[return-value]
+    d1, d2, d3 = (float(np.clip(d, 0.1 * k, 0.95 * k)) for k, d in enumerate(raw, 1))
+    return d1, d2, d3
 
 
 @dataclass(frozen=True)
@@ -166,7 +180,7 @@ class NGram:
         return cls(order, vocab_size, tuple(reversed(levels)))
 
     def probability(self, codes: np.ndarray) -> np.ndarray:
-        """float64 [n] of the last token of each n-gram, given those before. `codes` are int64 [n], as `_codes` makes."""
+        """float64 [n] of the last token of each n-gram, given those before. `codes`: int64 [n], of `_codes`."""
         p = np.full(len(codes), 1.0 / self.vocab_size)
         for n, level in enumerate(self.levels, 1):
             grams = codes % self.vocab_size**n
@@ -184,7 +198,7 @@ def _codes(documents: Sequence[np.ndarray], order: int, vocab_size: int) -> np.n
     for document in documents:
         if len(document) < 2:
             continue
-        padded = np.concatenate([np.repeat(document[:1], order - 2), document]).astype(np.int64)
+        padded = np.concatenate([np.repeat(document[:1], order - 1), document[1:]]).astype(np.int64)
         count = len(document) - 1
         code = np.zeros(count, np.int64)
         for k in range(order):

@@ -54,9 +54,7 @@ def generate(
     encoded = model.apply(variables, encoder, method="encode") if encoder is not None else None
 
     def decode(cache: Any, stream: TokenStream, key: jax.Array, *across: Any) -> tuple[Any, jax.Array]:
-        hidden, cache = model.apply(
-            variables | cache, stream, *across, cache_length=length, method="decode", mutable=["cache"]
-        )
+        hidden, cache = model.apply(variables | cache, stream, *across, cache_length=length, method="decode", mutable=["cache"])
         logits = model.apply(variables, hidden[:, -1], method="logits")
         logits = logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits)
         return cache, sample_token(key, logits, jnp.asarray(temperature, jnp.float32))

@@ -80,7 +80,9 @@ class Attention(nn.Module):
 
         q = heads("query", c.num_heads, x)
         kv_heads = c.num_kv_heads or c.num_heads
-        k, v = self._cached(lambda y: (heads("key", kv_heads, y), heads("value", kv_heads, y)), source if cross else x, mask, cross)
+        k, v = self._cached(
+            lambda y: (heads("key", kv_heads, y), heads("value", kv_heads, y)), source if cross else x, mask, cross
+        )
         y = attend(
             q,
             k,

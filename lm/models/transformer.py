@@ -76,7 +76,9 @@ class Block(nn.Module):
         if "in" not in self.config.norm_at:
             return self.model.init_std
         width = self.model.width
-        fan_in = child.hidden if isinstance(child, config.Mlp) else child.num_heads * (child.head_dim or width // child.num_heads)
+        fan_in = (
+            child.hidden if isinstance(child, config.Mlp) else child.num_heads * (child.head_dim or width // child.num_heads)
+        )
         std = self.model.init_std if self.model.init_std is not None else fan_in**-0.5
         return std * (2 * self.stack.num_layers) ** -0.5
 

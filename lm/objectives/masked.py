@@ -53,9 +53,9 @@ def noise(
 def _whole_words(
     tokens: np.ndarray, places: np.ndarray, budget: int, word_start: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Words in random order as long as they fit the budget; a word too long for what is left is passed over."""
+    """Words in random order as long as they fit the budget; the shortest word where none does. None is ever split."""
     starts = word_start[tokens[places]] | (np.diff(places, prepend=places[0] - 2) > 1)
-    words = np.split(places, np.flatnonzero(starts)[1:] if starts[0] else np.flatnonzero(starts))
+    words = np.split(places, np.flatnonzero(starts)[1:])
     chosen: list[np.ndarray] = []
     for i in rng.permutation(len(words)):
         if len(words[i]) <= budget:
@@ -63,7 +63,7 @@ def _whole_words(
             budget -= len(words[i])
         if budget == 0:
             break
-    return np.concatenate(chosen) if chosen else words[0][:1]
+    return np.concatenate(chosen) if chosen else min(words, key=len)
 
 
 def encoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Noise) -> Example:

@@ -1,15 +1,10 @@
 """Pretraining: a config becomes a model, data, a step and hooks; the shared loop does the rest."""
 
-import dataclasses
-import json
-import os
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +24,6 @@ from lm.train import hooks, loop
 from lm.train.report import write_report
 from lm.train.rundir import RunDir, manifest, params_sha256
 from lm.train.step import Blueprint, blueprint, counted, make_step
-from lm.types import Example
 
 
 @dataclass(frozen=True)
@@ -41,6 +35,7 @@ class Parts:
     model: Transformer
     data: Prepared
     objective: Objective
+    rows: dict[str, Rows]  # by split: "train", and "holdout" if anything was held out
     plan: Blueprint
     step: Any
     schedule: Any
@@ -50,11 +45,6 @@ class Parts:
         shape = self.objective.lengths
         lengths = dict(encoder=shape.encoder, decoder=shape.decoder, predicted=shape.predicted)
         return flops.count(self.run.model, batch=self.run.train.batch_size, **lengths).train
-
-    def rows(self, split: str) -> Rows:
-        stores = getattr(self.data, split)
-        weights = {name: source.weight for name, source in self.run.data.sources.items()}
-        return Rows(stores, self.objective, self.run.train.seed, weights, shuffle=split == "train")
 
 
 def assemble(run: config.Run, *, progress: bool = True) -> Parts:
@@ -71,6 +61,7 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
             f"set --config.model.vocab_size={data.tokenizer.vocab_size} or more"
         )
     objective = build(run.objective, run.model.architecture, run.data, data.tokenizer)
+    rows = _rows(run, data, objective)
     model = Transformer(run.model)
     tx, schedule = optim.make(run.optimizer, run.train.steps)
     example = jax.tree.map(jnp.asarray, stack([blank(objective.lengths)] * run.train.batch_size))
@@ -78,7 +69,17 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
         init = lambda key: model.init(key, example)["params"]
         plan = blueprint(init, tx, mesh, ema=run.optimizer.ema is not None)
         step = make_step(_loss(model, run), tx, plan, optimizer=run.optimizer, train=run.train)
-    return Parts(run, mesh, model, data, objective, plan, step, schedule)
+    return Parts(run, mesh, model, data, objective, rows, plan, step, schedule)
+
+
+def _rows(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:
+    weights = {name: source.weight for name, source in run.data.sources.items()}
+    splits = {"train": data.train, "holdout": data.holdout}
+    return {
+        split: Rows(stores, objective, run.train.seed, weights, shuffle=split == "train")
+        for split, stores in splits.items()
+        if stores
+    }
 
 
 def _loss(model: Transformer, run: config.Run) -> Any:
@@ -100,19 +101,26 @@ def check_lengths(run: config.Run) -> None:
 
 def heldout(parts: Parts) -> HeldOut | None:
     """The evaluation of a run, or None where nothing was held out."""
-    if not parts.data.holdout:
+    if "holdout" not in parts.rows:
         return None
     run = parts.run
     score = partial(losses.scores, head_params=head_params, vocab_size=run.model.vocab_size)
     jitted = jax.jit(lambda params, example: score(params, parts.model.apply, example))
     size = run.evaluate.batch_size or run.train.batch_size
     factors = isinstance(run.objective, config.Causal)
-    return HeldOut(parts.rows("holdout"), jitted, size, parts.mesh, run.evaluate.rows, factors)
+    return HeldOut(parts.rows["holdout"], jitted, size, parts.mesh, run.evaluate.rows, factors)
 
 
 def train(run: config.Run, workdir: str | Path, *, allow_changes: bool = False) -> dict[str, Any]:
     """Trains, or goes on, in `workdir`; returns what `summary.json` holds. Raises UserError, hooks.Stopped."""
     rundir = RunDir(workdir)
+    try:
+        return _train(run, rundir, allow_changes=allow_changes)
+    finally:
+        rundir.close()
+
+
+def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool) -> dict[str, Any]:
     clock = loop.Clock()
     with clock("prepare"):
         parts = assemble(run)
@@ -135,7 +143,7 @@ def train(run: config.Run, workdir: str | Path, *, allow_changes: bool = False) 
     evaluate = hooks.Evaluate(run, heldout(parts) or (lambda params: {}), sample, log)
     save = hooks.Save(run, checkpoints, evaluate, clock)
     stop = hooks.StopOnSignal(save)
-    rows = parts.rows("train")
+    rows = parts.rows["train"]
     size = run.train.batch_size
     make = lambda s: sharding.global_batch(rows.rows, np.arange(s * size, (s + 1) * size), parts.mesh)
     source = batches(make, first=first, last=run.train.steps)
@@ -255,7 +263,10 @@ def dry_run(run: config.Run) -> str:
         "batch, bytes a device": sum(_shard_bytes(x) for x in jax.tree.leaves(batch)),
     }
     lines = [f"{v:>14,}  {k}" for k, v in report.items()]
-    held = [f"whole on every device: {name}" for name in sharding.uncovered(parts.plan.abstract.params, parts.plan.shardings.params, parts.mesh)]
+    held = [
+        f"whole on every device: {name}"
+        for name in sharding.uncovered(parts.plan.abstract.params, parts.plan.shardings.params, parts.mesh)
+    ]
     return "\n".join([config.to_json(run), parameter_table(parts), *lines, *held])
 
 

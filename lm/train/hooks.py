@@ -138,7 +138,9 @@ class Evaluate:
             self.latest, self.at = self.heldout(params), step
         self.log.write({"step": step} | {f"heldout/{k}": v for k, v in self.latest.items()})
         shown = ("loss", "accuracy", "bits_per_byte")
-        self.log.display.say(f"step {step}  held-out  " + "  ".join(f"{k} {self.latest[k]:.4f}" for k in shown if k in self.latest))
+        self.log.display.say(
+            f"step {step}  held-out  " + "  ".join(f"{k} {self.latest[k]:.4f}" for k in shown if k in self.latest)
+        )
         with self.log.clock("sample"):
             texts = self.sample(params)
         for text in texts:

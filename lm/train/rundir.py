@@ -44,11 +44,17 @@ class RunDir:
         except BlockingIOError:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
-            raise UserError(f"another run (process {owner}) is at work in {self.path}; wait for it, or take another --workdir") from None
+            lock.close()
+            raise UserError(
+                f"another run (process {owner}) is at work in {self.path}; wait for it, or take another --workdir"
+            ) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}")
         lock.flush()
         return lock
+
+    def close(self) -> None:
+        self._lock.close()
 
     def write_json(self, name: str, tree: Any) -> Path:
         """Whole or not at all: a kill leaves the old file."""

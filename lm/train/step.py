@@ -31,14 +31,10 @@ class Blueprint:
 
     def targets(self) -> TrainState:
         """Abstract arrays with their shardings: what a checkpoint is restored into."""
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, self.shardings
-        )
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, self.shardings)
 
 
-def blueprint(
-    init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool
-) -> Blueprint:
+def blueprint(init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool) -> Blueprint:
     """From `init_params(key)`, whose parameters carry logical axis names, and the optimizer."""
 
     def init(key: jax.Array) -> TrainState:
@@ -107,7 +103,7 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(train.seed), state.step)
         mean, grads = gradients(state.params, batch, key)
         grads = jax.tree.map(lambda g: g / jnp.maximum(mean.weight, 1.0), grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         factor = 1.0 if optimizer.clip is None else jnp.minimum(1.0, optimizer.clip / (norm + 1e-9))
         grads = jax.tree.map(lambda g: g * factor, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

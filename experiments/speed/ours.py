@@ -1,0 +1,115 @@
+"""This library on the workloads: its model, loss, optimizer and jitted step, built from a config. Only jobs of data and
+hooks are left out, as they are for the peers.
+"""
+
+import itertools
+
+import numpy as np
+
+from experiments.speed.workloads import (
+    B1,
+    B2,
+    EPS,
+    LEARNING_RATE,
+    VOCAB,
+    WEIGHT_DECAY,
+    WORKLOADS,
+    Batch,
+    Workload,
+    batches,
+)
+from lm import config, startup
+
+
+def make_config(w: Workload, dtype: str) -> config.Run:
+    """The run that the peers' `Model` describes: see `Workload.about`."""
+    relative = bool(w.encoder and w.decoder)
+    biased = not relative
+    norm = config.Norm("rms") if relative else config.Norm("layer")
+    attention = config.Attention(num_heads=w.heads, bias=biased, out_bias=biased)
+    ffn = config.Mlp(w.hidden, bias=biased)
+
+    def stack(length: int | None, cross: bool) -> config.Stack | None:
+        position = config.Buckets() if relative else config.Learned(length or 1)
+        block = config.Block(attention, ffn, norm, cross=cross)
+        return config.Stack(w.layers, {"L": block}, position=position) if length else None
+
+    return config.Run(
+        model=config.Model(
+            vocab_size=VOCAB,
+            width=w.width,
+            encoder=stack(w.encoder, cross=False),
+            decoder=stack(w.decoder, cross=relative),
+            head=config.Head(transform="gelu_tanh", bias=True) if w.masked else config.Head(),
+            init_std=0.02,
+            dtype=dtype,
+        ),
+        optimizer=config.Optimizer(
+            learning_rate=LEARNING_RATE,
+            schedule=config.Schedule("constant", warmup=0),
+            weight_decay=WEIGHT_DECAY,
+            clip=None,
+            b1=B1,
+            b2=B2,
+            eps=EPS,
+        ),
+        train=config.Train(batch_size=w.batch),
+    )
+
+
+class Ours:
+    """A state in training: `Contender` of the worker."""
+
+    def __init__(self, w: Workload, dtype: str):
+        run = make_config(w, dtype)
+        startup.before_jax()
+        import flax
+        import jax
+
+        from lm import losses, optim, sharding
+        from lm.models.transformer import Transformer, head_params
+        from lm.train.step import blueprint, make_step
+
+        self.versions = {"jax": jax.__version__, "flax": flax.__version__}
+        self.mesh, model = sharding.make_mesh(run.mesh), Transformer(run.model)
+        tx, _ = optim.make(run.optimizer, run.train.steps)
+        made = [example(b) for b in batches(w)]
+        self.use = lambda: sharding.use(self.mesh)
+
+        def loss(params, example, rngs):
+            return losses.cross_entropy(
+                params, model.apply, example, rngs=rngs, head_params=head_params, vocab_size=VOCAB
+            )
+
+        with self.use():
+            plan = blueprint(lambda key: model.init(key, made[0])["params"], tx, self.mesh, ema=False)
+            self.step = make_step(loss, tx, plan, optimizer=run.optimizer, train=run.train)
+            self.state = plan.create(run.train.seed)
+        self.parameters = sum(p.size for p in jax.tree.leaves(self.state.params))
+        index = np.arange(w.batch)
+        # Placed as the loader places them, at every step anew, since that is part of a step's cost.
+        place = lambda b: sharding.global_batch(lambda rows: jax.tree.map(lambda x: x[rows], b), index, self.mesh)
+        self.batches = (place(b) for b in itertools.cycle(made))
+
+    def run(self, steps: int) -> float:
+        with self.use():
+            for _ in range(steps):
+                self.state, metrics = self.step(self.state, next(self.batches))
+            return float(metrics["loss"])
+
+
+def example(b: Batch):
+    """Whole rows of one document each, every target counted."""
+    from lm.types import Example, TokenStream
+
+    def stream(tokens: np.ndarray | None) -> TokenStream | None:
+        if tokens is None:
+            return None
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        return TokenStream(tokens, positions, np.ones_like(tokens))
+
+    return Example(stream(b.encoder), stream(b.decoder), b.targets, np.ones(b.targets.shape, np.float32), b.where)
+
+
+def build(workload: str, dtype: str) -> Ours:
+    return Ours(WORKLOADS[workload], dtype)

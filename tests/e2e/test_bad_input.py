@@ -1,0 +1,93 @@
+"""Each mistake: one line that names cause and cure, exit code 2, nothing lost."""
+
+import re
+
+import pytest
+
+CASES = {
+    "unknown key": (["--config.train.stpes=3"], "unknown key config.train.stpes; did you mean 'steps'"),
+    "unknown section": (["--config.trian.steps=3"], "unknown key config.trian; did you mean 'train'"),
+    "wrong type": (["--config.train.steps=many"], "config.train.steps is 'many'; it must be int"),
+    "unknown kind": (["--config.objective.kind=casual"], "config.objective.kind is 'casual'; did you mean 'causal'"),
+    "missing source": (["--config.data.sources.tiny.path=/nowhere/*.jsonl"], "/nowhere"),
+    "vocabulary": (["--config.data.tokenizer.vocab_size=30000", "--config.model.vocab_size=30000"], "30000|vocab"),
+    "tokenizer larger than model": (["--config.model.vocab_size=128"], "model.vocab_size=128 is smaller.*=400 or more"),
+    "batch": (["--config.train.microbatches=3"], "train.batch_size=4 does not divide.*take 3"),
+    "mesh": (
+        ["--config.mesh.tensor=3", "--config.mesh.data=1"],
+        "mesh data=1, fsdp=1, tensor=3 does not divide 1 devices",
+    ),
+    "positions": (["--config.data.decoder_length=65"], "decoder_length=65 is longer than the model's 64 positions"),
+    "objective": (["--config.objective.kind=masked"], "'masked' does not suit the decoder.*span_corruption"),
+    "no length": (["--config.data.decoder_length=None"], "data.decoder_length is None"),
+    "text too short": (
+        ["--config.data.decoder_length=40000", "--config.model.decoder.position.max_length=40000"],
+        "tokens in this split",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(train, tmp_path, case):
+    extra, cause = CASES[case]
+    code, err = train(tmp_path, "decoder.causal", *extra)
+    assert code == 2, err
+    lines = [line for line in err.strip().splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and re.search(cause, lines[0]), err
+    assert "Traceback" not in err
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def write(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", "empty|no documents"),
+        (b'{"text": "caf\xe9"}\n', "invalid utf-8"),
+        (b'{"text": "ok"}\n{"text": \n', "line 2|:2"),
+        (b'{"body": "words"}\n', "body"),
+    ],
+    ids=["empty", "encoding", "json", "field"],
+)
+def test_bad_corpus(train, tmp_path, data, cause):
+    path = write(tmp_path, "bad.jsonl", data)
+    code, err = train(tmp_path / "run", "decoder.causal", f"--config.data.sources.tiny.path={path}")
+    assert code == 2, err
+    assert re.search(cause, err.strip().splitlines()[-1]) and "Traceback" not in err
+
+
+def test_config_file_that_is_not_there(capsys):
+    from lm.train.__main__ import main
+
+    assert main(["--config=configs/quickstrat.py", "--workdir=x"]) == 2
+    assert "no config file configs/quickstrat.py; did you mean 'quickstart'?" in capsys.readouterr().err
+
+
+def test_no_disk_space_before_a_byte_is_written(train, tmp_path, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("lm.checkpoint.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    code, err = train(tmp_path)
+    assert code == 2 and re.search(r"no disk space in .*takes 0\.\d MB and 0\.0 MB are free.*intact", err), err
+    monkeypatch.undo()
+    code, err = train(tmp_path)
+    assert code == 0, err
+
+
+def test_gradients_that_stay_infinite_stop_the_run_with_good_parameters(train, tmp_path):
+    code, err = train(
+        tmp_path,
+        "decoder.causal",
+        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.clip=None",
+        "--config.train.steps=60",
+        "--config.train.max_skipped=4",
+        "--config.checkpoint.every=1000",
+    )
+    assert code == 2 and "not finite" in err, err

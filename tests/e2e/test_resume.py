@@ -1,0 +1,148 @@
+"""Kill it anywhere: it goes on, to the bit. Runs are real processes; the figures are those of summary.json."""
+
+import json
+import signal
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.time() < end, "nothing happened"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+def finish(command, workdir, *extra):
+    process = command(workdir, "decoder.causal", *extra)
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, err
+    return err
+
+
+def test_sigkill_between_and_within_saves_goes_on_to_the_bit(command, uninterrupted, tmp_path):
+    finish(command, uninterrupted)
+    whole = summary(uninterrupted)
+    assert whole["step"] == 12 and whole["tokens_seen"] > 0
+
+    # Killed in the middle: after the first checkpoint is there and before the last step.
+    first = command(tmp_path, "decoder.causal")
+    wait_for((tmp_path / "checkpoints" / "4").exists, first)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert not (tmp_path / "summary.json").exists()
+
+    # Killed again, within a save: a temporary directory stands where a checkpoint will be.
+    second = command(tmp_path, "decoder.causal")
+    checkpoints = tmp_path / "checkpoints"
+    wait_for(lambda: any(checkpoints.glob("*tmp*")) or (checkpoints / "12").exists(), second)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+
+    finish(command, tmp_path)
+    resumed = summary(tmp_path)
+    assert resumed["params_sha256"] == whole["params_sha256"]
+    for key in ("heldout", "tokens_seen", "tokens_with_loss", "step"):
+        assert resumed[key] == whole[key]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps), "steps that were done twice are logged once"
+
+
+def test_sigterm_saves_and_exits_with_75(command, uninterrupted, tmp_path):
+    process = command(tmp_path, "decoder.causal", "--config.checkpoint.every=1000")
+    wait_for((tmp_path / "metrics.jsonl").exists, process)
+    wait_for(lambda: len((tmp_path / "metrics.jsonl").read_text()) > 0, process)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 75, err
+    assert "saved" in err
+    assert len(list((tmp_path / "checkpoints").iterdir())) >= 1
+    finish(command, tmp_path, "--config.checkpoint.every=1000")
+    assert summary(tmp_path)["params_sha256"] == summary(uninterrupted)["params_sha256"]
+
+
+def copy(source: Path, target: Path) -> Path:
+    import shutil
+
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return target
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "unfinished"])
+def test_a_damaged_checkpoint_is_named_and_the_step_before_is_used(train, uninterrupted, tmp_path, harm):
+    workdir = copy(uninterrupted, tmp_path)
+    whole = summary(workdir)
+    step = workdir / "checkpoints" / "12"
+    files = [p for p in (step / "state").rglob("*") if p.is_file()]
+    victim = max(files, key=lambda p: p.stat().st_size)
+    data = victim.read_bytes()
+    if harm == "truncated":
+        victim.write_bytes(data[: len(data) // 2])
+    elif harm == "flipped":
+        victim.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    else:
+        (step / "SHA256.json").unlink()
+    with pytest.warns(UserWarning, match=r"checkpoints/12 is damaged: .*(cut short|not finished).*step before"):
+        code, err = train(workdir)
+    assert code == 0, err
+    assert "going on from step 8" in err
+    assert summary(workdir)["params_sha256"] == whole["params_sha256"]
+    assert (workdir / "damaged" / "12").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ("--config.optimizer.learning_rate=0.02", "config differs.*learning_rate: 0.01 -> 0.02.*--allow_changes"),
+        ("--config.model.width=64", "another model.*model.width: 32 -> 64.*another --workdir"),
+        ("--config.data.tokenizer.vocab_size=410", "another tokenizer"),
+    ],
+)
+def test_a_changed_run_is_refused_with_a_diff(train, uninterrupted, change, cause):
+    import re
+
+    before = sorted(p.name for p in (uninterrupted / "checkpoints").iterdir())
+    code, err = train(uninterrupted, "decoder.causal", change)
+    assert code == 2 and err.count("error:") == 1
+    assert re.search(cause, err), err
+    assert sorted(p.name for p in (uninterrupted / "checkpoints").iterdir()) == before
+
+
+def test_what_may_change_does_so_by_flag(train, uninterrupted, tmp_path):
+    workdir = copy(uninterrupted, tmp_path)
+    code, err = train(workdir, "decoder.causal", "--config.train.steps=14", "--allow_changes")
+    assert code == 0, err
+    assert summary(workdir)["step"] == 14
+
+
+def test_two_runs_in_one_directory(train, tmp_path):
+    from lm.train.rundir import RunDir
+
+    first = RunDir(tmp_path)
+    code, err = train(tmp_path)
+    assert code == 2 and "another run" in err and str(tmp_path) in err
+    first.close()
+
+
+def test_a_finished_run_started_again_says_the_same(train, uninterrupted, tmp_path):
+    workdir = copy(uninterrupted, tmp_path)
+    before = summary(workdir)
+    with warnings.catch_warnings():
+        code, err = train(workdir)
+    after = summary(workdir)
+    assert code == 0, err
+    assert after["params_sha256"] == before["params_sha256"]
+    assert after["heldout"] == before["heldout"]

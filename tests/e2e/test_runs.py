@@ -1,0 +1,54 @@
+"""Every architecture under every objective that suits it: trains, learns, evaluates, samples, reports."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lm.config import kind_of, load
+from lm.objectives import SUITS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("what", [f"{a}.{kind_of(o)}" for a, o in SUITS])
+def test_trains(train, tmp_path, what):
+    steps = "--config.train.steps=40"
+    code, err = train(tmp_path, what, steps, "--config.evaluate.every=10", "--config.checkpoint.every=None")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    heldout = [row["heldout/loss"] for row in rows if "heldout/loss" in row]
+    assert heldout[-1] < heldout[0] - 0.05, heldout
+    assert summary["tokens_seen"] >= summary["tokens_with_loss"] > 0
+    assert summary["seconds"]["train"] > 0 and summary["model_flops"] > 0
+    assert ("bits_per_byte" in summary["heldout"]) == what.endswith("causal")
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {s["step"] for s in samples} == {10, 20, 30, 40} and all(s["text"] for s in samples[-1:])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["versions"]["jax"] and len(manifest["data_fingerprint"]) == 64
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page and "Samples at step 40" in page
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_resolves(path):
+    run = load(str(path))
+    assert load_again(run) == run
+    assert "python -m lm.train" in path.read_text(), "a config's docstring gives its command"
+
+
+def load_again(run):
+    from lm.config import from_json, to_json
+
+    return from_json(to_json(run))
+
+
+def test_dry_run_writes_nothing(flags, tmp_path, capsys):
+    from lm.train.__main__ import main
+
+    assert main([*flags(), "--dry_run", f"--workdir={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    for words in ("parameters", "model FLOPs a step", "temporaries, bytes a device", '"learning_rate": 0.01'):
+        assert words in out
+    assert not (tmp_path / "run").exists()

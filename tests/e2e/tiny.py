@@ -1,0 +1,37 @@
+"""A run of seconds, for tests: `--config=tests/e2e/tiny.py:decoder.causal`, or any architecture and objective that suit."""
+
+from ml_collections import config_dict
+
+LENGTHS = {
+    "decoder": dict(decoder_length=32),
+    "encoder": dict(encoder_length=32),
+    "encoder_decoder": dict(encoder_length=32, decoder_length=32),
+}
+
+
+def get_config(what="decoder.causal"):
+    architecture, objective = what.split(".")
+    block = dict(attention=dict(num_heads=2), ffn=dict(hidden=64), dropout=0.1)
+    stack = dict(num_layers=2, blocks=dict(L=block), position=dict(kind="learned", max_length=64))
+    cross = stack | dict(blocks=dict(L=block | dict(cross=architecture == "encoder_decoder")))
+    c = config_dict.ConfigDict()
+    c.model = dict(
+        vocab_size=512,
+        width=32,
+        encoder=stack if "encoder" in architecture else None,
+        decoder=cross if "decoder" in architecture else None,
+    )
+    c.data = dict(
+        sources=dict(tiny=dict(kind="jsonl", path="unset")),
+        tokenizer=dict(vocab_size=400),
+        dedup=dict(near=None),
+        holdout=0.2,
+        **LENGTHS[architecture],
+    )
+    c.objective = dict(kind=objective)
+    c.optimizer = dict(learning_rate=0.01, schedule=dict(warmup=5))
+    c.train = dict(steps=12, batch_size=4)
+    c.checkpoint = dict(every=4)
+    c.evaluate = dict(every=6, rows=4)
+    c.log = dict(every=2, samples=("The ", "a [MASK] b"), sample_tokens=4, tensorboard=False)
+    return c

@@ -1,0 +1,143 @@
+"""With 8 simulated devices (see test_multidevice.py): sharded is unsharded, and things really are sharded."""
+
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fixtures import rows, run
+
+from lm import config, losses, optim, sharding
+from lm.checkpoint import Checkpoints
+from lm.data.rows import blank, stack
+from lm.errors import UserError
+from lm.models.transformer import Transformer, head_params
+from lm.train.step import blueprint, make_step
+
+LENGTHS = {
+    "decoder": (config.Causal(), dict(decoder_length=16)),
+    "encoder": (config.Masked(), dict(encoder_length=16)),
+    "encoder_decoder": (config.SpanCorruption(), dict(encoder_length=16, decoder_length=16)),
+}
+MESHES = {
+    "data": config.Mesh(data=8),
+    "fsdp": config.Mesh(data=1, fsdp=8),
+    "tensor": config.Mesh(data=2, tensor=4),
+    "all": config.Mesh(data=2, fsdp=2, tensor=2),
+}
+
+
+def start(r, data, devices=None):
+    mesh = sharding.make_mesh(r.mesh, devices)
+    model = Transformer(r.model)
+    tx, _ = optim.make(r.optimizer, r.train.steps)
+    example = jax.tree.map(jnp.asarray, stack([blank(data.objective.lengths)] * 8))
+    loss = partial(losses.cross_entropy, head_params=head_params, vocab_size=512)
+    with sharding.use(mesh):
+        plan = blueprint(lambda key: model.init(key, example)["params"], tx, mesh, ema=False)
+        step = make_step(
+            lambda p, e, rngs: loss(p, model.apply, e, rngs=rngs), tx, plan, optimizer=r.optimizer, train=r.train
+        )
+    return mesh, plan, step
+
+
+def steps(r, data, count, devices=None):
+    mesh, plan, step = start(r, data, devices)
+    seen = []
+    with sharding.use(mesh):
+        state = plan.create(0)
+        for s in range(count):
+            state, metrics = step(state, sharding.global_batch(data.rows, np.arange(8 * s, 8 * s + 8), mesh))
+            seen.append(float(metrics["loss"]))
+    return state, seen
+
+
+@cache
+def unsharded(architecture):
+    objective, lengths = LENGTHS[architecture]
+    data = rows(architecture, objective, **lengths)
+    return data, steps(run(architecture, objective, config.Mesh()), data, 4, jax.devices()[:1])
+
+
+CASES = [("decoder", strategy) for strategy in MESHES] + [("encoder", "all"), ("encoder_decoder", "all")]
+
+
+@pytest.mark.parametrize(("architecture", "strategy"), CASES)
+def test_sharded_is_unsharded(architecture, strategy):
+    data, one = unsharded(architecture)
+    many = steps(run(architecture, LENGTHS[architecture][0], MESHES[strategy]), data, 4)
+    np.testing.assert_allclose(many[1], one[1], rtol=2e-5)
+    assert many[1][-1] < many[1][0]
+    for a, b in zip(jax.tree.leaves(many[0].params), jax.tree.leaves(one[0].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-4)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_parameters_moments_and_activations_are_really_sharded(scan):
+    r = run("decoder", config.Causal(), MESHES["all"], scan=scan)
+    data = rows("decoder", config.Causal(), decoder_length=16)
+    mesh, plan, step = start(r, data)
+    assert sharding.uncovered(plan.abstract.params, plan.shardings.params, mesh, least=1024) == []
+    with sharding.use(mesh):
+        state = plan.create(0)
+        batch = sharding.global_batch(data.rows, np.arange(8), mesh)
+        text = step.lower(state, batch).compile().as_text()
+    whole, share = (
+        sum(f(x) for x in jax.tree.leaves((state.params, state.opt_state))) for f in (lambda x: x.size, shard)
+    )
+    assert share < 0.3 * whole, "fsdp=2 x tensor=2 leaves about a quarter on a device"
+    # 8 rows over data x fsdp = 4 shards: a hidden activation is [2 rows * 16, 64 hidden / 2 tensor] on a device.
+    assert "f32[32,32]" in text and "f32[128,64]" not in text
+    assert "all-gather" in text and ("all-reduce" in text or "reduce-scatter" in text)
+
+
+def shard(x):
+    return int(np.prod(x.sharding.shard_shape(x.shape)))
+
+
+def test_a_checkpoint_moves_to_another_topology(tmp_path):
+    data = rows("decoder", config.Causal(), decoder_length=16)
+    r = run("decoder", config.Causal(), MESHES["all"])
+    state, _ = steps(r, data, 3)
+    saved = Checkpoints(tmp_path, config.Checkpoint(), r, b"tokenizer")
+    saved.save(state)
+    saved.wait()
+    for devices, mesh in ((8, config.Mesh(fsdp=4)), (2, config.Mesh(fsdp=2)), (1, config.Mesh())):
+        new_mesh, plan, step = start(run("decoder", config.Causal(), mesh), data, jax.devices()[:devices])
+        with sharding.use(new_mesh):
+            moved = saved.restore(3, plan.targets())
+            for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(state), strict=True):
+                np.testing.assert_array_equal(a, b)
+            moved, metrics = step(moved, sharding.global_batch(data.rows, np.arange(24, 32), new_mesh))
+            assert np.isfinite(metrics["loss"]) and int(moved.step) == 4
+    saved.close()
+
+
+def test_what_does_not_divide_is_named():
+    with pytest.raises(UserError, match=r"mesh data=3, fsdp=1, tensor=1 does not divide 8 devices"):
+        sharding.make_mesh(config.Mesh(data=3))
+    mesh = sharding.make_mesh(config.Mesh())
+    with pytest.raises(UserError, match=r"batch_size=12 does not divide over 8 data shards x 1 microbatches; take 16"):
+        sharding.check_batch(12, 1, mesh)
+    with pytest.raises(UserError, match=r"axis 'heads' of 4 does not divide over tensor=8"):
+        start(
+            run("decoder", config.Causal(), config.Mesh(data=1, tensor=8)),
+            rows("decoder", config.Causal(), decoder_length=16),
+        )
+
+
+def test_unknown_axis_names_raise():
+    import flax.linen as nn
+
+    mesh = sharding.make_mesh(config.Mesh())
+    boxed = {"kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 4), jnp.float32), ("embed", "hiden"))}
+    with pytest.raises(ValueError, match="unknown axis name 'hiden'; did you mean 'hidden'"):
+        sharding.param_shardings(boxed, mesh)
+    with pytest.raises(ValueError, match="kernel names no axes"):
+        sharding.param_shardings({"kernel": jax.ShapeDtypeStruct((4,), jnp.float32)}, mesh)

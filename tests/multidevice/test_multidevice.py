@@ -1,0 +1,55 @@
+"""Starts the cases with simulated devices, each file in processes of its own: devices are counted when jax starts."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def environment(devices: int) -> dict[str, str]:
+    # What is compiled runs for milliseconds: compile it fast instead of well.
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = f"--xla_force_host_platform_device_count={devices} {quick}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""}
+
+
+def test_eight_devices():
+    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(HERE / "cases.py")]
+    done = subprocess.run(words, env=environment(8), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_global_batch_is_the_same_for_any_number_of_hosts(processes, reference):
+    assert digests(processes) == reference
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return digests(1)
+
+
+def digests(processes: int) -> list[str]:
+    """The digests of some global batches, as each of the processes saw them; all must agree."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    words = [sys.executable, str(HERE / "hosts.py"), str(port), str(processes)]
+    started = [
+        subprocess.Popen(
+            [*words, str(i)], env=environment(4 // processes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(processes)
+    ]
+    outs = [p.communicate(timeout=300) for p in started]
+    assert all(p.returncode == 0 for p in started), outs
+    # Gloo, too, writes to standard output.
+    seen = [[line for line in out.splitlines() if line.startswith("digest ")] for out, _ in outs]
+    assert all(s == seen[0] and len(s) == 4 for s in seen)
+    return seen[0]

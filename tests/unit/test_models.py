@@ -1,0 +1,512 @@
+"""The trunk against itself: decoded = whole, scanned = unrolled, recomputed = kept; each setting does what it says."""
+
+import dataclasses
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lm import config
+from lm.config import Alibi, Attention, Block, Buckets, Embed, Head, Learned, Mlp, Model, Norm, Rope, Sinusoidal, Stack
+from lm.generate import fill, generate, left_padded
+from lm.models.attention import attend
+from lm.models.layers import ACTIVATIONS
+from lm.models.positions import rotate
+from lm.models.transformer import Transformer, num_turns, stack_turns
+from lm.types import Example, Mask, TokenStream
+
+V, D, T = 23, 16, 10
+BLOCK = Block(Attention(4), Mlp(24))
+
+
+def decoder(block=BLOCK, position=None, **changes) -> Model:
+    stack = {f.name: changes.pop(f.name) for f in dataclasses.fields(Stack) if f.name in changes}
+    blocks = stack.pop("blocks", {"L": block})
+    settings = dict(embed_init_std=1.0) | changes
+    return Model(V, D, decoder=Stack(stack.pop("num_layers", 2), blocks, position=position, **stack), **settings)
+
+
+def both(position=None, **stack) -> Model:
+    make = lambda cross: Stack(2, {"L": replace(BLOCK, cross=cross)}, position=position, **stack)
+    return Model(V, D, encoder=make(False), decoder=make(True), embed_init_std=1.0)
+
+
+def stream(tokens, segments=None, prefix=None) -> TokenStream:
+    tokens = np.asarray(tokens, np.int32)
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return TokenStream(tokens, positions, np.ones_like(tokens) if segments is None else segments, prefix)
+
+
+def random_stream(seed=0, length=T, batch=2, **settings) -> TokenStream:
+    return stream(np.random.default_rng(seed).integers(1, V, (batch, length)), **settings)
+
+
+def example_for(model: Model) -> Example:
+    return Example(
+        random_stream(1, 7) if model.encoder else None, random_stream() if model.decoder else None, None, None
+    )
+
+
+def start(model: Model, example=None, seed=0):
+    """(module, parameters): every parameter off its initial value, so that biases and scales matter."""
+    module, example = Transformer(model), example or example_for(model)
+
+    @jax.jit
+    def init(key):
+        params = nn.unbox(module.init(key, example))["params"]
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        noisy = [x + 0.1 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(tree, noisy)
+
+    return module, init(jax.random.key(seed))
+
+
+def logits(model: Model, params, example) -> np.ndarray:
+    return np.asarray(jax.jit(Transformer(model).apply)({"params": params}, example), np.float32)
+
+
+def run(model: Model, example=None) -> np.ndarray:
+    example = example or example_for(model)
+    return logits(model, start(model, example)[1], example)
+
+
+def close(a, b, atol=2e-5):
+    np.testing.assert_allclose(a, b, atol=atol, rtol=0)
+
+
+# --------------------------------------------------------------------------------------------------------- decoding
+
+
+def decoded(model: Model, params, example: Example, first: int) -> np.ndarray:
+    """Logits of a prompt of `first` tokens at once, then token by token through the cache."""
+    module, variables, s = Transformer(model), {"params": params}, example.decoder
+    length, across = s.tokens.shape[1], ()
+    if example.encoder is not None:
+        across = (
+            jax.jit(lambda e: module.apply(variables, e, method="encode"))(example.encoder),
+            example.encoder.segments,
+        )
+
+    @jax.jit
+    def step(cache, part, *across):
+        settings = dict(cache_length=length, method="decode", mutable=["cache"])
+        hidden, cache = module.apply(variables | cache, part, *across, **settings)
+        return cache, module.apply(variables, hidden, method="logits")
+
+    cut = lambda a, b: jax.tree.map(lambda x: x[:, a:b], s)
+    cache, out = step({}, cut(0, first), *across)
+    parts = [out]
+    for t in range(first, length):
+        cache, out = step(cache, cut(t, t + 1))
+        parts.append(out)
+    return np.concatenate(parts, axis=1)
+
+
+DECODERS = {
+    "rope": decoder(position=Rope()),
+    "gqa": decoder(replace(BLOCK, attention=Attention(4, 2)), Rope(fraction=0.5, interleaved=True)),
+    "mqa, learned": decoder(replace(BLOCK, attention=Attention(4, 1, bias=True, qk_norm=True)), Learned(16, offset=2)),
+    "alibi": decoder(position=Alibi()),
+    "buckets": decoder(position=Buckets(8, 8)),
+    "sinusoidal": decoder(replace(BLOCK, parallel=True), Sinusoidal()),
+    "window": decoder(replace(BLOCK, attention=Attention(4, window=3, softcap=5.0)), Rope()),
+    "scanned LG": decoder(
+        blocks={"L": replace(BLOCK, attention=Attention(4, window=3)), "G": BLOCK},
+        pattern="LG",
+        num_layers=4,
+        scan=True,
+        position=Rope(),
+    ),
+    "encoder-decoder": both(Buckets(8, 8)),
+    "encoder-decoder, scanned": both(Learned(16), scan=True),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoding_with_a_cache_is_the_whole_forward_pass(name):
+    model = DECODERS[name]
+    example = example_for(model)
+    if model.encoder:  # a padded source
+        segments = np.array([[1] * 7, [1] * 4 + [0] * 3], np.int32)
+        example = example.replace(encoder=example.encoder.replace(segments=segments))
+    _, params = start(model, example)
+    close(decoded(model, params, example, first=3), logits(model, params, example))
+
+
+def test_decoding_behind_a_prefix():
+    """What the prompt's tokens see of each other stays in the cache."""
+    model = DECODERS["rope"]
+    example = Example(None, random_stream(prefix=np.arange(T)[None].repeat(2, 0) < 4), None, None)
+    _, params = start(model, example)
+    whole = logits(model, params, example)
+    close(decoded(model, params, example, first=4), whole)
+    assert np.abs(whole - logits(model, params, example_for(model)))[:, :3].max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["rope", "mqa, learned", "alibi", "buckets", "window"])
+def test_left_padded_prompts_go_on_as_each_alone(name):
+    model = DECODERS[name]
+    module, params = start(model)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, V, n).astype(np.int32) for n in (2, 6, 4)]
+    settings = dict(new_tokens=5, temperature=0.0)
+    together = generate(module, params, left_padded(prompts), jax.random.key(0), **settings)
+    for prompt, row in zip(prompts, np.asarray(together), strict=True):
+        tokens = prompt.tolist()
+        for _ in range(5):  # without a cache, greedily; padded behind, which a causal model cannot see
+            padded = np.array([tokens + [0] * (11 - len(tokens))])
+            whole = logits_of(module, params, Example(None, stream(padded), None, None))
+            tokens.append(int(whole[0, len(tokens) - 1].argmax()))
+        assert row.tolist() == tokens[len(prompt) :]
+
+
+@jax.jit
+def _no_op(x):
+    return x
+
+
+def logits_of(module, params, example):
+    return np.asarray(_apply(module, params, example))
+
+
+_apply = jax.jit(lambda module, params, example: module.apply({"params": params}, example), static_argnums=0)
+
+
+def test_generate_stops_and_avoids_what_is_forbidden():
+    module, params = start(DECODERS["rope"])
+    prompt, key = left_padded([np.array([3, 4, 5], np.int32)] * 4), jax.random.key(1)
+    free = np.asarray(generate(module, params, prompt, key, new_tokens=8))
+    assert len({tuple(r) for r in free.tolist()}) == 4  # rows are drawn independently
+    eos = int(free[0, 2])
+    stopped = np.asarray(generate(module, params, prompt, key, new_tokens=8, eos_id=eos))
+    end = free[0].tolist().index(eos)
+    assert stopped[0].tolist() == free[0, :end].tolist() + [eos] * (8 - end)
+    allowed = np.asarray(generate(module, params, prompt, key, new_tokens=8, forbidden=jnp.arange(V) < 20))
+    assert allowed.min() >= 20
+
+
+def test_generate_from_an_encoder():
+    model = DECODERS["encoder-decoder"]
+    module, params = start(model)
+    sources = [np.array([5, 6, 7, 8], np.int32), np.array([9, 10], np.int32)]
+    begin = lambda n: left_padded([np.array([1], np.int32)] * n)
+    make = lambda s: generate(
+        module, params, begin(len(s)), jax.random.key(0), new_tokens=4, temperature=0.0, encoder=left_padded(s)
+    )
+    together = np.asarray(make(sources))
+    np.testing.assert_array_equal(together, np.concatenate([np.asarray(make([s])) for s in sources]))
+
+
+def test_fill_is_the_likeliest_token():
+    model = Model(V, D, encoder=Stack(1, {"L": BLOCK}, position=Learned(16)))
+    module, params = start(model)
+    example = example_for(model)
+    best = fill(module, params, example.encoder)
+    np.testing.assert_array_equal(best, logits(model, params, example).argmax(-1))
+
+
+# ----------------------------------------------------------------------------------------- scanned, recomputed, bf16
+
+
+def with_stacks(model: Model, **changes) -> Model:
+    return replace(
+        model, **{n: replace(getattr(model, n), **changes) for n in ("encoder", "decoder") if getattr(model, n)}
+    )
+
+
+def value_and_gradients(model: Model, params, example):
+    module = Transformer(model)
+    loss = lambda p: jnp.mean(jnp.sin(module.apply({"params": p}, example)))
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("name", ["scanned LG", "encoder-decoder", "alibi"])
+def test_scanned_is_unrolled(name):
+    unrolled, scanned = (with_stacks(DECODERS[name], scan=scan) for scan in (False, True))
+    example = example_for(unrolled)
+    _, params = start(unrolled, example)
+    value, grads = value_and_gradients(unrolled, params, example)
+    stacked = jax.jit(stack_turns)(params)
+    shapes = jax.eval_shape(lambda k: nn.unbox(Transformer(scanned).init(k, example))["params"], jax.random.key(0))
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
+    scanned_value, scanned_grads = value_and_gradients(scanned, stacked, example)
+    close(scanned_value, value, 1e-6)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), scanned_grads, jax.jit(stack_turns)(grads))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_recomputing_changes_nothing(remat, scan):
+    model = decoder(position=Rope(), scan=scan)
+    example = example_for(model)
+    _, params = start(model)
+    kept = value_and_gradients(model, params, example)
+    again = value_and_gradients(with_stacks(model, remat=remat), params, example)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), again, kept)
+
+
+def test_a_pattern_repeats_to_the_depth():
+    small, large = replace(BLOCK, ffn=Mlp(8)), replace(BLOCK, ffn=Mlp(40))
+    stack = Stack(5, {"S": small, "L": large}, "SSL")
+    assert stack.letters() == "SSLSS"
+    with pytest.raises(ValueError, match="no multiple of the pattern 'SSL'"):
+        num_turns(stack)
+    shapes = jax.eval_shape(lambda: start(decoder(blocks=stack.blocks, pattern="SSL", num_layers=5))[1])["decoder"]
+    hidden = {(t, b): shapes[t][b]["ffn"]["up"]["kernel"].shape[1] for t in ("turn_0", "turn_1") for b in shapes[t]}
+    assert hidden == {
+        ("turn_0", "block_0"): 8,
+        ("turn_0", "block_1"): 8,
+        ("turn_0", "block_2"): 40,
+        ("turn_1", "block_0"): 8,
+        ("turn_1", "block_1"): 8,
+    }
+
+
+def test_windows_reach_as_far_as_their_pattern_says():
+    """Token 0 reaches the place t through windows alone if t <= layers * (window - 1); a global layer sees all."""
+    local = replace(BLOCK, attention=Attention(4, window=3))
+    for pattern, reach in (("L", 4), ("LG", T - 1)):
+        model = decoder(blocks={"L": local, "G": BLOCK}, pattern=pattern, position=Rope())
+        s = random_stream()
+        _, params = start(model, Example(None, s, None, None))
+        changed = s.replace(tokens=np.where(np.arange(T) == 0, s.tokens % (V - 1) + 1, s.tokens))
+        a, b = (logits(model, params, Example(None, x, None, None)) for x in (s, changed))
+        differ = np.flatnonzero(np.abs(a - b).max((0, 2)))
+        assert differ.tolist() == list(range(reach + 1))
+
+
+def test_an_encoder_window_is_half_to_each_side():
+    block = replace(BLOCK, attention=Attention(4, window=4))
+    model = Model(V, D, encoder=Stack(1, {"L": block}, position=Rope()), embed_init_std=1.0)
+    s = random_stream()
+    _, params = start(model, Example(s, None, None, None))
+    changed = s.replace(tokens=np.where(np.arange(T) == 5, s.tokens % (V - 1) + 1, s.tokens))
+    a, b = (logits(model, params, Example(x, None, None, None)) for x in (s, changed))
+    assert np.flatnonzero(np.abs(a - b).max((0, 2))).tolist() == [3, 4, 5, 6, 7]
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_parameters():
+    model = decoder(replace(BLOCK, attention=Attention(4, qk_norm=True)), Rope(), head=Head(tied=False, bias=True))
+    half = replace(model, dtype="bfloat16")
+    example = example_for(model)
+    module, params = start(half, example)
+    assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
+    out = jax.jit(module.apply)({"params": params}, example)
+    assert out.dtype == jnp.bfloat16
+    whole = logits(model, params, example)
+    assert 0 < np.abs(np.asarray(out, np.float32) - whole).max() < 0.05 * np.abs(whole).max()
+    grads = value_and_gradients(half, params, example)[1]
+    assert {str(x.dtype) for x in jax.tree.leaves(grads)} == {"float32"}
+    stored = start(replace(half, param_dtype="bfloat16"))[1]
+    assert {str(x.dtype) for x in jax.tree.leaves(stored)} == {"bfloat16"}
+
+
+# ---------------------------------------------------------------------------------------------------- what settings do
+
+
+def test_dropout_is_on_exactly_with_an_rng():
+    rate = 0.5
+    off = decoder(position=Rope())
+    places = {
+        "attention": decoder(replace(BLOCK, attention=Attention(4, dropout=rate)), Rope()),
+        "ffn": decoder(replace(BLOCK, ffn=Mlp(24, dropout=rate)), Rope()),
+        "block": decoder(replace(BLOCK, dropout=rate), Rope()),
+        "embed": decoder(position=Rope(), embed=Embed(dropout=rate)),
+    }
+    example = example_for(off)
+    _, params = start(off)
+    expected = logits(off, params, example)
+    for model in places.values():
+        apply = jax.jit(lambda key, m=model: Transformer(m).apply({"params": params}, example, rngs={"dropout": key}))
+        a, b = apply(jax.random.key(0)), apply(jax.random.key(1))
+        close(logits(model, params, example), expected, 1e-6)
+        assert np.abs(a - b).max() > 0.01 and np.abs(a - expected).max() > 0.01
+        np.testing.assert_array_equal(a, apply(jax.random.key(0)))
+
+
+def test_dropout_differs_from_layer_to_layer_when_scanned():
+    """With layers of equal parameters, equal masks would give equal layers."""
+    model = decoder(replace(BLOCK, dropout=0.5), Rope(), scan=True, num_layers=2)
+    example = example_for(model)
+    _, params = start(model)
+
+    def layer_outputs(key):
+        twin = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), params["decoder"]["turns"])
+        tree = params | {"decoder": params["decoder"] | {"turns": twin}}
+        with nn.intercept_methods(record):
+            Transformer(model).apply({"params": tree}, example, rngs={"dropout": key}, method="hidden")
+
+    kept = []
+
+    def record(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if isinstance(context.module, nn.Dropout):
+            jax.debug.callback(lambda x: kept.append(np.asarray(x) == 0), out)
+        return out
+
+    jax.jit(layer_outputs)(jax.random.key(0))
+    jax.effects_barrier()
+    assert len(kept) == 4
+    assert all((a != b).any() for i, a in enumerate(kept) for b in kept[:i])
+
+
+def norm(x, p, eps=1e-5):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * p["scale"] + p["bias"]
+
+
+@pytest.mark.parametrize("norm_at", [(), ("in",), ("out",), ("res",), ("in", "res"), ("in", "res", "out")])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_where_norms_sit(norm_at, parallel):
+    """y = out(x + res(f(in(x)))), written out for one layer, with attention and feed-forward as the model's own."""
+    block = replace(BLOCK, norm_at=norm_at, parallel=parallel)
+    model = decoder(block, num_layers=1, final_norm=False)
+    example = example_for(model)
+    module, params = start(model, example)
+    p = jax.tree.map(np.asarray, params["decoder"]["turn_0"]["block_0"])
+    kernel = lambda *path: (lambda q: q["kernel"])(p[path[0]][path[1]])
+
+    def attention(x):
+        q, k, v = (np.einsum("btd,dnh->btnh", x, kernel("attention", n)) for n in ("query", "key", "value"))
+        scores = np.einsum("btnh,bsnh->bnts", q, k) / (D // 4) ** 0.5
+        scores = np.where(np.tril(np.ones((T, T), bool)), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        return np.einsum("bnts,bsnh,nhd->btd", weights, v, kernel("attention", "out"))
+
+    def ffn(x):
+        h = x @ kernel("ffn", "up")
+        return 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))) @ kernel("ffn", "down")
+
+    at = lambda place, name, y: norm(y, p[f"{name}_{place}_norm"]) if place in norm_at else y
+    residual = lambda name, f, x: at("out", name, x + at("res", name, f(at("in", name, x))))
+    table = np.asarray(params["embed"]["tokens"]["embedding"])
+    x = table[example.decoder.tokens]
+    if parallel:
+        x = residual("block", lambda y: attention(y) + ffn(y), x)
+    else:
+        x = residual("ffn", ffn, residual("attention", attention, x))
+    close(logits(model, params, example), x @ table.T, 1e-4)
+    assert len([n for n in p if n.endswith("norm")]) == len(norm_at) * (1 if parallel else 2)
+
+
+def test_attend_with_groups_softcap_and_bias():
+    rng = np.random.default_rng(0)
+    B, S, N, K, H = 2, 5, 4, 2, 3
+    q, k, v = (rng.normal(size=(B, S, n, H)).astype(np.float32) for n in (N, K, K))
+    bias = rng.normal(size=(N, S, S)).astype(np.float32)
+    segments = np.ones((B, S), np.int32)
+    mask = Mask(segments, segments, causal=True)
+    got = jax.jit(lambda: attend(q, k, v, mask=mask, bias_NTS=bias, scale=0.7, softcap=1.5))()
+    for b in range(B):
+        for n in range(N):
+            scores = 1.5 * np.tanh(0.7 * q[b, :, n] @ k[b, :, n // 2].T / 1.5) + bias[n]
+            scores = np.where(np.tril(np.ones((S, S), bool)), scores, -np.inf)
+            weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+            close(got[b, :, n], weights @ v[b, :, n // 2])
+
+
+def test_mask_docstring():
+    segments = np.array([[1, 1, 1, 2, 2, 0]])
+    prefix = np.array([[1, 1, 0, 1, 0, 0]], bool)
+    seen = np.asarray(Mask(segments, segments, prefix, causal=True).dense())[0].astype(int)
+    assert seen.tolist() == [
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_a_gated_mlp():
+    model = decoder(replace(BLOCK, ffn=Mlp(24, "silu", gated=True, bias=True)), num_layers=1)
+    example = example_for(model)
+    module, params = start(model, example)
+    ffn, captured = params["decoder"]["turn_0"]["block_0"]["ffn"], {}
+
+    def record(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if context.module.name == "ffn":
+            captured.update(x=args[0], y=out)
+        return out
+
+    @jax.jit
+    def inside():
+        with nn.intercept_methods(record):
+            module.apply({"params": params}, example)
+        return dict(captured)
+
+    io = jax.tree.map(np.asarray, inside())
+    line = lambda name, x: x @ np.asarray(ffn[name]["kernel"]) + np.asarray(ffn[name]["bias"])
+    up = line("up", io["x"])
+    close(io["y"], line("down", up / (1 + np.exp(-up)) * line("gate", io["x"])), 1e-5)
+
+
+def test_head_softcap_scale_and_bias():
+    plain = decoder(num_layers=1)
+    example = example_for(plain)
+    _, params = start(plain, example)
+    base = logits(plain, params, example)
+    bias = np.linspace(-1, 1, V, dtype=np.float32)
+    model = replace(plain, head=Head(bias=True, scale=0.5, softcap=2.0))
+    got = logits(model, params | {"head": {"bias": bias}}, example)
+    close(got, 2 * np.tanh((base + bias) * 0.5 / 2), 1e-5)
+
+
+def test_logits_at_the_places_asked_for():
+    model = Model(V, D, encoder=Stack(1, {"L": BLOCK}, position=Rope()), head=Head(transform="gelu", bias=True))
+    s = random_stream()
+    where = np.array([[1, 4], [9, 0]], np.int32)
+    _, params = start(model, Example(s, None, None, None))
+    whole = logits(model, params, Example(s, None, None, None))
+    some = logits(model, params, Example(s, None, None, None, where))
+    close(some, np.take_along_axis(whole, where[..., None], 1), 1e-6)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotation_depends_on_distance_alone(interleaved):
+    rope = Rope(fraction=0.5, interleaved=interleaved)
+    q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
+    turn = jax.jit(lambda x, at: rotate(x, at, rope))
+    product = lambda i, j: float(np.sum(turn(q, np.array([[i]])) * turn(k, np.array([[j]]))))
+    assert abs(product(3, 1) - product(103, 101)) < 1e-4
+    assert abs(product(3, 1) - product(3, 2)) > 1e-3
+    np.testing.assert_array_equal(turn(q, np.array([[7]]))[..., 4:], q[..., 4:])
+
+
+def test_activations():
+    x = np.linspace(-4, 4, 41, dtype=np.float32)
+    for name, theirs in dict(
+        gelu=lambda x: nn.gelu(x, approximate=False), gelu_tanh=nn.gelu, relu=nn.relu, silu=nn.silu
+    ).items():
+        close(jax.jit(ACTIVATIONS[name])(x), jax.jit(theirs)(x), 1e-6)
+
+
+def test_sinusoidal_positions():
+    from lm.models.positions import sinusoidal
+
+    got = np.asarray(jax.jit(lambda: sinusoidal(jnp.arange(20)[None], 6))())[0]
+    for t in range(20):
+        for i in range(3):
+            angle = t / 10_000 ** (2 * i / 6)
+            close(got[t, 2 * i : 2 * i + 2], [np.sin(angle), np.cos(angle)], 1e-5)
+
+
+def test_initial_logits_are_near_uniform():
+    """A fresh model with the default embedding scale knows nothing: its loss is close to log V."""
+    model = decoder(position=Rope(), embed_init_std=0.02)
+    example = example_for(model)
+    params = jax.jit(lambda k: nn.unbox(Transformer(model).init(k, example))["params"])(jax.random.key(0))
+    probabilities = jax.nn.softmax(logits(model, params, example), axis=-1)
+    assert 0.5 / V < probabilities.min() and probabilities.max() < 2 / V
+
+
+def test_config_of_a_model_is_hashable():
+    assert hash(DECODERS["scanned LG"]) == hash(config.build(Model, config.to_dict(DECODERS["scanned LG"])))
+    assert Norm() == Norm()

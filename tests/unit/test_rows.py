@@ -1,0 +1,286 @@
+"""Row i is a function of (seed, i) alone; every token has its turn; documents in a row do not see each other."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from lm import config, losses, objectives
+from lm.config import Attention, Block, Buckets, Learned, Mlp, Model, Rope, Stack
+from lm.data.rows import Rows, blank, fill, mixture, pack, permute, stack
+from lm.errors import UserError
+from lm.models.transformer import Transformer
+from lm.types import Example, TokenStream
+
+BOS, EOS, MASK, RESERVED, V = 1, 2, 3, 20, 120
+VOCABULARY = SimpleNamespace(
+    vocab_size=V,
+    bos_id=BOS,
+    eos_id=EOS,
+    mask_id=MASK,
+    sentinel_ids=tuple(range(4, 20)),
+    reserved=RESERVED,
+    word_start=np.ones(V, bool),
+)
+
+
+class FakeStore:
+    """Documents in memory, each with bos and eos."""
+
+    def __init__(self, lengths, seed=0, unique=False):
+        rng = np.random.default_rng(seed)
+        total = int(sum(lengths))
+        self._tokens = np.arange(total) + RESERVED if unique else rng.integers(RESERVED, V, total)
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._tokens[self.offsets[:-1]] = BOS
+        self._tokens[self.offsets[1:] - 1] = EOS
+        self.num_tokens, self.num_documents, self.num_bytes = total, len(lengths), 4 * total
+
+    def read(self, starts, length):
+        assert (starts >= 0).all() and (starts + length <= self.num_tokens).all()
+        return self._tokens[starts[:, None] + np.arange(length)].astype(np.int32)
+
+
+def documents(n=40, seed=0, low=2, high=60):
+    return np.random.default_rng(seed).integers(low, high, n)
+
+
+def objective(c=None, architecture="decoder", length=32):
+    data = config.Data(encoder_length=length, decoder_length=length)
+    return objectives.build(c or config.Causal(), architecture, data, VOCABULARY)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+SUITING = [(c(), architecture) for architecture, c in objectives.SUITS]
+ids = lambda value: value if isinstance(value, str) else type(value).__name__
+
+# -------------------------------------------------------------------------------------------------- index arithmetic
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 17, 100, 1000, 1024, 1025, 4097])
+@pytest.mark.parametrize("key", [(0, 0, 0), (1, 2, 3)])
+def test_permute_is_a_permutation(size, key):
+    out = permute(np.arange(size), size, key)
+    np.testing.assert_array_equal(np.sort(out), np.arange(size))
+    np.testing.assert_array_equal(out[::-1], permute(np.arange(size)[::-1], size, key))  # each index by itself
+
+
+def test_permute_mixes_and_depends_on_the_key():
+    size = 5000
+    a, b = (permute(np.arange(size), size, (0, 0, e)) for e in range(2))
+    for x, y in ((a, np.arange(size)), (a, b), (a[1:], a[:-1])):
+        assert abs(np.corrcoef(x, y)[0, 1]) < 0.05
+    assert (a == b).mean() < 0.01
+
+
+def test_permute_of_a_trillion():
+    index = np.arange(0, 10**12, 10**10)
+    out = permute(index, 10**12, (0,))
+    assert len(np.unique(out)) == len(index) and out.min() >= 0 and out.max() < 10**12
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1, 1], [3, 1], [0.7, 0.2, 0.1], [5, 2, 2, 1]])
+def test_mixture_has_the_shares_everywhere(weights):
+    source, number = mixture(np.arange(3000), weights)
+    shares = np.array(weights) / sum(weights)
+    for stretch in (source, source[:100], source[1234:1334]):
+        np.testing.assert_allclose(np.bincount(stretch, minlength=len(weights)) / len(stretch), shares, atol=0.03)
+    for s in range(len(weights)):  # the rows of a source in their order, none left out
+        np.testing.assert_array_equal(number[source == s], np.arange((source == s).sum()))
+
+
+def test_mixture_starts_anywhere():
+    source, number = mixture(np.arange(2000), [0.6, 0.4])
+    later = mixture(np.arange(777, 2000), [0.6, 0.4])
+    same((source[777:], number[777:]), later)
+
+
+# ------------------------------------------------------------------------------------------------- the one position
+
+
+@pytest.mark.parametrize("c,architecture", SUITING, ids=ids)
+def test_rows_depend_on_seed_and_index_alone(c, architecture):
+    """Batches made whole, by slices as 2 and 4 processes make them, and by another object started in mid-epoch."""
+    stores = {"a": FakeStore(documents()), "b": FakeStore(documents(seed=1), seed=1)}
+    make = lambda: Rows(stores, objective(c, architecture), 7, {"a": 3.0, "b": 1.0})
+    rows, size = make(), 8
+    epoch = rows.windows(stores["a"])
+    for step in (0, 1, epoch // size // 2, 5 * epoch // size + 1):
+        index = np.arange(step * size, (step + 1) * size)
+        whole = rows.rows(index)
+        for processes in (2, 4):
+            parts = [make().rows(part) for part in np.split(index, processes)]
+            same(whole, jax.tree.map(lambda *xs: np.concatenate(xs), *parts))
+        same(whole, jax.tree.map(lambda x: x[::-1], make().rows(index[::-1])))
+    other = Rows(stores, rows.objective, 8, rows.weights).rows(np.arange(size))
+    assert (other.targets != rows.rows(np.arange(size)).targets).any()
+
+
+def windows_read(rows, index):
+    """First tokens of rows over a store of unique tokens, which tell where their windows began."""
+    return rows.rows(index).decoder.tokens[:, 0]
+
+
+def test_an_epoch_reads_each_window_once():
+    store = FakeStore([1500], unique=True)
+    rows = Rows({"a": store}, objective(), 0)
+    n = rows.windows(store)
+    epochs = [windows_read(rows, np.arange(e * n, (e + 1) * n)) for e in range(3)]
+    for starts in epochs:
+        starts = np.sort(starts)
+        assert len(np.unique(starts)) == n and (np.diff(starts[1:]) == 32).all()
+    assert len({int(np.sort(e)[1]) for e in epochs}) > 1  # each with its own offset
+    assert (epochs[0] != epochs[1]).any()
+    covered = np.concatenate([s + np.arange(32) for s in epochs[0][:, None]])
+    assert len(np.unique(covered)) > 1500 - 2 * 33
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_static_masks_stay_and_dynamic_ones_change(dynamic):
+    store = FakeStore([2000])
+    rows = Rows({"a": store}, objective(config.Masked(dynamic=dynamic), "encoder"), 0)
+    n = rows.windows(store)
+    seen = []
+    for e in range(2):
+        batch = rows.rows(np.arange(e * n, (e + 1) * n))
+        seen.append({tuple(r) for r in np.concatenate([batch.encoder.tokens, batch.where, batch.targets], axis=1)})
+    assert len(seen[0]) == n
+    assert (seen[0] == seen[1]) == (not dynamic)
+    assert not dynamic or not seen[0] & seen[1]
+
+
+# ---------------------------------------------------------------------------------------------------- held-out rows
+
+
+@pytest.mark.parametrize(
+    "lengths", [[2], [9], [33], [34], [5, 1, 2, 40, 33, 32, 31, 2], documents(50), documents(300, high=5)]
+)
+@pytest.mark.parametrize("length", [8, 32])
+def test_every_heldout_token_is_predicted_once(lengths, length):
+    store = FakeStore(lengths, unique=True)
+    rows = Rows({"a": store}, objective(length=length), 0, shuffle=False)
+    batch = rows.rows(np.arange(rows.count + 3))  # what goes past the end has no weight
+    predicted = batch.targets[batch.weights > 0]
+    assert len(predicted) == store.num_tokens - store.num_documents
+    inner = np.setdiff1d(np.arange(store.num_tokens), [*store.offsets[:-1], *(store.offsets[1:] - 1)]) + RESERVED
+    np.testing.assert_array_equal(np.sort(predicted[predicted >= RESERVED]), inner)
+    assert batch.weights[rows.count :].sum() == 0
+    assert set(np.unique(batch.weights)) <= {0.0, 1.0}
+
+
+def test_heldout_rows_of_several_sources():
+    stores = {name: FakeStore(documents(9, seed=s), seed=s) for s, name in enumerate("abc")}
+    rows = Rows(stores, objective(), 0, shuffle=False)
+    total = rows.rows(np.arange(rows.count)).weights.sum()
+    assert total == sum(s.num_tokens - s.num_documents for s in stores.values())
+
+
+@pytest.mark.parametrize("c,architecture", [p for p in SUITING if not isinstance(p[0], config.Causal)], ids=ids)
+def test_heldout_rows_hold_all_the_text(c, architecture):
+    """Where documents are long, each token of the text stands in exactly one row, as input or as target."""
+    store = FakeStore([700], unique=True)
+    rows = Rows({"a": store}, objective(c, architecture, length=64), 0, shuffle=False)
+    batch = rows.rows(np.arange(rows.count))
+    arrays = [s.tokens for s in (batch.encoder, batch.decoder) if s is not None] + [batch.targets]
+    held = set(np.concatenate([a.ravel() for a in arrays]).tolist())
+    assert len(held & set(range(RESERVED + 1, RESERVED + 699))) >= 698 - 3  # a last piece may be too short for noise
+
+
+def test_too_little_text():
+    with pytest.raises(UserError, match="'a' has 20 tokens in this split, and a row takes"):
+        Rows({"a": FakeStore([20])}, objective(), 0)
+
+
+# ----------------------------------------------------------------------------------------------------------- packing
+
+
+def model_for(architecture):
+    block = Block(Attention(2), Mlp(32))
+    stack_ = lambda cross, position: Stack(2, {"L": Block(Attention(2), Mlp(32), cross=cross)}, position=position)
+    match architecture:
+        case "decoder":
+            return Model(V, 16, decoder=Stack(2, {"L": block}, position=Rope()), embed_init_std=1.0)
+        case "encoder":
+            return Model(V, 16, encoder=Stack(2, {"L": block}, position=Learned(64)), embed_init_std=1.0)
+    return Model(V, 16, stack_(False, Buckets(8, 16)), stack_(True, Buckets(8, 16)), embed_init_std=1.0)
+
+
+CASES = [
+    (config.Causal(), "decoder"),
+    (config.Prefix(), "decoder"),
+    (config.Masked(), "encoder"),
+    (config.SpanCorruption(), "encoder_decoder"),
+]
+
+
+@pytest.mark.parametrize("c,architecture", CASES, ids=ids)
+def test_packed_documents_do_not_see_each_other(c, architecture):
+    """Another text in the middle document changes no other document's loss by a bit; alone in a row it is the same."""
+    o = objective(c, architecture, length=64)
+    rng = np.random.default_rng(0)
+    pieces = [o.make(rng.integers(RESERVED, V, n).astype(np.int32), np.random.default_rng(n)) for n in (17, 14, 20)]
+    stream = lambda s: (
+        s and TokenStream(np.where(s.tokens < RESERVED, s.tokens, V - 1), s.positions, s.segments, s.prefix)
+    )
+    middle = pieces[1]
+    changed = Example(
+        stream(middle.encoder), stream(middle.decoder), middle.targets[::-1], middle.weights, middle.where
+    )
+    rows = [pieces, [pieces[0], changed, pieces[2]], *([p] for p in pieces)]
+    batch = stack([pack(row, o.lengths) for row in rows])
+
+    model = Transformer(model_for(architecture))
+    params = jax.jit(model.init)(jax.random.key(0), batch)
+    per_token = jax.jit(lambda example: losses.token_losses(model.apply(params, example), example.targets))
+    one = lambda i: np.asarray(per_token(jax.tree.map(lambda x: x[i : i + 1], batch)))[0]
+    ends = np.cumsum([0, *(len(p.targets) for p in pieces)])
+    places = [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    packed, perturbed = one(0), one(1)
+    for k in (0, 2):
+        np.testing.assert_array_equal(packed[places[k]], perturbed[places[k]])
+    assert (packed[places[1]] != perturbed[places[1]]).all()
+    for k in range(3):
+        alone = one(2 + k)[: len(pieces[k].targets)]
+        np.testing.assert_allclose(packed[places[k]], alone, rtol=0, atol=2e-5)
+
+
+def test_pack_docstring():
+    causal = lambda *tokens: objectives.causal.decoder(np.array([*tokens, 0]), None)
+    row = pack([causal(5, 6, 7), causal(8, 9)], objective(length=8).lengths)
+    assert row.decoder.tokens.tolist() == [5, 6, 7, 8, 9, 0, 0, 0]
+    assert row.decoder.positions.tolist() == [0, 1, 2, 0, 1, 0, 0, 0]
+    assert row.decoder.segments.tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
+    assert row.weights.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("c,architecture", SUITING, ids=ids)
+def test_windows_cut_into_many_documents_fit(c, architecture):
+    """Every document is in the row as a segment of its own; the noised forms never overflow."""
+    o = objective(c, architecture, length=64)
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        tokens = rng.integers(RESERVED, V, o.window).astype(np.int32)
+        cuts = np.sort(rng.choice(np.arange(1, o.window), rng.integers(0, 12), replace=False))
+        row = fill(tokens, cuts, o, rng)
+        assert jax.tree.map(np.shape, row) == jax.tree.map(np.shape, blank(o.lengths))
+        stream = row.decoder or row.encoder
+        if row.where is not None:
+            counted = row.where[row.weights > 0]
+            assert (stream.segments[counted] > 0).all() and len(np.unique(counted)) == len(counted)
+        else:
+            assert (stream.segments[row.weights > 0] > 0).all()
+        long_enough = sum(len(p) >= o.shortest for p in np.split(tokens, cuts))
+        assert long_enough - 2 <= stream.segments.max() <= long_enough
+
+
+def test_where_points_into_the_packed_row():
+    o = objective(config.Masked(), "encoder", length=64)
+    a, b = (np.arange(30 + k, 60 + k, dtype=np.int32) for k in (0, 40))
+    row = pack([o.make(a, np.random.default_rng(0)), o.make(b, np.random.default_rng(1))], o.lengths)
+    text = np.concatenate([a, b])
+    counted = row.weights > 0
+    np.testing.assert_array_equal(text[row.where[counted]], row.targets[counted])

@@ -1,0 +1,155 @@
+"""The tokenizer: lossless for any text, reserved ids that no text can make, equal bytes from equal texts."""
+
+import io
+import random
+
+import numpy as np
+import pytest
+
+from lm import config
+from lm.data import tokenizer as module
+from lm.data.tokenizer import NUM_SENTINELS, ROLES, SentencePiece, load, train
+from lm.errors import UserError
+
+WORDS = ["the", "state", "of", "union", "and", "congress", "people", "war", "peace", "treasury", "law", "year", "1945"]
+NASTY = "ab Z09\n\r\t\0\x01\x7f\x85\u2028▁▅⁇é\u0301😀\u200d👩\ufeff<>/_&;漢字\ud7ff\ue000\uffff\U0010ffff  "
+
+
+def texts():
+    rng = random.Random(0)
+    return ["\n".join(" ".join(rng.choices(WORDS, k=12)).capitalize() + ", don't!" for _ in range(6)) for _ in range(60)]
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tokenizer(kind):
+    return train(texts(), config.Tokenizer(kind, 420))
+
+
+def test_reserved_ids_are_where_they_must_be(tokenizer):
+    t = tokenizer
+    assert (t.pad_id, t.bos_id, t.eos_id, t.unk_id, t.mask_id) == (0, 1, 2, 3, 4)
+    assert t.sentinel_ids == tuple(range(5, 5 + NUM_SENTINELS)) and t.piece(5) == "<extra_id_0>"
+    assert t.role_ids == {role: 105 + i for i, role in enumerate(ROLES)}
+    assert t.reserved == 110 and t.piece(110) == "\n" and t.vocab_size == 420
+    assert t.require("mask") == 4 and t.require("sentinels") == t.sentinel_ids
+
+
+def test_any_text_comes_back(tokenizer):
+    rng = random.Random(1)
+
+    def character():
+        if rng.random() < 0.7:
+            return rng.choice(NASTY)
+        return chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]))
+
+    cases = [
+        "",
+        " ",
+        " " * 300,
+        "\n\n",
+        "a\r\nb",
+        "\0",
+        "▁",
+        " ▁ a▁",
+        "\t\tx ",
+        "👨‍👩‍👧",
+        "<mask><s></s><extra_id_0><|user|><0x41>",
+    ]
+    cases += ["".join(character() for _ in range(rng.randrange(50))) for _ in range(500)]
+    for text, ids in zip(cases, tokenizer.encode_batch(cases), strict=True):
+        assert tokenizer.decode(ids) == text
+        assert np.array_equal(tokenizer.encode(text), ids) and ids.dtype == np.int32
+        assert ids.size == 0 or ids.min() >= tokenizer.reserved
+
+
+def test_lines_and_digits_are_split(tokenizer):
+    assert tokenizer.encode("a\nb").tolist().count(110) == 1
+    assert sum(tokenizer.piece(i).strip("▁").isdigit() for i in tokenizer.encode("the year 1945")) == 4
+    assert all("\n" not in tokenizer.piece(i) for i in range(111, tokenizer.vocab_size))
+
+
+def test_control_symbols_are_silent(tokenizer):
+    ids = tokenizer.encode("the law")
+    assert tokenizer.decode([1, *ids, 4, 5, 105, 2]) == "the law"
+
+
+def test_word_starts(tokenizer):
+    ids = tokenizer.encode("war, peace")
+    starts = tokenizer.word_start[ids]
+    pieces = [tokenizer.piece(i) for i in ids]
+    assert [p for p, s in zip(pieces, starts, strict=True) if s][0] == ","
+    assert all(s == (p[0] in "▁,") for p, s in zip(pieces, starts, strict=True))
+    assert tokenizer.word_start.shape == (420,) and tokenizer.word_start[:111].all()
+
+
+def test_training_is_deterministic(kind, tokenizer):
+    again = train(texts(), config.Tokenizer(kind, 420))
+    assert again.proto == tokenizer.proto and again.fingerprint == tokenizer.fingerprint
+
+
+def test_bpe_pieces_do_not_depend_on_threads(monkeypatch):
+    pieces = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(module, "_TRAIN_THREADS", threads)
+        t = train(texts(), config.Tokenizer("bpe", 420))
+        pieces.append([t.piece(i) for i in range(420)])
+    assert pieces[0] == pieces[1] == pieces[2]
+
+
+def test_bytes_make_an_equal_tokenizer(tokenizer):
+    again = SentencePiece.from_bytes(tokenizer.to_bytes())
+    assert again.fingerprint == tokenizer.fingerprint and again.sentinel_ids == tokenizer.sentinel_ids
+    assert np.array_equal(again.encode(texts()[0]), tokenizer.encode(texts()[0]))
+
+
+def test_threads_do_not_change_encoding(tokenizer):
+    one, three = (tokenizer.encode_batch(texts(), threads=n) for n in (1, 3))
+    assert all(np.array_equal(a, b) for a, b in zip(one, three, strict=True))
+
+
+def test_a_line_of_any_length_is_trained_on():
+    t = train([" ".join(["extraordinarily"] * 1000)], config.Tokenizer("bpe", 394))
+    assert "▁extraordinarily" in [t.piece(i) for i in range(t.vocab_size)]
+
+
+def test_too_large_a_vocabulary_names_the_largest(kind):
+    with pytest.raises(UserError, match=rf"vocab_size=5000 is more than .* largest for {kind} is (\d+)") as caught:
+        train(texts(), config.Tokenizer(kind, 5000))
+    largest = int(str(caught.value).split()[-1])
+    assert train(texts(), config.Tokenizer(kind, largest)).vocab_size == largest
+
+
+def test_too_small_a_vocabulary():
+    with pytest.raises(UserError, match=r"vocab_size=300 is below 368"):
+        train(texts(), config.Tokenizer("bpe", 300))
+    with pytest.raises(UserError, match=r"vocab_size=370 is too small for the letters of the text; take at least \d+"):
+        train(texts(), config.Tokenizer("bpe", 370))
+
+
+def test_a_given_model(tmp_path):
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts()), model_writer=model, vocab_size=60, minloglevel=2, hard_vocab_limit=False
+    )
+    (tmp_path / "given.model").write_bytes(model.getvalue())
+    given = load(str(tmp_path / "given.model"))
+    assert given.mask_id is None and given.sentinel_ids == () and given.role_ids == {} and given.pad_id is None
+    assert given.decode(given.encode("the state")) == "the state" and given.reserved == 3
+    for name, piece in (("mask", "<mask>"), ("sentinels", "<extra_id_0>"), ("pad", "<pad>")):
+        with pytest.raises(UserError, match=f"has no {piece}"):
+            given.require(name)
+
+
+def test_no_model_there(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer at .*none.model"):
+        load(str(tmp_path / "none.model"))
+    (tmp_path / "bad.model").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="not a sentencepiece model"):
+        load(str(tmp_path / "bad.model"))
