@@ -210,9 +210,9 @@ def _tensorboard(rundir: RunDir, run: config.Run) -> Any:
 
 
 def _baselines(parts: Parts) -> dict[str, Any]:
-    from lm.evaluate.baselines import for_prepared
+    from lm.evaluate.baselines import of_prepared
 
-    return for_prepared(parts.data)
+    return of_prepared(parts.data)
 
 
 def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop.Clock, *, steps: int) -> dict[str, Any]:
