@@ -159,7 +159,7 @@ class Checkpoints:
     def saved_run(self, step: int) -> tuple[config.Run, bytes]:
         """The config and the tokenizer that a checkpoint was made with."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
-        saved = self._manager.restore(step, args=items)
+        saved: Any = self._manager.restore(step, args=items)
         return config.build(config.Run, saved.config), base64.b64decode(saved.tokenizer["sentencepiece"])
 
     def restore(self, step: int, target: TrainState) -> TrainState:
@@ -177,7 +177,8 @@ class Checkpoints:
                 f"checkpoint {self.directory / str(step)} is of another model or optimizer: {'; '.join(wrong[:3])}{more}. "
                 "Use the config it was made with, or another --workdir"
             )
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
+        restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        return restored.state
 
     def _check_room(self, state: TrainState) -> None:
         """Before a byte is written: twice the state, since a save is complete beside the one that it will replace."""

@@ -388,7 +388,7 @@ def build(hint: Any, value: Any, path: str = "config") -> Any:
     raise UserError(f"{path} is {value!r}; it must be {names}" + (" or None" if types.NoneType in members else ""))
 
 
-def _build_dataclass(classes: list[type], value: Any, path: str) -> Any:
+def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{path} is {value!r}; it must be a section with the fields of {classes[0].__name__}")
     given = dict(value)

@@ -67,7 +67,7 @@ def count(
     if model.decoder:
         assert decoder, "a decoder needs the length of its rows"
         total += _stack(model.decoder, model.width, decoder, encoder if model.encoder else None, causal_share)
-    places = predicted if predicted is not None else decoder or encoder
+    places = predicted if predicted is not None else decoder or encoder or 0
     head = 2 * places * model.width * (model.vocab_size + (model.width if model.head.transform else 0))
     total += Flops(head=head)
     return Flops(*(batch * getattr(total, f.name) for f in fields(total)))

@@ -5,7 +5,7 @@ fully sharded and tensor parallel runs alike: an axis of the mesh with one devic
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,7 +62,7 @@ def make_mesh(c: config.Mesh, devices: list[Any] | None = None) -> Mesh:
 
 
 @contextmanager
-def use(mesh: Mesh) -> Iterator[None]:
+def use(mesh: Mesh) -> Generator[None]:
     """Within: the mesh is set and logical names have their meaning, for tracing and running."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
@@ -87,8 +87,8 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
             raise ValueError(f"parameter {where} names no axes; make it with nn.with_logical_partitioning")
         axes = []
         for name, size in zip(leaf.names, leaf.value.shape, strict=True):
-            if name not in PARAMETERS:
-                raise ValueError(f"parameter {where}: unknown axis name '{name}'{nearest(name, PARAMETERS)}")
+            if name is None or name not in PARAMETERS:
+                raise ValueError(f"parameter {where}: unknown axis name '{name}'{nearest(str(name), PARAMETERS)}")
             axis = PARAMETERS[name]
             if axis and size % mesh.shape[axis]:
                 raise UserError(f"parameter {where}: axis '{name}' of {size} does not divide over {axis}={mesh.shape[axis]}")
@@ -105,12 +105,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def global_batch(make: Callable[[np.ndarray], Any], index: np.ndarray, mesh: Mesh) -> Any:
     """Rows `index` (int64 [B], global) as arrays sharded over the data axes; a process makes only the rows it holds."""
     sharding = NamedSharding(mesh, BATCH)
-    local = sorted({s.indices(len(index))[:2] for s, *_ in sharding.addressable_devices_indices_map((len(index),)).values()})
+    places = sharding.addressable_devices_indices_map((len(index),)).values()
+    local = sorted({place[0].indices(len(index))[:2] for place in places if place is not None})
     held = np.unique(np.concatenate([np.arange(*span) for span in local]))
     rows = make(index[held])
 
     def place(leaf: np.ndarray) -> jax.Array:
-        def part(where: tuple[slice, ...]) -> np.ndarray:
+        def part(where: tuple[slice, ...] | None) -> np.ndarray:
+            assert where is not None
             first, last, _ = where[0].indices(len(index))
             return leaf[np.searchsorted(held, first) : np.searchsorted(held, last)]
 

@@ -6,6 +6,7 @@ documents' ends; the objective turns each piece into an Example, and the pieces 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -207,7 +208,7 @@ def pack(pieces: Sequence[Example], lengths: Lengths) -> Example:
     predicted = lengths.predicted or lengths.decoder or lengths.encoder or 0
     where = None
     if lengths.predicted is not None:
-        starts = np.cumsum([0, *(len((p.decoder or p.encoder).tokens) for p in pieces)])
+        starts = np.cumsum([0, *(_used(p)["decoder" if p.decoder else "encoder"] for p in pieces)])
         where = join([p.where + starts[i] for i, p in enumerate(pieces)], predicted, np.int32)
     return Example(
         stream("encoder", lengths.encoder),
@@ -227,7 +228,7 @@ def stack(examples: Sequence[Example]) -> Example:
             None if parts[0] is None else TokenStream(**{k: together([getattr(p, k) for p in parts]) for k in vars(parts[0])})
         )
 
-    def together(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+    def together(arrays: list[Any]) -> Any:
         return None if arrays[0] is None else np.stack(arrays)
 
     fields = {name: together([getattr(e, name) for e in examples]) for name in ("targets", "weights", "where")}

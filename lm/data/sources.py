@@ -266,7 +266,7 @@ class _ArrayRecord(_Sharded):
             return self._open[1]
         if file.remote:
             raise UserError(f"{file.path}: ArrayRecord is read from local disk; copy it first (gcloud storage cp)")
-        from array_record.python.array_record_module import ArrayRecordReader
+        from array_record.python.array_record_module import ArrayRecordReader  # ty: ignore[import-not-found]
 
         if self._open[1] is not None:
             self._open[1].close()

@@ -55,7 +55,7 @@ def generate(
 
     def decode(cache: Any, stream: TokenStream, key: jax.Array, *across: Any) -> tuple[Any, jax.Array]:
         hidden, cache = model.apply(variables | cache, stream, *across, cache_length=length, method="decode", mutable=["cache"])
-        logits = model.apply(variables, hidden[:, -1], method="logits")
+        logits: Any = model.apply(variables, hidden[:, -1], method="logits")
         logits = logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits)
         return cache, sample_token(key, logits, jnp.asarray(temperature, jnp.float32))
 
@@ -78,5 +78,5 @@ def generate(
 @partial(jax.jit, static_argnames="model")
 def fill(model: Transformer, params: Any, stream: TokenStream) -> jax.Array:
     """int32 [B, T]: an encoder's most likely token at every place."""
-    logits = model.apply({"params": params}, Example(stream, None, None, None))
+    logits: Any = model.apply({"params": params}, Example(stream, None, None, None))
     return jnp.argmax(logits, axis=-1)

@@ -1,5 +1,7 @@
 """Attention in all the forms the trunk knows: MHA, GQA, MQA, self and cross, windows, caps, biases, a decoding cache."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -67,14 +69,14 @@ class Attention(nn.Module):
     ) -> jax.Array:
         c, width = self.config, x.shape[-1]
         head_dim = c.head_dim or width // c.num_heads
-        kinds = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        kinds: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
         def heads(name: str, count: int, y: jax.Array) -> jax.Array:
             axes = ("embed", "heads" if count == c.num_heads else "kv_heads", "head_dim")
             y = Projection((count, head_dim), axes, bias=c.bias, std=self.std, name=name, **kinds)(y)
             if c.qk_norm and name != "value":
                 y = Norm(config.Norm("rms"), axis="head_dim", name=f"{name}_norm", **kinds)(y)
-            if self.rope and name != "value" and not cross:
+            if self.rope and positions is not None and name != "value" and not cross:
                 y = rotate(y, positions, self.rope)
             return nn.with_logical_constraint(y, ("batch", "length", axes[1], "head_dim"))
 

@@ -1,11 +1,13 @@
 """From hidden vectors to logits."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lm import config
-from lm.models.layers import ACTIVATIONS, Norm, Projection, Table
+from lm.models.layers import ACTIVATIONS, Norm, Projection, Table, parameter
 
 
 class Head(nn.Module):
@@ -19,7 +21,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, table: Table) -> jax.Array:
-        c, kinds = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        c = self.config
+        kinds: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if c.transform:
             x = Projection((x.shape[-1],), ("embed", "embed_out"), bias=True, std=self.std, name="transform", **kinds)(x)
             x = Norm(c.norm, name="transform_norm", **kinds)(ACTIVATIONS[c.transform](x))
@@ -28,8 +31,7 @@ class Head(nn.Module):
         else:
             logits = Projection((self.vocab_size,), ("embed", "vocab"), std=self.std, name="out", **kinds)(x)
         if c.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-            bias = self.param("bias", zeros, (self.vocab_size,), jnp.dtype(self.param_dtype))
+            bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab_size,), ("vocab",), self.param_dtype)
             logits = logits + bias.astype(logits.dtype)
         if c.scale is not None:
             logits = logits * c.scale

@@ -6,6 +6,7 @@ when the caller gives a "dropout" rng, so there is no train flag to pass along.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "silu": nn.silu,
 }
+
+
+def parameter(
+    module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str
+) -> jax.Array:
+    """A parameter of `module` whose axes have logical names."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(dtype))
+    return value
 
 
 class Projection(nn.Module):
@@ -42,12 +51,11 @@ class Projection(nn.Module):
         lead, fan_in, fan_out = x.shape[: x.ndim - len(inputs)], math.prod(inputs), math.prod(self.outputs)
         init = nn.initializers.normal(self.std if self.std is not None else fan_in**-0.5)
         shape = (*inputs, *self.outputs)
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), shape, jnp.dtype(self.param_dtype))
+        kernel = parameter(self, "kernel", init, shape, self.axes, self.param_dtype)
         y = matmul(x.reshape(-1, fan_in).astype(self.dtype), kernel.reshape(fan_in, fan_out).astype(self.dtype))
         if self.bias:
-            names = self.axes[len(inputs) :]
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, names)
-            bias = self.param("bias", zeros, self.outputs, jnp.dtype(self.param_dtype))
+            axes = self.axes[len(inputs) :]
+            bias = parameter(self, "bias", nn.initializers.zeros, self.outputs, axes, self.param_dtype)
             y = y + bias.reshape(-1).astype(self.dtype)
         return y.reshape(*lead, *self.outputs)
 
@@ -62,15 +70,15 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape, param_dtype = (x.shape[-1],), jnp.dtype(self.param_dtype)
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)), shape, param_dtype)
+        shape, axes = (x.shape[-1],), (self.axis,)
+        scale = parameter(self, "scale", nn.initializers.ones, shape, axes, self.param_dtype)
         y = x.astype(jnp.float32)
         if self.config.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.eps) * scale.astype(jnp.float32)
         if self.config.kind == "layer" and self.config.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
-            y = y + self.param("bias", zeros, shape, param_dtype).astype(jnp.float32)
+            bias = parameter(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
+            y = y + bias.astype(jnp.float32)
         return y.astype(self.dtype)
 
 
@@ -85,8 +93,8 @@ class Table(nn.Module):
     param_dtype: str = "float32"
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes)
-        self.embedding = self.param("embedding", init, (self.size, self.width), jnp.dtype(self.param_dtype))
+        init, shape = nn.initializers.normal(self.std), (self.size, self.width)
+        self.embedding = parameter(self, "embedding", init, shape, self.axes, self.param_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
@@ -119,7 +127,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c, width = self.config, x.shape[-1]
-        kinds = dict(bias=c.bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        kinds: dict[str, Any] = dict(bias=c.bias, dtype=self.dtype, param_dtype=self.param_dtype)
         hidden = Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="up", **kinds)(x)
         hidden = ACTIVATIONS[c.activation](hidden)
         if c.gated:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config
+from lm.models.layers import parameter
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
@@ -81,12 +82,11 @@ class Bias(nn.Module):
     def __call__(self, distance: jax.Array) -> jax.Array | None:
         match self.position:
             case config.Buckets() as buckets:
-                init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("buckets", "heads"))
-                shape = (buckets.num_buckets, self.num_heads)
-                table = self.param("embedding", init, shape, jnp.dtype(self.param_dtype))
+                shape, axes = (buckets.num_buckets, self.num_heads), ("buckets", "heads")
+                table = parameter(self, "embedding", nn.initializers.normal(0.02), shape, axes, self.param_dtype)
                 bias = jnp.take(table, bucket(distance, buckets, causal=self.causal), axis=0)
                 return jnp.moveaxis(bias, -1, 0).astype(jnp.float32)
             case config.Alibi():
                 away = -jnp.abs(distance).astype(jnp.float32)
-                return alibi_slopes(self.num_heads)[:, None, None] * away
+                return jnp.asarray(alibi_slopes(self.num_heads))[:, None, None] * away
         return None

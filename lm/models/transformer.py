@@ -8,6 +8,7 @@ Two methods, because a loss need not hold all logits at once. Give `rngs={"dropo
 is `decode` with `mutable=["cache"]`: see `lm.generate`.
 """
 
+import dataclasses
 import re
 from typing import Any
 
@@ -23,7 +24,7 @@ from lm.models.layers import Dropout, Mlp, Norm, Table
 from lm.models.positions import Bias, sinusoidal
 from lm.types import Example, Mask, TokenStream
 
-FFN = {config.Mlp: Mlp}  # a new kind of feed-forward is registered here
+FFN: dict[type, Any] = {config.Mlp: Mlp}  # a new kind of feed-forward is registered here
 
 
 @struct.dataclass
@@ -34,7 +35,7 @@ class Context:
     positions: jax.Array  # [B, T]
     bias: jax.Array | None = None  # [N, T, S]
     encoded: jax.Array | None = None  # [B, S', D]
-    cross_mask: Mask | None = None
+    cross_mask: Any = None  # a Mask of T queries over S' keys
 
 
 class Block(nn.Module):
@@ -47,7 +48,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         c, m = self.config, self.model
-        kinds = dict(dtype=m.dtype, param_dtype=m.param_dtype)
+        kinds: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
         rope = self.stack.position if isinstance(self.stack.position, config.Rope) else None
         attention = Attention(c.attention, rope, m.init_std, self.out_std(c.attention), name="attention", **kinds)
         ffn = FFN[type(c.ffn)](c.ffn, m.init_std, self.out_std(c.ffn), name="ffn", **kinds)
@@ -112,7 +113,7 @@ class Stack(nn.Module):
         c, m = self.config, self.model
         num_heads = next(iter(c.blocks.values())).attention.num_heads
         bias = Bias(c.position, num_heads, self.causal, m.param_dtype, name="position_bias")(context.mask.distance())
-        context = context.replace(bias=bias)
+        context = dataclasses.replace(context, bias=bias)
         turn = Turn
         if c.remat != "none":
             turn = nn.remat(Turn, prevent_cse=not c.scan, policy=REMAT[c.remat])
@@ -142,7 +143,8 @@ class Embed(nn.Module):
     config: config.Model
 
     def setup(self) -> None:
-        m, kinds = self.config, dict(dtype=self.config.dtype, param_dtype=self.config.param_dtype)
+        m = self.config
+        kinds: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
         self.tokens = Table(m.vocab_size, m.width, ("vocab", "embed"), m.embed_init_std, **kinds)
         if m.embed.types:
             self.types = Table(m.embed.types, m.width, ("types", "embed"), m.embed_init_std, **kinds)
@@ -179,7 +181,8 @@ class Transformer(nn.Module):
     config: config.Model
 
     def setup(self) -> None:
-        m, kinds = self.config, dict(dtype=self.config.dtype, param_dtype=self.config.param_dtype)
+        m = self.config
+        kinds: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
         self.embed = Embed(m)
         if m.encoder:
             self.encoder = Stack(m.encoder, m, causal=False)
@@ -193,9 +196,10 @@ class Transformer(nn.Module):
 
     def hidden(self, example: Example) -> jax.Array:
         """Hidden vectors [B, P, D] at the predicted places: all T of them if `example.where` is None."""
-        x = self.encode(example.encoder) if example.encoder is not None else None
-        if example.decoder is not None:
-            x = self.decode(example.decoder, x, example.encoder.segments if example.encoder is not None else None)
+        encoder, decoder = example.encoder, example.decoder
+        x: Any = self.encode(encoder) if encoder is not None else None
+        if decoder is not None:
+            x = self.decode(decoder, x, encoder.segments if encoder is not None else None)
         if example.where is not None:
             x = jnp.take_along_axis(x, example.where[..., None], axis=1)
         return x

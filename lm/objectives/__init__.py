@@ -21,8 +21,8 @@ class Vocabulary(Protocol):
     """What objectives ask of a tokenizer."""
 
     vocab_size: int
-    bos_id: int
-    eos_id: int
+    bos_id: Any
+    eos_id: Any
     mask_id: int | None
     sentinel_ids: tuple[int, ...]
     reserved: int
@@ -161,6 +161,8 @@ def build(objective: config.Objective, architecture: str, data: config.Data, voc
     key = (architecture, type(objective))
     if key not in SUITS:
         raise UserError(f"objective '{config.kind_of(key[1])}' does not suit the {architecture}: {REFUSED[key]}")
+    if vocabulary.bos_id is None or vocabulary.eos_id is None:
+        raise UserError("the tokenizer has no bos or no eos token, which mark where documents begin and end; train one here")
     return SUITS[key](objective, data, vocabulary)
 
 

@@ -43,7 +43,7 @@ class Parts:
     @property
     def flops_per_step(self) -> float:
         shape = self.objective.lengths
-        lengths = dict(encoder=shape.encoder, decoder=shape.decoder, predicted=shape.predicted)
+        lengths: dict[str, Any] = dict(encoder=shape.encoder, decoder=shape.decoder, predicted=shape.predicted)
         return flops.count(self.run.model, batch=self.run.train.batch_size, **lengths).train
 
 
@@ -83,7 +83,7 @@ def _rows(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Ro
 
 
 def _loss(model: Transformer, run: config.Run) -> Any:
-    settings = dict(head_params=head_params, vocab_size=run.model.vocab_size, z_loss=run.train.z_loss)
+    settings: dict[str, Any] = dict(head_params=head_params, vocab_size=run.model.vocab_size, z_loss=run.train.z_loss)
     return lambda params, example, rngs: losses.cross_entropy(params, model.apply, example, rngs=rngs, **settings)
 
 
@@ -195,7 +195,7 @@ def _samples(parts: Parts, params: Any) -> list[dict[str, str]]:
     log = parts.run.log
     if not log.samples or log.sample_tokens < 1:
         return []
-    settings = dict(new_tokens=log.sample_tokens, temperature=log.temperature, seed=parts.run.train.seed)
+    settings: dict[str, Any] = dict(new_tokens=log.sample_tokens, temperature=log.temperature, seed=parts.run.train.seed)
     return samples(parts.model, params, parts.data.tokenizer, parts.run.objective, log.samples, **settings)
 
 

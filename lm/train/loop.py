@@ -1,7 +1,7 @@
 """The loop of every recipe, and the clock that says where the time went."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ class Clock:
         self.kinds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
+    def __call__(self, kind: str) -> Generator[None]:
         began = time.perf_counter()
         try:
             yield

@@ -108,7 +108,7 @@ def make_step(
         grads = jax.tree.map(lambda g: g * factor, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - optimizer.ema)
+        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - (optimizer.ema or 0.0))
 
         good = jnp.isfinite(norm) & jnp.isfinite(mean.total)
         kept = jax.tree.map(
@@ -140,7 +140,7 @@ def _microbatches(x: jax.Array, n: int) -> jax.Array:
 
 def _tokens_seen(batch: Example) -> jax.Array:
     streams = [s for s in (batch.encoder, batch.decoder) if s is not None]
-    return sum(jnp.sum(s.segments > 0) for s in streams).astype(jnp.uint32)
+    return jnp.stack([jnp.sum(s.segments > 0) for s in streams]).sum().astype(jnp.uint32)
 
 
 def _count(counter: jax.Array, more: jax.Array) -> jax.Array:
@@ -151,4 +151,5 @@ def _count(counter: jax.Array, more: jax.Array) -> jax.Array:
 
 def counted(counter: Any) -> tuple[int, int]:
     """Tokens seen and tokens with loss, as Python integers."""
-    return tuple(int(low) + (int(high) << 32) for low, high in counter)
+    seen, with_loss = (int(low) + (int(high) << 32) for low, high in counter)
+    return seen, with_loss

@@ -45,24 +45,26 @@ def random_stream(seed=0, length=T, batch=2, **settings) -> TokenStream:
 
 
 def example_for(model: Model) -> Example:
-    return Example(
-        random_stream(1, 7) if model.encoder else None, random_stream() if model.decoder else None, None, None
-    )
+    return Example(random_stream(1, 7) if model.encoder else None, random_stream() if model.decoder else None, None, None)
 
 
 def start(model: Model, example=None, seed=0):
-    """(module, parameters): every parameter off its initial value, so that biases and scales matter."""
-    module, example = Transformer(model), example or example_for(model)
+    """(module, parameters): from numpy, for compiling an init takes longer than the test; biases and scales matter."""
+    module, rng = Transformer(model), np.random.default_rng(seed)
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), example or example_for(model)))["params"]
 
-    @jax.jit
-    def init(key):
-        params = nn.unbox(module.init(key, example))["params"]
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-        noisy = [x + 0.1 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(tree, noisy)
+    def one(path, leaf):
+        noise = rng.normal(size=leaf.shape)
+        match path[-1].key:
+            case "kernel":
+                noise *= (leaf.shape[-1] * leaf.shape[-2]) ** -0.25
+            case "scale":
+                noise = 1 + 0.1 * noise
+            case "bias":
+                noise *= 0.1
+        return jnp.asarray(noise, leaf.dtype)
 
-    return module, init(jax.random.key(seed))
+    return module, jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def logits(model: Model, params, example) -> np.ndarray:
@@ -164,11 +166,6 @@ def test_left_padded_prompts_go_on_as_each_alone(name):
         assert row.tolist() == tokens[len(prompt) :]
 
 
-@jax.jit
-def _no_op(x):
-    return x
-
-
 def logits_of(module, params, example):
     return np.asarray(_apply(module, params, example))
 
@@ -178,14 +175,17 @@ _apply = jax.jit(lambda module, params, example: module.apply({"params": params}
 
 def test_generate_stops_and_avoids_what_is_forbidden():
     module, params = start(DECODERS["rope"])
-    prompt, key = left_padded([np.array([3, 4, 5], np.int32)] * 4), jax.random.key(1)
-    free = np.asarray(generate(module, params, prompt, key, new_tokens=8))
+    prompt = left_padded([np.array([3, 4, 5], np.int32)] * 4)
+    draw = lambda **settings: np.asarray(
+        generate(module, params, prompt, jax.random.key(1), new_tokens=8, temperature=20.0, **settings)
+    )
+    free = draw(eos_id=-1, forbidden=jnp.zeros(V, bool))
     assert len({tuple(r) for r in free.tolist()}) == 4  # rows are drawn independently
     eos = int(free[0, 2])
-    stopped = np.asarray(generate(module, params, prompt, key, new_tokens=8, eos_id=eos))
     end = free[0].tolist().index(eos)
+    stopped = draw(eos_id=eos, forbidden=jnp.zeros(V, bool))
     assert stopped[0].tolist() == free[0, :end].tolist() + [eos] * (8 - end)
-    allowed = np.asarray(generate(module, params, prompt, key, new_tokens=8, forbidden=jnp.arange(V) < 20))
+    allowed = draw(eos_id=-1, forbidden=jnp.arange(V) < 20)
     assert allowed.min() >= 20
 
 
@@ -213,9 +213,7 @@ def test_fill_is_the_likeliest_token():
 
 
 def with_stacks(model: Model, **changes) -> Model:
-    return replace(
-        model, **{n: replace(getattr(model, n), **changes) for n in ("encoder", "decoder") if getattr(model, n)}
-    )
+    return replace(model, **{n: replace(getattr(model, n), **changes) for n in ("encoder", "decoder") if getattr(model, n)})
 
 
 def value_and_gradients(model: Model, params, example):
@@ -255,7 +253,7 @@ def test_a_pattern_repeats_to_the_depth():
     assert stack.letters() == "SSLSS"
     with pytest.raises(ValueError, match="no multiple of the pattern 'SSL'"):
         num_turns(stack)
-    shapes = jax.eval_shape(lambda: start(decoder(blocks=stack.blocks, pattern="SSL", num_layers=5))[1])["decoder"]
+    shapes = start(decoder(blocks=stack.blocks, pattern="SSL", num_layers=5))[1]["decoder"]
     hidden = {(t, b): shapes[t][b]["ffn"]["up"]["kernel"].shape[1] for t in ("turn_0", "turn_1") for b in shapes[t]}
     assert hidden == {
         ("turn_0", "block_0"): 8,
