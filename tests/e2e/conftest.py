@@ -23,7 +23,7 @@ def corpus(tmp_path_factory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def flags(corpus):
     def make(what="decoder.causal", *extra):
         return [
@@ -36,7 +36,7 @@ def flags(corpus):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def command(flags, corpus):
     """Starts `python -m lm.train` in a process of its own; returns the Popen."""
 

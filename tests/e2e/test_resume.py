@@ -22,8 +22,11 @@ def wait_for(condition, process, seconds=120):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    return tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory, command):
+    """The directory of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finish(command, workdir)
+    return workdir
 
 
 def finish(command, workdir, *extra):
@@ -34,7 +37,6 @@ def finish(command, workdir, *extra):
 
 
 def test_sigkill_between_and_within_saves_goes_on_to_the_bit(command, uninterrupted, tmp_path):
-    finish(command, uninterrupted)
     whole = summary(uninterrupted)
     assert whole["step"] == 12 and whole["tokens_seen"] > 0
 
