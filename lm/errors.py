@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, start the same command again to go on
+EXIT_INTERRUPTED = 130  # the shell's number for Ctrl-C; saved as well
 
 
 class UserError(Exception):

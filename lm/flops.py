@@ -63,25 +63,27 @@ def count(
     total = Flops()
     if model.encoder:
         assert encoder, "an encoder needs the length of its rows"
-        total += _stack(model.encoder, model.width, encoder, None, 1.0)
+        total += _stack(model.encoder, model.width, encoder, None, 1.0, causal_share == 1.0)
     if model.decoder:
         assert decoder, "a decoder needs the length of its rows"
-        total += _stack(model.decoder, model.width, decoder, encoder if model.encoder else None, causal_share)
+        source = encoder if model.encoder else None
+        total += _stack(model.decoder, model.width, decoder, source, causal_share, causal_share == 1.0)
     places = predicted if predicted is not None else decoder or encoder or 0
     head = 2 * places * model.width * (model.vocab_size + (model.width if model.head.transform else 0))
     total += Flops(head=head)
     return Flops(*(batch * getattr(total, f.name) for f in fields(total)))
 
 
-def _stack(stack: config.Stack, width: int, length: int, source: int | None, share: float) -> Flops:
+def _stack(stack: config.Stack, width: int, length: int, source: int | None, share: float, every_pair: bool) -> Flops:
     total = Flops()
     for letter in stack.letters():
         block = stack.blocks[letter]
         a = block.attention
         head_dim = a.head_dim or width // a.num_heads
         heads, kv = a.num_heads * head_dim, (a.num_kv_heads or a.num_heads) * head_dim
-        # A window bounds the keys of a query; without one the causal share does.
-        keys = length * share if a.window is None or share == 1.0 else min(a.window, length * share)
+        # The keys of a query, on average: the row's or the window's, less what lies ahead of the queries at its start.
+        seen = length if every_pair or a.window is None else min(a.window, length)
+        keys = seen * (1 - (1 - share) * seen / length)
         total += Flops(
             projections=2 * length * width * (2 * heads + 2 * kv),
             attention=2 * 2 * length * keys * heads,

@@ -77,9 +77,7 @@ class Ours:
         self.use = lambda: sharding.use(self.mesh)
 
         def loss(params, example, rngs):
-            return losses.cross_entropy(
-                params, model.apply, example, rngs=rngs, head_params=head_params, vocab_size=VOCAB
-            )
+            return losses.cross_entropy(params, model.apply, example, rngs=rngs, head_params=head_params, vocab_size=VOCAB)
 
         with self.use():
             plan = blueprint(lambda key: model.init(key, made[0])["params"], tx, self.mesh, ema=False)

@@ -28,11 +28,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(w.width, w.width, bias)
 
     def forward(self, x: Tensor, source: Tensor | None, bias: Tensor | None, causal: bool) -> Tensor:
-        parts = (
-            [self.query(x), *self.key_value(source).chunk(2, -1)]
-            if self.cross
-            else self.query_key_value(x).chunk(3, -1)
-        )
+        parts = [self.query(x), *self.key_value(source).chunk(2, -1)] if self.cross else self.query_key_value(x).chunk(3, -1)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in parts)
         bias = None if bias is None else bias.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal and bias is None)
@@ -60,9 +56,7 @@ def bucket(distance: Tensor, causal: bool) -> Tensor:
     count, side = (BUCKETS, 0) if causal else (BUCKETS // 2, (distance < 0) * (BUCKETS // 2))
     distance = distance.clamp(min=0) if causal else distance.abs()
     exact = count // 2
-    far = exact + (
-        torch.log(distance.clamp(min=1) / exact) / torch.tensor(MAX_DISTANCE / exact).log() * (count - exact)
-    )
+    far = exact + (torch.log(distance.clamp(min=1) / exact) / torch.tensor(MAX_DISTANCE / exact).log() * (count - exact))
     return side + torch.where(distance < exact, distance, far.long().clamp(max=count - 1))
 
 

@@ -27,10 +27,12 @@ COLUMNS = (
     "tokens/s",
     "ours / peer",
     "range",
+    "others",
     "first step, s",
     "peak MB",
     "parameters",
 )
+QUIET = 0.1  # cores that other processes may use before a figure counts as disturbed
 
 
 def measure(
@@ -43,10 +45,13 @@ def measure(
             workers[name] = Worker(name, w.name, dtype, pythons[name])
             workers[name].run(2)
         speeds: dict[str, list[float]] = {name: [] for name in contenders}
+        others: dict[str, list[float]] = {name: [] for name in contenders}
         for i in range(rounds):
             turn = i % len(contenders)  # another one goes first in each round
             for name in contenders[turn:] + contenders[:turn]:
-                speeds[name].append(steps * w.tokens / workers[name].run(steps))
+                seconds, busy = workers[name].run(steps)
+                speeds[name].append(steps * w.tokens / seconds)
+                others[name].append(busy)
     finally:
         for worker in workers.values():
             worker.close()
@@ -54,6 +59,7 @@ def measure(
         name: {
             "tokens_per_second": statistics.median(speeds[name]),
             "rounds": speeds[name],
+            "others": statistics.median(others[name]),
             "first_step_seconds": worker.first_step,
             "peak_rss_mb": worker.rss_mb,
             **worker.hello,
@@ -95,6 +101,7 @@ def cells(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                     f"{c['tokens_per_second']:,.0f}",
                     f"{share['median']:.2f} ({share['peer']})" if share else "",
                     f"{share['min']:.2f}-{share['max']:.2f}" if share else "",
+                    f"{c['others']:.2f}" + ("!" if c["others"] > QUIET else ""),
                     f"{c['first_step_seconds']:.1f}",
                     f"{c['peak_rss_mb']:,}",
                     f"{c['parameters']:,}",
@@ -150,7 +157,7 @@ def main() -> None:
         if unknown := [name for name in given if name not in known]:
             parser.error(f"unknown {', '.join(unknown)}; known: {', '.join(known)}")
     pythons = {name: flags.jax_python if name == "ours" else flags.torch_python for name in contenders}
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     report: dict[str, Any] = {"machine": machine(), "rounds": flags.rounds, "steps": flags.steps, "results": []}
     for dtype in flags.dtypes.split(","):
         for name in flags.workloads.split(","):

@@ -4,7 +4,7 @@
     starts it                  ->  imports, builds, runs one step
                                <-  {"parameters": ..., "versions": ...}
     {"steps": 10}              ->  runs ten steps
-                               <-  {"seconds": 3.1, "loss": 9.0, "rss_mb": 812}
+                               <-  {"seconds": 3.1, "others": 0.02, "loss": 9.0, "rss_mb": 812}
     end of input               ->  leaves
 
 A line of JSON each way. Between its turns a worker waits for input, so that only one of them works at any time.
@@ -52,17 +52,26 @@ class Worker:
             raise RuntimeError(f"{' '.join(self.process.args)} ended with {self.process.wait()}; its words are above")
         return json.loads(line)
 
-    def run(self, steps: int) -> float:
-        """Seconds that the steps took."""
+    def run(self, steps: int) -> tuple[float, float]:
+        """Seconds that the steps took, and how many cores other processes used meanwhile."""
         self.process.stdin.write(json.dumps({"steps": steps}) + "\n")
         self.process.stdin.flush()
         reply = self._read()
         self.rss_mb = reply["rss_mb"]
-        return reply["seconds"]
+        return reply["seconds"], reply["others"]
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+def busy_elsewhere() -> float:
+    """CPU seconds since the machine started that were not this process's, those taken by a hypervisor included; 0.0
+    where /proc is missing."""
+    if not Path("/proc/stat").exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def serve(build: Callable[[], Contender]) -> None:
@@ -79,10 +88,12 @@ def serve(build: Callable[[], Contender]) -> None:
     reply(parameters=contender.parameters, versions={"python": sys.version.split()[0]} | contender.versions)
     for line in sys.stdin:
         steps = json.loads(line)["steps"]
-        start = time.perf_counter()
+        start, elsewhere = time.perf_counter(), busy_elsewhere()
         loss = contender.run(steps)
         seconds = time.perf_counter() - start
-        reply(seconds=seconds, loss=loss, rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        others = max(0.0, busy_elsewhere() - elsewhere) / seconds
+        rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        reply(seconds=seconds, others=others, loss=loss, rss_mb=rss_mb)
 
 
 def main() -> None:

@@ -68,6 +68,5 @@ def batches(w: Workload, count: int = 4) -> list[Batch]:
         return np.stack(rows).astype(np.int32) if rows else None
 
     return [
-        Batch(tokens(w.encoder), tokens(w.decoder), tokens(w.masked or w.decoder or w.encoder), places())
-        for _ in range(count)
+        Batch(tokens(w.encoder), tokens(w.decoder), tokens(w.masked or w.decoder or w.encoder), places()) for _ in range(count)
     ]

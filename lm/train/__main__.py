@@ -6,11 +6,12 @@ the same by Ctrl-C; after both the same command goes on.
 """
 
 import argparse
+import errno
 import sys
 
 from lm import startup
 from lm.config import load, split_flags
-from lm.errors import EXIT_USER_ERROR, UserError
+from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +34,14 @@ def main(argv: list[str] | None = None) -> int:
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.code
+    except KeyboardInterrupt:  # before there was a step to save
+        print("interrupted; the same command starts again", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: no disk space ({error.filename or 'while writing'}); free some and start again", file=sys.stderr)
+        return EXIT_USER_ERROR
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

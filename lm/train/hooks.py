@@ -14,14 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lm import config, flops
 from lm.checkpoint import Checkpoints
-from lm.errors import UserError
+from lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UserError
 from lm.train.loop import Clock
 from lm.train.rundir import RunDir
 from lm.train.step import counted
 from lm.types import TrainState
-
-EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, start the same command again to go on
-EXIT_INTERRUPTED = 130  # the shell's number for Ctrl-C; saved as well
 
 
 class Stopped(Exception):

@@ -1,6 +1,7 @@
 """Each mistake: one line that names cause and cure, exit code 2, nothing lost."""
 
 import re
+import subprocess
 
 import pytest
 
@@ -91,3 +92,20 @@ def test_gradients_that_stay_infinite_stop_the_run_with_good_parameters(train, t
         "--config.checkpoint.every=1000",
     )
     assert code == 2 and "not finite" in err, err
+
+
+def test_a_disk_that_is_really_full_keeps_what_is_saved_and_goes_on(train, tmp_path):
+    """On a file system of 1.5 MB: the third checkpoint of about half a megabyte does not fit."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a file system takes root")
+    try:
+        code, err = train(small / "run", "decoder.causal", "--config.checkpoint.keep=5")
+        assert code == 2, err
+        assert re.search(r"error: no disk space in .*earlier checkpoints are intact", err.splitlines()[-1]), err
+        subprocess.run(["mount", "-o", "remount,size=20m", str(small)], check=True)
+        code, err = train(small / "run", "decoder.causal", "--config.checkpoint.keep=5")
+        assert code == 0 and "going on from step 8" in err, err
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)

@@ -124,20 +124,12 @@ BERT = names(
 
 
 def t5_names(stack: str, *parts: tuple[str, str]) -> dict[str, str]:
-    modules = {
-        f"{ours}__{k}": f"layer.{i}.{theirs}.{k[0]}" for i, (ours, theirs) in enumerate(parts) for k in ATTENTION
-    }
+    modules = {f"{ours}__{k}": f"layer.{i}.{theirs}.{k[0]}" for i, (ours, theirs) in enumerate(parts) for k in ATTENTION}
     modules |= {f"{ours}_in_norm": f"layer.{i}.layer_norm" for i, (ours, _) in enumerate(parts)}
     last = f"layer.{len(parts)}"
-    ffn = dict(
-        ffn__up=f"{last}.DenseReluDense.wi", ffn__down=f"{last}.DenseReluDense.wo", ffn_in_norm=f"{last}.layer_norm"
-    )
+    ffn = dict(ffn__up=f"{last}.DenseReluDense.wi", ffn__down=f"{last}.DenseReluDense.wo", ffn_in_norm=f"{last}.layer_norm")
     bias = {f"{stack}/position_bias": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"}
-    return (
-        names(stack, f"{stack}.block.{{}}", **modules, **ffn)
-        | bias
-        | {f"{stack}/final_norm": f"{stack}.final_layer_norm"}
-    )
+    return names(stack, f"{stack}.block.{{}}", **modules, **ffn) | bias | {f"{stack}/final_norm": f"{stack}.final_layer_norm"}
 
 
 ATTENTION = ("query", "key", "value", "out")

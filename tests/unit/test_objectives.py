@@ -26,9 +26,7 @@ def first(make, wanted, seeds=3000):
 
 
 def vocabulary(**changes):
-    known = dict(
-        vocab_size=V, bos_id=BOS, eos_id=EOS, mask_id=MASK, sentinel_ids=tuple(range(5, 15)), reserved=RESERVED
-    )
+    known = dict(vocab_size=V, bos_id=BOS, eos_id=EOS, mask_id=MASK, sentinel_ids=tuple(range(5, 15)), reserved=RESERVED)
     return SimpleNamespace(**(known | dict(word_start=np.arange(V) % 3 == 0) | changes))
 
 
@@ -93,9 +91,7 @@ def test_masked_encoder_decoder_docstring(ends):
 def test_corrupt_docstring():
     tokens = np.arange(20, 30)
     make = lambda r: spans.corrupt(tokens, r, rate=0.3, mean_span=1.5, sentinels=SENTINELS)
-    inputs, targets = first(
-        make, lambda e: e[0].tolist()[-1] == 6 and len(e[1]) == 5 and e[1][1] == 23 and e[1][4] == 29
-    )
+    inputs, targets = first(make, lambda e: e[0].tolist()[-1] == 6 and len(e[1]) == 5 and e[1][1] == 23 and e[1][4] == 29)
     equal(inputs, [20, 21, 22, 5, 25, 26, 27, 28, 6])
     equal(targets, [5, 23, 24, 6, 29])
     drawn = [spans.noise_mask(10, rng(s), rate=0.3, mean_span=1.5).tolist() for s in range(300)]
@@ -149,37 +145,6 @@ def test_masked_80_10_10():
         assert abs(share - p) < 4 * (p * (1 - p) / n) ** 0.5 + 0.004  # 4 sigma, and rounding of the budget
 
 
-def test_masked_rates_as_in_transformers():
-    torch = pytest.importorskip("torch")
-    hf = pytest.importorskip("transformers")
-
-    class Words:  # what the collator asks of a tokenizer
-        mask_token = "[MASK]"
-        pad_token_id, padding_side = 0, "right"
-
-        def get_special_tokens_mask(self, ids, already_has_special_tokens):
-            return [int(i < RESERVED) for i in ids]
-
-        def convert_tokens_to_ids(self, token):
-            return MASK
-
-        def __len__(self):
-            return V
-
-    torch.manual_seed(0)
-    collator = hf.DataCollatorForLanguageModeling(Words(), mlm=True, mlm_probability=0.15)
-    tokens = np.concatenate([[BOS], rng().integers(RESERVED, V, 254), [EOS]])
-    before = torch.tensor(tokens).repeat(400, 1)
-    after, labels = collator.torch_mask_tokens(before.clone())
-    chosen = labels != -100
-    theirs = [
-        ((after == MASK) & chosen).float().sum(),
-        ((after != MASK) & (after != before) & chosen).float().sum(),
-        ((after == before) & chosen).float().sum(),
-    ]
-    np.testing.assert_allclose(masking(tokens), np.array([float(t) for t in theirs]) / (400 * 254), atol=0.006)
-
-
 def test_masked_of_nothing_but_specials():
     corrupted, chosen = masked.noise(np.array([BOS, EOS]), rng(), rate=0.15, mask=0.8, random=0.1, **NOISE)
     equal(corrupted, [BOS, EOS])
@@ -205,9 +170,7 @@ def test_whole_words_are_never_split(rate):
 
 def test_whole_word_longer_than_the_budget_is_taken_whole():
     word_start = np.zeros(V, bool)
-    corrupted, chosen = masked.noise(
-        np.arange(20, 30), rng(), rate=0.1, mask=1, random=0, word_start=word_start, **NOISE
-    )
+    corrupted, chosen = masked.noise(np.arange(20, 30), rng(), rate=0.1, mask=1, random=0, word_start=word_start, **NOISE)
     equal(chosen, list(range(10)))
     equal(corrupted, [MASK] * 10)
 
@@ -286,9 +249,7 @@ def test_inputs_and_targets_hold_the_whole_text(seed):
     equal(one.decoder.tokens, [*inputs, EOS, *targets])
     equal(one.targets, [*inputs[1:], EOS, *targets, EOS])
     equal(one.decoder.prefix, [1] * (len(inputs) + 1) + [0] * len(targets))
-    assert (
-        one.weights.sum() == len(targets) + 1 and one.weights[len(inputs)] == 1
-    )  # eos of the inputs predicts the first
+    assert one.weights.sum() == len(targets) + 1 and one.weights[len(inputs)] == 1  # eos of the inputs predicts the first
 
 
 def test_noise_is_everywhere():
@@ -354,6 +315,4 @@ def test_what_cannot_be_is_refused(objective, architecture, data, changes, words
 
 def test_offered_decoder_length_suffices():
     data = config.Data(encoder_length=64, decoder_length=14)
-    assert objectives.build(config.SpanCorruption(), "encoder_decoder", data, vocabulary()).window == spans.window(
-        64, T5
-    )
+    assert objectives.build(config.SpanCorruption(), "encoder_decoder", data, vocabulary()).window == spans.window(64, T5)

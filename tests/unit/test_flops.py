@@ -1,0 +1,103 @@
+"""The ledger against XLA's own count of an unrolled model, and against sums done by hand."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from lm import config, flops, losses
+from lm.config import Attention, Block, Head, Mlp, Model, Rope, Stack
+from lm.data.rows import blank, stack
+from lm.models.presets.gpt import GPT2
+from lm.models.transformer import Transformer, head_params
+from lm.objectives import Lengths
+
+B, V, D = 2, 2048, 512
+BLOCK = Block(Attention(4), Mlp(4 * D, "relu"), norm=config.Norm("rms"))
+GQA = replace(BLOCK, attention=Attention(8, 2, head_dim=32), ffn=Mlp(768, "relu", gated=True))
+ENCODER, DECODER, BOTH = Lengths(128, None, 24), Lengths(None, 128), Lengths(128, 64)
+CROSS = Stack(2, {"L": replace(BLOCK, cross=True)})
+CASES = {
+    "decoder": (Model(V, D, decoder=Stack(2, {"L": BLOCK}, position=Rope())), DECODER),
+    "decoder, GQA, gated": (Model(V, D, decoder=Stack(2, {"L": GQA}), head=Head(tied=False)), DECODER),
+    "encoder": (Model(V, D, encoder=Stack(2, {"L": BLOCK}), head=Head(transform="relu")), ENCODER),
+    "encoder-decoder": (Model(V, D, encoder=Stack(2, {"L": BLOCK}), decoder=CROSS), BOTH),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_many_as_xla_counts(name):
+    model, lengths = CASES[name]
+    example = jax.tree.map(jnp.asarray, stack([blank(lengths)] * B))
+    module = Transformer(model)
+    params = jax.eval_shape(lambda key: nn.unbox(module.init(key, example))["params"], jax.random.key(0))
+
+    def loss(params, example):
+        settings = dict(head_params=head_params, vocab_size=V, chunks=1)
+        return losses.cross_entropy(params, module.apply, example, **settings).total
+
+    xla = jax.jit(jax.grad(loss)).lower(params, example).cost_analysis()["flops"]
+    sizes = dict(encoder=lengths.encoder, decoder=lengths.decoder, predicted=lengths.predicted)
+    ours = flops.count(model, batch=B, **sizes, causal_share=1.0)
+    assert ours.train == pytest.approx(xla, rel=0.02)
+
+
+def count(block, length=10, **changes):
+    return flops.count(Model(50, 8, decoder=Stack(1, {"L": block}), **changes), batch=3, decoder=length)
+
+
+def test_by_hand():
+    """Width 8, rows of 10 tokens, 3 rows; a product of [m, k] and [k, n] is 2 m k n."""
+    plain = count(Block(Attention(2), Mlp(32)))
+    assert plain.projections == 3 * 4 * (2 * 10 * 8 * 8)
+    assert plain.attention == 3 * 2 * (2 * 10 * 5 * 8)  # half the keys
+    assert plain.ffn == 3 * 2 * (2 * 10 * 8 * 32)
+    assert plain.head == 3 * 2 * 10 * 8 * 50
+    assert plain.train == 3 * plain.forward == 3 * (plain.projections + plain.attention + plain.ffn + plain.head)
+
+
+def test_variations_by_hand():
+    plain = count(Block(Attention(2), Mlp(32)))
+    assert count(Block(Attention(2), Mlp(32, gated=True))).ffn == 1.5 * plain.ffn
+    gqa = count(Block(Attention(4, 1, head_dim=3), Mlp(32)))  # q and out 8 x 12, k and v 8 x 3
+    assert gqa.projections == 3 * 2 * 10 * 8 * (2 * 12 + 2 * 3)
+    assert gqa.attention == 3 * 2 * (2 * 10 * 5 * 12)
+    transform = count(Block(Attention(2), Mlp(32)), head=Head(transform="gelu"))
+    assert transform.head == plain.head + 3 * 2 * 10 * 8 * 8
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 10, 100])
+def test_windows_by_hand(window):
+    """A causal query t of a window sees min(t + 1, window) keys; the ledger takes the area of it, without the stairs."""
+    windowed = count(Block(Attention(2, window=window), Mlp(32)), length=1000).attention
+    exact = sum(min(t + 1, window) for t in range(1000))
+    assert windowed == pytest.approx(3 * 2 * 2 * exact * 8, rel=0.01 if window > 50 else 0.5 / window + 0.01)
+    model = Model(50, 8, encoder=Stack(1, {"L": Block(Attention(2, window=window), Mlp(32))}))
+    both_sides = flops.count(model, batch=1, encoder=50)
+    assert both_sides.attention == 2 * 2 * 50 * min(window, 50) * 8
+
+
+def test_predicted_places_and_patterns():
+    local, full = Block(Attention(2, window=4), Mlp(32)), Block(Attention(2), Mlp(16))
+    stack_ = Stack(3, {"L": local, "G": full}, "LG")
+    whole = flops.count(Model(50, 8, decoder=stack_), batch=3, decoder=20)
+    parts = [count(b, 20) for b in (local, full, local)]
+    for name in ("projections", "attention", "ffn"):
+        assert getattr(whole, name) == sum(getattr(p, name) for p in parts)
+    some = flops.count(Model(50, 8, encoder=stack_), batch=3, encoder=20, predicted=4)
+    assert some.head == 3 * 2 * 4 * 8 * 50
+
+
+def test_near_six_flops_a_parameter():
+    """6 N a token, as PaLM counts, plus attention: GPT-2 at 1,024 tokens."""
+    got = flops.count(GPT2, batch=1, decoder=1024).train / 1024
+    n = 124_439_808 - 1024 * 768  # all but the positions
+    attention = 12 * 12 * 768 * 1024 / 2
+    assert got == pytest.approx(6 * n + attention, rel=0.002)
+
+
+def test_peaks():
+    assert flops.peak("TPU v4") == 275e12
+    assert flops.peak("cpu") is None
