@@ -1,6 +1,8 @@
-"""The front door: a small causal model of presidential messages.
+"""The front door: a small causal model of presidential messages, 1790 to 2026.
 
-python -m lm.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m lm.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Cost: under four minutes on two CPU cores, preparation of the data and baselines included. Expected: see README.md.
 """
 
 from ml_collections import config_dict
@@ -8,33 +10,28 @@ from ml_collections import config_dict
 
 def get_config():
     c = config_dict.ConfigDict()
-    vocab, length = 2048, 128
-    c.model = dict(
-        vocab_size=vocab,
-        width=192,
-        decoder=dict(
-            num_layers=3,
-            blocks=dict(
-                L=dict(
-                    attention=dict(num_heads=3),
-                    ffn=dict(hidden=768, activation="gelu_tanh"),
-                    norm=dict(kind="rms"),
-                )
-            ),
-            position=dict(kind="rope"),
-        ),
+    vocab = 1024
+    block = dict(
+        attention=dict(num_heads=2),
+        ffn=dict(hidden=512, activation="gelu_tanh"),
+        norm=dict(kind="rms"),
     )
+    decoder = dict(num_layers=3, blocks=dict(L=block), position=dict(kind="rope"))
+    c.model = dict(vocab_size=vocab, width=128, decoder=decoder)
     c.data = dict(
         sources=dict(sotu=dict(kind="tfds", path="sotu")),
         tokenizer=dict(kind="bpe", vocab_size=vocab),
-        decoder_length=length,
+        decoder_length=128,
     )
     c.objective = dict(kind="causal")
     c.optimizer = dict(
-        name="muon", learning_rate=0.01, adam_learning_rate=0.003, schedule=dict(kind="wsd", warmup=20, final=0.0)
+        name="muon",
+        learning_rate=0.02,
+        adam_learning_rate=0.005,
+        schedule=dict(kind="wsd", warmup=20, decay=100, final=0.0),
     )
-    c.train = dict(steps=500, batch_size=16)
-    c.checkpoint = dict(every=250)
-    c.evaluate = dict(every=250, rows=64, baselines=True)
-    c.log = dict(every=10, samples=("Fellow citizens,", "The economy"))
+    c.train = dict(steps=310, batch_size=32)
+    c.checkpoint = dict(every=100)
+    c.evaluate = dict(every=155, baselines=True)
+    c.log = dict(every=10, samples=("Fellow citizens,", "The state of the economy"))
     return c

@@ -41,9 +41,7 @@ def start(r, data, devices=None):
     loss = partial(losses.cross_entropy, head_params=head_params, vocab_size=512)
     with sharding.use(mesh):
         plan = blueprint(lambda key: model.init(key, example)["params"], tx, mesh, ema=False)
-        step = make_step(
-            lambda p, e, rngs: loss(p, model.apply, e, rngs=rngs), tx, plan, optimizer=r.optimizer, train=r.train
-        )
+        step = make_step(lambda p, e, rngs: loss(p, model.apply, e, rngs=rngs), tx, plan, optimizer=r.optimizer, train=r.train)
     return mesh, plan, step
 
 
@@ -88,9 +86,7 @@ def test_parameters_moments_and_activations_are_really_sharded(scan):
         state = plan.create(0)
         batch = sharding.global_batch(data.rows, np.arange(8), mesh)
         text = step.lower(state, batch).compile().as_text()
-    whole, share = (
-        sum(f(x) for x in jax.tree.leaves((state.params, state.opt_state))) for f in (lambda x: x.size, shard)
-    )
+    whole, share = (sum(f(x) for x in jax.tree.leaves((state.params, state.opt_state))) for f in (lambda x: x.size, shard))
     assert share < 0.3 * whole, "fsdp=2 x tensor=2 leaves about a quarter on a device"
     # 8 rows over data x fsdp = 4 shards: a hidden activation is [2 rows * 16, 64 hidden / 2 tensor] on a device.
     assert "f32[32,32]" in text and "f32[128,64]" not in text

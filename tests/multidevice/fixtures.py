@@ -35,9 +35,7 @@ def run(architecture, objective, mesh, **model):
     """A tiny run whose axes divide by 8."""
     block = config.Block(config.Attention(4, num_kv_heads=4), config.Mlp(64))
     stack = config.Stack(2, {"L": block}, position=config.Rope(), scan=model.pop("scan", False))
-    cross = config.Stack(
-        2, {"L": config.Block(config.Attention(4), config.Mlp(64), cross=True)}, position=config.Rope()
-    )
+    cross = config.Stack(2, {"L": config.Block(config.Attention(4), config.Mlp(64), cross=True)}, position=config.Rope())
     both = architecture == "encoder_decoder"
     shape = config.Model(
         512,
@@ -47,6 +45,4 @@ def run(architecture, objective, mesh, **model):
         **model,
     )
     optimizer = config.Optimizer(learning_rate=0.01, schedule=config.Schedule(warmup=2))
-    return config.Run(
-        shape, objective=objective, optimizer=optimizer, train=config.Train(steps=6, batch_size=8), mesh=mesh
-    )
+    return config.Run(shape, objective=objective, optimizer=optimizer, train=config.Train(steps=6, batch_size=8), mesh=mesh)
