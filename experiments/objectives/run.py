@@ -55,7 +55,8 @@ def measured(name: str, workdir: Path) -> dict[str, float]:
 def table(results: dict[str, dict[str, float]]) -> str:
     """Losses of different objectives ask for different things: compare down a column only within an objective."""
     lines = [
-        "| config | parameters | held-out loss, nats a predicted token | accuracy | tokens seen | with loss | model FLOPs | seconds |",
+        "| config | parameters | held-out loss, nats a predicted token | accuracy | tokens seen | with loss "
+        "| model FLOPs | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, r in results.items():
