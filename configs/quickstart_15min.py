@@ -12,12 +12,12 @@ def get_config():
     c = config_dict.ConfigDict()
     vocab = 1024
     block = dict(
-        attention=dict(num_heads=3),
-        ffn=dict(hidden=768, activation="gelu_tanh"),
+        attention=dict(num_heads=2),
+        ffn=dict(hidden=512, activation="gelu_tanh"),
         norm=dict(kind="rms"),
     )
     decoder = dict(num_layers=4, blocks=dict(L=block), position=dict(kind="rope"))
-    c.model = dict(vocab_size=vocab, width=192, decoder=decoder)
+    c.model = dict(vocab_size=vocab, width=128, decoder=decoder)
     c.data = dict(
         sources=dict(sotu=dict(kind="tfds", path="sotu")),
         tokenizer=dict(kind="bpe", vocab_size=vocab),
@@ -28,10 +28,10 @@ def get_config():
         name="muon",
         learning_rate=0.02,
         adam_learning_rate=0.005,
-        schedule=dict(kind="wsd", warmup=20, decay=400, final=0.0),
+        schedule=dict(kind="wsd", warmup=20, decay=600, final=0.0),
     )
-    c.train = dict(steps=1000, batch_size=16)
-    c.checkpoint = dict(every=250)
-    c.evaluate = dict(every=250, baselines=True)
+    c.train = dict(steps=1500, batch_size=16)
+    c.checkpoint = dict(every=500)
+    c.evaluate = dict(every=500, baselines=True)
     c.log = dict(every=10, samples=("Fellow citizens,", "The state of the economy"))
     return c

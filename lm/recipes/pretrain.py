@@ -212,7 +212,7 @@ def _tensorboard(rundir: RunDir, run: config.Run) -> Any:
 def _baselines(parts: Parts) -> dict[str, Any]:
     from lm.evaluate.baselines import of_prepared
 
-    return of_prepared(parts.data)
+    return {name: value for name, value in of_prepared(parts.data).items() if name not in ("bytes", "seconds")}
 
 
 def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop.Clock, *, steps: int) -> dict[str, Any]:
@@ -283,5 +283,5 @@ def show_results(display: hooks.Display, summary: dict[str, Any], rundir: RunDir
     for name, value in summary["heldout"].items():
         say(f"held-out {name:<14} {value:,.4f}")
     for name, value in (summary["baselines"] or {}).items():
-        say(f"  baseline {name:<22} {value:.4f}" if isinstance(value, float) else f"  baseline {name:<22} {value}")
+        say(f"  baseline {name:<22} {value:.4f} bits per byte")
     say(f"\nreport: {report}")

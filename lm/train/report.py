@@ -95,5 +95,4 @@ def _curves(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
 
 def _baseline_lines(axis: Any, baselines: dict[str, Any]) -> None:
     for i, (name, value) in enumerate(sorted(baselines.items())):
-        if isinstance(value, (int, float)):
-            axis.axhline(value, ls=":", lw=1, color=f"C{i + 2}", label=f"{name} {value:.3f}")
+        axis.axhline(value, ls=":", lw=1, color=f"C{i + 2}", label=f"{name} {value:.3f}")
