@@ -88,9 +88,9 @@ def damage(directory: epath.Path) -> str | None:
 class Checkpoints:
     """The checkpoints of one run, in `<workdir>/checkpoints/<step>`."""
 
-    def __init__(self, workdir: str | Path, c: config.Checkpoint, run: config.Run, tokenizer: bytes):
+    def __init__(self, workdir: str | Path, c: config.Checkpoint, run: config.Run, tokenizer: bytes, data: str = ""):
         self.directory = epath.Path(workdir).resolve() / "checkpoints"
-        self.run, self.tokenizer = run, tokenizer
+        self.run, self.tokenizer, self.data = run, tokenizer, data
         policies = checkpoint_managers
         keep = [policies.LatestN(c.keep)]
         if c.keep_best:
@@ -120,7 +120,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             config=ocp.args.JsonSave(config.to_dict(self.run)),
-            tokenizer=ocp.args.JsonSave({"sentencepiece": base64.b64encode(self.tokenizer).decode()}),
+            tokenizer=ocp.args.JsonSave({"sentencepiece": base64.b64encode(self.tokenizer).decode(), "data": self.data}),
         )
         try:
             self._manager.save(step, args=items, metrics=metrics)
@@ -156,11 +156,15 @@ class Checkpoints:
             self._manager.reload()
         return None
 
-    def saved_run(self, step: int) -> tuple[config.Run, bytes]:
-        """The config and the tokenizer that a checkpoint was made with."""
+    def saved_run(self, step: int) -> tuple[config.Run, bytes, str]:
+        """The config, the tokenizer and the data's fingerprint that a checkpoint was made with."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
         saved: Any = self._manager.restore(step, args=items)
-        return config.build(config.Run, saved.config), base64.b64decode(saved.tokenizer["sentencepiece"])
+        return (
+            config.build(config.Run, saved.config),
+            base64.b64decode(saved.tokenizer["sentencepiece"]),
+            saved.tokenizer["data"],
+        )
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The state of a step in the shardings of `target` (abstract). Another shape or dtype is refused, never cast."""

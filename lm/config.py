@@ -215,7 +215,7 @@ Objective = Causal | Prefix | Masked | SpanCorruption
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from.
+    """Where documents come from. `field` is that of a tfds, jsonl or JSON ArrayRecord record; `encoding` is not for tfds.
 
     kind `tfds`: `path` is a builder name ("sotu" is ours; "lm1b", "c4/en"...), `split` one of its splits.
     kind `text`: `path` is a glob of files, local or gs://, a file a document.
@@ -232,8 +232,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Clean:
-    unicode: bool = True  # ftfy's repair and NFC
-    markup: bool = True  # HTML tags and entities, bracketed stage directions such as [Applause]
+    unicode: bool = True  # ftfy's repair, NFC, even line ends and blank lines
+    markup: bool = True  # HTML tags and entities, bracketed stage directions such as [Applause], runs of spaces
     min_chars: int = 1  # shorter documents are dropped, and reported
 
 
@@ -260,7 +260,7 @@ class Data:
     holdout: float = 0.05  # of the documents of each source, chosen by a hash of their identity
     encoder_length: int | None = None  # tokens in a row of the encoder
     decoder_length: int | None = None
-    cache: str = "~/.cache/lm"  # prepared data lives in <cache>/<fingerprint>
+    cache: str = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>
     on_corrupt: Literal["fail", "skip"] = "fail"  # an unreadable record: stop and name it, or count it and go on
 
 
@@ -455,15 +455,19 @@ def load(file: str, overrides: Mapping[str, str] | None = None) -> Run:
         offers = [p.stem for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise UserError(f"no config file {name}{nearest(path.stem, offers)}")
     if path.suffix == ".json":
-        tree = json.loads(path.read_text())
+        try:
+            tree = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"config file {name} is not JSON: {error}") from error
     else:
         spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"{name} has no get_config(); see configs/quickstart.py")
-        tree = module.get_config(*([argument] if argument else []))
+        try:
+            spec.loader.exec_module(module)
+            tree = module.get_config(*([argument] if argument else []))
+        except Exception as error:  # the file is the user's program, and may fail in any way
+            raise UserError(f"config file {name} failed: {type(error).__name__}: {error}") from error
         tree = tree.to_dict() if hasattr(tree, "to_dict") else to_dict(tree)
     for key, text in (overrides or {}).items():
         _override(tree, key.split("."), text, key)
@@ -474,7 +478,7 @@ def _override(tree: dict[str, Any], keys: list[str], text: str, whole: str) -> N
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = text
+        value = {"true": True, "false": False, "none": None}.get(text, text)
     for key in keys[:-1]:
         below = tree.setdefault(key, {})
         if not isinstance(below, dict):

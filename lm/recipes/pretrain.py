@@ -25,6 +25,8 @@ from lm.train.report import write_report
 from lm.train.rundir import RunDir, manifest, params_sha256
 from lm.train.step import Blueprint, blueprint, counted, make_step
 
+FREE = ("checkpoint", "evaluate", "log", "mesh")  # sections that may change on resume: none decides a parameter
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -124,7 +126,7 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool) -> dict[str,
     clock = loop.Clock()
     with clock("prepare"):
         parts = assemble(run)
-    checkpoints = Checkpoints(rundir.path, run.checkpoint, run, parts.data.tokenizer.proto)
+    checkpoints = Checkpoints(rundir.path, run.checkpoint, run, parts.data.tokenizer.proto, parts.data.fingerprint)
     with sharding.use(parts.mesh), clock("restore"):
         first = resume_step(parts, checkpoints, allow_changes=allow_changes)
         state = checkpoints.restore(first, parts.plan.targets()) if first else parts.plan.create(run.train.seed)
@@ -154,7 +156,7 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool) -> dict[str,
             with clock("checkpoint"):
                 checkpoints.wait()
             if evaluate.at != run.train.steps:  # nothing was left to do: the figures are those of the restored state
-                evaluate(run.train.steps, state, {})
+                evaluate.latest = evaluate.heldout(state.params if state.ema is None else state.ema)
     finally:
         stop.restore()
         if writer is not None:
@@ -174,14 +176,15 @@ def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) 
     step = checkpoints.latest_whole()
     if step is None:
         return 0
-    old, tokenizer = checkpoints.saved_run(step)
+    old, tokenizer, fingerprint = checkpoints.saved_run(step)
     if tokenizer != parts.data.tokenizer.proto:
         raise UserError(
             f"{checkpoints.directory.parent} was trained with another tokenizer; use its data and tokenizer settings, or "
             "another --workdir"
         )
-    changed = {k: v for k, v in config.diff(old, parts.run).items() if k.split(".")[0] not in ("log", "checkpoint", "mesh")}
-    changed.pop("data.cache", None)
+    changed = {k: v for k, v in config.diff(old, parts.run).items() if k.split(".")[0] not in FREE and k != "data.cache"}
+    if fingerprint != parts.data.fingerprint:
+        changed["contents of the data"] = (fingerprint[:8], parts.data.fingerprint[:8])
     lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])
     fixed = [k for k in changed if k.startswith("model.") and k.split(".")[-1] not in ("scan", "remat", "dtype", "dropout")]
     if fixed:

@@ -123,6 +123,18 @@ def test_a_changed_run_is_refused_with_a_diff(train, uninterrupted, change, caus
     assert sorted(p.name for p in (uninterrupted / "checkpoints").iterdir()) == before
 
 
+def test_changed_contents_of_the_data_are_noticed(train, uninterrupted, tmp_path, corpus):
+    """The same config and the same tokenizer, but a corpus with a document less."""
+    lines = (corpus / "tiny.jsonl").read_text().splitlines()
+    tokenizer = next((corpus / "cache").glob("*/tokenizer.model"))
+    given = (f"--config.data.tokenizer.path={tokenizer}", "--config.train.steps=4")
+    workdir = tmp_path / "run"
+    assert train(workdir, "decoder.causal", *given)[0] == 0
+    (tmp_path / "tiny.jsonl").write_text("\n".join(lines[:-1]))
+    code, err = train(workdir, "decoder.causal", *given, f"--config.data.sources.tiny.path={tmp_path}/tiny.jsonl")
+    assert code == 2 and "contents of the data" in err and "--allow_changes" in err, err
+
+
 def test_what_may_change_does_so_by_flag(train, uninterrupted, tmp_path):
     workdir = copy(uninterrupted, tmp_path)
     code, err = train(workdir, "decoder.causal", "--config.train.steps=14", "--allow_changes")
