@@ -11,14 +11,14 @@ from ml_collections import config_dict
 
 def get_config():
     c = config_dict.ConfigDict()
-    vocab = 2048
+    vocab = 1024
     block = dict(
-        attention=dict(num_heads=3),
-        ffn=dict(hidden=768, activation="gelu_tanh"),
+        attention=dict(num_heads=2),
+        ffn=dict(hidden=512, activation="gelu_tanh"),
         norm=dict(kind="rms"),
     )
     decoder = dict(num_layers=3, blocks=dict(L=block), position=dict(kind="rope"))
-    c.model = dict(vocab_size=vocab, width=192, decoder=decoder)
+    c.model = dict(vocab_size=vocab, width=128, decoder=decoder)
     c.data = dict(
         sources=dict(sotu=dict(kind="tfds", path="sotu")),
         tokenizer=dict(kind="bpe", vocab_size=vocab),
@@ -26,7 +26,7 @@ def get_config():
     )
     c.objective = dict(kind="causal")
     c.optimizer = dict(name="adamw", learning_rate=3e-3, schedule=dict(kind="wsd", warmup=20, final=0.0))
-    c.train = dict(steps=300, batch_size=16)
+    c.train = dict(steps=240, batch_size=16)
     c.checkpoint = dict(every=None)
     c.evaluate = dict(every=None, rows=256)
     c.log = dict(every=10, samples=("Fellow citizens, the state of the",), sample_tokens=32)
