@@ -465,7 +465,11 @@ def load(file: str, overrides: Mapping[str, str] | None = None) -> Run:
         module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise UserError(f"{name} has no get_config(); see configs/quickstart.py")
             tree = module.get_config(*([argument] if argument else []))
+        except UserError:
+            raise
         except Exception as error:  # the file is the user's program, and may fail in any way
             raise UserError(f"config file {name} failed: {type(error).__name__}: {error}") from error
         tree = tree.to_dict() if hasattr(tree, "to_dict") else to_dict(tree)

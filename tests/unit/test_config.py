@@ -199,6 +199,13 @@ def test_bad_files(file, tmp_path):
     empty.write_text("")
     with pytest.raises(UserError, match=r"has no get_config\(\); see configs/quickstart.py"):
         load(str(empty))
+    empty.write_text("def get_config():\n    return 1 / 0\n")
+    with pytest.raises(UserError, match=r"empty.py failed: ZeroDivisionError: division by zero"):
+        load(str(empty))
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    with pytest.raises(UserError, match=r"broken.json is not JSON"):
+        load(str(broken))
 
 
 def test_split_flags():
