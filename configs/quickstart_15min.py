@@ -2,7 +2,8 @@
 
     python -m lm.train --config=configs/quickstart_15min.py --workdir=runs/quickstart_15min
 
-Cost: about fifteen minutes on two CPU cores, preparation of the data and baselines included. Expected: see README.md.
+Cost: about fifteen minutes of training on two CPU cores. Expected: 1.36 held-out bits per byte, see
+experiments/quickstart/README.md.
 """
 
 from ml_collections import config_dict
