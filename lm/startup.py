@@ -59,5 +59,6 @@ def after_jax() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/lm/compiled").expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # Orbax logs the traceback of an error that it raises as well, and that we turn into one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax and its tasks log the traceback of an error that Orbax raises as well, and that we turn into one line.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
