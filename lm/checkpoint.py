@@ -191,10 +191,8 @@ class Checkpoints:
         needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
         free = shutil.disk_usage(self.directory).free
         if free < needed * 1.1:
-            raise UserError(
-                f"no disk space in {self.directory}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are "
-                "free; earlier checkpoints are intact. Free some space and start again: the run goes on where it was saved"
-            )
+            cause = f"a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
+            raise _no_space(self.directory, cause)
 
 
 def _described(tree: Any) -> dict[str, str]:
@@ -206,11 +204,15 @@ def _described(tree: Any) -> dict[str, str]:
     }
 
 
+def _no_space(directory: epath.Path, cause: str) -> UserError:
+    return UserError(
+        f"no disk space in {directory}: {cause}; earlier checkpoints are intact. "
+        "Free some space and start again: the run goes on where it was saved"
+    )
+
+
 def _save_error(error: Exception, directory: epath.Path) -> UserError | Exception:
     text = str(error)
     if "RESOURCE_EXHAUSTED" in text or "No space left" in text or getattr(error, "errno", None) in (27, 28, 122):
-        return UserError(
-            f"no disk space in {directory}: {text.splitlines()[0][:200]}; earlier checkpoints are intact. "
-            "Free some space and start again: the run goes on where it was saved"
-        )
+        return _no_space(directory, text.splitlines()[0][:200])
     return error

@@ -94,6 +94,10 @@ class Attention:
     scale: float | None = None  # None: head_dim ** -0.5; T5 has 1.0
     dropout: float = 0.0
 
+    def size(self, width: int) -> int:
+        """The head dim in a model of this width."""
+        return self.head_dim or width // self.num_heads
+
 
 @dataclass(frozen=True)
 class Mlp:

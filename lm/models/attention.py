@@ -68,7 +68,7 @@ class Attention(nn.Module):
         cross: bool = False,
     ) -> jax.Array:
         c, width = self.config, x.shape[-1]
-        head_dim = c.head_dim or width // c.num_heads
+        head_dim = c.size(width)
         kinds: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
         def heads(name: str, count: int, y: jax.Array) -> jax.Array:

@@ -76,10 +76,7 @@ class Block(nn.Module):
         """Of what writes to the residual stream: smaller with depth where nothing normalises the sum (GPT-2, section 2.3)."""
         if "in" not in self.config.norm_at:
             return self.model.init_std
-        width = self.model.width
-        fan_in = (
-            child.hidden if isinstance(child, config.Mlp) else child.num_heads * (child.head_dim or width // child.num_heads)
-        )
+        fan_in = child.hidden if isinstance(child, config.Mlp) else child.num_heads * child.size(self.model.width)
         std = self.model.init_std if self.model.init_std is not None else fan_in**-0.5
         return std * (2 * self.stack.num_layers) ** -0.5
 
