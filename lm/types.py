@@ -45,6 +45,9 @@ class Example:
     where: Array | None = None
 
 
+BLOCK, MAX_BLOCKS = 256, 8  # queries in a block of causal attention, at least; blocks in a row, at most
+
+
 @struct.dataclass
 class Mask:
     """Which keys a query may see, described; `dense` builds it.
@@ -64,15 +67,24 @@ class Mask:
         t, s = self.q_segments.shape[-1], self.k_segments.shape[-1]
         return self.q_start + jnp.arange(t)[:, None] - jnp.arange(s)[None, :]
 
-    def dense(self, window: int | None = None) -> jax.Array:
-        """bool [B, T, S], True where the query may look."""
-        distance = self.distance()
-        seen = self.q_segments[:, :, None] == self.k_segments[:, None, :]
+    def blocks(self, window: int | None = None) -> list[tuple[slice, slice]]:
+        """Queries cut in blocks, each with the keys that its queries can see at all: half of all pairs if causal."""
+        t, s = self.q_segments.shape[-1], self.k_segments.shape[-1]
+        if not self.causal or self.k_prefix is not None or t != s or not isinstance(self.q_start, int):
+            return [(slice(0, t), slice(0, s))]
+        size = max(BLOCK, -(-t // MAX_BLOCKS))
+        starts = range(0, t, size)
+        return [(slice(i, min(i + size, t)), slice(max(0, i - window + 1) if window else 0, min(i + size, t))) for i in starts]
+
+    def dense(self, window: int | None = None, queries: slice = slice(None), keys: slice = slice(None)) -> jax.Array:
+        """bool [B, T, S], True where the query may look; of the given queries and keys."""
+        distance = self.distance()[queries, keys]
+        seen = self.q_segments[:, queries, None] == self.k_segments[:, None, keys]
         if window is not None:
             seen &= distance < window if self.causal else jnp.abs(distance) <= window // 2
         if self.causal:
             past = distance >= 0
-            seen &= past if self.k_prefix is None else past | self.k_prefix[:, None, :]
+            seen &= past if self.k_prefix is None else past | self.k_prefix[:, None, keys]
         return seen
 
 

@@ -27,12 +27,13 @@ class Head(nn.Module):
             x = Projection((x.shape[-1],), ("embed", "embed_out"), bias=True, std=self.std, name="transform", **kinds)(x)
             x = Norm(c.norm, name="transform_norm", **kinds)(ACTIVATIONS[c.transform](x))
         if c.tied:
-            logits = table.attend(x)
+            bias = None
+            if c.bias:
+                bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab_size,), ("vocab",), self.param_dtype)
+                bias = bias.astype(jnp.float32)
+            logits = table.attend(x, bias)
         else:
-            logits = Projection((self.vocab_size,), ("embed", "vocab"), std=self.std, name="out", **kinds)(x)
-        if c.bias:
-            bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab_size,), ("vocab",), self.param_dtype)
-            logits = logits + bias.astype(logits.dtype)
+            logits = Projection((self.vocab_size,), ("embed", "vocab"), c.bias, self.std, name="out", **kinds)(x)
         if c.scale is not None:
             logits = logits * c.scale
         if c.softcap is not None:

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from lm import config
-from lm.models.products import matmul
+from lm.models.products import affine
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
-    # tanh's argument doubled is a sigmoid's: the same function, one cheap transcendental on every backend.
-    "gelu_tanh": lambda x: x * nn.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
     "silu": nn.silu,
 }
@@ -52,11 +51,12 @@ class Projection(nn.Module):
         init = nn.initializers.normal(self.std if self.std is not None else fan_in**-0.5)
         shape = (*inputs, *self.outputs)
         kernel = parameter(self, "kernel", init, shape, self.axes, self.param_dtype)
-        y = matmul(x.reshape(-1, fan_in).astype(self.dtype), kernel.reshape(fan_in, fan_out).astype(self.dtype))
+        bias = None
         if self.bias:
             axes = self.axes[len(inputs) :]
             bias = parameter(self, "bias", nn.initializers.zeros, self.outputs, axes, self.param_dtype)
-            y = y + bias.reshape(-1).astype(self.dtype)
+            bias = bias.reshape(-1).astype(jnp.float32)
+        y = affine(x.reshape(-1, fan_in).astype(self.dtype), kernel.reshape(fan_in, fan_out).astype(self.dtype), bias)
         return y.reshape(*lead, *self.outputs)
 
 
@@ -99,9 +99,9 @@ class Table(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
 
-    def attend(self, x: jax.Array) -> jax.Array:
-        """x [..., D] -> its products with every vector, [..., V]: the tied output layer."""
-        flat = matmul(x.reshape(-1, self.width).astype(self.dtype), self.embedding.T.astype(self.dtype))
+    def attend(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        """x [..., D] -> its products with every vector, plus bias [V]: [..., V], the tied output layer."""
+        flat = affine(x.reshape(-1, self.width).astype(self.dtype), self.embedding.T.astype(self.dtype), bias)
         return flat.reshape(*x.shape[:-1], self.size)
 
 
@@ -129,7 +129,7 @@ class Mlp(nn.Module):
         c, width = self.config, x.shape[-1]
         kinds: dict[str, Any] = dict(bias=c.bias, dtype=self.dtype, param_dtype=self.param_dtype)
         hidden = Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="up", **kinds)(x)
-        hidden = ACTIVATIONS[c.activation](hidden)
+        hidden = ACTIVATIONS[c.activation](hidden.astype(jnp.float32)).astype(self.dtype)
         if c.gated:
             hidden = hidden * Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="gate", **kinds)(x)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "hidden"))
