@@ -79,6 +79,7 @@ class Norm:
     kind: Literal["layer", "rms"] = "layer"
     eps: float = 1e-5
     bias: bool = True  # of a layer norm; an rms norm has none
+    unit_offset: bool = False  # the stored scale counts from 1 (Gemma)
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,13 @@ class Attention:
     head_dim: int | None = None  # None: width // num_heads
     bias: bool = False  # on q, k, v
     out_bias: bool = False
-    qk_norm: bool = False  # rms over the head dim, before rotation
+    qk_norm: Norm | None = None  # of queries and keys, before rotation
+    qk_norm_over: Literal["head", "all"] = "head"  # over each head's vector (Qwen3), or all heads' at once (OLMo 2)
     softcap: float | None = None  # logits -> cap * tanh(logits / cap)
     window: int | None = None  # keys a query sees: the last `window` if causal, `window // 2` to each side if not
     scale: float | None = None  # None: head_dim ** -0.5; T5 has 1.0
     dropout: float = 0.0
+    rope: Rope | None = None  # in place of the stack's rotary positions (ModernBERT's local layers)
 
     def size(self, width: int) -> int:
         """The head dim in a model of this width."""
@@ -119,7 +122,8 @@ class Block:
     ffn: Ffn
     norm: Norm = Norm()
     norm_at: tuple[Literal["in", "res", "out"], ...] = ("in",)
-    parallel: bool = False  # attention and feed-forward read the same input (PaLM, Falcon, Phi)
+    parallel: Literal["no", "shared", "separate"] = "no"  # both read the same x: through one norm (PaLM), or one each (NeoX)
+    bare: tuple[Literal["attention", "cross", "ffn"], ...] = ()  # parts that have no norms (ModernBERT's first attention)
     cross: bool = False  # attends to the encoder as well
     dropout: float = 0.0  # on what is added to the residual stream
 
@@ -131,6 +135,7 @@ class Stack:
     pattern: str = "L"  # repeated over the layers, a letter of `blocks` each
     position: Position | None = None
     final_norm: bool = True
+    dropout: float = 0.0  # behind the last layer and its norm (T5)
     scan: bool = False  # one compiled layer for all: for depth. Unrolled is faster for a few layers on a CPU
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but products, all
 
@@ -144,6 +149,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Embed:
+    width: int | None = None  # of the tables, if narrower than the model and projected to its width (ELECTRA)
     scale: float | None = None  # a multiplier after the look-up (Gemma, the original Transformer: sqrt(width))
     norm: Norm | None = None  # after the sum with positions (BERT, BLOOM)
     types: int = 0  # token types (BERT: 2; all tokens are of type 0 unless the stream says otherwise)
@@ -155,7 +161,8 @@ class Head:
     tied: bool = True
     bias: bool = False
     transform: Literal["gelu", "gelu_tanh", "relu", "silu"] | None = None  # BERT's dense + activation + norm before the logits
-    norm: Norm = Norm(eps=1e-12)  # of the transform
+    norm: Norm | None = Norm(eps=1e-12)  # of the transform
+    outputs: int | None = None  # None: the vocabulary. Another number needs tied=False (ELECTRA's discriminator: 1)
     scale: float | None = None  # a multiplier on the logits (T5 tied: width ** -0.5)
     softcap: float | None = None
 
@@ -169,7 +176,8 @@ class Model:
     encoder: Stack | None = None
     decoder: Stack | None = None
     embed: Embed = Embed()
-    head: Head = Head()
+    head: Head | None = Head()  # None: hidden vectors are all it gives (sentence encoders)
+    pooler: bool = False  # dense and tanh on the vector of a row's first token (BERT)
     init_std: float | None = None  # of every matrix; None: fan-in ** -0.5. Embeddings: `embed_init_std`
     embed_init_std: float = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss stay in float32

@@ -69,9 +69,16 @@ def count(
         source = encoder if model.encoder else None
         total += _stack(model.decoder, model.width, decoder, source, causal_share, causal_share == 1.0)
     places = predicted if predicted is not None else decoder or encoder or 0
-    head = 2 * places * model.width * (model.vocab_size + (model.width if model.head.transform else 0))
-    total += Flops(head=head)
+    total += Flops(head=_head(model, places))
     return Flops(*(batch * getattr(total, f.name) for f in fields(total)))
+
+
+def _head(model: config.Model, places: int) -> float:
+    head, width = model.head, model.width
+    if head is None:
+        return 0.0
+    middle = (model.embed.width or width) if head.tied else width  # what the logits are made from
+    return 2 * places * ((width * middle if head.transform else 0) + middle * (head.outputs or model.vocab_size))
 
 
 def _stack(stack: config.Stack, width: int, length: int, source: int | None, share: float, every_pair: bool) -> Flops:

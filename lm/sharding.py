@@ -26,6 +26,8 @@ PARAMETERS: dict[str, str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
+    "heads_all": None,  # all heads' vectors in a row
+    "embed_in": None,  # a factorised embedding's own width
     "hidden": "tensor",
     "position": None,
     "types": None,

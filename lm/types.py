@@ -27,6 +27,7 @@ class TokenStream:
     positions: Array
     segments: Array
     prefix: Array | None = None
+    types: Array | None = None  # BERT's token types; None: all 0
 
 
 @struct.dataclass

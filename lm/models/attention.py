@@ -83,16 +83,18 @@ class Attention(nn.Module):
         cross: bool = False,
     ) -> jax.Array:
         c, width = self.config, x.shape[-1]
-        head_dim = c.size(width)
+        head_dim, rope = c.size(width), c.rope or self.rope
         kinds: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
         def heads(name: str, count: int, y: jax.Array) -> jax.Array:
             axes = ("embed", "heads" if count == c.num_heads else "kv_heads", "head_dim")
             y = Projection((count, head_dim), axes, bias=c.bias, std=self.std, name=name, **kinds)(y)
             if c.qk_norm and name != "value":
-                y = Norm(config.Norm("rms"), axis="head_dim", name=f"{name}_norm", **kinds)(y)
-            if self.rope and positions is not None and name != "value" and not cross:
-                y = rotate(y, positions, self.rope)
+                shape, over_all = y.shape, c.qk_norm_over == "all"
+                norm = Norm(c.qk_norm, axis="heads_all" if over_all else "head_dim", name=f"{name}_norm", **kinds)
+                y = norm(y.reshape(*shape[:-2], -1) if over_all else y).reshape(shape)
+            if rope and positions is not None and name != "value" and not cross:
+                y = rotate(y, positions, rope)
             return nn.with_logical_constraint(y, ("batch", "length", axes[1], "head_dim"))
 
         q = heads("query", c.num_heads, x)

@@ -15,6 +15,7 @@ class Head(nn.Module):
 
     config: config.Head
     vocab_size: int
+    table_width: int
     std: float | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -24,8 +25,10 @@ class Head(nn.Module):
         c = self.config
         kinds: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if c.transform:
-            x = Projection((x.shape[-1],), ("embed", "embed_out"), bias=True, std=self.std, name="transform", **kinds)(x)
-            x = Norm(c.norm, name="transform_norm", **kinds)(ACTIVATIONS[c.transform](x))
+            width = self.table_width if c.tied else x.shape[-1]
+            x = Projection((width,), ("embed", "embed_out"), bias=True, std=self.std, name="transform", **kinds)(x)
+            x = ACTIVATIONS[c.transform](x)
+            x = Norm(c.norm, "embed_out", name="transform_norm", **kinds)(x) if c.norm else x
         if c.tied:
             bias = None
             if c.bias:
@@ -33,7 +36,7 @@ class Head(nn.Module):
                 bias = bias.astype(jnp.float32)
             logits = table.attend(x, bias)
         else:
-            logits = Projection((self.vocab_size,), ("embed", "vocab"), c.bias, self.std, name="out", **kinds)(x)
+            logits = Projection((c.outputs or self.vocab_size,), ("embed", "vocab"), c.bias, self.std, name="out", **kinds)(x)
         if c.scale is not None:
             logits = logits * c.scale
         if c.softcap is not None:

@@ -71,11 +71,14 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape, axes = (x.shape[-1],), (self.axis,)
-        scale = parameter(self, "scale", nn.initializers.ones, shape, axes, self.param_dtype)
+        init = nn.initializers.zeros if self.config.unit_offset else nn.initializers.ones
+        scale = parameter(self, "scale", init, shape, axes, self.param_dtype).astype(jnp.float32)
+        if self.config.unit_offset:
+            scale = 1.0 + scale
         y = x.astype(jnp.float32)
         if self.config.kind == "layer":
             y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.eps) * scale.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.eps) * scale
         if self.config.kind == "layer" and self.config.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
             y = y + bias.astype(jnp.float32)

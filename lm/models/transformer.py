@@ -20,7 +20,7 @@ from flax import struct
 from lm import config
 from lm.models.attention import Attention
 from lm.models.heads import Head
-from lm.models.layers import Dropout, Mlp, Norm, Table
+from lm.models.layers import Dropout, Mlp, Norm, Projection, Table
 from lm.models.positions import Bias, sinusoidal
 from lm.types import Example, Mask, TokenStream
 
@@ -54,18 +54,23 @@ class Block(nn.Module):
         ffn = FFN[type(c.ffn)](c.ffn, m.init_std, self.out_std(c.ffn), name="ffn", **kinds)
 
         def norm(at: str, name: str, y: jax.Array) -> jax.Array:
-            return Norm(c.norm, name=f"{name}_{at}_norm", **kinds)(y) if at in c.norm_at else y
+            bare = name in c.bare or at not in c.norm_at
+            return y if bare else Norm(c.norm, name=f"{name}_{at}_norm", **kinds)(y)
 
         def look(y: jax.Array) -> jax.Array:
             return attention(y, mask=context.mask, positions=context.positions, bias=context.bias)
 
-        def residual(name: str, f, x: jax.Array) -> jax.Array:
-            y = norm("res", name, f(norm("in", name, x)))
-            x = norm("out", name, x + Dropout(c.dropout)(y))
+        def add(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+            x = norm("out", name, x + Dropout(c.dropout)(norm("res", name, y)))
             return nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
 
-        if c.parallel:
+        def residual(name: str, f, x: jax.Array) -> jax.Array:
+            return add(name, x, f(norm("in", name, x)))
+
+        if c.parallel == "shared":
             return residual("block", lambda y: look(y) + ffn(y), x)
+        if c.parallel == "separate":
+            return add("block", x, look(norm("in", "attention", x)) + ffn(norm("in", "ffn", x)))
         x = residual("attention", look, x)
         if c.cross:
             cross = Attention(c.attention, None, m.init_std, self.out_std(c.attention), name="cross", **kinds)
@@ -131,7 +136,7 @@ class Stack(nn.Module):
         if c.final_norm:
             norm = c.blocks[c.letters()[-1]].norm
             x = Norm(norm, name="final_norm", dtype=m.dtype, param_dtype=m.param_dtype)(x)
-        return x
+        return Dropout(c.dropout)(x)
 
 
 class Embed(nn.Module):
@@ -142,17 +147,20 @@ class Embed(nn.Module):
     def setup(self) -> None:
         m = self.config
         kinds: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
-        self.tokens = Table(m.vocab_size, m.width, ("vocab", "embed"), m.embed_init_std, **kinds)
+        width, axis = (m.width, "embed") if m.embed.width is None else (m.embed.width, "embed_in")
+        self.tokens = Table(m.vocab_size, width, ("vocab", axis), m.embed_init_std, **kinds)
+        if m.embed.width is not None:
+            self.project = Projection((m.width,), ("embed_in", "embed"), True, m.init_std, name="project", **kinds)
         if m.embed.types:
-            self.types = Table(m.embed.types, m.width, ("types", "embed"), m.embed_init_std, **kinds)
+            self.types = Table(m.embed.types, width, ("types", axis), m.embed_init_std, **kinds)
         for name in ("encoder", "decoder"):
             stack = getattr(m, name)
             if stack and isinstance(stack.position, config.Learned):
                 size = stack.position.max_length + stack.position.offset
-                table = Table(size, m.width, ("position", "embed"), m.embed_init_std, **kinds, name=f"{name}_positions")
+                table = Table(size, width, ("position", axis), m.embed_init_std, **kinds, name=f"{name}_positions")
                 setattr(self, f"{name}_positions", table)
             if stack and m.embed.norm:
-                setattr(self, f"{name}_norm", Norm(m.embed.norm, **kinds, name=f"{name}_norm"))
+                setattr(self, f"{name}_norm", Norm(m.embed.norm, axis, **kinds, name=f"{name}_norm"))
         self.dropout = Dropout(m.embed.dropout)
 
     def __call__(self, stream: TokenStream, name: str) -> jax.Array:
@@ -166,10 +174,13 @@ class Embed(nn.Module):
             case config.Sinusoidal():
                 x = x + sinusoidal(stream.positions, m.width).astype(x.dtype)
         if m.embed.types:
-            x = x + self.types(jnp.zeros_like(stream.tokens))
+            x = x + self.types(jnp.zeros_like(stream.tokens) if stream.types is None else stream.types)
         if m.embed.norm:
             x = getattr(self, f"{name}_norm")(x)
-        return nn.with_logical_constraint(self.dropout(x), ("batch", "length", "embed_act"))
+        x = self.dropout(x)
+        if m.embed.width is not None:
+            x = self.project(x)
+        return nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
 
 
 class Transformer(nn.Module):
@@ -185,11 +196,17 @@ class Transformer(nn.Module):
             self.encoder = Stack(m.encoder, m, causal=False)
         if m.decoder:
             self.decoder = Stack(m.decoder, m, causal=True)
-        self.head = Head(m.head, m.vocab_size, m.init_std, **kinds)
+        if m.pooler:
+            self.pooler = Projection((m.width,), ("embed", "embed_out"), True, m.init_std, **kinds)
+        if m.head:
+            self.head = Head(m.head, m.vocab_size, m.embed.width or m.width, m.init_std, **kinds)
 
     def __call__(self, example: Example) -> jax.Array:
-        """Logits [B, P, V] at the predicted places."""
-        return self.logits(self.hidden(example))
+        """Logits [B, P, V] at the predicted places; hidden vectors [B, P, D] of a model without a head."""
+        hidden = self.hidden(example)
+        if self.config.pooler and self.is_initializing():
+            self.pooled(hidden)
+        return self.logits(hidden) if self.config.head else hidden
 
     def hidden(self, example: Example) -> jax.Array:
         """Hidden vectors [B, P, D] at the predicted places: all T of them if `example.where` is None."""
@@ -204,6 +221,10 @@ class Transformer(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> [..., V]."""
         return self.head(hidden, self.embed.tokens)
+
+    def pooled(self, hidden: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, D]: what BERT's classifiers read (arXiv 1810.04805, section 4.1)."""
+        return jnp.tanh(self.pooler(hidden[:, 0]))
 
     def encode(self, stream: TokenStream) -> jax.Array:
         """[B, S] tokens -> [B, S, D]."""

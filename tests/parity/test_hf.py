@@ -34,7 +34,7 @@ def decoder(block: Block, position=None, *, pattern="L", head=Head(tied=False), 
 
 
 def llama(window=None, qk_norm=False, eps=1e-6) -> Block:
-    attention = Attention(4, 2, head_dim=32, window=window, qk_norm=qk_norm)
+    attention = Attention(4, 2, head_dim=32, window=window, qk_norm=Norm("rms", eps=eps) if qk_norm else None)
     return Block(attention, Mlp(96, "silu", gated=True), Norm("rms", eps=eps))
 
 
@@ -179,7 +179,7 @@ CASES = {
     "phi": (
         lambda: hf.PhiForCausalLM(hf.PhiConfig(**SIZES, partial_rotary_factor=0.5, **EAGER)),
         decoder(
-            Block(Attention(4, **BIASED), Mlp(96, "gelu_tanh", bias=True), parallel=True),
+            Block(Attention(4, **BIASED), Mlp(96, "gelu_tanh", bias=True), parallel="shared"),
             Rope(fraction=0.5),
             head=Head(tied=False, bias=True),
         ),

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from lm import config, losses, optim, sharding
-from lm.config import Attention, Block, Head, Mlp, Model, Rope, Schedule, Stack
+from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Schedule, Stack
 from lm.models.transformer import Transformer, head_params
 from lm.train.step import blueprint, counted, make_step
 from lm.types import Example, TokenStream, WeightedMean
@@ -229,7 +229,7 @@ def test_every_optimizer_learns(params, name, rate):
     assert int(metrics["skipped"]) == 0
 
 
-FULL = Block(Attention(2, bias=True, out_bias=True, qk_norm=True), Mlp(32, gated=True, bias=True))
+FULL = Block(Attention(2, bias=True, out_bias=True, qk_norm=Norm("rms")), Mlp(32, gated=True, bias=True))
 
 
 @pytest.mark.parametrize("scan", [False, True])

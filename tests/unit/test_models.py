@@ -116,11 +116,11 @@ DECODERS = {
         replace(BLOCK, attention=Attention(4, 2, window=3, softcap=5.0)), Rope(fraction=0.5, interleaved=True)
     ),
     "mqa, learned": decoder(
-        replace(BLOCK, attention=Attention(4, 1, bias=True, qk_norm=True)), Learned(16, offset=2), num_layers=1
+        replace(BLOCK, attention=Attention(4, 1, bias=True, qk_norm=Norm("rms"))), Learned(16, offset=2), num_layers=1
     ),
     "alibi": decoder(position=Alibi(), num_layers=1),
     "buckets": decoder(position=Buckets(8, 8), num_layers=1),
-    "sinusoidal": decoder(replace(BLOCK, parallel=True), Sinusoidal(), num_layers=1),
+    "sinusoidal": decoder(replace(BLOCK, parallel="shared"), Sinusoidal(), num_layers=1),
     "scanned LG": decoder(
         blocks={"L": replace(BLOCK, attention=Attention(4, window=3)), "G": BLOCK},
         pattern="LG",
@@ -297,7 +297,7 @@ def test_an_encoder_window_is_half_to_each_side():
 
 def test_bf16_computes_in_bf16_and_keeps_float32_parameters():
     model = decoder(
-        replace(BLOCK, attention=Attention(4, qk_norm=True)), Rope(), num_layers=1, head=Head(tied=False, bias=True)
+        replace(BLOCK, attention=Attention(4, qk_norm=Norm("rms"))), Rope(), num_layers=1, head=Head(tied=False, bias=True)
     )
     half = replace(model, dtype="bfloat16")
     example = example_for(model)
@@ -370,7 +370,7 @@ def norm(x, p, eps=1e-5):
 PLACES = [(), ("in",), ("out",), ("in", "res"), ("in", "res", "out")]
 
 
-@pytest.mark.parametrize("norm_at,parallel", [*((p, False) for p in PLACES), *((p, True) for p in PLACES[1:4:2])])
+@pytest.mark.parametrize("norm_at,parallel", [*((p, "no") for p in PLACES), *((p, kind) for p in PLACES[1:4:2] for kind in ("shared", "separate"))])
 def test_where_norms_sit(norm_at, parallel):
     """y = out(x + res(f(in(x)))), written out for one layer, with attention and feed-forward as the model's own."""
     block = replace(BLOCK, norm_at=norm_at, parallel=parallel)
@@ -396,12 +396,18 @@ def test_where_norms_sit(norm_at, parallel):
     residual = lambda name, f, x: at("out", name, x + at("res", name, f(at("in", name, x))))
     table = np.asarray(params["embed"]["tokens"]["embedding"])
     x = table[example.decoder.tokens]
-    if parallel:
+    if parallel == "shared":
         x = residual("block", lambda y: attention(y) + ffn(y), x)
+    elif parallel == "separate":
+        x = at("out", "block", x + at("res", "block", attention(at("in", "attention", x)) + ffn(at("in", "ffn", x))))
     else:
         x = residual("ffn", ffn, residual("attention", attention, x))
     close(logits(model, params, example), x @ table.T, 1e-4)
-    assert len([n for n in p if n.endswith("norm")]) == len(norm_at) * (1 if parallel else 2)
+    assert len([n for n in p if n.endswith("norm")]) == {
+        "no": 2 * len(norm_at),
+        "shared": len(norm_at),
+        "separate": len(norm_at) + ("in" in norm_at),
+    }[parallel]
 
 
 def test_attend_with_groups_softcap_and_bias():
