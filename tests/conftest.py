@@ -9,3 +9,7 @@ if version("jax").startswith("0.10."):  # later ones do not know it, and an unkn
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update", action="store_true", help="write the golden files anew instead of comparing with them")

@@ -29,7 +29,7 @@ import numpy as np
 from lm import config
 from lm.data import dedup, sources, stages
 from lm.data.store import Store, write_store
-from lm.data.tokenizer import SentencePiece, load, train
+from lm.data.tokenizer import Tokenizer, from_bytes, load, train
 from lm.errors import EXIT_USER_ERROR, UserError
 
 FORMAT = 1  # of the prepared folder and of what the stages do; a change of either makes everything be prepared anew
@@ -47,7 +47,7 @@ class Prepared:
     fingerprint: str
     train: Mapping[str, Store]
     holdout: Mapping[str, Store]
-    tokenizer: SentencePiece
+    tokenizer: Tokenizer
     report: Mapping[str, Any]
 
     def documents(self, source: str, split: str) -> Iterator[sources.Document]:
@@ -111,7 +111,7 @@ def _open(path: Path, data: config.Data) -> Prepared:
             if (path / name / split).exists():
                 stores[split][name] = Store.open(str(path / name / split))
     report = json.loads((path / "report.json").read_text())
-    tokenizer = SentencePiece((path / "tokenizer.model").read_bytes())
+    tokenizer = from_bytes((path / "tokenizer.model").read_bytes())
     return Prepared(path, path.name, stores["train"], stores["holdout"], tokenizer, report)
 
 
@@ -131,7 +131,7 @@ class _Build:
             dropped = self._stage("dedup", lambda: self._dedup(cleaned))
             split = {n: self._stage(f"{n}/split", lambda n=n: self._split(n, dropped[n])) for n in self.data.sources}
             self._stage("tokenizer", lambda: self._tokenizer(split))
-            tokenizer = SentencePiece((self.path / "tokenizer.model").read_bytes())
+            tokenizer = from_bytes((self.path / "tokenizer.model").read_bytes())
             encoded = {
                 n: {s: self._stage(f"{n}/{s}", lambda n=n, s=s: self._encode(n, s, tokenizer)) for s in _SPLITS if split[n][s]}
                 for n in self.data.sources
@@ -247,13 +247,13 @@ class _Build:
             )
             with self.bar.waiting(f"tokenizer ({settings.kind}, {settings.vocab_size})"):
                 tokenizer = train(texts, settings)
-        stages.write_bytes(out, tokenizer.to_bytes())
+        stages.write_bytes(out, tokenizer.proto)
         return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 
     def _text_bytes(self, name: str) -> int:
         return (self.path / name / "clean.jsonl").stat().st_size
 
-    def _encode(self, name: str, split: str, tokenizer: SentencePiece) -> dict[str, int]:
+    def _encode(self, name: str, split: str, tokenizer: Tokenizer) -> dict[str, int]:
         """Writes [bos] tokens [eos] of each document (a given tokenizer may lack either)."""
         ends = [[] if i is None else [i] for i in (tokenizer.bos_id, tokenizer.eos_id)]
         first, last = (np.array(i, np.int32) for i in ends)
@@ -272,7 +272,7 @@ class _Build:
         write_store(str(self.path / name / split), encoded(), vocab_size=tokenizer.vocab_size)
         return dict(total)
 
-    def _finish(self, cleaned: Any, dropped: Any, encoded: Any, tokenizer: SentencePiece, seconds: float) -> None:
+    def _finish(self, cleaned: Any, dropped: Any, encoded: Any, tokenizer: Tokenizer, seconds: float) -> None:
         keys = {
             n: [d.key for d in stages.read_texts(self.path / n / "clean.jsonl", keys_only=True)] for n in dropped if dropped[n]
         }

@@ -1,4 +1,4 @@
-"""Text to token ids and back, without loss, by sentencepiece: a protocol, its implementation, and training.
+"""Text to token ids and back: a protocol, sentencepiece behind it (trained here, or given), and given tokenizer.json files.
 
 A tokenizer that we train has its reserved ids at fixed places, so that models and objectives can rely on them:
 
@@ -59,6 +59,8 @@ class Tokenizer(Protocol):
 
     def require(self, name: str) -> Any: ...
 
+    def piece(self, i: int) -> str: ...  # as the model writes it, for people to read
+
 
 class SentencePiece:
     """A sentencepiece model, trained here or given. One of ours satisfies `decode(encode(x)) == x` for every text."""
@@ -70,7 +72,7 @@ class SentencePiece:
         try:
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (RuntimeError, ValueError):
-            raise UserError("not a sentencepiece model; data.tokenizer.path takes a .model file") from None
+            raise UserError("not a sentencepiece model; data.tokenizer.path takes a .model or a tokenizer.json file") from None
         sp = self._sp
         self.vocab_size: int = sp.vocab_size()
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = (
@@ -90,13 +92,6 @@ class SentencePiece:
         """The id of exactly this piece, or None."""
         i = self._sp.piece_to_id(piece)
         return i if self._sp.id_to_piece(i) == piece else None
-
-    @classmethod
-    def from_bytes(cls, proto: bytes) -> "SentencePiece":
-        return cls(proto)
-
-    def to_bytes(self) -> bytes:
-        return self.proto
 
     @cached_property
     def fingerprint(self) -> str:
@@ -159,7 +154,83 @@ class SentencePiece:
         return self._sp.decode(np.asarray(ids).tolist())
 
 
-def load(path: str) -> SentencePiece:
+class HuggingFace:
+    """A `tokenizer.json` of the `tokenizers` library: byte-level BPE, WordPiece, whatever the file says. Given, not trained;
+    `decode(encode(x))` is as faithful as the file is (lower-casing ones are not)."""
+
+    # Which special token has a role, in the names of the field; the first that the file has.
+    SPECIALS: Mapping[str, tuple[str, ...]] = {
+        "pad": ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>"),
+        "bos": ("<s>", "<bos>", "[CLS]", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
+        "eos": ("</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<|endoftext|>"),
+        "unk": ("<unk>", "[UNK]"),
+        "mask": (MASK, "[MASK]"),
+    }
+
+    def __init__(self, proto: bytes) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError("a tokenizer.json needs the tokenizers library: pip install -e '.[convert]'") from None
+        self.proto = proto
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(proto.decode())
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"not a tokenizer.json that the tokenizers library reads: {error}") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._vocab: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(self._vocab.values()) + 1
+        self._special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        find = lambda names: next((self._vocab[n] for n in names if n in self._vocab), None)
+        self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id = (find(names) for names in self.SPECIALS.values())
+        self.sentinel_ids = tuple(self._vocab[s] for s in SENTINELS if s in self._vocab)
+        self.role_ids = {piece: self._vocab[piece] for piece in ROLES if piece in self._vocab}
+        self.reserved = next(i for i in itertools.count() if i not in self._special)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.proto).hexdigest()
+
+    @cached_property
+    def word_start(self) -> np.ndarray:
+        marks = [p for p in ("##", _SPACE, "\u0120") if any(piece.startswith(p) for piece in self._vocab)]
+        inside = "##" if "##" in marks else None  # WordPiece marks what goes on, the others what begins
+        starts = np.zeros(self.vocab_size, bool)
+        for piece, i in self._vocab.items():
+            begins = not piece.startswith(inside) if inside else piece[:1] in (_SPACE, "\u0120", "\u010a", "\n")
+            starts[i] = i in self._special or begins or unicodedata.category(piece[0])[0] in "PSZ" if piece else False
+        return starts
+
+    def piece(self, i: int) -> str:
+        return self._tokenizer.id_to_token(int(i)) or ""
+
+    def require(self, name: Literal["pad", "bos", "eos", "unk", "mask", "sentinels"]) -> Any:
+        """The id (sentinels: the 100 ids), or a UserError if the file has no such token."""
+        value = self.sentinel_ids if name == "sentinels" else getattr(self, f"{name}_id")
+        if value is None or (name == "sentinels" and len(value) < NUM_SENTINELS):
+            wanted = f"{SENTINELS[0]}..{SENTINELS[-1]}" if name == "sentinels" else " or ".join(self.SPECIALS[name])
+            raise UserError(f"the given tokenizer has no {wanted}; use one that has, or data.tokenizer.path=None to train one")
+        return value
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:
+        """int32 [n] for each text, without bos and eos; the library takes its own number of threads."""
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(e.ids, np.int32) for e in found]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
+
+
+def from_bytes(proto: bytes) -> Tokenizer:
+    """The tokenizer in a file's bytes: JSON is a tokenizer.json, anything else a sentencepiece model."""
+    return HuggingFace(proto) if proto.lstrip()[:1] == b"{" else SentencePiece(proto)
+
+
+def load(path: str) -> Tokenizer:
     """A given model file, local or gs://."""
     from etils import epath
 
@@ -167,9 +238,9 @@ def load(path: str) -> SentencePiece:
         proto = epath.Path(path).expanduser().read_bytes()
     except OSError:
         raise UserError(
-            f"no tokenizer at {path}; give a sentencepiece .model, or data.tokenizer.path=None to train one"
+            f"no tokenizer at {path}; give a sentencepiece .model or a tokenizer.json, or data.tokenizer.path=None to train one"
         ) from None
-    return SentencePiece(proto)
+    return from_bytes(proto)
 
 
 def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:

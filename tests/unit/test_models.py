@@ -370,7 +370,9 @@ def norm(x, p, eps=1e-5):
 PLACES = [(), ("in",), ("out",), ("in", "res"), ("in", "res", "out")]
 
 
-@pytest.mark.parametrize("norm_at,parallel", [*((p, "no") for p in PLACES), *((p, kind) for p in PLACES[1:4:2] for kind in ("shared", "separate"))])
+@pytest.mark.parametrize(
+    "norm_at,parallel", [*((p, "no") for p in PLACES), *((p, kind) for p in PLACES[1:4:2] for kind in ("shared", "separate"))]
+)
 def test_where_norms_sit(norm_at, parallel):
     """y = out(x + res(f(in(x)))), written out for one layer, with attention and feed-forward as the model's own."""
     block = replace(BLOCK, norm_at=norm_at, parallel=parallel)
@@ -403,11 +405,14 @@ def test_where_norms_sit(norm_at, parallel):
     else:
         x = residual("ffn", ffn, residual("attention", attention, x))
     close(logits(model, params, example), x @ table.T, 1e-4)
-    assert len([n for n in p if n.endswith("norm")]) == {
-        "no": 2 * len(norm_at),
-        "shared": len(norm_at),
-        "separate": len(norm_at) + ("in" in norm_at),
-    }[parallel]
+    assert (
+        len([n for n in p if n.endswith("norm")])
+        == {
+            "no": 2 * len(norm_at),
+            "shared": len(norm_at),
+            "separate": len(norm_at) + ("in" in norm_at),
+        }[parallel]
+    )
 
 
 def test_attend_with_groups_softcap_and_bias():

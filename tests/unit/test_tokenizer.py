@@ -8,7 +8,7 @@ import pytest
 
 from lm import config
 from lm.data import tokenizer as module
-from lm.data.tokenizer import NUM_SENTINELS, ROLES, SentencePiece, load, train
+from lm.data.tokenizer import NUM_SENTINELS, ROLES, HuggingFace, SentencePiece, from_bytes, load, train
 from lm.errors import UserError
 
 WORDS = ["the", "state", "of", "union", "and", "congress", "people", "war", "peace", "treasury", "law", "year", "1945"]
@@ -102,7 +102,7 @@ def test_bpe_pieces_do_not_depend_on_threads(monkeypatch):
 
 
 def test_bytes_make_an_equal_tokenizer(tokenizer):
-    again = SentencePiece.from_bytes(tokenizer.to_bytes())
+    again = from_bytes(tokenizer.proto)
     assert again.fingerprint == tokenizer.fingerprint and again.sentinel_ids == tokenizer.sentinel_ids
     assert np.array_equal(again.encode(texts()[0]), tokenizer.encode(texts()[0]))
 
@@ -153,3 +153,31 @@ def test_no_model_there(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match="not a sentencepiece model"):
         load(str(tmp_path / "bad.model"))
+
+
+def byte_level() -> str:
+    """A byte-level BPE of the tokenizers library, as a tokenizer.json."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "[MASK]"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    t.train_from_iterator(texts(), trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet))
+    return t.to_str()
+
+
+def test_a_given_tokenizer_json(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(byte_level())
+    t = load(str(tmp_path / "tokenizer.json"))
+    assert isinstance(t, HuggingFace) and t.vocab_size == 400 and t.reserved == 2
+    assert t.bos_id == t.eos_id == t.pad_id == 0 and t.mask_id == 1
+    text = "The state of the union, 1945.\n" + NASTY
+    assert t.decode(t.encode(text)) == text
+    assert t.encode(text).dtype == np.int32 and len(t.encode_batch([text, ""])[1]) == 0
+    assert t.word_start[t.encode(" state")[0]] and not t.word_start[t.encode("tate")[0]]
+    assert from_bytes(t.proto).fingerprint == t.fingerprint
+    with pytest.raises(UserError, match="has no <extra_id_0>"):
+        t.require("sentinels")
+    with pytest.raises(UserError, match="not a tokenizer.json"):
+        from_bytes(b"{}")

@@ -1,0 +1,226 @@
+"""To and from Hugging Face checkpoints, both ways, a tensor at a time.
+
+    imported = read(Path("gpt2"), dtype=None)      # imported.model: config.Model; imported.params: numpy, by our names
+    write(model, params, Path("out"))              # safetensors, config.json
+
+Every tensor of theirs is taken and every one of ours filled, or it stops and lists which. A config attribute that we do
+not implement stops it by name. Dropout is not carried over: it is the training run's business.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import traverse_util
+
+from lm import config
+from lm.convert import files
+from lm.convert.families import FAMILIES
+from lm.convert.tables import Family, Hf, Tensor, canonical, differences, tensors
+from lm.errors import UserError, nearest
+from lm.models.transformer import Transformer
+from lm.types import Example, TokenStream
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+# Buffers of older versions of their code that hold no weights.
+BUFFERS = re.compile(
+    r".*(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.masked_bias|position_ids)|.*layers\.\d+\.attention\.bias"
+)
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+
+@dataclass(frozen=True)
+class Imported:
+    model: config.Model
+    params: dict[str, Any]  # numpy arrays in the nested dict that `Transformer.init` makes
+    family: str
+
+
+def abstract_params(model: config.Model) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a model's parameters by path, at no cost."""
+    one = jax.ShapeDtypeStruct((1, 4), np.int32)
+    stream = TokenStream(one, one, one)
+    example = Example(stream if model.encoder else None, stream if model.decoder else None, None, None)
+    module = Transformer(model)
+    tree = jax.eval_shape(lambda key, e: _unboxed(module.init(key, e)["params"]), jax.random.key(0), example)
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def _unboxed(tree: Any) -> Any:
+    from flax import linen as nn
+
+    return nn.unbox(tree)
+
+
+def read(
+    source: Path,
+    *,
+    dtype: str | None = None,
+    scan: bool | None = None,
+    allow_pickle: bool = False,
+    drop: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Imported:
+    """The model in a folder. `dtype` None: theirs, float16 as float32. `scan` None: from 8 layers on. `drop`: a regular
+    expression of tensors of theirs to leave out."""
+    if not (source / "config.json").exists():
+        raise UserError(f"{source} has no config.json; give the folder of a Hugging Face checkpoint")
+    said = json.loads((source / "config.json").read_text())
+    family = _family(said.get("model_type"))
+    with ExitStack() as stack:
+        weights = files.weight_files(source)
+        if not weights:
+            if not sorted(source.glob("pytorch_model*.bin")):
+                raise UserError(f"{source} has no .safetensors files")
+            if not allow_pickle:
+                raise UserError(
+                    f"{source} has pickled weights alone, which can run code when read; "
+                    "--allow_pickle reads them with weights_only in a process of its own"
+                )
+            weights = stack.enter_context(files.unpickled(source))
+        found = files.keys(weights)
+        if drop:
+            found = {k: v for k, v in found.items() if not re.fullmatch(drop, k)}
+        c = Hf(said, found)
+        model = family.read(c)
+        c.check_all_used()
+        model = replace(model, dtype=dtype or _dtype(found), param_dtype=dtype or _dtype(found))
+        model = _scanned(model, scan)
+        return Imported(model, _fill(family, model, found, progress), said["model_type"])
+
+
+def _family(name: Any) -> Family:
+    if name not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise UserError(f"model_type {name!r} of config.json is not known{nearest(str(name), FAMILIES)}; known: {known}")
+    return FAMILIES[name]
+
+
+def _dtype(found: Mapping[str, Path]) -> str:
+    """Theirs, from the first tensor: bfloat16 if it is, otherwise float32."""
+    key, file = next(iter(found.items()))
+    with files.opened(file) as f:
+        return "bfloat16" if f.get_slice(key).get_dtype() == "BF16" else "float32"
+
+
+def _scanned(model: config.Model, scan: bool | None) -> config.Model:
+    def one(stack: config.Stack | None) -> config.Stack | None:
+        if stack is None:
+            return None
+        even = stack.num_layers % len(stack.pattern) == 0 and stack.num_layers > len(stack.pattern)
+        return replace(stack, scan=even and (stack.num_layers >= 8 if scan is None else scan))
+
+    return replace(model, encoder=one(model.encoder), decoder=one(model.decoder))
+
+
+def _fill(family: Family, model: config.Model, found: Mapping[str, Path], progress: Progress) -> dict[str, Any]:
+    """Our parameters from their tensors, file by file."""
+    shapes = {path: leaf.shape for path, leaf in abstract_params(model).items()}
+    expected = tensors(family, model, shapes)
+    copies, zeros = dict(family.copies), family.zeros(model)
+    if family.prefix and not any(k.startswith(family.prefix) for k in found):  # a trunk saved without its head
+        bare = lambda name: name.removeprefix(family.prefix)
+        expected = {bare(k): replace(t, key=bare(k)) for k, t in expected.items()}
+        copies = {bare(a): bare(b) for a, b in copies.items()}
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(k for k in found if k not in expected | copies | zeros and not BUFFERS.fullmatch(k))
+    if missing or unknown:
+        parts = [f"missing: {_some(missing)}"] if missing else []
+        parts += [f"not taken: {_some(unknown)} (--drop REGEX leaves tensors out)"] if unknown else []
+        raise UserError(f"the tensors are not those that config.json describes; {'; '.join(parts)}")
+    dtype = DTYPES[model.param_dtype]
+    leaves = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
+    total = sum(leaf.nbytes for leaf in leaves.values())
+    done = 0
+    for file in sorted(set(found.values())):
+        with files.opened(file) as f:
+            for key in (k for k in f.keys() if k in found):
+                if key in expected:
+                    theirs = f.get_tensor(key)
+                    _check_shape(key, theirs.shape, expected[key])
+                    expected[key].split(theirs, leaves)
+                    done += theirs.size * dtype.itemsize
+                    progress(done, total)
+                elif key in zeros and f.get_tensor(key).any():
+                    raise UserError(f"{key} is not zero, and our model has no place for it")
+    for key in (k for k in copies if k in found and k not in expected):
+        _check_copy(key, found, expected[copies[key]], leaves)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def _check_shape(key: str, shape: tuple[int, ...], tensor: Tensor) -> None:
+    if tuple(shape) != tensor.shape:
+        raise UserError(f"{key} is {list(shape)} where config.json means {list(tensor.shape)}")
+
+
+def _check_copy(key: str, found: Mapping[str, Path], tensor: Tensor, leaves: Mapping[str, np.ndarray]) -> None:
+    with files.opened(found[key]) as f:
+        theirs = f.get_tensor(key)
+    ours = tensor.join(leaves)
+    if theirs.shape != ours.shape or not np.array_equal(theirs.astype(ours.dtype), ours):
+        raise UserError(f"{key} should repeat {tensor.key} and does not: config.json ties what the file does not")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def describe(model: config.Model, family: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The model_type that can say this model, and its config.json: what it writes, read again, is the model."""
+    tried: dict[str, list[str]] = {}
+    wanted = canonical(model)
+    if family:
+        _family(family)
+    for name in [family] if family else FAMILIES:
+        try:
+            said = FAMILIES[name].write(model)
+            shapes = {path: leaf.shape for path, leaf in abstract_params(model).items()}
+            keys = tensors(FAMILIES[name], model, shapes).keys()
+            tried[name] = differences(wanted, canonical(FAMILIES[name].read(Hf(said, keys))))
+        except (AssertionError, AttributeError, KeyError, TypeError, UserError) as error:
+            tried[name] = [str(error) or "another kind of model"]
+        if not tried[name]:
+            return name, said
+    closest = min(tried, key=lambda n: len(tried[n]) + 100 * ("another kind" in tried[n][0]))
+    raise UserError(f"no Hugging Face family can say this model; the nearest is {closest}, but {'; '.join(tried[closest][:3])}")
+
+
+def write(
+    model: config.Model,
+    params: dict[str, Any],
+    target: Path,
+    *,
+    family: str | None = None,
+    also: Mapping[str, Any] | None = None,
+    shard_bytes: int = 5 * 10**9,
+    progress: Progress = lambda done, total: None,
+) -> str:
+    """Writes config.json and safetensors, in the dtype of `params`; the family. `also`: more entries of config.json."""
+    name, said = describe(model, family)
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    expected = tensors(FAMILIES[name], model, {path: leaf.shape for path, leaf in leaves.items()})
+    zeros = FAMILIES[name].zeros(model)
+    dtype = next(iter(leaves.values())).dtype
+    sizes = {key: int(np.prod(t.shape)) * dtype.itemsize for key, t in expected.items()}
+    sizes |= {key: int(np.prod(shape)) * dtype.itemsize for key, shape in zeros.items()}
+    total, done = sum(sizes.values()), 0
+
+    def parts() -> Iterator[tuple[str, np.ndarray]]:
+        nonlocal done
+        for key in sizes:
+            yield key, np.zeros(zeros[key], dtype) if key in zeros else expected[key].join(leaves)
+            done += sizes[key]
+            progress(done, total)
+
+    target.mkdir(parents=True, exist_ok=True)
+    files.write(target, parts(), sizes, shard_bytes)
+    heading = {"architectures": [FAMILIES[name].architecture(model)], "model_type": name, "torch_dtype": dtype.name}
+    (target / "config.json").write_text(json.dumps({**(also or {}), **said, **heading}, indent=2) + "\n")
+    return name

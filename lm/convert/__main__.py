@@ -1,0 +1,141 @@
+"""Weights to and from Hugging Face.
+
+    python -m lm.convert from_hf SRC DST     a folder with config.json and safetensors -> model.json, params/ (Orbax), hf/
+    python -m lm.convert to_hf SRC DST       such a folder, or the workdir of a run -> config.json, safetensors
+    python -m lm.convert families            the model types that are known
+
+SRC is read tensor by tensor: memory stays near the model's own size. The tokenizer's files are carried along.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+from lm import startup
+from lm.errors import EXIT_USER_ERROR, UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in (("from_hf", "import a Hugging Face checkpoint"), ("to_hf", "export a model or a run")):
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument("source", type=Path)
+        command.add_argument("target", type=Path)
+        if name == "from_hf":
+            command.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as they are, float16 as float32")
+            command.add_argument("--scan", action=argparse.BooleanOptionalAction, help="stack the layers; default: from 8 on")
+            command.add_argument("--allow_pickle", action="store_true", help="read pytorch_model*.bin in a process of its own")
+            command.add_argument("--drop", metavar="REGEX", help="tensors to leave out, such as 'cls.seq_relationship.*'")
+        else:
+            command.add_argument("--family", help="model_type to write; default: the first that can say the model")
+            command.add_argument("--shard_gb", type=float, default=5.0, help="largest file, GB (default 5)")
+    commands.add_parser("families", help="list the known model types")
+    flags = parser.parse_args(argv)
+    startup.before_jax()
+    startup.after_jax()
+    try:
+        if flags.command == "families":
+            from lm.convert.families import FAMILIES
+
+            print("\n".join(sorted(FAMILIES)))
+        else:
+            _empty(flags.target)
+            (_from_hf if flags.command == "from_hf" else _to_hf)(flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def _empty(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not an empty folder; give another, nothing is overwritten")
+
+
+def _from_hf(flags: argparse.Namespace) -> None:
+    from lm import checkpoint
+    from lm.convert import files, read
+
+    start = time.perf_counter()
+    with _bar("reading") as progress:
+        imported = read(
+            flags.source,
+            dtype=flags.dtype,
+            scan=flags.scan,
+            allow_pickle=flags.allow_pickle,
+            drop=flags.drop,
+            progress=progress,
+        )
+    checkpoint.save_params(flags.target, imported.model, imported.params)
+    kept = flags.target / "hf"
+    kept.mkdir()
+    carried = files.carry(flags.source, kept)
+    (kept / "config.json").write_text((flags.source / "config.json").read_text())
+    _say(imported.params, f"{imported.family}, {imported.model.param_dtype}", carried, flags.target, start)
+
+
+def _to_hf(flags: argparse.Namespace) -> None:
+    import jax
+    import numpy as np
+    from flax import traverse_util
+
+    from lm import checkpoint
+    from lm.convert import abstract_params, files, write
+
+    start = time.perf_counter()
+    model = checkpoint.load_model(flags.source)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one) for p, x in abstract_params(model).items()}
+    params = jax.tree.map(np.asarray, checkpoint.load_params(flags.source, traverse_util.unflatten_dict(target, sep="/")))
+    kept = flags.source / "hf"
+    also = json.loads((kept / "config.json").read_text()) if (kept / "config.json").exists() else {}
+    family = flags.family or also.get("model_type")
+    with _bar("writing") as progress:
+        shard = int(flags.shard_gb * 1e9)
+        also = {k: v for k, v in also.items() if k.endswith("token_id")}
+        name = write(model, params, flags.target, family=family, also=also, shard_bytes=shard, progress=progress)
+    carried = files.carry(kept, flags.target)
+    if proto := checkpoint.load_tokenizer(flags.source):
+        carried.append("tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model")
+        (flags.target / carried[-1]).write_bytes(proto)
+    _say(params, name, carried, flags.target, start)
+
+
+def _bar(about: str):
+    """A progress bar in bytes: a context that gives `progress(done, total)`."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    @contextmanager
+    def shown():
+        columns = (TextColumn(about), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(about, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    return shown()
+
+
+def _say(params, about: str, carried: list[str], target: Path, start: float) -> None:
+    import jax
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    files = f"; with {', '.join(carried)}" if carried else ""
+    print(
+        f"{target}: {about}, {count:,} parameters, {size / 1e9:.2f} GB{files}; "
+        f"{time.perf_counter() - start:.1f} s, peak memory {peak / 1e9:.2f} GB"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

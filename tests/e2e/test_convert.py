@@ -1,0 +1,82 @@
+"""`python -m lm.convert` from a folder to ours and back, from a run, and what it says when it cannot."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lm import checkpoint, convert
+from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
+from lm.convert import abstract_params
+from lm.convert.__main__ import main
+from lm.models.transformer import Transformer
+from lm.types import Example, TokenStream
+
+BLOCK = Block(Attention(4, 2), Mlp(48, "silu", gated=True), Norm("rms", eps=1e-6))
+MODEL = Model(50, 32, decoder=Stack(2, {"L": BLOCK}, position=Rope()), head=Head(tied=False))
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A small LLaMA as they would save it, with a tokenizer's file."""
+    tokens = np.zeros((1, 4), np.int32)
+    example = Example(None, TokenStream(tokens, tokens, tokens), None, None)
+    params = jax.jit(lambda key: nn.unbox(Transformer(MODEL).init(key, example)["params"]))(jax.random.key(0))
+    folder = tmp_path / "theirs"
+    convert.write(MODEL, jax.tree.map(np.asarray, params), folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def test_to_ours_and_back_is_the_same_file(theirs, tmp_path, capsys):
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    assert main(["from_hf", str(theirs), str(ours)]) == 0
+    assert "llama, float32" in (said := capsys.readouterr().out) and "tokenizer.json" in said and "peak memory" in said
+    assert checkpoint.load_model(ours) == MODEL
+    assert main(["to_hf", str(ours), str(back)]) == 0
+    assert (back / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    assert (back / "config.json").read_text() == (theirs / "config.json").read_text()
+    assert (back / "tokenizer.json").exists()
+    # A bit of it changed is noticed.
+    victim = max((p for p in (ours / "params").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1] + b"?")
+    assert main(["to_hf", str(ours), str(tmp_path / "again")]) == 2
+    assert "was changed or cut short" in capsys.readouterr().err
+
+
+def test_a_run_is_exported(train, tmp_path):
+    block = "--config.model.decoder.blocks.L"
+    biased = [f"{block}.attention.bias=True", f"{block}.attention.out_bias=True", f"{block}.ffn.bias=True"]
+    code, err = train(tmp_path / "run", "decoder.causal", *biased, "--config.train.steps=2", "--config.optimizer.ema=0.9")
+    assert code == 0, err
+    assert main(["to_hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    imported = convert.read(tmp_path / "out")
+    assert imported.family == "gpt2"
+    target = {name: leaf for name, leaf in abstract_params(imported.model).items()}
+    from flax import traverse_util
+
+    saved = checkpoint.load_params(tmp_path / "run", traverse_util.unflatten_dict(target, sep="/"))
+    jax.tree.map(np.testing.assert_array_equal, imported.params, jax.tree.map(np.asarray, saved))
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        (["from_hf", "{nothing}", "{new}"], "has no config.json"),
+        (["from_hf", "{theirs}", "{theirs}"], "is not an empty folder"),
+        (["to_hf", "{theirs}", "{new}"], "neither a converted model"),
+        (["to_hf", "{ours}", "{new}", "--family=gpt2"], "the nearest is gpt2, but"),
+        (["to_hf", "{ours}", "{new}", "--family=lama"], "did you mean 'llama'"),
+    ],
+)
+def test_mistakes_are_one_line(theirs, tmp_path, capsys, words, said):
+    assert main(["from_hf", str(theirs), str(tmp_path / "ours")]) == 0
+    capsys.readouterr()
+    places = dict(nothing=tmp_path / "nothing", new=tmp_path / "new", theirs=theirs, ours=tmp_path / "ours")
+    assert main([w.format(**places) for w in words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.startswith("error: ") and err.count("\n") == 1
+    assert not Path(places["new"] / "config.json").exists()
