@@ -8,7 +8,7 @@ import pytest
 
 from lm import config
 from lm.data import tokenizer as module
-from lm.data.tokenizer import NUM_SENTINELS, ROLES, HuggingFace, SentencePiece, from_bytes, load, train
+from lm.data.tokenizer import NUM_SENTINELS, ROLES, HuggingFace, from_bytes, load, train
 from lm.errors import UserError
 
 WORDS = ["the", "state", "of", "union", "and", "congress", "people", "war", "peace", "treasury", "law", "year", "1945"]
