@@ -48,7 +48,7 @@ def _keep_pages() -> None:
     if platform.libc_ver()[0] != "glibc" or memory < ROOMY or any(name.startswith("MALLOC_") for name in os.environ):
         return
     libc = ctypes.CDLL("libc.so.6")
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
+    for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_ARENA_MAX
         libc.mallopt(option, value)
 
 
