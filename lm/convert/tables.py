@@ -57,7 +57,7 @@ SILENT = re.compile(
     r"is_(encoder_decoder|decoder)|tokenizer_class|task_specific_params|id2label|label2id|num_labels|problem_type|"
     r"gradient_checkpointing|pretraining_tp|summary_.*|classifier_.*|finetuning_task|forced_.*|chunk_size_feed_forward|"
     r"_?attn_implementation.*|max_length|min_length|num_beams|early_stopping|no_repeat_ngram_size|length_penalty|prefix|"
-    r"cross_attention_hidden_size|tie_encoder_decoder|bad_words_ids|transformers\.js_config|save_step|"
+    r"add_cross_attention|cross_attention_hidden_size|tie_encoder_decoder|bad_words_ids|transformers\.js_config|save_step|"
     r"inference_runner|runner_max_sequence_length|pre_allocate_kv_cache|validate_runner_input|cache_implementation"
 )
 
@@ -67,6 +67,8 @@ class Hf:
 
     def __init__(self, values: Mapping[str, Any], keys: Iterable[str]):
         self.values, self.keys, self._used = values, frozenset(keys), set[str]()
+        if values.get("add_cross_attention"):
+            raise UserError("config.json: add_cross_attention=True is not implemented")
 
     def __call__(self, name: str, *default: Any) -> Any:
         self._used.add(name)
@@ -158,12 +160,14 @@ class Part:
     def rows(self, leaf: np.ndarray) -> np.ndarray:
         """[outputs, inputs], or the table or vector itself."""
         part = leaf[self.index]
-        return part.reshape(self._matrix()).T if self.kind == "kernel" else part
+        return part.reshape(self._matrix()).T if self.kind == "kernel" else part.reshape(self.rows_shape())
 
     def put(self, leaf: np.ndarray, rows: np.ndarray) -> None:
         leaf[self.index] = (rows.T if self.kind == "kernel" else rows).reshape(self.shape)
 
     def rows_shape(self) -> tuple[int, ...]:
+        if self.kind == "bias":  # of heads: [heads, head dim]
+            return (int(np.prod(self.shape)),)
         return self._matrix()[::-1] if self.kind == "kernel" else self.shape
 
     def _matrix(self) -> tuple[int, int]:

@@ -26,6 +26,7 @@ V, D, T = 61, 64, 14
 SIZES = dict(vocab_size=V, hidden_size=D, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
 SIZES |= dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
 GQA = SIZES | dict(num_key_value_heads=2)
+FALCON = {k: v for k, v in SIZES.items() if k != "intermediate_size"} | dict(ffn_hidden_size=96)
 GPT = dict(vocab_size=V, n_embd=D, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 BERT = SIZES | dict(max_position_embeddings=32)
 T5 = dict(vocab_size=V, d_model=D, d_kv=16, d_ff=96, num_layers=2, num_heads=4, relative_attention_max_distance=12)
@@ -63,9 +64,9 @@ CASES = {
     "gpt_neox": causal("GPTNeoXForCausalLM", "GPTNeoXConfig", **SIZES),
     "gpt_neox-sequential": causal("GPTNeoXForCausalLM", "GPTNeoXConfig", **SIZES, use_parallel_residual=False),
     "bloom": causal("BloomForCausalLM", "BloomConfig", vocab_size=V, hidden_size=D, n_layer=2, n_head=4, pad_token_id=0),
-    "falcon-7b": causal("FalconForCausalLM", "FalconConfig", **SIZES, multi_query=True, parallel_attn=True, bias=False),
-    "falcon-40b": causal("FalconForCausalLM", "FalconConfig", **SIZES, new_decoder_architecture=True, num_kv_heads=2),
-    "falcon-serial": causal("FalconForCausalLM", "FalconConfig", **SIZES, multi_query=False, parallel_attn=False, bias=True),
+    "falcon-7b": causal("FalconForCausalLM", "FalconConfig", **FALCON, multi_query=True, parallel_attn=True, bias=False),
+    "falcon-40b": causal("FalconForCausalLM", "FalconConfig", **FALCON, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon-serial": causal("FalconForCausalLM", "FalconConfig", **FALCON, multi_query=False, parallel_attn=False, bias=True),
     "phi": causal("PhiForCausalLM", "PhiConfig", **SIZES, partial_rotary_factor=0.5),
     "bert": causal("BertForMaskedLM", "BertConfig", **BERT),
     "bert-trunk": causal("BertModel", "BertConfig", **BERT),
@@ -168,7 +169,7 @@ def test_logits_and_gradients_equal(saved):
     expected = expected.detach().numpy()
     assert np.abs(expected[counted]).max() > 0.3  # the comparison is of something
     np.testing.assert_allclose(np.asarray(logits)[counted], expected[counted], atol=2e-5, rtol=0)
-    got = np.asarray(gradient["embed"]["tokens"]["embedding"])
+    got = np.array(gradient["embed"]["tokens"]["embedding"])
     got[0] = wanted[0] if not wanted[0].any() else got[0]  # torch gives padding_idx no gradient
     assert np.abs(wanted).max() > 1e-3
     np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
