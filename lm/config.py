@@ -161,6 +161,7 @@ class Head:
     tied: bool = True
     bias: bool = False
     transform: Literal["gelu", "gelu_tanh", "relu", "silu"] | None = None  # BERT's dense + activation + norm before the logits
+    transform_bias: bool = True  # of that dense layer (ModernBERT: none)
     norm: Norm | None = Norm(eps=1e-12)  # of the transform
     outputs: int | None = None  # None: the vocabulary. Another number needs tied=False (ELECTRA's discriminator: 1)
     scale: float | None = None  # a multiplier on the logits (T5 tied: width ** -0.5)

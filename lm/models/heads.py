@@ -26,7 +26,7 @@ class Head(nn.Module):
         kinds: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if c.transform:
             width = self.table_width if c.tied else x.shape[-1]
-            x = Projection((width,), ("embed", "embed_out"), bias=True, std=self.std, name="transform", **kinds)(x)
+            x = Projection((width,), ("embed", "embed_out"), bias=c.transform_bias, std=self.std, name="transform", **kinds)(x)
             x = ACTIVATIONS[c.transform](x)
             x = Norm(c.norm, "embed_out", name="transform_norm", **kinds)(x) if c.norm else x
         if c.tied:
