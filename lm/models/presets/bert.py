@@ -3,7 +3,7 @@
 Post-norm, learned positions, two token types, a norm on the sum of embeddings, exact GELU, and for masked tokens a
 dense layer with GELU and norm before the tied logits and their bias. Pooler and next-sentence head are left out.
 
-The small ones are the grid of "Well-Read Students Learn Better" (Turc et al., arXiv 1908.08962), section 5.1: from
+The small ones are the grid of "Well-Read Students Learn Better" (Turc et al., arXiv 1908.08962): from
 "L2_H128" ("tiny", 4,416,698 parameters) to "L12_H768" (base).
 """
 

@@ -1,4 +1,4 @@
-"""BLOOM (BigScience, arXiv 2211.05100): section 3.2, table 3. BloombergGPT (Wu et al., arXiv 2303.17564): section 3, table 4.
+"""BLOOM (BigScience, arXiv 2211.05100): section 3.2. BloombergGPT (Wu et al., arXiv 2303.17564): section 3.1.
 
 Pre-norm with biases everywhere, ALiBi, a layer norm on the embeddings, GELU by its tanh formula, a tied head. BLOOM's table
 of embeddings is padded to 250,880. BloombergGPT is the same structure; no weights were released, and its paper gives 50.6B.

@@ -1,4 +1,4 @@
-"""ELECTRA (Clark et al., arXiv 2003.10555): section 2 for the two models; sizes from table 6 (appendix A) and the releases.
+"""ELECTRA (Clark et al., arXiv 2003.10555): section 2 for the two models; sizes from appendix A and the releases.
 
 BERT's structure, twice. The generator fills in masked tokens; the discriminator says of each token whether it was replaced:
 a dense layer with GELU, then one logit. Tables narrower than the model are projected to its width: the small ones have 128,

@@ -5,7 +5,7 @@ residual sums and none at the end. GPT-2: "Language Models are Unsupervised Mult
 section 2.3 and table 2: pre-norm; parameter counts of both are those of the released checkpoints (table 2 is too low).
 
 GPT-3 (Brown et al., arXiv 2005.14165): section 2.1 for the structure, GPT-2 with dense and locally banded layers in turn.
-The band's width is not published: 256 stands here for it; nor is a dropout. Sizes from table 2.1, which contradicts itself in
+The band's width is not published: 256 stands here for it; nor is any dropout. Sizes from table 2.1, which contradicts itself in
 two rows: XL has 24 heads of 128 in a width of 2048, and 13B a width of 5140 for 40 heads of 128. 16 heads and a width of
 5120 give the counts of table D.1 (in millions: 125, 356, 760, 1,320, 2,650, 6,660, 12,850, 174,600), and stand here.
 

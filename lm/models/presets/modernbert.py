@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al., arXiv 2412.13663): section 2.1 for the structure, table 4 (appendix A) for the sizes.
+"""ModernBERT (Warner et al., arXiv 2412.13663): section 2.1 for the structure, the released configs for the sizes.
 
 Pre-norm with layer norms without bias, GeGLU with exact GELU, no biases but on the logits, a norm on the embeddings (and so
 none before the first attention), rotary positions. Every third layer, from the first, attends to all places with theta

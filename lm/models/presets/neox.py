@@ -1,4 +1,4 @@
-"""GPT-NeoX-20B (Black et al., arXiv 2204.06745): section 2.1. Pythia (Biderman et al., arXiv 2304.01373): section 2.1, table 1.
+"""GPT-NeoX-20B (Black et al., arXiv 2204.06745): section 2.1. Pythia (Biderman et al., arXiv 2304.01373): table 1.
 
 Attention and feed-forward side by side, a layer norm with bias for each, biases everywhere but on the untied head, rotary
 positions on a quarter of each head. Tables are padded, to the sizes that were released: 50,304 tokens up to 2.8B, then

@@ -4,8 +4,8 @@ Attention and feed-forward side by side behind one norm, one key-value head for 
 rotary positions, no bias in any product or norm, tied embeddings drawn from N(0, 1) and logits times width ** -0.5. Heads
 are of 256 at every size, so at 540B they are narrower together than the model.
 
-The paper's table prints 540.35B, which is the sum without the norms' scales (540.354B); with them it is 540.356B. That
-rotary positions turn neighbouring pairs is not in the paper; its authors' code for such models does so.
+The paper's table prints 540.35B, which is the sum without the norms' scales (540.354B); with them it is 540.356B. Which
+pairs rotary positions turn is not in the paper: neighbours stand here, as RoFormer has them, and an epsilon of 1e-6.
 """
 
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack

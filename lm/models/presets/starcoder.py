@@ -1,4 +1,4 @@
-"""StarCoder (Li et al., arXiv 2305.06161): section 5, table 6. StarCoder2 (Lozhkov et al., arXiv 2402.19173), released configs.
+"""StarCoder (Li et al., arXiv 2305.06161): section 5. StarCoder2 (Lozhkov et al., arXiv 2402.19173), released configs.
 
 StarCoder is GPT-2 with one key-value head, 8192 learned positions and exact GELU. StarCoder2 has rotary positions, grouped
 key-value heads, a window of 4096 in every layer, and GELU by its tanh formula; biases everywhere. The 15B model has an
