@@ -1,35 +1,402 @@
-"""Every preset at its full published size, by `eval_shape`: nothing is allocated."""
+"""Every preset at its full published size, by `eval_shape`: nothing is allocated.
+
+A count is held three ways: to the unit as written here, to the unit against transformers' model of the same sizes on torch's
+meta device, and to the digits a paper prints where nothing was released.
+"""
 
 import dataclasses
+import importlib
 import math
+import pkgutil
 
 import jax
 import pytest
 
 from lm import config
 from lm.data.rows import blank, stack
-from lm.models.presets.bert import BERT_BASE, BERT_LARGE
-from lm.models.presets.gpt import GPT2, GPT2_LARGE, GPT2_MEDIUM, GPT2_XL
-from lm.models.presets.t5 import T5_BASE, T5_LARGE, T5_SMALL
+from lm.models import presets
+from lm.models.presets import (
+    bart,
+    bert,
+    bloom,
+    distilbert,
+    electra,
+    falcon,
+    gemma,
+    gpt,
+    lamda,
+    llama,
+    minilm,
+    modernbert,
+    neox,
+    olmo,
+    palm,
+    phi,
+    qwen,
+    roberta,
+    starcoder,
+    t5,
+    vaswani,
+)
 from lm.models.transformer import Transformer
 from lm.objectives import Lengths
 
-PUBLISHED = {
-    "gpt2": (GPT2, 124_439_808),
-    "gpt2-medium": (GPT2_MEDIUM, 354_823_168),
-    "gpt2-large": (GPT2_LARGE, 774_030_080),
-    "gpt2-xl": (GPT2_XL, 1_557_611_200),
-    "bert-base-uncased": (BERT_BASE, 109_514_298),
-    "bert-large-uncased": (BERT_LARGE, 335_174_458),
-    "t5-small": (T5_SMALL, 60_506_624),
-    "t5-base": (T5_BASE, 222_903_552),
-    "t5-large": (T5_LARGE, 737_668_096),
+# Builders: transformers' model of a preset, its sizes read off the preset.
+
+
+def parts(model: config.Model) -> tuple[config.Stack, config.Attention, int]:
+    trunk = model.decoder or model.encoder
+    block = trunk.blocks[trunk.letters()[-1]]
+    return trunk, block.attention, block.ffn.hidden
+
+
+def sizes(model: config.Model) -> dict:
+    """What most of transformers' configs ask for, under the names that most of them have."""
+    trunk, attention, hidden = parts(model)
+    names = dict(hidden_size=model.width, num_hidden_layers=trunk.num_layers, intermediate_size=hidden)
+    return names | dict(vocab_size=model.vocab_size, num_attention_heads=attention.num_heads)
+
+
+def grouped(model: config.Model) -> dict:
+    _, attention, _ = parts(model)
+    kv_heads = attention.num_kv_heads or attention.num_heads
+    heads = dict(num_key_value_heads=kv_heads, head_dim=attention.size(model.width))
+    return sizes(model) | heads | dict(tie_word_embeddings=model.head.tied)
+
+
+def gpt_sizes(model: config.Model) -> dict:
+    trunk, attention, _ = parts(model)
+    names = dict(n_embd=model.width, n_layer=trunk.num_layers, n_head=attention.num_heads)
+    return names | dict(vocab_size=model.vocab_size, n_positions=trunk.position.max_length)
+
+
+def their_falcon(t, model):
+    new = model.decoder.blocks["L"].parallel == "separate"
+    kv_heads = model.decoder.blocks["L"].attention.num_kv_heads
+    names = sizes(model) | dict(new_decoder_architecture=new, num_kv_heads=kv_heads)
+    del names["intermediate_size"]  # four times the width
+    return t.FalconForCausalLM(t.FalconConfig(**names))
+
+
+def their_bloom(t, model):
+    trunk, attention, _ = parts(model)
+    names = dict(hidden_size=model.width, n_layer=trunk.num_layers, n_head=attention.num_heads)
+    return t.BloomForCausalLM(t.BloomConfig(vocab_size=model.vocab_size, **names))
+
+
+def their_roberta(t, model):
+    names = sizes(model) | dict(max_position_embeddings=514, type_vocab_size=1)
+    return t.RobertaForMaskedLM(t.RobertaConfig(**names))
+
+
+def their_distilbert(t, model):
+    trunk, attention, hidden = parts(model)
+    names = dict(dim=model.width, n_layers=trunk.num_layers, n_heads=attention.num_heads, hidden_dim=hidden)
+    return t.DistilBertForMaskedLM(t.DistilBertConfig(vocab_size=model.vocab_size, **names))
+
+
+def their_electra(t, model):
+    cls = t.ElectraForPreTraining if model.head.outputs == 1 else t.ElectraForMaskedLM
+    return cls(t.ElectraConfig(embedding_size=model.embed.width or model.width, **sizes(model)))
+
+
+def their_t5(t, model):
+    trunk, attention, hidden = parts(model)
+    names = dict(d_model=model.width, num_layers=trunk.num_layers, num_heads=attention.num_heads, d_ff=hidden)
+    gated = "relu" if model.head.tied else "gated-gelu"
+    names |= dict(vocab_size=model.vocab_size, d_kv=attention.head_dim, feed_forward_proj=gated)
+    theirs = t.T5ForConditionalGeneration(t.T5Config(**names))
+    if not model.head.tied:  # transformers ties it whatever it is told; the released checkpoints have a head of their own
+        theirs.lm_head = type(theirs.lm_head)(model.width, model.vocab_size, bias=False)
+    return theirs
+
+
+def their_bart(t, model):
+    trunk, attention, hidden = parts(model)
+    names = dict(d_model=model.width, max_position_embeddings=trunk.position.max_length, vocab_size=model.vocab_size)
+    for side in ("encoder", "decoder"):
+        names |= {f"{side}_layers": trunk.num_layers, f"{side}_attention_heads": attention.num_heads}
+        names |= {f"{side}_ffn_dim": hidden}
+    return t.BartForConditionalGeneration(t.BartConfig(**names))
+
+
+def plain(kind: str, head: str = "ForCausalLM", of=grouped):
+    """The builder of a family whose config takes `of`'s names."""
+    return lambda t, model: getattr(t, kind + head)(getattr(t, f"{kind}Config")(**of(model)))
+
+
+# family: (transformers' builder or None, {name: (preset, parameters)}); the smallest size first
+FAMILIES = {
+    "gpt1": (plain("OpenAIGPT", "LMHeadModel", gpt_sizes), {"openai-gpt": (gpt.GPT1, 116_534_784)}),
+    "gpt2": (
+        plain("GPT2", "LMHeadModel", gpt_sizes),
+        {
+            "gpt2": (gpt.GPT2, 124_439_808),
+            "gpt2-medium": (gpt.GPT2_MEDIUM, 354_823_168),
+            "gpt2-large": (gpt.GPT2_LARGE, 774_030_080),
+            "gpt2-xl": (gpt.GPT2_XL, 1_557_611_200),
+        },
+    ),
+    "gpt3": (  # as many parameters as a GPT-2 of that shape: a band has none
+        plain("GPT2", "LMHeadModel", gpt_sizes),
+        {
+            "gpt3-small": (gpt.GPT3_SMALL, 125_226_240),
+            "gpt3-medium": (gpt.GPT3_MEDIUM, 355_871_744),
+            "gpt3-large": (gpt.GPT3_LARGE, 760_300_032),
+            "gpt3-xl": (gpt.GPT3_XL, 1_315_723_264),
+            "gpt3-2.7b": (gpt.GPT3_2_7B, 2_651_553_280),
+            "gpt3-6.7b": (gpt.GPT3_6_7B, 6_658_404_352),
+            "gpt3-13b": (gpt.GPT3_13B, 12_853_386_240),
+            "gpt3-175b": (gpt.GPT3_175B, 174_604_259_328),
+            "codex-12b": (gpt.CODEX_12B, 12_853_509_120),
+        },
+    ),
+    "palm": (
+        None,
+        {
+            "palm-8b": (palm.PALM_8B, 8_632_012_800),
+            "palm-62b": (palm.PALM_62B, 62_495_662_080),
+            "palm-540b": (palm.PALM_540B, 540_356_474_880),
+        },
+    ),
+    "lamda": (None, {"lamda-137b": (lamda.LAMDA_137B, 137_702_158_336)}),
+    "falcon": (
+        their_falcon,
+        {
+            "falcon-7b": (falcon.FALCON_7B, 6_921_720_704),
+            "falcon-40b": (falcon.FALCON_40B, 41_303_293_952),
+            "falcon-180b": (falcon.FALCON_180B, 178_557_088_768),
+        },
+    ),
+    "llama": (
+        plain("Llama"),
+        {
+            "llama-7b": (llama.LLAMA_7B, 6_738_415_616),
+            "llama-13b": (llama.LLAMA_13B, 13_015_864_320),
+            "llama-33b": (llama.LLAMA_33B, 32_528_943_616),
+            "llama-65b": (llama.LLAMA_65B, 65_285_660_672),
+            "orca-13b": (llama.ORCA_13B, 13_015_874_560),
+            "llama-2-7b": (llama.LLAMA2_7B, 6_738_415_616),
+            "llama-2-13b": (llama.LLAMA2_13B, 13_015_864_320),
+            "llama-2-70b": (llama.LLAMA2_70B, 68_976_648_192),
+            "llama-3-8b": (llama.LLAMA3_8B, 8_030_261_248),
+            "llama-3-70b": (llama.LLAMA3_70B, 70_553_706_496),
+            "llama-3.1-8b": (llama.LLAMA31_8B, 8_030_261_248),
+            "llama-3.1-70b": (llama.LLAMA31_70B, 70_553_706_496),
+            "llama-3.1-405b": (llama.LLAMA31_405B, 405_853_388_800),
+        },
+    ),
+    "mistral": (plain("Mistral"), {"mistral-7b-v0.1": (llama.MISTRAL_7B, 7_241_732_096)}),
+    "smollm2": (
+        plain("Llama"),
+        {
+            "smollm2-135m": (llama.SMOLLM2_135M, 134_515_008),
+            "smollm2-360m": (llama.SMOLLM2_360M, 361_821_120),
+            "smollm2-1.7b": (llama.SMOLLM2_1_7B, 1_711_376_384),
+        },
+    ),
+    "qwen3": (
+        plain("Qwen3"),
+        {
+            "qwen3-0.6b": (qwen.QWEN3_0_6B, 596_049_920),
+            "qwen3-1.7b": (qwen.QWEN3_1_7B, 1_720_574_976),
+            "qwen3-4b": (qwen.QWEN3_4B, 4_022_468_096),
+            "qwen3-8b": (qwen.QWEN3_8B, 8_190_735_360),
+            "qwen3-14b": (qwen.QWEN3_14B, 14_768_307_200),
+            "qwen3-32b": (qwen.QWEN3_32B, 32_762_123_264),
+        },
+    ),
+    "olmo2": (
+        plain("Olmo2"),
+        {
+            "olmo-2-1b": (olmo.OLMO2_1B, 1_484_916_736),
+            "olmo-2-7b": (olmo.OLMO2_7B, 7_298_617_344),
+            "olmo-2-13b": (olmo.OLMO2_13B, 13_716_198_400),
+            "olmo-2-32b": (olmo.OLMO2_32B, 32_234_279_936),
+        },
+    ),
+    "gemma": (
+        plain("Gemma"),
+        {"gemma-2b": (gemma.GEMMA_2B, 2_506_172_416), "gemma-7b": (gemma.GEMMA_7B, 8_537_680_896)},
+    ),
+    "gemma2": (
+        plain("Gemma2"),
+        {
+            "gemma-2-2b": (gemma.GEMMA2_2B, 2_614_341_888),
+            "gemma-2-9b": (gemma.GEMMA2_9B, 9_241_705_984),
+            "gemma-2-27b": (gemma.GEMMA2_27B, 27_227_128_320),
+        },
+    ),
+    "phi": (plain("Phi", of=sizes), {"phi-2": (phi.PHI2, 2_779_683_840)}),
+    "neox": (
+        plain("GPTNeoX", of=sizes),
+        {
+            "pythia-14m": (neox.PYTHIA_14M, 14_067_712),
+            "pythia-31m": (neox.PYTHIA_31M, 30_494_720),
+            "pythia-70m": (neox.PYTHIA_70M, 70_426_624),
+            "pythia-160m": (neox.PYTHIA_160M, 162_322_944),
+            "pythia-410m": (neox.PYTHIA_410M, 405_334_016),
+            "pythia-1b": (neox.PYTHIA_1B, 1_011_781_632),
+            "pythia-1.4b": (neox.PYTHIA_1_4B, 1_414_647_808),
+            "pythia-2.8b": (neox.PYTHIA_2_8B, 2_775_208_960),
+            "pythia-6.9b": (neox.PYTHIA_6_9B, 6_857_302_016),
+            "pythia-12b": (neox.PYTHIA_12B, 11_846_072_320),
+            "gpt-neox-20b": (neox.NEOX_20B, 20_554_567_680),
+        },
+    ),
+    "starcoder": (
+        plain("GPTBigCode", of=gpt_sizes),
+        {"starcoder": (starcoder.STARCODER_15B, 15_517_456_384)},
+    ),
+    "starcoder2": (
+        plain("Starcoder2"),
+        {
+            "starcoder2-3b": (starcoder.STARCODER2_3B, 3_030_371_328),
+            "starcoder2-7b": (starcoder.STARCODER2_7B, 7_173_923_840),
+            "starcoder2-15b": (starcoder.STARCODER2_15B, 15_957_889_024),
+        },
+    ),
+    "bloom": (
+        their_bloom,
+        {
+            "bloom-560m": (bloom.BLOOM_560M, 559_214_592),
+            "bloom-1b1": (bloom.BLOOM_1B1, 1_065_314_304),
+            "bloom-1b7": (bloom.BLOOM_1B7, 1_722_408_960),
+            "bloom-3b": (bloom.BLOOM_3B, 3_002_557_440),
+            "bloom-7b1": (bloom.BLOOM_7B1, 7_069_016_064),
+            "bloom": (bloom.BLOOM_176B, 176_247_271_424),
+            "bloomberggpt-50b": (bloom.BLOOMBERG_50B, 50_558_868_480),
+        },
+    ),
+    "bert": (
+        plain("Bert", "ForMaskedLM", sizes),
+        {
+            "bert-base-uncased": (bert.BERT_BASE, 109_514_298),
+            "bert-large-uncased": (bert.BERT_LARGE, 335_174_458),
+        },
+    ),
+    "small bert": (
+        plain("Bert", "ForMaskedLM", sizes),
+        {
+            f"bert-{name}": (bert.BERT_SMALL[name], count)
+            for name, count in {
+                "L2_H128": 4_416_698,
+                "L2_H256": 9_622_074,
+                "L2_H512": 22_490_426,
+                "L2_H768": 38_635_578,
+                "L4_H128": 4_813_242,
+                "L4_H256": 11_201_594,
+                "L4_H512": 28_795_194,
+                "L4_H768": 52_811_322,
+                "L6_H128": 5_209_786,
+                "L6_H256": 12_781_114,
+                "L6_H512": 35_099_962,
+                "L6_H768": 66_987_066,
+                "L8_H128": 5_606_330,
+                "L8_H256": 14_360_634,
+                "L8_H512": 41_404_730,
+                "L8_H768": 81_162_810,
+                "L10_H128": 6_002_874,
+                "L10_H256": 15_940_154,
+                "L10_H512": 47_709_498,
+                "L10_H768": 95_338_554,
+                "L12_H128": 6_399_418,
+                "L12_H256": 17_519_674,
+                "L12_H512": 54_014_266,
+                "L12_H768": 109_514_298,
+            }.items()
+        },
+    ),
+    "roberta": (
+        their_roberta,
+        {
+            "roberta-base": (roberta.ROBERTA_BASE, 124_697_433),
+            "roberta-large": (roberta.ROBERTA_LARGE, 355_412_057),
+        },
+    ),
+    "distilbert": (their_distilbert, {"distilbert-base-uncased": (distilbert.DISTILBERT, 66_985_530)}),
+    "electra": (
+        their_electra,
+        {
+            "electra-small-discriminator": (electra.ELECTRA_SMALL, 13_549_057),
+            "electra-base-discriminator": (electra.ELECTRA_BASE, 109_483_009),
+            "electra-large-discriminator": (electra.ELECTRA_LARGE, 335_142_913),
+            "electra-small-generator": (electra.ELECTRA_SMALL_GENERATOR, 13_546_682),
+            "electra-base-generator": (electra.ELECTRA_BASE_GENERATOR, 33_740_602),
+            "electra-large-generator": (electra.ELECTRA_LARGE_GENERATOR, 51_295_290),
+        },
+    ),
+    "minilm": (plain("Bert", "Model", sizes), {"all-MiniLM-L6-v2": (minilm.MINILM_L6, 22_713_216)}),
+    "modernbert": (
+        plain("ModernBert", "ForMaskedLM", sizes),
+        {
+            "ModernBERT-base": (modernbert.MODERNBERT_BASE, 149_655_232),
+            "ModernBERT-large": (modernbert.MODERNBERT_LARGE, 395_881_664),
+        },
+    ),
+    "t5": (
+        their_t5,
+        {
+            "t5-small": (t5.T5_SMALL, 60_506_624),
+            "t5-base": (t5.T5_BASE, 222_903_552),
+            "t5-large": (t5.T5_LARGE, 737_668_096),
+            "t5-3b": (t5.T5_3B, 2_851_598_336),
+            "t5-11b": (t5.T5_11B, 11_307_321_344),
+        },
+    ),
+    "t5 1.1": (
+        their_t5,
+        {
+            "flan-t5-small": (t5.FLAN_T5_SMALL, 76_961_152),
+            "flan-t5-base": (t5.FLAN_T5_BASE, 247_577_856),
+            "flan-t5-large": (t5.FLAN_T5_LARGE, 783_150_080),
+            "flan-t5-xl": (t5.FLAN_T5_XL, 2_849_757_184),
+            "flan-t5-xxl": (t5.FLAN_T5_XXL, 11_135_332_352),
+        },
+    ),
+    "bart": (
+        their_bart,
+        {"bart-base": (bart.BART_BASE, 139_420_416), "bart-large": (bart.BART_LARGE, 406_291_456)},
+    ),
+    "vaswani": (
+        None,
+        {
+            "transformer-base": (vaswani.VASWANI_BASE, 63_045_632),
+            "transformer-big": (vaswani.VASWANI_BIG, 214_171_648),
+        },
+    ),
+}
+PUBLISHED = {name: entry for _, members in FAMILIES.values() for name, entry in members.items()}
+BUILDERS = {name: builder for builder, members in FAMILIES.values() for name in members if builder}
+SMALLEST = {family: next(iter(members)) for family, (_, members) in FAMILIES.items()}
+
+# What a paper prints, and how far from it a count may be: half a unit of the last digit, or as the comment says.
+PRINTED = {
+    "gpt3-small": (125e6, 0.5e6),  # arXiv 2005.14165, table D.1: table 2.1 is rounded further, and 175.0B is 174.6B
+    "gpt3-medium": (356e6, 0.5e6),
+    "gpt3-large": (760e6, 0.5e6),
+    "gpt3-xl": (1_320e6, 5e6),
+    "gpt3-2.7b": (2_650e6, 5e6),
+    "gpt3-6.7b": (6_660e6, 5e6),
+    "gpt3-13b": (12_850e6, 5e6),
+    "gpt3-175b": (174_600e6, 50e6),
+    "codex-12b": (12e9, 1e9),  # cut off, not rounded: GPT-3 13B has 12.85B
+    "palm-8b": (8.63e9, 0.005e9),
+    "palm-62b": (62.50e9, 0.005e9),
+    "palm-540b": (540.35e9, 0.007e9),  # without the 2.2M scales of norms
+    "lamda-137b": (137e9 + 32_000 * 8192, 0.5e9),  # 137B and the embeddings, which that leaves out
+    "bloomberggpt-50b": (50.6e9, 0.05e9),
+    "transformer-base": (65e6, 2e6),  # "about 37,000" tokens
+    "transformer-big": (213e6, 2e6),
 }
 
 
-def num_parameters(model: config.Model) -> int:
+def num_parameters(model: config.Model, *, scan: bool = True) -> int:
+    """Of the model with its layers scanned, if they may be: so that a deep one is traced in the time of one turn."""
     row = blank(Lengths(16 if model.encoder else None, 16 if model.decoder else None))
-    init = lambda key: Transformer(model).init(key, stack([row]))
+    stacks = {name: getattr(model, name) for name in ("encoder", "decoder")}
+    scanned = {n: s and dataclasses.replace(s, scan=scan and s.num_layers % len(s.pattern) == 0) for n, s in stacks.items()}
+    init = lambda key: Transformer(dataclasses.replace(model, **scanned)).init(key, stack([row]))
     params = jax.eval_shape(init, jax.random.key(0))["params"]
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
@@ -40,35 +407,35 @@ def test_published_parameter_count(name):
     assert num_parameters(model) == published
 
 
-def theirs(name: str):
-    """transformers' model of the same size, on the meta device, from sizes alone."""
-    import transformers as t
-
-    model, _ = PUBLISHED[name]
-    stack = model.encoder or model.decoder
-    heads, hidden = stack.blocks["L"].attention.num_heads, stack.blocks["L"].ffn.hidden
-    if name.startswith("gpt2"):
-        return t.GPT2LMHeadModel(t.GPT2Config(n_embd=model.width, n_layer=stack.num_layers, n_head=heads))
-    if name.startswith("bert"):
-        sizes = dict(hidden_size=model.width, num_hidden_layers=stack.num_layers)
-        return t.BertForMaskedLM(t.BertConfig(**sizes, num_attention_heads=heads, intermediate_size=hidden))
-    sizes = dict(d_model=model.width, num_layers=stack.num_layers, num_heads=heads, d_ff=hidden)
-    return t.T5ForConditionalGeneration(t.T5Config(vocab_size=32_128, **sizes))
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", BUILDERS)
 def test_as_many_parameters_as_transformers(name):
     torch = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    with torch.device("meta"):
-        model = theirs(name)
-    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name][1]
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_scanned_is_as_large(name):
-    """The same parameters with the layers stacked, and more than one turn."""
+    transformers = pytest.importorskip("transformers")
     model, published = PUBLISHED[name]
-    stacks = {n: getattr(model, n) for n in ("encoder", "decoder")}
-    scanned = {n: s and dataclasses.replace(s, scan=True) for n, s in stacks.items()}
-    assert num_parameters(dataclasses.replace(model, **scanned)) == published
+    with torch.device("meta"):
+        theirs = BUILDERS[name](transformers, model)
+    assert sum(p.numel() for p in theirs.parameters()) == published
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_as_many_parameters_as_printed(name):
+    printed, within = PRINTED[name]
+    assert abs(PUBLISHED[name][1] - printed) <= within
+
+
+def test_every_preset_is_counted():
+    counted = {id(model) for model, _ in PUBLISHED.values()}
+    for found in pkgutil.iter_modules(presets.__path__):
+        for name, value in vars(importlib.import_module(f"lm.models.presets.{found.name}")).items():
+            for model in value.values() if name == "BERT_SMALL" else [value]:
+                assert not isinstance(model, config.Model) or id(model) in counted, f"{found.name}.{name}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unrolled_is_as_large(family):
+    """The same parameters with a layer beside a layer as with them stacked; two turns show it."""
+    model, _ = PUBLISHED[SMALLEST[family]]
+    stacks = {name: getattr(model, name) for name in ("encoder", "decoder")}
+    short = {n: s and dataclasses.replace(s, num_layers=min(s.num_layers, 2 * len(s.pattern))) for n, s in stacks.items()}
+    model = dataclasses.replace(model, **short)
+    assert num_parameters(model, scan=False) == num_parameters(model)

@@ -2,6 +2,9 @@
 
 Post-norm, learned positions, two token types, a norm on the sum of embeddings, exact GELU, and for masked tokens a
 dense layer with GELU and norm before the tied logits and their bias. Pooler and next-sentence head are left out.
+
+The small ones are the grid of "Well-Read Students Learn Better" (Turc et al., arXiv 1908.08962): from
+"L2_H128" ("tiny", 4,416,698 parameters) to "L12_H768" (base).
 """
 
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Stack
@@ -28,3 +31,5 @@ def bert(num_layers: int, width: int, *, vocab_size: int = 30_522, max_length: i
 
 BERT_BASE = bert(12, 768)  # 109,514,298 parameters with the masked-LM head
 BERT_LARGE = bert(24, 1024)  # 335,174,458
+
+BERT_SMALL = {f"L{n}_H{width}": bert(n, width) for n in (2, 4, 6, 8, 10, 12) for width in (128, 256, 512, 768)}
