@@ -167,7 +167,7 @@ def test_logits_and_gradients_equal(saved):
 
     (_, logits), gradient = ours(imported.params)
     expected = expected.detach().numpy()
-    assert np.abs(expected[counted]).max() > 0.3  # the comparison is of something
+    assert np.abs(expected[counted]).max() > 0.1  # the comparison is of something
     np.testing.assert_allclose(np.asarray(logits)[counted], expected[counted], atol=2e-5, rtol=0)
     got = np.array(gradient["embed"]["tokens"]["embedding"])
     got[0] = wanted[0] if not wanted[0].any() else got[0]  # torch gives padding_idx no gradient
@@ -193,7 +193,9 @@ def test_transformers_reads_what_we_write(saved, tmp_path):
     """Their class, told by our config.json alone, has the same outputs."""
     theirs, folder = saved
     imported = convert.read(folder)
-    convert.write(imported.model, imported.params, tmp_path, family=imported.family)
+    said = json.loads((folder / "config.json").read_text())
+    ids = {k: v for k, v in said.items() if k.endswith("token_id")}
+    convert.write(imported.model, imported.params, tmp_path, family=imported.family, also=ids)
     name = json.loads((tmp_path / "config.json").read_text())["architectures"][0]
     again = getattr(hf, name).from_pretrained(tmp_path, attn_implementation="eager").eval()
     _, given, _, _ = inputs_for(imported.model)
@@ -226,7 +228,7 @@ def llama(tmp_path_factory):
         (dict(model_type="lama"), "did you mean 'llama'"),
         (dict(num_hidden_layers=3), "missing: model.layers.2"),
         (dict(num_hidden_layers=1), "not taken: model.layers.1"),
-        (dict(intermediate_size=97), "where config.json means [97, 64]"),
+        (dict(intermediate_size=97), "where config.json means [64, 97]"),
     ],
 )
 def test_what_is_not_understood_stops(llama, tmp_path, changes, said):

@@ -51,8 +51,14 @@ def write(m: Model) -> dict[str, Any]:
 
 
 def read_roberta(c: Hf) -> Model:
-    m = read(c, "lm_head.", offset=2)
+    m = read(c, "lm_head.", offset=c("pad_token_id", 1) + 1)  # positions count from behind the padding's id
     return m if m.head is None else replace(m, head=replace(m.head, transform="gelu"))  # whatever the trunk's
+
+
+def write_roberta(m: Model) -> dict[str, Any]:
+    stack = m.encoder
+    assert stack and isinstance(stack.position, Learned)
+    return write(m) | dict(pad_token_id=stack.position.offset - 1)
 
 
 DISTILBERT = dict(width="dim", layers="n_layers", heads="n_heads", hidden="hidden_dim", act="activation")
@@ -265,7 +271,7 @@ FAMILIES = {
     ),
     "roberta": Family(
         read_roberta,
-        write,
+        write_roberta,
         lambda m: names("roberta.", **LM_HEAD),
         with_head("Roberta"),
         "roberta.",
