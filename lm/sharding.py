@@ -117,7 +117,8 @@ def apart(fn: Callable[..., jax.Array], inputs: tuple[Names, ...], output: Names
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or len(arguments[0]) % math.prod(mesh.shape[axis] for axis in ROWS):
             return fn(*arguments)
-        *specs, out, (axis,) = (nn.logical_to_mesh_axes(names, RULES) for names in (*inputs, output, (summed,)))
+        cut: Any = nn.logical_to_mesh_axes
+        *specs, out, (axis,) = (cut(names, RULES) for names in (*inputs, output, (summed,)))
         one = lambda *parts: jax.lax.psum(fn(*parts), axis)
         return jax.shard_map(one, in_specs=tuple(specs), out_specs=out, check_vma=False)(*arguments)
 

@@ -115,6 +115,7 @@ def limited(x: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array, *w: jax
     second choice waits for later tokens' first: whether a token finds a place depends on the tokens before it alone.
     """
     t, e = x.shape[1], config.num_experts
+    assert config.capacity is not None
     places = min(t, math.ceil(config.capacity * t * config.top_k / e))
     chosen_BTKE = jax.nn.one_hot(chosen_BTK, e, dtype=jnp.int32)
     taken_BTE = jnp.sum(chosen_BTKE, axis=2)
