@@ -111,7 +111,28 @@ class Mlp:
     dropout: float = 0.0
 
 
-Ffn = Mlp  # a mixture of experts joins here and in `lm.models.transformer.FFN`
+@dataclass(frozen=True)
+class Moe:
+    """A router sends each token to `top_k` of `num_experts` feed-forwards, and adds their answers (arXiv 1701.06538)."""
+
+    num_experts: int
+    top_k: int
+    expert: Mlp  # what each of them is: no bias, no dropout
+    renormalize: bool = True  # weights of the chosen sum to 1 (Mixtral); False: they are shares of all experts (Grok-1)
+    capacity: float | None = None  # times an even share of a row's tokens: what an expert takes of it. None: all that come
+    balance: float = 0.01  # weight of the load-balance loss (arXiv 2101.03961, equation 4)
+    z: float = 0.001  # weight of the router's z-loss (arXiv 2202.08906, equation 5)
+
+    def __post_init__(self) -> None:
+        if self.expert.bias or self.expert.dropout:
+            raise UserError("an expert has no bias and no dropout: leave ffn.expert.bias and ffn.expert.dropout as they are")
+        if not 1 <= self.top_k <= self.num_experts:
+            raise UserError(f"ffn.top_k is {self.top_k}; it must be 1 to ffn.num_experts={self.num_experts}")
+        if self.capacity is not None and self.capacity <= 0:
+            raise UserError(f"ffn.capacity is {self.capacity}; it must be positive, or None for no limit")
+
+
+Ffn = Mlp | Moe  # another kind joins here and in `lm.models.transformer.FFN`
 
 
 @dataclass(frozen=True)
@@ -335,6 +356,7 @@ class Mesh:
 
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
     tensor: int = 1
 
 

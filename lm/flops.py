@@ -94,13 +94,20 @@ def _stack(stack: config.Stack, width: int, length: int, source: int | None, sha
         total += Flops(
             projections=2 * length * width * (2 * heads + 2 * kv),
             attention=2 * 2 * length * keys * heads,
-            ffn=2 * length * width * block.ffn.hidden * (3 if block.ffn.gated else 2),
+            ffn=2 * length * width * _ffn(block.ffn),
         )
         if block.cross and source:
             total += Flops(
                 projections=2 * width * (length * 2 * heads + source * 2 * kv), attention=2 * 2 * length * source * heads
             )
     return total
+
+
+def _ffn(ffn: config.Ffn) -> int:
+    """Multiply-adds of a token for each number of the width: of the experts it goes to alone, and of their router."""
+    if isinstance(ffn, config.Moe):
+        return ffn.num_experts + ffn.top_k * _ffn(ffn.expert)
+    return ffn.hidden * (3 if ffn.gated else 2)
 
 
 def peak(device_kind: str) -> float | None:

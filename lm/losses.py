@@ -80,14 +80,19 @@ def cross_entropy(
 ) -> WeightedMean:
     """Weighted sum of the token losses of an Example, and the sum of its weights.
 
+    What the model itself sows in "losses" (a router's, see `lm.models.moe`) counts once for each unit of weight: the mean
+    is that of the tokens plus it.
+
     `head_params` selects what `apply(..., method="logits")` reads, so that only its gradient is carried through chunks.
     """
 
     def part(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
         return jnp.sum(weights * token_losses(logits, targets, z_loss))
 
-    total = _over_logits(part, params, apply, example, head_params, vocab_size, rngs, chunks)
-    return WeightedMean(total, jnp.sum(example.weights))
+    hidden, sown = apply({"params": params}, example, method="hidden", rngs=rngs, mutable=["losses"])
+    total = _over_logits(part, params, apply, hidden, example, head_params, vocab_size, chunks)
+    weight = jnp.sum(example.weights)
+    return WeightedMean(sum((jnp.sum(extra) * weight for extra in jax.tree.leaves(sown)), total), weight)
 
 
 def scores(
@@ -99,7 +104,8 @@ def scores(
         right = jnp.argmax(logits, axis=-1) == targets
         return jnp.stack([jnp.sum(weights * token_losses(logits, targets)), jnp.sum(weights * right)])
 
-    loss, right = _over_logits(part, params, apply, example, head_params, vocab_size, None, None)
+    hidden = apply({"params": params}, example, method="hidden")
+    loss, right = _over_logits(part, params, apply, hidden, example, head_params, vocab_size, None)
     weight = jnp.sum(example.weights)
     return {"loss": WeightedMean(loss, weight), "accuracy": WeightedMean(right, weight)}
 
@@ -108,14 +114,13 @@ def _over_logits(
     part: Callable[..., jax.Array],
     params: Any,
     apply: Apply,
+    hidden: jax.Array,
     example: Example,
     head_params: Callable[[Any], Any],
     vocab_size: int,
-    rngs: dict[str, jax.Array] | None,
     chunks: int | None,
 ) -> jax.Array:
-    """Sum of `part(logits, targets, weights)` over chunks of the predicted places."""
-    hidden = apply({"params": params}, example, method="hidden", rngs=rngs)
+    """Sum of `part(logits, targets, weights)` over chunks of the predicted places, whose hidden vectors are given."""
 
     def one(head: Any, h: jax.Array, rest: tuple[jax.Array, jax.Array]) -> jax.Array:
         return part(apply({"params": head}, h, method="logits"), *rest)

@@ -46,7 +46,7 @@ def muon_dimensions(params: Any) -> Any:
     """Which axes of a kernel are inputs and which outputs, from its name; None for what Muon leaves to Adam.
 
     Attention's q, k, v are [D, N, H], its output [N, H, D], the rest [I, O]; scanned ones have a leading axis of layers,
-    which is a batch of matrices.
+    which is a batch of matrices, and so are experts.
     """
 
     def one(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
@@ -54,6 +54,7 @@ def muon_dimensions(params: Any) -> Any:
         if names[-1] != "kernel" or names[0] == "head":
             return None
         first = 1 if "turns" in names else 0
+        first += "ffn" in names and leaf.ndim - first == 3  # experts
         axes = tuple(range(first, leaf.ndim))
         split = 2 if len(axes) == 3 and names[-2] == "out" else 1
         return contrib.MuonDimensionNumbers(axes[:split], axes[split:])

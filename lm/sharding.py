@@ -17,7 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lm import config
 from lm.errors import UserError, nearest
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "expert", "tensor")
+ROWS = ("data", "fsdp", "expert")  # where a batch's rows lie: but for the experts, theirs is one more axis of data
 
 PARAMETERS: dict[str, str | None] = {
     "vocab": "tensor",
@@ -29,6 +30,7 @@ PARAMETERS: dict[str, str | None] = {
     "heads_all": None,  # all heads' vectors in a row
     "embed_in": None,  # a factorised embedding's own width
     "hidden": "tensor",
+    "experts": "expert",
     "position": None,
     "types": None,
     "buckets": None,
@@ -36,7 +38,10 @@ PARAMETERS: dict[str, str | None] = {
 }
 
 ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
+    "batch": ROWS,
+    "batch_by_expert": ("data", "fsdp"),  # rows whose tokens have gone to the devices of their experts
+    "experts": "expert",
+    "capacity": None,
     "length": None,
     "embed_act": None,
     "heads": "tensor",
@@ -48,7 +53,8 @@ ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
 
 # Activations and parameters share the names whose meaning is the same; "embed" is a parameter's alone.
 RULES = tuple({**PARAMETERS, **ACTIVATIONS}.items())
-BATCH = PartitionSpec(("data", "fsdp"))
+Names = tuple[str | None, ...]
+BATCH = PartitionSpec(ROWS)
 
 
 def make_mesh(c: config.Mesh, devices: list[Any] | None = None) -> Mesh:
@@ -71,7 +77,7 @@ def use(mesh: Mesh) -> Generator[None]:
 
 
 def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = math.prod(mesh.shape[axis] for axis in ROWS)
     if batch_size % (microbatches * shards):
         fitting = max(1, round(batch_size / (microbatches * shards))) * microbatches * shards
         raise UserError(
@@ -98,6 +104,25 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def apart(fn: Callable[..., jax.Array], inputs: tuple[Names, ...], output: Names, *, summed: str) -> Callable[..., jax.Array]:
+    """`fn`, run by each device on its own part of every argument; outside of `use`, `fn` itself.
+
+    `inputs` and `output` name the axes. Results are added up over the devices that hold parts of the axis `summed`. Rows
+    that do not divide over the devices, as those of a single prompt, are left to the compiler: right, but not spread.
+    """
+
+    def call(*arguments: jax.Array) -> jax.Array:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or len(arguments[0]) % math.prod(mesh.shape[axis] for axis in ROWS):
+            return fn(*arguments)
+        cut: Any = nn.logical_to_mesh_axes
+        *specs, out, (axis,) = (cut(names, RULES) for names in (*inputs, output, (summed,)))
+        one = lambda *parts: jax.lax.psum(fn(*parts), axis)
+        return jax.shard_map(one, in_specs=tuple(specs), out_specs=out, check_vma=False)(*arguments)
+
+    return call
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

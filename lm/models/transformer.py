@@ -21,10 +21,11 @@ from lm import config
 from lm.models.attention import Attention
 from lm.models.heads import Head
 from lm.models.layers import Dropout, Mlp, Norm, Projection, Table
+from lm.models.moe import Moe
 from lm.models.positions import Bias, sinusoidal
 from lm.types import Example, Mask, TokenStream
 
-FFN: dict[type, Any] = {config.Mlp: Mlp}  # a new kind of feed-forward is registered here
+FFN: dict[type, Any] = {config.Mlp: Mlp, config.Moe: Moe}  # a new kind of feed-forward is registered here
 
 
 @struct.dataclass
@@ -81,6 +82,7 @@ class Block(nn.Module):
         """Of what writes to the residual stream: smaller with depth where nothing normalises the sum (GPT-2, section 2.3)."""
         if "in" not in self.config.norm_at:
             return self.model.init_std
+        child = child.expert if isinstance(child, config.Moe) else child
         fan_in = child.hidden if isinstance(child, config.Mlp) else child.num_heads * child.size(self.model.width)
         std = self.model.init_std if self.model.init_std is not None else fan_in**-0.5
         return std * (2 * self.stack.num_layers) ** -0.5
@@ -122,7 +124,7 @@ class Stack(nn.Module):
         if c.scan:
             turn = nn.scan(
                 turn,
-                variable_axes={"params": 0, "cache": 0},
+                variable_axes={"params": 0, "cache": 0, "losses": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
                 length=num_turns(c),

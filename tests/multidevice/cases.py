@@ -93,6 +93,38 @@ def test_parameters_moments_and_activations_are_really_sharded(scan):
     assert "all-gather" in text and ("all-reduce" in text or "reduce-scatter" in text)
 
 
+EXPERTS = {
+    "dropless": config.Moe(4, 2, config.Mlp(64, gated=True), balance=0.1, z=0.1),
+    "limited": config.Moe(4, 2, config.Mlp(64), capacity=0.75, balance=0.1, z=0.1),
+}
+
+
+@pytest.mark.parametrize("strategy", ["expert", "fsdp, expert and tensor"])
+@pytest.mark.parametrize("kind", EXPERTS)
+def test_sharded_experts_are_unsharded(kind, strategy):
+    """Loss and gradients; a device has one or two of four experts, and its own rows."""
+    c = config.Mesh(data=2, expert=4) if strategy == "expert" else config.Mesh(data=1, fsdp=2, expert=2, tensor=2)
+    many, state, text = loss_and_gradients(kind, c, jax.devices(), scan=strategy == "expert")
+    one, _, _ = loss_and_gradients(kind, config.Mesh(), jax.devices()[:1], scan=strategy == "expert")
+    np.testing.assert_allclose(many[0], one[0], rtol=2e-5)
+    for a, b in zip(jax.tree.leaves(many[1]), jax.tree.leaves(one[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    ffn = state.params["decoder"]["turns" if strategy == "expert" else "turn_1"]["block_0"]["ffn"]
+    assert all(8 * shard(ffn[name]["kernel"]) == c.data * ffn[name]["kernel"].size for name in ("up", "down"))
+    assert "all-to-all" in text or kind == "dropless", "tokens go to their experts and come back"
+
+
+def loss_and_gradients(kind, c, devices, scan):
+    data = rows("decoder", config.Causal(), decoder_length=16)
+    r = run("decoder", config.Causal(), c, ffn=EXPERTS[kind], scan=scan)
+    mesh, plan, _ = start(r, data, devices)
+    loss = partial(losses.cross_entropy, apply=Transformer(r.model).apply, head_params=head_params, vocab_size=512)
+    with sharding.use(mesh):
+        state, batch = plan.create(0), sharding.global_batch(data.rows, np.arange(8), mesh)
+        step = jax.jit(jax.value_and_grad(lambda p, e: loss(p, example=e).mean)).lower(state.params, batch).compile()
+        return step(state.params, batch), state, step.as_text()
+
+
 def shard(x):
     return int(np.prod(x.sharding.shard_shape(x.shape)))
 
@@ -116,7 +148,7 @@ def test_a_checkpoint_moves_to_another_topology(tmp_path):
 
 
 def test_what_does_not_divide_is_named():
-    with pytest.raises(UserError, match=r"mesh data=3, fsdp=1, tensor=1 does not divide 8 devices"):
+    with pytest.raises(UserError, match=r"mesh data=3, fsdp=1, expert=1, tensor=1 does not divide 8 devices"):
         sharding.make_mesh(config.Mesh(data=3))
     mesh = sharding.make_mesh(config.Mesh())
     with pytest.raises(UserError, match=r"batch_size=12 does not divide over 8 data shards x 1 microbatches; take 16"):

@@ -1,0 +1,27 @@
+"""A mixture of experts against Hugging Face's Mixtral, whose kernels are the other way round and `gate` is our `up`."""
+
+import jax
+import numpy as np
+import torch
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+from lm.config import Mlp, Moe
+from lm.models import moe
+
+
+def test_mixtral():
+    torch.manual_seed(0)
+    theirs = MixtralSparseMoeBlock(
+        MixtralConfig(hidden_size=16, intermediate_size=24, num_local_experts=8, num_experts_per_tok=2)
+    ).eval()
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = torch.randn(2, 9, 16)
+    turned = {name: p.detach().numpy().swapaxes(-1, -2) for name, p in theirs.named_parameters()}
+    up, gate = np.split(turned["experts.gate_up_proj"], 2, axis=-1)
+    kernels = dict(router=turned["gate.weight"], up=up, gate=gate, down=turned["experts.down_proj"])
+    params = {name: {"kernel": kernel} for name, kernel in kernels.items()}
+    ours = moe.Moe(Moe(8, 2, Mlp(24, "silu", gated=True)))
+    with torch.no_grad():
+        np.testing.assert_allclose(jax.jit(ours.apply)({"params": params}, x.numpy()), theirs(x).numpy(), atol=1e-5)
