@@ -189,7 +189,10 @@ def describe(model: config.Model, family: str | None = None) -> tuple[str, dict[
         if not tried[name]:
             return name, said
     closest = min(tried, key=lambda n: len(tried[n]) + 100 * ("another kind" in tried[n][0]))
-    raise UserError(f"no Hugging Face family can say this model; the nearest is {closest}, but {'; '.join(tried[closest][:3])}")
+    why = "; ".join(tried[closest][:3])
+    if family:
+        raise UserError(f"model_type {family} cannot say this model: {why}")
+    raise UserError(f"no Hugging Face family can say this model; the nearest is {closest}, but {why}")
 
 
 def write(

@@ -123,9 +123,8 @@ def canonical(model: Model) -> Model:
         size, kv = a.size(model.width), a.num_kv_heads or a.num_heads
         scale = a.scale if a.scale is not None else size**-0.5
         a = replace(a, head_dim=size, num_kv_heads=kv, scale=float(scale), **blank)
-        if isinstance(b.ffn, config.Mlp):
-            return replace(b, attention=a, ffn=replace(b.ffn, **blank), **blank)
-        return replace(b, attention=a, **blank)
+        ffn = replace(b.ffn, **blank) if isinstance(b.ffn, config.Mlp) else replace(b.ffn, capacity=None, balance=0.0, z=0.0)
+        return replace(b, attention=a, ffn=ffn, **blank)
 
     def stack(s: Stack | None) -> Stack | None:
         if s is None:
@@ -233,7 +232,7 @@ def tensors(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]])
         suffix = "bias" if kind == "bias" else "weight"
         for index, layer in places:
             rest = shape[len(index) :]
-            experts = range(rest[0]) if "{expert}" in name.module else [None]
+            experts = range(rest[0]) if "{expert}" in name.module else [None]  # the next axis is of experts
             for expert in experts:
                 where = index if expert is None else (*index, expert)
                 key = f"{name.module.format(layer, expert=expert)}.{suffix}"

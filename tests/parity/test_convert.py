@@ -47,6 +47,7 @@ CASES = {
         "LlamaForCausalLM", "LlamaConfig", **SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, head_dim=8
     ),
     "mistral": causal("MistralForCausalLM", "MistralConfig", **GQA, sliding_window=5),
+    "mixtral": causal("MixtralForCausalLM", "MixtralConfig", **GQA, num_local_experts=4),
     "qwen3": causal("Qwen3ForCausalLM", "Qwen3Config", **GQA, head_dim=16),
     "qwen3-windows": causal(
         "Qwen3ForCausalLM", "Qwen3Config", **GQA, head_dim=16, use_sliding_window=True, sliding_window=5, max_window_layers=1

@@ -28,6 +28,7 @@ from lm.models.presets import (
     llama,
     minilm,
     modernbert,
+    moe,
     neox,
     olmo,
     palm,
@@ -55,6 +56,14 @@ def sizes(model: config.Model) -> dict:
     trunk, attention, hidden = parts(model)
     names = dict(hidden_size=model.width, num_hidden_layers=trunk.num_layers, intermediate_size=hidden)
     return names | dict(vocab_size=model.vocab_size, num_attention_heads=attention.num_heads)
+
+
+def their_mixtral(t, model: config.Model):
+    ffn = model.decoder.blocks["L"].ffn
+    dense = dataclasses.replace(model.decoder.blocks["L"], ffn=ffn.expert)
+    model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, blocks={"L": dense}))
+    experts = dict(num_local_experts=ffn.num_experts, num_experts_per_tok=ffn.top_k)
+    return t.MixtralForCausalLM(t.MixtralConfig(**grouped(model), **experts))
 
 
 def grouped(model: config.Model) -> dict:
@@ -148,6 +157,7 @@ FAMILIES = {
             "gpt3-6.7b": (gpt.GPT3_6_7B, 6_658_404_352),
             "gpt3-13b": (gpt.GPT3_13B, 12_853_386_240),
             "gpt3-175b": (gpt.GPT3_175B, 174_604_259_328),
+            "grok-1": (314e9, 2e9),  # xAI's own sizes give 315.7 billion
             "codex-12b": (gpt.CODEX_12B, 12_853_509_120),
         },
     ),
@@ -186,6 +196,8 @@ FAMILIES = {
             "llama-3.1-405b": (llama.LLAMA31_405B, 405_853_388_800),
         },
     ),
+    "mixtral": (their_mixtral, {"mixtral-8x7b": (moe.MIXTRAL_8X7B, 46_702_792_704)}),
+    "grok": (None, {"grok-1": (moe.GROK_1, 315_684_820_992)}),
     "mistral": (plain("Mistral"), {"mistral-7b-v0.1": (llama.MISTRAL_7B, 7_241_732_096)}),
     "smollm2": (
         plain("Llama"),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lm.config import Attention, Block, Embed, Head, Mlp, Model, Norm, Rope, Stack
+from lm.config import Attention, Block, Embed, Head, Mlp, Model, Moe, Norm, Rope, Stack
 from lm.convert.tables import Family, Hf, Names, activation, layers, their_activation
 
 
@@ -131,6 +131,25 @@ def write_mistral(m: Model) -> dict[str, Any]:
     return given | dict(sliding_window=block_of(m).attention.window)
 
 
+def read_mixtral(c: Hf) -> Model:
+    """Weights of the losses of their router are the training run's business, as dropout is."""
+    c("router_aux_loss_coef", None), c.only("router_jitter_noise", 0.0)
+    m = windows(read(c, theta=1_000_000.0), c("sliding_window", None), lambda i: True)
+    assert m.decoder
+    experts, chosen = c("num_local_experts", 8), c("num_experts_per_tok", 2)
+    of = {k: replace(b, ffn=Moe(experts, chosen, b.ffn)) for k, b in m.decoder.blocks.items() if isinstance(b.ffn, Mlp)}
+    return replace(m, decoder=replace(m.decoder, blocks=of))
+
+
+def write_mixtral(m: Model) -> dict[str, Any]:
+    assert m.decoder
+    moe = block_of(m).ffn
+    assert isinstance(moe, Moe)
+    dense = {k: replace(b, ffn=moe.expert) for k, b in m.decoder.blocks.items()}
+    given = write_mistral(replace(m, decoder=replace(m.decoder, blocks=dense)))
+    return given | dict(num_local_experts=moe.num_experts, num_experts_per_tok=moe.top_k)
+
+
 def read_qwen3(c: Hf) -> Model:
     norm = Norm("rms", eps=c("rms_norm_eps", 1e-6))
     window, first = c("sliding_window", None), c("max_window_layers", 28)
@@ -191,7 +210,7 @@ def write_gemma2(m: Model) -> dict[str, Any]:
     assert head
     scalar = (a.scale or a.size(m.width) ** -0.5) ** -2
     caps = dict(attn_logit_softcapping=a.softcap, final_logit_softcapping=head.softcap)
-    return write_gemma(m) | layer_types(m) | caps | dict(query_pre_attn_scalar=round(scalar, 6))
+    return write_gemma(m) | layer_types(m) | caps | dict(query_pre_attn_scalar=round(scalar))
 
 
 ATTENTION = {f"attention__{ours}": f"self_attn.{x}_proj" for ours, x in dict(query="q", key="k", value="v", out="o").items()}
@@ -201,9 +220,13 @@ TRUNK = {"embed/tokens": "model.embed_tokens", "decoder/final_norm": "model.norm
 
 
 def names(**norms: str) -> Callable[[Model], Names]:
-    return lambda m: TRUNK | layers("decoder", "model.layers.{}.", **ATTENTION, **FFN, **norms)
+    return lambda m: TRUNK | layers("decoder", "model.layers.{}.", **ATTENTION, **{**FFN, **norms})
 
 
+EXPERTS = {
+    f"ffn__{ours}": f"block_sparse_moe.experts.{{expert}}.{x}" for ours, x in dict(up="w1", gate="w3", down="w2").items()
+}
+EXPERTS |= dict(ffn__router="block_sparse_moe.gate")
 PRE = dict(attention_in_norm="input_layernorm", ffn_in_norm="post_attention_layernorm")
 QK_NORM = dict(attention__query_norm="self_attn.q_norm", attention__key_norm="self_attn.k_norm")
 RES = dict(attention_res_norm="post_attention_layernorm", ffn_res_norm="post_feedforward_layernorm")
@@ -222,6 +245,7 @@ def family(read: Callable[[Hf], Model], write: Callable[[Model], dict[str, Any]]
 
 FAMILIES = {
     "llama": family(read, write, "Llama", **PRE),
+    "mixtral": family(read_mixtral, write_mixtral, "Mixtral", **PRE, **EXPERTS),
     "mistral": family(read_mistral, write_mistral, "Mistral", **PRE),
     "qwen3": family(read_qwen3, write_qwen3, "Qwen3", **PRE, **QK_NORM),
     "olmo2": family(read_olmo2, write_olmo2, "Olmo2", **RES, **QK_NORM),
