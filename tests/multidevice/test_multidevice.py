@@ -18,8 +18,9 @@ def environment(devices: int) -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""}
 
 
-def test_eight_devices():
-    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(HERE / "cases.py")]
+@pytest.mark.parametrize("file", ["cases.py", "families.py"])
+def test_eight_devices(file):
+    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(HERE / file)]
     done = subprocess.run(words, env=environment(8), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout

@@ -27,6 +27,8 @@ SIZES = dict(vocab_size=V, hidden_size=D, num_hidden_layers=2, num_attention_hea
 SIZES |= dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
 GQA = SIZES | dict(num_key_value_heads=2)
 FALCON = {k: v for k, v in SIZES.items() if k != "intermediate_size"} | dict(ffn_hidden_size=96)
+OPT = FALCON | dict(max_position_embeddings=32, word_embed_proj_dim=D, ffn_dim=96)
+del OPT["ffn_hidden_size"]
 GPT = dict(vocab_size=V, n_embd=D, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 BERT = SIZES | dict(max_position_embeddings=32)
 T5 = dict(vocab_size=V, d_model=D, d_kv=16, d_ff=96, num_layers=2, num_heads=4, relative_attention_max_distance=12)
@@ -68,6 +70,7 @@ CASES = {
     "falcon-7b": causal("FalconForCausalLM", "FalconConfig", **FALCON, multi_query=True, parallel_attn=True, bias=False),
     "falcon-40b": causal("FalconForCausalLM", "FalconConfig", **FALCON, new_decoder_architecture=True, num_kv_heads=2),
     "falcon-serial": causal("FalconForCausalLM", "FalconConfig", **FALCON, multi_query=False, parallel_attn=False, bias=True),
+    "opt": causal("OPTForCausalLM", "OPTConfig", **OPT),
     "phi": causal("PhiForCausalLM", "PhiConfig", **SIZES, partial_rotary_factor=0.5),
     "bert": causal("BertForMaskedLM", "BertConfig", **BERT),
     "bert-trunk": causal("BertModel", "BertConfig", **BERT),

@@ -31,6 +31,7 @@ from lm.models.presets import (
     moe,
     neox,
     olmo,
+    opt,
     palm,
     phi,
     qwen,
@@ -157,7 +158,6 @@ FAMILIES = {
             "gpt3-6.7b": (gpt.GPT3_6_7B, 6_658_404_352),
             "gpt3-13b": (gpt.GPT3_13B, 12_853_386_240),
             "gpt3-175b": (gpt.GPT3_175B, 174_604_259_328),
-            "grok-1": (314e9, 2e9),  # xAI's own sizes give 315.7 billion
             "codex-12b": (gpt.CODEX_12B, 12_853_509_120),
         },
     ),
@@ -280,6 +280,19 @@ FAMILIES = {
             "bloomberggpt-50b": (bloom.BLOOMBERG_50B, 50_558_868_480),
         },
     ),
+    "opt": (
+        lambda t, m: t.OPTForCausalLM(t.OPTConfig(**sizes(m), ffn_dim=parts(m)[2], word_embed_proj_dim=m.width)),
+        {
+            "opt-125m": (opt.OPT_125M, 125_239_296),
+            "opt-1.3b": (opt.OPT_1_3B, 1_315_758_080),
+            "opt-2.7b": (opt.OPT_2_7B, 2_651_596_800),
+            "opt-6.7b": (opt.OPT_6_7B, 6_658_473_984),
+            "opt-13b": (opt.OPT_13B, 12_853_473_280),
+            "opt-30b": (opt.OPT_30B, 29_974_540_288),
+            "opt-66b": (opt.OPT_66B, 65_719_701_504),
+            "opt-175b": (opt.OPT_175B, 174_604_468_224),
+        },
+    ),
     "bert": (
         plain("Bert", "ForMaskedLM", sizes),
         {
@@ -392,6 +405,7 @@ PRINTED = {
     "gpt3-6.7b": (6_660e6, 5e6),
     "gpt3-13b": (12_850e6, 5e6),
     "gpt3-175b": (174_600e6, 50e6),
+    "grok-1": (314e9, 2e9),  # xAI's own sizes give 315.7 billion
     "codex-12b": (12e9, 1e9),  # cut off, not rounded: GPT-3 13B has 12.85B
     "palm-8b": (8.63e9, 0.005e9),
     "palm-62b": (62.50e9, 0.005e9),

@@ -1,0 +1,60 @@
+"""Any family, at its published size or in miniature, by the name of its preset in lm/models/presets/.
+
+    python -m lm.train --config=configs/family.py:tiny/qwen.QWEN3_0_6B --workdir=runs/tiny_qwen3
+    python -m lm.train --config=configs/family.py:llama.SMOLLM2_135M --workdir=runs/smollm2
+
+Trains with the objective of the family: causal for decoders, masked for encoders, span corruption for both. In miniature
+(width 64, 2 to 4 layers, all the family's switches) it takes about a minute on two CPU cores; at full size it wants
+accelerators: set the mesh, the batch and the data on the command line. Without an argument: a miniature GPT-2.
+"""
+
+import importlib
+
+from ml_collections import config_dict
+
+from lm import config
+from lm.errors import UserError, nearest
+from lm.models.tiny import tiny
+
+OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "span_corruption"}
+
+
+def preset(name):
+    module, _, constant = name.partition(".")
+    key = None
+    if "[" in constant:  # BERT_SMALL[L2_H128]
+        constant, _, key = constant.rstrip("]").partition("[")
+    try:
+        found = vars(importlib.import_module(f"lm.models.presets.{module}"))
+    except ModuleNotFoundError:
+        raise UserError(
+            f"no lm/models/presets/{module}.py; --config=configs/family.py:llama.LLAMA2_7B is of this form"
+        ) from None
+    models = {k for k, v in found.items() if isinstance(v, config.Model | dict) and k.isupper()}
+    if constant not in models:
+        raise UserError(f"lm/models/presets/{module}.py has no {constant}{nearest(constant, models)}")
+    return found[constant] if key is None else found[constant][key]
+
+
+def get_config(name="tiny/gpt.GPT2"):
+    small = name.startswith("tiny/")
+    model = preset(name.removeprefix("tiny/"))
+    vocab = 1024 if small else model.vocab_size
+    length = 128 if small else 512
+    if small:
+        model = tiny(model, vocab_size=vocab, length=length)
+    c = config_dict.ConfigDict()
+    c.model = config.to_dict(model)
+    c.data = dict(
+        sources=dict(sotu=dict(kind="tfds", path="sotu")),
+        tokenizer=dict(kind="bpe", vocab_size=min(vocab, 8192)),
+        encoder_length=length if model.encoder else None,
+        decoder_length=length if model.decoder else None,
+    )
+    c.objective = dict(kind=OBJECTIVES[model.architecture])
+    c.optimizer = dict(name="adamw", learning_rate=3e-3 if small else 3e-4, schedule=dict(kind="wsd", warmup=20, final=0.0))
+    c.train = dict(steps=240, batch_size=16)
+    c.checkpoint = dict(every=None)
+    c.evaluate = dict(every=None, rows=256)
+    c.log = dict(every=10)
+    return c

@@ -1,0 +1,42 @@
+"""The table of families: every preset's parameters, counted by `eval_shape`, as Markdown.
+
+    python -m experiments.families.run > experiments/families/table.md
+
+Cost: a minute. tests/shape/test_presets.py holds the same counts against transformers and the papers.
+"""
+
+import importlib
+import math
+import pkgutil
+from dataclasses import replace
+
+from lm import config
+from lm.convert import abstract_params
+from lm.models import presets
+
+
+def count(model: config.Model) -> int:
+    """Parameters; layers are stacked where the pattern allows, which is quicker to trace."""
+    stacks = {name: getattr(model, name) for name in ("encoder", "decoder")}
+    scanned = {n: s and replace(s, scan=s.num_layers % len(s.pattern) == 0) for n, s in stacks.items()}
+    return sum(math.prod(x.shape) for x in abstract_params(replace(model, **scanned)).values())
+
+
+def main() -> None:
+    print("| file | what, and where its sizes are from | parameters |\n|---|---|---|")
+    for found in pkgutil.iter_modules(presets.__path__):
+        module = importlib.import_module(f"lm.models.presets.{found.name}")
+        about = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+        sizes = [f"`{name}` {count(v):,}" for name, v in vars(module).items() if isinstance(v, config.Model)]
+        grids = [
+            f"`{name}[{key}]` {count(v):,}"
+            for name, g in vars(module).items()
+            if isinstance(g, dict)
+            for key, v in g.items()
+            if isinstance(v, config.Model)
+        ]
+        print(f"| `{found.name}` | {about} | {', '.join(sizes + grids)} |")
+
+
+if __name__ == "__main__":
+    main()

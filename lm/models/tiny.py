@@ -1,0 +1,52 @@
+"""A preset in miniature: every switch of the family, none of its size. For tests, and to try a family in a minute."""
+
+from dataclasses import replace
+from typing import Any
+
+from lm import config
+
+WIDTH, HEADS, HEAD_DIM, HIDDEN, LAYERS = 64, 4, 16, 96, 2
+
+
+def tiny(model: config.Model, *, vocab_size: int, length: int = 128) -> config.Model:
+    """The family of `model` at width 64, with 2 layers or the first 4 of a longer pattern, and no dropout.
+
+    A model whose head is not over the vocabulary gets BERT's: what is trained here predicts tokens.
+    """
+
+    def attention(a: config.Attention) -> config.Attention:
+        groups = a.num_heads // (a.num_kv_heads or a.num_heads)
+        kv = None if groups == 1 else 1 if a.num_kv_heads == 1 else 2
+        window = a.window and min(a.window, 16)
+        head_dim = HEAD_DIM if a.head_dim else None
+        return replace(a, num_heads=HEADS, num_kv_heads=kv, head_dim=head_dim, window=window, dropout=0.0)
+
+    def ffn(f: config.Ffn) -> config.Ffn:
+        if isinstance(f, config.Moe):
+            return replace(f, num_experts=4, top_k=min(f.top_k, 2), expert=ffn(f.expert))
+        return replace(f, hidden=HIDDEN, dropout=0.0)
+
+    def stack(s: config.Stack | None) -> config.Stack | None:
+        if s is None:
+            return None
+        blocks = {k: replace(b, attention=attention(b.attention), ffn=ffn(b.ffn), dropout=0.0) for k, b in s.blocks.items()}
+        position: Any = s.position
+        if isinstance(position, config.Learned):
+            position = replace(position, max_length=length)
+        layers = LAYERS if len(s.pattern) <= LAYERS else 4
+        pattern = (s.pattern * layers)[:layers] if len(s.pattern) > 1 else s.pattern
+        return replace(s, num_layers=layers, blocks=blocks, pattern=pattern, position=position, dropout=0.0, scan=False)
+
+    embed = replace(
+        model.embed,
+        width=model.embed.width and WIDTH // 2,
+        scale=model.embed.scale and WIDTH**0.5,
+        dropout=0.0,
+    )
+    head = model.head
+    if head is None or head.outputs:
+        head = config.Head(bias=True, transform="gelu")
+    elif head.scale is not None:
+        head = replace(head, scale=WIDTH**-0.5)
+    sizes = dict(vocab_size=vocab_size, width=WIDTH, embed=embed, head=head, pooler=False)
+    return replace(model, encoder=stack(model.encoder), decoder=stack(model.decoder), **sizes)

@@ -1,0 +1,57 @@
+"""With 8 simulated devices: every family in miniature takes 20 sharded steps and learns (see test_multidevice.py)."""
+
+import importlib
+import pkgutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cases import LENGTHS, steps
+from fixtures import rows
+
+from lm import config
+from lm.models import presets
+from lm.models.tiny import tiny
+
+MESH = config.Mesh(data=2, fsdp=2, tensor=2)
+# One of each shape that a file holds; the rest are other sizes of these.
+EXTRA = {
+    "gpt": ("GPT1", "GPT2", "GPT3_175B"),
+    "llama": ("LLAMA_7B", "LLAMA31_8B", "MISTRAL_7B", "SMOLLM2_135M"),
+    "gemma": ("GEMMA_2B", "GEMMA2_9B"),
+    "falcon": ("FALCON_7B", "FALCON_40B"),
+    "starcoder": ("STARCODER_15B", "STARCODER2_3B"),
+    "electra": ("ELECTRA_SMALL_GENERATOR",),
+    "moe": ("MIXTRAL_8X7B", "GROK_1"),
+    "t5": ("T5_SMALL", "FLAN_T5_SMALL"),
+}
+
+
+def models():
+    for found in pkgutil.iter_modules(presets.__path__):
+        values = vars(importlib.import_module(f"lm.models.presets.{found.name}"))
+        first = next(name for name, v in values.items() if isinstance(v, config.Model))
+        for name in EXTRA.get(found.name, (first,)):
+            yield pytest.param(values[name], id=f"{found.name}.{name}")
+
+
+@pytest.mark.parametrize("model", models())
+def test_a_family_trains_sharded(model):
+    small = tiny(model, vocab_size=512)
+    mesh = MESH
+    heads = [b.attention for s in (small.encoder, small.decoder) if s for b in s.blocks.values()]
+    if any(a.num_kv_heads == 1 for a in heads):  # a single key has nothing to cut
+        mesh = config.Mesh(data=2, fsdp=4)
+    if any(isinstance(b.ffn, config.Moe) for s in (small.encoder, small.decoder) if s for b in s.blocks.values()):
+        mesh = replace(mesh, data=1, expert=2)
+    objective, lengths = LENGTHS[small.architecture]
+    data = rows(small.architecture, objective, **lengths)
+    optimizer = config.Optimizer(learning_rate=3e-3, schedule=config.Schedule("constant", warmup=4))
+    train = config.Train(steps=20, batch_size=8)
+    run = config.Run(small, objective=objective, optimizer=optimizer, train=train, mesh=mesh)
+    _, losses = steps(run, data, 20)
+    assert sum(losses[-4:]) < sum(losses[:4]) - 0.2, losses
