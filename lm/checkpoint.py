@@ -39,8 +39,16 @@ def digests(directory: epath.Path) -> dict[str, str]:
             yield from below(p) if p.is_dir() else [] if p.name in UNDIGESTED else [p]
 
     files = sorted(below(directory))
+
+    def one(p: epath.Path) -> str:
+        digest = hashlib.sha256()
+        with p.open("rb") as file:  # piece by piece: a file may be larger than what memory is left
+            while piece := file.read(2**24):
+                digest.update(piece)
+        return digest.hexdigest()
+
     with ThreadPoolExecutor(8) as pool:
-        values = pool.map(lambda p: hashlib.sha256(p.read_bytes()).hexdigest(), files)
+        values = pool.map(one, files)
         return {p.relative_to(directory).as_posix(): v for p, v in zip(files, values, strict=True)}
 
 

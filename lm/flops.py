@@ -58,7 +58,7 @@ def count(
 ) -> Flops:
     """FLOPs of a forward pass over `batch` rows of these lengths, with logits at `predicted` places a row (None: all).
 
-    `causal_share` 1.0 counts what plain XLA attention executes instead: every pair, seen or not.
+    `causal_share` 1.0 counts every pair, seen or not: what plain XLA attention executes of rows up to `lm.types.BLOCK`.
     """
     total = Flops()
     if model.encoder:

@@ -179,6 +179,36 @@ def test_logits_and_gradients_equal(saved):
     np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "bloom", "bert", "modernbert", "t5"])
+def test_packed_rows_are_theirs_alone(name, tmp_path):
+    """Two texts in one row, positions from 0 in each, against their model on each text by itself."""
+    torch.manual_seed(1)
+    theirs = CASES[name]().eval()
+    theirs.save_pretrained(tmp_path)
+    imported = convert.read(tmp_path)
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(3, V, n).astype(np.int32) for n in (8, 5)]
+    answers = [rng.integers(3, V, n).astype(np.int32) for n in (4, 6)]
+
+    def packed(parts):
+        positions = np.concatenate([np.arange(len(p), dtype=np.int32) for p in parts])
+        segments = np.repeat(np.arange(1, len(parts) + 1, dtype=np.int32), [len(p) for p in parts])
+        return TokenStream(np.concatenate(parts)[None], positions[None], segments[None])
+
+    both = imported.model.architecture == "encoder_decoder"
+    encoder = packed(texts) if imported.model.encoder else None
+    decoder = packed(answers if both else texts) if imported.model.decoder else None
+    example = Example(encoder, decoder, None, None)
+    got = np.asarray(jax.jit(lambda p: Transformer(imported.model).apply({"params": p}, example))(imported.params))[0]
+    alone = []
+    for text, answer in zip(texts, answers, strict=True):
+        given = dict(input_ids=torch.tensor(text[None]).long())
+        given |= dict(decoder_input_ids=torch.tensor(answer[None]).long()) if both else {}
+        with torch.no_grad():
+            alone.append(theirs(**given).logits[0].numpy())
+    np.testing.assert_allclose(got, np.concatenate(alone), atol=2e-5, rtol=0)
+
+
 def test_written_back_byte_for_byte(saved, tmp_path):
     _, folder = saved
     imported = convert.read(folder)
