@@ -39,7 +39,7 @@ def models():
             yield pytest.param(values[name], id=f"{found.name}.{name}")
 
 
-@pytest.mark.parametrize("model", models())
+@pytest.mark.parametrize("model", list(models()))
 def test_a_family_trains_sharded(model):
     small = tiny(model, vocab_size=512)
     mesh = MESH
