@@ -18,10 +18,10 @@ def environment(devices: int) -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""}
 
 
-@pytest.mark.parametrize("file", ["cases.py", "families.py"])
-def test_eight_devices(file):
+@pytest.mark.parametrize("file,part", [("cases.py", "0/1"), ("families.py", "0/2"), ("families.py", "1/2")])
+def test_eight_devices(file, part):
     words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(HERE / file)]
-    done = subprocess.run(words, env=environment(8), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, env=environment(8) | {"PART": part}, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
 
