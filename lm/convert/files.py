@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def weight_files(source: Path) -> list[Path]:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Any]:
+def opened(file: Path) -> Generator[Any]:
     """A safetensors file: `keys()`, `get_tensor(key)`, nothing read before it is asked for."""
     from safetensors import SafetensorError, safe_open
 
@@ -97,7 +97,7 @@ def carry(source: Path, target: Path) -> list[str]:
 
 
 @contextmanager
-def unpickled(source: Path) -> Iterator[list[Path]]:
+def unpickled(source: Path) -> Generator[list[Path]]:
     """The weights of a folder of pickles as safetensors, in a folder that goes away; read by a process of its own."""
     pickles = sorted(source.glob("pytorch_model*.bin"))
     with tempfile.TemporaryDirectory(prefix="lm-convert-") as folder:

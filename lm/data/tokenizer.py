@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class SentencePiece:
         self.mask_id = self._find(MASK) or self._find("[MASK]")
         found = [i for piece in SENTINELS if (i := self._find(piece)) is not None]
         self.sentinel_ids: tuple[int, ...] = tuple(found)
-        self.role_ids = {piece: i for piece in ROLES if (i := self._find(piece)) is not None}
+        self.role_ids: Mapping[str, int] = {piece: i for piece in ROLES if (i := self._find(piece)) is not None}
         silent = (sp.is_control(i) or sp.is_unknown(i) for i in range(self.vocab_size))
         self.reserved = sum(1 for _ in itertools.takewhile(bool, silent))
         newline = self._find("\n")
@@ -111,8 +111,8 @@ class SentencePiece:
         """The piece as the model writes it, for people to read."""
         return self._sp.id_to_piece(int(i))
 
-    def require(self, name: Literal["pad", "bos", "eos", "unk", "mask", "sentinels"]) -> Any:
-        """The id (sentinels: the 100 ids), or a UserError if the model has no such piece."""
+    def require(self, name: str) -> Any:
+        """The id of pad, bos, eos, unk or mask (sentinels: the 100 ids), or a UserError if the model has no such piece."""
         value = self.sentinel_ids if name == "sentinels" else getattr(self, f"{name}_id")
         if value is None or (name == "sentinels" and len(value) < NUM_SENTINELS):
             piece = {"mask": MASK, "sentinels": f"{SENTINELS[0]}..{SENTINELS[-1]}"}.get(name, f"<{name}>")
@@ -184,8 +184,8 @@ class HuggingFace:
         self._special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
         find = lambda names: next((self._vocab[n] for n in names if n in self._vocab), None)
         self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id = (find(names) for names in self.SPECIALS.values())
-        self.sentinel_ids = tuple(self._vocab[s] for s in SENTINELS if s in self._vocab)
-        self.role_ids = {piece: self._vocab[piece] for piece in ROLES if piece in self._vocab}
+        self.sentinel_ids: tuple[int, ...] = tuple(self._vocab[s] for s in SENTINELS if s in self._vocab)
+        self.role_ids: Mapping[str, int] = {piece: self._vocab[piece] for piece in ROLES if piece in self._vocab}
         self.reserved = next(i for i in itertools.count() if i not in self._special)
 
     @cached_property
@@ -205,8 +205,8 @@ class HuggingFace:
     def piece(self, i: int) -> str:
         return self._tokenizer.id_to_token(int(i)) or ""
 
-    def require(self, name: Literal["pad", "bos", "eos", "unk", "mask", "sentinels"]) -> Any:
-        """The id (sentinels: the 100 ids), or a UserError if the file has no such token."""
+    def require(self, name: str) -> Any:
+        """The id of pad, bos, eos, unk or mask (sentinels: the 100 ids), or a UserError if the file has no such token."""
         value = self.sentinel_ids if name == "sentinels" else getattr(self, f"{name}_id")
         if value is None or (name == "sentinels" and len(value) < NUM_SENTINELS):
             wanted = f"{SENTINELS[0]}..{SENTINELS[-1]}" if name == "sentinels" else " or ".join(self.SPECIALS[name])

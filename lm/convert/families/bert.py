@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Rope, Stack
-from lm.convert.families.llama import block_of, sizes
+from lm.convert.families.llama import block_of, mlp_of, sizes
 from lm.convert.tables import Family, Hf, Names, activation, fused, layers, their_activation
 
 SIZES = dict(
@@ -42,7 +42,7 @@ def write(m: Model) -> dict[str, Any]:
     block, stack = block_of(m), m.encoder
     assert stack and isinstance(stack.position, Learned)
     return sizes(m) | dict(
-        hidden_act=their_activation(block.ffn.activation, "gelu_new"),
+        hidden_act=their_activation(mlp_of(m).activation, "gelu_new"),
         layer_norm_eps=block.norm.eps,
         max_position_embeddings=stack.position.max_length + stack.position.offset,
         type_vocab_size=m.embed.types,
@@ -85,7 +85,7 @@ def read_electra(c: Hf) -> Model:
     if m.head:
         return replace(m, head=replace(m.head, transform="gelu"))
     if c.has("discriminator_predictions.dense.weight"):
-        act = block_of(m).ffn.activation
+        act = mlp_of(m).activation
         return replace(m, head=Head(tied=False, bias=True, transform=act, norm=None, outputs=1))
     return m
 
@@ -211,7 +211,7 @@ def write_modernbert(m: Model) -> dict[str, Any]:
     theta = {bool(a.window): a.rope.theta for a in of if a.rope}
     given = sizes(m)
     return given | dict(
-        hidden_activation=their_activation(block.ffn.activation),
+        hidden_activation=their_activation(mlp_of(m).activation),
         norm_eps=block.norm.eps,
         norm_bias=block.norm.bias,
         local_attention=window,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lm.config import Attention, Block, Head, Learned, Mlp, Model, Norm, Rope, Stack
-from lm.convert.families.llama import block_of, read_rope, sizes, windows, write_rope
+from lm.convert.families.llama import block_of, mlp_of, read_rope, sizes, windows, write_rope
 from lm.convert.tables import Family, Hf, Layout, Names, activation, fused, layers, their_activation
 
 
@@ -27,11 +27,11 @@ def write(m: Model, act: str = "activation_function") -> dict[str, Any]:
         "n_embd": m.width,
         "n_layer": stack.num_layers,
         "n_head": block.attention.num_heads,
-        "n_inner": block.ffn.hidden,
+        "n_inner": mlp_of(m).hidden,
         "n_positions": stack.position.max_length,
         "layer_norm_epsilon": block.norm.eps,
         "tie_word_embeddings": m.head.tied,
-        act: their_activation(block.ffn.activation, "gelu_new"),
+        act: their_activation(mlp_of(m).activation, "gelu_new"),
     }
 
 
@@ -76,8 +76,8 @@ def write_starcoder2(m: Model) -> dict[str, Any]:
     return dict(
         **sizes(m),
         num_key_value_heads=block.attention.num_kv_heads or block.attention.num_heads,
-        use_bias=block.ffn.bias,
-        hidden_act=their_activation(block.ffn.activation),
+        use_bias=mlp_of(m).bias,
+        hidden_act=their_activation(mlp_of(m).activation),
         norm_epsilon=block.norm.eps,
         sliding_window=block.attention.window,
         **write_rope(stack.position),

@@ -49,16 +49,23 @@ def block_of(m: Model) -> Block:
     return stack.blocks[stack.letters()[0]]
 
 
+def mlp_of(m: Model) -> Mlp:
+    """The first layer's feed-forward, which must be a plain one."""
+    ffn = block_of(m).ffn
+    assert isinstance(ffn, Mlp), "a mixture of experts"
+    return ffn
+
+
 def sizes(m: Model) -> dict[str, Any]:
     """What almost every decoder of theirs calls alike."""
     stack, block = m.decoder or m.encoder, block_of(m)
-    assert stack and isinstance(block.ffn, Mlp)
+    assert stack
     return dict(
         vocab_size=m.vocab_size,
         hidden_size=m.width,
         num_hidden_layers=stack.num_layers,
         num_attention_heads=block.attention.num_heads,
-        intermediate_size=block.ffn.hidden,
+        intermediate_size=mlp_of(m).hidden,
         tie_word_embeddings=bool(m.head and m.head.tied),
     )
 
@@ -89,7 +96,7 @@ def read(c: Hf, **of: Any) -> Model:
 
 def write(m: Model) -> dict[str, Any]:
     block = block_of(m)
-    a, ffn, stack = block.attention, block.ffn, m.decoder
+    a, ffn, stack = block.attention, mlp_of(m), m.decoder
     assert stack and isinstance(stack.position, Rope)
     return dict(
         **sizes(m),
@@ -200,7 +207,7 @@ def read_gemma2(c: Hf) -> Model:
     offset, at = dict(unit_offset=True), dict(norm_at=("in", "res"))
     c("hidden_act", None), c("use_bidirectional_attention", None)
     m = gemma_parts(c, read(c, act="hidden_activation", attention=attention, norm=offset, block=at, tied=True))
-    m = replace(m, head=replace(m.head, softcap=c("final_logit_softcapping", None)))
+    m = replace(m, head=Head(tied=m.head is not None and m.head.tied, softcap=c("final_logit_softcapping", None)))
     types = c("layer_types", None)
     return windows(m, c("sliding_window", 4096), lambda i: types[i] == "sliding_attention" if types else i % 2 == 0)
 

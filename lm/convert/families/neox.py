@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lm.config import Alibi, Attention, Block, Embed, Head, Mlp, Model, Norm, Rope, Stack
-from lm.convert.families.llama import block_of, read_rope, sizes, write_rope
+from lm.convert.families.llama import block_of, mlp_of, read_rope, sizes, write_rope
 from lm.convert.tables import Family, Hf, Layout, Names, activation, fused, layers, their_activation
 
 QKV = ("attention__query", "attention__key", "attention__value")
@@ -41,7 +41,7 @@ def write_neox(m: Model) -> dict[str, Any]:
     return dict(
         **sizes(m),
         attention_bias=block.attention.bias,
-        hidden_act=their_activation(block.ffn.activation),
+        hidden_act=their_activation(mlp_of(m).activation),
         layer_norm_eps=block.norm.eps,
         use_parallel_residual=block.parallel == "separate",
         rotary_pct=stack.position.fraction,
@@ -134,7 +134,7 @@ def write_falcon(m: Model) -> dict[str, Any]:
     given["ffn_hidden_size"] = given.pop("intermediate_size")
     return given | dict(
         bias=a.bias,
-        activation=their_activation(block.ffn.activation),
+        activation=their_activation(mlp_of(m).activation),
         layer_norm_epsilon=block.norm.eps,
         new_decoder_architecture=grouped,
         multi_query=one,
@@ -185,7 +185,7 @@ def write_phi(m: Model) -> dict[str, Any]:
     return dict(
         **sizes(m),
         num_key_value_heads=block.attention.num_kv_heads or block.attention.num_heads,
-        hidden_act=their_activation(block.ffn.activation, "gelu_new"),
+        hidden_act=their_activation(mlp_of(m).activation, "gelu_new"),
         layer_norm_eps=block.norm.eps,
         partial_rotary_factor=stack.position.fraction,
         **write_rope(stack.position),

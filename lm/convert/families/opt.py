@@ -3,7 +3,7 @@
 from typing import Any
 
 from lm.config import Attention, Block, Head, Learned, Mlp, Model, Norm, Stack
-from lm.convert.families.llama import block_of, sizes
+from lm.convert.families.llama import mlp_of, sizes
 from lm.convert.tables import Family, Hf, Names, activation, layers, their_activation
 
 
@@ -21,7 +21,7 @@ def write(m: Model) -> dict[str, Any]:
     given, stack = sizes(m), m.decoder
     assert stack and isinstance(stack.position, Learned)
     given["ffn_dim"] = given.pop("intermediate_size")
-    act = their_activation(block_of(m).ffn.activation)
+    act = their_activation(mlp_of(m).activation)
     return given | dict(word_embed_proj_dim=m.width, activation_function=act, max_position_embeddings=stack.position.max_length)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lm.config import Attention, Block, Buckets, Embed, Head, Learned, Mlp, Model, Norm, Stack
-from lm.convert.families.llama import block_of
+from lm.convert.families.llama import block_of, mlp_of
 from lm.convert.tables import Family, Hf, Names, activation, layers
 
 
@@ -39,16 +39,16 @@ def read(c: Hf) -> Model:
 def write(m: Model) -> dict[str, Any]:
     block, encoder, decoder = block_of(m), m.encoder, m.decoder
     assert encoder and decoder and m.head and isinstance(encoder.position, Buckets)
-    act = {"gelu_tanh": "gelu" if block.ffn.gated else "gelu_new"}.get(block.ffn.activation, block.ffn.activation)
+    act = {"gelu_tanh": "gelu" if mlp_of(m).gated else "gelu_new"}.get(mlp_of(m).activation, mlp_of(m).activation)
     return dict(
         vocab_size=m.vocab_size,
         d_model=m.width,
         d_kv=block.attention.size(m.width),
-        d_ff=block.ffn.hidden,
+        d_ff=mlp_of(m).hidden,
         num_layers=encoder.num_layers,
         num_decoder_layers=decoder.num_layers,
         num_heads=block.attention.num_heads,
-        feed_forward_proj=f"gated-{act}" if block.ffn.gated else act,
+        feed_forward_proj=f"gated-{act}" if mlp_of(m).gated else act,
         layer_norm_epsilon=block.norm.eps,
         relative_attention_num_buckets=encoder.position.num_buckets,
         relative_attention_max_distance=encoder.position.max_distance,
@@ -70,7 +70,7 @@ def t5_layers(stack: str, *parts: tuple[str, str]) -> dict[str, Any]:
 
 
 def names(m: Model) -> Names:
-    gated = block_of(m).ffn.gated
+    gated = mlp_of(m).gated
     table: dict[str, Any] = {"embed/tokens": "shared", "head/out": "lm_head"}
     for stack, parts in (
         ("encoder", [("attention", "SelfAttention")]),
@@ -110,6 +110,7 @@ def write_bart(m: Model) -> dict[str, Any]:
     for name, stack in (("encoder", m.encoder), ("decoder", m.decoder)):
         assert stack and isinstance(stack.position, Learned)
         block = stack.blocks[stack.letters()[0]]
+        assert isinstance(block.ffn, Mlp)
         given |= {
             f"{name}_attention_heads": block.attention.num_heads,
             f"{name}_ffn_dim": block.ffn.hidden,
