@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
 from lm import config
@@ -49,14 +50,8 @@ def abstract_params(model: config.Model) -> dict[str, jax.ShapeDtypeStruct]:
     stream = TokenStream(one, one, one)
     example = Example(stream if model.encoder else None, stream if model.decoder else None, None, None)
     module = Transformer(model)
-    tree = jax.eval_shape(lambda key, e: _unboxed(module.init(key, e)["params"]), jax.random.key(0), example)
+    tree = jax.eval_shape(lambda key, e: nn.unbox(module.init(key, e)["params"]), jax.random.key(0), example)
     return traverse_util.flatten_dict(tree, sep="/")
-
-
-def _unboxed(tree: Any) -> Any:
-    from flax import linen as nn
-
-    return nn.unbox(tree)
 
 
 def read(

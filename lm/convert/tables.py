@@ -257,6 +257,12 @@ def layers(stack: str, module: str, **ours: str | At) -> dict[str, str | At]:
     return table
 
 
+def projections(module: str = "self_attn.{}_proj", out: str = "o", ours: str = "attention") -> dict[str, str]:
+    """Queries, keys and values under their first letters, and the output under `out`."""
+    theirs = dict(query="q", key="k", value="v", out=out)
+    return {f"{ours}__{name}": module.replace("{}", letter) for name, letter in theirs.items()}
+
+
 def fused(module: str, *ours: str, layout: Layout = Layout()) -> dict[str, At]:
     """Several of ours in one of theirs, in this order."""
     return {name: At(module, i, layout) for i, name in enumerate(ours)}

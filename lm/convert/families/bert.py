@@ -5,7 +5,7 @@ from typing import Any
 
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Rope, Stack
 from lm.convert.families.llama import block_of, mlp_of, sizes
-from lm.convert.tables import Family, Hf, Names, activation, fused, layers, their_activation
+from lm.convert.tables import Family, Hf, Names, activation, fused, layers, projections, their_activation
 
 SIZES = dict(
     width="hidden_size",
@@ -132,9 +132,6 @@ LM_HEAD = dict(head="lm_head", head__transform="lm_head.dense", head__transform_
 
 
 def names_distilbert(m: Model) -> Names:
-    attention = {
-        f"attention__{ours}": f"attention.{x}_lin" for ours, x in dict(query="q", key="k", value="v", out="out").items()
-    }
     return {
         "embed/tokens": "distilbert.embeddings.word_embeddings",
         "embed/encoder_positions": "distilbert.embeddings.position_embeddings",
@@ -145,7 +142,7 @@ def names_distilbert(m: Model) -> Names:
     } | layers(
         "encoder",
         "distilbert.transformer.layer.{}.",
-        **attention,
+        **projections("attention.{}_lin", out="out"),
         attention_out_norm="sa_layer_norm",
         ffn__up="ffn.lin1",
         ffn__down="ffn.lin2",

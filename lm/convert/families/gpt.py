@@ -4,7 +4,7 @@ from typing import Any
 
 from lm.config import Attention, Block, Head, Learned, Mlp, Model, Norm, Rope, Stack
 from lm.convert.families.llama import block_of, mlp_of, read_rope, sizes, windows, write_rope
-from lm.convert.tables import Family, Hf, Layout, Names, activation, fused, layers, their_activation
+from lm.convert.tables import Family, Hf, Layout, Names, activation, fused, layers, projections, their_activation
 
 
 def read(c: Hf, *, norm_at: Any = ("in",), kv: int | None = None, act: str = "activation_function") -> Model:
@@ -116,9 +116,8 @@ def names_bigcode(m: Model) -> Names:
 
 def names_starcoder2(m: Model) -> Names:
     rest = dict(attention_in_norm="input_layernorm", ffn_in_norm="post_attention_layernorm")
-    qkvo = {f"attention__{o}": f"self_attn.{x}_proj" for o, x in dict(query="q", key="k", value="v", out="o").items()}
     trunk = {"embed/tokens": "model.embed_tokens", "decoder/final_norm": "model.norm", "head/out": "lm_head"}
-    return trunk | layers("decoder", "model.layers.{}.", **qkvo, ffn__up="mlp.c_fc", ffn__down="mlp.c_proj", **rest)
+    return trunk | layers("decoder", "model.layers.{}.", **projections(), ffn__up="mlp.c_fc", ffn__down="mlp.c_proj", **rest)
 
 
 TIED = {"lm_head.weight": "transformer.wte.weight"}

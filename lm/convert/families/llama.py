@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lm.config import Attention, Block, Embed, Head, Mlp, Model, Moe, Norm, Rope, Stack
-from lm.convert.tables import Family, Hf, Names, activation, layers, their_activation
+from lm.convert.tables import Family, Hf, Names, activation, layers, projections, their_activation
 
 
 def read_rope(c: Hf, theta: float = 10_000.0) -> Rope:
@@ -183,7 +183,7 @@ def write_olmo2(m: Model) -> dict[str, Any]:
     return given
 
 
-def gemma_parts(c: Hf, m: Model) -> Model:
+def gemma_parts(m: Model) -> Model:
     return replace(m, embed=replace(m.embed, scale=float(m.width) ** 0.5))
 
 
@@ -192,7 +192,7 @@ def read_gemma(c: Hf) -> Model:
     c("hidden_act", None)
     act = {} if c("hidden_activation", None) else {"hidden_activation": "gelu_pytorch_tanh"}
     c.values = {**c.values, **act}
-    return gemma_parts(c, read(c, act="hidden_activation", norm=dict(unit_offset=True), tied=True))
+    return gemma_parts(read(c, act="hidden_activation", norm=dict(unit_offset=True), tied=True))
 
 
 def write_gemma(m: Model) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def read_gemma2(c: Hf) -> Model:
     attention = dict(softcap=c("attn_logit_softcapping", None), scale=float(c("query_pre_attn_scalar")) ** -0.5)
     offset, at = dict(unit_offset=True), dict(norm_at=("in", "res"))
     c("hidden_act", None), c("use_bidirectional_attention", None)
-    m = gemma_parts(c, read(c, act="hidden_activation", attention=attention, norm=offset, block=at, tied=True))
+    m = gemma_parts(read(c, act="hidden_activation", attention=attention, norm=offset, block=at, tied=True))
     m = replace(m, head=Head(tied=m.head is not None and m.head.tied, softcap=c("final_logit_softcapping", None)))
     types = c("layer_types", None)
     return windows(m, c("sliding_window", 4096), lambda i: types[i] == "sliding_attention" if types else i % 2 == 0)
@@ -220,14 +220,13 @@ def write_gemma2(m: Model) -> dict[str, Any]:
     return write_gemma(m) | layer_types(m) | caps | dict(query_pre_attn_scalar=round(scalar))
 
 
-ATTENTION = {f"attention__{ours}": f"self_attn.{x}_proj" for ours, x in dict(query="q", key="k", value="v", out="o").items()}
 # Our gated product is act(x up) * (x gate); LLaMA calls the first its gate.
 FFN = dict(ffn__up="mlp.gate_proj", ffn__gate="mlp.up_proj", ffn__down="mlp.down_proj")
 TRUNK = {"embed/tokens": "model.embed_tokens", "decoder/final_norm": "model.norm", "head/out": "lm_head"}
 
 
 def names(**norms: str) -> Callable[[Model], Names]:
-    return lambda m: TRUNK | layers("decoder", "model.layers.{}.", **ATTENTION, **{**FFN, **norms})
+    return lambda m: TRUNK | layers("decoder", "model.layers.{}.", **projections(), **{**FFN, **norms})
 
 
 EXPERTS = {

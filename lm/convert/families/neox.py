@@ -5,8 +5,10 @@ from typing import Any
 
 from lm.config import Alibi, Attention, Block, Embed, Head, Mlp, Model, Norm, Rope, Stack
 from lm.convert.families.llama import block_of, mlp_of, read_rope, sizes, write_rope
-from lm.convert.tables import Family, Hf, Layout, Names, activation, fused, layers, their_activation
+from lm.convert.tables import Family, Hf, Layout, Names, activation, fused, layers, projections, their_activation
 
+FFN = dict(ffn__up="mlp.dense_h_to_4h", ffn__down="mlp.dense_4h_to_h")
+NORMS = dict(attention_in_norm="input_layernorm", ffn_in_norm="post_attention_layernorm")
 QKV = ("attention__query", "attention__key", "attention__value")
 
 
@@ -59,10 +61,8 @@ def names_neox(m: Model) -> Names:
         "gpt_neox.layers.{}.",
         **per_head(m, "attention.query_key_value"),
         attention__out="attention.dense",
-        ffn__up="mlp.dense_h_to_4h",
-        ffn__down="mlp.dense_4h_to_h",
-        attention_in_norm="input_layernorm",
-        ffn_in_norm="post_attention_layernorm",
+        **FFN,
+        **NORMS,
     )
 
 
@@ -101,10 +101,8 @@ def names_bloom(m: Model) -> Names:
         "transformer.h.{}.",
         **per_head(m, "self_attention.query_key_value"),
         attention__out="self_attention.dense",
-        ffn__up="mlp.dense_h_to_4h",
-        ffn__down="mlp.dense_4h_to_h",
-        attention_in_norm="input_layernorm",
-        ffn_in_norm="post_attention_layernorm",
+        **FFN,
+        **NORMS,
     )
 
 
@@ -147,7 +145,7 @@ def write_falcon(m: Model) -> dict[str, Any]:
 
 
 def names_falcon(m: Model) -> Names:
-    norms = dict(block_in_norm="input_layernorm", attention_in_norm="input_layernorm", ffn_in_norm="post_attention_layernorm")
+    norms = NORMS | dict(block_in_norm="input_layernorm")
     if block_of(m).parallel == "separate":
         norms = dict(attention_in_norm="ln_attn", ffn_in_norm="ln_mlp")
     return {
@@ -159,8 +157,7 @@ def names_falcon(m: Model) -> Names:
         "transformer.h.{}.",
         **per_head(m, "self_attention.query_key_value"),
         attention__out="self_attention.dense",
-        ffn__up="mlp.dense_h_to_4h",
-        ffn__down="mlp.dense_4h_to_h",
+        **FFN,
         **norms,
     )
 
@@ -200,8 +197,7 @@ def names_phi(m: Model) -> Names:
     } | layers(
         "decoder",
         "model.layers.{}.",
-        **{f"attention__{ours}": f"self_attn.{x}_proj" for ours, x in dict(query="q", key="k", value="v").items()},
-        attention__out="self_attn.dense",
+        **projections() | dict(attention__out="self_attn.dense"),
         ffn__up="mlp.fc1",
         ffn__down="mlp.fc2",
         block_in_norm="input_layernorm",

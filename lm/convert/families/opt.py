@@ -4,7 +4,7 @@ from typing import Any
 
 from lm.config import Attention, Block, Head, Learned, Mlp, Model, Norm, Stack
 from lm.convert.families.llama import mlp_of, sizes
-from lm.convert.tables import Family, Hf, Names, activation, layers, their_activation
+from lm.convert.tables import Family, Hf, Names, activation, layers, projections, their_activation
 
 
 def read(c: Hf) -> Model:
@@ -34,7 +34,7 @@ def names(m: Model) -> Names:
     } | layers(
         "decoder",
         "model.decoder.layers.{}.",
-        **{f"attention__{ours}": f"self_attn.{x}_proj" for ours, x in dict(query="q", key="k", value="v", out="out").items()},
+        **projections(out="out"),
         attention_in_norm="self_attn_layer_norm",
         ffn_in_norm="final_layer_norm",
         ffn__up="fc1",

@@ -4,7 +4,7 @@ from typing import Any
 
 from lm.config import Attention, Block, Buckets, Embed, Head, Learned, Mlp, Model, Norm, Stack
 from lm.convert.families.llama import block_of, mlp_of
-from lm.convert.tables import Family, Hf, Names, activation, layers
+from lm.convert.tables import Family, Hf, Names, activation, layers, projections
 
 
 def read(c: Hf) -> Model:
@@ -129,8 +129,7 @@ def names_bart(m: Model) -> Names:
         parts = dict(attention="self_attn") | (dict(cross="encoder_attn") if stack == "decoder" else {})
         named = dict(ffn__up="fc1", ffn__down="fc2", ffn_out_norm="final_layer_norm")
         for ours, theirs in parts.items():
-            projections = dict(query="q_proj", key="k_proj", value="v_proj", out="out_proj")
-            named |= {f"{ours}__{x}": f"{theirs}.{name}" for x, name in projections.items()}
+            named |= projections(f"{theirs}.{{}}_proj", out="out", ours=ours)
             named[f"{ours}_out_norm"] = f"{theirs}_layer_norm"
         table |= layers(stack, f"model.{stack}.layers.{{}}.", **named)
     return table
