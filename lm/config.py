@@ -97,6 +97,11 @@ class Attention:
     dropout: float = 0.0
     rope: Rope | None = None  # in place of the stack's rotary positions (ModernBERT's local layers)
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
     def size(self, width: int) -> int:
         """The head dim in a model of this width."""
         return self.head_dim or width // self.num_heads

@@ -87,7 +87,7 @@ def _stack(stack: config.Stack, width: int, length: int, source: int | None, sha
         block = stack.blocks[letter]
         a = block.attention
         head_dim = a.size(width)
-        heads, kv = a.num_heads * head_dim, (a.num_kv_heads or a.num_heads) * head_dim
+        heads, kv = a.num_heads * head_dim, a.kv_heads * head_dim
         # The keys of a query, on average: the row's or the window's, less what lies ahead of the queries at its start.
         seen = length if every_pair or a.window is None else min(a.window, length)
         keys = seen * (1 - (1 - share) * seen / length)

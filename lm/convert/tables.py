@@ -120,7 +120,7 @@ def canonical(model: Model) -> Model:
 
     def block(b: config.Block) -> config.Block:
         a = b.attention
-        size, kv = a.size(model.width), a.num_kv_heads or a.num_heads
+        size, kv = a.size(model.width), a.kv_heads
         scale = a.scale if a.scale is not None else size**-0.5
         a = replace(a, head_dim=size, num_kv_heads=kv, scale=float(scale), **blank)
         ffn = replace(b.ffn, **blank) if isinstance(b.ffn, config.Mlp) else replace(b.ffn, capacity=None, balance=0.0, z=0.0)

@@ -98,7 +98,7 @@ class Attention(nn.Module):
             return nn.with_logical_constraint(y, ("batch", "length", axes[1], "head_dim"))
 
         q = heads("query", c.num_heads, x)
-        kv_heads = c.num_kv_heads or c.num_heads
+        kv_heads = c.kv_heads
         k, v = self._cached(
             lambda y: (heads("key", kv_heads, y), heads("value", kv_heads, y)), source if cross else x, mask, cross
         )

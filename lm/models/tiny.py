@@ -15,7 +15,7 @@ def tiny(model: config.Model, *, vocab_size: int, length: int = 128) -> config.M
     """
 
     def attention(a: config.Attention) -> config.Attention:
-        groups = a.num_heads // (a.num_kv_heads or a.num_heads)
+        groups = a.num_heads // a.kv_heads
         kv = None if groups == 1 else 1 if a.num_kv_heads == 1 else 2
         window = a.window and min(a.window, 16)
         head_dim = HEAD_DIM if a.head_dim else None

@@ -75,7 +75,7 @@ def write_starcoder2(m: Model) -> dict[str, Any]:
     assert stack and isinstance(stack.position, Rope)
     return dict(
         **sizes(m),
-        num_key_value_heads=block.attention.num_kv_heads or block.attention.num_heads,
+        num_key_value_heads=block.attention.kv_heads,
         use_bias=mlp_of(m).bias,
         hidden_act=their_activation(mlp_of(m).activation),
         norm_epsilon=block.norm.eps,
@@ -109,7 +109,7 @@ def names_gpt1(m: Model) -> Names:
 
 def names_bigcode(m: Model) -> Names:
     a = block_of(m).attention
-    qkv = fused("attn.c_attn", *QKV, layout=Layout(groups=a.num_kv_heads or a.num_heads))
+    qkv = fused("attn.c_attn", *QKV, layout=Layout(groups=a.kv_heads))
     rest = dict(attention__out="attn.c_proj", ffn__up="mlp.c_fc", ffn__down="mlp.c_proj")
     return TRUNK | layers("decoder", "transformer.h.{}.", **qkv, **rest, **NORMS)
 

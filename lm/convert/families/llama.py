@@ -100,7 +100,7 @@ def write(m: Model) -> dict[str, Any]:
     assert stack and isinstance(stack.position, Rope)
     return dict(
         **sizes(m),
-        num_key_value_heads=a.num_kv_heads or a.num_heads,
+        num_key_value_heads=a.kv_heads,
         head_dim=a.size(m.width),
         attention_bias=a.bias,
         mlp_bias=ffn.bias,

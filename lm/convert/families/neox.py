@@ -15,7 +15,7 @@ QKV = ("attention__query", "attention__key", "attention__value")
 def per_head(m: Model, module: str) -> dict[str, Any]:
     """Queries of a key's group, then the key, then the value, group by group."""
     a = block_of(m).attention
-    return fused(module, *QKV, layout=Layout(groups=a.num_kv_heads or a.num_heads))
+    return fused(module, *QKV, layout=Layout(groups=a.kv_heads))
 
 
 def model(c: Hf, block: Block, position: Any, layers: str = "num_hidden_layers", *, tied: bool, **rest: Any) -> Model:
@@ -127,7 +127,7 @@ def write_falcon(m: Model) -> dict[str, Any]:
     block, stack, given = block_of(m), m.decoder, sizes(m)
     a = block.attention
     assert stack and isinstance(stack.position, Rope)
-    kv, one = a.num_kv_heads or a.num_heads, a.num_kv_heads == 1
+    kv, one = a.kv_heads, a.num_kv_heads == 1
     grouped = block.parallel == "separate" or 1 < kv < a.num_heads
     given["ffn_hidden_size"] = given.pop("intermediate_size")
     return given | dict(
@@ -181,7 +181,7 @@ def write_phi(m: Model) -> dict[str, Any]:
     assert stack and isinstance(stack.position, Rope)
     return dict(
         **sizes(m),
-        num_key_value_heads=block.attention.num_kv_heads or block.attention.num_heads,
+        num_key_value_heads=block.attention.kv_heads,
         hidden_act=their_activation(mlp_of(m).activation, "gelu_new"),
         layer_norm_eps=block.norm.eps,
         partial_rotary_factor=stack.position.fraction,
