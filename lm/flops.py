@@ -4,7 +4,12 @@ Only matrix products count, a multiply-add as two, as in PaLM (arXiv 2204.02311,
 its forward pass, and what remat recomputes is not counted: these are model FLOPs. A causal query sees half the keys.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import numpy as np
 
 from lm import config
 
@@ -60,17 +65,66 @@ def count(
 
     `causal_share` 1.0 counts every pair, seen or not: what plain XLA attention executes of rows up to `lm.types.BLOCK`.
     """
-    total = Flops()
+    total, every = Flops(), causal_share == 1.0
     if model.encoder:
         assert encoder, "an encoder needs the length of its rows"
-        total += _stack(model.encoder, model.width, encoder, None, 1.0, causal_share == 1.0)
+        total += _stack(model.encoder, model.width, encoder, partial(_area, encoder, share=1.0, every=every))
     if model.decoder:
         assert decoder, "a decoder needs the length of its rows"
-        source = encoder if model.encoder else None
-        total += _stack(model.decoder, model.width, decoder, source, causal_share, causal_share == 1.0)
-    places = predicted if predicted is not None else decoder or encoder or 0
-    total += Flops(head=_head(model, places))
+        source = encoder if model.encoder and encoder else 0
+        area = partial(_area, decoder, share=causal_share, every=every)
+        total += _stack(model.decoder, model.width, decoder, area, source, source * decoder)
+    total += Flops(head=_head(model, predicted if predicted is not None else decoder or encoder or 0))
     return Flops(*(batch * getattr(total, f.name) for f in fields(total)))
+
+
+def of_rows(model: config.Model, example: Any) -> Flops:
+    """FLOPs of a forward pass over these very rows (an Example of numpy arrays, [B, T]), without what is padding.
+
+    Tokens are those of a segment, pairs those that the mask lets through (each document by itself, a prefix from both
+    sides), and logits are formed where a weight is.
+    """
+    total, source, across = Flops(), 0, 0
+    if example.encoder is not None:
+        lengths = _segments(example.encoder.segments)
+        source = int(lengths.sum())
+        total += _stack(model.encoder, model.width, source, partial(_both_ways, lengths))
+    if example.decoder is not None:
+        stream = example.decoder
+        lengths = _segments(stream.segments)
+        prefixes = _segments(stream.segments * stream.prefix) if stream.prefix is not None else np.zeros_like(lengths)
+        if source:
+            read = _segments(example.encoder.segments)
+            shared = min(read.shape[1], lengths.shape[1])
+            across = int((read[:, :shared] * lengths[:, :shared]).sum())
+        pairs = partial(_causal, lengths, np.pad(prefixes, ((0, 0), (0, lengths.shape[1] - prefixes.shape[1]))))
+        total += _stack(model.decoder, model.width, int(lengths.sum()), pairs, source, across)
+    return total + Flops(head=_head(model, int((example.weights > 0).sum())))
+
+
+def _segments(segments: np.ndarray) -> np.ndarray:
+    """int [B, T] numbers of documents, 0 padding -> int64 [B, documents] lengths."""
+    rows = np.arange(len(segments))[:, None]
+    lengths = np.zeros((len(segments), int(segments.max(initial=0)) + 1), np.int64)
+    np.add.at(lengths, (np.broadcast_to(rows, segments.shape), segments), 1)
+    return lengths[:, 1:]
+
+
+def _area(length: int, window: int | None, *, share: float, every: bool) -> float:
+    """Pairs of a full row: its keys or the window's, less what lies ahead of the queries at its start; or every pair."""
+    seen = length if every or window is None else min(window, length)
+    return length * seen * (1 - (1 - share) * seen / length)
+
+
+def _both_ways(lengths: np.ndarray, window: int | None) -> int:
+    half = lengths - 1 if window is None else np.minimum(window // 2, lengths - 1)
+    return int((lengths + 2 * half * lengths - half * (half + 1))[lengths > 0].sum())
+
+
+def _causal(lengths: np.ndarray, prefixes: np.ndarray, window: int | None) -> int:
+    near = lengths if window is None else np.minimum(window, lengths)
+    past = near * (near + 1) // 2 + (lengths - near) * near
+    return int((past + prefixes * (prefixes - 1) // 2).sum())
 
 
 def _head(model: config.Model, places: int) -> float:
@@ -81,25 +135,28 @@ def _head(model: config.Model, places: int) -> float:
     return 2 * places * ((width * middle if head.transform else 0) + middle * (head.outputs or model.vocab_size))
 
 
-def _stack(stack: config.Stack, width: int, length: int, source: int | None, share: float, every_pair: bool) -> Flops:
+def _stack(
+    stack: config.Stack,
+    width: int,
+    tokens: int,
+    pairs: Callable[[int | None], float],
+    source: int = 0,
+    across: float = 0,
+) -> Flops:
+    """Of `tokens` that look at each other in `pairs(window)` and, in `across` pairs, at `source` encoded ones."""
     total = Flops()
     for letter in stack.letters():
         block = stack.blocks[letter]
         a = block.attention
         head_dim = a.size(width)
         heads, kv = a.num_heads * head_dim, a.kv_heads * head_dim
-        # The keys of a query, on average: the row's or the window's, less what lies ahead of the queries at its start.
-        seen = length if every_pair or a.window is None else min(a.window, length)
-        keys = seen * (1 - (1 - share) * seen / length)
         total += Flops(
-            projections=2 * length * width * (2 * heads + 2 * kv),
-            attention=2 * 2 * length * keys * heads,
-            ffn=2 * length * width * _ffn(block.ffn),
+            projections=2 * tokens * width * (2 * heads + 2 * kv),
+            attention=2 * 2 * pairs(a.window) * heads,
+            ffn=2 * tokens * width * _ffn(block.ffn),
         )
         if block.cross and source:
-            total += Flops(
-                projections=2 * width * (length * 2 * heads + source * 2 * kv), attention=2 * 2 * length * source * heads
-            )
+            total += Flops(projections=2 * width * (tokens * 2 * heads + source * 2 * kv), attention=2 * 2 * across * heads)
     return total
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
@@ -13,6 +14,7 @@ from lm.data.rows import blank, stack
 from lm.models.presets.gpt import GPT2
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths
+from lm.types import Example, Mask, TokenStream
 
 B, V, D = 2, 2048, 512
 BLOCK = Block(Attention(4), Mlp(4 * D, "relu"), norm=config.Norm("rms"))
@@ -96,6 +98,54 @@ def test_near_six_flops_a_parameter():
     n = 124_439_808 - 1024 * 768  # all but the positions
     attention = 12 * 12 * 768 * 1024 / 2
     assert got == pytest.approx(6 * n + attention, rel=0.002)
+
+
+PACKED = TokenStream(
+    *np.array([[[1] * 9], [[0, 1, 2, 3, 4, 0, 1, 2, 0]], [[1, 1, 1, 1, 1, 2, 2, 2, 0]]]),
+    prefix=np.array([[1, 1, 1, 0, 0, 1, 0, 0, 0]], bool),
+)
+READ = TokenStream(*np.array([[[1] * 6], [[0, 1, 0, 1, 2, 0]], [[1, 1, 2, 2, 2, 0]]]))
+
+
+@pytest.mark.parametrize("window", [None, 2, 3, 4, 100])
+@pytest.mark.parametrize("streams", [(None, PACKED), (PACKED, None), (READ, PACKED)])
+def test_of_rows_counts_the_pairs_that_the_mask_lets_through(streams, window):
+    encoder, decoder = streams
+    block = Block(Attention(2, window=window), Mlp(32))
+    model = Model(
+        50,
+        8,
+        encoder=Stack(2, {"L": block}) if encoder else None,
+        decoder=Stack(3, {"L": replace(block, cross=encoder is not None)}) if decoder else None,
+    )
+    weights = np.array([[0, 1, 1, 0, 0.5, 0, 0, 0, 0]])
+    got = flops.of_rows(model, Example(encoder, decoder, np.zeros_like(weights), weights))
+
+    def pairs(q, k, causal):
+        # A row of padding looks at padding: not counted.
+        seen = Mask(q.segments, k.segments, k.prefix if causal else None, causal=causal).dense(window if q is k else None)
+        return int((np.asarray(seen) & (q.segments[:, :, None] > 0)).sum())
+
+    tokens = lambda stream: int((stream.segments > 0).sum())
+    attention = projections = ffn = 0
+    for stream, layers, causal in ((encoder, 2, False), (decoder, 3, True)):
+        if stream is not None:
+            attention += layers * 2 * 2 * 8 * pairs(stream, stream, causal)
+            projections += layers * 4 * 2 * 8 * 8 * tokens(stream)
+            ffn += layers * 2 * 2 * 8 * 32 * tokens(stream)
+    if encoder and decoder:
+        attention += 3 * 2 * 2 * 8 * pairs(decoder, encoder, False)
+        projections += 3 * 2 * 2 * 8 * 8 * (tokens(decoder) + tokens(encoder))
+    assert (got.attention, got.projections, got.ffn, got.head) == (attention, projections, ffn, 2 * 3 * 8 * 50)
+
+
+def test_of_rows_is_count_where_nothing_is_padding():
+    ones = np.ones((3, 20), np.int32)
+    row = TokenStream(ones, ones, ones)
+    model = Model(50, 8, decoder=Stack(2, {"L": Block(Attention(2), Mlp(32))}))
+    whole = flops.of_rows(model, Example(None, row, ones, ones))
+    counted = flops.count(model, batch=3, decoder=20, causal_share=21 / 40)  # half, and the diagonal
+    assert whole.train == pytest.approx(counted.train, rel=1e-12)
 
 
 def test_peaks():
