@@ -204,11 +204,23 @@ class Model:
     decoder: Stack | None = None
     embed: Embed = Embed()
     head: Head | None = Head()  # None: hidden vectors are all it gives (sentence encoders)
+    shared: bool = False  # one set of layers is both stacks; cross-attention is the decoder's alone (T5, section 3.2.2)
     pooler: bool = False  # dense and tanh on the vector of a row's first token (BERT)
     init_std: float | None = None  # of every matrix; None: fan-in ** -0.5. Embeddings: `embed_init_std`
     embed_init_std: float = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss stay in float32
     param_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.shared:
+            return
+        if self.encoder is None or self.decoder is None:
+            raise UserError("model.shared=True needs an encoder and a decoder")
+        blocks = {letter: dataclasses.replace(block, cross=False) for letter, block in self.decoder.blocks.items()}
+        if self.encoder != dataclasses.replace(self.decoder, blocks=blocks):
+            raise UserError("model.shared=True needs a decoder like the encoder but for cross=True of its blocks")
+        if self.encoder.scan or isinstance(self.encoder.position, Buckets):
+            raise UserError("model.shared=True takes no scan=True and no positions of kind 'buckets'; use rope, or another")
 
     @property
     def architecture(self) -> Literal["encoder", "decoder", "encoder_decoder"]:
@@ -336,6 +348,7 @@ class Train:
     batch_size: int = 16  # in rows, over all hosts and microbatches
     microbatches: int = 1  # the batch in this many turns; the gradient is that of the whole batch
     seed: int = 0
+    init_from: str | None = None  # folder of a run or a converted model whose parameters the first step starts from
     z_loss: float = 0.0  # weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5: 1e-4)
     max_skipped: int = 10  # steps in a row with a gradient that is not finite before the run stops
 

@@ -73,7 +73,7 @@ class Block(nn.Module):
         if c.parallel == "separate":
             return add("block", x, look(norm("in", "attention", x)) + ffn(norm("in", "ffn", x)))
         x = residual("attention", look, x)
-        if c.cross:
+        if c.cross and context.cross_mask is not None:  # shared layers are an encoder's too, which has nothing to look at
             cross = Attention(c.attention, None, m.init_std, self.out_std(c.attention), name="cross", **kinds)
             x = residual("cross", lambda y: cross(y, mask=context.cross_mask, source=context.encoded, cross=True), x)
         return residual("ffn", ffn, x)
@@ -194,7 +194,7 @@ class Transformer(nn.Module):
         m = self.config
         kinds: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
         self.embed = Embed(m)
-        if m.encoder:
+        if m.encoder and not m.shared:
             self.encoder = Stack(m.encoder, m, causal=False)
         if m.decoder:
             self.decoder = Stack(m.decoder, m, causal=True)
@@ -231,7 +231,8 @@ class Transformer(nn.Module):
     def encode(self, stream: TokenStream) -> jax.Array:
         """[B, S] tokens -> [B, S, D]."""
         mask = Mask(stream.segments, stream.segments)
-        return self.encoder(self.embed(stream, "encoder"), Context(mask, stream.positions))
+        stack = self.decoder if self.config.shared else self.encoder
+        return stack(self.embed(stream, "encoder"), Context(mask, stream.positions))
 
     def decode(
         self,

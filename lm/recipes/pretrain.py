@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm import config, flops, losses, optim, sharding
-from lm.checkpoint import Checkpoints
+from lm.checkpoint import Checkpoints, load_params, load_tokenizer
 from lm.data.loader import batches
 from lm.data.prepare import Prepared, prepare
 from lm.data.rows import Rows, blank, stack
@@ -20,10 +20,12 @@ from lm.evaluate.heldout import HeldOut
 from lm.generate.samples import samples
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Objective, build
+from lm.recipes.ledger import of_a_row, parameters
 from lm.train import hooks, loop
 from lm.train.report import write_report
 from lm.train.rundir import RunDir, manifest, params_sha256
 from lm.train.step import Blueprint, blueprint, counted, make_step
+from lm.types import TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh")  # sections that may change on resume: none decides a parameter
 
@@ -63,7 +65,7 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
             f"set --config.model.vocab_size={data.tokenizer.vocab_size} or more"
         )
     objective = build(run.objective, run.model.architecture, run.data, data.tokenizer)
-    rows = _rows(run, data, objective)
+    rows = rows_of(run, data, objective)
     model = Transformer(run.model)
     tx, schedule = optim.make(run.optimizer, run.train.steps)
     example = jax.tree.map(jnp.asarray, stack([blank(objective.lengths)] * run.train.batch_size))
@@ -74,7 +76,7 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
     return Parts(run, mesh, model, data, objective, rows, plan, step, schedule)
 
 
-def _rows(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:
+def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:
     weights = {name: source.weight for name, source in run.data.sources.items()}
     splits = {"train": data.train, "holdout": data.holdout}
     return {
@@ -113,28 +115,28 @@ def heldout(parts: Parts) -> HeldOut | None:
     return HeldOut(parts.rows["holdout"], jitted, size, parts.mesh, run.evaluate.rows, factors)
 
 
-def train(run: config.Run, workdir: str | Path, *, allow_changes: bool = False) -> dict[str, Any]:
+def train(run: config.Run, workdir: str | Path, *, allow_changes: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, or goes on, in `workdir`; returns what `summary.json` holds. Raises UserError, hooks.Stopped."""
     rundir = RunDir(workdir)
     try:
-        return _train(run, rundir, allow_changes=allow_changes)
+        return _train(run, rundir, allow_changes=allow_changes, quiet=quiet)
     finally:
         rundir.close()
 
 
-def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool) -> dict[str, Any]:
+def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool) -> dict[str, Any]:
     clock = loop.Clock()
     with clock("prepare"):
-        parts = assemble(run)
+        parts = assemble(run, progress=not quiet)
     checkpoints = Checkpoints(rundir.path, run.checkpoint, run, parts.data.tokenizer.proto, parts.data.fingerprint)
     with sharding.use(parts.mesh), clock("restore"):
         first = resume_step(parts, checkpoints, allow_changes=allow_changes)
-        state = checkpoints.restore(first, parts.plan.targets()) if first else parts.plan.create(run.train.seed)
+        state = checkpoints.restore(first, parts.plan.targets()) if first else first_state(parts)
     rundir.forget_after(first)
     rundir.write_json("config.json", config.to_dict(run))
     facts = dict(data_fingerprint=parts.data.fingerprint, tokenizer_fingerprint=parts.data.tokenizer.fingerprint)
     rundir.write_json("manifest.json", manifest(run, **facts, mesh=parts.mesh))
-    display = hooks.Display(run.train.steps, first, quiet=jax.process_index() > 0)
+    display = hooks.Display(run.train.steps, first, quiet=quiet or jax.process_index() > 0)
     display.say(parameter_table(parts))
     if first:
         display.say(f"going on from step {first} in {rundir.path}")
@@ -169,6 +171,21 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool) -> dict[str,
     report = write_report(rundir, summary)
     show_results(display, summary, rundir, report)
     return summary
+
+
+def first_state(parts: Parts) -> TrainState:
+    """From the seed; the parameters from `train.init_from` if that is given."""
+    state, folder = parts.plan.create(parts.run.train.seed), parts.run.train.init_from
+    if folder is None:
+        return state
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is not None and tokenizer != parts.data.tokenizer.proto:
+        raise UserError(
+            f"train.init_from={folder} was trained with another tokenizer: take its data.tokenizer settings over the same "
+            "sources, or give its tokenizer as data.tokenizer.path"
+        )
+    params = load_params(folder, parts.plan.targets().params)
+    return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
 
 
 def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) -> int:
@@ -221,18 +238,19 @@ def _baselines(parts: Parts) -> dict[str, Any]:
 def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop.Clock, *, steps: int) -> dict[str, Any]:
     seen, with_loss = counted(np.asarray(state.seen))
     seconds = clock.seconds()
-    flat = jax.tree.leaves(state.params)
+    whole = of_a_row(parts.run, parts.rows["train"]).of(int(state.step) * parts.run.train.batch_size)
     share = steps / max(int(state.step), 1)  # of the tokens that this process saw: the rest is from before a restart
     return {
         "step": int(state.step),
-        "parameters": sum(x.size for x in flat),
+        **parameters(state.params),
         "params_sha256": params_sha256(state.params),
         "heldout": heldout,
         "baselines": baselines,
         "tokens_seen": seen,
         "tokens_with_loss": with_loss,
         "skipped_steps": int(state.skipped),
-        "model_flops": parts.flops_per_step * int(state.step),
+        "model_flops": whole["model_flops"],
+        "raw_bytes": whole["raw_bytes"],
         "tokens_per_second": round(seen * share / max(seconds["train"] + seconds.get("data_wait", 0.0), 1e-9), 1),
         "seconds": seconds,
     }

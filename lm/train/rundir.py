@@ -69,15 +69,7 @@ class RunDir:
             file.write(json.dumps(row) + "\n")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of a .jsonl file; a last line that a kill cut short is left out."""
-        path = self.path / name
-        rows = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-        return rows
+        return read_rows(self.path / name)
 
     def forget_after(self, step: int) -> None:
         """Drops rows of steps that will be done again."""
@@ -86,6 +78,17 @@ class RunDir:
             partial = self.path / f".{name}.partial"
             partial.write_text("".join(kept))
             partial.replace(self.path / name)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
 
 
 def manifest(run: config.Run, *, data_fingerprint: str, tokenizer_fingerprint: str, mesh: Any) -> dict[str, Any]:

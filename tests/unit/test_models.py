@@ -129,6 +129,7 @@ DECODERS = {
         position=Rope(),
     ),
     "encoder-decoder": both(Buckets(8, 8)),
+    "encoder-decoder, shared": replace(both(Rope()), shared=True),
     "encoder-decoder, scanned": both(Learned(16), scan=True),
 }
 
@@ -142,6 +143,24 @@ def test_decoding_with_a_cache_is_the_whole_forward_pass(name):
         example = example.replace(encoder=example.encoder.replace(segments=segments))
     _, params = start(model)
     close(decoded(model, params, example, first=3), logits(model, params, example))
+
+
+def test_shared_stacks_are_two_with_equal_parameters():
+    """Once in the parameters; cross-attention is the decoder's alone."""
+    model, apart = replace(both(Rope()), shared=True), both(Rope())
+    _, params = start(model)
+    drop = lambda tree: {k: drop(v) if isinstance(v, dict) else v for k, v in tree.items() if not k.startswith("cross")}
+    twice = params | {"encoder": drop(params["decoder"])}
+    assert jax.tree.structure(twice) == jax.tree.structure(start(apart)[1])
+    close(logits(model, params, example_for(model)), logits(apart, twice, example_for(model)))
+
+
+@pytest.mark.parametrize(
+    "change", [dict(encoder=None), dict(decoder=both(Alibi()).decoder), dict(encoder=both(Rope(theta=9.0)).encoder)]
+)
+def test_shared_stacks_must_be_alike(change):
+    with pytest.raises(config.UserError, match="shared=True needs"):
+        replace(both(Rope()), shared=True, **change)
 
 
 def test_decoding_behind_a_prefix():

@@ -1,0 +1,75 @@
+"""How far a study is, live; and what its cells are made of."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from experiments.study import Study
+
+
+class Board:
+    """A table of cells and seeds that fills up; a line for each unit where there is no terminal."""
+
+    def __init__(self, study: Study, units: list[tuple[str, int]], workdir: Path):
+        self.study, self.units, self.workdir = study, units, workdir
+        self.results: dict[tuple[str, int], dict[str, Any]] = {}
+        self.console = Console(stderr=True)
+        self.live = Live(self.table(), console=self.console, refresh_per_second=1) if self.console.is_terminal else None
+        self.began = time.monotonic()
+
+    def __enter__(self) -> "Board":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def done(self, unit: tuple[str, int], result: dict[str, Any]) -> None:
+        self.results[unit] = result
+        if self.live:
+            self.live.update(self.table())
+            return
+        shown = "  ".join(f"{m.name} {result['metrics'][m.name]:.4g}" for m in self.study.metrics if m.name in result["metrics"])
+        minutes = (time.monotonic() - self.began) / 60
+        line = f"[{minutes:6.1f} min] {len(self.results)}/{len(self.units)} {unit[0]} seed {unit[1]}  {shown}"
+        print(line, file=sys.stderr, flush=True)
+
+    def table(self) -> Table:
+        """The first metric that a cell has, by seed."""
+        study = self.study
+        table = Table(title=f"{study.title}: {len(self.results)} of {len(self.units)} in {self.workdir}")
+        table.add_column("cell")
+        table.add_column("metric")
+        for seed in range(study.seeds):
+            table.add_column(f"seed {seed}", justify="right")
+        for name, cell in study.cells.items():
+            mine = {seed: self.results.get((name, seed)) for seed in range(study.seeds)}
+            found = [r["metrics"] for r in mine.values() if r]
+            metric = next((m for m in study.metrics if found and m.name in found[0]), None)
+            values = ["" if r is None or metric is None else f"{r['metrics'][metric.name]:.4g}" for r in mine.values()]
+            table.add_row(cell.label, metric.label if metric else "", *values)
+        return table
+
+
+def plan_table(study: Study, workdir: Path) -> str:
+    """Markdown: what each cell trains, before it is trained."""
+    from experiments.run import planned
+    from lm.convert import abstract_params
+    from lm.recipes.ledger import parameters
+
+    lines = ["| cell | parameters | besides embeddings | steps | rows a step |", "|---|---:|---:|---:|---:|"]
+    for name, cell in study.cells.items():
+        run = planned(study, (name, 0), workdir)
+        counts = parameters(abstract_params(run.model))
+        lines.append(
+            f"| {cell.label} | {counts['parameters']:,} | {counts['parameters_without_embeddings']:,} | {run.train.steps:,} "
+            f"| {run.train.batch_size} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""Replaced-token detection and what stands between it and masked language modelling (ELECTRA, arXiv 2003.10555, Table 5)."""
+
+from dataclasses import replace
+
+from experiments import small
+from experiments.study import Cell, Metric, Relation, Study, Task, mean_of
+from lm import config
+
+# `predict` of lm.config.ReplacedTokens (None: plain masked), and the paper's GLUE score.
+ROWS = {
+    "electra": ("replaced-token detection", "replaced", 85.0),
+    "all_tokens": ("all-tokens MLM", "all", 84.3),
+    "electra_15": ("replaced-token detection, chosen places alone", "replaced_chosen", 82.4),
+    "replace_mlm": ("replace MLM", "masked", 82.4),
+    "bert": ("masked", None, 82.2),
+}
+TASKS = tuple(
+    Task(name, "head", config.Finetune(steps=150, batch_size=16, length=length))
+    for name, length in (("questions", 32), ("sentiment", 48))
+)
+PARTS = ("questions/accuracy", "sentiment/accuracy")
+
+
+def cells() -> dict[str, Cell]:
+    trunk = small.model("encoder")
+    table = config.Embed(width=trunk.width)
+    # A generator of half the width (the paper finds a quarter to a half best, section 3.2), on the model's own table.
+    generator = replace(small.model("encoder", width=trunk.width // 2), embed=table)
+    out = {}
+    for name, (label, predict, _) in ROWS.items():
+        if predict is None:
+            model, objective = trunk, config.Masked()
+        else:
+            binary = predict in ("replaced", "replaced_chosen")
+            model = replace(trunk, head=config.Head(tied=False, outputs=1, bias=True)) if binary else trunk
+            objective = config.ReplacedTokens(generator=generator, predict=predict)
+        run = small.run(model, objective)
+        out[name] = Cell(label, run, {"objective": label}, tasks=TASKS)
+    return out
+
+
+def study(seeds: int = 3, budget: float = 7e12, match: str = "flops") -> Study:
+    average = "downstream/average"
+
+    def greater(better: str, than: str, primary: bool = True) -> Relation:
+        published = (ROWS[better][2], ROWS[than][2])
+        name = f"{ROWS[better][0]} > {ROWS[than][0]}"
+        return Relation(name, average, better, than, source="ELECTRA, Table 5", published=published, primary=primary)
+
+    relations = (
+        greater("electra", "bert"),
+        greater("electra", "electra_15"),
+        greater("all_tokens", "bert"),
+        Relation(
+            "replace MLM = masked",
+            average,
+            "replace_mlm",
+            "bert",
+            kind="equivalent",
+            margin=0.02,
+            source="ELECTRA, Table 5",
+            published=(ROWS["replace_mlm"][2], ROWS["bert"][2]),
+        ),
+        greater("electra", "all_tokens", primary=False),
+    )
+    metrics = (
+        Metric(average, "average of the tasks"),
+        Metric("questions/accuracy", "questions, accuracy"),
+        Metric("sentiment/accuracy", "sentiment, accuracy"),
+    )
+    title = "Replaced-token detection against masked language modelling (ELECTRA, Table 5)"
+    return Study("electra", title, cells(), seeds, metrics, relations, match, budget, derive=mean_of(PARTS))

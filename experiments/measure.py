@@ -1,0 +1,60 @@
+"""What is asked of a trained cell: held-out loss, scores on common spans, fine-tunings, and its ledger."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import traverse_util
+
+from experiments.study import Cell
+from lm import config
+from lm.checkpoint import load_params
+from lm.convert import abstract_params
+from lm.data import labelled
+from lm.data.prepare import Prepared, prepare
+from lm.evaluate import comparable
+from lm.models.transformer import Transformer
+from lm.recipes.finetune import finetune
+from lm.train.rundir import read_rows
+
+SPANS = dict(count=256, left=64, span=16, right=32, seed=0)  # the same for every cell of every study
+LEDGER = ("model_flops", "tokens_seen", "tokens_with_loss", "raw_bytes", "parameters", "parameters_without_embeddings")
+
+
+def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """`{"metrics", "flags", "ledger", "curve"}` of a finished run."""
+    data = prepare(run.data, progress=False)
+    params = load_params(workdir, traverse_util.unflatten_dict(abstract_params(run.model), sep="/"))
+    metrics = {f"heldout/{name}": value for name, value in summary["heldout"].items()}
+    flags: dict[str, str] = {}
+    spans = comparable.held_out_spans(data, **SPANS) if cell.scores else []
+    for kind in cell.scores:
+        score = comparable.score(Transformer(run.model), params, run.objective, data.tokenizer, spans, kind=kind)
+        metrics |= {f"{kind}/bits_per_byte": score.bits_per_byte, f"{kind}/accuracy": score.accuracy}
+        flags |= {} if score.normalised else {f"{kind}/bits_per_byte": f"not normalised: {score.note}"}
+    for task in cell.tasks:
+        found = finetune(
+            run.model,
+            params,
+            data.tokenizer,
+            examples(task.name, data),
+            how=task.how,
+            prefix=not isinstance(run.objective, config.Causal),
+            settings=task.settings,
+            seed=run.train.seed,
+        )
+        metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
+    seconds = summary["tokens_seen"] / summary["tokens_per_second"] * jax.device_count()
+    ledger = {name: summary[name] for name in LEDGER} | {"device_seconds": round(seconds, 1)}
+    return {"metrics": metrics, "flags": flags, "ledger": ledger, "curve": curve(workdir, ledger["model_flops"], summary["step"])}
+
+
+def examples(name: str, data: Prepared) -> Any:
+    """A labelled set by its name; `spans` and `infill` are built from the corpus of the run."""
+    return labelled.extractive(name, data) if name in ("spans", "infill") else labelled.load(name)
+
+
+def curve(workdir: Path, flops: float, steps: int) -> list[dict[str, float]]:
+    """The held-out losses on the way, with what they had cost."""
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if "heldout/loss" in row]
+    return [{"step": r["step"], "flops": flops * r["step"] / steps, "loss": r["heldout/loss"]} for r in rows]

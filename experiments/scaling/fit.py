@@ -1,0 +1,93 @@
+"""Fits of losses over model size and data: isoFLOP parabolas and the parametric form of Chinchilla (arXiv 2203.15556)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+
+@dataclass(frozen=True)
+class Point:
+    flops: float
+    parameters: float
+    tokens: float
+    loss: float
+
+
+def optimum(points: Sequence[Point]) -> float | None:
+    """Parameters at the lowest point of a parabola in log N through points of one budget (approach 2, section 3.2).
+
+    None where the parabola has no lowest point, or has it outside the sizes that were tried: it was not bracketed.
+    """
+    x = np.log([p.parameters for p in points])
+    a, b, _ = np.polyfit(x, [p.loss for p in points], 2)
+    lowest = -b / (2 * a)
+    return float(np.exp(lowest)) if a > 0 and x.min() <= lowest <= x.max() else None
+
+
+def exponent(points: Sequence[Point]) -> tuple[float, float] | None:
+    """(a, k) of N_opt = k C^a over the budgets whose optimum is bracketed; None with fewer than two of them."""
+    found = [(c, n) for c in budgets(points) if (n := optimum([p for p in points if p.flops == c])) is not None]
+    if len(found) < 2:
+        return None
+    a, log_k = np.polyfit(np.log([c for c, _ in found]), np.log([n for _, n in found]), 1)
+    return float(a), float(np.exp(log_k))
+
+
+def budgets(points: Sequence[Point]) -> list[float]:
+    return sorted({p.flops for p in points})
+
+
+@dataclass(frozen=True)
+class Law:
+    """L(N, D) = E + A / N^alpha + B / D^beta (equation 2)."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def loss(self, parameters: float, tokens: float) -> float:
+        return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
+
+    @property
+    def exponent(self) -> float:
+        """Of N_opt ~ C^a, a = beta / (alpha + beta) (equation 4)."""
+        return self.beta / (self.alpha + self.beta)
+
+
+def law(points: Sequence[Point], *, delta: float = 1e-3) -> Law:
+    """The least Huber loss of log L, over a grid of starts, by L-BFGS (approach 3, section 3.3 and equation 3)."""
+    n, d, loss = (np.log([getattr(p, name) for p in points]) for name in ("parameters", "tokens", "loss"))
+
+    def objective(x: np.ndarray) -> float:
+        a, b, e, alpha, beta = x
+        guess = logsumexp(np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)]), axis=0)
+        gap = np.abs(guess - loss)
+        return float(np.where(gap <= delta, 0.5 * gap**2, delta * (gap - 0.5 * delta)).sum())
+
+    starts = [(a, b, e, s, s) for a in (2.0, 8.0) for b in (2.0, 8.0) for e in (-1.0, 0.5) for s in (0.3, 0.7)]
+    bounds = [(-5, 30), (-5, 30), (-10, 3), (0.01, 2.5), (0.01, 2.5)]
+    fits = [minimize(objective, start, method="L-BFGS-B", bounds=bounds) for start in starts]
+    a, b, e, alpha, beta = min(fits, key=lambda fit: fit.fun).x
+    return Law(float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), float(alpha), float(beta))
+
+
+def bootstrap(by_seed: Sequence[Sequence[Point]], fit, *, resamples: int = 200, seed: int = 0) -> list:
+    """`fit(points)` of resampled runs: for each cell (place in the lists) as many seeds as there are, drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    cells = list(zip(*by_seed, strict=True))
+    out = []
+    for _ in range(resamples):
+        drawn = [cell[i] for cell in cells for i in rng.integers(len(cell), size=len(cell))]
+        out.append(fit(drawn))
+    return out
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of the resampled values."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

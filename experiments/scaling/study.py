@@ -1,0 +1,141 @@
+"""IsoFLOP curves of causal and masked models: how the best size grows with compute, embeddings counted and not."""
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments import small
+from experiments.scaling import fit
+from experiments.study import Cell, Metric, Relation, Results, Study
+from lm import config
+
+SIZES = {32: 2, 48: 2, 64: 3, 96: 3, 128: 4}  # width: layers
+SHARES = (1 / 9, 1 / 3, 1.0)  # of the largest budget
+OBJECTIVES = {
+    "causal": ("decoder", config.Causal()),
+    "masked": ("encoder", config.Masked()),
+}
+COUNTS = {"with": "parameters", "without": "parameters_without_embeddings"}
+
+
+def name_of(objective: str, width: int, share: float) -> str:
+    return f"{objective}_{share:.2f}_{width}"
+
+
+def cells() -> dict[str, Cell]:
+    out = {}
+    for kind, (architecture, objective) in OBJECTIVES.items():
+        for share in SHARES:
+            for width, layers in SIZES.items():
+                run = small.run(small.model(architecture, width=width, layers=layers), objective, learning_rate=rate(width))
+                facts = {"objective": kind, "width": str(width), "layers": str(layers), "budget": f"{share:.2f}"}
+                out[name_of(kind, width, share)] = Cell(f"{kind}, {width} wide, {share:.2f} C", run, facts, share=share)
+    return out
+
+
+def rate(width: int) -> float:
+    """Narrow models take larger steps: the square root between the fixed and the inverse rule."""
+    return 3e-3 * (128 / width) ** 0.5
+
+
+def study(seeds: int = 3, budget: float = 4.5e12) -> Study:
+    relations = tuple(
+        Relation(
+            f"{kind}: the exponent of the best size is larger when embeddings are not counted",
+            "exponent",
+            f"{kind}, without embeddings",
+            f"{kind}, with embeddings",
+            source="arXiv 2406.12907 (Kaplan 0.73, Chinchilla 0.50)",
+            published=(0.73, 0.5),
+        )
+        for kind in OBJECTIVES
+    )
+    metrics = (
+        Metric("heldout/loss", "held-out loss, nats a predicted token", higher=False),
+        Metric("exponent", "exponent a of N_opt ~ C^a"),
+    )
+    title = "Scaling: isoFLOP curves per objective"
+    return Study("scaling", title, cells(), seeds, metrics, relations, "flops", budget, derive=exponents, analyse=analyse)
+
+
+def points(results: Results, kind: str, seed: int, counted: str) -> list[fit.Point]:
+    """The runs of an objective and a seed; the budget by its share, so that runs of one are of one."""
+    out = []
+    for share in SHARES:
+        for width in SIZES:
+            result = results.get(name_of(kind, width, share), {}).get(seed)
+            if result:
+                ledger = result["ledger"]
+                loss = result["metrics"]["heldout/loss"]
+                out.append(fit.Point(share, ledger[COUNTS[counted]], ledger["tokens_seen"], loss))
+    return out
+
+
+def complete(results: Results, kind: str) -> list[int]:
+    """Seeds of which every run is there."""
+    seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
+    return [seed for seed in seeds if len(points(results, kind, seed, "with")) == len(SHARES) * len(SIZES)]
+
+
+def exponents(results: Results) -> Results:
+    """The exponent of each seed by itself, as results of cells of their own."""
+    for kind in OBJECTIVES:
+        for counted in COUNTS:
+            for seed in complete(results, kind):
+                found = fit.exponent(points(results, kind, seed, counted))
+                if found is not None:
+                    cell = results.setdefault(f"{kind}, {counted} embeddings", {})
+                    cell[seed] = {"metrics": {"exponent": found[0]}, "flags": {}, "ledger": {}, "curve": []}
+    return results
+
+
+def analyse(results: Results, folder: Path) -> str:
+    """The plot, the exponents and the parametric fits, each with an interval from resampled seeds."""
+    lines = ["## Fits", "", "| objective | embeddings | exponent, isoFLOP | exponent, parametric | E | alpha | beta |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for kind in OBJECTIVES:
+        seeds = complete(results, kind)
+        for counted in COUNTS if seeds else ():
+            by_seed = [points(results, kind, seed, counted) for seed in seeds]
+            whole = [p for part in by_seed for p in part]
+            iso, parametric = fit.exponent(whole), fit.law(whole)
+            drawn = [e[0] for e in fit.bootstrap(by_seed, fit.exponent) if e is not None]
+            laws = fit.bootstrap(by_seed, fit.law, resamples=40)
+            spread = lambda name, laws=laws: "{:.2f} to {:.2f}".format(*fit.interval([getattr(x, name) for x in laws]))
+            shown = "not bracketed" if iso is None or not drawn else f"{iso[0]:.2f} ({fit.interval(drawn)[0]:.2f} to {fit.interval(drawn)[1]:.2f})"
+            values = [f"{getattr(parametric, n):.2f} ({spread(n)})" for n in ("exponent", "E", "alpha", "beta")]
+            lines.append(f"| {kind} | {counted} | {shown} | " + " | ".join(values) + " |")
+    plot(results, folder)
+    lines += ["", "Intervals: 95 % of resampled runs (isoFLOP 200, parametric 40 times). Budgets whose parabola has its lowest point"]
+    lines += ["outside the sizes that were tried are left out of an exponent.", "", "![isoFLOP curves](isoflop.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: Results, folder: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    for row, kind in zip(axes, OBJECTIVES, strict=True):
+        seeds = complete(results, kind)
+        for axis, (counted, field) in zip(row, COUNTS.items(), strict=True):
+            whole = [p for seed in seeds for p in points(results, kind, seed, counted)]
+            for i, share in enumerate(SHARES):
+                mine = [p for p in whole if p.flops == share]
+                if not mine:
+                    continue
+                axis.plot([p.parameters for p in mine], [p.loss for p in mine], "o", color=f"C{i}", ms=4)
+                grid = np.geomspace(min(p.parameters for p in mine), max(p.parameters for p in mine), 100)
+                parabola = np.polyfit(np.log([p.parameters for p in mine]), [p.loss for p in mine], 2)
+                axis.plot(grid, np.polyval(parabola, np.log(grid)), color=f"C{i}", label=f"{share:.2f} C")
+                best = fit.optimum(mine)
+                if best is not None:
+                    axis.plot(best, np.polyval(parabola, np.log(best)), "*", color=f"C{i}", ms=14, mec="k")
+            axis.set(xscale="log", xlabel=field.replace("_", " "), ylabel="held-out loss", title=f"{kind}, {counted} embeddings")
+            axis.grid(alpha=0.3)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(frameon=False)
+    figure.savefig(folder / "isoflop.png", dpi=120)
+    pyplot.close(figure)

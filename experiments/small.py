@@ -1,0 +1,50 @@
+"""Runs small enough for a study on two cores: one shape of trunk, on the embedded corpus, under any objective."""
+
+from dataclasses import replace
+from typing import Any
+
+from lm import config
+from lm.config import Attention, Block, Data, Evaluate, Log, Mlp, Model, Norm, Optimizer, Rope, Run, Schedule, Stack, Train
+
+VOCAB = 2048
+LENGTH = 128  # tokens in a row
+
+
+def model(architecture: str, *, width: int = 128, layers: int = 4, shared: bool = False, **changes: Any) -> Model:
+    """Pre-norm with RMS norms, rotary positions, tied embeddings; `layers` in each stack that there is."""
+    block = Block(Attention(max(1, width // 32)), Mlp(4 * width), norm=Norm("rms"))
+    stack = Stack(layers, {"L": block}, position=Rope())
+    across = replace(stack, blocks={"L": replace(block, cross=architecture == "encoder_decoder")})
+    encoder = stack if "encoder" in architecture else None
+    decoder = across if "decoder" in architecture else None
+    return Model(VOCAB, width, encoder, decoder, shared=shared, **changes)
+
+
+def run(
+    model: Model,
+    objective: config.Objective,
+    *,
+    steps: int = 500,
+    batch_size: int = 16,
+    learning_rate: float = 3e-3,
+    schedule: Schedule = Schedule("wsd", warmup=20, final=0.0),
+    evaluate_every: int | None = None,
+    decoder_length: int = LENGTH,
+    sources: dict[str, config.Source] | None = None,
+) -> Run:
+    """A training run on `sotu`; an encoder-decoder under span corruption needs fewer places in its decoder."""
+    lengths = dict(
+        encoder_length=LENGTH if model.encoder else None,
+        decoder_length=(decoder_length if model.encoder else LENGTH) if model.decoder else None,
+    )
+    data = Data(tokenizer=config.Tokenizer(vocab_size=VOCAB), **lengths)
+    return Run(
+        model,
+        data if sources is None else replace(data, sources=sources),
+        objective,
+        Optimizer(learning_rate=learning_rate, schedule=schedule),
+        Train(steps=steps, batch_size=batch_size),
+        config.Checkpoint(every=None, keep=1, keep_best=False),
+        Evaluate(every=evaluate_every, rows=256, batch_size=64),
+        log=Log(samples=(), tensorboard=False),
+    )

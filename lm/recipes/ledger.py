@@ -1,0 +1,53 @@
+"""The compute ledger of a run: what it costs and reads, so that runs can be compared at equal cost.
+
+Counted over the very rows that the run trains on: padding costs nothing here, a causal query pays for the keys it sees,
+and logits for the places that are asked about. (What a device spends on padding shows in its seconds.)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm import config, flops
+from lm.data.rows import Rows
+
+SAMPLE = 1024  # rows that the averages are taken over, at most
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Of a row, on average."""
+
+    flops: float  # model FLOPs, forward and backward
+    seen: float  # tokens that a stack reads
+    loss_tokens: float
+    raw_bytes: float  # UTF-8 bytes of text in its window
+
+    def of(self, rows: int) -> dict[str, float]:
+        """The totals of so many rows, by the names of `summary.json`."""
+        names = {"model_flops": self.flops, "tokens_seen": self.seen, "tokens_with_loss": self.loss_tokens}
+        return {name: value * rows for name, value in (names | {"raw_bytes": self.raw_bytes}).items()}
+
+
+def of_a_row(run: config.Run, rows: Rows, limit: int = SAMPLE) -> Ledger:
+    """Averages over the first rows of a run: all of them, up to `limit`."""
+    count = min(limit, run.train.steps * run.train.batch_size)
+    example = rows.rows(np.arange(count))
+    streams = [stream for stream in (example.encoder, example.decoder) if stream is not None]
+    tokens, size = (sum(getattr(s, name) for s in rows.stores.values()) for name in ("num_tokens", "num_bytes"))
+    return Ledger(
+        flops=flops.of_rows(run.model, example).train / count,
+        seen=sum(int((stream.segments > 0).sum()) for stream in streams) / count,
+        loss_tokens=float(example.weights.sum()) / count,
+        raw_bytes=rows.objective.window * size / tokens,
+    )
+
+
+def parameters(params: Any) -> dict[str, int]:
+    """How many, and how many besides the tables that tokens, positions and types are looked up in."""
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    tables = sum(x.size for path, x in flat if path[-1].key == "embedding" and "embed" in [k.key for k in path])
+    total = sum(x.size for _, x in flat)
+    return {"parameters": total, "parameters_without_embeddings": total - tables}
