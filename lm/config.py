@@ -369,6 +369,20 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Finetune:
+    """A small budget on a labelled set (`lm.recipes.finetune`); the rate rises over the warm-up and falls to 0."""
+
+    steps: int = 200
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.1  # of the steps (BERT, arXiv 1810.04805, appendix A.2)
+    weight_decay: float = 0.01  # the same
+    length: int = 64  # tokens of a text with its ends; of a longer one both ends are kept
+    answer: int = 16  # tokens of an extracted answer with its end, at most
+    rows: int = 1000  # of the test items, at most
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Devices along each axis; one may be -1: what is left."""
 

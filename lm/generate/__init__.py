@@ -14,9 +14,9 @@ from lm.models.transformer import Transformer
 from lm.types import Example, TokenStream
 
 
-def left_padded(prompts: list[np.ndarray], *, prefix: bool = False) -> TokenStream:
-    """Prompts of several lengths, ending together: int32 [B, T], padding of segment 0 in front."""
-    length = max(len(p) for p in prompts)
+def left_padded(prompts: list[np.ndarray], *, prefix: bool = False, length: int | None = None) -> TokenStream:
+    """Prompts of several lengths, ending together: int32 [B, T], padding of segment 0 in front. T: `length`, or the longest."""
+    length = max(len(p) for p in prompts) if length is None else length
     tokens, segments, positions = (np.zeros((len(prompts), length), np.int32) for _ in range(3))
     for i, p in enumerate(prompts):
         tokens[i, length - len(p) :] = p
