@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from experiments.study import Cell
+from experiments.study import Cell, Task
 from lm import config
 from lm.checkpoint import load_params
 from lm.convert import abstract_params
@@ -14,7 +14,7 @@ from lm.data import labelled
 from lm.data.prepare import Prepared, prepare
 from lm.evaluate import comparable
 from lm.models.transformer import Transformer
-from lm.recipes.finetune import finetune
+from lm.recipes.finetune import CORPUS, finetune
 from lm.train.rundir import read_rows
 
 SPANS = dict(count=256, left=64, span=16, right=32, seed=0)  # the same for every cell of every study
@@ -37,7 +37,7 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
             run.model,
             params,
             data.tokenizer,
-            examples(task.name, data),
+            items(task, data),
             how=task.how,
             prefix=not isinstance(run.objective, config.Causal),
             settings=task.settings,
@@ -49,9 +49,11 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
     return {"metrics": metrics, "flags": flags, "ledger": ledger, "curve": curve(workdir, ledger["model_flops"], summary["step"])}
 
 
-def examples(name: str, data: Prepared) -> Any:
-    """A labelled set by its name; `spans` and `infill` are built from the corpus of the run."""
-    return labelled.extractive(name, data) if name in ("spans", "infill") else labelled.load(name)
+def items(task: Task, data: Prepared) -> Any:
+    """A labelled set by its name, or one made from the documents of the run; the same for every seed."""
+    if task.name in CORPUS:
+        return CORPUS[task.name](data, data.tokenizer, length=task.settings.length - 4, seed=0)
+    return labelled.load(task.name)
 
 
 def curve(workdir: Path, flops: float, steps: int) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from experiments.study import Cell, Study
 from lm import config, startup
-from lm.errors import EXIT_USER_ERROR, UserError, nearest
+from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, nearest
 
 HERE = Path(__file__).parent
 WAIT = 5.0  # seconds between looks at what another process is doing
@@ -153,43 +153,50 @@ def work(study: Study, workdir: Path, shard: tuple[int, int]) -> Iterator[tuple[
         left = busy
 
 
+def execute(study: Study, workdir: Path, shard: tuple[int, int] = (0, 1)) -> bool:
+    """Does a shard of a study, shown as it goes; whether the whole study is then done."""
+    from experiments.display import Board
+
+    with Board(study, units(study), workdir) as board:
+        for unit, result in work(study, workdir, shard):
+            board.done(unit, result)
+    return all(finished(study, unit, workdir) for unit in units(study))
+
+
 def main(argv: list[str] | None = None) -> int:
     try:
         flags = parser().parse_args(argv)
         settings = dict(setting(text) for text in flags.set)
-        study = load_study(flags.study, settings)
-        shard = parse_shard(flags.shard)
+        study, shard = load_study(flags.study, settings), parse_shard(flags.shard)
         workdir = Path(flags.workdir or f"runs/{study.name}").expanduser().resolve()
         startup.before_jax()
-        from experiments.display import Board, plan_table
+        from experiments import report
+        from experiments.display import plan_table
+        from lm.train.hooks import Stopped
 
         startup.after_jax()
         if flags.dry_run:
             print(plan_table(study, workdir))
             return 0
-        workdir.mkdir(parents=True, exist_ok=True)
-        remember(study, settings, workdir)
-        from lm.train.hooks import Stopped
-
         try:
-            with Board(study, units(study), workdir) as board:
-                for unit, result in work(study, workdir, shard):
-                    board.done(unit, result)
+            remember(study, settings, workdir)
+            if execute(study, workdir, shard):
+                print(report.write(*report.load(workdir), workdir)["report.md"])
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.code
-        from experiments import report
-
-        if all(finished(study, unit, workdir) for unit in units(study)):
-            print(report.write(*report.load(workdir), workdir)["report.md"])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:  # between two runs
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return 0
 
 
 def remember(study: Study, settings: dict[str, Any], workdir: Path) -> None:
     """`study.json`, from which the report knows the study; refuses to mix two sets of settings in one folder."""
+    workdir.mkdir(parents=True, exist_ok=True)
     path, text = workdir / "study.json", json.dumps({"study": study.name, "settings": settings}, indent=1, sort_keys=True) + "\n"
     if path.exists() and path.read_text() != text:
         raise UserError(f"{workdir} holds a study with other settings ({path}); give the same --set, or another --workdir")

@@ -309,6 +309,7 @@ class Data:
     dedup: Dedup = Dedup()
     tokenizer: Tokenizer = Tokenizer()
     holdout: float = 0.05  # of the documents of each source, chosen by a hash of their identity
+    train_share: float = 1.0  # of the training documents that are read at all: to study how data repeats
     encoder_length: int | None = None  # tokens in a row of the encoder
     decoder_length: int | None = None
     cache: str = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>

@@ -168,3 +168,11 @@ class Store:
     def tokens(self) -> np.ndarray:
         """int32 [num_tokens], all of them in memory."""
         return self.read(np.array([0]), self.num_tokens)[0]
+
+    def share(self, share: float) -> "Store":
+        """A store of so large a share of the documents, one at least, read into memory: a smaller share is part of a larger."""
+        count = max(1, round(share * self.num_documents))
+        chosen = np.sort(np.random.default_rng(0).permutation(self.num_documents)[:count])
+        documents = [self.document(int(i)) for i in chosen]
+        offsets = np.cumsum([0, *map(len, documents)]).astype(np.int64)
+        return Store(self.path, offsets, self.byte_lengths[chosen], np.concatenate(documents))

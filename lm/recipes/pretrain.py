@@ -78,7 +78,12 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
 
 def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:
     weights = {name: source.weight for name, source in run.data.sources.items()}
-    splits = {"train": data.train, "holdout": data.holdout}
+    train, share = data.train, run.data.train_share
+    if not 0 < share <= 1:
+        raise UserError(f"data.train_share={share} is not a share; 1.0 reads all training documents, 0.1 a tenth of them")
+    if share < 1:
+        train = {name: store.share(share) for name, store in train.items()}
+    splits = {"train": train, "holdout": data.holdout}
     return {
         split: Rows(stores, objective, run.train.seed, weights, shuffle=split == "train")
         for split, stores in splits.items()

@@ -95,3 +95,18 @@ def test_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_append", full)
     with pytest.raises(UserError, match="no disk space at .*data.cache"):
         write_store(str(tmp_path / "s"), [(np.array([1]), 1)], vocab_size=10)
+
+
+def test_shares_are_whole_documents_and_nested(tmp_path):
+    documents = [np.arange(10 * i, 10 * i + 3 + i % 4, dtype=np.int32) for i in range(40)]
+    write_store(str(tmp_path / "s"), ((d, i) for i, d in enumerate(documents)), vocab_size=500)
+    store = Store.open(str(tmp_path / "s"))
+    of = lambda part: [part.document(i).tolist() for i in range(part.num_documents)]
+    some, more = store.share(0.25), store.share(0.5)
+    assert some.num_documents == 10 and more.num_documents == 20
+    everything = [d.tolist() for d in documents]
+    for part in (some, more):
+        assert [part.byte_lengths[i] for i in range(part.num_documents)] == [everything.index(d) for d in of(part)]
+        assert part.tokens().tolist() == [t for d in of(part) for t in d]
+    assert {tuple(d) for d in of(some)} < {tuple(d) for d in of(more)}
+    assert of(store.share(1.0)) == everything

@@ -1,0 +1,109 @@
+"""The runner of studies: equal cost, going on after a kill with the same results, one runner beside another."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.run import execute, finished, folder, main, parse_shard, units, work
+from lm.errors import UserError
+from tests.e2e.tiny_study import study
+
+ROOT = Path(__file__).parents[2]
+
+
+def results(workdir: Path) -> dict:
+    """All that the reports are made of but the clock."""
+    found = {p.parent: json.loads(p.read_text()) for p in workdir.glob("*/*/result.json")}
+    for result in found.values():
+        assert result["ledger"].pop("device_seconds") > 0
+    return {f"{p.parent.name}/{p.name}": result for p, result in found.items()}
+
+
+@pytest.fixture(scope="session")
+def whole(corpus, tmp_path_factory):
+    """A study that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("study")
+    assert execute(study(corpus), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("match", ["flops", "seen", "loss_tokens"])
+def test_cells_cost_the_same_within_a_hundredth(corpus, whole, tmp_path, match):
+    names = {"flops": "model_flops", "seen": "tokens_seen", "loss_tokens": "tokens_with_loss"}
+    budget = {"flops": 3e8, "seen": 6000, "loss_tokens": 4000}[match]
+    made = study(corpus, match=match, budget=budget, seeds=1)
+    workdir = whole
+    if match != "flops":
+        workdir = tmp_path
+        assert execute(made, workdir)
+    for name, cell in made.cells.items():
+        spent = json.loads((folder(workdir, (name, 0)) / "result.json").read_text())["ledger"][names[match]]
+        assert spent == pytest.approx(budget * cell.share, rel=0.01), name
+
+
+def test_a_budget_that_whole_steps_miss_is_refused(corpus, tmp_path):
+    with pytest.raises(UserError, match="miss .* by over 1 %; raise budget"):
+        execute(study(corpus, budget=2e7), tmp_path)
+
+
+def test_a_cell_starts_from_the_end_of_another(corpus, whole):
+    assert units(study(corpus))[:3] == [("causal", 0), ("later", 0), ("spans", 0)]
+    first = folder(whole, ("causal", 1)) / "run"
+    assert json.loads((folder(whole, ("later", 1)) / "run" / "config.json").read_text())["train"]["init_from"] == str(first)
+    losses = [r["loss"] for r in map(json.loads, (folder(whole, ("later", 1)) / "run/metrics.jsonl").open()) if "loss" in r]
+    fresh = [r["loss"] for r in map(json.loads, (first / "metrics.jsonl").open()) if "loss" in r]
+    assert losses[0] < fresh[0] - 0.5
+
+
+def test_killed_and_started_again_gives_the_same(corpus, whole, tmp_path):
+    command = [sys.executable, str(ROOT / "tests/e2e/tiny_study.py"), str(tmp_path), str(corpus)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(corpus / "compiled")}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    # One cell is done, and another has begun to train.
+    while not ((tmp_path / "causal/seed0/result.json").exists() and (tmp_path / "later/seed0/run/metrics.jsonl").exists()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = (tmp_path / "causal/seed0/result.json").stat().st_mtime_ns
+    assert execute(study(corpus), tmp_path)
+    assert (tmp_path / "causal/seed0/result.json").stat().st_mtime_ns == before
+    ours, theirs = results(tmp_path), results(whole)
+    assert len(ours) == 6 and ours == theirs
+
+
+def test_shards_together_do_all_and_wait_for_what_they_start_from(corpus, whole):
+    made = study(corpus)
+    parts = [[unit for unit, _ in work(made, whole, (i, 2))] for i in range(2)]
+    assert sorted(parts[0] + parts[1]) == sorted(units(made)) and not set(parts[0]) & set(parts[1])
+
+
+def test_results_of_other_settings_are_not_mixed_in(corpus, whole):
+    with pytest.raises(UserError, match="made with other settings"):
+        finished(study(corpus, budget=4e8), ("causal", 0), whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["t5_tabel2"], "did you mean 't5_table2'"),
+        (["t5_table2", "--set", "seed=3"], "seed"),
+        (["t5_table2", "--set", "seeds"], "NAME=VALUE"),
+        (["t5_table2", "--shard=2/2"], "I/N"),
+    ],
+)
+def test_mistakes_take_one_line(words, said, capsys):
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
+
+
+def test_shard():
+    assert parse_shard("1/4") == (1, 4)
