@@ -14,6 +14,7 @@ TEST = [
     "jaxtyping",
     "beartype",
     "scipy",
+    "statsmodels",  # what experiments/stats.py is compared with
     "torch==2.13.0; python_version < '3.12'",
     "transformers>=5,<6; python_version < '3.12'",
 ]

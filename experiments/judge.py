@@ -1,0 +1,96 @@
+"""A study's relations put to the test, with the seeds there are."""
+
+import dataclasses
+import math
+
+from experiments import stats
+from experiments.study import Metric, Relation, Results, Study
+from lm.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Differences are gains: better - than, turned by the metric's good direction, so that above 0 is as claimed."""
+
+    relation: Relation
+    metric: Metric
+    test: stats.Paired | None  # None without a seed in common
+    interval: stats.Interval | None
+    bootstrap: stats.Interval | None
+    p: float | None
+    p_holm: float | None  # None of an exploratory relation too
+    seeds: int | None  # that would decide it; None beyond a thousand or where there is no variance
+    verdict: stats.Verdict
+
+    @property
+    def words(self) -> str:
+        """The verdict, and what "unresolved" does not say by itself."""
+        if self.test is None:
+            why = " (no pair of runs yet)"
+        elif self.test.n == 1:
+            why = " (one seed)"
+        else:
+            why = " (differences without variance)" if self.test.p is None else ""
+        return self.verdict + ("" if self.relation.primary else ", exploratory") + why
+
+    @property
+    def published(self) -> float | None:
+        """Their gain, in their unit."""
+        if self.relation.published is None:
+            return None
+        better, than = self.relation.published
+        return (better - than) * (1 if self.metric.higher else -1)
+
+
+def values(results: Results, cell: str, metric: str) -> dict[int, float]:
+    """seed -> value, of the runs that have one; a diverged run's NaN is none."""
+    found = {seed: r["metrics"].get(metric) for seed, r in sorted(results.get(cell, {}).items())}
+    return {seed: float(v) for seed, v in found.items() if v is not None and math.isfinite(v)}
+
+
+def pairs(results: Results, better: str, than: str, metric: str) -> list[tuple[float, float]]:
+    """The two cells' values of each seed that both have."""
+    a, b = values(results, better, metric), values(results, than, metric)
+    return [(a[seed], b[seed]) for seed in a if seed in b]
+
+
+def judge(study: Study, results: Results) -> list[Judged]:
+    """Every relation in the study's order. Holm's family is the primary relations that could be tested."""
+    metrics = {m.name: m for m in study.metrics}
+    for r in study.relations:
+        if r.metric not in metrics:
+            raise UserError(f"relation '{r.name}' asks for metric '{r.metric}'{nearest(r.metric, metrics)}")
+        for cell in (r.better, r.than):
+            if cell not in study.cells:
+                raise UserError(f"relation '{r.name}' asks for cell '{cell}'{nearest(cell, study.cells)}")
+        if r.kind == "equivalent" and r.margin <= 0:
+            raise UserError(f"relation '{r.name}' is an equivalence without a margin; give margin > 0 in the metric's unit")
+    found = [_tested(r, metrics[r.metric], pairs(results, r.better, r.than, r.metric)) for r in study.relations]
+    corrected = stats.holm([j.p if j.relation.primary else None for j in found])
+    family = sum(p is not None for p in corrected)
+    return [_decided(j, p, family, results) for j, p in zip(found, corrected, strict=True)]
+
+
+def _tested(relation: Relation, metric: Metric, found: list[tuple[float, float]]) -> Judged:
+    if not found:
+        return Judged(relation, metric, None, None, None, None, None, None, "unresolved")
+    sign = 1 if metric.higher else -1
+    differences = [sign * (a - b) for a, b in found]
+    test = stats.gains(found, higher=metric.higher)
+    bootstrap = stats.bootstrap_interval(differences)
+    p = stats.relation_p(relation, test)
+    return Judged(relation, metric, test, stats.t_interval(differences), bootstrap, p, None, None, "unresolved")
+
+
+def _decided(judged: Judged, p_holm: float | None, family: int, results: Results) -> Judged:
+    relation, test = judged.relation, judged.test
+    if test is None:
+        return judged
+    p, alpha = (p_holm, stats.ALPHA / max(1, family)) if relation.primary else (judged.p, stats.ALPHA)
+    found = pairs(results, relation.better, relation.than, relation.metric)
+    return dataclasses.replace(
+        judged,
+        p_holm=p_holm,
+        seeds=stats.seeds_needed(relation, test, alpha=alpha),
+        verdict=stats.verdict(relation, found, p, higher=judged.metric.higher),
+    )

@@ -1,0 +1,137 @@
+"""The pictures of a report. Colours are Okabe and Ito's, which the colour-blind tell apart; a word or shape says the same."""
+
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import stats
+from experiments.judge import Judged, values
+from experiments.study import Metric, Results, Study
+from lm.errors import UserError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")
+VERDICTS = {"reproduced": ("#009E73", "o"), "reversed": ("#D55E00", "X"), "unresolved": ("#6E6E6E", "s")}
+GREY = "#6E6E6E"
+
+
+def pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("the report draws with matplotlib, which is missing; pip install -e '.[report]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    pyplot().close(figure)
+    return path
+
+
+def dots(study: Study, results: Results, metric: Metric, path: Path) -> Path | None:
+    """A line for each cell: every seed a ring (a seed keeps its height), the mean a diamond, its 95 % interval a bar."""
+    found = {name: v for name in study.cells if (v := values(results, name, metric.name))}
+    if not found:
+        return None
+    figure, axis = pyplot().subplots(figsize=(7.5, 0.9 + 0.42 * len(found)), layout="constrained")
+    seeds = sorted({seed for v in found.values() for seed in v})
+    height = dict(zip(seeds, np.linspace(0.14, 0.36, len(seeds)), strict=True))  # below the mean, which would hide some
+    for y, v in enumerate(found.values()):
+        interval = stats.t_interval(list(v.values()))
+        if interval.low is not None:
+            axis.plot([interval.low, interval.high], [y, y], color=COLOURS[0], lw=2, alpha=0.6, solid_capstyle="butt", zorder=2)
+        axis.plot(list(v.values()), [y + height[s] for s in v], "o", mfc="none", mec=GREY, ms=4.5, zorder=3)
+        axis.plot(interval.mean, y, "D", color=COLOURS[0], ms=6, zorder=4)
+    axis.set_yticks(range(len(found)), [textwrap.fill(study.cells[name].label, 34) for name in found])
+    axis.set(ylim=(len(found) - 0.5, -0.5), xlabel=_direction(metric))
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def _direction(metric: Metric) -> str:
+    flag = f", {metric.flag}" if metric.flag else ""
+    return f"{metric.label}{flag} ({'more' if metric.higher else 'less'} is better)"
+
+
+def forest(judged: list[Judged], path: Path) -> Path | None:
+    """A panel for each metric, for units differ; right of the line is as claimed, a band is the margin of an equivalence."""
+    panels: dict[str, list[Judged]] = {}
+    for j in judged:
+        if j.interval is not None:
+            panels.setdefault(j.metric.name, []).append(j)
+    if not panels:
+        return None
+    rows = [len(p) for p in panels.values()]
+    figure, axes = pyplot().subplots(
+        len(panels),
+        figsize=(9.5, 0.62 * sum(rows) + 0.95 * len(rows)),
+        layout="constrained",
+        height_ratios=[n + 0.4 for n in rows],
+        squeeze=False,
+    )
+    for axis, panel in zip(axes[:, 0], panels.values(), strict=True):
+        _panel(axis, panel)
+    return _save(figure, path)
+
+
+def _panel(axis: Any, panel: list[Judged]) -> None:
+    for y, j in enumerate(panel):
+        interval, (colour, shape) = j.interval, VERDICTS[j.verdict]
+        if j.relation.kind == "equivalent":
+            axis.fill_betweenx([y - 0.42, y + 0.42], -j.relation.margin, j.relation.margin, color=COLOURS[5], alpha=0.25, lw=0)
+        if interval.low is not None:
+            axis.plot([interval.low, interval.high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
+        axis.plot(interval.mean, y, shape, color=colour, mfc=colour if j.relation.primary else "white", ms=8, zorder=3)
+        published = "" if j.published is None else f"published {j.published:+.4g}"
+        claim = f"claimed within ±{j.relation.margin:.4g}" if j.relation.kind == "equivalent" else ""
+        below = "; ".join(filter(None, (published, claim)))
+        beside = {"transform": axis.get_yaxis_transform(), "ha": "left"}
+        axis.text(1.02, y, j.words, color=colour, weight="bold", size=9, va="bottom" if below else "center", **beside)
+        axis.text(1.02, y + 0.06, below, color="#222", size=8, va="top", **beside)
+    axis.axvline(0, color="black", lw=1)
+    axis.set_yticks(range(len(panel)), [textwrap.fill(j.relation.name, 38) for j in panel])
+    axis.set(ylim=(len(panel) - 0.5, -0.5), xlabel=f"gain in {panel[0].metric.label}, 95 % interval; above 0 as claimed")
+    axis.grid(axis="x", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def curves(study: Study, results: Results, path: Path) -> Path | None:
+    """Loss against model FLOPs: the mean of each cell's seeds over the steps they share, the seeds' range behind it."""
+    lines = {name: line for name in study.cells if (line := _mean_curve(results.get(name, {})))}
+    if not lines:
+        return None
+    figure, axis = pyplot().subplots(figsize=(9.5, 4.8), layout="constrained")
+    for i, (name, (flops, loss)) in enumerate(lines.items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[i // len(COLOURS) % len(STYLES)]}
+        axis.fill_between(flops, loss.min(0), loss.max(0), color=style["color"], alpha=0.12, lw=0)
+        axis.plot(flops, loss.mean(0), label=textwrap.fill(study.cells[name].label, 34), lw=1.6, **style)
+    axis.set(xscale="log", xlabel="model FLOPs", ylabel="training loss, each cell's own")
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def _mean_curve(runs: dict[int, dict[str, Any]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """FLOPs [points] and losses [seeds, points] at the steps that every seed logged."""
+    tables = [{p["step"]: p for p in runs[seed].get("curve", ()) if p["flops"] > 0 and "loss" in p} for seed in sorted(runs)]
+    tables = [t for t in tables if t]
+    if not tables:
+        return None
+    steps = sorted(set.intersection(*(set(t) for t in tables)))
+    if not steps:
+        return None
+    flops = np.array([np.mean([t[s]["flops"] for t in tables]) for s in steps])
+    return flops, np.array([[t[s]["loss"] for s in steps] for t in tables])

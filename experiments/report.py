@@ -1,0 +1,167 @@
+"""`python -m experiments.report D [--out=DIR]`: the report of a comparison study, of what is done so far.
+
+D is a study's work directory (study.json and <cell>/seed<k>/result.json) or a folder with study.json and the results.json
+that an earlier report wrote. Writes report.md, report.html, report.tex, results.json, study.json and pictures into --out
+(default: D).
+"""
+
+import argparse
+import copy
+import importlib
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments import pages, pictures, tables
+from experiments.judge import Judged, judge
+from experiments.pages import Block, Code, Heading, Markdown, Paragraph, Picture
+from experiments.study import Results, Study
+from lm.errors import EXIT_USER_ERROR, UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("directory", help="a study's work directory, or the folder of its results.json")
+    p.add_argument("--out", help="where the report goes; the same directory unless given")
+    flags = p.parse_args(argv)
+    try:
+        study, results = load(flags.directory)
+        out = Path(flags.out or flags.directory)
+        written = write(study, results, out, command=f"python -m experiments.report {shlex.quote(str(out))}")
+        if out.resolve() != Path(flags.directory).resolve():
+            (out / "study.json").write_text(Path(flags.directory, "study.json").read_text())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print("\n".join(str(path) for path in written.values()))
+    return 0
+
+
+def load(directory: str | Path) -> tuple[Study, Results]:
+    """The study that study.json names, and its results: of its runs where there are any, else of results.json."""
+    d = Path(directory)
+    if not (d / "study.json").exists():
+        raise UserError(f"{d} has no study.json; give a study's work directory or the folder of its report")
+    spec = _json(d / "study.json")
+    module = f"experiments.{spec['study']}.study"
+    try:
+        study = importlib.import_module(module).study(**spec["settings"])
+    except ModuleNotFoundError as error:
+        if error.name and module.startswith(error.name):
+            raise UserError(f"{d / 'study.json'} names study '{spec['study']}', but there is no {module}") from error
+        raise
+    runs = sorted(d.glob("*/seed*/result.json"))
+    found: Results = {}
+    for path in runs:
+        result = _json(path)
+        found.setdefault(result["cell"], {})[int(result["seed"])] = result
+    if not runs and (d / "results.json").exists():
+        found = {cell: {int(k): r for k, r in seeds.items()} for cell, seeds in _json(d / "results.json").items()}
+    return study, found
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not whole ({error}); delete it and run the study again") from error
+
+
+def write(study: Study, results: Results, out: str | Path, *, command: str = "") -> dict[str, Path]:
+    """The report of these results, wherever they come from: {"md", "html", "tex", "results", and each picture's stem: path}."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    raw = results
+    if study.derive is not None:
+        results = study.derive(copy.deepcopy(results))
+    judged = judge(study, results)
+    drawn = _draw(study, results, judged, out)
+    section = study.analyse(results, out) if study.analyse is not None else ""
+    blocks = _blocks(study, results, judged, drawn, section, command)
+    texts = {
+        "md": ("report.md", pages.markdown(blocks)),
+        "html": ("report.html", pages.page(study.title, blocks, out)),
+        "tex": ("report.tex", pages.latex(blocks, study.name)),
+        "results": ("results.json", _compact(raw)),
+    }
+    for name, text in texts.values():
+        (out / name).write_text(text, encoding="utf-8")
+    return {key: out / name for key, (name, _) in texts.items()} | {path.stem: path for path in drawn.values()}
+
+
+def _compact(results: Results) -> str:
+    """A line for each run, so that git shows which changed."""
+    run = lambda seed, result: f'"{seed}":{json.dumps(result, separators=(",", ":"), sort_keys=True)}'
+    cell = lambda name, seeds: json.dumps(name) + ":{\n" + ",\n".join(run(*item) for item in sorted(seeds.items())) + "\n}"
+    return "{" + ",\n".join(cell(*item) for item in sorted(results.items())) + "}\n"
+
+
+def _draw(study: Study, results: Results, judged: list[Judged], out: Path) -> dict[str, Path]:
+    """What could be drawn, by what it shows."""
+    paths = {
+        f"{m.label}, seeds and means": pictures.dots(study, results, m, out / f"metric_{pictures.slug(m.name)}.png")
+        for m in study.metrics
+    }
+    paths["relations"] = pictures.forest(judged, out / "relations.png")
+    paths["learning curves"] = pictures.curves(study, results, out / "curves.png")
+    return {text: path for text, path in paths.items() if path is not None}
+
+
+def _blocks(
+    study: Study, results: Results, judged: list[Judged], drawn: dict[str, Path], section: str, command: str
+) -> list[Block]:
+    show = lambda *words: [Picture(path.name, text) for text, path in drawn.items() if text in words]
+    return [
+        Heading(study.title, 1),
+        *_status(study, results, judged),
+        Heading("Results"),
+        tables.results_table(study, results),
+        *show(*(text for text in drawn if text not in ("relations", "learning curves"))),
+        Heading("Compute"),
+        *tables.ledger(study, results),
+        *(
+            [Heading("Relations"), tables.relations_table(judged), *show("relations"), tables.checks_table(judged)]
+            if judged
+            else []
+        ),
+        *([Heading("Learning curves"), *show("learning curves")] if show("learning curves") else []),
+        *([Markdown(section)] if section.strip() else []),
+        *([Heading("Made by"), Code(command)] if command else []),
+    ]
+
+
+def _status(study: Study, results: Results, judged: list[Judged]) -> list[Block]:
+    missing = {name: study.seeds - len(results.get(name, {})) for name in study.cells}
+    missing = {name: n for name, n in missing.items() if n > 0}
+    total = len(study.cells) * study.seeds
+    done = f"{total - sum(missing.values())} of {total} runs are done ({len(study.cells)} cells, {study.seeds} seeds)."
+    if missing:
+        to_come = ", ".join(f"{study.cells[name].label} ({n})" for name, n in missing.items())
+        done += f" Still to come: {to_come}. Verdicts may change."
+    blocks: list[Block] = [Paragraph(done)]
+    primary = [j.verdict for j in judged if j.relation.primary]
+    if primary:
+        counts = ", ".join(f"{primary.count(v)} {v}" for v in ("reproduced", "reversed", "unresolved"))
+        blocks.append(Paragraph(f"Of {len(primary)} primary relations: {counts}."))
+    if strangers := sorted(set(results) - set(study.cells)):
+        names = ", ".join(strangers)
+        blocks.append(Paragraph(f"Warning: results of cells that the study does not have are left out: {names}.", bold=True))
+    broken = [
+        f"{m.label} of {study.cells[c].label}, seed {seed}"
+        for c in study.cells
+        for seed, r in sorted(results.get(c, {}).items())
+        for m in study.metrics
+        if (v := r["metrics"].get(m.name)) is not None and not math.isfinite(v)
+    ]
+    if broken:
+        blocks.append(Paragraph(f"Warning: not finite, and left out: {'; '.join(broken)}.", bold=True))
+    return blocks
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The tables of a report: results, compute, relations, checks."""
+
+import math
+from typing import Any
+
+from experiments import stats
+from experiments.judge import Judged, pairs, values
+from experiments.pages import Block, Paragraph, Table, Text
+from experiments.study import Metric, Results, Study
+
+LEDGER = {
+    "parameters": "parameters",
+    "parameters_without_embeddings": "without embeddings",
+    "model_flops": "model FLOPs",
+    "tokens_seen": "tokens seen",
+    "tokens_with_loss": "tokens with loss",
+    "raw_bytes": "raw bytes",
+    "device_seconds": "device-seconds",
+}
+MATCHED = {"flops": "model_flops", "seen": "tokens_seen", "loss_tokens": "tokens_with_loss", "params": "parameters"}
+TOLERANCE = 0.01  # of what is to be held equal
+
+
+def _decimals(found: list[float]) -> int:
+    """Four digits of the largest: 83.28, 0.8328, 2.134."""
+    largest = max((abs(v) for v in found), default=0.0)
+    return 3 if largest == 0 else max(0, min(6, 3 - math.floor(math.log10(largest))))
+
+
+class _Notes:
+    """Numbers footnotes as they come; the same text has one number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def marks(self, *texts: str) -> tuple[int, ...]:
+        for text in texts:
+            if text and text not in self.texts:
+                self.texts.append(text)
+        return tuple(sorted({self.texts.index(text) + 1 for text in texts if text}))
+
+
+def _flags(runs: dict[int, dict[str, Any]]) -> dict[str, set[str]]:
+    """flag -> what it says, over the seeds: {"sentiment/accuracy": {"10 spans left out"}}; a bare True says its own name."""
+    found: dict[str, set[str]] = {}
+    for run in runs.values():
+        for key, value in run.get("flags", {}).items():
+            if value:
+                found.setdefault(key, set()).add(
+                    key if value is True else value if isinstance(value, str) else f"{key}: {value}"
+                )
+    return found
+
+
+def results_table(study: Study, results: Results) -> Table:
+    facts = list(dict.fromkeys(fact for cell in study.cells.values() for fact in cell.facts))
+    notes, bold = _Notes(), {m.name: _best(study, results, m) for m in study.metrics}
+    header = [Text("cell"), *map(Text, facts), Text("seeds")]
+    header += [Text(f"{m.label} {'↑' if m.higher else '↓'}", marks=notes.marks(m.flag)) for m in study.metrics]
+    decimals = {m.name: _decimals([v for c in study.cells for v in values(results, c, m.name).values()]) for m in study.metrics}
+    rows = []
+    for name, cell in study.cells.items():
+        flags = _flags(results.get(name, {}))
+        of_cell = sorted(t for key, texts in flags.items() if key not in decimals for t in texts)
+        row = [Text(cell.label, marks=notes.marks(*of_cell)), *(Text(cell.facts.get(f, "")) for f in facts)]
+        row.append(Text(f"{len(results.get(name, {}))}/{study.seeds}"))
+        for m in study.metrics:
+            v = list(values(results, name, m.name).values())
+            text = _mean(v, decimals[m.name]) if v else "–"
+            row.append(Text(text, bold[m.name] == name, notes.marks(*sorted(flags.get(m.name, ())))))
+        rows.append(row)
+    caption = (
+        f"{study.title}: mean over seeds ± half of the 95 % interval (Student's t). Bold: better than the second by a paired "
+        "t test over seeds, p < 0.05, uncorrected."
+    )
+    return Table("results", caption, "l" * (1 + len(facts)) + "r" * (1 + len(study.metrics)), header, rows, notes.texts)
+
+
+def _mean(found: list[float], decimals: int) -> str:
+    interval = stats.t_interval(found)
+    if interval.high is None:
+        return f"{interval.mean:.{decimals}f}"
+    return f"{interval.mean:.{decimals}f} ± {interval.high - interval.mean:.{decimals}f}"
+
+
+def _best(study: Study, results: Results, metric: Metric) -> str | None:
+    """The best cell, if the second is significantly worse."""
+    means = {c: sum(v.values()) / len(v) for c in study.cells if (v := values(results, c, metric.name))}
+    order = sorted(means, key=lambda c: means[c], reverse=metric.higher)
+    if len(order) < 2 or not (found := pairs(results, order[0], order[1], metric.name)):
+        return None
+    test = stats.gains(found, higher=metric.higher)
+    return order[0] if test.p is not None and test.p < stats.ALPHA and test.mean > 0 else None
+
+
+def ledger(study: Study, results: Results) -> list[Block]:
+    runs = {c: list(results[c].values()) for c in study.cells if results.get(c)}
+    has = {key for found in runs.values() for r in found for key in r["ledger"]}
+    keys = [k for k in LEDGER if k in has] + sorted(has - set(LEDGER))
+    held = MATCHED[study.match] if study.match else None
+    header = [Text("cell"), *(Text(LEDGER.get(k, k) + (" (held equal)" if k == held else ""), bold=k == held) for k in keys)]
+    of = lambda found, key: [float(r["ledger"][key]) for r in found if key in r["ledger"]]
+    mean = lambda v: sum(v) / len(v) if v else math.nan
+    rows = [[Text(study.cells[c].label), *(Text(_amount(mean(of(found, k)))) for k in keys)] for c, found in runs.items()]
+    everything = [r for found in runs.values() for r in found]
+    targets = {k: study.budget if k == held and study.budget > 0 else mean(of(everything, k)) for k in keys}
+    deviations = {k: max(abs(v - t) / t if t else 0.0 for v in of(everything, k)) for k, t in targets.items()}
+    rows.append([Text("greatest deviation"), *(Text(f"{100 * deviations[k]:.2f} %", bold=k == held) for k in keys)])
+    blocks: list[Block] = []
+    if held and held not in deviations and runs:
+        blocks.append(Paragraph(f"Warning: {LEDGER[held]} should be held equal, but no run recorded them.", bold=True))
+    if held and deviations.get(held, 0.0) > TOLERANCE:
+        blocks.append(
+            Paragraph(
+                f"Warning: {LEDGER[held]} should be held equal, but a run is off by {100 * deviations[held]:.1f} % "
+                f"(tolerated: {100 * TOLERANCE:.0f} %).",
+                bold=True,
+            )
+        )
+    target = f"the budget of {_amount(study.budget)}" if held and study.budget > 0 else "the mean of all runs"
+    caption = "What the runs cost, mean over seeds. Greatest deviation: of any run from the mean of all runs"
+    caption += f"; of what is held equal from {target}." if held else "."
+    return [*blocks, Table("ledger", caption, "l" + "r" * len(keys), header, rows, ruled_last=True)]
+
+
+def _amount(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.4g}".replace("e+", "e")
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else "<0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def _range(interval: stats.Interval | None, decimals: int) -> str:
+    if interval is None:
+        return "–"
+    ends = "" if interval.low is None else f" [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]"
+    return f"{interval.mean:+.{decimals}f}{ends}"
+
+
+def _width(judged: Judged) -> int:
+    """Decimals that tell an interval's ends apart."""
+    i = judged.interval
+    return 3 if i is None else _decimals([v for v in (i.mean, i.low, i.high) if v is not None])
+
+
+def relations_table(judged: list[Judged]) -> Table:
+    notes = _Notes()
+    header = [
+        "relation",
+        "metric",
+        "published",
+        "gain here, 95 % interval",
+        "seeds",
+        "dz",
+        "p",
+        "p (Holm)",
+        "seeds needed in all",
+    ]
+    rows = []
+    for j in judged:
+        r = j.relation
+        name = r.name + (f" (within ±{r.margin:g})" if r.kind == "equivalent" else "")
+        published = "–" if r.published is None else f"{r.published[0]:g} vs {r.published[1]:g} ({j.published:+.4g})"
+        test = ["0", "–", "–", "–", "–"]
+        if j.test is not None:
+            needed = "–" if j.test.p is None else f">{stats.CAP}" if j.seeds is None else str(j.seeds)
+            dz = "–" if j.test.dz is None else f"{j.test.dz:+.2f}"
+            test = [str(j.test.n), dz, _p(j.p), _p(j.p_holm), needed]
+        row = [j.metric.label, published, _range(j.interval, _width(j)), *test]
+        rows.append([Text(name, marks=notes.marks(r.source)), *map(Text, row), Text(j.words, j.verdict != "unresolved")])
+    caption = (
+        "Relations. The gain is the first cell's advantage over the second, positive where the first is better. Paired t test "
+        "over seeds; of an equivalence two one-sided tests against the margin or, where the gain lies outside, the test that "
+        "it does. Holm's correction over the primary relations. Seeds needed: for 80 % power at the gain observed, at "
+        "0.05 divided by the number of primary relations (exploratory: at 0.05); a rough figure if it rests on few seeds."
+    )
+    return Table("relations", caption, "ll" + "r" * 7 + "l", [*map(Text, header), Text("verdict")], rows, notes.texts)
+
+
+def checks_table(judged: list[Judged]) -> Table:
+    rows = []
+    for j in judged:
+        sign, least = ("–", "–") if j.test is None or j.test.n < 2 else (_p(j.test.sign_p), _p(2 * 0.5**j.test.n))
+        rows.append([Text(t) for t in (j.relation.name, _range(j.bootstrap, _width(j)), sign, least)])
+    caption = (
+        "The same without assuming normal differences: bootstrap interval (BCa; too narrow below some ten seeds) and exact "
+        "sign test, beside the least p that so many seeds can give. It cannot reach 0.05 with fewer than six."
+    )
+    header = [Text(h) for h in ("relation", "gain, 95 % bootstrap interval", "p (sign)", "least possible")]
+    return Table("checks", caption, "lrrr", header, rows)

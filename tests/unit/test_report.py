@@ -1,0 +1,275 @@
+"""experiments/report.py on results whose truth is planted: ten cells, four metrics, three seeds, eight relations."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from experiments import pages, report, tables
+from experiments.judge import judge
+from experiments.study import Cell, Metric, Relation, Study
+from lm.errors import UserError
+
+METRICS = (
+    Metric("sentiment/accuracy", "sentiment accuracy"),
+    Metric("suffix/bits_per_byte", "suffix, bits per byte", higher=False, flag="not normalised in masked models"),
+    Metric("spans/f1", "F1 of spans"),
+    Metric("text/score", "text-to-text score"),
+)
+NAMES = {
+    "encdec_denoising": "encoder-decoder, denoising",
+    "encdec_lm": "encoder-decoder, language model",
+    "shared_denoising": "encoder-decoder, shared parameters, denoising",
+    "shared_lm": "encoder-decoder, shared parameters, language model",
+    "half_denoising": "encoder-decoder, 6 + 6 layers, denoising",
+    "half_lm": "encoder-decoder, 6 + 6 layers, language model",
+    "causal": "causal decoder",
+    "prefix": "prefix decoder",
+    "encoder": "encoder, 15 % masked & <mask>_words",
+    "untied": "encoder, 40 % masked",
+}
+CELLS = {
+    name: Cell(label, {"architecture": label.split(",")[0], "objective": label.split(", ")[-1]})
+    for name, label in NAMES.items()
+}
+ACCURACY = dict(zip(NAMES, (0.90, 0.86, 0.9001, 0.85, 0.88, 0.84, 0.80, 0.87, 0.70, 0.70), strict=True))
+BITS = dict(zip(NAMES, (2.1, 1.9, 2.2, 1.95, 2.3, 2.0, 1.70, 1.80, 2.9, 2.4), strict=True))
+RELATIONS = (
+    Relation(
+        "denoising above language modelling",
+        METRICS[0].name,
+        "encdec_denoising",
+        "encdec_lm",
+        source="T5, table 2",
+        published=(83.28, 79.56),
+    ),
+    Relation("prefix above causal", METRICS[0].name, "prefix", "causal", source="T5, table 2", published=(81.82, 74.70)),
+    Relation(
+        "shared parameters make no difference",
+        METRICS[0].name,
+        "shared_denoising",
+        "encdec_denoising",
+        kind="equivalent",
+        margin=0.01,
+        source="T5, table 2",
+        published=(82.81, 83.28),
+    ),
+    Relation(
+        "the encoder above the causal decoder, planted wrong way about", METRICS[0].name, "encoder", "causal", source="nobody"
+    ),
+    Relation(
+        "causal above prefix in bits", METRICS[1].name, "causal", "prefix", source="Wang et al. 2022", published=(1.1, 1.2)
+    ),
+    Relation("halves equal, planted far apart", METRICS[1].name, "half_denoising", "half_lm", kind="equivalent", margin=0.05),
+    Relation("a planted null", METRICS[2].name, "encdec_lm", "half_lm"),
+    Relation("an afterthought", METRICS[2].name, "prefix", "causal", primary=False),
+)
+PLANTED = ["reproduced", "reproduced", "reproduced", "reversed", "reproduced", "reversed", "unresolved", "unresolved"]
+
+
+def a_study(**changes) -> Study:
+    values = {"name": "planted", "title": "A planted study", "cells": CELLS, "seeds": 3, "metrics": METRICS}
+    return Study(**(values | {"relations": RELATIONS, "match": "flops", "budget": 1e12} | changes))
+
+
+def a_result(cell: str, seed: int) -> dict:
+    """Seeds move all cells alike (0.01), and each run by itself a little (0.0003)."""
+    rng = np.random.default_rng([seed, list(NAMES).index(cell)])
+    shared = 0.01 * np.random.default_rng(seed).normal()
+    metrics = {
+        METRICS[0].name: ACCURACY[cell] + shared + 0.0003 * rng.normal(),
+        METRICS[1].name: BITS[cell] + shared + 0.001 * rng.normal(),
+        METRICS[2].name: 0.5 + 0.05 * rng.normal(),
+    }
+    if not cell.startswith(("encoder", "untied")):  # an encoder writes no text
+        metrics[METRICS[3].name] = 30 + 2 * rng.normal()
+    steps = range(0, 501, 20)
+    loss = lambda step: float(2 + 7 * np.exp(-step / 80) + 0.3 * BITS[cell] + 0.05 * rng.normal())
+    return {
+        "cell": cell,
+        "seed": seed,
+        "metrics": metrics,
+        "flags": {METRICS[2].name: "a span of more than 10 words is left out"} if cell == "causal" else {},
+        "ledger": {
+            "model_flops": 1e12 * (1 + 0.002 * rng.uniform()),
+            "tokens_seen": 2**20,
+            "tokens_with_loss": 2**18,
+            "parameters": 1_234_567,
+            "parameters_without_embeddings": 1_000_000,
+            "raw_bytes": 4 * 2**20,
+            "device_seconds": 61.5,
+        },
+        "curve": [{"step": s, "flops": s * 2e9, "tokens_seen": s * 2048, "loss": loss(s)} for s in steps],
+    }
+
+
+def the_results(seeds=range(3), cells=tuple(NAMES)) -> dict:
+    return {cell: {seed: a_result(cell, seed) for seed in seeds} for cell in cells}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return report.write(a_study(), the_results(), tmp_path_factory.mktemp("report"), command="python -m experiments.report x")
+
+
+def test_verdicts_are_as_planted(written):
+    assert [j.verdict for j in judge(a_study(), the_results())] == PLANTED
+    text = written["md"].read_text()
+    assert "30 of 30 runs are done" in text and "Of 7 primary relations: 4 reproduced, 2 reversed, 1 unresolved." in text
+    rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    for relation, verdict in zip(RELATIONS, PLANTED, strict=True):
+        row = next(
+            line
+            for start, line in rows.items()
+            if relation.name in start and "published" not in start and line.count("|") == 11
+        )
+        assert re.search(rf"{verdict}(, exploratory)?(\*\*)? \|$", row), row
+    assert "83.28 vs 79.56 (+3.72)" in text and "1.1 vs 1.2 (+0.1)" in text  # of bits fewer are a gain
+
+
+def test_bold_is_for_what_is_significantly_best(written):
+    """Accuracies of 0.9000 and 0.9001 differ by chance; 1.70 bits are fewer than 1.80 beyond it."""
+    table = tables.results_table(a_study(), the_results())
+    assert [(i, row[0].text, t.text) for row in table.rows for i, t in enumerate(row) if t.bold] == [
+        (5, NAMES["causal"], "1.702 ± 0.003")
+    ]
+
+
+def test_all_is_there(written):
+    assert {path.name for path in written.values()} == {path.name for path in written["md"].parent.iterdir()}
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written.values() if path.suffix == ".png")
+    text, page = written["md"].read_text(), written["html"].read_text()
+    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert len(pictures) == 6 == page.count("data:image/png;base64,") and "src=" + '"met' not in page
+    assert "**model FLOPs (held equal)**" in text and "Warning" not in text
+    assert "<sup>1</sup> not normalised in masked models" in text and "<sup>2</sup> a span of more than 10 words" in text
+    assert r"encoder, 15 % masked & \<mask>\_words" in text and "15 % masked &amp; &lt;mask&gt;_words" in page
+    assert "python -m experiments.report x" in text
+
+
+def test_latex_is_whole_and_escaped(written):
+    """pdflatex reads it (tried by hand); here: every brace and environment closes, and each row has its columns."""
+    tex = written["tex"].read_text()
+    assert r"15 \% masked \& $<$mask$>$\_words" in tex
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", tex):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+    assert len(re.findall(r"\\begin\{table\}.*?\\caption\{.*?\\label\{.*?\\end\{table\}", tex, re.S)) == 4
+    for align, body in re.findall(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}(.*?)\\end\{tabular\}", tex, re.S):
+        rows = re.findall(r"^(.*) \\\\$", body, re.M)
+        assert rows and all(len(re.findall(r"(?<!\\)&", row)) == len(align) - 1 for row in rows)
+        assert r"\toprule" in body and r"\midrule" in body and r"\bottomrule" in body
+
+
+def test_every_special_character_is_escaped():
+    assert pages.escaped(r"\ & % $ # _ { } ~ ^") == (
+        r"\textbackslash{} \& \% \$ \# \_ \{ \} \textasciitilde{} \textasciicircum{}"
+    )
+    assert pages.escaped("[a] *b* ± <c>") == r"{[}a{]} {*}b{*} $\pm$ $<$c$>$"
+
+
+def test_the_same_results_give_the_same_bytes(written, tmp_path):
+    again = report.write(a_study(), the_results(), tmp_path, command="python -m experiments.report x")
+    for key, path in written.items():
+        assert path.read_bytes() == again[key].read_bytes(), key
+
+
+def test_an_unfinished_study_shows_what_is_there(tmp_path):
+    results = the_results(cells=("encdec_denoising", "encdec_lm", "prefix"))
+    del results["encdec_lm"][1], results["prefix"][1], results["prefix"][2]
+    results["causal"] = {0: a_result("causal", 0)}
+    study = a_study(relations=(*RELATIONS, Relation("no text of an encoder", METRICS[3].name, "prefix", "encoder")))
+    text = report.write(study, results, tmp_path)["md"].read_text()
+    assert "7 of 30 runs are done" in text and "encoder-decoder, language model (1)" in text
+    first = next(line for line in text.splitlines() if line.startswith("| denoising above"))
+    assert first.split(" | ")[4] == "2"  # seeds 0 and 2, which both cells have
+    assert "unresolved (one seed)" in text and text.count("unresolved (no pair of runs yet)") == 5
+    judged = judge(study, results)
+    assert sum(j.p_holm is not None for j in judged) == 1 and judged[0].p_holm == judged[0].p
+
+
+def test_nothing_done_yet(tmp_path):
+    written = report.write(a_study(), {}, tmp_path)
+    assert "0 of 30 runs are done" in written["md"].read_text() and set(written) == {"md", "html", "tex", "results"}
+
+
+def test_what_is_not_held_equal_is_said(tmp_path):
+    results = the_results()
+    results["causal"][1]["ledger"]["model_flops"] = 0.97e12
+    results["causal"][2]["metrics"][METRICS[0].name] = float("nan")
+    results["stranger"] = {0: a_result("causal", 0)}
+    text = report.write(a_study(), results, tmp_path)["md"].read_text()
+    assert "**Warning: model FLOPs should be held equal, but a run is off by 3.0 % (tolerated: 1 %).**" in text
+    assert "**Warning: not finite, and left out: sentiment accuracy of causal decoder, seed 2.**" in text
+    assert "does not have are left out: stranger" in text
+    assert "| **3.00 %** |" in text
+
+
+def test_a_studys_own_metrics_and_section(tmp_path):
+    def derive(results):
+        for seeds in results.values():
+            for result in seeds.values():
+                result["metrics"]["errors"] = 1 - result["metrics"][METRICS[0].name]
+        return results
+
+    def analyse(results, folder):
+        (folder / "own.png").write_bytes(b"\x89PNG")
+        assert results["causal"][0]["metrics"]["errors"] > 0.1
+        return "## Own\n\nA **bold** `x_1 < 2` [link](https://a.b/c).\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n- one\n- two\n\n![own](own.png)"
+
+    study = a_study(metrics=(*METRICS, Metric("errors", "errors", higher=False)), derive=derive, analyse=analyse)
+    results = the_results()
+    written = report.write(study, results, tmp_path)
+    assert "errors" not in results["causal"][0]["metrics"] and "errors" not in written["results"].read_text()
+    assert "## Own" in written["md"].read_text() and "errors ↓" in written["md"].read_text()
+    page = written["html"].read_text()
+    for piece in (
+        "<h2>Own</h2>",
+        '<p>A <b>bold</b> <code>x_1 &lt; 2</code> <a href="https://a.b/c">link</a>.</p>',
+        "<thead><tr><th>a<th>b</thead><tbody><tr><td>1<td>2</tbody>",
+        "<ul><li>one<li>two</ul>",
+        '<img alt="own" src="data:image/png;base64,iVBORw==">',
+    ):
+        assert piece in page
+
+
+@pytest.mark.parametrize(
+    ("relation", "message"),
+    [
+        (Relation("r", "sentiment/acuracy", "causal", "prefix"), "did you mean 'sentiment/accuracy'"),
+        (Relation("r", METRICS[0].name, "causal", "prefx"), "did you mean 'prefix'"),
+        (Relation("r", METRICS[0].name, "causal", "prefix", kind="equivalent"), "without a margin"),
+    ],
+)
+def test_a_relation_that_cannot_be_tested_is_refused(relation, message):
+    with pytest.raises(UserError, match=message):
+        judge(a_study(relations=(relation,)), the_results())
+
+
+def test_runs_and_the_small_file_give_the_same_report(tmp_path, monkeypatch, capsys):
+    """From a work directory, and again from the results.json of that report."""
+    spec = {"study": "planted", "settings": {"seeds": 2}}
+    module = type("module", (), {"study": staticmethod(lambda **settings: a_study(**settings))})
+    monkeypatch.setitem(report.sys.modules, "experiments.planted", module)
+    monkeypatch.setitem(report.sys.modules, "experiments.planted.study", module)
+    runs, small, third = tmp_path / "runs", tmp_path / "small", tmp_path / "third"
+    runs.mkdir()
+    (runs / "study.json").write_text(json.dumps(spec))
+    for cell, seeds in the_results(range(2)).items():
+        for seed, result in seeds.items():
+            folder = runs / cell / f"seed{seed}"
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps(result))
+    assert report.main([str(runs), f"--out={small}"]) == 0
+    assert "20 of 20 runs are done" in (small / "report.md").read_text()
+    assert report.main([str(small), f"--out={third}"]) == 0
+    for name in ("report.tex", "results.json", "study.json", "relations.png"):
+        assert (small / name).read_bytes() == (third / name).read_bytes()
+    (runs / "causal/seed0/result.json").write_text("{")
+    assert report.main([str(runs)]) == 2 and "is not whole" in capsys.readouterr().err
+    (small / "study.json").write_text(json.dumps(spec | {"study": "planned"}))
+    assert report.main([str(small)]) == 2 and "names study 'planned'" in capsys.readouterr().err
+    assert report.main([str(tmp_path)]) == 2 and "has no study.json" in capsys.readouterr().err
