@@ -14,6 +14,7 @@ from lm.data import labelled
 from lm.data.prepare import Prepared, prepare
 from lm.evaluate import comparable
 from lm.models.transformer import Transformer
+from lm.objectives import reads_prefix
 from lm.recipes.finetune import CORPUS, finetune
 from lm.train.rundir import read_rows
 
@@ -39,7 +40,7 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
             data.tokenizer,
             items(task, data),
             how=task.how,
-            prefix=not isinstance(run.objective, config.Causal),
+            prefix=reads_prefix(run.objective),
             settings=task.settings,
             seed=run.train.seed,
         )

@@ -257,9 +257,64 @@ class SpanCorruption:
 
     rate: float = 0.15
     mean_span: float = 3.0
+    prefix: bool = True  # a decoder alone sees the corrupted text from both sides; False: left to right, like the rest
 
 
-Objective = Causal | Prefix | Masked | SpanCorruption
+@dataclass(frozen=True)
+class Denoise:
+    """The text back from a noised one (BART, arXiv 1910.13461, section 2.2). A share of 0 turns a noise off."""
+
+    infill: float = 0.3  # of the tokens: in spans, each replaced by one mask token
+    mean_span: float = 3.0  # of infilling; lengths are Poisson's, some spans are empty
+    permute: float = 1.0  # of the sentences: in a random order
+    mask: float = 0.0  # of the tokens: each replaced by a mask token
+    delete: float = 0.0  # of the tokens
+    rotate: float = 0.0  # of the pieces: begun at a random token
+
+
+@dataclass(frozen=True)
+class Deshuffle:
+    """The text back from its tokens in a random order (T5, section 3.3.1)."""
+
+
+@dataclass(frozen=True)
+class Mass:
+    """A masked stretch of the text, and nothing else, from what stands around it (MASS, arXiv 1905.02450, section 3.2)."""
+
+    share: float = 0.5  # of the text that is masked
+
+
+@dataclass(frozen=True)
+class FillInMiddle:
+    """Next token, of texts whose middle was moved to their end (arXiv 2207.14255, section 3)."""
+
+    rate: float = 0.5  # of the pieces that are rearranged
+    suffix_first: float = 0.5  # of these: the suffix before the prefix (SPM), not behind it (PSM)
+
+
+@dataclass(frozen=True)
+class NextSentence:
+    """Masked tokens, and whether a second text follows the first (BERT, section 3.1)."""
+
+    negatives: float = 0.5  # of the pairs: the second text comes from elsewhere
+    masked: Masked = Masked()
+
+
+@dataclass(frozen=True)
+class Part:
+    objective: "Objective"
+    weight: float = 1.0  # of the pieces, beside the other parts' weights
+    mode: str | None = None  # a token for this name, one for all parts that have it, stands before what the model reads
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Each piece under one of several objectives, drawn by weight; `mode` tells the model which (UL2, arXiv 2205.05131)."""
+
+    parts: Mapping[str, Part]
+
+
+Objective = Causal | Prefix | Masked | SpanCorruption | Denoise | Deshuffle | Mass | FillInMiddle | NextSentence | Mixture
 
 # --------------------------------------------------------------------------------------------------------------- data
 

@@ -20,6 +20,11 @@ NAMES = (
     "encdec_prefix",
     "encdec_masked",
     "encdec_spans",
+    "decoder_fim",
+    "encoder_nsp",
+    "encdec_bart",
+    "decoder_ul2",
+    "encdec_ul2",
 )
 
 

@@ -133,8 +133,23 @@ class Rows:
         for i in range(len(number)):
             rng = np.random.default_rng((self.seed, s, int(epoch[i]) if o.dynamic else 0, int(window[i]), 2))
             text = tokens[i, starts[i] - begin[i] :][: lengths[i]]
-            rows.append(fill(text, self._cuts(store, int(starts[i]), len(text)), o, rng))
+            other = self._elsewhere(store, int(begin[i]), rng) if o.other else None
+            rows.append(fill(text, self._cuts(store, int(starts[i]), len(text)), o, rng, other))
         return rows
+
+    def _elsewhere(self, store: Store, begin: int, rng: np.random.Generator) -> np.ndarray:
+        """The longest piece of one document in a random window of the source that does not touch the window at `begin`.
+
+        Empty where there is no such window.
+        """
+        size = self.objective.window
+        before, behind = max(0, begin - size + 1), max(0, store.num_tokens - begin - 2 * size + 1)
+        if before + behind == 0:
+            return np.zeros(0, np.int32)
+        place = int(rng.integers(before + behind))
+        start = place if place < before else place - before + begin + size
+        text = store.read(np.array([start]), size)[0]
+        return max(np.split(text, self._cuts(store, start, size)), key=len)
 
     @staticmethod
     def _cuts(store: Store, start: int, length: int) -> np.ndarray:
@@ -143,13 +158,19 @@ class Rows:
         return store.offsets[first:last] - start
 
 
-def fill(tokens: np.ndarray, cuts: np.ndarray, objective: Objective, rng: np.random.Generator) -> Example:
-    """One row from a window: a segment for each document, shortened where its noised form would not fit any more."""
+def fill(
+    tokens: np.ndarray, cuts: np.ndarray, objective: Objective, rng: np.random.Generator, other: np.ndarray | None = None
+) -> Example:
+    """One row from a window: a segment for each document, shortened where its noised form would not fit any more.
+
+    `other` is text from elsewhere, for an objective that asks for it.
+    """
     pieces: list[Example] = []
+    extra = () if other is None else (other,)
     room = objective.lengths
     for piece in np.split(tokens, cuts):
         while len(piece) >= objective.shortest:
-            example = objective.make(piece, rng)
+            example = objective.make(piece, rng, *extra)
             over = max(_over(example, room), default=0)
             if over <= 0:
                 pieces.append(example)
@@ -198,11 +219,13 @@ def pack(pieces: Sequence[Example], lengths: Lengths) -> Example:
             return None
         parts = [getattr(piece, name) for piece in pieces]
         prefixes = [p.prefix if p.prefix is not None else np.zeros(len(p.tokens), bool) for p in parts]
+        types = [p.types if p.types is not None else np.zeros(len(p.tokens), np.int32) for p in parts]
         return TokenStream(
             join([p.tokens for p in parts], size, np.int32),
             join([p.positions for p in parts], size, np.int32),
             join([p.segments * (i + 1) for i, p in enumerate(parts)], size, np.int32),
             join(prefixes, size, bool) if name == "decoder" and lengths.prefix else None,
+            join(types, size, np.int32) if lengths.types else None,
         )
 
     predicted = lengths.predicted or lengths.decoder or lengths.encoder or 0

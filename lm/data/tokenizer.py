@@ -48,6 +48,7 @@ class Tokenizer(Protocol):
     role_ids: Mapping[str, int]  # "<|user|>" -> id
     reserved: int  # ids 0..reserved-1 are control symbols
     word_start: np.ndarray  # bool [vocab_size]: begins a word (a space, a newline, punctuation, a control symbol)
+    sentence_end: np.ndarray  # bool [vocab_size]: ends in a full stop, a question or exclamation mark, or a newline
     proto: bytes  # the model, from which `from_bytes` makes an equal tokenizer
     fingerprint: str  # SHA-256 of `proto`
 
@@ -106,6 +107,10 @@ class SentencePiece:
             return self._sp.is_control(i) or piece[0] in "\n" + _SPACE or unicodedata.category(piece[0])[0] in "PSZ"
 
         return np.fromiter((starts(i) for i in range(self.vocab_size)), bool, self.vocab_size)
+
+    @cached_property
+    def sentence_end(self) -> np.ndarray:
+        return _sentence_ends(self)
 
     def piece(self, i: int) -> str:
         """The piece as the model writes it, for people to read."""
@@ -202,6 +207,10 @@ class HuggingFace:
             starts[i] = i in self._special or begins or unicodedata.category(piece[0])[0] in "PSZ" if piece else False
         return starts
 
+    @cached_property
+    def sentence_end(self) -> np.ndarray:
+        return _sentence_ends(self)
+
     def piece(self, i: int) -> str:
         return self._tokenizer.id_to_token(int(i)) or ""
 
@@ -223,6 +232,12 @@ class HuggingFace:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
+
+
+def _sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
+    """bool [V]. A newline may be written as its byte, or, in byte-level BPE, as U+010A."""
+    ends = (".", "!", "?", "\n", "\u010a", "<0x0A>")
+    return np.array([tokenizer.piece(i).endswith(ends) for i in range(tokenizer.vocab_size)])
 
 
 def from_bytes(proto: bytes) -> Tokenizer:

@@ -14,12 +14,13 @@ A new objective gets its rows here.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from lm import config
 from lm.errors import UserError, nearest
-from lm.objectives import Vocabulary
+from lm.objectives import Vocabulary, reads_prefix
 from lm.objectives.causal import stream
 from lm.types import Example, TokenStream
 
@@ -226,7 +227,14 @@ def ways(architecture: str, objective: config.Objective) -> Mapping[str, Way]:
         known = [config.kind_of(o) for a, o in WAYS if a == architecture]
         kind = config.kind_of(key[1])
         raise UserError(f"no way to score spans under a model of '{kind}' ({architecture}){nearest(kind, known)}")
+    if architecture == "decoder" and not reads_prefix(objective):
+        return {kind: replace(way, ask=partial(_left_to_right, ask=way.ask)) for kind, way in WAYS[key].items()}
     return WAYS[key]
+
+
+def _left_to_right(span: Span, v: Vocabulary, *, ask: Callable[[Span, Vocabulary], list[Example]]) -> list[Example]:
+    """The same question, no part of it seen from both sides."""
+    return [replace(e, decoder=replace(e.decoder, prefix=None)) for e in ask(span, v)]
 
 
 def examples(way: Way, kind: str, span: Span, vocabulary: Vocabulary) -> list[Example]:

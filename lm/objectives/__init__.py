@@ -5,7 +5,7 @@ comes nearest. Both are what the README shows.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from lm import config
 from lm.errors import UserError
-from lm.objectives import causal, masked, prefix, spans
+from lm.objectives import causal, denoise, marks, masked, middle, mixture, pairs, prefix, spans, stretch
 from lm.types import Example
 
 
@@ -27,19 +27,21 @@ class Vocabulary(Protocol):
     sentinel_ids: tuple[int, ...]
     reserved: int
     word_start: np.ndarray
+    sentence_end: np.ndarray
 
 
 @dataclass(frozen=True)
 class Lengths:
     """Places in a row: of the encoder, of the decoder, and of predictions if fewer than there are places.
 
-    `prefix`: the decoder's stream says which of its keys all may see.
+    `prefix`: the decoder's stream says which of its keys all may see. `types`: streams have token types.
     """
 
     encoder: int | None
     decoder: int | None
     predicted: int | None = None
     prefix: bool = False
+    types: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,19 @@ class Objective:
 
     `window` is how many tokens of text fill a row, `stride` how far apart windows start (one less where the last token of
     a window is only predicted, so that it is read by the next), `dynamic` whether an epoch brings new randomness.
+    `other`: it is `make(tokens, rng, other)`, with a text from elsewhere. `sentinels` and `marks` are how many of the
+    tokenizer's sentinels it uses, from the first and from the last on.
     """
 
-    make: Callable[[np.ndarray, np.random.Generator], Example]
+    make: Callable[..., Example]
     lengths: Lengths
     window: int
     stride: int
     dynamic: bool = True
     shortest: int = 4
+    other: bool = False
+    sentinels: int = 0
+    marks: int = 0
 
 
 def _causal(c: config.Causal, data: config.Data, v: Vocabulary) -> Objective:
@@ -74,15 +81,22 @@ def _prefix_both(c: config.Prefix, data: config.Data, v: Vocabulary) -> Objectiv
     return Objective(partial(prefix.encoder_decoder, bos=v.bos_id), Lengths(encoder, decoder), window, window)
 
 
-def _noise(c: config.Masked, v: Vocabulary) -> Callable[..., Any]:
+def _mask(v: Vocabulary, c: config.Objective) -> int:
     if v.mask_id is None:
-        raise UserError("objective 'masked' needs a mask token and the tokenizer has none; train one, or take 'causal'")
+        name = config.kind_of(type(c))
+        raise UserError(
+            f"objective '{name}' needs a mask token and the tokenizer has none; data.tokenizer.path=None trains one"
+        )
+    return v.mask_id
+
+
+def _noise(c: config.Masked, v: Vocabulary) -> Callable[..., Any]:
     return partial(
         masked.noise,
         rate=c.rate,
         mask=c.mask,
         random=c.random,
-        mask_id=v.mask_id,
+        mask_id=_mask(v, c),
         reserved=v.reserved,
         vocab_size=v.vocab_size,
         word_start=v.word_start if c.whole_word else None,
@@ -107,8 +121,10 @@ def _masked_both(c: config.Masked, data: config.Data, v: Vocabulary) -> Objectiv
 def _spans_decoder(c: config.SpanCorruption, data: config.Data, v: Vocabulary) -> Objective:
     length = _need(data, "decoder_length")
     window = spans.window(length, c, fits=lambda encoder, decoder: encoder + decoder)
-    make = partial(spans.decoder, **_span_settings(c, v, window))
-    return Objective(make, Lengths(None, length, prefix=True), window, window)
+    settings = _span_settings(c, v, window)
+    used = spans.counts(window, c.rate, c.mean_span)[1]
+    make = partial(spans.decoder, prefix=c.prefix, **settings)
+    return Objective(make, Lengths(None, length, prefix=c.prefix), window, window, sentinels=used)
 
 
 def _spans_both(c: config.SpanCorruption, data: config.Data, v: Vocabulary) -> Objective:
@@ -120,8 +136,9 @@ def _spans_both(c: config.SpanCorruption, data: config.Data, v: Vocabulary) -> O
             f"data.decoder_length is {decoder}; span corruption of {encoder} encoder tokens gives up to {targets} targets: "
             f"set data.decoder_length={targets} or more, or shorten data.encoder_length"
         )
-    make = partial(spans.encoder_decoder, **_span_settings(c, v, window))
-    return Objective(make, Lengths(encoder, decoder), window, window)
+    settings = _span_settings(c, v, window)
+    used = spans.counts(window, c.rate, c.mean_span)[1]
+    return Objective(partial(spans.encoder_decoder, **settings), Lengths(encoder, decoder), window, window, sentinels=used)
 
 
 def _span_settings(c: config.SpanCorruption, v: Vocabulary, window: int) -> dict[str, Any]:
@@ -135,6 +152,105 @@ def _span_settings(c: config.SpanCorruption, v: Vocabulary, window: int) -> dict
     return dict(rate=c.rate, mean_span=c.mean_span, sentinels=sentinels, bos=v.bos_id, eos=v.eos_id)
 
 
+def _given_back(noise: denoise.Noise, data: config.Data, v: Vocabulary) -> Objective:
+    encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
+    make = partial(denoise.encoder_decoder, noise=noise, bos=v.bos_id, eos=v.eos_id)
+    window = min(encoder, decoder) - 1
+    return Objective(make, Lengths(encoder, decoder), window, window)
+
+
+def _denoise(c: config.Denoise, data: config.Data, v: Vocabulary) -> Objective:
+    _shares(c, "infill", "permute", "mask", "delete", "rotate")
+    if c.mean_span < 1:
+        raise UserError(f"objective.mean_span is {c.mean_span}; set it to 1 or more")
+    mask_id = _mask(v, c) if c.infill or c.mask else None
+    return _given_back(partial(denoise.noise, c=c, mask_id=mask_id, sentence_end=v.sentence_end), data, v)
+
+
+def _deshuffle(c: config.Deshuffle, data: config.Data, v: Vocabulary) -> Objective:
+    return _given_back(denoise.shuffle, data, v)
+
+
+def _mass(c: config.Mass, data: config.Data, v: Vocabulary) -> Objective:
+    _shares(c, "share")
+    encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
+    window = stretch.window(encoder, decoder, c.share)
+    make = partial(stretch.encoder_decoder, share=c.share, mask_id=_mask(v, c), bos=v.bos_id, eos=v.eos_id)
+    return Objective(make, Lengths(encoder, decoder), window, window)
+
+
+def _middle(c: config.FillInMiddle, data: config.Data, v: Vocabulary) -> Objective:
+    _shares(c, "rate", "suffix_first")
+    length = _need(data, "decoder_length")
+    settings = dict(suffix_first=c.suffix_first, marks=marks.fill_in_middle(v.sentinel_ids), bos=v.bos_id, eos=v.eos_id)
+    make = partial(middle.decoder, rate=c.rate, **settings)
+    window = length - marks.MIDDLE  # three marks and eos come to it, and the last token is only predicted
+    return Objective(make, Lengths(None, length), window, window - 1, marks=marks.MIDDLE)
+
+
+def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> Objective:
+    _shares(c, "negatives")
+    length = _need(data, "encoder_length")
+    if len(v.sentinel_ids) < 2:
+        raise UserError("objective 'next_sentence' answers with two sentinels and the tokenizer has none; take 'masked'")
+    predicted = min(length, 8 * int(np.ceil((length * c.masked.rate + 16) / 8)))  # each document asks one question more
+    settings = dict(negatives=c.negatives, answers=v.sentinel_ids[:2], bos=v.bos_id, eos=v.eos_id)
+    make = partial(pairs.encoder, noise=_noise(c.masked, v), **settings)
+    lengths = Lengths(length, None, predicted, types=True)
+    return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, other=True, sentinels=2)
+
+
+def _mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, architecture: str) -> Objective:
+    """Parts in the order of their names: a config read back from JSON has no other."""
+    weights = np.array([part.weight for _, part in sorted(c.parts.items())], float)
+    if not len(weights) or weights.min() < 0 or weights.sum() == 0:
+        raise UserError("objective.parts needs a part, and weights of 0 or more that are not all 0")
+    modes = marks.modes(c, v.sentinel_ids)
+    parts = [_part(name, part, architecture, data, v, modes) for name, part in sorted(c.parts.items())]
+    if len({o.lengths.predicted is None for o in parts}) > 1:
+        raise UserError("a mixture cannot hold parts that predict at every place and parts that predict at some: split it")
+    if len({o.dynamic for o in parts}) > 1:
+        raise UserError("a mixture cannot hold parts with dynamic and with static masks; set dynamic alike in all")
+    used = max(o.sentinels for o in parts) + max(o.marks for o in parts)
+    if used > len(v.sentinel_ids):
+        raise UserError(f"the mixture takes {used} sentinels, the tokenizer has {len(v.sentinel_ids)}: use longer spans")
+    each = {name: [vars(o.lengths)[name] for o in parts] for name in vars(parts[0].lengths)}
+    lengths: dict[str, Any] = {name: None if values[0] is None else max(values) for name, values in each.items()}
+    window = min(o.window for o in parts)
+    other = any(o.other for o in parts)
+    makes = [o.make if o.other or not other else partial(mixture.without_other, make=o.make) for o in parts]
+    return Objective(
+        partial(mixture.draw, makes=makes, shares=weights / weights.sum()),
+        Lengths(**lengths),
+        window,
+        window - max(o.window - o.stride for o in parts),
+        parts[0].dynamic,
+        max(o.shortest for o in parts),
+        other,
+    )
+
+
+def _part(
+    name: str, part: config.Part, architecture: str, data: config.Data, v: Vocabulary, modes: dict[str, int]
+) -> Objective:
+    """A part's objective. With a mode it is built for a row that is one place shorter, which its token takes."""
+    if isinstance(part.objective, config.Mixture):
+        raise UserError(f"objective.parts.{name} is a mixture itself: put its parts beside the others")
+    if part.mode is None:
+        return build(part.objective, architecture, data, v)
+    read = "decoder" if architecture == "decoder" else "encoder"
+    length = _need(data, f"{read}_length")
+    o = build(part.objective, architecture, replace(data, **{f"{read}_length": length - 1}), v)
+    make = partial(mixture.with_mode, make=o.make, mode=modes[part.mode])
+    return replace(o, make=make, lengths=replace(o.lengths, **{read: length}), marks=marks.MIDDLE + len(modes))
+
+
+def _shares(c: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(c, name) <= 1:
+            raise UserError(f"objective.{name} is {getattr(c, name)}; it is a share, from 0 to 1")
+
+
 SUITS: dict[tuple[str, type], Callable[[Any, config.Data, Any], Objective]] = {
     ("decoder", config.Causal): _causal,
     ("decoder", config.Prefix): _prefix_decoder,
@@ -143,6 +259,14 @@ SUITS: dict[tuple[str, type], Callable[[Any, config.Data, Any], Objective]] = {
     ("encoder_decoder", config.Prefix): _prefix_both,
     ("encoder_decoder", config.Masked): _masked_both,
     ("encoder_decoder", config.SpanCorruption): _spans_both,
+    ("encoder_decoder", config.Denoise): _denoise,
+    ("encoder_decoder", config.Deshuffle): _deshuffle,
+    ("encoder_decoder", config.Mass): _mass,
+    ("decoder", config.FillInMiddle): _middle,
+    ("encoder", config.NextSentence): _next_sentence,
+    ("decoder", config.Mixture): partial(_mixture, architecture="decoder"),
+    ("encoder", config.Mixture): partial(_mixture, architecture="encoder"),
+    ("encoder_decoder", config.Mixture): partial(_mixture, architecture="encoder_decoder"),
 }
 
 REFUSED: dict[tuple[str, type], str] = {
@@ -153,6 +277,23 @@ REFUSED: dict[tuple[str, type], str] = {
     ("encoder", config.SpanCorruption): "an encoder gives one token a place and a span has several; take 'masked', or an "
     "encoder-decoder",
     ("encoder_decoder", config.Causal): "the encoder would have nothing to read; take 'prefix', or a decoder alone",
+    ("decoder", config.Denoise): "the noised text has no stream of its own; take 'span_corruption', or an encoder-decoder",
+    ("encoder", config.Denoise): "an encoder gives one token a place, and the noised text has other places than the text; "
+    "take 'masked', or an encoder-decoder",
+    ("decoder", config.Deshuffle): "the shuffled text has no stream of its own; take 'prefix', or an encoder-decoder",
+    ("encoder", config.Deshuffle): "the token of a place would have to be told from all others without their order; take "
+    "'masked', or an encoder-decoder",
+    ("decoder", config.Mass): "the masked text has no stream of its own; take 'span_corruption' with one long span, or an "
+    "encoder-decoder",
+    ("encoder", config.Mass): "the stretch is given token by token, and an encoder gives all at once; take 'masked', or an "
+    "encoder-decoder",
+    ("encoder", config.FillInMiddle): "an encoder sees both sides of a gap as it is; take 'masked', or a decoder",
+    ("encoder_decoder", config.FillInMiddle): "the encoder sees both sides of a gap as it is; take 'span_corruption', or a "
+    "decoder alone",
+    ("decoder", config.NextSentence): "a causal decoder has seen nothing where the question is asked; take 'causal', or an "
+    "encoder",
+    ("encoder_decoder", config.NextSentence): "the question is asked at a place of the encoder, and the decoder has the loss; "
+    "take 'denoise', or an encoder alone",
 }
 
 
@@ -164,6 +305,16 @@ def build(objective: config.Objective, architecture: str, data: config.Data, voc
     if vocabulary.bos_id is None or vocabulary.eos_id is None:
         raise UserError("the tokenizer has no bos or no eos token, which mark where documents begin and end; train one here")
     return SUITS[key](objective, data, vocabulary)
+
+
+def reads_prefix(objective: config.Objective) -> bool:
+    """Whether a decoder alone that was trained so reads what it is given from both sides."""
+    match objective:
+        case config.SpanCorruption(prefix=prefix):
+            return prefix
+        case config.Mixture(parts=parts):
+            return any(reads_prefix(part.objective) for part in parts.values())
+    return not isinstance(objective, config.Causal | config.FillInMiddle)
 
 
 def _need(data: config.Data, name: str) -> int:

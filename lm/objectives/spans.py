@@ -88,8 +88,10 @@ def encoder_decoder(tokens: np.ndarray, rng: np.random.Generator, *, bos: int, e
     )
 
 
-def decoder(tokens: np.ndarray, rng: np.random.Generator, *, bos: int, eos: int, **settings) -> Example:
+def decoder(tokens: np.ndarray, rng: np.random.Generator, *, bos: int, eos: int, prefix: bool = True, **settings) -> Example:
     """One stream (T5, section 3.2.1): the inputs are a prefix seen from both sides, the targets follow.
+
+    With `prefix=False` all is read left to right (the "language model" under a denoising objective of T5's Table 2).
 
     tokens    [20 21 22 23 24 25]
     decoder   [20 21 s0 24 25 eos s0 22 23]
@@ -100,4 +102,5 @@ def decoder(tokens: np.ndarray, rng: np.random.Generator, *, bos: int, eos: int,
     inputs, targets = corrupt(without_ends(tokens, bos, eos), rng, **settings)
     both = np.concatenate([inputs, [eos], targets, [eos]]).astype(np.int32)
     places, start = np.arange(len(both) - 1), len(inputs) + 1
-    return Example(None, stream(both[:-1], prefix=places < start), both[1:], (places >= start - 1).astype(np.float32))
+    seen = places < start if prefix else None
+    return Example(None, stream(both[:-1], prefix=seen), both[1:], (places >= start - 1).astype(np.float32))

@@ -37,6 +37,7 @@ from lm.evaluate.answers import classified, exact, said_well
 from lm.generate import generate, left_padded
 from lm.generate.rank import rank
 from lm.models.transformer import Transformer, head_params
+from lm.objectives import reads_prefix
 from lm.train import hooks, loop
 from lm.train.step import blueprint, counted, make_step
 from lm.types import Example, TokenStream, TrainState
@@ -323,7 +324,7 @@ def command(flags: argparse.Namespace) -> dict[str, Any]:
     run = config.load(str(directory / "config.json")) if (directory / "config.json").exists() else None
     prefix = flags.prefix
     if prefix is None:
-        prefix = run is not None and not isinstance(run.objective, config.Causal)
+        prefix = run is not None and reads_prefix(run.objective)
     if flags.task in CORPUS:
         if run is None:
             raise UserError(f"task '{flags.task}' is made from a run's documents, and {directory} is no run; take another")

@@ -65,6 +65,11 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
             f"set --config.model.vocab_size={data.tokenizer.vocab_size} or more"
         )
     objective = build(run.objective, run.model.architecture, run.data, data.tokenizer)
+    if objective.lengths.types and run.model.embed.types < 2:
+        raise UserError(
+            f"model.embed.types={run.model.embed.types}, and this objective tells two texts apart by their types; "
+            "set --config.model.embed.types=2"
+        )
     rows = rows_of(run, data, objective)
     model = Transformer(run.model)
     tx, schedule = optim.make(run.optimizer, run.train.steps)

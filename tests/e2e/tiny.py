@@ -7,6 +7,19 @@ LENGTHS = {
     "encoder": dict(encoder_length=32),
     "encoder_decoder": dict(encoder_length=32, decoder_length=32),
 }
+# A mixture has no defaults: one for each architecture, its first part without a mode.
+MIXTURES = {
+    "decoder": ("causal", "fill_in_middle", "span_corruption"),
+    "encoder": ("masked", "next_sentence"),
+    "encoder_decoder": ("denoise", "span_corruption"),
+}
+
+
+def objective_of(kind, architecture):
+    if kind != "mixture":
+        return dict(kind=kind)
+    parts = enumerate(MIXTURES[architecture])
+    return dict(kind=kind, parts={f"p{i}": dict(objective=dict(kind=k), mode=f"m{i}" if i else None) for i, k in parts})
 
 
 def get_config(what="decoder.causal"):
@@ -20,6 +33,7 @@ def get_config(what="decoder.causal"):
         width=32,
         encoder=stack if "encoder" in architecture else None,
         decoder=cross if "decoder" in architecture else None,
+        embed=dict(types=2 if architecture == "encoder" and objective in ("next_sentence", "mixture") else 0),
     )
     c.data = dict(
         sources=dict(tiny=dict(kind="jsonl", path="unset")),
@@ -28,7 +42,7 @@ def get_config(what="decoder.causal"):
         holdout=0.2,
         **LENGTHS[architecture],
     )
-    c.objective = dict(kind=objective)
+    c.objective = objective_of(objective, architecture)
     c.optimizer = dict(learning_rate=0.01, schedule=dict(warmup=5))
     c.train = dict(steps=12, batch_size=4)
     c.checkpoint = dict(every=4)

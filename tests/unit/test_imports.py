@@ -21,7 +21,7 @@ MAY = {
     "losses": {"types", "errors"},
     "checkpoint": CORE,
     "models": MODELS,
-    "generate": MODELS | {"generate"},
+    "generate": MODELS | {"generate", "objectives"},  # which marks a prompt has
     "convert": MODELS | {"convert"},
     "objectives": CORE | {"objectives"},
     "data": DATA,

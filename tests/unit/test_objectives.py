@@ -27,7 +27,8 @@ def first(make, wanted, seeds=3000):
 
 def vocabulary(**changes):
     known = dict(vocab_size=V, bos_id=BOS, eos_id=EOS, mask_id=MASK, sentinel_ids=tuple(range(5, 15)), reserved=RESERVED)
-    return SimpleNamespace(**(known | dict(word_start=np.arange(V) % 3 == 0) | changes))
+    ends = dict(word_start=np.arange(V) % 3 == 0, sentence_end=np.arange(V) % 7 == 0)
+    return SimpleNamespace(**(known | ends | changes))
 
 
 def equal(array, expected):
@@ -264,6 +265,18 @@ def test_noise_is_everywhere():
 ARCHITECTURES = ("encoder", "decoder", "encoder_decoder")
 PAIRS = [(a, o) for a in ARCHITECTURES for o in get_args(config.Objective)]
 DATA = config.Data(encoder_length=64, decoder_length=64)
+MIXTURES = {
+    "decoder": (config.Causal(), config.FillInMiddle(), config.SpanCorruption()),
+    "encoder": (config.Masked(), config.NextSentence()),
+    "encoder_decoder": (config.Prefix(), config.SpanCorruption(), config.Denoise()),
+}
+
+
+def example(o, architecture):
+    """An objective of this class; a mixture of what suits the architecture, its first part without a mode."""
+    if o is not config.Mixture:
+        return o()
+    return o({f"p{i}": config.Part(c, mode=f"m{i}" if i else None) for i, c in enumerate(MIXTURES[architecture])})
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: f"{p[0]}-{p[1].__name__}")
@@ -271,9 +284,9 @@ def test_every_pair_is_taken_or_refused(pair):
     assert (pair in SUITS) != (pair in REFUSED)
     architecture, objective = pair
     if pair in SUITS:
-        built = objectives.build(objective(), architecture, DATA, vocabulary())
+        built = objectives.build(example(objective, architecture), architecture, DATA, vocabulary())
         tokens = rng().integers(RESERVED, V, built.window).astype(np.int32)
-        e = built.make(tokens, rng())
+        e = built.make(tokens, rng(), *([tokens[::-1]] if built.other else []))
         for name in ("encoder", "decoder"):
             stream, length = getattr(e, name), getattr(built.lengths, name)
             assert (stream is None) == (length is None)
@@ -282,7 +295,7 @@ def test_every_pair_is_taken_or_refused(pair):
         assert e.weights.sum() > 0 and e.weights.dtype == np.float32
     else:
         with pytest.raises(UserError, match="does not suit") as error:
-            objectives.build(objective(), architecture, DATA, vocabulary())
+            objectives.build(example(objective, architecture), architecture, DATA, vocabulary())
         assert REFUSED[pair] in str(error.value) and "; take '" in str(error.value)
 
 
