@@ -5,6 +5,7 @@ before the directory gets its final name, so a directory without them, or whose 
 a kill at any moment leaves either a whole checkpoint or one that is never read. Steps are ordered by number.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -43,7 +45,7 @@ def digests(directory: epath.Path) -> dict[str, str]:
     def one(p: epath.Path) -> str:
         digest = hashlib.sha256()
         with p.open("rb") as file:  # piece by piece: a file may be larger than what memory is left
-            while piece := file.read(2**24):
+            while piece := file.read(2**20):
                 digest.update(piece)
         return digest.hexdigest()
 
@@ -203,13 +205,30 @@ class Checkpoints:
             raise _no_space(self.directory, cause)
 
 
+class _InTurn(ocp.type_handlers.NumpyHandler):
+    """Orbax copies all NumPy arrays and compresses them all at once: the model three times over. This copies none and
+    compresses one after the other."""
+
+    def __init__(self):
+        super().__init__(deepcopy_host_arrays=False)
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+        for value, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
+            for written in await super().serialize([value], [info], [arg]):
+                await asyncio.to_thread(written.result)
+        return []  # nothing is left to wait for
+
+
 def save_params(directory: str | Path, model: config.Model, params: Any) -> None:
     """A model by itself, in a new folder: `params/`, `SHA256.json` and, last, `model.json`."""
     path = epath.Path(directory).resolve()
     path.mkdir(parents=True, exist_ok=True)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path / "params", params, force=True)
+        registry = ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, _InTurn()), (jax.Array, ocp.type_handlers.ArrayHandler())
+        )
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
+            checkpointer.save(path / "params", args=ocp.args.PyTreeSave(params), force=True)
     except (OSError, ValueError) as error:
         raise _save_error(error, path) from error
     (path / DIGESTS).write_text(json.dumps(digests(path / "params"), indent=1))
@@ -225,7 +244,8 @@ def load_model(directory: str | Path) -> config.Model:
 
 
 def load_params(directory: str | Path, target: Any) -> Any:
-    """Parameters of `load_model` in the shapes, dtypes and shardings of `target` (abstract); of a run their average, if any."""
+    """Parameters of `load_model` in the shapes, dtypes and shardings of `target` (abstract), NumPy arrays where it names no
+    sharding; of a run their average, if any."""
     path = epath.Path(directory).expanduser().resolve()
     if (path / "model.json").exists():
         listing = json.loads((path / DIGESTS).read_text())

@@ -24,7 +24,7 @@ ROOMY = 12 * 2**30  # bytes of memory from which on keeping freed pages is safe:
 
 
 def before_jax() -> None:
-    """Call first in every `__main__`."""
+    """Call first in every `__main__` that computes."""
     if os.environ.get("LM_CPU_TUNING") == "0" or not _cpu_alone():
         return
     version = tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2])

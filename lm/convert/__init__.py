@@ -8,8 +8,9 @@ not implement stops it by name. Dropout is not carried over: it is the training 
 """
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,19 +207,18 @@ def write(
     expected = tensors(FAMILIES[name], model, {path: leaf.shape for path, leaf in leaves.items()})
     zeros = FAMILIES[name].zeros(model)
     dtype = next(iter(leaves.values())).dtype
-    sizes = {key: int(np.prod(t.shape)) * dtype.itemsize for key, t in expected.items()}
-    sizes |= {key: int(np.prod(shape)) * dtype.itemsize for key, shape in zeros.items()}
-    total, done = sum(sizes.values()), 0
+    shapes = {key: t.shape for key, t in expected.items()} | zeros
+    total, done = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize, 0
 
-    def parts() -> Iterator[tuple[str, np.ndarray]]:
+    def get(key: str) -> np.ndarray:
         nonlocal done
-        for key in sizes:
-            yield key, np.zeros(zeros[key], dtype) if key in zeros else expected[key].join(leaves)
-            done += sizes[key]
-            progress(done, total)
+        tensor = np.zeros(zeros[key], dtype) if key in zeros else expected[key].join(leaves)
+        done += tensor.nbytes
+        progress(done, total)
+        return tensor
 
     target.mkdir(parents=True, exist_ok=True)
-    files.write(target, parts(), sizes, shard_bytes)
+    files.write(target, shapes, dtype, get, shard_bytes)
     heading = {"architectures": [FAMILIES[name].architecture(model)], "model_type": name, "torch_dtype": dtype.name}
     (target / "config.json").write_text(json.dumps({**(also or {}), **said, **heading}, indent=2) + "\n")
     return name

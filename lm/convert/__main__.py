@@ -4,7 +4,7 @@
     python -m lm.convert to_hf SRC DST       such a folder, or the workdir of a run -> config.json, safetensors
     python -m lm.convert families            the model types that are known
 
-SRC is read tensor by tensor: memory stays near the model's own size. The tokenizer's files are carried along.
+Tensors are read and written one by one: memory stays near the model's own size. The tokenizer's files are carried along.
 """
 
 import argparse
@@ -37,8 +37,7 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("--shard_gb", type=float, default=5.0, help="largest file, GB (default 5)")
     commands.add_parser("families", help="list the known model types")
     flags = parser.parse_args(argv)
-    startup.before_jax()
-    startup.after_jax()
+    startup.after_jax()  # and not `before_jax`: nothing is computed here, and freed memory is to go back
     try:
         if flags.command == "families":
             from lm.convert.families import FAMILIES
@@ -81,8 +80,6 @@ def _from_hf(flags: argparse.Namespace) -> None:
 
 
 def _to_hf(flags: argparse.Namespace) -> None:
-    import jax
-    import numpy as np
     from flax import traverse_util
 
     from lm import checkpoint
@@ -90,9 +87,7 @@ def _to_hf(flags: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     model = checkpoint.load_model(flags.source)
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one) for p, x in abstract_params(model).items()}
-    params = jax.tree.map(np.asarray, checkpoint.load_params(flags.source, traverse_util.unflatten_dict(target, sep="/")))
+    params = checkpoint.load_params(flags.source, traverse_util.unflatten_dict(abstract_params(model), sep="/"))
     kept = flags.source / "hf"
     also = json.loads((kept / "config.json").read_text()) if (kept / "config.json").exists() else {}
     family = flags.family or also.get("model_type")

@@ -1,11 +1,12 @@
 """Weights on disk in Hugging Face's format: safetensors, one file or several with an index. Pickles only when asked for."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 from lm.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CODES = {"float32": "F32", "bfloat16": "BF16"}  # of dtypes, in a safetensors header
+Get = Callable[[str], np.ndarray]
 CARRIED = (  # what belongs to the tokenizer and the way it is used
     "tokenizer.json",
     "tokenizer.model",
@@ -63,10 +66,9 @@ def keys(files: list[Path]) -> dict[str, Path]:
     return found
 
 
-def write(target: Path, tensors: Iterator[tuple[str, np.ndarray]], sizes: Mapping[str, int], shard_bytes: int) -> list[str]:
-    """Writes tensors, in the order of `sizes` (bytes by name), in files of up to `shard_bytes`; the names of the files."""
-    from safetensors.numpy import save_file
-
+def write(target: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, get: Get, shard_bytes: int) -> list[str]:
+    """Writes the tensors that `get` gives, in files of up to `shard_bytes` in the order of `shapes`; the names of the files."""
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     shards: list[list[str]] = [[]]
     room = shard_bytes
     for name, size in sizes.items():
@@ -78,14 +80,30 @@ def write(target: Path, tensors: Iterator[tuple[str, np.ndarray]], sizes: Mappin
     count = len(shards)
     files = [SINGLE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     for file, names in zip(files, shards, strict=True):
-        part = dict(next(tensors) for _ in names)
-        assert list(part) == names
-        save_file(part, target / file, metadata={"format": "pt"})
+        _write_one(target / file, {name: shapes[name] for name in sorted(names)}, dtype, get)
     if count > 1:
         index = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         listing = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
         (target / INDEX).write_text(json.dumps(listing, indent=2) + "\n")
     return files
+
+
+def _write_one(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, get: Get) -> None:
+    """The bytes that `safetensors.numpy.save_file` writes, which wants all tensors at once: the header's length in 8 bytes,
+    the header in JSON padded to a multiple of 8, the tensors (huggingface.co/docs/safetensors, "Format")."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": CODES[dtype.name], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            tensor = get(name)
+            assert tensor.shape == shape and tensor.dtype == dtype, name
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
 def carry(source: Path, target: Path) -> list[str]:

@@ -47,6 +47,13 @@ def test_to_ours_and_back_is_the_same_file(theirs, tmp_path, capsys):
     assert "was changed or cut short" in capsys.readouterr().err
 
 
+def test_our_file_is_the_one_that_safetensors_writes(theirs, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    save_file(load_file(theirs / "model.safetensors"), tmp_path / "again", metadata={"format": "pt"})
+    assert (tmp_path / "again").read_bytes() == (theirs / "model.safetensors").read_bytes()
+
+
 def test_a_run_is_exported(train, tmp_path):
     block = "--config.model.decoder.blocks.L"
     biased = [f"{block}.attention.bias=True", f"{block}.attention.out_bias=True", f"{block}.ffn.bias=True"]
