@@ -65,7 +65,7 @@ def finetune(
     `nll` in nats an example. Of an extraction: `exact`, `f1`, `nll` in nats a token of the answer. `majority` is the
     accuracy, or exact match, of whatever is commonest in training.
     """
-    work = _Work(model, tokenizer, task, how, prefix, settings, seed)
+    work = Work(model, tokenizer, task, how, prefix, settings, seed)
     display = hooks.Display(settings.steps, 0, quiet=not progress or jax.process_index() > 0)
     shown = _Loss(settings.steps, display)
     with sharding.use(work.mesh):
@@ -150,7 +150,7 @@ class _Loss:
             self.display.show(step, f"loss {self.latest:.3f}")
 
 
-class _Work:
+class Work:
     """One fine-tuning: the model with its head, all items as Examples, every batch of one shape."""
 
     def __init__(

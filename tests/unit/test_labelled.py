@@ -15,7 +15,7 @@ from lm.data.labelled import SETS, load, split
 from lm.errors import UserError
 
 RAW = {
-    "sentiment": ("id\tsentiment\ttext\r\n1\t2.3\tA fine film.\r\n2\t-0.5\tDull.\r\n3\t0\tA film.\r\n".encode(), "good bad"),
+    "sentiment": (b"id\tsentiment\ttext\r\n1\t2.3\tA fine film.\r\n2\t-0.5\tDull.\r\n3\t0\tA film.\r\n", "good bad"),
     "questions": (b"ENTY:cremat What film is it ?\nNUM:date When was it ?\n\n", "thing number"),
     "spam": (b',spam,text\n0,0,"Ok, then"\n1,1,Win a prize\n', "normal spam"),
     "topics": (
@@ -124,7 +124,9 @@ def corpus(**texts):
 
 
 def text(place):
-    return "\n".join(f"On day {i} the {place}{'abc'[i % 3]} met early, and then the {place}{'abc'[i % 3]} voted." for i in range(30))
+    return "\n".join(
+        f"On day {i} the {place}{'abc'[i % 3]} met early, and then the {place}{'abc'[i % 3]} voted." for i in range(30)
+    )
 
 
 def test_spans_ask_for_what_stands_before():
