@@ -38,20 +38,9 @@ def load_study(name: str, settings: dict[str, Any]) -> Study:
         raise UserError(f"--set: {error}") from error
 
 
-def steps_of(study: Study, cell: Cell, ledger: Any) -> int:
-    """Steps that bring a cell to its share of the study's budget; UserError where whole steps miss it by more than 1 %."""
-    if study.match in (None, "params"):
-        return cell.run.train.steps
-    a_step = getattr(ledger, study.match) * cell.run.train.batch_size
-    wanted = study.budget * cell.share
-    steps = max(1, round(wanted / a_step))
-    if abs(steps * a_step - wanted) > 0.01 * wanted:
-        raise UserError(f"{study.name}: {steps} steps of {a_step:.3g} {study.match} miss {wanted:.3g} by over 1 %; raise budget")
-    return steps
-
-
 def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
     """The run of a unit: with its seed, its steps, and where it starts from."""
+    from lm.convert import abstract_params
     from lm.data.prepare import prepare
     from lm.objectives import build
     from lm.recipes import ledger, pretrain
@@ -59,15 +48,15 @@ def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
     cell, seed = study.cells[unit[0]], unit[1]
     start = None if cell.start is None else str(folder(workdir, (cell.start, seed)) / "run")
     run = replace(cell.run, train=replace(cell.run.train, seed=seed, init_from=start))
-    data = prepare(run.data, progress=sys.stderr.isatty())
-    rows = pretrain.rows_of(run, data, build(run.objective, run.model.architecture, run.data, data.tokenizer))["train"]
-    # The first seed's rows decide for all: a seed more or less must not change how long a cell trains.
-    rows = replace(rows, seed=0)
-    steps = steps_of(study, cell, ledger.of_a_row(run, rows))
     if study.match == "params":
         count = ledger.parameters(abstract_params(run.model))["parameters"]
         if abs(count - study.budget) > 0.01 * study.budget:
             raise UserError(f"{unit[0]} of {study.name} has {count:,} parameters; its study holds them at {study.budget:,.0f}")
+    if study.match in (None, "params"):
+        return run
+    data = prepare(run.data, progress=sys.stderr.isatty())
+    rows = pretrain.rows_of(run, data, build(run.objective, run.model.architecture, run.data, data.tokenizer))["train"]
+    steps = ledger.steps_for(run, rows, study.match, study.budget * cell.share)
     return replace(run, train=replace(run.train, steps=steps))
 
 

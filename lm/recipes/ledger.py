@@ -5,13 +5,14 @@ and logits for the places that are asked about. (What a device spends on padding
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from lm import config, flops
 from lm.data.rows import Rows
+from lm.errors import UserError
 
 SAMPLE = 1024  # rows that the averages are taken over, at most
 
@@ -31,10 +32,9 @@ class Ledger:
         return {name: value * rows for name, value in (names | {"raw_bytes": self.raw_bytes}).items()}
 
 
-def of_a_row(run: config.Run, rows: Rows, limit: int = SAMPLE) -> Ledger:
-    """Averages over the first rows of a run: all of them, up to `limit`."""
-    count = min(limit, run.train.steps * run.train.batch_size)
-    example = rows.rows(np.arange(count))
+def of_a_row(run: config.Run, rows: Rows, count: int = SAMPLE, *, first: int = 0) -> Ledger:
+    """Averages over `count` rows of a run."""
+    example = rows.rows(np.arange(first, first + count))
     streams = [stream for stream in (example.encoder, example.decoder) if stream is not None]
     tokens, size = (sum(getattr(s, name) for s in rows.stores.values()) for name in ("num_tokens", "num_bytes"))
     return Ledger(
@@ -43,6 +43,19 @@ def of_a_row(run: config.Run, rows: Rows, limit: int = SAMPLE) -> Ledger:
         loss_tokens=float(example.weights.sum()) / count,
         raw_bytes=rows.objective.window * size / tokens,
     )
+
+
+def steps_for(run: config.Run, rows: Rows, what: Literal["flops", "seen", "loss_tokens"], budget: float) -> int:
+    """The steps whose rows come nearest to a budget, by adding up these rows; UserError if that is over 1 % off."""
+    size, spent, a_step, steps = run.train.batch_size, 0.0, 0.0, 0
+    while spent < budget:
+        a_step = getattr(of_a_row(run, rows, size, first=steps * size), what) * size
+        spent, steps = spent + a_step, steps + 1
+    if spent - budget > a_step / 2 and steps > 1:
+        spent, steps = spent - a_step, steps - 1
+    if abs(spent - budget) > 0.01 * budget:
+        raise UserError(f"{steps} steps of {a_step:.3g} {what} miss the budget of {budget:.3g} by over 1 %; raise it")
+    return steps
 
 
 def parameters(params: Any) -> dict[str, int]:

@@ -20,7 +20,7 @@ from lm.evaluate.heldout import HeldOut
 from lm.generate.samples import samples
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Objective, build
-from lm.recipes.ledger import of_a_row, parameters
+from lm.recipes.ledger import SAMPLE, of_a_row, parameters
 from lm.train import hooks, loop
 from lm.train.report import write_report
 from lm.train.rundir import RunDir, manifest, params_sha256
@@ -248,7 +248,8 @@ def _baselines(parts: Parts) -> dict[str, Any]:
 def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop.Clock, *, steps: int) -> dict[str, Any]:
     seen, with_loss = counted(np.asarray(state.seen))
     seconds = clock.seconds()
-    whole = of_a_row(parts.run, parts.rows["train"]).of(int(state.step) * parts.run.train.batch_size)
+    rows = int(state.step) * parts.run.train.batch_size
+    whole = of_a_row(parts.run, parts.rows["train"], min(rows, SAMPLE)).of(rows)
     share = steps / max(int(state.step), 1)  # of the tokens that this process saw: the rest is from before a restart
     return {
         "step": int(state.step),
