@@ -55,11 +55,12 @@ class Markdown:
 @dataclass(frozen=True)
 class Table:
     name: str
-    caption: str
+    caption: str  # short, without a stop
     align: str  # a letter for each column, l or r
     header: list[Text]
     rows: list[list[Text]]
     notes: list[str] = field(default_factory=list)  # note k explains the mark k
+    about: str = ""  # how to read it
     ruled_last: bool = False  # a line before the last row, which sums up
 
 
@@ -88,7 +89,8 @@ def _markdown(block: Block) -> str:
             rule = "|" + "|".join("---:" if a == "r" else "---" for a in block.align) + "|"
             lines = "\n".join([line(block.header), rule, *map(line, block.rows)])
             notes = [f"<sup>{k}</sup> {_md(note)}" for k, note in enumerate(block.notes, 1)]
-            return "\n\n".join([_md(block.caption), lines, *([" \\\n".join(notes)] if notes else [])])
+            caption = _md(f"{block.caption}. {block.about}".strip())
+            return "\n\n".join([caption, lines, *([" \\\n".join(notes)] if notes else [])])
 
 
 def _md(text: str) -> str:
@@ -120,8 +122,9 @@ def _html(block: Block, folder: Path) -> str:
             line = lambda tag, row: "".join(f"<{tag}{kind(a)}>{show(t)}" for a, t in zip(block.align, row, strict=True))
             rows = "\n".join(f"<tr>{line('td', row)}" for row in block.rows)
             notes = "<br>".join(f"<sup>{k}</sup> {html.escape(note)}" for k, note in enumerate(block.notes, 1))
+            caption = html.escape(f"{block.caption}. {block.about}".strip())
             return (
-                f"<p>{html.escape(block.caption)}</p><div class=wide><table><thead><tr>{line('th', block.header)}</thead>"
+                f"<p>{caption}</p><div class=wide><table><thead><tr>{line('th', block.header)}</thead>"
                 f"<tbody>\n{rows}\n</tbody></table></div>{f'<p><small>{notes}</small></p>' if notes else ''}"
             )
 
@@ -195,7 +198,7 @@ def escaped(text: str) -> str:
 
 def latex(blocks: list[Block], label: str) -> str:
     tables = [_latex(b, label) for b in blocks if isinstance(b, Table)]
-    return "\n\n".join([r"% \usepackage{booktabs,graphicx}", *tables]) + "\n"
+    return "\n\n".join([r"% \usepackage{array,booktabs,graphicx}", *tables]) + "\n"
 
 
 def _latex(table: Table, label: str) -> str:
@@ -205,15 +208,20 @@ def _latex(table: Table, label: str) -> str:
     rows = [line(row) for row in table.rows]
     if table.ruled_last:
         rows.insert(-1, r"\midrule")
-    notes = [rf"\textsuperscript{{{k}}}~{escaped(note)}" for k, note in enumerate(table.notes, 1)]
+    notes = [rf"\textsuperscript{{{k}}}~{escaped(note)}." for k, note in enumerate(table.notes, 1)]
+    notes = ([escaped(table.about)] if table.about else []) + notes
+    align = table.align
+    if max((len(row[0].text) for row in table.rows), default=0) > 32:  # names that may fold
+        align = r">{\raggedright\arraybackslash\hangindent=1em}p{4.6cm}" + align[1:]
     return "\n".join(
         [
             r"\begin{table}[htbp]",
             r"\centering\small",
             rf"\caption{{{escaped(table.caption)}}}",
             rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', f'{label}-{table.name}')}}}",
+            r"\vspace{4pt}",
             # As wide as it likes, and scaled down where that is wider than the text.
-            rf"\sbox0{{\begin{{tabular}}{{@{{}}{table.align}@{{}}}}",
+            rf"\sbox0{{\begin{{tabular}}{{@{{}}{align}@{{}}}}",
             r"\toprule",
             line(table.header),
             r"\midrule",
@@ -221,7 +229,7 @@ def _latex(table: Table, label: str) -> str:
             r"\bottomrule",
             r"\end{tabular}}%",
             r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
-            *([r"\par\smallskip\footnotesize\raggedright", "\\quad\n".join(notes)] if notes else []),
+            *([r"\par\smallskip\footnotesize\raggedright", "\n".join(notes)] if notes else []),
             r"\end{table}",
         ]
     )

@@ -44,16 +44,18 @@ def dots(study: Study, results: Results, metric: Metric, path: Path) -> Path | N
     found = {name: v for name in study.cells if (v := values(results, name, metric.name))}
     if not found:
         return None
-    figure, axis = pyplot().subplots(figsize=(7.5, 0.9 + 0.42 * len(found)), layout="constrained")
+    labels = [textwrap.fill(study.cells[name].label, 34) for name in found]
+    height = 0.24 + 0.2 * max(label.count("\n") + 1 for label in labels)  # inches of a line
+    figure, axis = pyplot().subplots(figsize=(5.5, 0.4 + height * len(found)))
     seeds = sorted({seed for v in found.values() for seed in v})
-    height = dict(zip(seeds, np.linspace(0.14, 0.36, len(seeds)), strict=True))  # below the mean, which would hide some
+    offset = dict(zip(seeds, np.linspace(0.14, 0.36, len(seeds)), strict=True))  # below the mean, which would hide some
     for y, v in enumerate(found.values()):
         interval = stats.t_interval(list(v.values()))
         if interval.low is not None:
             axis.plot([interval.low, interval.high], [y, y], color=COLOURS[0], lw=2, alpha=0.6, solid_capstyle="butt", zorder=2)
-        axis.plot(list(v.values()), [y + height[s] for s in v], "o", mfc="none", mec=GREY, ms=4.5, zorder=3)
+        axis.plot(list(v.values()), [y + offset[s] for s in v], "o", mfc="none", mec=GREY, ms=4.5, zorder=3)
         axis.plot(interval.mean, y, "D", color=COLOURS[0], ms=6, zorder=4)
-    axis.set_yticks(range(len(found)), [textwrap.fill(study.cells[name].label, 34) for name in found])
+    axis.set_yticks(range(len(found)), labels)
     axis.set(ylim=(len(found) - 0.5, -0.5), xlabel=_direction(metric))
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
@@ -66,7 +68,7 @@ def _direction(metric: Metric) -> str:
 
 
 def forest(judged: list[Judged], path: Path) -> Path | None:
-    """A panel for each metric, for units differ; right of the line is as claimed, a band is the margin of an equivalence."""
+    """A panel for each metric, for units differ. Right of 0 the first cell is better; a band is an equivalence's margin."""
     panels: dict[str, list[Judged]] = {}
     for j in judged:
         if j.interval is not None:
@@ -89,6 +91,7 @@ def forest(judged: list[Judged], path: Path) -> Path | None:
 def _panel(axis: Any, panel: list[Judged]) -> None:
     for y, j in enumerate(panel):
         interval, (colour, shape) = j.interval, VERDICTS[j.verdict]
+        assert interval is not None, "forest() keeps those with a pair"
         if j.relation.kind == "equivalent":
             axis.fill_betweenx([y - 0.42, y + 0.42], -j.relation.margin, j.relation.margin, color=COLOURS[5], alpha=0.25, lw=0)
         if interval.low is not None:
@@ -102,7 +105,10 @@ def _panel(axis: Any, panel: list[Judged]) -> None:
         axis.text(1.02, y + 0.06, below, color="#222", size=8, va="top", **beside)
     axis.axvline(0, color="black", lw=1)
     axis.set_yticks(range(len(panel)), [textwrap.fill(j.relation.name, 38) for j in panel])
-    axis.set(ylim=(len(panel) - 0.5, -0.5), xlabel=f"gain in {panel[0].metric.label}, 95 % interval; above 0 as claimed")
+    axis.set(
+        ylim=(len(panel) - 0.5, -0.5),
+        xlabel=f"gain in {panel[0].metric.label}, 95 % interval (right of 0: the first is better)",
+    )
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -112,7 +118,7 @@ def curves(study: Study, results: Results, path: Path) -> Path | None:
     lines = {name: line for name in study.cells if (line := _mean_curve(results.get(name, {})))}
     if not lines:
         return None
-    figure, axis = pyplot().subplots(figsize=(9.5, 4.8), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(6.5, 4.6))
     for i, (name, (flops, loss)) in enumerate(lines.items()):
         style = {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[i // len(COLOURS) % len(STYLES)]}
         axis.fill_between(flops, loss.min(0), loss.max(0), color=style["color"], alpha=0.12, lw=0)
@@ -120,7 +126,7 @@ def curves(study: Study, results: Results, path: Path) -> Path | None:
     axis.set(xscale="log", xlabel="model FLOPs", ylabel="training loss, each cell's own")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
     return _save(figure, path)
 
 

@@ -69,11 +69,12 @@ def results_table(study: Study, results: Results) -> Table:
             text = _mean(v, decimals[m.name]) if v else "–"
             row.append(Text(text, bold[m.name] == name, notes.marks(*sorted(flags.get(m.name, ())))))
         rows.append(row)
-    caption = (
-        f"{study.title}: mean over seeds ± half of the 95 % interval (Student's t). Bold: better than the second by a paired "
-        "t test over seeds, p < 0.05, uncorrected."
+    about = (
+        "Mean over seeds ± half of the 95 % interval (Student's t). Bold: better than the second by a paired t test over "
+        "seeds, p < 0.05, uncorrected."
     )
-    return Table("results", caption, "l" * (1 + len(facts)) + "r" * (1 + len(study.metrics)), header, rows, notes.texts)
+    align = "l" * (1 + len(facts)) + "r" * (1 + len(study.metrics))
+    return Table("results", f"{study.title}: results", align, header, rows, notes.texts, about)
 
 
 def _mean(found: list[float], decimals: int) -> str:
@@ -118,9 +119,10 @@ def ledger(study: Study, results: Results) -> list[Block]:
             )
         )
     target = f"the budget of {_amount(study.budget)}" if held and study.budget > 0 else "the mean of all runs"
-    caption = "What the runs cost, mean over seeds. Greatest deviation: of any run from the mean of all runs"
-    caption += f"; of what is held equal from {target}." if held else "."
-    return [*blocks, Table("ledger", caption, "l" + "r" * len(keys), header, rows, ruled_last=True)]
+    about = "Greatest deviation: of any run from the mean of all runs"
+    about += f"; of what is held equal from {target}." if held else "."
+    caption = "What the runs cost, mean over seeds"
+    return [*blocks, Table("ledger", caption, "l" + "r" * len(keys), header, rows, about=about, ruled_last=True)]
 
 
 def _amount(value: float) -> str:
@@ -154,7 +156,6 @@ def relations_table(judged: list[Judged]) -> Table:
         "published",
         "gain here, 95 % interval",
         "seeds",
-        "dz",
         "p",
         "p (Holm)",
         "seeds needed in all",
@@ -164,30 +165,32 @@ def relations_table(judged: list[Judged]) -> Table:
         r = j.relation
         name = r.name + (f" (within ±{r.margin:g})" if r.kind == "equivalent" else "")
         published = "–" if r.published is None else f"{r.published[0]:g} vs {r.published[1]:g} ({j.published:+.4g})"
-        test = ["0", "–", "–", "–", "–"]
+        test = ["0", "–", "–", "–"]
         if j.test is not None:
             needed = "–" if j.test.p is None else f">{stats.CAP}" if j.seeds is None else str(j.seeds)
-            dz = "–" if j.test.dz is None else f"{j.test.dz:+.2f}"
-            test = [str(j.test.n), dz, _p(j.p), _p(j.p_holm), needed]
+            test = [str(j.test.n), _p(j.p), _p(j.p_holm), needed]
         row = [j.metric.label, published, _range(j.interval, _width(j)), *test]
         rows.append([Text(name, marks=notes.marks(r.source)), *map(Text, row), Text(j.words, j.verdict != "unresolved")])
-    caption = (
-        "Relations. The gain is the first cell's advantage over the second, positive where the first is better. Paired t test "
+    about = (
+        "The gain is the first cell's advantage over the second, positive where the first is better. Paired t test "
         "over seeds; of an equivalence two one-sided tests against the margin or, where the gain lies outside, the test that "
         "it does. Holm's correction over the primary relations. Seeds needed: for 80 % power at the gain observed, at "
         "0.05 divided by the number of primary relations (exploratory: at 0.05); a rough figure if it rests on few seeds."
     )
-    return Table("relations", caption, "ll" + "r" * 7 + "l", [*map(Text, header), Text("verdict")], rows, notes.texts)
+    align = "ll" + "r" * 6 + "l"
+    return Table("relations", "Relations", align, [*map(Text, header), Text("verdict")], rows, notes.texts, about)
 
 
 def checks_table(judged: list[Judged]) -> Table:
     rows = []
     for j in judged:
+        dz = "–" if j.test is None or j.test.dz is None else f"{j.test.dz:+.2f}"
         sign, least = ("–", "–") if j.test is None or j.test.n < 2 else (_p(j.test.sign_p), _p(2 * 0.5**j.test.n))
-        rows.append([Text(t) for t in (j.relation.name, _range(j.bootstrap, _width(j)), sign, least)])
-    caption = (
-        "The same without assuming normal differences: bootstrap interval (BCa; too narrow below some ten seeds) and exact "
-        "sign test, beside the least p that so many seeds can give. It cannot reach 0.05 with fewer than six."
+        rows.append([Text(t) for t in (j.relation.name, dz, _range(j.bootstrap, _width(j)), sign, least)])
+    about = (
+        "dz: the gain in standard deviations of the differences. Without assuming normal differences: the bootstrap interval "
+        "(BCa; too narrow below some ten seeds) and the exact sign test, beside the least p that so many seeds can give; it "
+        "cannot reach 0.05 with fewer than six."
     )
-    header = [Text(h) for h in ("relation", "gain, 95 % bootstrap interval", "p (sign)", "least possible")]
-    return Table("checks", caption, "lrrr", header, rows)
+    header = [Text(h) for h in ("relation", "dz", "gain, 95 % bootstrap interval", "p (sign)", "least possible")]
+    return Table("checks", "Size of the gains, and checks", "lrrrr", header, rows, about=about)
