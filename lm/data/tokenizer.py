@@ -235,8 +235,8 @@ class HuggingFace:
 
 
 def _sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
-    """bool [V]. A newline may be written as its byte, or, in byte-level BPE, as U+010A."""
-    ends = (".", "!", "?", "\n", "\u010a", "<0x0A>")
+    """bool [V]. Rare marks are written as their bytes, and the newline of byte-level BPE as U+010A."""
+    ends = (*".!?\n\u010a", *(f"<0x{ord(mark):02X}>" for mark in ".!?\n"))
     return np.array([tokenizer.piece(i).endswith(ends) for i in range(tokenizer.vocab_size)])
 
 

@@ -87,6 +87,13 @@ def test_word_starts(tokenizer):
     assert tokenizer.word_start.shape == (420,) and tokenizer.word_start[:111].all()
 
 
+def test_sentence_ends(tokenizer):
+    ids = tokenizer.encode("The law. Of war!\nand, peace?")
+    assert tokenizer.sentence_end.shape == (420,) and not tokenizer.sentence_end[:110].any()
+    ends = np.flatnonzero(tokenizer.sentence_end[ids])
+    assert [tokenizer.decode(ids[: i + 1])[-1] for i in ends] == [".", "!", "\n", "?"]  # "." and "?" go as bytes here
+
+
 def test_training_is_deterministic(kind, tokenizer):
     again = train(texts(), config.Tokenizer(kind, 420))
     assert again.proto == tokenizer.proto and again.fingerprint == tokenizer.fingerprint
@@ -176,6 +183,8 @@ def test_a_given_tokenizer_json(tmp_path):
     assert t.decode(t.encode(text)) == text
     assert t.encode(text).dtype == np.int32 and len(t.encode_batch([text, ""])[1]) == 0
     assert t.word_start[t.encode(" state")[0]] and not t.word_start[t.encode("tate")[0]]
+    ends = t.sentence_end[t.encode("a b. c\n")]
+    assert ends.sum() == 2 and ends[-1] and not t.sentence_end[:2].any()
     assert from_bytes(t.proto).fingerprint == t.fingerprint
     with pytest.raises(UserError, match="has no <extra_id_0>"):
         t.require("sentinels")
