@@ -1,0 +1,42 @@
+"""`python -m lm.evaluate` on real runs: the same spans under another objective, a table and a file; mistakes in one line."""
+
+import json
+
+import pytest
+
+from lm.evaluate.__main__ import main
+
+SIZES = ["--spans=8", "--left=8", "--span=4", "--right=4", "--batch_size=8"]
+
+
+def test_two_objectives_compare(train, tmp_path, capsys):
+    results = []
+    for what in ("decoder.causal", "encoder.masked"):
+        run = tmp_path / what
+        assert train(run, what, "--config.train.steps=2", "--config.checkpoint.every=None")[0] == 0
+        assert main([f"--workdir={run}", *SIZES]) == 0
+        out = capsys.readouterr().out
+        assert "bits per byte" in out and "suffix" in out
+        results.append(json.loads((run / "comparable.json").read_text()))
+    causal, masked = results
+    assert causal["digest"] == masked["digest"] and causal["data"] == masked["data"]
+    flags = [{s["kind"]: s.get("normalised") for s in result["scores"]} for result in results]
+    assert flags == [{"suffix": True, "infill": False, "pll": None}, {"suffix": True, "infill": True, "pll": False}]
+    for result in results:
+        first = result["scores"][0]
+        assert len(first["per_span"]) == 8 and sum(first["per_span"]) == pytest.approx(first["nats"], abs=0.01)
+    assert causal["scores"][0]["bytes"] == masked["scores"][0]["bytes"] > 0
+    for flag, cause in (
+        ("--kinds=sufix", "did you mean 'suffix'"),
+        ("--left=80", "held-out|positions"),
+        ("--span=0", "1 or more"),
+    ):
+        assert main([f"--workdir={run}", *SIZES, flag]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if line.startswith("error:")]
+        assert len(errors) == 1 and any(c in errors[0] for c in cause.split("|")) and not any("Traceback" in x for x in lines)
+
+
+def test_no_run(tmp_path, capsys):
+    assert main([f"--workdir={tmp_path}"]) == 2
+    assert "error: no run in --workdir" in capsys.readouterr().err
