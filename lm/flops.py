@@ -34,13 +34,14 @@ class Flops:
     attention: float = 0.0  # products of queries with keys, and of weights with values
     ffn: float = 0.0
     head: float = 0.0
+    embed: float = 0.0  # from narrower tables to the model's width
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def forward(self) -> float:
-        return self.projections + self.attention + self.ffn + self.head
+        return self.projections + self.attention + self.ffn + self.head + self.embed
 
     @property
     def train(self) -> float:
@@ -70,6 +71,9 @@ def count(
         total += _stack(model.decoder, model.width, decoder, source, causal_share, causal_share == 1.0)
     places = predicted if predicted is not None else decoder or encoder or 0
     total += Flops(head=_head(model, places))
+    if model.embed.width is not None:
+        read = (encoder or 0) * bool(model.encoder) + (decoder or 0) * bool(model.decoder)
+        total += Flops(embed=2 * read * model.embed.width * model.width)
     return Flops(*(batch * getattr(total, f.name) for f in fields(total)))
 
 

@@ -24,7 +24,7 @@ def samples(
     seed: int,
 ) -> list[dict[str, str]]:
     """`{"prompt", "text"}` for each prompt. "[MASK]" in a prompt is what is asked for; elsewhere the text goes on."""
-    masked = isinstance(objective, config.Masked)
+    masked = isinstance(objective, config.Masked | config.ReplacedTokens)
     spans = isinstance(objective, config.SpanCorruption)
     ids = [_encode(tokenizer, p if masked or spans else p.replace(MASK, "").rstrip(), spans=spans) for p in prompts]
     if model.config.architecture == "encoder":

@@ -104,6 +104,11 @@ def _masked_both(c: config.Masked, data: config.Data, v: Vocabulary) -> Objectiv
     return Objective(make, Lengths(encoder, decoder), window, window, c.dynamic)
 
 
+def _replaced_tokens(c: config.ReplacedTokens, data: config.Data, v: Vocabulary) -> Objective:
+    """What the generator reads: all that is chosen is masked (arXiv 2003.10555, section 2); the rest is the loss's."""
+    return _masked_encoder(config.Masked(c.rate, mask=1.0, random=0.0), data, v)
+
+
 def _spans_decoder(c: config.SpanCorruption, data: config.Data, v: Vocabulary) -> Objective:
     length = _need(data, "decoder_length")
     window = spans.window(length, c, fits=lambda encoder, decoder: encoder + decoder)
@@ -140,6 +145,7 @@ SUITS: dict[tuple[str, type], Callable[[Any, config.Data, Any], Objective]] = {
     ("decoder", config.Prefix): _prefix_decoder,
     ("decoder", config.SpanCorruption): _spans_decoder,
     ("encoder", config.Masked): _masked_encoder,
+    ("encoder", config.ReplacedTokens): _replaced_tokens,
     ("encoder_decoder", config.Prefix): _prefix_both,
     ("encoder_decoder", config.Masked): _masked_both,
     ("encoder_decoder", config.SpanCorruption): _spans_both,
@@ -152,6 +158,10 @@ REFUSED: dict[tuple[str, type], str] = {
     ("encoder", config.Prefix): "an encoder sees the continuation in its input; take 'masked', or a decoder",
     ("encoder", config.SpanCorruption): "an encoder gives one token a place and a span has several; take 'masked', or an "
     "encoder-decoder",
+    ("decoder", config.ReplacedTokens): "a token cannot be told from a replaced one by what precedes it alone; take 'causal', or "
+    "an encoder",
+    ("encoder_decoder", config.ReplacedTokens): "one answer a token of the input leaves a decoder nothing to write; take 'masked', "
+    "or an encoder",
     ("encoder_decoder", config.Causal): "the encoder would have nothing to read; take 'prefix', or a decoder alone",
 }
 

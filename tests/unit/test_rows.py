@@ -56,7 +56,9 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-SUITING = [(c(), architecture) for architecture, c in objectives.SUITS]
+GENERATOR = Model(V, 16, encoder=Stack(1, {"L": Block(Attention(2), Mlp(16))}))
+REQUIRED: dict[type, dict] = {config.ReplacedTokens: dict(generator=GENERATOR)}
+SUITING = [(c(**REQUIRED.get(c, {})), architecture) for architecture, c in objectives.SUITS]
 ids = lambda value: value if isinstance(value, str) else type(value).__name__
 
 # -------------------------------------------------------------------------------------------------- index arithmetic
