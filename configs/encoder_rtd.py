@@ -5,7 +5,9 @@
 `--config.objective.predict` has the ablations of the paper's table 5: "replaced_chosen" as it is, "masked" and "all" with
 `--config.model.head.outputs=None --config.model.head.tied=True`.
 
-COST_HERE
+Cost: about two minutes on two CPU cores. Expected: 903,168 parameters, of which the model has 739,232, and 1.16e10 model FLOPs
+a step. The loss is the generator's plus 50 times the model's: after a minute both hardly know more than the frequencies, and
+the loss has come from 41.6 (chance) to 26.4.
 """
 
 from ml_collections import config_dict

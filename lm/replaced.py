@@ -100,8 +100,9 @@ def substituted(example: Example, drawn: jax.Array, predict: str) -> tuple[Examp
     targets "masked"            [21 24]               weights [1 1]
     """
     stream: Any = example.encoder
+    where: Any = example.where
     length = stream.tokens.shape[1]
-    at = jnp.where(example.weights > 0, example.where, length)  # padding of `where` falls off the row's end
+    at = jnp.where(example.weights > 0, where, length)  # padding of `where` falls off the row's end
 
     def put(row: jax.Array, values: jax.Array) -> jax.Array:
         return jax.vmap(lambda r, i, v: r.at[i].set(v, mode="drop"))(row, at, values)
@@ -132,7 +133,9 @@ def _round(
     """The sums of `fill` and `judge`, the Example that the model was asked, where tokens differ, and what was sown."""
     keys = jax.random.split(jax.random.key(0) if rngs is None else rngs["dropout"], 3)
 
-    def run(name: str, part: Any, example: Example, over: tuple[jax.Array, ...], outputs: int, key: Any) -> tuple[Any, Any, Any]:
+    def run(
+        name: str, part: Any, example: Example, over: tuple[jax.Array, ...], outputs: int, key: Any
+    ) -> tuple[Any, Any, Any]:
         variables, dropout = {"params": params[name]}, None if rngs is None else {"dropout": key}
         hidden, sown = apply[name](variables, example, method="hidden", rngs=dropout, mutable=["losses"])
         total, also = over_logits(part, head_params(params[name]), apply[name], hidden, over, outputs, chunks)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -79,7 +78,7 @@ def _replaced_tokens(run: config.Run) -> Task:
     def heads(params: Any) -> Any:
         return head_params(params) | {k: v for k, v in params.items() if k == "copy"}
 
-    apply = {"generator": modules["generator"].apply, "model": model_apply}
+    apply: dict[str, Any] = {"generator": modules["generator"].apply, "model": model_apply}
     asked: dict[str, Any] = dict(predict=c.predict, rate=c.rate, weight=c.weight)
     settings: dict[str, Any] = asked | dict(head_params=heads, vocab_size=run.model.vocab_size)
     everywhere = c.predict in ("replaced", "all")
