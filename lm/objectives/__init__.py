@@ -158,14 +158,8 @@ REFUSED: dict[tuple[str, type], str] = {
     ("encoder", config.Prefix): "an encoder sees the continuation in its input; take 'masked', or a decoder",
     ("encoder", config.SpanCorruption): "an encoder gives one token a place and a span has several; take 'masked', or an "
     "encoder-decoder",
-    (
-        "decoder",
-        config.ReplacedTokens,
-    ): "a token cannot be told from a replaced one by what precedes it alone; take 'causal', or an encoder",
-    (
-        "encoder_decoder",
-        config.ReplacedTokens,
-    ): "one answer a token of the input leaves a decoder nothing to write; take 'masked', or an encoder",
+    ("decoder", config.ReplacedTokens): "masks are filled in from both sides; take 'causal', or an encoder",
+    ("encoder_decoder", config.ReplacedTokens): "a decoder has nothing to write; take 'masked', or an encoder",
     ("encoder_decoder", config.Causal): "the encoder would have nothing to read; take 'prefix', or a decoder alone",
 }
 
