@@ -55,7 +55,7 @@ def _encode(tokenizer: Any, prompt: str, *, spans: bool) -> np.ndarray:
 
 
 def _filled(model: Transformer, params: Any, tokenizer: Any, prompt: str, ids: np.ndarray) -> dict[str, str]:
-    best = np.asarray(fill(model, params, left_padded([ids])))[0]
+    best = np.asarray(fill(model, params, left_padded([ids]), tokenizer.vocab_size))[0]
     chosen = [tokenizer.decode([int(best[i])]).strip() for i in np.flatnonzero(ids == tokenizer.mask_id)]
     text = prompt
     for word in chosen:

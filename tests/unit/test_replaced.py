@@ -227,19 +227,19 @@ def test_it_learns(predict, microbatches):
     optimizer = config.Optimizer("muon" if predict == "all" else "adamw", 0.02, config.Schedule("constant", warmup=0))
     tx, _ = optim.make(optimizer, 40)
     t = task(run)
-    seen, accuracy = [], jax.jit(lambda p, e: t.scores(p, e)["accuracy"].mean)
+    scores = jax.jit(lambda p: {k: v.mean for k, v in t.scores(p, batch()).items()})
     with sharding.use(mesh):
         plan = blueprint(lambda key: t.init(key, batch()), tx, mesh, ema=False)
         step = make_step(t.loss, tx, plan, optimizer=optimizer, train=config.Train(microbatches=microbatches))
         state = plan.create(0)
-        before = float(accuracy(state.params, batch()))
+        before = scores(state.params)
         for _ in range(40):
             state, metrics = step(state, batch())
-            seen.append(float(metrics["loss"]))
-        after = float(accuracy(state.params, batch()))
+        after = scores(state.params)
     assert int(metrics["skipped"]) == 0
-    assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:3]), seen
-    assert after > max(before, 0.6), (before, after)
+    assert after["generator_loss"] < 0.5 * before["generator_loss"]
+    if predict != "replaced_chosen":  # of the chosen alone, the better the generator the harder is the question
+        assert after["model_loss"] < 0.8 * before["model_loss"]
 
 
 BASE = run_of().model
