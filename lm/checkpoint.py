@@ -245,7 +245,10 @@ def load_model(directory: str | Path) -> config.Model:
 
 def load_params(directory: str | Path, target: Any) -> Any:
     """Parameters of `load_model` in the shapes, dtypes and shardings of `target` (abstract), NumPy arrays where it names no
-    sharding; of a run their average, if any."""
+    sharding; of a run their average, if any.
+
+    A run that trains other parts beside its model keeps them all by name; here comes the model alone.
+    """
     path = epath.Path(directory).expanduser().resolve()
     if (path / "model.json").exists():
         listing = json.loads((path / DIGESTS).read_text())
@@ -260,9 +263,11 @@ def load_params(directory: str | Path, target: Any) -> Any:
     with ocp.PyTreeCheckpointer() as checkpointer:
         described = _described(checkpointer.metadata(step / "state").item_metadata.tree)
         name = "ema" if any(n.startswith("ema/") for n in described) else "params"
-        item = {name: target}
+        parts = any(n.startswith(f"{name}/model/") for n in described)
+        item = {name: {"model": target} if parts else target}
         args = ocp.checkpoint_utils.construct_restore_args(item)
-        return checkpointer.restore(step / "state", args=ocp.args.PyTreeRestore(item, args, partial_restore=True))[name]
+        restored = checkpointer.restore(step / "state", args=ocp.args.PyTreeRestore(item, args, partial_restore=True))[name]
+        return restored["model"] if parts else restored
 
 
 def load_tokenizer(directory: str | Path) -> bytes | None:

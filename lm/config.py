@@ -314,7 +314,33 @@ class Mixture:
     parts: Mapping[str, Part]
 
 
-Objective = Causal | Prefix | Masked | SpanCorruption | Denoise | Deshuffle | Mass | FillInMiddle | NextSentence | Mixture
+@dataclass(frozen=True)
+class ReplacedTokens:
+    """A generator fills in masks, and the model says of each token whether it was replaced (ELECTRA, arXiv 2003.10555).
+
+    The other values of `predict` are the paper's ablations (section 3.4, table 5): asked at the chosen places alone
+    (ELECTRA 15 %), and the tokens themselves, of the chosen places (Replace MLM) or of all (All-Tokens MLM).
+    """
+
+    generator: Model  # with the model's vocabulary, and tables as wide as the model's (`embed.width`): they are shared
+    rate: float = 0.15
+    weight: float = 50.0  # of the model's loss beside the generator's
+    predict: Literal["replaced", "replaced_chosen", "masked", "all"] = "replaced"
+
+
+Objective = (
+    Causal
+    | Prefix
+    | Masked
+    | SpanCorruption
+    | Denoise
+    | Deshuffle
+    | Mass
+    | FillInMiddle
+    | NextSentence
+    | ReplacedTokens
+    | Mixture
+)
 
 # --------------------------------------------------------------------------------------------------------------- data
 

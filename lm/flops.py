@@ -39,13 +39,14 @@ class Flops:
     attention: float = 0.0  # products of queries with keys, and of weights with values
     ffn: float = 0.0
     head: float = 0.0
+    embed: float = 0.0  # from narrower tables to the model's width
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def forward(self) -> float:
-        return self.projections + self.attention + self.ffn + self.head
+        return self.projections + self.attention + self.ffn + self.head + self.embed
 
     @property
     def train(self) -> float:
@@ -75,14 +76,15 @@ def count(
         area = partial(_area, decoder, share=causal_share, every=every)
         total += _stack(model.decoder, model.width, decoder, area, source, source * decoder)
     total += Flops(head=_head(model, predicted if predicted is not None else decoder or encoder or 0))
+    total += _embed(model, (encoder or 0) * bool(model.encoder) + (decoder or 0) * bool(model.decoder))
     return Flops(*(batch * getattr(total, f.name) for f in fields(total)))
 
 
-def of_rows(model: config.Model, example: Any) -> Flops:
+def of_rows(model: config.Model, example: Any, *, everywhere: bool = False) -> Flops:
     """FLOPs of a forward pass over these very rows (an Example of numpy arrays, [B, T]), without what is padding.
 
     Tokens are those of a segment, pairs those that the mask lets through (each document by itself, a prefix from both
-    sides), and logits are formed where a weight is.
+    sides), and logits are formed where a weight is, or `everywhere`.
     """
     total, source, across = Flops(), 0, 0
     if example.encoder is not None:
@@ -99,7 +101,10 @@ def of_rows(model: config.Model, example: Any) -> Flops:
             across = int((read[:, :shared] * lengths[:, :shared]).sum())
         pairs = partial(_causal, lengths, np.pad(prefixes, ((0, 0), (0, lengths.shape[1] - prefixes.shape[1]))))
         total += _stack(model.decoder, model.width, int(lengths.sum()), pairs, source, across)
-    return total + Flops(head=_head(model, int((example.weights > 0).sum())))
+    streams = [stream for stream in (example.encoder, example.decoder) if stream is not None]
+    tokens = sum(int((stream.segments > 0).sum()) for stream in streams)
+    places = tokens if everywhere else int((example.weights > 0).sum())
+    return total + Flops(head=_head(model, places)) + _embed(model, tokens)
 
 
 def _segments(segments: np.ndarray) -> np.ndarray:
@@ -125,6 +130,11 @@ def _causal(lengths: np.ndarray, prefixes: np.ndarray, window: int | None) -> in
     near = lengths if window is None else np.minimum(window, lengths)
     past = near * (near + 1) // 2 + (lengths - near) * near
     return int((past + prefixes * (prefixes - 1) // 2).sum())
+
+
+def _embed(model: config.Model, tokens: int) -> Flops:
+    """Tables narrower or wider than the model are projected to its width."""
+    return Flops(embed=0 if model.embed.width is None else 2 * tokens * model.embed.width * model.width)
 
 
 def _head(model: config.Model, places: int) -> float:

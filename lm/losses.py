@@ -24,41 +24,47 @@ def token_losses(logits: jax.Array, targets: jax.Array, z_loss: float = 0.0) -> 
     return log_z - chosen + z_loss * log_z**2
 
 
-def chunked_sum(fn: Callable[..., jax.Array], params: Any, hidden: jax.Array, rest: Any, chunks: int) -> jax.Array:
-    """Sum over chunks of `fn(params, hidden_chunk, rest_chunk)`, a scalar; axis 1 of hidden and rest is cut in `chunks`.
+def chunked_sum(
+    fn: Callable[..., tuple[jax.Array, Any]], params: Any, hidden: jax.Array, rest: Any, chunks: int
+) -> tuple[jax.Array, Any]:
+    """`fn(params, hidden_chunk, rest_chunk)` gives a scalar and arrays [B, n, ...]: the sum of the one, the others whole.
 
-    Differentiable in params and hidden, `rest` is constant. Differentiated, the forward pass already forms the gradient.
+    Axis 1 of hidden and rest is cut in `chunks`. The sum is differentiable in params and hidden, all else is constant.
+    Differentiated, the forward pass already forms the gradient.
     """
 
     def cut(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
 
+    def join(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+
     @jax.custom_vjp
-    def total(params: Any, hidden: jax.Array) -> jax.Array:
+    def total(params: Any, hidden: jax.Array, rest: Any) -> tuple[jax.Array, Any]:
         if chunks == 1:
             return fn(params, hidden, rest)
-        parts = jax.lax.map(lambda xs: fn(params, *xs), (cut(hidden), jax.tree.map(cut, rest)))
-        return jnp.sum(parts, axis=0)
+        parts, also = jax.lax.map(lambda xs: fn(params, *xs), (cut(hidden), jax.tree.map(cut, rest)))
+        return jnp.sum(parts, axis=0), jax.tree.map(join, also)
 
-    def forward(params: Any, hidden: jax.Array) -> tuple[jax.Array, Any]:
-        gradient = jax.value_and_grad(fn, argnums=(0, 1))
+    def forward(params: Any, hidden: jax.Array, rest: Any) -> tuple[Any, Any]:
+        gradient = jax.value_and_grad(fn, argnums=(0, 1), has_aux=True)
         if chunks == 1:
-            value, (d_params, d_hidden) = gradient(params, hidden, rest)
-            return value, (d_params, d_hidden)
+            return gradient(params, hidden, rest)
 
-        def step(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
-            value, (d_params, d_hidden) = gradient(params, *xs)
-            return jax.tree.map(jnp.add, carry, (value, d_params)), d_hidden
+        def step(carry: Any, xs: Any) -> tuple[Any, Any]:
+            (value, also), (d_params, d_hidden) = gradient(params, *xs)
+            return jax.tree.map(jnp.add, carry, (value, d_params)), (also, d_hidden)
 
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-        (value, d_params), d_hidden = jax.lax.scan(step, zero, (cut(hidden), jax.tree.map(cut, rest)))
-        return value, (d_params, jnp.moveaxis(d_hidden, 0, 1).reshape(hidden.shape))
+        (value, d_params), whole = jax.lax.scan(step, zero, (cut(hidden), jax.tree.map(cut, rest)))
+        also, d_hidden = jax.tree.map(join, whole)
+        return (value, also), (d_params, d_hidden)
 
-    def backward(gradients: Any, cotangent: jax.Array) -> Any:
-        return jax.tree.map(lambda g: (g * cotangent).astype(g.dtype), gradients)
+    def backward(gradients: Any, cotangents: Any) -> Any:
+        return *jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients), None
 
     total.defvjp(forward, backward)
-    return total(params, hidden)
+    return total(params, hidden, rest)
 
 
 def num_chunks(batch: int, places: int, vocab: int) -> int:
@@ -86,11 +92,12 @@ def cross_entropy(
     `head_params` selects what `apply(..., method="logits")` reads, so that only its gradient is carried through chunks.
     """
 
-    def part(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.sum(weights * token_losses(logits, targets, z_loss))
+    def part(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.sum(weights * token_losses(logits, targets, z_loss)), None
 
     hidden, sown = apply({"params": params}, example, method="hidden", rngs=rngs, mutable=["losses"])
-    total = _over_logits(part, params, apply, hidden, example, head_params, vocab_size, chunks)
+    over = (example.targets, example.weights)
+    total, _ = over_logits(part, head_params(params), apply, hidden, over, vocab_size, chunks)
     weight = jnp.sum(example.weights)
     return WeightedMean(sum((jnp.sum(extra) * weight for extra in jax.tree.leaves(sown)), total), weight)
 
@@ -100,31 +107,31 @@ def scores(
 ) -> dict[str, WeightedMean]:
     """For evaluation: `loss` in nats (no z-loss) and `accuracy` of the likeliest token, over the weighted places."""
 
-    def part(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def part(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
         right = jnp.argmax(logits, axis=-1) == targets
-        return jnp.stack([jnp.sum(weights * token_losses(logits, targets)), jnp.sum(weights * right)])
+        return jnp.stack([jnp.sum(weights * token_losses(logits, targets)), jnp.sum(weights * right)]), None
 
     hidden = apply({"params": params}, example, method="hidden")
-    loss, right = _over_logits(part, params, apply, hidden, example, head_params, vocab_size, None)
+    over = (example.targets, example.weights)
+    (loss, right), _ = over_logits(part, head_params(params), apply, hidden, over, vocab_size)
     weight = jnp.sum(example.weights)
     return {"loss": WeightedMean(loss, weight), "accuracy": WeightedMean(right, weight)}
 
 
-def _over_logits(
-    part: Callable[..., jax.Array],
-    params: Any,
+def over_logits(
+    part: Callable[..., tuple[jax.Array, Any]],
+    head: Any,
     apply: Apply,
     hidden: jax.Array,
-    example: Example,
-    head_params: Callable[[Any], Any],
-    vocab_size: int,
-    chunks: int | None,
-) -> jax.Array:
-    """Sum of `part(logits, targets, weights)` over chunks of the predicted places, whose hidden vectors are given."""
+    over: tuple[jax.Array, ...],
+    outputs: int,
+    chunks: int | None = None,
+) -> tuple[jax.Array, Any]:
+    """`chunked_sum` of `part(logits, *over)`: `over` are [B, P], as many places as `hidden` has, of `outputs` logits each."""
 
-    def one(head: Any, h: jax.Array, rest: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return part(apply({"params": head}, h, method="logits"), *rest)
+    def one(head: Any, h: jax.Array, over: tuple[jax.Array, ...]) -> tuple[jax.Array, Any]:
+        return part(apply({"params": head}, h, method="logits"), *over)
 
     if chunks is None:
-        chunks = num_chunks(*example.targets.shape, vocab_size)
-    return chunked_sum(one, head_params(params), hidden, (example.targets, example.weights), chunks)
+        chunks = num_chunks(*hidden.shape[:2], outputs)
+    return chunked_sum(one, head, hidden, over, chunks)

@@ -51,7 +51,7 @@ def muon_dimensions(params: Any) -> Any:
 
     def one(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        if names[-1] != "kernel" or names[0] == "head":
+        if names[-1] != "kernel" or names[-2] == "copy" or "head" in names:
             return None
         first = 1 if "turns" in names else 0
         first += "ffn" in names and leaf.ndim - first == 3  # experts

@@ -28,6 +28,7 @@ PARAMETERS: dict[str, str | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "heads_all": None,  # all heads' vectors in a row
+    "outputs": None,  # of a head that gives a few numbers instead of the vocabulary
     "embed_in": None,  # a factorised embedding's own width
     "hidden": "tensor",
     "experts": "expert",

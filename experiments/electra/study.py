@@ -25,7 +25,8 @@ def cells() -> dict[str, Cell]:
     trunk = small.model("encoder")
     table = config.Embed(width=trunk.width)
     # A generator of half the width (the paper finds a quarter to a half best, section 3.2), on the model's own table.
-    generator = replace(small.model("encoder", width=trunk.width // 2), embed=table)
+    head = config.Head(transform="gelu_tanh", norm=config.Norm("rms"))
+    generator = replace(small.model("encoder", width=trunk.width // 2), embed=table, head=head)
     out = {}
     for name, (label, predict, _) in ROWS.items():
         if predict is None:

@@ -17,7 +17,9 @@ Score = Callable[[Any, Any], dict[str, WeightedMean]]  # (params, batch), jitted
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Call with parameters -> `{"loss", "accuracy", "tokens", "perplexity"}`, and `bits_per_byte` where it is defined.
+    """Call with parameters -> `{"loss", "accuracy", "tokens"}`, `perplexity` and `bits_per_byte` where they are defined.
+
+    Perplexity needs a loss in nats a token (`nats`).
 
     Bits per byte need a loss that factors the probability of the text, token by token, each once: a causal one. Then
     they are nats a token / ln 2 * tokens / bytes of the held-out split.
@@ -29,6 +31,7 @@ class HeldOut:
     mesh: Mesh
     limit: int | None = None
     factors: bool = False
+    nats: bool = True
 
     def __call__(self, params: Any) -> dict[str, float]:
         count = min(self.rows.count, self.limit or self.rows.count)
@@ -42,7 +45,9 @@ class HeldOut:
                 part = np.array([float(mean.total), float(mean.weight)])
                 sums[name] = sums.get(name, np.zeros(2)) + part
         metrics = {name: float(total / max(weight, 1.0)) for name, (total, weight) in sums.items()}
-        metrics |= {"tokens": float(sums["loss"][1]), "perplexity": math.exp(min(metrics["loss"], 50.0))}
+        metrics["tokens"] = float(sums["loss"][1])
+        if self.nats:
+            metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
         if self.factors:
             stores = self.rows.stores.values()
             tokens = sum(store.num_tokens - store.num_documents for store in stores)

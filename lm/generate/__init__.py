@@ -75,8 +75,8 @@ def generate(
     return jnp.concatenate([tokens, last[None]]).T
 
 
-@partial(jax.jit, static_argnames="model")
-def fill(model: Transformer, params: Any, stream: TokenStream) -> jax.Array:
-    """int32 [B, T]: an encoder's most likely token at every place."""
+@partial(jax.jit, static_argnames=("model", "vocab_size"))
+def fill(model: Transformer, params: Any, stream: TokenStream, vocab_size: int | None = None) -> jax.Array:
+    """int32 [B, T]: an encoder's most likely token at every place, of the first `vocab_size` if the model has more."""
     logits: Any = model.apply({"params": params}, Example(stream, None, None, None))
-    return jnp.argmax(logits, axis=-1)
+    return jnp.argmax(logits[..., :vocab_size], axis=-1)

@@ -68,7 +68,7 @@ def _asked(objective: config.Objective, tokenizer: Any, prompt: str, new_tokens:
     parts = [tokenizer.encode(part) for part in prompt.split(MASK)]
     text = [tokenizer.encode(prompt.replace(MASK, "").rstrip())]
     match objective:
-        case config.Masked() | config.NextSentence() | config.Denoise():
+        case config.Masked() | config.ReplacedTokens() | config.NextSentence() | config.Denoise():
             text = _joined(parts, [[tokenizer.mask_id]] * (len(parts) - 1))
         case config.SpanCorruption():
             text = _joined(parts, [[tokenizer.sentinel_ids[k]] for k in range(len(parts) - 1)])
@@ -91,7 +91,7 @@ def _joined(parts: list[np.ndarray], marks: list[list[int]]) -> list[Any]:
 
 def _filled(model: Transformer, params: Any, tokenizer: Any, prompt: str, ids: np.ndarray, mode: list[int]) -> dict[str, str]:
     read = np.concatenate([mode, ids]).astype(np.int32)
-    best = np.asarray(fill(model, params, left_padded([read])))[0][len(mode) :]
+    best = np.asarray(fill(model, params, left_padded([read]), tokenizer.vocab_size))[0][len(mode) :]
     chosen = [tokenizer.decode([int(best[i])]).strip() for i in np.flatnonzero(ids == tokenizer.mask_id)]
     text = prompt
     for word in chosen:

@@ -36,7 +36,8 @@ class Head(nn.Module):
                 bias = bias.astype(jnp.float32)
             logits = table.attend(x, bias)
         else:
-            logits = Projection((c.outputs or self.vocab_size,), ("embed", "vocab"), c.bias, self.std, name="out", **kinds)(x)
+            axis = "vocab" if c.outputs is None else "outputs"
+            logits = Projection((c.outputs or self.vocab_size,), ("embed", axis), c.bias, self.std, name="out", **kinds)(x)
         if c.scale is not None:
             logits = logits * c.scale
         if c.softcap is not None:

@@ -118,6 +118,11 @@ def _masked_both(c: config.Masked, data: config.Data, v: Vocabulary) -> Objectiv
     return Objective(make, Lengths(encoder, decoder), window, window, c.dynamic)
 
 
+def _replaced_tokens(c: config.ReplacedTokens, data: config.Data, v: Vocabulary) -> Objective:
+    """What the generator reads: all that is chosen is masked (arXiv 2003.10555, section 2); the rest is the loss's."""
+    return _masked_encoder(config.Masked(c.rate, mask=1.0, random=0.0), data, v)
+
+
 def _spans_decoder(c: config.SpanCorruption, data: config.Data, v: Vocabulary) -> Objective:
     length = _need(data, "decoder_length")
     window = spans.window(length, c, fits=lambda encoder, decoder: encoder + decoder)
@@ -256,6 +261,7 @@ SUITS: dict[tuple[str, type], Callable[[Any, config.Data, Any], Objective]] = {
     ("decoder", config.Prefix): _prefix_decoder,
     ("decoder", config.SpanCorruption): _spans_decoder,
     ("encoder", config.Masked): _masked_encoder,
+    ("encoder", config.ReplacedTokens): _replaced_tokens,
     ("encoder_decoder", config.Prefix): _prefix_both,
     ("encoder_decoder", config.Masked): _masked_both,
     ("encoder_decoder", config.SpanCorruption): _spans_both,
@@ -276,6 +282,8 @@ REFUSED: dict[tuple[str, type], str] = {
     ("encoder", config.Prefix): "an encoder sees the continuation in its input; take 'masked', or a decoder",
     ("encoder", config.SpanCorruption): "an encoder gives one token a place and a span has several; take 'masked', or an "
     "encoder-decoder",
+    ("decoder", config.ReplacedTokens): "masks are filled in from both sides; take 'causal', or an encoder",
+    ("encoder_decoder", config.ReplacedTokens): "a decoder has nothing to write; take 'masked', or an encoder",
     ("encoder_decoder", config.Causal): "the encoder would have nothing to read; take 'prefix', or a decoder alone",
     ("decoder", config.Denoise): "the noised text has no stream of its own; take 'span_corruption', or an encoder-decoder",
     ("encoder", config.Denoise): "an encoder gives one token a place, and the noised text has other places than the text; "

@@ -13,6 +13,7 @@ import numpy as np
 from lm import config, flops
 from lm.data.rows import Rows
 from lm.errors import UserError
+from lm.recipes.tasks import task
 
 SAMPLE = 1024  # rows that the averages are taken over, at most
 
@@ -37,8 +38,11 @@ def of_a_row(run: config.Run, rows: Rows, count: int = SAMPLE, *, first: int = 0
     example = rows.rows(np.arange(first, first + count))
     streams = [stream for stream in (example.encoder, example.decoder) if stream is not None]
     tokens, size = (sum(getattr(s, name) for s in rows.stores.values()) for name in ("num_tokens", "num_bytes"))
+    # A pass without places of its own gives logits at those that are asked about, or everywhere where only some are.
+    passes = task(run).passes(rows.objective.lengths)
+    costs = [flops.of_rows(m, example, everywhere=p is None and example.where is not None) for m, p in passes]
     return Ledger(
-        flops=flops.of_rows(run.model, example).train / count,
+        flops=sum(cost.train for cost in costs) / count,
         seen=sum(int((stream.segments > 0).sum()) for stream in streams) / count,
         loss_tokens=float(example.weights.sum()) / count,
         raw_bytes=rows.objective.window * size / tokens,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lm import config, flops, losses, optim, sharding
+from lm import config, flops, optim, sharding
 from lm.checkpoint import Checkpoints, load_params, load_tokenizer
 from lm.data.loader import batches
 from lm.data.prepare import Prepared, prepare
@@ -18,9 +19,9 @@ from lm.data.rows import Rows, blank, stack
 from lm.errors import UserError
 from lm.evaluate.heldout import HeldOut
 from lm.generate.samples import samples
-from lm.models.transformer import Transformer, head_params
 from lm.objectives import Objective, build
 from lm.recipes.ledger import SAMPLE, of_a_row, parameters
+from lm.recipes.tasks import Task, task
 from lm.train import hooks, loop
 from lm.train.report import write_report
 from lm.train.rundir import RunDir, manifest, params_sha256
@@ -36,7 +37,7 @@ class Parts:
 
     run: config.Run
     mesh: Mesh
-    model: Transformer
+    task: Task
     data: Prepared
     objective: Objective
     rows: dict[str, Rows]  # by split: "train", and "holdout" if anything was held out
@@ -47,8 +48,9 @@ class Parts:
     @property
     def flops_per_step(self) -> float:
         shape = self.objective.lengths
-        lengths: dict[str, Any] = dict(encoder=shape.encoder, decoder=shape.decoder, predicted=shape.predicted)
-        return flops.count(self.run.model, batch=self.run.train.batch_size, **lengths).train
+        lengths: dict[str, Any] = dict(encoder=shape.encoder, decoder=shape.decoder)
+        passes = self.task.passes(shape)
+        return sum(flops.count(m, batch=self.run.train.batch_size, predicted=p, **lengths).train for m, p in passes)
 
 
 def assemble(run: config.Run, *, progress: bool = True) -> Parts:
@@ -57,7 +59,8 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
     sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)
     if run.evaluate.batch_size is not None:
         sharding.check_batch(run.evaluate.batch_size, 1, mesh)
-    check_lengths(run)
+    what = task(run)
+    check_lengths(run, what.models)
     data = prepare(run.data, progress=progress)
     if data.tokenizer.vocab_size > run.model.vocab_size:
         raise UserError(
@@ -71,14 +74,12 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
             "set --config.model.embed.types=2"
         )
     rows = rows_of(run, data, objective)
-    model = Transformer(run.model)
     tx, schedule = optim.make(run.optimizer, run.train.steps)
     example = jax.tree.map(jnp.asarray, stack([blank(objective.lengths)] * run.train.batch_size))
     with sharding.use(mesh):
-        init = lambda key: model.init(key, example)["params"]
-        plan = blueprint(init, tx, mesh, ema=run.optimizer.ema is not None)
-        step = make_step(_loss(model, run), tx, plan, optimizer=run.optimizer, train=run.train)
-    return Parts(run, mesh, model, data, objective, rows, plan, step, schedule)
+        plan = blueprint(lambda key: what.init(key, example), tx, mesh, ema=run.optimizer.ema is not None)
+        step = make_step(what.loss, tx, plan, optimizer=run.optimizer, train=run.train)
+    return Parts(run, mesh, what, data, objective, rows, plan, step, schedule)
 
 
 def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:
@@ -96,20 +97,15 @@ def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, 
     }
 
 
-def _loss(model: Transformer, run: config.Run) -> Any:
-    settings: dict[str, Any] = dict(head_params=head_params, vocab_size=run.model.vocab_size, z_loss=run.train.z_loss)
-    return lambda params, example, rngs: losses.cross_entropy(params, model.apply, example, rngs=rngs, **settings)
-
-
-def check_lengths(run: config.Run) -> None:
-    """Rows that are longer than a stack has learned positions for."""
-    for name in ("encoder", "decoder"):
-        stack_, length = getattr(run.model, name), getattr(run.data, f"{name}_length")
+def check_lengths(run: config.Run, models: dict[str, config.Model]) -> None:
+    """Rows that are longer than a stack has learned positions for; models by their place in the config."""
+    for (place, model), name in product(models.items(), ("encoder", "decoder")):
+        stack_, length = getattr(model, name), getattr(run.data, f"{name}_length")
         limit = stack_.position.max_length if stack_ and isinstance(stack_.position, config.Learned) else None
         if limit is not None and length is not None and length > limit:
             raise UserError(
                 f"data.{name}_length={length} is longer than the model's {limit} positions: shorten it, or raise "
-                f"--config.model.{name}.position.max_length"
+                f"--config.{place}.{name}.position.max_length"
             )
 
 
@@ -118,11 +114,10 @@ def heldout(parts: Parts) -> HeldOut | None:
     if "holdout" not in parts.rows:
         return None
     run = parts.run
-    score = partial(losses.scores, head_params=head_params, vocab_size=run.model.vocab_size)
-    jitted = jax.jit(lambda params, example: score(params, parts.model.apply, example))
+    jitted = jax.jit(parts.task.scores)
     size = run.evaluate.batch_size or run.train.batch_size
     factors = isinstance(run.objective, config.Causal)
-    return HeldOut(parts.rows["holdout"], jitted, size, parts.mesh, run.evaluate.rows, factors)
+    return HeldOut(parts.rows["holdout"], jitted, size, parts.mesh, run.evaluate.rows, factors, parts.task.nats)
 
 
 def train(run: config.Run, workdir: str | Path, *, allow_changes: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -226,7 +221,8 @@ def _samples(parts: Parts, params: Any) -> list[dict[str, str]]:
     if not log.samples or log.sample_tokens < 1:
         return []
     settings: dict[str, Any] = dict(new_tokens=log.sample_tokens, temperature=log.temperature, seed=parts.run.train.seed)
-    return samples(parts.model, params, parts.data.tokenizer, parts.run.objective, log.samples, **settings)
+    model, own = parts.task.writer(params)
+    return samples(model, own, parts.data.tokenizer, parts.run.objective, log.samples, **settings)
 
 
 def _tensorboard(rundir: RunDir, run: config.Run) -> Any:

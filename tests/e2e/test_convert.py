@@ -70,6 +70,20 @@ def test_a_run_is_exported(train, tmp_path):
     assert (tmp_path / "out" / "tokenizer.model").read_bytes()
 
 
+def test_of_a_run_of_two_models_comes_the_one_it_is_about(train, tmp_path):
+    code, err = train(tmp_path / "run", "encoder.replaced_tokens", "--config.train.steps=2", "--config.optimizer.ema=0.9")
+    assert code == 0, err
+    from flax import traverse_util
+
+    model = checkpoint.load_model(tmp_path / "run")
+    assert model.head.outputs == 1 and model.width == 32
+    saved = checkpoint.load_params(tmp_path / "run", traverse_util.unflatten_dict(abstract_params(model), sep="/"))
+    example = Example(TokenStream(*[np.zeros((1, 4), np.int32)] * 3), None, None, None)
+    assert jax.jit(Transformer(model).apply)({"params": saved}, example).shape == (1, 4, 1)
+    # Hugging Face's ELECTRA is not among the families, and that is what is said.
+    assert main(["to_hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+
+
 @pytest.mark.parametrize(
     "words,said",
     [

@@ -43,6 +43,11 @@ def get_config(what="decoder.causal"):
         **LENGTHS[architecture],
     )
     c.objective = objective_of(objective, architecture)
+    if objective == "replaced_tokens":
+        c.objective.generator = dict(
+            vocab_size=512, width=16, encoder=stack | dict(num_layers=1), embed=dict(width=32), head=dict(transform="gelu")
+        )
+        c.model.head = dict(outputs=1, tied=False)
     c.optimizer = dict(learning_rate=0.01, schedule=dict(warmup=5))
     c.train = dict(steps=12, batch_size=4)
     c.checkpoint = dict(every=4)

@@ -13,8 +13,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lm import config, sharding
 from lm.data.rows import blank, stack
-from lm.models.transformer import Transformer
 from lm.objectives import Lengths
+from lm.recipes.tasks import task
 
 HERE = Path(__file__).parent
 CONFIGS = sorted((HERE.parents[1] / "configs").glob("*.py"))
@@ -31,10 +31,11 @@ def resolved(run: config.Run) -> list[str]:
     return walk(config.to_dict(run), "")
 
 
-def parameters(model: config.Model) -> list[str]:
+def parameters(run: config.Run) -> list[str]:
     """`path dtype[shape] PartitionSpec`, on a mesh that has two devices on every axis."""
+    model = run.model
     row = stack([blank(Lengths(16 if model.encoder else None, 16 if model.decoder else None))])
-    boxed = jax.eval_shape(lambda key: Transformer(model).init(key, row)["params"], jax.random.key(0))
+    boxed = jax.eval_shape(lambda key: task(run).init(key, row), jax.random.key(0))
     axes = sharding.AXES
     mesh = AbstractMesh((2,) * len(axes), axes, axis_types=(AxisType.Auto,) * len(axes))
     shardings = jax.tree.leaves(sharding.param_shardings(boxed, mesh))
@@ -48,7 +49,7 @@ def parameters(model: config.Model) -> list[str]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_and_parameters_are_as_recorded(path, request):
     run = config.load(str(path))
-    text = "\n".join([*resolved(run), "", *parameters(run.model)]) + "\n"
+    text = "\n".join([*resolved(run), "", *parameters(run)]) + "\n"
     golden = HERE / f"{path.stem}.txt"
     if request.config.getoption("update"):
         golden.write_text(text)

@@ -14,6 +14,7 @@ from lm.data.rows import blank, stack
 from lm.models.presets.gpt import GPT2
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths
+from lm.recipes.tasks import task
 from lm.types import Example, Mask, TokenStream
 
 B, V, D = 2, 2048, 512
@@ -44,6 +45,23 @@ def test_as_many_as_xla_counts(name):
     sizes = dict(encoder=lengths.encoder, decoder=lengths.decoder, predicted=lengths.predicted)
     ours = flops.count(model, batch=B, **sizes, causal_share=1.0)
     assert ours.train == pytest.approx(xla, rel=0.02)
+
+
+@pytest.mark.parametrize("predict", ["replaced", "masked", "all"])
+def test_two_models_are_as_many_as_xla_counts(predict):
+    """A generator whose logits are at the masks alone, with tables that are projected, and the model that it trains."""
+    head = Head(tied=False, outputs=1, transform="relu") if predict == "replaced" else Head(transform="relu")
+    encoder = lambda width: Stack(2, {"L": replace(BLOCK, ffn=Mlp(4 * width, "relu"))}, position=Rope())
+    generator = Model(V, D // 2, encoder=encoder(D // 2), embed=config.Embed(width=D), head=Head(transform="relu"))
+    objective = config.ReplacedTokens(generator, predict=predict)
+    what = task(config.Run(Model(V, D, encoder=encoder(D), head=head), objective=objective))
+    example = jax.tree.map(jnp.asarray, stack([blank(ENCODER)] * B))
+    params = nn.unbox(jax.eval_shape(what.init, jax.random.key(0), example))
+    loss = lambda params, example: what.loss(params, example, None).total
+    xla = jax.jit(jax.grad(loss)).lower(params, example).cost_analysis()["flops"]
+    passes = [flops.count(m, batch=B, encoder=ENCODER.encoder, predicted=p, causal_share=1.0) for m, p in what.passes(ENCODER)]
+    assert sum(p.train for p in passes) == pytest.approx(xla, rel=0.02)
+    assert all(p.head for p in passes) and passes[0].embed == 2 * B * 128 * D * D // 2 and passes[1].embed == 0
 
 
 def count(block, length=10, **changes):

@@ -19,6 +19,7 @@ MAY = {
     "flops": CORE,
     "optim": CORE,
     "losses": {"types", "errors"},
+    "replaced": {"types", "errors", "losses"},
     "checkpoint": CORE,
     "models": MODELS,
     "generate": MODELS | {"generate", "objectives"},  # which marks a prompt has

@@ -263,6 +263,8 @@ def test_noise_is_everywhere():
 # ---------------------------------------------------------------------------------------------------- what suits what
 
 ARCHITECTURES = ("encoder", "decoder", "encoder_decoder")
+GENERATOR = config.Model(V, 16, encoder=config.Stack(1, {"L": config.Block(config.Attention(2), config.Mlp(16))}))
+REQUIRED: dict[type, dict] = {config.ReplacedTokens: dict(generator=GENERATOR)}
 PAIRS = [(a, o) for a in ARCHITECTURES for o in get_args(config.Objective)]
 DATA = config.Data(encoder_length=64, decoder_length=64)
 MIXTURES = {
@@ -275,7 +277,7 @@ MIXTURES = {
 def example(o, architecture):
     """An objective of this class; a mixture of what suits the architecture, its first part without a mode."""
     if o is not config.Mixture:
-        return o()
+        return o(**REQUIRED.get(o, {}))
     return o({f"p{i}": config.Part(c, mode=f"m{i}" if i else None) for i, c in enumerate(MIXTURES[architecture])})
 
 
@@ -283,8 +285,9 @@ def example(o, architecture):
 def test_every_pair_is_taken_or_refused(pair):
     assert (pair in SUITS) != (pair in REFUSED)
     architecture, objective = pair
+    made = example(objective, architecture)
     if pair in SUITS:
-        built = objectives.build(example(objective, architecture), architecture, DATA, vocabulary())
+        built = objectives.build(made, architecture, DATA, vocabulary())
         tokens = rng().integers(RESERVED, V, built.window).astype(np.int32)
         e = built.make(tokens, rng(), *([tokens[::-1]] if built.other else []))
         for name in ("encoder", "decoder"):
@@ -295,7 +298,7 @@ def test_every_pair_is_taken_or_refused(pair):
         assert e.weights.sum() > 0 and e.weights.dtype == np.float32
     else:
         with pytest.raises(UserError, match="does not suit") as error:
-            objectives.build(example(objective, architecture), architecture, DATA, vocabulary())
+            objectives.build(made, architecture, DATA, vocabulary())
         assert REFUSED[pair] in str(error.value) and "; take '" in str(error.value)
 
 
@@ -324,6 +327,16 @@ def test_no_table_has_a_pair_too_many():
 def test_what_cannot_be_is_refused(objective, architecture, data, changes, words):
     with pytest.raises(UserError, match=words):
         objectives.build(objective, architecture, data, vocabulary(**changes))
+
+
+def test_a_generator_reads_masks_alone():
+    """All that is chosen is masked: 0/100/0 instead of BERT's 80/10/10."""
+    built = objectives.build(config.ReplacedTokens(GENERATOR, rate=0.25), "encoder", DATA, vocabulary())
+    tokens = rng(1).integers(RESERVED, V, 64).astype(np.int32)
+    e = built.make(tokens, rng())
+    assert len(e.where) == 16 and built.lengths.predicted >= 16
+    np.testing.assert_array_equal(e.encoder.tokens, np.where(np.isin(np.arange(64), e.where), MASK, tokens))
+    np.testing.assert_array_equal(e.targets, tokens[e.where])
 
 
 def test_offered_decoder_length_suffices():

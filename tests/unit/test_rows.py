@@ -66,11 +66,13 @@ MIXTURES = {
 
 def suiting(c, architecture):
     if c is not config.Mixture:
-        return c(), architecture
+        return c(**REQUIRED.get(c, {})), architecture
     parts = {f"p{i}": config.Part(part, mode=f"m{i}" if i else None) for i, part in enumerate(MIXTURES[architecture])}
     return config.Mixture(parts), architecture
 
 
+GENERATOR = Model(V, 16, encoder=Stack(1, {"L": Block(Attention(2), Mlp(16))}))
+REQUIRED: dict[type, dict] = {config.ReplacedTokens: dict(generator=GENERATOR)}
 SUITING = [suiting(c, architecture) for architecture, c in objectives.SUITS]
 ids = lambda value: value if isinstance(value, str) else type(value).__name__
 

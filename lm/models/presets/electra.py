@@ -1,8 +1,9 @@
 """ELECTRA (Clark et al., arXiv 2003.10555): section 2 for the two models; sizes from appendix A and the releases.
 
-BERT's structure, twice. The generator fills in masked tokens; the discriminator says of each token whether it was replaced:
-a dense layer with GELU, then one logit. Tables narrower than the model are projected to its width: the small ones have 128,
-and a generator the tables of its discriminator, which the two share in training.
+BERT's structure, twice; the objective `lm.config.ReplacedTokens` trains both at once. The generator fills in masked tokens;
+the discriminator says of each token whether it was replaced: a dense layer with GELU, then one logit. Tables narrower than
+the model are projected to its width: the small ones have 128, and a generator the tables of its discriminator, which the two
+share in training.
 
 The generators are those released with 256 wide layers at each size (the paper's small one has a quarter of 256).
 """
