@@ -36,7 +36,9 @@ class Board:
         if self.live:
             self.live.update(self.table())
             return
-        shown = "  ".join(f"{m.name} {result['metrics'][m.name]:.4g}" for m in self.study.metrics if m.name in result["metrics"])
+        shown = "  ".join(
+            f"{m.name} {result['metrics'][m.name]:.4g}" for m in self.study.metrics if m.name in result["metrics"]
+        )
         minutes = (time.monotonic() - self.began) / 60
         line = f"[{minutes:6.1f} min] {len(self.results)}/{len(self.units)} {unit[0]} seed {unit[1]}  {shown}"
         print(line, file=sys.stderr, flush=True)

@@ -47,7 +47,12 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
         metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
     seconds = summary["tokens_seen"] / summary["tokens_per_second"] * jax.device_count()
     ledger = {name: summary[name] for name in LEDGER} | {"device_seconds": round(seconds, 1)}
-    return {"metrics": metrics, "flags": flags, "ledger": ledger, "curve": curve(workdir, ledger["model_flops"], summary["step"])}
+    return {
+        "metrics": metrics,
+        "flags": flags,
+        "ledger": ledger,
+        "curve": curve(workdir, ledger["model_flops"], summary["step"]),
+    }
 
 
 def items(task: Task, data: Prepared) -> Any:

@@ -115,7 +115,9 @@ def finished(study: Study, unit: Unit, workdir: Path) -> dict[str, Any] | None:
         return None
     result = json.loads(path.read_text())
     if result["settings"] != mark(study, study.cells[unit[0]]):
-        raise UserError(f"{path} was made with other settings than the study has now; remove its folder, or take a new --workdir")
+        raise UserError(
+            f"{path} was made with other settings than the study has now; remove its folder, or take a new --workdir"
+        )
     return result
 
 
@@ -186,7 +188,10 @@ def main(argv: list[str] | None = None) -> int:
 def remember(study: Study, settings: dict[str, Any], workdir: Path) -> None:
     """`study.json`, from which the report knows the study; refuses to mix two sets of settings in one folder."""
     workdir.mkdir(parents=True, exist_ok=True)
-    path, text = workdir / "study.json", json.dumps({"study": study.name, "settings": settings}, indent=1, sort_keys=True) + "\n"
+    path, text = (
+        workdir / "study.json",
+        json.dumps({"study": study.name, "settings": settings}, indent=1, sort_keys=True) + "\n",
+    )
     if path.exists() and path.read_text() != text:
         raise UserError(f"{workdir} holds a study with other settings ({path}); give the same --set, or another --workdir")
     path.write_text(text)
@@ -212,7 +217,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 def parser() -> argparse.ArgumentParser:
     known = ", ".join(sorted(p.parent.name for p in HERE.glob("*/study.py")))
     p = argparse.ArgumentParser(
-        prog="python -m experiments.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="python -m experiments.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     p.add_argument("study", help=f"one of {known}")
     p.add_argument("--workdir", help="folder of the study; runs/STUDY if not given. What is done there is not done again")

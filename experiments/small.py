@@ -8,6 +8,7 @@ from lm.config import Attention, Block, Data, Evaluate, Log, Mlp, Model, Norm, O
 
 VOCAB = 2048
 LENGTH = 128  # tokens in a row
+DECAYING = Schedule("wsd", warmup=20, final=0.0)
 
 
 def model(architecture: str, *, width: int = 128, layers: int = 4, shared: bool = False, **changes: Any) -> Model:
@@ -27,7 +28,7 @@ def run(
     steps: int = 500,
     batch_size: int = 16,
     learning_rate: float = 3e-3,
-    schedule: Schedule = Schedule("wsd", warmup=20, final=0.0),
+    schedule: Schedule = DECAYING,
     evaluate_every: int | None = None,
     decoder_length: int = LENGTH,
     sources: dict[str, config.Source] | None = None,

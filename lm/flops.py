@@ -87,11 +87,11 @@ def of_rows(model: config.Model, example: Any, *, everywhere: bool = False) -> F
     sides), and logits are formed where a weight is, or `everywhere`.
     """
     total, source, across = Flops(), 0, 0
-    if example.encoder is not None:
+    if model.encoder and example.encoder is not None:
         lengths = _segments(example.encoder.segments)
         source = int(lengths.sum())
         total += _stack(model.encoder, model.width, source, partial(_both_ways, lengths))
-    if example.decoder is not None:
+    if model.decoder and example.decoder is not None:
         stream = example.decoder
         lengths = _segments(stream.segments)
         prefixes = _segments(stream.segments * stream.prefix) if stream.prefix is not None else np.zeros_like(lengths)

@@ -77,7 +77,7 @@ def law(points: Sequence[Point], *, delta: float = 1e-3) -> Law:
 
 
 def bootstrap(by_seed: Sequence[Sequence[Point]], fit, *, resamples: int = 200, seed: int = 0) -> list:
-    """`fit(points)` of resampled runs: for each cell (place in the lists) as many seeds as there are, drawn with replacement."""
+    """`fit(points)` of resampled runs: for each cell (a place in the lists) as many seeds as it has, with replacement."""
     rng = np.random.default_rng(seed)
     cells = list(zip(*by_seed, strict=True))
     out = []

@@ -30,9 +30,7 @@ def cells() -> dict[str, Cell]:
         for kind, objective, places in (("denoise", denoise, 40), ("lm", lm, small.LENGTH)):
             run = small.run(model, objective, decoder_length=places)
             facts = {"architecture": label, "objective": {"denoise": "denoising", "lm": "LM"}[kind]}
-            out[f"{name}_{kind}"] = Cell(
-                f"{label}, {facts['objective']}", run, facts, scores=("suffix", "infill"), tasks=TASKS
-            )
+            out[f"{name}_{kind}"] = Cell(f"{label}, {facts['objective']}", run, facts, scores=("suffix", "infill"), tasks=TASKS)
     return out
 
 

@@ -22,9 +22,7 @@ SCHEDULE = config.Schedule("constant", warmup=20)
 
 def cells() -> dict[str, Cell]:
     def cell(label: str, objective: str, share: float, start: str | None = None, **facts: str) -> Cell:
-        run = small.run(
-            small.model("decoder"), OBJECTIVES[objective], learning_rate=1e-3, schedule=SCHEDULE, evaluate_every=20
-        )
+        run = small.run(small.model("decoder"), OBJECTIVES[objective], learning_rate=1e-3, schedule=SCHEDULE, evaluate_every=20)
         return Cell(label, run, {"objective": objective} | facts, start, share, scores=("suffix", "infill"))
 
     out = {name: cell(f"{name} from scratch", name, 1.0) for name in OBJECTIVES}

@@ -15,6 +15,7 @@ A new objective gets its rows here.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -234,7 +235,8 @@ def ways(architecture: str, objective: config.Objective) -> Mapping[str, Way]:
 
 def _left_to_right(span: Span, v: Vocabulary, *, ask: Callable[[Span, Vocabulary], list[Example]]) -> list[Example]:
     """The same question, no part of it seen from both sides."""
-    return [replace(e, decoder=replace(e.decoder, prefix=None)) for e in ask(span, v)]
+    asked: list[Any] = ask(span, v)
+    return [replace(e, decoder=replace(e.decoder, prefix=None)) for e in asked]
 
 
 def examples(way: Way, kind: str, span: Span, vocabulary: Vocabulary) -> list[Example]:

@@ -65,6 +65,7 @@ def steps_for(run: config.Run, rows: Rows, what: Literal["flops", "seen", "loss_
 def parameters(params: Any) -> dict[str, int]:
     """How many, and how many besides the tables that tokens, positions and types are looked up in."""
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    tables = sum(x.size for path, x in flat if path[-1].key == "embedding" and "embed" in [k.key for k in path])
-    total = sum(x.size for _, x in flat)
+    named = [(jax.tree_util.keystr(path, simple=True, separator="/").split("/"), x.size) for path, x in flat]
+    total = sum(size for _, size in named)
+    tables = sum(size for path, size in named if path[-1] == "embedding" and "embed" in path)
     return {"parameters": total, "parameters_without_embeddings": total - tables}

@@ -1,6 +1,6 @@
 """Pretraining: a config becomes a model, data, a step and hooks; the shared loop does the rest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -190,7 +190,7 @@ def first_state(parts: Parts) -> TrainState:
             "sources, or give its tokenizer as data.tokenizer.path"
         )
     params = load_params(folder, parts.plan.targets().params)
-    return state.replace(params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+    return replace(state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
 
 
 def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) -> int:
