@@ -5,7 +5,7 @@
 `--config.objective.predict` has the ablations of the paper's table 5: "replaced_chosen" as it is, "masked" and "all" with
 `--config.model.head.outputs=None --config.model.head.tied=True`.
 
-Cost: about three minutes on two CPU cores. Measured: 903,168 parameters, of which the model has 739,232; 1.16e10 model FLOPs a
+Cost: some three minutes on two busy CPU cores. Measured: 903,168 parameters, of which the model has 738,432; 1.16e10 FLOPs a
 step; held-out loss 26.22 (chance: 41.6), of it the generator's 5.75 and 50 times the model's 0.411. That is the frequency of
 what is replaced and no more: at this size nothing is called replaced yet, as the masked encoder knows little but frequencies.
 """
