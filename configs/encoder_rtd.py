@@ -5,9 +5,9 @@
 `--config.objective.predict` has the ablations of the paper's table 5: "replaced_chosen" as it is, "masked" and "all" with
 `--config.model.head.outputs=None --config.model.head.tied=True`.
 
-Cost: about two minutes on two CPU cores. Expected: 903,168 parameters, of which the model has 739,232, and 1.16e10 model FLOPs
-a step. The loss is the generator's plus 50 times the model's: after a minute both hardly know more than the frequencies, and
-the loss has come from 41.6 (chance) to 26.4.
+Cost: some three minutes on two busy CPU cores. Measured: 903,168 parameters, of which the model has 738,432; 1.16e10 FLOPs a
+step; held-out loss 26.22 (chance: 41.6), of it the generator's 5.75 and 50 times the model's 0.411. That is the frequency of
+what is replaced and no more: at this size nothing is called replaced yet, as the masked encoder knows little but frequencies.
 """
 
 from ml_collections import config_dict
