@@ -16,12 +16,12 @@ CELLS = {
     "both": ("infilling and permutation", config.Denoise(), (90.8, 83.8, 24.17, 6.62)),
 }
 TASKS = tuple(
-    Task(name, "text", config.Finetune(steps=150, batch_size=16, length=length))
+    Task(name, "text", config.Finetune(steps=120, batch_size=16, length=length, rows=500))
     for name, length in (("questions", 32), ("spans", 96))
 )
 
 
-def study(seeds: int = 3, budget: float = 7e12, match: str = "flops") -> Study:
+def study(seeds: int = 3, budget: float = 6e12, match: str = "flops") -> Study:
     cells = {
         name: Cell(label, small.run(small.model("encoder_decoder", layers=3), objective), {"noise": label}, tasks=TASKS)
         for name, (label, objective, _) in CELLS.items()

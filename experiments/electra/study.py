@@ -15,7 +15,7 @@ ROWS = {
     "bert": ("masked", None, 82.2),
 }
 TASKS = tuple(
-    Task(name, "head", config.Finetune(steps=150, batch_size=16, length=length))
+    Task(name, "head", config.Finetune(steps=120, batch_size=16, length=length, rows=500))
     for name, length in (("questions", 32), ("sentiment", 48))
 )
 PARTS = ("questions/accuracy", "sentiment/accuracy")
@@ -40,7 +40,7 @@ def cells() -> dict[str, Cell]:
     return out
 
 
-def study(seeds: int = 3, budget: float = 7e12, match: str = "flops") -> Study:
+def study(seeds: int = 3, budget: float = 6e12, match: str = "flops") -> Study:
     average = "downstream/average"
 
     def greater(better: str, than: str, primary: bool = True) -> Relation:

@@ -7,7 +7,7 @@ from lm import config
 RATES = (0.15, 0.25, 0.4, 0.6)
 SIZES = {"small": (64, 3), "large": (160, 4)}  # width, layers
 TASKS = tuple(
-    Task(name, "head", config.Finetune(steps=150, batch_size=16, length=length))
+    Task(name, "head", config.Finetune(steps=120, batch_size=16, length=length, rows=500))
     for name, length in (("questions", 32), ("sentiment", 48))
 )
 PARTS = ("questions/accuracy", "sentiment/accuracy")
