@@ -61,8 +61,8 @@ def judge(study: Study, results: Results) -> list[Judged]:
         if r.metric not in metrics:
             raise UserError(f"relation '{r.name}' asks for metric '{r.metric}'{nearest(r.metric, metrics)}")
         for cell in (r.better, r.than):
-            if cell not in study.cells:
-                raise UserError(f"relation '{r.name}' asks for cell '{cell}'{nearest(cell, study.cells)}")
+            if cell not in study.labels:
+                raise UserError(f"relation '{r.name}' asks for cell '{cell}'{nearest(cell, study.labels)}")
         if r.kind == "equivalent" and r.margin <= 0:
             raise UserError(f"relation '{r.name}' is an equivalence without a margin; give margin > 0 in the metric's unit")
     found = [_tested(r, metrics[r.metric], pairs(results, r.better, r.than, r.metric)) for r in study.relations]

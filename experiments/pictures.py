@@ -41,10 +41,10 @@ def _save(figure: Any, path: Path) -> Path:
 
 def dots(study: Study, results: Results, metric: Metric, path: Path) -> Path | None:
     """A line for each cell: every seed a ring (a seed keeps its height), the mean a diamond, its 95 % interval a bar."""
-    found = {name: v for name in study.cells if (v := values(results, name, metric.name))}
+    found = {name: v for name in study.labels if (v := values(results, name, metric.name))}
     if not found:
         return None
-    labels = [textwrap.fill(study.cells[name].label, 34) for name in found]
+    labels = [textwrap.fill(study.labels[name], 34) for name in found]
     height = 0.24 + 0.2 * max(label.count("\n") + 1 for label in labels)  # inches of a line
     figure, axis = pyplot().subplots(figsize=(5.5, 0.4 + height * len(found)))
     seeds = sorted({seed for v in found.values() for seed in v})
@@ -122,7 +122,7 @@ def curves(study: Study, results: Results, path: Path) -> Path | None:
     for i, (name, (flops, loss)) in enumerate(lines.items()):
         style = {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[i // len(COLOURS) % len(STYLES)]}
         axis.fill_between(flops, loss.min(0), loss.max(0), color=style["color"], alpha=0.12, lw=0)
-        axis.plot(flops, loss.mean(0), label=textwrap.fill(study.cells[name].label, 34), lw=1.6, **style)
+        axis.plot(flops, loss.mean(0), label=textwrap.fill(study.labels[name], 34), lw=1.6, **style)
     axis.set(xscale="log", xlabel="model FLOPs", ylabel="training loss, each cell's own")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)

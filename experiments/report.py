@@ -148,12 +148,12 @@ def _status(study: Study, results: Results, judged: list[Judged]) -> list[Block]
     if primary:
         counts = ", ".join(f"{primary.count(v)} {v}" for v in ("reproduced", "reversed", "unresolved"))
         blocks.append(Paragraph(f"Of {len(primary)} primary relations: {counts}."))
-    if strangers := sorted(set(results) - set(study.cells)):
+    if strangers := sorted(set(results) - set(study.labels)):
         names = ", ".join(strangers)
         blocks.append(Paragraph(f"Warning: results of cells that the study does not have are left out: {names}.", bold=True))
     broken = [
-        f"{m.label} of {study.cells[c].label}, seed {seed}"
-        for c in study.cells
+        f"{m.label} of {label}, seed {seed}"
+        for c, label in study.labels.items()
         for seed, r in sorted(results.get(c, {}).items())
         for m in study.metrics
         if (v := r["metrics"].get(m.name)) is not None and not math.isfinite(v)

@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             remember(study, settings, workdir)
             if execute(study, workdir, shard):
-                print(report.write(*report.load(workdir), workdir)["report.md"])
+                print(report.write(*report.load(workdir), workdir)["md"])
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.code

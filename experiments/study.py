@@ -76,7 +76,13 @@ class Study:
     match: Literal["flops", "seen", "loss_tokens", "params"] | None = None
     budget: float = 0.0
     derive: Callable[[Results], Results] | None = None  # adds metrics that take several cells of a seed
+    derived: Mapping[str, str] = field(default_factory=dict)  # results that `derive` adds beside the cells: name -> label
     analyse: Callable[[Results, Path], str] | None = None  # draws into a folder, gives Markdown
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of everything that has results."""
+        return {name: cell.label for name, cell in self.cells.items()} | dict(self.derived)
 
 
 def mean_of(parts: tuple[str, ...], name: str = "downstream/average") -> Callable[[Results], Results]:

@@ -57,12 +57,15 @@ def results_table(study: Study, results: Results) -> Table:
     notes, bold = _Notes(), {m.name: _best(study, results, m) for m in study.metrics}
     header = [Text("cell"), *map(Text, facts), Text("seeds")]
     header += [Text(f"{m.label} {'↑' if m.higher else '↓'}", marks=notes.marks(m.flag)) for m in study.metrics]
-    decimals = {m.name: _decimals([v for c in study.cells for v in values(results, c, m.name).values()]) for m in study.metrics}
+    decimals = {
+        m.name: _decimals([v for c in study.labels for v in values(results, c, m.name).values()]) for m in study.metrics
+    }
     rows = []
-    for name, cell in study.cells.items():
+    for name, label in study.labels.items():
+        described = study.cells[name].facts if name in study.cells else {}
         flags = _flags(results.get(name, {}))
         of_cell = sorted(t for key, texts in flags.items() if key not in decimals for t in texts)
-        row = [Text(cell.label, marks=notes.marks(*of_cell)), *(Text(cell.facts.get(f, "")) for f in facts)]
+        row = [Text(label, marks=notes.marks(*of_cell)), *(Text(described.get(f, "")) for f in facts)]
         row.append(Text(f"{len(results.get(name, {}))}/{study.seeds}"))
         for m in study.metrics:
             v = list(values(results, name, m.name).values())
@@ -86,7 +89,7 @@ def _mean(found: list[float], decimals: int) -> str:
 
 def _best(study: Study, results: Results, metric: Metric) -> str | None:
     """The best cell, if the second is significantly worse."""
-    means = {c: sum(v.values()) / len(v) for c in study.cells if (v := values(results, c, metric.name))}
+    means = {c: sum(v.values()) / len(v) for c in study.labels if (v := values(results, c, metric.name))}
     order = sorted(means, key=lambda c: means[c], reverse=metric.higher)
     if len(order) < 2 or not (found := pairs(results, order[0], order[1], metric.name)):
         return None

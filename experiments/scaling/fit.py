@@ -59,20 +59,32 @@ class Law:
         return self.beta / (self.alpha + self.beta)
 
 
-def law(points: Sequence[Point], *, delta: float = 1e-3) -> Law:
-    """The least Huber loss of log L, over a grid of starts, by L-BFGS (approach 3, section 3.3 and equation 3)."""
+STARTS = [(a, b, e, s, s) for a in (2.0, 8.0) for b in (2.0, 8.0) for e in (-1.0, 0.5) for s in (0.3, 0.7)]
+
+
+def law(points: Sequence[Point], *, start: Law | None = None, delta: float = 1e-3) -> Law:
+    """The least Huber loss of log L, over a grid of starts or from one, by L-BFGS (approach 3, section 3.3, equation 3)."""
     n, d, loss = (np.log([getattr(p, name) for p in points]) for name in ("parameters", "tokens", "loss"))
 
-    def objective(x: np.ndarray) -> float:
+    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+        """The loss of (log A, log B, log E, alpha, beta), and its gradient."""
         a, b, e, alpha, beta = x
-        guess = logsumexp(np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)]), axis=0)
-        gap = np.abs(guess - loss)
-        return float(np.where(gap <= delta, 0.5 * gap**2, delta * (gap - 0.5 * delta)).sum())
+        terms = np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)])
+        guess = logsumexp(terms, axis=0)
+        gap = guess - loss
+        size = np.abs(gap)
+        value = np.where(size <= delta, 0.5 * gap**2, delta * (size - 0.5 * delta)).sum()
+        share = np.exp(terms - guess) * np.clip(gap, -delta, delta)
+        of_a, of_b, of_e = share.sum(axis=1)
+        # Scaled: at the size of these losses L-BFGS would take the first point for a good one.
+        return value / delta**2, np.array([of_a, of_b, of_e, -(share[0] * n).sum(), -(share[1] * d).sum()]) / delta**2
 
-    starts = [(a, b, e, s, s) for a in (2.0, 8.0) for b in (2.0, 8.0) for e in (-1.0, 0.5) for s in (0.3, 0.7)]
+    starts = STARTS
+    if start is not None:
+        starts = [(np.log(start.A), np.log(start.B), np.log(start.E), start.alpha, start.beta)]
     bounds = [(-5, 30), (-5, 30), (-10, 3), (0.01, 2.5), (0.01, 2.5)]
-    fits = [minimize(objective, start, method="L-BFGS-B", bounds=bounds) for start in starts]
-    a, b, e, alpha, beta = min(fits, key=lambda fit: fit.fun).x
+    found = [minimize(objective, x, jac=True, method="L-BFGS-B", bounds=bounds) for x in starts]
+    a, b, e, alpha, beta = min(found, key=lambda f: f.fun).x
     return Law(float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), float(alpha), float(beta))
 
 

@@ -1,5 +1,6 @@
 """IsoFLOP curves of causal and masked models: how the best size grows with compute, embeddings counted and not."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,21 @@ def study(seeds: int = 3, budget: float = 4.5e12) -> Study:
         Metric("heldout/loss", "held-out loss, nats a predicted token", higher=False),
         Metric("exponent", "exponent a of N_opt ~ C^a"),
     )
+    derived = {f"{kind}, {counted} embeddings": f"{kind}, {counted} embeddings" for kind in OBJECTIVES for counted in COUNTS}
     title = "Scaling: isoFLOP curves per objective"
-    return Study("scaling", title, cells(), seeds, metrics, relations, "flops", budget, derive=exponents, analyse=analyse)
+    return Study(
+        "scaling",
+        title,
+        cells(),
+        seeds,
+        metrics,
+        relations,
+        "flops",
+        budget,
+        derive=exponents,
+        derived=derived,
+        analyse=analyse,
+    )
 
 
 def points(results: Results, kind: str, seed: int, counted: str) -> list[fit.Point]:
@@ -103,7 +117,7 @@ def analyse(results: Results, folder: Path) -> str:
     plot(results, folder)
     lines += [
         "",
-        "Intervals: 95 % of resampled runs (isoFLOP 200, parametric 40 times). Budgets whose parabola has its lowest point",
+        "Intervals: 95 % of resampled runs (200 times). Budgets whose parabola has its lowest point",
         "outside the sizes that were tried are left out of an exponent.",
         "",
         "![isoFLOP curves](isoflop.png)",
@@ -121,7 +135,7 @@ def fits(by_seed: list[list[fit.Point]]) -> list[str]:
     whole = [p for part in by_seed for p in part]
     iso, law = fit.exponent(whole), fit.law(whole)
     drawn = [e[0] for e in fit.bootstrap(by_seed, fit.exponent) if e is not None]
-    laws = fit.bootstrap(by_seed, fit.law, resamples=40)
+    laws = fit.bootstrap(by_seed, partial(fit.law, start=law))
     first = "not bracketed" if iso is None or not drawn else shown(iso[0], drawn)
     names = ("exponent", "E", "alpha", "beta")
     return [first, *(shown(getattr(law, name), [getattr(x, name) for x in laws]) for name in names)]
