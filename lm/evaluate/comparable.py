@@ -126,6 +126,9 @@ def score(
 ) -> Score:
     """The spans' negative log-probability under a model that was trained by `objective`. Compiles once a call's shape.
 
+    Given that they are text: a target's length is known, so the probability that a model has for its marks (the end, the
+    next sentinel, which a model of short spans soon expects) is shared out among the tokens of texts.
+
     Raises UserError for an objective or a kind without a way, and where the rows are longer than the model's positions.
     """
     known = ways(model.config.architecture, objective)
@@ -138,11 +141,13 @@ def score(
     rows = [example for of_span in asked for example in of_span]
     lengths = _lengths(rows)
     _check_positions(model.config, lengths)
+    text = np.arange(model.config.vocab_size)
+    text = (text >= tokenizer.reserved) & (text < tokenizer.vocab_size)
     nats, right = np.zeros(len(spans)), 0.0
     for first in range(0, len(rows), batch_size):
         packed = [pack([example], lengths) for example in rows[first : first + batch_size]]
         packed += [blank(lengths)] * (batch_size - len(packed))  # so that the shape stays
-        losses, hits = (np.asarray(x, float) for x in _of_rows(model, params, stack(packed)))
+        losses, hits = (np.asarray(x, float) for x in _of_rows(model, params, stack(packed), text))
         mine = owner[first : first + batch_size]
         np.add.at(nats, mine, losses[: len(mine)])
         right += hits.sum()
@@ -154,10 +159,12 @@ def score(
 
 
 @partial(jax.jit, static_argnames="model")
-def _of_rows(model: Transformer, params: Any, batch: Example) -> tuple[jax.Array, jax.Array]:
-    """float32 [B] each: nats of a row's counted places, and how many of them the likeliest token gets right."""
+def _of_rows(model: Transformer, params: Any, batch: Example, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32 [B] each: nats of a row's counted places among the tokens of `text` (bool [V]), and how many of them the
+    likeliest gets right."""
     hidden = model.apply({"params": params}, batch, method="hidden")
     logits: Any = model.apply({"params": head_params(params)}, hidden, method="logits")
+    logits = jnp.where(text, logits.astype(jnp.float32), -1e30)  # not -inf: what is padding would be 0 times infinity
     hits = jnp.argmax(logits, axis=-1) == batch.targets
     return jnp.sum(batch.weights * token_losses(logits, batch.targets), axis=1), jnp.sum(batch.weights * hits, axis=1)
 

@@ -21,8 +21,9 @@ import numpy as np
 
 from lm import config
 from lm.errors import UserError, nearest
-from lm.objectives import Vocabulary, reads_prefix
+from lm.objectives import Vocabulary, marks, reads_prefix
 from lm.objectives.causal import stream
+from lm.objectives.mixture import in_front
 from lm.types import Example, TokenStream
 
 KINDS = ("suffix", "infill", "pll")
@@ -38,12 +39,15 @@ class Span:
     num_bytes: int
 
 
+Ask = Callable[[Span, Vocabulary], list[Example]]
+
+
 @dataclass(frozen=True)
 class Way:
     """`normalised`: the probabilities of all targets of that many tokens sum to 1. If not, the score ranks targets of the
     same kind and model, and is no code length."""
 
-    ask: Callable[[Span, Vocabulary], list[Example]]
+    ask: Ask
     normalised: bool
     note: str
 
@@ -120,7 +124,7 @@ def spans_both(span: Span, v: Vocabulary) -> list[Example]:
     return [answer(join([v.bos_id], s0, span.target), len(span.target), encoder=given)]
 
 
-def words(ask: Callable[[Span, Vocabulary], list[Example]]) -> Callable[[Span, Vocabulary], list[Example]]:
+def words(ask: Ask) -> Ask:
     """The same question of each word of the target by itself, with the other words on its sides."""
 
     def every(span: Span, v: Vocabulary) -> list[Example]:
@@ -147,6 +151,26 @@ def masked_both_pll(span: Span, v: Vocabulary) -> list[Example]:
         encoder = stream(join(hidden(span, i, stop, _mask(v)), [v.eos_id]))
         out.append(answer(join([v.bos_id], span.left, span.target[: i + 1]), 1, encoder=encoder))
     return out
+
+
+def middle_decoder(span: Span, v: Vocabulary) -> list[Example]:
+    """`P left S right M target`: prefix, suffix, middle, as the objective marks them; the target counts."""
+    p, s, m = ([mark] for mark in marks.fill_in_middle(v.sentinel_ids))
+    return [answer(join(p, span.left, s, span.right, m, span.target), len(span.target))]
+
+
+def infilled_both(span: Span, v: Vocabulary) -> list[Example]:
+    """encoder `left M right eos`, one mask token for all of the target; decoder `bos left target`; the target counts."""
+    encoder = stream(join(span.left, [_mask(v)], span.right, [v.eos_id]))
+    return [answer(join([v.bos_id], span.left, span.target), len(span.target), encoder=encoder)]
+
+
+def stretch_both(span: Span, v: Vocabulary) -> list[Example]:
+    """encoder `left M..M right eos`, decoder `M target` at the target's positions in the text; all of it counts."""
+    n = len(span.target)
+    e = answer(join([_mask(v)], span.target), n, encoder=stream(join(hidden(span, 0, n, _mask(v)), [v.eos_id])))
+    decoder: Any = e.decoder
+    return [replace(e, decoder=replace(decoder, positions=decoder.positions + len(span.left)))]
 
 
 def masked_encoder(span: Span, v: Vocabulary) -> list[Example]:
@@ -180,8 +204,17 @@ ANSWER = "behind its sentinel; the answer's end mark is not counted"
 TWO_SIDED = "behind its sentinel, which never ended an input in training as `right` does; the end mark is not counted"
 REVEALED = "given its length in masks, revealed left to right"
 REWRITTEN = "given its length in masks, the decoder rewriting the text up to it"
+GAP = "given a gap of unknown length, the decoder rewriting the text up to it"
+MIDDLE = "behind the mark of the middle; where it ends is not counted"
+STRETCH = "given its length in masks, left to right"
 EACH = "each token given the rest, words left to right"
-EACH_WORD = "each word behind a sentinel of its own, given the rest"
+EACH_WORD = "each word by itself, given the rest"
+
+MASKED_ENCODER: Mapping[str, "Way"] = {
+    "suffix": Way(masked_encoder, True, REVEALED),
+    "infill": Way(masked_encoder, True, REVEALED),
+    "pll": Way(masked_encoder_pll, False, EACH),
+}
 
 WAYS: dict[tuple[str, type], Mapping[str, Way]] = {
     ("decoder", config.Causal): {
@@ -197,11 +230,14 @@ WAYS: dict[tuple[str, type], Mapping[str, Way]] = {
         "infill": Way(spans_decoder, True, TWO_SIDED),
         "pll": Way(words(spans_decoder), False, EACH_WORD),
     },
-    ("encoder", config.Masked): {
-        "suffix": Way(masked_encoder, True, REVEALED),
-        "infill": Way(masked_encoder, True, REVEALED),
-        "pll": Way(masked_encoder_pll, False, EACH),
+    ("decoder", config.FillInMiddle): {
+        "suffix": Way(causal_decoder, True, CHAIN),
+        "infill": Way(middle_decoder, True, MIDDLE),
+        "pll": Way(words(middle_decoder), False, EACH_WORD),
     },
+    ("encoder", config.Masked): MASKED_ENCODER,
+    ("encoder", config.NextSentence): MASKED_ENCODER,
+    ("encoder", config.ReplacedTokens): MASKED_ENCODER,
     ("encoder_decoder", config.Prefix): {
         "suffix": Way(prefix_both, True, CHAIN),
         "infill": Way(prefix_both, False, JOINT),
@@ -210,6 +246,16 @@ WAYS: dict[tuple[str, type], Mapping[str, Way]] = {
         "suffix": Way(masked_both, True, REWRITTEN),
         "infill": Way(masked_both, True, REWRITTEN),
         "pll": Way(masked_both_pll, False, EACH),
+    },
+    ("encoder_decoder", config.Denoise): {
+        "suffix": Way(infilled_both, True, GAP),
+        "infill": Way(infilled_both, True, GAP),
+        "pll": Way(words(infilled_both), False, EACH_WORD),
+    },
+    ("encoder_decoder", config.Mass): {
+        "suffix": Way(stretch_both, True, STRETCH),
+        "infill": Way(stretch_both, True, STRETCH),
+        "pll": Way(words(stretch_both), False, EACH_WORD),
     },
     ("encoder_decoder", config.SpanCorruption): {
         "suffix": Way(spans_both, True, ANSWER),
@@ -224,6 +270,10 @@ ONE_SIDED = "it reads left to right, and nothing can be asked of it given what f
 def ways(architecture: str, objective: config.Objective) -> Mapping[str, Way]:
     """What may be asked of a model, by kind; UserError for an objective that the table does not know."""
     key = (architecture, type(objective))
+    if isinstance(objective, config.Mixture):
+        return _of_a_part(architecture, objective)
+    if isinstance(objective, config.ReplacedTokens) and objective.predict in ("replaced", "replaced_chosen"):
+        raise UserError("this model says which tokens were replaced, and gives none: no span can be scored under it")
     if key not in WAYS:
         known = [config.kind_of(o) for a, o in WAYS if a == architecture]
         kind = config.kind_of(key[1])
@@ -233,7 +283,34 @@ def ways(architecture: str, objective: config.Objective) -> Mapping[str, Way]:
     return WAYS[key]
 
 
-def _left_to_right(span: Span, v: Vocabulary, *, ask: Callable[[Span, Vocabulary], list[Example]]) -> list[Example]:
+def _of_a_part(architecture: str, mixture: config.Mixture) -> Mapping[str, Way]:
+    """Each kind as the first part by name that has it is asked, its mode's token in front."""
+    found: dict[str, Way] = {}
+    for name, part in sorted(mixture.parts.items()):
+        try:
+            known = ways(architecture, part.objective)
+        except UserError:
+            continue
+        for kind, way in known.items():
+            ask = way.ask if part.mode is None else partial(_in_mode, ask=way.ask, mixture=mixture, mode=part.mode)
+            better = kind not in found or (way.normalised and not found[kind].normalised)
+            if better:
+                found[kind] = replace(way, ask=ask, note=f"as part '{name}': {way.note}")
+    if not found:
+        raise UserError("no part of this mixture has a way to score spans")
+    return found
+
+
+def _in_mode(span: Span, v: Vocabulary, *, ask: Ask, mixture: config.Mixture, mode: str) -> list[Example]:
+    token, out = marks.modes(mixture, v.sentinel_ids)[mode], []
+    for e in ask(span, v):
+        read = "encoder" if e.encoder is not None else "decoder"
+        moved: Any = e.where if e.encoder is not None and e.decoder is not None else e.where + 1
+        out.append(replace(e, **{read: in_front(getattr(e, read), token)}, where=moved))
+    return out
+
+
+def _left_to_right(span: Span, v: Vocabulary, *, ask: Ask) -> list[Example]:
     """The same question, no part of it seen from both sides."""
     asked: list[Any] = ask(span, v)
     return [replace(e, decoder=replace(e.decoder, prefix=None)) for e in asked]

@@ -39,14 +39,14 @@ def with_mode(tokens: np.ndarray, rng: np.random.Generator, *other: np.ndarray, 
     e = make(tokens, rng, *other)
     if e.encoder is not None:
         where = e.where + 1 if e.where is not None and e.decoder is None else e.where
-        return replace(e, encoder=_in_front(e.encoder, mode), where=where)
+        return replace(e, encoder=in_front(e.encoder, mode), where=where)
     assert e.decoder is not None
     targets = np.concatenate([e.decoder.tokens[:1], e.targets])
     weights = np.concatenate([np.zeros(1, np.float32), e.weights])
-    return replace(e, decoder=_in_front(e.decoder, mode), targets=targets, weights=weights)
+    return replace(e, decoder=in_front(e.decoder, mode), targets=targets, weights=weights)
 
 
-def _in_front(s: TokenStream, mode: int) -> TokenStream:
+def in_front(s: TokenStream, mode: int) -> TokenStream:
     return TokenStream(
         np.concatenate([[mode], s.tokens]).astype(np.int32),
         np.concatenate([[0], s.positions + 1]).astype(np.int32),

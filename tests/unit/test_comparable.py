@@ -23,20 +23,28 @@ from lm.models.transformer import Transformer
 from lm.objectives import SUITS
 from lm.types import Example, TokenStream
 
-BOS, EOS, MASK, S0, V = 1, 2, 3, 4, 9
+BOS, EOS, MASK, S0, TEXT, V = 1, 2, 3, 4, 5, 9  # texts are tokens 5 to 8
+SENTINELS, WIDE = (S0, 9, 10), 11  # the model's vocabulary is wider than the tokenizer's
+GENERATOR = Model(WIDE, 16, encoder=Stack(1, {"L": Block(Attention(2), Mlp(16))}))
 ASKED = [(*key, kind) for key, known in WAYS.items() for kind in known]
 NAMES = [f"{a}-{o.__name__}-{k}" for a, o, k in ASKED]
 
 
 def vocabulary(word_start):
     return SimpleNamespace(
-        vocab_size=V, bos_id=BOS, eos_id=EOS, mask_id=MASK, sentinel_ids=(S0,), reserved=5, word_start=np.array(word_start)
+        vocab_size=V,
+        bos_id=BOS,
+        eos_id=EOS,
+        mask_id=MASK,
+        sentinel_ids=SENTINELS,
+        reserved=TEXT,
+        word_start=np.array(word_start),
     )
 
 
 WORDS = vocabulary([True] * V)  # every token a word
 SPAN = Span(*(np.array(x, np.int32) for x in ([5, 7, 6], [8, 5], [6, 8])), num_bytes=4)
-EVERY = [replace(SPAN, target=np.array(t, np.int32)) for t in itertools.product(range(V), repeat=2)]
+EVERY = [replace(SPAN, target=np.array(t, np.int32)) for t in itertools.product(range(TEXT, V), repeat=2)]
 
 
 def equal(array, expected):
@@ -52,7 +60,7 @@ def model(architecture, position=None):
 
     both = architecture == "encoder_decoder"
     stacks = {n: stack(both and n == "decoder") for n in ("encoder", "decoder") if n in architecture}
-    module = Transformer(Model(V, 16, head=Head(tied=False), **stacks))
+    module = Transformer(Model(WIDE, 16, head=Head(tied=False), **stacks))
     one = jnp.zeros((1, 4), jnp.int32)
     streams = [TokenStream(one, one, one) if n in architecture else None for n in ("encoder", "decoder")]
     shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), Example(*streams, None, None)))["params"]
@@ -63,20 +71,24 @@ def model(architecture, position=None):
 def copying(params):
     """The same model made to repeat: each place predicts the tokens that it sees, in even shares."""
     eye = np.eye(16, dtype=np.float32)
-    made = {"embedding": eye[:V], "value": 2 * eye, "out": eye, "query": 0 * eye, "key": 0 * eye, "down": 0 * eye}
+    made = {"embedding": eye[:WIDE], "value": 2 * eye, "out": eye, "query": 0 * eye, "key": 0 * eye, "down": 0 * eye}
 
     def remade(path, x):
         names = [key.key for key in path]
         if names[0] == "head":
-            return jnp.asarray(eye[:, :V])
+            return jnp.asarray(eye[:, :WIDE])
         known = next((made[n] for n in names[-2:] if n in made), None)
         return jnp.reshape(known, x.shape) if known is not None else jnp.full_like(x, names[-1] == "scale")
 
     return jax.tree_util.tree_map_with_path(remade, params)
 
 
+def made(objective):
+    return objective(GENERATOR, predict="masked") if objective is config.ReplacedTokens else objective()
+
+
 def scored(architecture, objective, spans, *, kind, v=WORDS, **settings):
-    return score(*model(architecture), objective(), v, spans, kind=kind, **settings)
+    return score(*model(architecture), made(objective), v, spans, kind=kind, **settings)
 
 
 # ---------------------------------------------------------------------------------------------------- probabilities
@@ -84,7 +96,7 @@ def scored(architecture, objective, spans, *, kind, v=WORDS, **settings):
 
 def total(result):
     """The sum of the probabilities of all targets of two tokens."""
-    assert len(result.per_span) == V**2 and result.per_span.std() > 0.1, "a model that answers all alike says little"
+    assert len(result.per_span) == (V - TEXT) ** 2 and result.per_span.std() > 0.1, "a model that answers all alike says little"
     return np.exp(-result.per_span).sum()
 
 
@@ -93,7 +105,7 @@ def test_all_targets_together(architecture, objective, kind):
     """One where the table says so, and not where it says that it is not."""
     if kind == "pll":  # a repetition is counted for both of its tokens (arXiv 2305.10588 has it for one word's)
         module, params = model(architecture)
-        result = score(module, copying(params), objective(), WORDS, EVERY, kind=kind)
+        result = score(module, copying(params), made(objective), WORDS, EVERY, kind=kind)
     else:
         result = scored(architecture, objective, EVERY, kind=kind)
     assert result.normalised == WAYS[architecture, objective][kind].normalised
@@ -123,6 +135,7 @@ def test_causal_suffix_is_the_forward_pass():
     stream = TokenStream(text, places, np.ones_like(text))
     forward = jax.jit(lambda p: module.apply({"params": p}, Example(None, stream, None, None)))
     logits = np.asarray(forward(params), np.float64)[0]
+    logits[:, :TEXT] = logits[:, V:] = -np.inf  # given that it is text
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     result = scored("decoder", config.Causal, [SPAN], kind="suffix")
     expected = -(log_p[2, 8] + log_p[3, 5])
@@ -195,6 +208,42 @@ def test_what_others_read():
     equal([row.where for row in rows], [[3], [4]])
 
 
+def test_what_new_objectives_read():
+    (row,) = asked("decoder", config.FillInMiddle, "infill")
+    equal(row.decoder.tokens, [S0, 5, 7, 6, 9, 6, 8, 10, 8])  # marks of prefix, suffix, middle: the last three sentinels
+    equal(row.where, [7, 8])
+    (row,) = asked("encoder_decoder", config.Denoise, "infill")
+    equal(row.encoder.tokens, [5, 7, 6, MASK, 6, 8, EOS])
+    equal(row.decoder.tokens, [BOS, 5, 7, 6, 8])
+    (row,) = asked("encoder_decoder", config.Mass, "infill")
+    equal(row.encoder.tokens, [5, 7, 6, MASK, MASK, 6, 8, EOS])
+    equal(row.decoder.tokens, [MASK, 8])
+    equal(row.decoder.positions, [3, 4])
+
+
+def test_a_mixture_is_asked_as_the_part_that_can_best():
+    spans = config.Part(config.SpanCorruption(), mode="R")
+    mixture = config.Mixture({"a": config.Part(config.Prefix()), "b": spans})
+    known = ways("decoder", mixture)
+    assert known["suffix"].note.startswith("as part 'a'") and known["infill"].note.startswith("as part 'b'")
+    assert known["infill"].normalised and set(known) == set(KINDS)
+    v = SimpleNamespace(**vars(WORDS) | dict(sentinel_ids=(S0, 11, 12, 13, 14)))
+    (plain,), (row,) = asked("decoder", config.SpanCorruption, "infill", v=v), examples(known["infill"], "infill", SPAN, v)
+    equal(row.decoder.tokens, [11, *plain.decoder.tokens])  # the mode stands before the three marks of the middle
+    equal(row.decoder.positions, [*range(10)])
+    equal(row.decoder.prefix, [True, *plain.decoder.prefix])
+    equal(row.where, plain.where + 1)
+    masked = config.Mixture({"a": config.Part(config.Masked(), mode="M")})
+    first = examples(ways("encoder", masked)["infill"], "infill", SPAN, v)[0]
+    equal(first.encoder.tokens, [11, 5, 7, 6, MASK, MASK, 6, 8])
+    equal(first.where, [4])
+
+
+def test_a_decoder_that_reads_left_to_right_is_asked_so():
+    (row,) = examples(ways("decoder", config.SpanCorruption(prefix=False))["infill"], "infill", SPAN, WORDS)
+    assert row.decoder.prefix is None
+
+
 def test_later_tokens_of_the_word_are_hidden_with_it():
     """Tokens 5 and 6 go on with a word, 7 and 8 start one; a target that starts inside counts that as a word."""
     v = vocabulary([True, True, True, True, True, False, False, True, True])
@@ -217,6 +266,8 @@ def test_later_tokens_of_the_word_are_hidden_with_it():
 
 
 def test_every_objective_has_its_ways():
+    none = {("encoder_decoder", config.Deshuffle)}  # sees all tokens of a text, or none: no span of it can be hidden
+    assert set(SUITS) - set(WAYS) - none == {(a, config.Mixture) for a in ("encoder", "decoder", "encoder_decoder")}
     assert set(WAYS) <= set(SUITS)
     assert all({"suffix", "infill"} <= set(known) <= set(KINDS) for known in WAYS.values())
 
@@ -226,6 +277,10 @@ def test_refusals():
         ways("encoder", config.Causal())
     with pytest.raises(UserError, match="'pll' cannot be had.*take 'suffix'"):
         scored("decoder", config.Causal, [SPAN], kind="pll")
+    with pytest.raises(UserError, match="says which tokens were replaced, and gives none"):
+        ways("encoder", config.ReplacedTokens(GENERATOR))
+    with pytest.raises(UserError, match="no part of this mixture"):
+        ways("encoder_decoder", config.Mixture({"a": config.Part(config.Deshuffle())}))
     with pytest.raises(UserError, match="no kind of score 'sufix'; did you mean 'suffix'"):
         scored("decoder", config.Causal, [SPAN], kind="sufix")
     with pytest.raises(UserError, match="take 4 places of the decoder, which has 3 positions"):
