@@ -303,9 +303,10 @@ def _of_a_part(architecture: str, mixture: config.Mixture) -> Mapping[str, Way]:
 
 def _in_mode(span: Span, v: Vocabulary, *, ask: Ask, mixture: config.Mixture, mode: str) -> list[Example]:
     token, out = marks.modes(mixture, v.sentinel_ids)[mode], []
-    for e in ask(span, v):
+    asked: list[Any] = ask(span, v)
+    for e in asked:
         read = "encoder" if e.encoder is not None else "decoder"
-        moved: Any = e.where if e.encoder is not None and e.decoder is not None else e.where + 1
+        moved = e.where if e.encoder is not None and e.decoder is not None else e.where + 1
         out.append(replace(e, **{read: in_front(getattr(e, read), token)}, where=moved))
     return out
 

@@ -232,7 +232,7 @@ def test_a_mixture_is_asked_as_the_part_that_can_best():
     equal(row.decoder.tokens, [11, *plain.decoder.tokens])  # the mode stands before the three marks of the middle
     equal(row.decoder.positions, [*range(10)])
     equal(row.decoder.prefix, [True, *plain.decoder.prefix])
-    equal(row.where, plain.where + 1)
+    equal(row.where, (plain.where + 1).tolist())
     masked = config.Mixture({"a": config.Part(config.Masked(), mode="M")})
     first = examples(ways("encoder", masked)["infill"], "infill", SPAN, v)[0]
     equal(first.encoder.tokens, [11, 5, 7, 6, MASK, MASK, 6, 8])
