@@ -62,16 +62,19 @@ class Board:
 
 def plan_table(study: Study, workdir: Path) -> str:
     """Markdown: what each cell trains, before it is trained."""
-    from experiments.run import planned
-    from lm.convert import abstract_params
-    from lm.recipes.ledger import parameters
+    from experiments.run import counts, planned, training_rows
+    from lm.recipes.ledger import of_a_row
 
-    lines = ["| cell | parameters | besides embeddings | steps | rows a step |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| cell | parameters | besides embeddings | steps | model FLOPs | tokens seen | tokens with loss |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for name, cell in study.cells.items():
         run = planned(study, (name, 0), workdir)
-        counts = parameters(abstract_params(run.model))
+        rows = training_rows(run)
+        size, whole = counts(run, rows), of_a_row(run, rows).of(run.train.steps * run.train.batch_size)
         lines.append(
-            f"| {cell.label} | {counts['parameters']:,} | {counts['parameters_without_embeddings']:,} | {run.train.steps:,} "
-            f"| {run.train.batch_size} |"
+            f"| {cell.label} | {size['parameters']:,} | {size['parameters_without_embeddings']:,} | {run.train.steps:,} | "
+            f"{whole['model_flops']:.3g} | {whole['tokens_seen']:,.0f} | {whole['tokens_with_loss']:,.0f} |"
         )
     return "\n".join(lines)

@@ -21,6 +21,7 @@ class Judged:
     p_holm: float | None  # None of an exploratory relation too
     seeds: int | None  # that would decide it; None beyond a thousand or where there is no variance
     verdict: stats.Verdict
+    at_chance: bool = False  # neither cell has more than the metric gives for nothing
 
     @property
     def words(self) -> str:
@@ -31,6 +32,8 @@ class Judged:
             why = " (one seed)"
         else:
             why = " (differences without variance)" if self.test.p is None else ""
+        if self.at_chance:
+            why = " (both at chance)"
         return self.verdict + ("" if self.relation.primary else ", exploratory") + why
 
     @property
@@ -66,9 +69,25 @@ def judge(study: Study, results: Results) -> list[Judged]:
         if r.kind == "equivalent" and r.margin <= 0:
             raise UserError(f"relation '{r.name}' is an equivalence without a margin; give margin > 0 in the metric's unit")
     found = [_tested(r, metrics[r.metric], pairs(results, r.better, r.than, r.metric)) for r in study.relations]
-    corrected = stats.holm([j.p if j.relation.primary else None for j in found])
-    family = sum(p is not None for p in corrected)
-    return [_decided(j, p, family, results) for j, p in zip(found, corrected, strict=True)]
+    # A primary relation that could not be tested stays in the family: nothing gets easier by what is missing.
+    primary = [j for j in found if j.relation.primary]
+    holm = dict(zip(map(id, primary), stats.holm([1.0 if j.p is None else j.p for j in primary]), strict=True))
+    decided = [_decided(j, holm.get(id(j)) if j.p is not None else None, len(primary), results) for j in found]
+    return [_unless_at_chance(j, results) for j in decided]
+
+
+def _unless_at_chance(judged: Judged, results: Results) -> Judged:
+    """No verdict between two cells that have learned nothing: the least of differences would be an equivalence."""
+    relation, chance = judged.relation, judged.metric.chance
+    if not chance or judged.verdict == "unresolved":
+        return judged
+    for cell in (relation.better, relation.than):
+        got, nothing = (values(results, cell, name) for name in (relation.metric, chance))
+        both = [(v, nothing[seed]) for seed, v in got.items() if seed in nothing]
+        test = stats.gains(both, higher=judged.metric.higher) if both else None
+        if test is None or test.mean > 0 and test.p is not None and test.p < stats.ALPHA:
+            return judged
+    return dataclasses.replace(judged, verdict="unresolved", at_chance=True)
 
 
 def _tested(relation: Relation, metric: Metric, found: list[tuple[float, float]]) -> Judged:

@@ -1,5 +1,6 @@
 """What is asked of a trained cell: held-out loss, scores on common spans, fine-tunings, and its ledger."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
             seed=run.train.seed,
         )
         metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
-    seconds = summary["tokens_seen"] / summary["tokens_per_second"] * jax.device_count()
+    seconds = trained(read_rows(workdir / "metrics.jsonl"), summary) * jax.device_count()
     ledger = {name: summary[name] for name in LEDGER} | {"device_seconds": round(seconds, 1)}
     return {
         "metrics": metrics,
@@ -53,6 +54,14 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
         "ledger": ledger,
         "curve": curve(workdir, ledger["model_flops"], summary["step"]),
     }
+
+
+def trained(rows: list[dict[str, Any]], summary: dict[str, Any]) -> float:
+    """Seconds of training, by the speeds on the way: a run that was stopped and went on knows its last process's alone."""
+    fast = [(a, b) for a, b in itertools.pairwise([r for r in rows if "tokens_seen" in r]) if b.get("tokens_per_second")]
+    tokens = sum(b["tokens_seen"] - a["tokens_seen"] for a, b in fast)
+    spent = sum((b["tokens_seen"] - a["tokens_seen"]) / b["tokens_per_second"] for a, b in fast)
+    return summary["tokens_seen"] * spent / tokens if tokens else summary["seconds"]["train"]
 
 
 def items(task: Task, data: Prepared) -> Any:

@@ -114,8 +114,9 @@ def _panel(axis: Any, panel: list[Judged]) -> None:
 
 
 def curves(study: Study, results: Results, path: Path) -> Path | None:
-    """Loss against model FLOPs: the mean of each cell's seeds over the steps they share, the seeds' range behind it."""
-    lines = {name: line for name in study.cells if (line := _mean_curve(results.get(name, {})))}
+    """Held-out loss against model FLOPs (of the cell itself, not of what it started from): the mean of each cell's seeds over
+    the steps they share, the seeds' range behind it."""
+    lines = {name: line for name in study.cells if (line := _mean_curve(results.get(name, {}))) and len(line[0]) > 1}
     if not lines:
         return None
     figure, axis = pyplot().subplots(figsize=(6.5, 4.6))
@@ -123,7 +124,7 @@ def curves(study: Study, results: Results, path: Path) -> Path | None:
         style = {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[i // len(COLOURS) % len(STYLES)]}
         axis.fill_between(flops, loss.min(0), loss.max(0), color=style["color"], alpha=0.12, lw=0)
         axis.plot(flops, loss.mean(0), label=textwrap.fill(study.labels[name], 34), lw=1.6, **style)
-    axis.set(xscale="log", xlabel="model FLOPs", ylabel="training loss, each cell's own")
+    axis.set(xscale="log", xlabel="model FLOPs", ylabel="held-out loss, each cell's own")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)

@@ -2,14 +2,15 @@
 
 A unit is a cell with a seed, in D/<cell>/seed<k>: its training run, and `result.json` once it is measured. What has a
 result is not done again, what was begun goes on, so the same command repeats until all is done. Several processes may work
-on one D: each takes what no other is at; `--shard=0/4` keeps to every fourth unit, for hosts that share no folder.
+on one D: each takes what no other is at. `--shard=0/4` keeps to a fourth of them, for hosts that share no folder: cells that
+go on from another stay with it. Copy the folders together, and the same command without --shard makes the report.
 Settings of a study are set with --set: `--set seeds=5 --set budget=1e12`. Exit codes are those of `python -m lm.train`.
 """
 
 import argparse
 import ast
-import hashlib
 import importlib
+import inspect
 import json
 import sys
 import time
@@ -18,9 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.study import Cell, Study
+from experiments.study import Study
 from lm import config, startup
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, nearest
+from lm.data.stages import write_json
+from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Busy, Diverged, UserError, nearest
 
 HERE = Path(__file__).parent
 WAIT = 5.0  # seconds between looks at what another process is doing
@@ -32,30 +34,52 @@ def load_study(name: str, settings: dict[str, Any]) -> Study:
     known = [p.parent.name for p in HERE.glob("*/study.py")]
     if name not in known:
         raise UserError(f"no study '{name}'{nearest(name, known)}")
-    try:
-        return importlib.import_module(f"experiments.{name}.study").study(**settings)
-    except TypeError as error:
-        raise UserError(f"--set: {error}") from error
+    make = importlib.import_module(f"experiments.{name}.study").study
+    takes = inspect.signature(make).parameters
+    for key in settings:
+        if key not in takes:
+            raise UserError(f"--set {key}: study '{name}' has no such setting{nearest(key, takes)}")
+    return make(**settings)
+
+
+def training_rows(run: config.Run) -> Any:
+    """The `Rows` that a run trains on."""
+    from lm.data.prepare import prepare
+    from lm.objectives import build
+    from lm.recipes import pretrain
+
+    data = prepare(run.data, progress=sys.stderr.isatty())
+    return pretrain.rows_of(run, data, build(run.objective, run.model.architecture, run.data, data.tokenizer))["train"]
+
+
+def counts(run: config.Run, rows: Any) -> dict[str, int]:
+    """Parameters of all that a run trains, and besides embeddings."""
+    import jax
+    from flax import linen as nn
+
+    from lm.data.rows import blank, stack
+    from lm.recipes import ledger, tasks
+
+    init = tasks.task(run).init
+    params = jax.eval_shape(lambda key: init(key, stack([blank(rows.objective.lengths)])), jax.random.key(0))
+    return ledger.parameters(nn.unbox(params))
 
 
 def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
     """The run of a unit: with its seed, its steps, and where it starts from."""
-    from lm.convert import abstract_params
-    from lm.data.prepare import prepare
-    from lm.objectives import build
-    from lm.recipes import ledger, pretrain
+    from lm.recipes import ledger
 
     cell, seed = study.cells[unit[0]], unit[1]
     start = None if cell.start is None else str(folder(workdir, (cell.start, seed)) / "run")
     run = replace(cell.run, train=replace(cell.run.train, seed=seed, init_from=start))
+    if study.match is None:
+        return run
+    rows = training_rows(run)
     if study.match == "params":
-        count = ledger.parameters(abstract_params(run.model))["parameters"]
+        count = counts(run, rows)["parameters"]
         if abs(count - study.budget) > 0.01 * study.budget:
             raise UserError(f"{unit[0]} of {study.name} has {count:,} parameters; its study holds them at {study.budget:,.0f}")
-    if study.match in (None, "params"):
         return run
-    data = prepare(run.data, progress=sys.stderr.isatty())
-    rows = pretrain.rows_of(run, data, build(run.objective, run.model.architecture, run.data, data.tokenizer))["train"]
     steps = ledger.steps_for(run, rows, study.match, study.budget * cell.share)
     return replace(run, train=replace(run.train, steps=steps))
 
@@ -81,7 +105,7 @@ def units(study: Study) -> list[Unit]:
 
 
 def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
-    """Trains and measures a unit; its result.json. Raises what `pretrain.train` raises."""
+    """Trains and measures a unit; its result.json, which says so if it diverged. Raises what `pretrain.train` raises."""
     import jax
 
     from experiments.measure import measure
@@ -91,21 +115,21 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
     place, cell = folder(workdir, unit), study.cells[unit[0]]
     rundir = RunDir(place)
     try:
+        if result := finished(study, unit, workdir):  # by another process, before we had the folder
+            return result
         run, summary = planned(study, unit, workdir), place / "run" / "summary.json"
-        if not summary.exists():
-            pretrain.train(run, place / "run", quiet=True)
-        result = {"cell": unit[0], "seed": unit[1], "settings": mark(study, cell)}
-        result |= measure(cell, run, place / "run", json.loads(summary.read_text()))
+        result = {"cell": unit[0], "seed": unit[1], "settings": study.mark(unit[0])}
+        try:
+            if not summary.exists():
+                pretrain.train(run, place / "run", quiet=True)
+            result |= measure(cell, run, place / "run", json.loads(summary.read_text()))
+        except Diverged as error:
+            result |= {"metrics": {}, "flags": {"diverged": str(error)}, "ledger": {}, "curve": []}
         rundir.write_json("result.json", result)
     finally:
         rundir.close()
     jax.clear_caches()  # the next unit has its own
     return result
-
-
-def mark(study: Study, cell: Cell) -> str:
-    """A digest of all that decides a result but the seed and the code."""
-    return hashlib.sha256(repr((cell, study.match, study.budget)).encode()).hexdigest()
 
 
 def finished(study: Study, unit: Unit, workdir: Path) -> dict[str, Any] | None:
@@ -114,7 +138,7 @@ def finished(study: Study, unit: Unit, workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    if result["settings"] != mark(study, study.cells[unit[0]]):
+    if result["settings"] != study.mark(unit[0]):
         raise UserError(
             f"{path} was made with other settings than the study has now; remove its folder, or take a new --workdir"
         )
@@ -123,7 +147,8 @@ def finished(study: Study, unit: Unit, workdir: Path) -> dict[str, Any] | None:
 
 def work(study: Study, workdir: Path, shard: tuple[int, int]) -> Iterator[tuple[Unit, dict[str, Any]]]:
     """Does what is left of a shard, and yields each unit with its result. Waits for what other processes are at."""
-    left = [u for i, u in enumerate(units(study)) if i % shard[1] == shard[0]]
+    roots = list(dict.fromkeys((study.root(name), seed) for name, seed in units(study)))
+    left = [unit for unit in units(study) if roots.index((study.root(unit[0]), unit[1])) % shard[1] == shard[0]]
     while left:
         busy = []
         for unit in left:
@@ -135,9 +160,7 @@ def work(study: Study, workdir: Path, shard: tuple[int, int]) -> Iterator[tuple[
             else:
                 try:
                     yield unit, do(study, unit, workdir)
-                except UserError as error:
-                    if "is at work in" not in str(error):
-                        raise
+                except Busy:
                     busy.append(unit)
         if busy:
             time.sleep(WAIT)
@@ -172,7 +195,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             remember(study, settings, workdir)
             if execute(study, workdir, shard):
-                print(report.write(*report.load(workdir), workdir)["md"])
+                command = f"python -m experiments.run {study.name} --workdir={flags.workdir or workdir}"
+                print(report.write(*report.load(workdir), workdir, command=command)["md"])
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.code
@@ -186,15 +210,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def remember(study: Study, settings: dict[str, Any], workdir: Path) -> None:
-    """`study.json`, from which the report knows the study; refuses to mix two sets of settings in one folder."""
+    """`study.json`, from which the report knows the study. Seeds may be added; other settings are not mixed in one folder."""
     workdir.mkdir(parents=True, exist_ok=True)
-    path, text = (
-        workdir / "study.json",
-        json.dumps({"study": study.name, "settings": settings}, indent=1, sort_keys=True) + "\n",
-    )
-    if path.exists() and path.read_text() != text:
+    path, spec = workdir / "study.json", {"study": study.name, "settings": settings}
+    without = lambda d: d | {"settings": {k: v for k, v in d["settings"].items() if k != "seeds"}}
+    if path.exists() and without(json.loads(path.read_text())) != without(spec):
         raise UserError(f"{workdir} holds a study with other settings ({path}); give the same --set, or another --workdir")
-    path.write_text(text)
+    write_json(path, spec)
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -224,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("study", help=f"one of {known}")
     p.add_argument("--workdir", help="folder of the study; runs/STUDY if not given. What is done there is not done again")
-    p.add_argument("--shard", default="0/1", help="I/N: this process takes units I, I+N, I+2N ... (0/1)")
+    p.add_argument("--shard", default="0/1", help="I/N: this process keeps to the I-th of N parts of the units")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the study, such as seeds=5")
     p.add_argument("--dry_run", action="store_true", help="print the cells with their steps, parameters and FLOPs, and stop")
     return p

@@ -1,14 +1,19 @@
 """Runs small enough for a study on two cores: one shape of trunk, on the embedded corpus, under any objective."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+from experiments.study import Metric, Results, Task
 from lm import config
 from lm.config import Attention, Block, Data, Evaluate, Log, Mlp, Model, Norm, Optimizer, Rope, Run, Schedule, Stack, Train
 
 VOCAB = 2048
 LENGTH = 128  # tokens in a row
-DECAYING = Schedule("wsd", warmup=20, final=0.0)
+DECAYING = Schedule("wsd", warmup=0.05, final=0.0)
+# Tokens of a text of each labelled set, and what is said of its metric.
+TASKS = {"questions": 32, "topics": 48, "sentiment": 48, "sarcasm": 32}
+AVERAGE = "downstream/average"
 
 
 def model(architecture: str, *, width: int = 128, layers: int = 4, shared: bool = False, **changes: Any) -> Model:
@@ -49,3 +54,29 @@ def run(
         Evaluate(every=evaluate_every, rows=256, batch_size=64),
         log=Log(samples=(), tensorboard=False),
     )
+
+
+def tasks(how: Literal["text", "head"], *names: str) -> tuple[Task, ...]:
+    """Fine-tunings of a size that tells cells apart: said in text, an answer takes some hundred steps more to be learned."""
+    steps = 800 if how == "text" else 200
+    return tuple(Task(n, how, config.Finetune(steps=steps, batch_size=16, length=TASKS[n], rows=500)) for n in names)
+
+
+def task_metrics(*names: str) -> tuple[Metric, ...]:
+    """The accuracies, each beside what the commonest class gives, and their average."""
+    each = (Metric(f"{n}/accuracy", f"{n}, accuracy", chance=f"{n}/majority") for n in names)
+    return Metric(AVERAGE, "average accuracy", chance="downstream/majority"), *each
+
+
+def average(*names: str) -> Callable[[Results], Results]:
+    """A study's `derive` that adds the mean accuracy over these tasks, and that of the commonest class, where all are there."""
+
+    def derive(results: Results) -> Results:
+        for result in (r for seeds in results.values() for r in seeds.values()):
+            metrics = result["metrics"]
+            if all(f"{n}/accuracy" in metrics for n in names):
+                for kind, whole in (("accuracy", AVERAGE), ("majority", "downstream/majority")):
+                    metrics[whole] = sum(metrics[f"{n}/{kind}"] for n in names) / len(names)
+        return results
+
+    return derive

@@ -1,6 +1,7 @@
 """Statistics of a comparison over seeds: intervals, paired tests, equivalence, Holm's correction, power, verdicts.
 
-A pair is one seed in two cells: the same data in the same order, so what the seed does to both cancels in the difference.
+A pair is one seed in two cells. Where both cells cut the text into the same windows that is the same data in the same
+order, and what the seed does to both cancels in the difference; elsewhere pairing only costs degrees of freedom.
 With three to ten seeds everything here leans on the differences being about normal. No test without that assumption can
 help: the exact sign test over n seeds gives at best 2 * 0.5**n, which is 0.25 for three seeds and first falls below 0.05
 at six. It is given beside the t test so that the reader sees what stands without the assumption.

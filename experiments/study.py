@@ -4,12 +4,14 @@
 `python -m experiments.report` judges it.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from lm import config
+from lm.errors import UserError
 
 Results = dict[str, dict[int, dict[str, Any]]]  # cell -> seed -> what its result.json holds
 
@@ -42,6 +44,8 @@ class Metric:
     label: str
     higher: bool = True  # is more better?
     flag: str = ""  # such as "not normalised"
+    chance: str = ""  # the metric that says what is had for nothing; a relation between cells that have no more is undecided
+    comparable: bool = True  # between cells of different objectives
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Study:
     """`match` holds one figure of the ledger equal in all cells (times their share): `budget` FLOPs, tokens or parameters.
 
     With `flops`, `seen` or `loss_tokens` the steps of a cell follow from it; with `params`, or without `match`, the
-    steps are those of the cell's run.
+    steps are those of the cell's run. Primary relations are few: with three seeds a family of three needs a difference of
+    more than four of its standard deviations.
     """
 
     name: str
@@ -79,21 +84,25 @@ class Study:
     derived: Mapping[str, str] = field(default_factory=dict)  # results that `derive` adds beside the cells: name -> label
     analyse: Callable[[Results, Path], str] | None = None  # draws into a folder, gives Markdown
 
+    def __post_init__(self) -> None:
+        if self.match not in (None, "flops", "seen", "loss_tokens", "params"):
+            raise UserError(f"match={self.match!r}; it must be 'flops', 'seen', 'loss_tokens', 'params' or None")
+        if self.seeds < 1 or (self.match and self.budget <= 0):
+            raise UserError(f"seeds={self.seeds} and budget={self.budget:g} must be positive")
+
     @property
     def labels(self) -> dict[str, str]:
         """Of everything that has results."""
         return {name: cell.label for name, cell in self.cells.items()} | dict(self.derived)
 
+    def mark(self, name: str) -> str:
+        """A digest of all that decides a cell's result but the seed and the code; what it starts from is part of it."""
+        cell = self.cells[name]
+        before = None if cell.start is None else self.mark(cell.start)
+        parts = (config.to_json(cell.run), cell.share, cell.scores, cell.tasks, self.match, self.budget, before)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-def mean_of(parts: tuple[str, ...], name: str = "downstream/average") -> Callable[[Results], Results]:
-    """A `derive` that adds the mean of these metrics where a result has them all."""
-
-    def derive(results: Results) -> Results:
-        for seeds in results.values():
-            for result in seeds.values():
-                metrics = result["metrics"]
-                if all(part in metrics for part in parts):
-                    metrics[name] = sum(metrics[part] for part in parts) / len(parts)
-        return results
-
-    return derive
+    def root(self, name: str) -> str:
+        """The first cell of the chain that a cell goes on from."""
+        start = self.cells[name].start
+        return name if start is None else self.root(start)

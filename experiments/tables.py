@@ -88,10 +88,11 @@ def _mean(found: list[float], decimals: int) -> str:
 
 
 def _best(study: Study, results: Results, metric: Metric) -> str | None:
-    """The best cell, if the second is significantly worse."""
-    means = {c: sum(v.values()) / len(v) for c in study.labels if (v := values(results, c, metric.name))}
+    """The best cell, if the second is significantly worse; of those whose values compare."""
+    plain = [c for c in study.labels if not any(metric.name in r["flags"] for r in results.get(c, {}).values())]
+    means = {c: sum(v.values()) / len(v) for c in plain if (v := values(results, c, metric.name))}
     order = sorted(means, key=lambda c: means[c], reverse=metric.higher)
-    if len(order) < 2 or not (found := pairs(results, order[0], order[1], metric.name)):
+    if not metric.comparable or len(order) < 2 or not (found := pairs(results, order[0], order[1], metric.name)):
         return None
     test = stats.gains(found, higher=metric.higher)
     return order[0] if test.p is not None and test.p < stats.ALPHA and test.mean > 0 else None
@@ -107,8 +108,11 @@ def ledger(study: Study, results: Results) -> list[Block]:
     mean = lambda v: sum(v) / len(v) if v else math.nan
     rows = [[Text(study.cells[c].label), *(Text(_amount(mean(of(found, k)))) for k in keys)] for c, found in runs.items()]
     everything = [r for found in runs.values() for r in found]
-    targets = {k: study.budget if k == held and study.budget > 0 else mean(of(everything, k)) for k in keys}
-    deviations = {k: max(abs(v - t) / t if t else 0.0 for v in of(everything, k)) for k, t in targets.items()}
+    of_all = {k: mean(of(everything, k)) for k in keys}
+    # What is held equal is a cell's share of the budget, where the study has one.
+    share = lambda c, k: study.budget * study.cells[c].share if k == held and study.budget > 0 else of_all[k]
+    off = lambda k: (abs(v - share(c, k)) / share(c, k) if share(c, k) else 0.0 for c in runs for v in of(runs[c], k))
+    deviations = {k: max(off(k), default=0.0) for k in keys}
     rows.append([Text("greatest deviation"), *(Text(f"{100 * deviations[k]:.2f} %", bold=k == held) for k in keys)])
     blocks: list[Block] = []
     if held and held not in deviations and runs:

@@ -402,10 +402,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up from 0 over `warmup` steps to the peak, then `kind`, ending at `final` times the peak."""
+    """Warm-up from 0 over `warmup` steps (below 1: that share of the run) to the peak, then `kind`, to `final` of the peak."""
 
     kind: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
-    warmup: int = 100
+    warmup: int | float = 100
     final: float = 0.1
     decay: int | None = None  # wsd: steps of the last, linear leg; None: a fifth of the run
 
@@ -445,7 +445,7 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Evaluate:
     every: int | None = 500  # steps; None: only at the end
-    rows: int | None = None  # of the held-out data; None: all
+    rows: int | None = None  # of the held-out data, evenly spread; None: all
     batch_size: int | None = None  # None: the training batch
     baselines: bool = False  # at the end: xz and n-gram models on the same held-out bytes
 

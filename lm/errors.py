@@ -12,6 +12,14 @@ class UserError(Exception):
     """Bad input. The message names the cause first and the way out second."""
 
 
+class Busy(UserError):
+    """Another process is at work on the same folder."""
+
+
+class Diverged(UserError):
+    """Gradients were not finite for many steps; the parameters are those of the last good one."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'steps'?"`, or the list of what is known when nothing is close."""
     known = sorted(known)

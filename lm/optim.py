@@ -15,7 +15,7 @@ MATRICES = re.compile(r"(kernel)$")  # what decays, and what Muon turns: never n
 
 def schedule(c: config.Schedule, peak: float, steps: int) -> optax.Schedule:
     """Learning rate by step."""
-    warmup = min(c.warmup, steps)
+    warmup = min(round(c.warmup * steps) if c.warmup < 1 else int(c.warmup), steps)
     rest, end = max(steps - warmup, 1), peak * c.final
     match c.kind:
         case "cosine":

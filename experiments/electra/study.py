@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from experiments import small
-from experiments.study import Cell, Metric, Relation, Study, Task, mean_of
+from experiments.study import Cell, Relation, Study
 from lm import config
 
 # `predict` of lm.config.ReplacedTokens (None: plain masked), and the paper's GLUE score.
@@ -14,11 +14,7 @@ ROWS = {
     "replace_mlm": ("replace MLM", "masked", 82.4),
     "bert": ("masked", None, 82.2),
 }
-TASKS = tuple(
-    Task(name, "head", config.Finetune(steps=120, batch_size=16, length=length, rows=500))
-    for name, length in (("questions", 32), ("sentiment", 48))
-)
-PARTS = ("questions/accuracy", "sentiment/accuracy")
+TASKS = ("questions", "topics")
 
 
 def cells() -> dict[str, Cell]:
@@ -36,25 +32,24 @@ def cells() -> dict[str, Cell]:
             model = replace(trunk, head=config.Head(tied=False, outputs=1, bias=True)) if binary else trunk
             objective = config.ReplacedTokens(generator=generator, predict=predict)
         run = small.run(model, objective)
-        out[name] = Cell(label, run, {"objective": label}, tasks=TASKS)
+        out[name] = Cell(label, run, {"objective": label}, tasks=small.tasks("head", *TASKS))
     return out
 
 
-def study(seeds: int = 3, budget: float = 6e12, match: str = "flops") -> Study:
-    average = "downstream/average"
+def study(seeds: int = 3, budget: float = 6e12) -> Study:
+    """At equal FLOPs, those of the generator counted: a cell with one reads a fifth to a third fewer tokens."""
 
     def greater(better: str, than: str, primary: bool = True) -> Relation:
         published = (ROWS[better][2], ROWS[than][2])
         name = f"{ROWS[better][0]} > {ROWS[than][0]}"
-        return Relation(name, average, better, than, source="ELECTRA, Table 5", published=published, primary=primary)
+        return Relation(name, small.AVERAGE, better, than, source="ELECTRA, Table 5", published=published, primary=primary)
 
     relations = (
         greater("electra", "bert"),
         greater("electra", "electra_15"),
-        greater("all_tokens", "bert"),
         Relation(
             "replace MLM = masked",
-            average,
+            small.AVERAGE,
             "replace_mlm",
             "bert",
             kind="equivalent",
@@ -62,12 +57,9 @@ def study(seeds: int = 3, budget: float = 6e12, match: str = "flops") -> Study:
             source="ELECTRA, Table 5",
             published=(ROWS["replace_mlm"][2], ROWS["bert"][2]),
         ),
+        greater("all_tokens", "bert", primary=False),
         greater("electra", "all_tokens", primary=False),
     )
-    metrics = (
-        Metric(average, "average of the tasks"),
-        Metric("questions/accuracy", "questions, accuracy"),
-        Metric("sentiment/accuracy", "sentiment, accuracy"),
-    )
     title = "Replaced-token detection against masked language modelling (ELECTRA, Table 5)"
-    return Study("electra", title, cells(), seeds, metrics, relations, match, budget, derive=mean_of(PARTS))
+    metrics, derive = small.task_metrics(*TASKS), small.average(*TASKS)
+    return Study("electra", title, cells(), seeds, metrics, relations, "flops", budget, derive=derive)

@@ -1,4 +1,4 @@
-"""Held-out loss: every row of the held-out split, or the first so many, scored by the run's own objective."""
+"""Held-out loss: every row of the held-out split, or so many evenly spread over it, scored by the run's own objective."""
 
 import math
 from collections.abc import Callable
@@ -34,11 +34,12 @@ class HeldOut:
     nats: bool = True
 
     def __call__(self, params: Any) -> dict[str, float]:
-        count = min(self.rows.count, self.limit or self.rows.count)
+        total = self.rows.count
+        chosen = np.linspace(0, total - 1, min(total, self.limit or total)).round().astype(np.int64)
         sums: dict[str, np.ndarray] = {}
-        for first in range(0, count, self.batch_size):
-            index = np.arange(first, first + self.batch_size)
-            index[index >= count] = self.rows.count  # past the end: blank rows, so that the shape stays
+        for first in range(0, len(chosen), self.batch_size):
+            part = chosen[first : first + self.batch_size]
+            index = np.append(part, np.full(self.batch_size - len(part), total))  # past the end: blank, so that the shape stays
             result = self.score(params, sharding.global_batch(self.rows.rows, index, self.mesh))
             for name, mean in result.items():
                 # Summed as Python floats: float32 would lose the last digits over many batches.

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lm import config, flops
 from lm.checkpoint import Checkpoints
-from lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, UserError
+from lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Diverged
 from lm.train.loop import Clock
 from lm.train.rundir import RunDir
 from lm.train.step import counted
@@ -94,7 +94,7 @@ class Log:
         speed = f"  {row['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in row else ""
         self.display.show(step, f"loss {row['loss']:.3f}{speed}")
         if values["skipped_in_a_row"] >= self.c.train.max_skipped:
-            raise UserError(
+            raise Diverged(
                 f"{values['skipped_in_a_row']} steps in a row had a gradient that is not finite (train.max_skipped); the "
                 f"parameters are those of the last good step. Lower optimizer.learning_rate, or look at the data of step {step}"
             )

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from lm import config
-from lm.errors import UserError
+from lm.errors import Busy, UserError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "sentencepiece", "numpy")
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
@@ -45,7 +45,7 @@ class RunDir:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             lock.close()
-            raise UserError(
+            raise Busy(
                 f"another run (process {owner}) is at work in {self.path}; wait for it, or take another --workdir"
             ) from None
         lock.truncate(0)
