@@ -272,6 +272,8 @@ def test_schedules():
     assert at(Schedule("wsd", **warm), 5, 10, 88, 99, 110) == approx([1, 2, 2, 1.1, 0.2])
     assert at(Schedule("wsd", decay=50, **warm), 60, 85, 110) == approx([2, 1.1, 0.2])
     assert at(Schedule("linear", warmup=0, final=0.0), 0, 55, 110) == approx([2, 1, 0])
+    share = at(Schedule("linear", warmup=0.1, final=0.0), 0, 5, 11, 60, 110)  # of 110 steps: 11
+    assert share == at(Schedule("linear", warmup=11, final=0.0), 0, 5, 11, 60, 110)
 
 
 def test_a_decay_that_does_not_fit():
