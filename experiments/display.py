@@ -63,7 +63,7 @@ class Board:
 def plan_table(study: Study, workdir: Path) -> str:
     """Markdown: what each cell trains, before it is trained."""
     from experiments.run import planned
-    from lm.convert import abstract_params
+    from lm.models.transformer import abstract_params
     from lm.recipes.ledger import parameters
 
     lines = ["| cell | parameters | besides embeddings | steps | rows a step |", "|---|---:|---:|---:|---:|"]

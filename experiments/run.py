@@ -40,8 +40,8 @@ def load_study(name: str, settings: dict[str, Any]) -> Study:
 
 def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
     """The run of a unit: with its seed, its steps, and where it starts from."""
-    from lm.convert import abstract_params
     from lm.data.prepare import prepare
+    from lm.models.transformer import abstract_params
     from lm.objectives import build
     from lm.recipes import ledger, pretrain
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, start the same command again to go on
@@ -10,6 +11,13 @@ EXIT_INTERRUPTED = 130  # the shell's number for Ctrl-C; saved as well
 
 class UserError(Exception):
     """Bad input. The message names the cause first and the way out second."""
+
+
+def at_least(values: Any, **least: float) -> None:
+    """UserError for the first of these flags whose value is smaller: `at_least(flags, rows=1, seed=0)`."""
+    for name, limit in least.items():
+        if not getattr(values, name) >= limit:
+            raise UserError(f"--{name}={getattr(values, name)} is too small; give {limit} or more")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
