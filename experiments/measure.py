@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import traverse_util
 
 from experiments.study import Cell, Task
 from lm import config
 from lm.checkpoint import load_params
-from lm.convert import abstract_params
 from lm.data import labelled
 from lm.data.prepare import Prepared, prepare
 from lm.evaluate import comparable
-from lm.models.transformer import Transformer
+from lm.models.transformer import Transformer, abstract_params
 from lm.objectives import reads_prefix
 from lm.recipes.finetune import CORPUS, finetune
 from lm.train.rundir import read_rows
@@ -26,7 +24,7 @@ LEDGER = ("model_flops", "tokens_seen", "tokens_with_loss", "raw_bytes", "parame
 def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """`{"metrics", "flags", "ledger", "curve"}` of a finished run."""
     data = prepare(run.data, progress=False)
-    params = load_params(workdir, traverse_util.unflatten_dict(abstract_params(run.model), sep="/"))
+    params = load_params(workdir, abstract_params(run.model))
     metrics = {f"heldout/{name}": value for name, value in summary["heldout"].items()}
     flags: dict[str, str] = {}
     spans = comparable.held_out_spans(data, **SPANS) if cell.scores else []

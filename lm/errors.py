@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, start the same command again to go on
@@ -18,6 +19,13 @@ class Busy(UserError):
 
 class Diverged(UserError):
     """Gradients were not finite for many steps; the parameters are those of the last good one."""
+
+
+def at_least(values: Any, **least: float) -> None:
+    """UserError for the first of these flags whose value is smaller: `at_least(flags, rows=1, seed=0)`."""
+    for name, limit in least.items():
+        if not getattr(values, name) >= limit:
+            raise UserError(f"--{name}={getattr(values, name)} is too small; give {limit} or more")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -114,4 +114,4 @@ class TrainState:
     ema: Any  # an average of the parameters, or None
     skipped: Array  # int32 []: steps whose gradient was not finite
     skipped_in_a_row: Array  # int32 []
-    seen: Array  # uint32 [2, 2]: tokens read and tokens with loss, each as (low, high) 32 bits
+    seen: Array  # uint32 [2, 2]: tokens read and places with loss, each as (low, high) 32 bits

@@ -10,16 +10,18 @@ import math
 import pkgutil
 from dataclasses import replace
 
+import jax
+
 from lm import config
-from lm.convert import abstract_params
 from lm.models import presets
+from lm.models.transformer import abstract_params
 
 
 def count(model: config.Model) -> int:
     """Parameters; layers are stacked where the pattern allows, which is quicker to trace."""
     stacks = {name: getattr(model, name) for name in ("encoder", "decoder")}
     scanned = {n: s and replace(s, scan=s.num_layers % len(s.pattern) == 0) for n, s in stacks.items()}
-    return sum(math.prod(x.shape) for x in abstract_params(replace(model, **scanned)).values())
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(replace(model, **scanned))))
 
 
 def main() -> None:

@@ -16,10 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
 
 from lm import config
@@ -27,8 +25,7 @@ from lm.convert import files
 from lm.convert.families import FAMILIES
 from lm.convert.tables import Family, Hf, Tensor, canonical, differences, tensors
 from lm.errors import UserError, nearest
-from lm.models.transformer import Transformer
-from lm.types import Example, TokenStream
+from lm.models.transformer import abstract_params
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 # Buffers of older versions of their code that hold no weights.
@@ -43,16 +40,6 @@ class Imported:
     model: config.Model
     params: dict[str, Any]  # numpy arrays in the nested dict that `Transformer.init` makes
     family: str
-
-
-def abstract_params(model: config.Model) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of a model's parameters by path, at no cost."""
-    one = jax.ShapeDtypeStruct((1, 4), np.int32)
-    stream = TokenStream(one, one, one)
-    example = Example(stream if model.encoder else None, stream if model.decoder else None, None, None)
-    module = Transformer(model)
-    tree = jax.eval_shape(lambda key, e: nn.unbox(module.init(key, e)["params"]), jax.random.key(0), example)
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def read(
@@ -116,9 +103,14 @@ def _scanned(model: config.Model, scan: bool | None) -> config.Model:
     return replace(model, encoder=one(model.encoder), decoder=one(model.decoder))
 
 
+def _shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
+    """Of its parameters, by path: `{"embed/tokens/embedding": (512, 64), ...}`."""
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_params(model), sep="/").items()}
+
+
 def _fill(family: Family, model: config.Model, found: Mapping[str, Path], progress: Progress) -> dict[str, Any]:
     """Our parameters from their tensors, file by file."""
-    shapes = {path: leaf.shape for path, leaf in abstract_params(model).items()}
+    shapes = _shapes(model)
     expected = tensors(family, model, shapes)
     copies, zeros = dict(family.copies), family.zeros(model)
     if family.prefix and not any(k.startswith(family.prefix) for k in found):  # a trunk saved without its head
@@ -177,7 +169,7 @@ def describe(model: config.Model, family: str | None = None) -> tuple[str, dict[
     for name in [family] if family else FAMILIES:
         try:
             said = FAMILIES[name].write(model)
-            shapes = {path: leaf.shape for path, leaf in abstract_params(model).items()}
+            shapes = _shapes(model)
             keys = tensors(FAMILIES[name], model, shapes).keys()
             tried[name] = differences(wanted, canonical(FAMILIES[name].read(Hf(said, keys))))
         except (AssertionError, AttributeError, KeyError, TypeError, UserError) as error:

@@ -80,14 +80,13 @@ def _from_hf(flags: argparse.Namespace) -> None:
 
 
 def _to_hf(flags: argparse.Namespace) -> None:
-    from flax import traverse_util
-
     from lm import checkpoint
-    from lm.convert import abstract_params, files, write
+    from lm.convert import files, write
+    from lm.models.transformer import abstract_params
 
     start = time.perf_counter()
     model = checkpoint.load_model(flags.source)
-    params = checkpoint.load_params(flags.source, traverse_util.unflatten_dict(abstract_params(model), sep="/"))
+    params = checkpoint.load_params(flags.source, abstract_params(model))
     kept = flags.source / "hf"
     also = json.loads((kept / "config.json").read_text()) if (kept / "config.json").exists() else {}
     family = flags.family or also.get("model_type")

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from lm import config
+from lm import atomic, config
 from lm.data import dedup, sources, stages
 from lm.data.store import Store, write_store
 from lm.data.tokenizer import Tokenizer, from_bytes, load, train
@@ -143,7 +143,7 @@ class _Build:
         done = self.path / f"{name}.done.json"
         if not done.exists():
             done.parent.mkdir(parents=True, exist_ok=True)
-            stages.write_json(done, make())
+            atomic.write_json(done, make())
         return json.loads(done.read_text())
 
     def _clean(self, name: str) -> dict[str, Any]:
@@ -247,7 +247,7 @@ class _Build:
             )
             with self.bar.waiting(f"tokenizer ({settings.kind}, {settings.vocab_size})"):
                 tokenizer = train(texts, settings)
-        stages.write_bytes(out, tokenizer.proto)
+        atomic.write_bytes(out, tokenizer.proto)
         return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 
     def _text_bytes(self, name: str) -> int:
@@ -310,7 +310,7 @@ class _Build:
         report["tokenizer"] = {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
         with (self.path / "dropped.jsonl").open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        stages.write_json(self.path / "report.json", report)
+        atomic.write_json(self.path / "report.json", report)
         self._tidy()
 
     def _tidy(self) -> None:

@@ -1,4 +1,4 @@
-"""What the stages of a preparation share: files written whole or not at all, texts on disk, work in parallel, a bar."""
+"""What the stages of a preparation share: texts on disk, work in parallel, a bar."""
 
 import gzip
 import itertools
@@ -24,20 +24,6 @@ _SMALL = 24  # batches: up to here processes are not worth starting
 _SPACE_EVERY = 1000  # documents between two looks at the free disk space
 
 # ---------------------------------------------------------------------------------------------------------- files
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """The whole file or none of it, whenever the process is killed."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.rename(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_texts(path: Path, *, keys_only: bool = False) -> Iterator[Document]:

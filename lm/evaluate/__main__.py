@@ -8,17 +8,16 @@
 
 Prints a table and writes it to RUN/comparable.json, with the nats of each span. Runs over the same data and tokenizer get
 the same spans (their `digest` says so), so figures of the same kind stand beside each other. A figure that is flagged is
-no probability of the span; its note says why. Exit code 2: a mistake in the input, which one line names.
+no probability of the span; its note says why. Exit codes: 2 a mistake in the input, which one line names, 130 Ctrl-C.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from lm import startup
-from lm.errors import EXIT_USER_ERROR, UserError, nearest
+from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, at_least, nearest
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; the same command starts again", file=sys.stderr)
+        return EXIT_INTERRUPTED
     _show(result)
     return 0
 
@@ -56,32 +58,34 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
     """What comparable.json holds."""
     from dataclasses import asdict
 
-    from lm import checkpoint, config, objectives
+    import jax
+
+    from lm import atomic, checkpoint, config, objectives
     from lm.data.prepare import prepare
     from lm.data.tokenizer import from_bytes
     from lm.evaluate.comparable import digest, held_out_spans, score
     from lm.evaluate.ways import KINDS, ONE_SIDED, ways
-    from lm.models.transformer import Transformer
+    from lm.models.transformer import Transformer, abstract_params
 
     kinds = [kind.strip() for kind in flags.kinds.split(",") if kind.strip()]
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"--kinds: no kind of score '{kind}'{nearest(kind, KINDS)}")
-    if flags.batch_size < 1:
-        raise UserError(f"--batch_size={flags.batch_size} must be 1 or more")
-    if not (flags.workdir / "config.json").exists():
-        raise UserError(f"no run in --workdir={flags.workdir}: it has no config.json; give the directory that lm.train wrote")
-    run = config.load(str(flags.workdir / "config.json"))
-    model = Transformer(checkpoint.load_model(flags.workdir))
+    at_least(flags, spans=1, left=1, span=1, right=1, seed=0, batch_size=1)
+    workdir = flags.workdir.expanduser()
+    if not (workdir / "config.json").exists():
+        raise UserError(f"no run in --workdir={workdir}: it has no config.json; give the directory that lm.train wrote")
+    run = config.load(str(workdir / "config.json"))
+    model = Transformer(checkpoint.load_model(workdir))
     known = ways(model.config.architecture, run.objective)
-    proto = checkpoint.load_tokenizer(flags.workdir)
+    proto = checkpoint.load_tokenizer(workdir)
     assert proto is not None, "a run has a tokenizer"
     tokenizer, data = from_bytes(proto), prepare(run.data)
     if data.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError("the data is prepared with another tokenizer than the run's: its sources changed; bring them back")
     settings = {name: getattr(flags, name) for name in ("left", "span", "right", "seed")}
     spans = held_out_spans(data, count=flags.spans, **settings)
-    params = _params(flags.workdir, model.config)
+    params = checkpoint.load_params(workdir, abstract_params(model.config, jax.local_devices()[0]))
     scores = []
     for kind in kinds:
         if kind not in known:
@@ -100,23 +104,9 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
         "trained_window": window,
         "scores": scores,
     }
-    partial = flags.workdir / ".comparable.json.partial"
-    partial.write_text(json.dumps(whole, indent=1) + "\n")
-    partial.replace(flags.workdir / "comparable.json")
+    if jax.process_index() == 0:
+        atomic.write_json(workdir / "comparable.json", whole)
     return whole
-
-
-def _params(workdir: Path, model: Any) -> Any:
-    """The run's parameters, or their average if it kept one, on the first device."""
-    import jax
-    from flax import traverse_util
-
-    from lm.checkpoint import load_params
-    from lm.convert import abstract_params
-
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one) for p, x in abstract_params(model).items()}
-    return load_params(workdir, traverse_util.unflatten_dict(target, sep="/"))
 
 
 def _show(result: dict[str, Any]) -> None:

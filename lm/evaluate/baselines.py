@@ -7,7 +7,6 @@ is divided by the UTF-8 bytes of the documents alone.
 
 import json
 import lzma
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lm import atomic
 from lm.errors import UserError
 from lm.evaluate import xz
 
@@ -74,9 +74,7 @@ def of_prepared(prepared: Any) -> dict[str, float]:
         heldout_tokens=_documents(prepared.holdout, None),
         vocab_size=prepared.tokenizer.vocab_size,
     )
-    temporary = kept.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(found, indent=2))
-    temporary.rename(kept)
+    atomic.write_json(kept, found)
     return found
 
 

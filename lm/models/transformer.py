@@ -272,6 +272,20 @@ class Transformer(nn.Module):
         return kept[0], kept[1], start
 
 
+def abstract_params(model: config.Model, device: jax.Device | None = None) -> dict[str, Any]:
+    """The parameters' shapes and dtypes, nested as `Transformer.init` makes them, at no cost; on `device` if one is given.
+
+    What `lm.checkpoint.load_params` takes: with a device come arrays there, without one NumPy arrays.
+    """
+    one = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    stream = TokenStream(one, one, one)
+    example = Example(stream if model.encoder else None, stream if model.decoder else None, None, None)
+    module = Transformer(model)
+    tree = jax.eval_shape(lambda key, e: nn.unbox(module.init(key, e)["params"]), jax.random.key(0), example)
+    place = None if device is None else jax.sharding.SingleDeviceSharding(device)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+
 def num_turns(stack: config.Stack) -> int:
     """How often the pattern goes round; a scanned stack needs it to come out even."""
     turns, rest = divmod(stack.num_layers, len(stack.pattern))

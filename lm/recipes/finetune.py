@@ -20,9 +20,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from lm import checkpoint, config, flops, losses, optim, sharding, startup
+from lm import atomic, checkpoint, config, flops, losses, optim, sharding, startup
 from lm.data import labelled
 from lm.data import tokenizer as tokenizers
 from lm.data.labelled import Extractive, Labelled
@@ -30,14 +29,14 @@ from lm.data.loader import batches
 from lm.data.pairs import Writer
 from lm.data.prepare import prepare
 from lm.data.rows import blank, pack, permute, stack
-from lm.data.stages import write_json
 from lm.data.tokenizer import Tokenizer
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, at_least
 from lm.evaluate.answers import classified, exact, said_well
 from lm.generate import generate, left_padded
 from lm.generate.rank import rank
-from lm.models.transformer import Transformer, head_params
+from lm.models.transformer import Transformer, abstract_params, head_params
 from lm.objectives import reads_prefix
+from lm.recipes.ledger import SAMPLE
 from lm.train import hooks, loop
 from lm.train.step import blueprint, counted, make_step
 from lm.types import Example, TokenStream, TrainState
@@ -88,7 +87,7 @@ def finetune(
         "skipped_steps": int(state.skipped),
         "tokens": seen,
         "tokens_with_loss": with_loss,
-        "model_flops": work.flops_per_step * settings.steps,
+        "model_flops": work.flops,
         "train_seconds": round(seconds, 3),
         "compile_seconds": round(clock.kinds.get("compile", 0.0), 3),
         "test_seconds": round(clock.kinds["test"], 3),
@@ -220,24 +219,27 @@ class Work:
 
     def batch(self, step: int) -> Example:
         """Batch `step`: each epoch has its own order, and everything follows from (seed, step)."""
-        size, count = self.settings.batch_size, len(self.train_items)
+        size = self.settings.batch_size
+        return sharding.global_batch(self.train_rows, np.arange(step * size, (step + 1) * size), self.mesh)
 
-        def rows(index: np.ndarray) -> Example:
-            epoch, place = np.divmod(index, count)
-            for e in np.unique(epoch):
-                place[epoch == e] = permute(place[epoch == e], count, (self.seed, int(e)))
-            return self._rows(self.train_items, place)
-
-        return sharding.global_batch(rows, np.arange(step * size, (step + 1) * size), self.mesh)
+    def train_rows(self, index: np.ndarray) -> Example:
+        """The rows of so many places in the order of training; they go on for ever."""
+        count = len(self.train_items)
+        epoch, place = np.divmod(index, count)
+        for e in np.unique(epoch):
+            place[epoch == e] = permute(place[epoch == e], count, (self.seed, int(e)))
+        return self._rows(self.train_items, place)
 
     def _rows(self, items: list[Example], index: Any) -> Example:
         """Items by number, a row each; past the last they are blank."""
         return stack([pack([items[i]], self.lengths) if i < len(items) else blank(self.lengths) for i in index])
 
     @property
-    def flops_per_step(self) -> float:
-        shape: dict[str, Any] = {name: getattr(self.lengths, name) for name in ("encoder", "decoder", "predicted")}
-        return flops.count(self.model, batch=self.settings.batch_size, **shape).train
+    def flops(self) -> float:
+        """Of the whole training, as `lm.recipes.ledger` counts: from the first rows, at no cost for padding."""
+        rows = self.settings.steps * self.settings.batch_size
+        count = min(rows, SAMPLE)
+        return flops.of_rows(self.model, self.train_rows(np.arange(count))).train / count * rows
 
     # ---------------------------------------------------------------------------------------------------------- testing
 
@@ -302,15 +304,7 @@ class Work:
 def pretrained(directory: str | Path) -> tuple[config.Model, Any, Tokenizer]:
     """Model, parameters and tokenizer of a run's workdir, or of a converted model."""
     model = checkpoint.load_model(directory)
-    rows = {
-        name: TokenStream(*[jnp.ones((1, 4), jnp.int32)] * 3) if getattr(model, name) else None
-        for name in ("encoder", "decoder")
-    }
-    example = Example(**rows, targets=None, weights=None)
-    boxed = jax.eval_shape(lambda: Transformer(model).init(jax.random.key(0), example)["params"])
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), nn.unbox(boxed))
-    params = checkpoint.load_params(directory, target)
+    params = checkpoint.load_params(directory, abstract_params(model, jax.local_devices()[0]))
     proto = checkpoint.load_tokenizer(directory)
     if proto is None:
         return model, params, tokenizers.load(str(Path(directory) / "hf" / "tokenizer.json"))
@@ -319,6 +313,9 @@ def pretrained(directory: str | Path) -> tuple[config.Model, Any, Tokenizer]:
 
 def command(flags: argparse.Namespace) -> dict[str, Any]:
     """What `main` does once its flags are read; returns what it wrote."""
+    # A text of 3 places is one token between its ends; the passages that `labelled.CORPUS` cuts from documents need more,
+    # and say so.
+    at_least(flags, steps=1, batch_size=1, learning_rate=0, warmup=0, weight_decay=0, length=3, answer=2, rows=1, seed=0)
     directory = Path(flags.source).expanduser()
     model, params, tokenizer = pretrained(directory)
     run = config.load(str(directory / "config.json")) if (directory / "config.json").exists() else None
@@ -339,7 +336,7 @@ def command(flags: argparse.Namespace) -> dict[str, Any]:
     if jax.process_index() == 0:
         file = directory / "finetune" / f"{flags.task}_{flags.how}_seed{flags.seed}.json"
         file.parent.mkdir(exist_ok=True)
-        write_json(file, result)
+        atomic.write_json(file, result)
         shown = ("accuracy", "exact", "f1", "majority", "nll", "train_seconds")
         print("  ".join(f"{k} {metrics[k]:.4g}" for k in shown if k in metrics), f" -> {file}", sep="")
     return result
@@ -366,7 +363,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     flags = parser().parse_args(argv)
-    startup.before_jax()
+    startup.before_jax()  # in time although jax is imported: XLA reads its flags when the first array is made
     startup.after_jax()
     try:
         command(flags)

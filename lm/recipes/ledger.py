@@ -1,7 +1,9 @@
 """The compute ledger of a run: what it costs and reads, so that runs can be compared at equal cost.
 
-Counted over the very rows that the run trains on: padding costs nothing here, a causal query pays for the keys it sees,
-and logits for the places that are asked about. (What a device spends on padding shows in its seconds.)
+Counted over rows that the run trains on: padding costs nothing here, a causal query pays for the keys it sees, and logits
+for the places that are asked about. (What a device spends on padding shows in its seconds.) `steps_for` adds up the very
+rows of all its steps. What `summary.json` says of FLOPs and bytes is the average of a run's first SAMPLE rows times its
+rows; its tokens are counted in the step, every one.
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ class Ledger:
 
     flops: float  # model FLOPs, forward and backward
     seen: float  # tokens that a stack reads
-    loss_tokens: float
+    loss_tokens: float  # places that the loss is over; of two models, the second's
     raw_bytes: float  # UTF-8 bytes of text in its window
 
     def of(self, rows: int) -> dict[str, float]:
@@ -39,12 +41,13 @@ def of_a_row(run: config.Run, rows: Rows, count: int = SAMPLE, *, first: int = 0
     streams = [stream for stream in (example.encoder, example.decoder) if stream is not None]
     tokens, size = (sum(getattr(s, name) for s in rows.stores.values()) for name in ("num_tokens", "num_bytes"))
     # A pass without places of its own gives logits at those that are asked about, or everywhere where only some are.
-    passes = task(run).passes(rows.objective.lengths)
-    costs = [flops.of_rows(m, example, everywhere=p is None and example.where is not None) for m, p in passes]
+    passes = [(m, p is None and example.where is not None) for m, p in task(run).passes(rows.objective.lengths)]
+    costs = [flops.of_rows(m, example, everywhere=everywhere) for m, everywhere in passes]
+    seen = sum(int((stream.segments > 0).sum()) for stream in streams)
     return Ledger(
         flops=sum(cost.train for cost in costs) / count,
-        seen=sum(int((stream.segments > 0).sum()) for stream in streams) / count,
-        loss_tokens=float(example.weights.sum()) / count,
+        seen=seen / count,
+        loss_tokens=(seen if passes[-1][1] else float(example.weights.sum())) / count,
         raw_bytes=rows.objective.window * size / tokens,
     )
 

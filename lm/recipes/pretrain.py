@@ -61,6 +61,11 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
         sharding.check_batch(run.evaluate.batch_size, 1, mesh)
     what = task(run)
     check_lengths(run, what.models)
+    if run.evaluate.baselines and run.data.train_share < 1:
+        raise UserError(
+            f"evaluate.baselines learn from all training documents, and data.train_share={run.data.train_share} trains on a "
+            "part of them: set --config.evaluate.baselines=False, or data.train_share=1.0"
+        )
     data = prepare(run.data, progress=progress)
     if data.tokenizer.vocab_size > run.model.vocab_size:
         raise UserError(
@@ -245,7 +250,7 @@ def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop
     seen, with_loss = counted(np.asarray(state.seen))
     seconds = clock.seconds()
     rows = int(state.step) * parts.run.train.batch_size
-    whole = of_a_row(parts.run, parts.rows["train"], min(rows, SAMPLE)).of(rows)
+    whole = of_a_row(parts.run, parts.rows["train"], min(max(rows, 1), SAMPLE)).of(rows)
     share = steps / max(int(state.step), 1)  # of the tokens that this process saw: the rest is from before a restart
     return {
         "step": int(state.step),

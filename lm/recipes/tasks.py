@@ -18,7 +18,8 @@ from lm.types import Example, WeightedMean
 
 @dataclass(frozen=True)
 class Task:
-    """`models` are all that take part, by their place in the config; `passes` says at how many places each gives logits."""
+    """`models` are all that take part, by their place in the config; `passes` says at how many places each gives logits, the
+    one that is asked for last."""
 
     models: dict[str, config.Model]
     init: Callable[[jax.Array, Example], Any]  # parameters that carry logical axis names

@@ -17,7 +17,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from lm import config
+from lm import atomic, config
 from lm.errors import Busy, UserError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "sentencepiece", "numpy")
@@ -59,9 +59,7 @@ class RunDir:
     def write_json(self, name: str, tree: Any) -> Path:
         """Whole or not at all: a kill leaves the old file."""
         path = self.path / name
-        partial = path.with_name(f".{name}.partial")
-        partial.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n")
-        partial.replace(path)
+        atomic.write_json(path, tree)
         return path
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
@@ -75,9 +73,7 @@ class RunDir:
         """Drops rows of steps that will be done again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             kept = [json.dumps(row) + "\n" for row in self.rows(name) if row["step"] <= step]
-            partial = self.path / f".{name}.partial"
-            partial.write_text("".join(kept))
-            partial.replace(self.path / name)
+            atomic.write_bytes(self.path / name, "".join(kept).encode())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

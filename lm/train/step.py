@@ -117,7 +117,7 @@ def make_step(
             (state.params, state.opt_state, state.ema),
         )
         bad = jnp.int32(~good)
-        seen = jnp.stack([_tokens_seen(batch), jnp.sum(batch.weights).astype(jnp.uint32)])
+        seen = jnp.stack([_tokens_seen(batch), mean.weight.astype(jnp.uint32)])
         state = TrainState(
             state.step + 1, *kept, state.skipped + bad, (state.skipped_in_a_row + 1) * bad, _count(state.seen, seen)
         )

@@ -20,6 +20,10 @@ CASES = {
     ),
     "positions": (["--config.data.decoder_length=65"], "decoder_length=65 is longer than the model's 64 positions"),
     "objective": (["--config.objective.kind=masked"], "'masked' does not suit the decoder.*span_corruption"),
+    "baselines": (
+        ["--config.evaluate.baselines=True", "--config.data.train_share=0.5"],
+        "all training documents.*data.train_share=0.5.*evaluate.baselines=False",
+    ),
     "no length": (["--config.data.decoder_length=None"], "data.decoder_length is None"),
     "text too short": (
         ["--config.data.decoder_length=40000", "--config.model.decoder.position.max_length=40000"],

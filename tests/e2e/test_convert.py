@@ -9,10 +9,9 @@ from flax import linen as nn
 
 from lm import checkpoint, convert
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
-from lm.convert import abstract_params
 from lm.convert.__main__ import main
 from lm.convert.tables import canonical
-from lm.models.transformer import Transformer
+from lm.models.transformer import Transformer, abstract_params
 from lm.types import Example, TokenStream
 
 BLOCK = Block(Attention(4, 2), Mlp(48, "silu", gated=True), Norm("rms", eps=1e-6))
@@ -62,10 +61,7 @@ def test_a_run_is_exported(train, tmp_path):
     assert main(["to_hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     imported = convert.read(tmp_path / "out")
     assert imported.family == "gpt2"
-    target = {name: leaf for name, leaf in abstract_params(imported.model).items()}
-    from flax import traverse_util
-
-    saved = checkpoint.load_params(tmp_path / "run", traverse_util.unflatten_dict(target, sep="/"))
+    saved = checkpoint.load_params(tmp_path / "run", abstract_params(imported.model))
     jax.tree.map(np.testing.assert_array_equal, imported.params, jax.tree.map(np.asarray, saved))
     assert (tmp_path / "out" / "tokenizer.model").read_bytes()
 
@@ -73,11 +69,9 @@ def test_a_run_is_exported(train, tmp_path):
 def test_of_a_run_of_two_models_comes_the_one_it_is_about(train, tmp_path):
     code, err = train(tmp_path / "run", "encoder.replaced_tokens", "--config.train.steps=2", "--config.optimizer.ema=0.9")
     assert code == 0, err
-    from flax import traverse_util
-
     model = checkpoint.load_model(tmp_path / "run")
     assert model.head.outputs == 1 and model.width == 32
-    saved = checkpoint.load_params(tmp_path / "run", traverse_util.unflatten_dict(abstract_params(model), sep="/"))
+    saved = checkpoint.load_params(tmp_path / "run", abstract_params(model))
     example = Example(TokenStream(*[np.zeros((1, 4), np.int32)] * 3), None, None, None)
     assert jax.jit(Transformer(model).apply)({"params": saved}, example).shape == (1, 4, 1)
     # Hugging Face's ELECTRA is not among the families, and that is what is said.

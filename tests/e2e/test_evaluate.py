@@ -40,3 +40,22 @@ def test_two_objectives_compare(train, tmp_path, capsys):
 def test_no_run(tmp_path, capsys):
     assert main([f"--workdir={tmp_path}"]) == 2
     assert "error: no run in --workdir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["batch_size=0", "spans=0", "left=0", "span=0", "right=0", "seed=-1"])
+def test_values_out_of_range_are_named_before_anything_is_read(flag, tmp_path, capsys):
+    assert main([f"--workdir={tmp_path}", f"--{flag}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --{flag} is too small; give ")
+
+
+def test_home_and_interruption(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["--workdir=~/run"]) == 2
+    assert f"no run in --workdir={tmp_path}/run:" in capsys.readouterr().err
+
+    def interrupted(flags):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lm.evaluate.__main__.evaluate", interrupted)
+    assert main(["--workdir=~/run"]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -31,6 +31,15 @@ def test_trains(train, tmp_path, what):
     assert "data:image/png;base64," in page and "Samples at step 40" in page
 
 
+def test_no_steps_evaluate_the_first_parameters(train, tmp_path):
+    code, err = train(tmp_path, "decoder.causal", "--config.train.steps=0")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["step"] == summary["tokens_seen"] == summary["model_flops"] == 0
+    assert 5 < summary["heldout"]["loss"] < 8  # log 512 is 6.2
+    assert (tmp_path / "report.html").exists()
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_resolves(path):
     run = load(str(path))

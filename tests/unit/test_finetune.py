@@ -1,6 +1,8 @@
 """Fine-tuning: each architecture learns by head and in words, the loss is the answer's alone, and scores are right."""
 
 import dataclasses
+import subprocess
+import sys
 from functools import cache
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import losses
+from lm import flops, losses
 from lm.config import Attention, Block, Finetune, Head, Learned, Mlp, Model, Norm, Rope, Stack
 from lm.data.labelled import Extractive, Labelled
 from lm.data.pairs import Writer, shorten
@@ -107,6 +109,19 @@ def test_the_seed_decides_the_order():
     assert sorted(map(tuple, epoch)) == sorted(
         tuple(e.encoder.tokens) + (0,) * (12 - len(e.encoder.tokens)) for e in first.train_items
     )
+
+
+@pytest.mark.parametrize("how", ["head", "text"])
+def test_padding_costs_no_flops(how):
+    """FLOPs are those of the rows that are trained on, whatever room they have."""
+    m, few = model("decoder"), dataclasses.replace(QUICK, steps=10, rows=16)
+    work = Work(m, TOKENIZER, TASK, how, False, few, 0)
+    batches = [jax.tree.map(np.asarray, work.batch(step)) for step in range(10)]
+    assert work.flops == pytest.approx(sum(flops.of_rows(work.model, batch).train for batch in batches))
+    roomy = Work(m, TOKENIZER, TASK, how, False, dataclasses.replace(few, length=40), 0)
+    assert roomy.flops == work.flops
+    longer = Work(m, TOKENIZER, TASK, how, False, dataclasses.replace(few, steps=20), 0)
+    assert longer.flops == pytest.approx(2 * work.flops, rel=0.05)
 
 
 @pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
@@ -269,3 +284,17 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys):
     assert main([f"--from={tmp_path}", "--task=spam", "--how=head"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "neither a converted model" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["rows=0", "batch_size=0", "length=1", "seed=-1", "steps=0", "answer=1", "learning_rate=nan"])
+def test_values_out_of_range_are_named_before_anything_is_read(flag, tmp_path, capsys):
+    assert main([f"--from={tmp_path}", "--task=spam", "--how=head", f"--{flag}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --{flag} is too small; give ") and err.count("\n") == 1
+
+
+def test_the_library_does_not_start_xla_when_imported():
+    """So that what the command sets for the CPU (`startup.before_jax`) is in time: a flag that XLA does not know ends it."""
+    words = "import os, lm.recipes.finetune, jax; os.environ['XLA_FLAGS'] = '--xla_no_such_flag=1'; jax.devices()"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
+    assert done.returncode != 0 and "Unknown flag in XLA_FLAGS: --xla_no_such_flag" in done.stderr

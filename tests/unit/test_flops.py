@@ -1,6 +1,7 @@
 """The ledger against XLA's own count of an unrolled model, and against sums done by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from lm.config import Attention, Block, Head, Mlp, Model, Rope, Stack
 from lm.data.rows import blank, stack
 from lm.models.presets.gpt import GPT2
 from lm.models.transformer import Transformer, head_params
-from lm.objectives import Lengths
+from lm.objectives import SUITS, Lengths, build
 from lm.recipes.tasks import task
 from lm.types import Example, Mask, TokenStream
 
@@ -62,6 +63,60 @@ def test_two_models_are_as_many_as_xla_counts(predict):
     passes = [flops.count(m, batch=B, encoder=ENCODER.encoder, predicted=p, causal_share=1.0) for m, p in what.passes(ENCODER)]
     assert sum(p.train for p in passes) == pytest.approx(xla, rel=0.02)
     assert all(p.head for p in passes) and passes[0].embed == 2 * B * 128 * D * D // 2 and passes[1].embed == 0
+
+
+FEW = 512  # tokens: to draw one takes a cumulative sum, which XLA counts as quadratic in them
+VOCABULARY = SimpleNamespace(
+    vocab_size=FEW,
+    bos_id=1,
+    eos_id=2,
+    mask_id=3,
+    sentinel_ids=tuple(range(4, 40)),
+    reserved=40,
+    word_start=np.ones(FEW, bool),
+    sentence_end=np.ones(FEW, bool),
+)
+# Parts of a mixture: two of the architecture's own, the second with a mode, which takes a place of the row.
+PARTS = {
+    "decoder": (config.Causal(), config.SpanCorruption()),
+    "encoder": (config.Masked(), config.NextSentence()),
+    "encoder_decoder": (config.Denoise(), config.SpanCorruption()),
+}
+
+
+def objective_of(architecture, kind):
+    if kind is config.Mixture:
+        first, second = PARTS[architecture]
+        return kind({"a": config.Part(first), "b": config.Part(second, mode="b")})
+    if kind is config.ReplacedTokens:
+        small = Stack(1, {"L": replace(BLOCK, ffn=Mlp(D, "relu"))})
+        return kind(Model(FEW, D // 2, encoder=small, embed=config.Embed(width=D), head=Head(transform="relu")))
+    return kind()
+
+
+@pytest.mark.parametrize("architecture,kind", SUITS, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def test_every_objective_is_as_many_as_xla_counts(architecture, kind):
+    """Rows are blank: of an objective only the shapes decide, and XLA counts every place, padding too."""
+    objective = objective_of(architecture, kind)
+    data = config.Data(encoder_length=128, decoder_length=64 if architecture == "encoder_decoder" else 128)
+    lengths = build(objective, architecture, data, VOCABULARY).lengths
+    cross = replace(BLOCK, cross=architecture == "encoder_decoder")
+    model = Model(
+        FEW,
+        D,
+        encoder=Stack(1, {"L": BLOCK}) if "encoder" in architecture else None,
+        decoder=Stack(1, {"L": cross}) if "decoder" in architecture else None,
+        embed=config.Embed(types=2 if lengths.types else 0),
+        head=Head(tied=False, outputs=1) if kind is config.ReplacedTokens else Head(),
+    )
+    what = task(config.Run(model, data, objective))
+    example = jax.tree.map(jnp.asarray, stack([blank(lengths)] * B))
+    params = nn.unbox(jax.eval_shape(what.init, jax.random.key(0), example))
+    loss = lambda params, example: what.loss(params, example, None).total
+    xla = jax.jit(jax.grad(loss)).lower(params, example).cost_analysis()["flops"]
+    sizes = dict(encoder=lengths.encoder, decoder=lengths.decoder, causal_share=1.0)
+    ours = sum(flops.count(m, batch=B, predicted=p, **sizes).train for m, p in what.passes(lengths))
+    assert ours == pytest.approx(xla, rel=0.02)
 
 
 def count(block, length=10, **changes):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE = {"config", "types", "errors"}
+CORE = {"config", "types", "errors", "atomic"}
 MODELS = CORE | {"sharding", "flops", "models"}
 DATA = CORE | {"data", "objectives"}
 LOOP = CORE | {"sharding", "flops", "losses", "checkpoint", "optim", "train"}
@@ -15,6 +15,7 @@ MAY = {
     "config": {"errors"},
     "types": {"errors"},
     "startup": {"errors"},
+    "atomic": {"errors"},
     "sharding": CORE,
     "flops": CORE,
     "optim": CORE,
@@ -31,7 +32,7 @@ MAY = {
 }
 FREE = {"recipes"}  # all of lm, and so may every __main__
 NEVER = {"configs", "experiments", "tests", "tpu"}
-LIGHT = {"errors", "config", "flops", "objectives", "data"}  # no jax: config and flops of a laptop, data on the host
+LIGHT = {"errors", "atomic", "config", "flops", "objectives", "data"}  # no jax: config and flops of a laptop, data on the host
 HEAVY = {"jax", "flax", "optax", "orbax"}
 
 FILES = sorted((ROOT / "lm").rglob("*.py"))

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lm import config
+from lm import atomic, config
 from lm.data import prepare as module
 from lm.data import stages
 from lm.data.prepare import prepare
@@ -130,18 +130,18 @@ def test_a_killed_preparation_goes_on(data, monkeypatch, stage):
     class Killed(BaseException):
         pass
 
-    whole = stages.write_json
+    whole = atomic.write_json
 
     def dying(path, value):
         if str(path).endswith(f"{stage}.done.json" if stage != "report" else "report.json"):
             raise Killed
         whole(path, value)
 
-    monkeypatch.setattr(stages, "write_json", dying)
+    monkeypatch.setattr(atomic, "write_json", dying)
     with pytest.raises(Killed):
         prepare(data, progress=False)
     assert not (module.Path(data.cache) / module.fingerprint(data)).exists()  # nothing half there
-    monkeypatch.setattr(stages, "write_json", whole)
+    monkeypatch.setattr(atomic, "write_json", whole)
     monkeypatch.setattr(module.sources, "open_source", None)  # the reading was done: it must not be done again
     done = prepare(data, progress=False)
     assert done.train["a"].num_documents == 16 and done.holdout["b"].num_documents == 1
@@ -207,7 +207,7 @@ def test_a_full_disk(data, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stages, "write_bytes", full)
+    monkeypatch.setattr(atomic, "write_bytes", full)
     with pytest.raises(UserError, match=r"no disk space left below .*cache"):
         prepare(data, progress=False)
 
