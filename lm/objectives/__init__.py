@@ -90,7 +90,12 @@ def _mask(v: Vocabulary, c: config.Objective) -> int:
     return v.mask_id
 
 
-def _noise(c: config.Masked, v: Vocabulary) -> Callable[..., Any]:
+def _noise(c: config.Masked, v: Vocabulary, place: str = "objective") -> Callable[..., Any]:
+    _shares(c, "rate", "mask", "random", place=place)
+    if c.mask + c.random > 1 + 1e-9:
+        raise UserError(
+            f"{place}.mask={c.mask} and {place}.random={c.random} are shares of the same tokens: lower one to sum to 1"
+        )
     return partial(
         masked.noise,
         rate=c.rate,
@@ -122,6 +127,8 @@ def _replaced_tokens(c: config.ReplacedTokens, data: config.Data, v: Vocabulary)
     """What the generator reads: all that is chosen is masked (arXiv 2003.10555, section 2); the rest is the loss's."""
     return _masked_encoder(config.Masked(c.rate, mask=1.0, random=0.0), data, v)
 
+    if c.rate == 0:
+        raise UserError("objective.rate is 0, and the loss is a mean over what is masked; set it above 0")
 
 def _spans_decoder(c: config.SpanCorruption, data: config.Data, v: Vocabulary) -> Objective:
     length = _need(data, "decoder_length")
@@ -200,7 +207,7 @@ def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> 
         raise UserError("objective 'next_sentence' answers with two sentinels and the tokenizer has none; take 'masked'")
     predicted = min(length, 8 * int(np.ceil((length * c.masked.rate + 16) / 8)))  # each document asks one question more
     settings = dict(negatives=c.negatives, answers=v.sentinel_ids[:2], bos=v.bos_id, eos=v.eos_id)
-    make = partial(pairs.encoder, noise=_noise(c.masked, v), **settings)
+    make = partial(pairs.encoder, noise=_noise(c.masked, v, "objective.masked"), **settings)
     lengths = Lengths(length, None, predicted, types=True)
     return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, other=True, sentinels=2)
 
@@ -245,15 +252,19 @@ def _part(
         return build(part.objective, architecture, data, v)
     read = "decoder" if architecture == "decoder" else "encoder"
     length = _need(data, f"{read}_length")
+    if isinstance(part.objective, config.ReplacedTokens):
+        raise UserError(
+            f"objective.parts.{name} is 'replaced_tokens', which trains two models by a loss of its own: make it the objective"
+        )
     o = build(part.objective, architecture, replace(data, **{f"{read}_length": length - 1}), v)
     make = partial(mixture.with_mode, make=o.make, mode=modes[part.mode])
     return replace(o, make=make, lengths=replace(o.lengths, **{read: length}), marks=marks.MIDDLE + len(modes))
 
 
-def _shares(c: Any, *names: str) -> None:
+def _shares(c: Any, *names: str, place: str = "objective") -> None:
     for name in names:
         if not 0 <= getattr(c, name) <= 1:
-            raise UserError(f"objective.{name} is {getattr(c, name)}; it is a share, from 0 to 1")
+            raise UserError(f"{place}.{name} is {getattr(c, name)}; it is a share, from 0 to 1")
 
 
 SUITS: dict[tuple[str, type], Callable[[Any, config.Data, Any], Objective]] = {

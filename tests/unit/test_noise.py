@@ -19,6 +19,9 @@ SENTENCE_END = np.isin(np.arange(V), (STOP, NEWLINE))
 DATA = config.Data(encoder_length=64, decoder_length=64)
 
 
+GENERATOR = config.Model(V, 16, encoder=config.Stack(1, {"L": config.Block(config.Attention(2), config.Mlp(16))}))
+
+
 def rng(*seed):
     return np.random.default_rng(seed or 0)
 
@@ -467,3 +470,9 @@ def test_no_mask_token_is_needed_where_none_is_used():
 def test_a_mixture_comes_back_from_json():
     run = config.Run(config.Model(8, 8), objective=ONE_OF_EACH["encoder"])
     assert config.from_json(config.to_json(run)) == run
+        (config.Masked(rate=1.2), "encoder", {}, "objective.rate is 1.2; it is a share"),
+        (config.Masked(mask=0.8, random=0.3), "encoder_decoder", {}, "objective.mask=0.8 and objective.random=0.3 are shares"),
+        (config.NextSentence(masked=config.Masked(random=-0.1)), "encoder", {}, "objective.masked.random is -0.1"),
+        (config.ReplacedTokens(GENERATOR, rate=15), "encoder", {}, "objective.rate is 15; it is a share"),
+        (config.ReplacedTokens(GENERATOR, rate=0.0), "encoder", {}, "objective.rate is 0.* set it above 0"),
+        (mix(a=(config.ReplacedTokens(GENERATOR),)), "encoder", {}, "parts.a is 'replaced_tokens', which trains two models"),
