@@ -23,7 +23,7 @@ from lm import config
 from lm.errors import UserError, nearest
 from lm.objectives import Vocabulary, marks, reads_prefix
 from lm.objectives.causal import stream
-from lm.objectives.mixture import in_front
+from lm.objectives.mixture import in_front, moved
 from lm.types import Example, TokenStream
 
 KINDS = ("suffix", "infill", "pll")
@@ -292,7 +292,8 @@ def _of_a_part(architecture: str, mixture: config.Mixture) -> Mapping[str, Way]:
         except UserError:
             continue
         for kind, way in known.items():
-            ask = way.ask if part.mode is None else partial(_in_mode, ask=way.ask, mixture=mixture, mode=part.mode)
+            mode = dict(mode=part.mode, aligned=isinstance(part.objective, config.Mass))
+            ask = way.ask if part.mode is None else partial(_in_mode, ask=way.ask, mixture=mixture, **mode)
             better = kind not in found or (way.normalised and not found[kind].normalised)
             if better:
                 found[kind] = replace(way, ask=ask, note=f"as part '{name}': {way.note}")
@@ -301,13 +302,15 @@ def _of_a_part(architecture: str, mixture: config.Mixture) -> Mapping[str, Way]:
     return found
 
 
-def _in_mode(span: Span, v: Vocabulary, *, ask: Ask, mixture: config.Mixture, mode: str) -> list[Example]:
+def _in_mode(span: Span, v: Vocabulary, *, ask: Ask, mixture: config.Mixture, mode: str, aligned: bool) -> list[Example]:
+    """Behind the mode's token; `aligned` as in `lm.objectives.mixture.with_mode`."""
     token, out = marks.modes(mixture, v.sentinel_ids)[mode], []
     asked: list[Any] = ask(span, v)
     for e in asked:
         read = "encoder" if e.encoder is not None else "decoder"
-        moved = e.where if e.encoder is not None and e.decoder is not None else e.where + 1
-        out.append(replace(e, **{read: in_front(getattr(e, read), token)}, where=moved))
+        where = e.where if e.encoder is not None and e.decoder is not None else e.where + 1
+        e = replace(e, decoder=moved(e.decoder)) if aligned else e
+        out.append(replace(e, **{read: in_front(getattr(e, read), token)}, where=where))
     return out
 
 

@@ -51,7 +51,8 @@ class Objective:
     `window` is how many tokens of text fill a row, `stride` how far apart windows start (one less where the last token of
     a window is only predicted, so that it is read by the next), `dynamic` whether an epoch brings new randomness.
     `other`: it is `make(tokens, rng, other)`, with a text from elsewhere. `sentinels` and `marks` are how many of the
-    tokenizer's sentinels it uses, from the first and from the last on.
+    tokenizer's sentinels it uses, from the first and from the last on. `reach` is how many positions the decoder's tokens
+    may have, where these are places of the encoder's text and not of their own row.
     """
 
     make: Callable[..., Example]
@@ -63,6 +64,7 @@ class Objective:
     other: bool = False
     sentinels: int = 0
     marks: int = 0
+    reach: int | None = None
 
 
 def _causal(c: config.Causal, data: config.Data, v: Vocabulary) -> Objective:
@@ -188,7 +190,7 @@ def _mass(c: config.Mass, data: config.Data, v: Vocabulary) -> Objective:
     encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
     window = stretch.window(encoder, decoder, c.share)
     make = partial(stretch.encoder_decoder, share=c.share, mask_id=_mask(v, c), bos=v.bos_id, eos=v.eos_id)
-    return Objective(make, Lengths(encoder, decoder), window, window)
+    return Objective(make, Lengths(encoder, decoder), window, window, reach=window)
 
 
 def _middle(c: config.FillInMiddle, data: config.Data, v: Vocabulary) -> Objective:
@@ -230,6 +232,7 @@ def _mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, architectur
     lengths: dict[str, Any] = {name: None if values[0] is None else max(values) for name, values in each.items()}
     window = min(o.window for o in parts)
     other = any(o.other for o in parts)
+    beyond = [o.reach - o.window for o in parts if o.reach is not None]  # what a mode's token adds
     makes = [o.make if o.other or not other else partial(mixture.without_other, make=o.make) for o in parts]
     return Objective(
         partial(mixture.draw, makes=makes, shares=weights / weights.sum()),
@@ -239,6 +242,7 @@ def _mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, architectur
         parts[0].dynamic,
         max(o.shortest for o in parts),
         other,
+        reach=window + max(beyond) if beyond else None,
     )
 
 
@@ -257,8 +261,9 @@ def _part(
             f"objective.parts.{name} is 'replaced_tokens', which trains two models by a loss of its own: make it the objective"
         )
     o = build(part.objective, architecture, replace(data, **{f"{read}_length": length - 1}), v)
-    make = partial(mixture.with_mode, make=o.make, mode=modes[part.mode])
-    return replace(o, make=make, lengths=replace(o.lengths, **{read: length}), marks=marks.MIDDLE + len(modes))
+    make = partial(mixture.with_mode, make=o.make, mode=modes[part.mode], aligned=o.reach is not None)
+    reach, used = None if o.reach is None else o.reach + 1, marks.MIDDLE + len(modes)
+    return replace(o, make=make, lengths=replace(o.lengths, **{read: length}), marks=used, reach=reach)
 
 
 def _shares(c: Any, *names: str, place: str = "objective") -> None:

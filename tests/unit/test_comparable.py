@@ -243,6 +243,12 @@ def test_a_decoder_that_reads_left_to_right_is_asked_so():
     (row,) = examples(ways("decoder", config.SpanCorruption(prefix=False))["infill"], "infill", SPAN, WORDS)
     assert row.decoder.prefix is None
 
+    stretch = config.Mixture({"a": config.Part(config.Mass(), mode="M")})
+    (row,) = examples(ways("encoder_decoder", stretch)["suffix"], "suffix", SPAN, v)
+    equal(row.encoder.tokens, [11, 5, 7, 6, MASK, MASK, EOS])
+    equal(row.decoder.tokens, [MASK, 8])
+    equal(row.decoder.positions, [4, 5])  # where the masks stand
+    equal(row.where, [0, 1])
 
 def test_later_tokens_of_the_word_are_hidden_with_it():
     """Tokens 5 and 6 go on with a word, 7 and 8 start one; a target that starts inside counts that as a word."""

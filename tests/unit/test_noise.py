@@ -388,6 +388,29 @@ def test_parts_come_by_their_weights_with_their_modes():
     drawn = np.zeros(2)
     for s in range(1000):
         reads = o.make(tokens, rng(s)).encoder.tokens
+def test_a_stretch_moves_with_its_text():
+    """Behind a mode's token the decoder's positions are still those of the masks, at the text's beginning too."""
+    starts = set()
+    for c, shift in ((config.Mass(), 0), (mix(a=(config.Mass(), 1.0, "m")), 1)):
+        o = build(c)
+        for s in range(60):
+            e = o.make(text(8), rng(s))
+            equal(e.decoder.positions, np.flatnonzero(e.encoder.tokens == MASK).tolist())
+            starts.add(int(e.decoder.positions[0]) - shift)
+    assert starts == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("encoder,decoder,share", [(64, 64, 0.5), (128, 16, 0.5), (64, 8, 0.1)])
+def test_the_reach_of_a_stretch(encoder, decoder, share):
+    data = config.Data(encoder_length=encoder, decoder_length=decoder)
+    mass, other = config.Mass(share), config.Part(config.Denoise())
+    for c in (mass, mix(a=(mass, 1.0, "m")), mix(a=(mass, 1.0, "m"), b=config.Part(mass)), mix(a=(mass,), b=other)):
+        o = build(c, data=data)
+        made = [s for i in range(300) if (s := o.make(text(o.window), rng(i)).decoder).tokens[0] == MASK]
+        assert o.reach == 1 + max(s.positions.max() for s in made) > max(len(s.tokens) for s in made)
+    assert build(config.Denoise(), data=data).reach is None
+
+
         shuffled = reads[0] == SENTINELS[-4]
         assert shuffled == (MASK not in reads)
         drawn[int(shuffled)] += 1
