@@ -36,6 +36,7 @@ from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from lm.evaluate.answers import classified, exact, said_well
 from lm.generate import generate, left_padded
 from lm.generate.rank import rank
+from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import reads_prefix
 from lm.train import hooks, loop
@@ -121,14 +122,6 @@ def transplant(pretrained: Any, new: Any, *, fresh: tuple[str, ...] = ()) -> tup
     return grown, kept
 
 
-def check_positions(model: config.Model, encoder: int | None, decoder: int | None) -> None:
-    """Rows that are longer than a stack has learned positions for."""
-    for stack_, length in ((model.encoder, encoder), (model.decoder, decoder)):
-        limit = stack_.position.max_length if stack_ and isinstance(stack_.position, config.Learned) else None
-        if limit is not None and length is not None and length > limit:
-            raise UserError(f"a row takes {length} places and the model has {limit} positions; shorten it with --length")
-
-
 @partial(jax.jit, static_argnames="network")
 def _logits(network: Transformer, params: Any, example: Example) -> Any:
     return network.apply({"params": params}, example)
@@ -176,7 +169,7 @@ class Work:
         elif model.head is None or model.head.outputs is not None:
             raise UserError("the model has no head over the vocabulary, so it gives no text: take --how=head")
         self.lengths = self.writer.reading if how == "head" else self.writer.lengths
-        check_positions(self.model, self.lengths.encoder, self.lengths.decoder)
+        check_reach(self.model, self.lengths.encoder, self.lengths.decoder, cure="shorten it with --length")
         self.mesh = sharding.make_mesh(config.Mesh())
         sharding.check_batch(settings.batch_size, 1, self.mesh)
         self.network = Transformer(self.model)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lm.data.rows import Rows, blank, stack
 from lm.errors import UserError
 from lm.evaluate.heldout import HeldOut
 from lm.generate.samples import samples
+from lm.models.positions import check_reach
 from lm.objectives import Objective, build
 from lm.recipes.ledger import SAMPLE, of_a_row, parameters
 from lm.recipes.tasks import Task, task
@@ -69,6 +69,8 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
         )
     objective = build(run.objective, run.model.architecture, run.data, data.tokenizer)
     if objective.lengths.types and run.model.embed.types < 2:
+    cure = "shorten data.encoder_length, whose places these are, or raise --config.model.{stack}.position.max_length"
+    check_reach(run.model, None, objective.reach, cure=cure)
         raise UserError(
             f"model.embed.types={run.model.embed.types}, and this objective tells two texts apart by their types; "
             "set --config.model.embed.types=2"
@@ -99,14 +101,9 @@ def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, 
 
 def check_lengths(run: config.Run, models: dict[str, config.Model]) -> None:
     """Rows that are longer than a stack has learned positions for; models by their place in the config."""
-    for (place, model), name in product(models.items(), ("encoder", "decoder")):
-        stack_, length = getattr(model, name), getattr(run.data, f"{name}_length")
-        limit = stack_.position.max_length if stack_ and isinstance(stack_.position, config.Learned) else None
-        if limit is not None and length is not None and length > limit:
-            raise UserError(
-                f"data.{name}_length={length} is longer than the model's {limit} positions: shorten it, or raise "
-                f"--config.{place}.{name}.position.max_length"
-            )
+    for place, model in models.items():
+        cure = f"shorten data.{{stack}}_length, or raise --config.{place}.{{stack}}.position.max_length"
+        check_reach(model, run.data.encoder_length, run.data.decoder_length, cure=cure)
 
 
 def heldout(parts: Parts) -> HeldOut | None:

@@ -289,7 +289,7 @@ def test_refusals():
         ways("encoder_decoder", config.Mixture({"a": config.Part(config.Deshuffle())}))
     with pytest.raises(UserError, match="no kind of score 'sufix'; did you mean 'suffix'"):
         scored("decoder", config.Causal, [SPAN], kind="sufix")
-    with pytest.raises(UserError, match="take 4 places of the decoder, which has 3 positions"):
+    with pytest.raises(UserError, match="takes 4 positions of the decoder, which has learned 3: shorten left, span or right"):
         score(*model("decoder", config.Learned(3)), config.Causal(), WORDS, [SPAN], kind="suffix")
 
 
@@ -299,6 +299,11 @@ def test_refusals():
 def prepared(documents, starts=0.5):
     """A store of documents in memory, whose tokens are letters: `starts` of them begin a word."""
     rng = np.random.default_rng(2)
+    # Two places in the decoder, and its positions are those of the text.
+    module, params = model("encoder_decoder")
+    short = replace(module.config, decoder=replace(module.config.decoder, position=config.Learned(4)))
+    with pytest.raises(UserError, match="takes 5 positions of the decoder, which has learned 4"):
+        score(Transformer(short), params, config.Mass(), WORDS, [SPAN], kind="suffix")
     word_start = rng.random(100) < starts
     word_start[:5] = True
     decode = lambda ids: "".join("\u00e9" if i % 2 else "a" for i in ids)
