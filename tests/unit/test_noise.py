@@ -322,11 +322,17 @@ def test_the_other_text_is_one_document_from_elsewhere(shuffle):
             document = lambda x: np.searchsorted(store.offsets, x - 1000, side="right")
             assert len(set(document(a))) == 1 == len(set(document(b))) and len(asked) == 1
             if asked[0] == SENTINELS[1]:
-                assert np.abs(b[:, None] - own).min() > 0 and b[0] != a[-1] + 1
+                assert not set(document(b)) & set(document(own)) and b[0] != a[-1] + 1
                 negatives, begins = negatives + 1, begins + (b[0] < a[0])
             else:
                 assert b[0] == a[-1] + 1
     assert negatives > 3 and (not shuffle or 0 < begins < negatives)  # from before the text and from behind it
+
+
+def test_of_one_document_another_part_is_taken():
+    o = build(config.NextSentence(negatives=1.0), "encoder")
+    rows = Rows({"a": Store([400])}, o, 0, shuffle=False)
+    assert (rows.rows(np.arange(rows.count - 1)).targets[:, 0] == SENTINELS[1]).all()
 
 
 def test_a_source_of_one_window_has_nothing_elsewhere():
