@@ -185,6 +185,17 @@ def masked_encoder_pll(span: Span, v: Vocabulary) -> list[Example]:
     return [_at(span, i, hidden(span, i, stop, _mask(v))) for i, stop in enumerate(ends)]
 
 
+def between_ends(ask: Ask) -> Ask:
+    """The same question of an encoder with bos and eos around the text, as a model of pairs reads one."""
+
+    def framed(span: Span, v: Vocabulary) -> list[Example]:
+        asked: list[Any] = ask(span, v)
+        whole = [stream(join([v.bos_id], e.encoder.tokens, [v.eos_id])) for e in asked]
+        return [replace(e, encoder=s, where=e.where + 1) for e, s in zip(asked, whole, strict=True)]
+
+    return framed
+
+
 def _at(span: Span, i: int, tokens: np.ndarray) -> Example:
     where = np.array([len(span.left) + i], np.int32)
     return Example(stream(tokens), None, span.target[i : i + 1], np.ones(1, np.float32), where)
@@ -210,12 +221,6 @@ STRETCH = "given its length in masks, left to right"
 EACH = "each token given the rest, words left to right"
 EACH_WORD = "each word by itself, given the rest"
 
-MASKED_ENCODER: Mapping[str, "Way"] = {
-    "suffix": Way(masked_encoder, True, REVEALED),
-    "infill": Way(masked_encoder, True, REVEALED),
-    "pll": Way(masked_encoder_pll, False, EACH),
-}
-
 WAYS: dict[tuple[str, type], Mapping[str, Way]] = {
     ("decoder", config.Causal): {
         "suffix": Way(causal_decoder, True, CHAIN),
@@ -235,9 +240,16 @@ WAYS: dict[tuple[str, type], Mapping[str, Way]] = {
         "infill": Way(middle_decoder, True, MIDDLE),
         "pll": Way(words(middle_decoder), False, EACH_WORD),
     },
-    ("encoder", config.Masked): MASKED_ENCODER,
-    ("encoder", config.NextSentence): MASKED_ENCODER,
-    ("encoder", config.ReplacedTokens): MASKED_ENCODER,
+    ("encoder", config.Masked): {
+        "suffix": Way(masked_encoder, True, REVEALED),
+        "infill": Way(masked_encoder, True, REVEALED),
+        "pll": Way(masked_encoder_pll, False, EACH),
+    },
+    ("encoder", config.NextSentence): {
+        "suffix": Way(between_ends(masked_encoder), True, REVEALED),
+        "infill": Way(between_ends(masked_encoder), True, REVEALED),
+        "pll": Way(between_ends(masked_encoder_pll), False, EACH),
+    },
     ("encoder_decoder", config.Prefix): {
         "suffix": Way(prefix_both, True, CHAIN),
         "infill": Way(prefix_both, False, JOINT),
@@ -272,8 +284,10 @@ def ways(architecture: str, objective: config.Objective) -> Mapping[str, Way]:
     key = (architecture, type(objective))
     if isinstance(objective, config.Mixture):
         return _of_a_part(architecture, objective)
-    if isinstance(objective, config.ReplacedTokens) and objective.predict in ("replaced", "replaced_chosen"):
-        raise UserError("this model says which tokens were replaced, and gives none: no span can be scored under it")
+    if isinstance(objective, config.ReplacedTokens):  # its generator read the masks
+        raise UserError(
+            "this model never saw a mask token, as it read what another had filled in: no span can be hidden from it"
+        )
     if key not in WAYS:
         known = [config.kind_of(o) for a, o in WAYS if a == architecture]
         kind = config.kind_of(key[1])
