@@ -127,10 +127,10 @@ def _masked_both(c: config.Masked, data: config.Data, v: Vocabulary) -> Objectiv
 
 def _replaced_tokens(c: config.ReplacedTokens, data: config.Data, v: Vocabulary) -> Objective:
     """What the generator reads: all that is chosen is masked (arXiv 2003.10555, section 2); the rest is the loss's."""
-    return _masked_encoder(config.Masked(c.rate, mask=1.0, random=0.0), data, v)
-
     if c.rate == 0:
         raise UserError("objective.rate is 0, and the loss is a mean over what is masked; set it above 0")
+    return _masked_encoder(config.Masked(c.rate, mask=1.0, random=0.0), data, v)
+
 
 def _spans_decoder(c: config.SpanCorruption, data: config.Data, v: Vocabulary) -> Objective:
     length = _need(data, "decoder_length")
@@ -252,14 +252,14 @@ def _part(
     """A part's objective. With a mode it is built for a row that is one place shorter, which its token takes."""
     if isinstance(part.objective, config.Mixture):
         raise UserError(f"objective.parts.{name} is a mixture itself: put its parts beside the others")
-    if part.mode is None:
-        return build(part.objective, architecture, data, v)
-    read = "decoder" if architecture == "decoder" else "encoder"
-    length = _need(data, f"{read}_length")
     if isinstance(part.objective, config.ReplacedTokens):
         raise UserError(
             f"objective.parts.{name} is 'replaced_tokens', which trains two models by a loss of its own: make it the objective"
         )
+    if part.mode is None:
+        return build(part.objective, architecture, data, v)
+    read = "decoder" if architecture == "decoder" else "encoder"
+    length = _need(data, f"{read}_length")
     o = build(part.objective, architecture, replace(data, **{f"{read}_length": length - 1}), v)
     make = partial(mixture.with_mode, make=o.make, mode=modes[part.mode], aligned=o.reach is not None)
     reach, used = None if o.reach is None else o.reach + 1, marks.MIDDLE + len(modes)

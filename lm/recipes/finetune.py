@@ -306,7 +306,8 @@ def pretrained(directory: str | Path) -> tuple[config.Model, Any, Tokenizer]:
     params = checkpoint.load_params(directory, target)
     proto = checkpoint.load_tokenizer(directory)
     if proto is None:
-        return model, params, tokenizers.load(str(Path(directory) / "hf" / "tokenizer.json"))
+        names = ", ".join(checkpoint.TOKENIZERS)
+        raise UserError(f"{directory} has no tokenizer: put the one of this model into {Path(directory) / 'hf'} ({names})")
     return model, params, tokenizers.from_bytes(proto)
 
 

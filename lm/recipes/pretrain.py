@@ -29,6 +29,7 @@ from lm.train.step import Blueprint, blueprint, counted, make_step
 from lm.types import TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh")  # sections that may change on resume: none decides a parameter
+PLACES = ("data.cache", "train.init_from")  # may have moved: what is in them is in the checkpoint, or told by its fingerprint
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
             f"set --config.model.vocab_size={data.tokenizer.vocab_size} or more"
         )
     objective = build(run.objective, run.model.architecture, run.data, data.tokenizer)
-    if objective.lengths.types and run.model.embed.types < 2:
     cure = "shorten data.encoder_length, whose places these are, or raise --config.model.{stack}.position.max_length"
     check_reach(run.model, None, objective.reach, cure=cure)
+    if objective.lengths.types and run.model.embed.types < 2:
         raise UserError(
             f"model.embed.types={run.model.embed.types}, and this objective tells two texts apart by their types; "
             "set --config.model.embed.types=2"
@@ -184,7 +185,7 @@ def first_state(parts: Parts) -> TrainState:
     if tokenizer is not None and tokenizer != parts.data.tokenizer.proto:
         raise UserError(
             f"train.init_from={folder} was trained with another tokenizer: take its data.tokenizer settings over the same "
-            "sources, or give its tokenizer as data.tokenizer.path"
+            "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
         )
     params = load_params(folder, parts.plan.targets().params)
     return replace(state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
@@ -201,7 +202,7 @@ def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) 
             f"{checkpoints.directory.parent} was trained with another tokenizer; use its data and tokenizer settings, or "
             "another --workdir"
         )
-    changed = {k: v for k, v in config.diff(old, parts.run).items() if k.split(".")[0] not in FREE and k != "data.cache"}
+    changed = {k: v for k, v in config.diff(old, parts.run).items() if k.split(".")[0] not in FREE and k not in PLACES}
     if fingerprint != parts.data.fingerprint:
         changed["contents of the data"] = (fingerprint[:8], parts.data.fingerprint[:8])
     lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])

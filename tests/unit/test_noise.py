@@ -388,12 +388,6 @@ def test_with_mode_docstring():
     equal(e.weights, plain.weights.tolist())
 
 
-def test_parts_come_by_their_weights_with_their_modes():
-    c = mix(x=(config.Denoise(), 3.0), y=(config.Deshuffle(), 1.0, "m"), z=(config.Mass(), 0.0))
-    o, tokens = build(c), text(60)
-    drawn = np.zeros(2)
-    for s in range(1000):
-        reads = o.make(tokens, rng(s)).encoder.tokens
 def test_a_stretch_moves_with_its_text():
     """Behind a mode's token the decoder's positions are still those of the masks, at the text's beginning too."""
     starts = set()
@@ -417,6 +411,12 @@ def test_the_reach_of_a_stretch(encoder, decoder, share):
     assert build(config.Denoise(), data=data).reach is None
 
 
+def test_parts_come_by_their_weights_with_their_modes():
+    c = mix(x=(config.Denoise(), 3.0), y=(config.Deshuffle(), 1.0, "m"), z=(config.Mass(), 0.0))
+    o, tokens = build(c), text(60)
+    drawn = np.zeros(2)
+    for s in range(1000):
+        reads = o.make(tokens, rng(s)).encoder.tokens
         shuffled = reads[0] == SENTINELS[-4]
         assert shuffled == (MASK not in reads)
         drawn[int(shuffled)] += 1
@@ -474,6 +474,12 @@ def test_windows_of_a_mixture_overlap_where_a_part_needs_it():
         (config.NextSentence(negatives=1.5), "encoder", {}, "objective.negatives is 1.5; it is a share"),
         (config.Denoise(infill=30), "encoder_decoder", {}, "objective.infill is 30"),
         (config.Denoise(mean_span=0.0), "encoder_decoder", {}, "mean_span is 0.0; set it to 1"),
+        (config.Masked(rate=1.2), "encoder", {}, "objective.rate is 1.2; it is a share"),
+        (config.Masked(mask=0.8, random=0.3), "encoder_decoder", {}, "objective.mask=0.8 and objective.random=0.3 are shares"),
+        (config.NextSentence(masked=config.Masked(random=-0.1)), "encoder", {}, "objective.masked.random is -0.1"),
+        (config.ReplacedTokens(GENERATOR, rate=15), "encoder", {}, "objective.rate is 15; it is a share"),
+        (config.ReplacedTokens(GENERATOR, rate=0.0), "encoder", {}, "objective.rate is 0.* set it above 0"),
+        (mix(a=(config.ReplacedTokens(GENERATOR),)), "encoder", {}, "parts.a is 'replaced_tokens', which trains two models"),
         (config.Denoise(), "encoder_decoder", dict(mask_id=None), "'denoise' needs a mask token"),
         (config.Mass(), "encoder_decoder", dict(mask_id=None), "'mass' needs a mask token"),
     ],
@@ -499,9 +505,3 @@ def test_no_mask_token_is_needed_where_none_is_used():
 def test_a_mixture_comes_back_from_json():
     run = config.Run(config.Model(8, 8), objective=ONE_OF_EACH["encoder"])
     assert config.from_json(config.to_json(run)) == run
-        (config.Masked(rate=1.2), "encoder", {}, "objective.rate is 1.2; it is a share"),
-        (config.Masked(mask=0.8, random=0.3), "encoder_decoder", {}, "objective.mask=0.8 and objective.random=0.3 are shares"),
-        (config.NextSentence(masked=config.Masked(random=-0.1)), "encoder", {}, "objective.masked.random is -0.1"),
-        (config.ReplacedTokens(GENERATOR, rate=15), "encoder", {}, "objective.rate is 15; it is a share"),
-        (config.ReplacedTokens(GENERATOR, rate=0.0), "encoder", {}, "objective.rate is 0.* set it above 0"),
-        (mix(a=(config.ReplacedTokens(GENERATOR),)), "encoder", {}, "parts.a is 'replaced_tokens', which trains two models"),
