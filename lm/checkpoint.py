@@ -249,16 +249,17 @@ def load_params(directory: str | Path, target: Any) -> Any:
         if (found := digests(path / "params")) != listing:
             wrong = sorted(n for n in listing.keys() | found.keys() if listing.get(n) != found.get(n))
             raise UserError(f"{path / 'params' / wrong[0]} was changed or cut short; convert it again")
-        return _restored(path, path / "params", [], target)
-    step = _latest(path)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = _described(checkpointer.metadata(step / "state").item_metadata.tree)
-    inside = ["ema" if any(n.startswith("ema/") for n in saved) else "params"]
-    parts = any(n.startswith(f"{inside[0]}/model/") for n in saved)
+        tree, inside, parts = path / "params", [], False
+    else:
+        tree = _latest(path) / "state"
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            saved = _described(checkpointer.metadata(tree).item_metadata.tree)
+        inside = ["ema" if any(n.startswith("ema/") for n in saved) else "params"]
+        parts = any(n.startswith(f"{inside[0]}/model/") for n in saved)
     if "model" in target and not parts:
         others = " and ".join(f"'{name}'" for name in sorted(target.keys() - {"model"}))
         raise UserError(f"{path} holds one model alone, and {others} cannot begin from it; take a run of the same objective")
-    return _restored(path, step / "state", inside + ["model"] * (parts and "model" not in target), target)
+    return _restored(path, tree, inside + ["model"] * (parts and "model" not in target), target)
 
 
 def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target: Any) -> Any:

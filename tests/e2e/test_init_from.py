@@ -74,6 +74,8 @@ def test_what_does_not_match_is_named(train, trained, converted, tmp_path):
         refused(wide, "of another model", "saved [", "(and ")
         other = train(tmp_path / "other", "decoder.causal", FEW, begin, "--config.data.tokenizer.vocab_size=410")
         refused(other, "another tokenizer", "data.tokenizer.path")
+        with pytest.raises(UserError, match="holds one model alone, and 'generator' cannot begin"):
+            checkpoint.load_params(source, {"model": {}, "generator": {}})
     for layers, cause in ((1, "wanted nothing"), (3, "saved nothing, wanted [")):
         deep = f"--config.model.decoder.num_layers={layers}"
         refused(train(tmp_path / "deep", "decoder.causal", FEW, begin, deep), "of another model", cause)
