@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study import Study
-from lm import config, startup
-from lm.data.stages import write_json
+from lm import atomic, config, startup
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Busy, Diverged, UserError, nearest
 
 HERE = Path(__file__).parent
@@ -216,7 +215,7 @@ def remember(study: Study, settings: dict[str, Any], workdir: Path) -> None:
     without = lambda d: d | {"settings": {k: v for k, v in d["settings"].items() if k != "seeds"}}
     if path.exists() and without(json.loads(path.read_text())) != without(spec):
         raise UserError(f"{workdir} holds a study with other settings ({path}); give the same --set, or another --workdir")
-    write_json(path, spec)
+    atomic.write_json(path, spec)
 
 
 def setting(text: str) -> tuple[str, Any]:

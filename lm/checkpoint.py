@@ -29,6 +29,7 @@ from lm.errors import UserError
 from lm.types import TrainState
 
 DIGESTS = "SHA256.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # of a converted model, the first that it has
 # Orbax writes these two at the very end, after the digests.
 UNDIGESTED = {DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
@@ -178,17 +179,9 @@ class Checkpoints:
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The state of a step in the shardings of `target` (abstract). Another shape or dtype is refused, never cast."""
-        saved = _described(self._manager.item_metadata(step)["state"])
-        wanted = _described(target)
-        wrong = [
-            f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
-            for name in sorted(saved.keys() | wanted.keys())
-            if saved.get(name) != wanted.get(name)
-        ]
-        if wrong:
-            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        if wrong := _differences(_described(self._manager.item_metadata(step)["state"]), _described(target)):
             raise UserError(
-                f"checkpoint {self.directory / str(step)} is of another model or optimizer: {'; '.join(wrong[:3])}{more}. "
+                f"checkpoint {self.directory / str(step)} is of another model or optimizer: {wrong}. "
                 "Use the config it was made with, or another --workdir"
             )
         restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
@@ -244,10 +237,11 @@ def load_model(directory: str | Path) -> config.Model:
 
 
 def load_params(directory: str | Path, target: Any) -> Any:
-    """Parameters of `load_model` in the shapes, dtypes and shardings of `target` (abstract), NumPy arrays where it names no
-    sharding; of a run their average, if any.
+    """Saved parameters in the dtypes and shardings of `target` (abstract), NumPy arrays where it names no sharding; of a run
+    their average, if any. UserError where they are not the target's, by name and shape.
 
-    A run that trains other parts beside its model keeps them all by name; here comes the model alone.
+    A run that trains other parts beside its model keeps them all by name ("model" is one); a target that has no such names
+    gets the model alone.
     """
     path = epath.Path(directory).expanduser().resolve()
     if (path / "model.json").exists():
@@ -255,44 +249,79 @@ def load_params(directory: str | Path, target: Any) -> Any:
         if (found := digests(path / "params")) != listing:
             wrong = sorted(n for n in listing.keys() | found.keys() if listing.get(n) != found.get(n))
             raise UserError(f"{path / 'params' / wrong[0]} was changed or cut short; convert it again")
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path / "params", target)
-    step = _latest(path)
-    if fault := damage(step):
-        raise UserError(f"checkpoint {step} is damaged: {fault}")
+        tree, inside, parts = path / "params", [], False
+    else:
+        tree = _latest(path) / "state"
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            saved = _described(checkpointer.metadata(tree).item_metadata.tree)
+        inside = ["ema" if any(n.startswith("ema/") for n in saved) else "params"]
+        parts = any(n.startswith(f"{inside[0]}/model/") for n in saved)
+    if "model" in target and not parts:
+        others = " and ".join(f"'{name}'" for name in sorted(target.keys() - {"model"}))
+        raise UserError(f"{path} holds one model alone, and {others} cannot begin from it; take a run of the same objective")
+    return _restored(path, tree, inside + ["model"] * (parts and "model" not in target), target)
+
+
+def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target: Any) -> Any:
+    """What an Orbax directory has at the keys `inside`; refused unless it has the names and shapes of `target`, since Orbax
+    leaves out what is not asked for and gives a placeholder for what it lacks."""
     with ocp.PyTreeCheckpointer() as checkpointer:
-        described = _described(checkpointer.metadata(step / "state").item_metadata.tree)
-        name = "ema" if any(n.startswith("ema/") for n in described) else "params"
-        parts = any(n.startswith(f"{name}/model/") for n in described)
-        item = {name: {"model": target} if parts else target}
-        args = ocp.checkpoint_utils.construct_restore_args(item)
-        restored = checkpointer.restore(step / "state", args=ocp.args.PyTreeRestore(item, args, partial_restore=True))[name]
-        return restored["model"] if parts else restored
+        saved: Any = checkpointer.metadata(directory).item_metadata.tree
+        for key in inside:
+            saved = saved[key]
+        if wrong := _differences(*(_described(tree, dtypes=False) for tree in (saved, target))):
+            raise UserError(f"the parameters in {said} are of another model: {wrong}. Take the model that they were saved from")
+        item = target
+        for key in reversed(inside):
+            item = {key: item}
+        args = ocp.args.PyTreeRestore(item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
+        restored = checkpointer.restore(directory, args=args)
+        for key in inside:
+            restored = restored[key]
+        return restored
 
 
 def load_tokenizer(directory: str | Path) -> bytes | None:
-    """The tokenizer that a run was trained with; None for a converted model, which keeps its own files in `hf/`."""
+    """The tokenizer that a run was trained with, or the file that a converted model keeps in `hf/`; None if it has none."""
     path = epath.Path(directory).expanduser().resolve()
     if (path / "model.json").exists():
-        return None
+        files = [path / "hf" / name for name in TOKENIZERS]
+        return next((file.read_bytes() for file in files if file.exists()), None)
     return base64.b64decode(json.loads((_latest(path) / "tokenizer" / "metadata").read_text())["sentencepiece"])
 
 
 def _latest(workdir: epath.Path) -> epath.Path:
+    """The latest step that is whole."""
     steps = workdir / "checkpoints"
     found = [p for p in steps.iterdir() if p.name.isdigit()] if steps.exists() else []
     if not found:
         raise UserError(f"{workdir} is neither a converted model (no model.json) nor a run (no checkpoints/)")
-    return max(found, key=lambda p: int(p.name))
+    faults = []
+    for step in sorted(found, key=lambda p: int(p.name), reverse=True):
+        fault = damage(step)
+        if fault is None:
+            return step
+        faults.append(f"{step.name}: {fault}")
+    raise UserError(f"{workdir} has no whole checkpoint ({'; '.join(faults)}); bring one back, or train it again")
 
 
-def _described(tree: Any) -> dict[str, str]:
+def _described(tree: Any, *, dtypes: bool = True) -> dict[str, str]:
     """`{"params/embed/tokens/embedding": "float32[512,64]"}` of a tree of arrays or of their metadata."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype if dtypes else ''}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
         if hasattr(leaf, "shape")
     }
+
+
+def _differences(saved: dict[str, str], wanted: dict[str, str]) -> str:
+    """Up to three differences of two that `_described` gave; empty where there are none."""
+    wrong = [
+        f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    return "; ".join(wrong[:3]) + (f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else "")
 
 
 def _no_space(directory: epath.Path, cause: str) -> UserError:

@@ -296,7 +296,7 @@ class FillInMiddle:
 class NextSentence:
     """Masked tokens, and whether a second text follows the first (BERT, section 3.1)."""
 
-    negatives: float = 0.5  # of the pairs: the second text comes from elsewhere
+    negatives: float = 0.5  # of the pairs: the second text is of another document, if the split has one to take from
     masked: Masked = Masked()
 
 

@@ -2,8 +2,10 @@
 
 Losses as in `lm.losses`, of two models: `params` and `apply` are dicts of "generator" and "model", each tree whole. The two
 denominators, of the chosen places and of all, would not add up over microbatches. So a batch weighs as many units as the
-model has places to answer for; where these are all, the generator's sum is divided by `rate`, since the chosen are `rate` of
-all but for rounding. Then sums and weights add, and the mean is the paper's: generator's mean + weight * model's mean.
+model has places to answer for; where these are all, the generator's sum is divided by `rate`. Then sums and weights add, and
+the mean is close to the paper's, generator's mean + weight * model's mean. There it is not exact: the chosen are `rate` of the
+tokens that are not reserved, rounded in each document, and the model answers at bos and eos too, so the generator's share
+comes out a little low as a rule. Where the model is asked at the chosen places alone, the mean is exact.
 """
 
 from collections.abc import Callable

@@ -95,7 +95,7 @@ def _to_hf(flags: argparse.Namespace) -> None:
         also = {k: v for k, v in also.items() if k.endswith("token_id")}
         name = write(model, params, flags.target, family=family, also=also, shard_bytes=shard, progress=progress)
     carried = files.carry(kept, flags.target)
-    if proto := checkpoint.load_tokenizer(flags.source):
+    if not kept.exists() and (proto := checkpoint.load_tokenizer(flags.source)):
         carried.append("tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model")
         (flags.target / carried[-1]).write_bytes(proto)
     _say(params, name, carried, flags.target, start)

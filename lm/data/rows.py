@@ -138,16 +138,19 @@ class Rows:
         return rows
 
     def _elsewhere(self, store: Store, begin: int, rng: np.random.Generator) -> np.ndarray:
-        """The longest piece of one document in a random window of the source that does not touch the window at `begin`.
-
-        Empty where there is no such window.
+        """The longest piece of one document in a random window of the source that touches no document of the window at
+        `begin`; if there is no such window, one that does not touch that window itself; empty where there is none either.
         """
         size = self.objective.window
-        before, behind = max(0, begin - size + 1), max(0, store.num_tokens - begin - 2 * size + 1)
-        if before + behind == 0:
+        first, last = np.searchsorted(store.offsets, (begin, begin + size - 1), side="right")
+        for low, high in ((store.offsets[first - 1], store.offsets[min(last, len(store.offsets) - 1)]), (begin, begin + size)):
+            before, behind = max(0, int(low) - size + 1), max(0, store.num_tokens - int(high) - size + 1)
+            if before + behind:
+                break
+        else:
             return np.zeros(0, np.int32)
         place = int(rng.integers(before + behind))
-        start = place if place < before else place - before + begin + size
+        start = place if place < before else place - before + int(high)
         text = store.read(np.array([start]), size)[0]
         return max(np.split(text, self._cuts(store, start, size)), key=len)
 
@@ -163,14 +166,16 @@ def fill(
 ) -> Example:
     """One row from a window: a segment for each document, shortened where its noised form would not fit any more.
 
-    `other` is text from elsewhere, for an objective that asks for it.
+    `other` is text from elsewhere, for an objective that asks for it. A shortened piece gets the same randomness again: drawn
+    anew, forms that are short would be taken more often than their share.
     """
     pieces: list[Example] = []
     extra = () if other is None else (other,)
     room = objective.lengths
     for piece in np.split(tokens, cuts):
+        seed = int(rng.integers(2**63))
         while len(piece) >= objective.shortest:
-            example = objective.make(piece, rng, *extra)
+            example = objective.make(piece, np.random.default_rng(seed), *extra)
             over = max(_over(example, room), default=0)
             if over <= 0:
                 pieces.append(example)

@@ -22,6 +22,7 @@ from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError, nearest
 from lm.evaluate.ways import KINDS, ONE_SIDED, Span, examples, ways
 from lm.losses import token_losses
+from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths, Vocabulary
 from lm.types import Example
@@ -140,7 +141,7 @@ def score(
     owner = np.repeat(np.arange(len(spans)), [len(of_span) for of_span in asked])
     rows = [example for of_span in asked for example in of_span]
     lengths = _lengths(rows)
-    _check_positions(model.config, lengths)
+    check_reach(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure="shorten left, span or right")
     text = np.arange(model.config.vocab_size)
     text = (text >= tokenizer.reserved) & (text < tokenizer.vocab_size)
     nats, right = np.zeros(len(spans)), 0.0
@@ -179,11 +180,7 @@ def _lengths(rows: Sequence[Example]) -> Lengths:
     return Lengths(longest("encoder"), longest("decoder"), max(len(row.targets) for row in rows), prefix)
 
 
-def _check_positions(model: config.Model, lengths: Lengths) -> None:
-    for name in ("encoder", "decoder"):
-        position, length = getattr(getattr(model, name), "position", None), getattr(lengths, name)
-        if isinstance(position, config.Learned) and length is not None and length > position.max_length:
-            raise UserError(
-                f"a span and what surrounds it take {length} places of the {name}, which has {position.max_length} positions: "
-                "shorten left, span or right"
-            )
+def _reach(rows: Sequence[Example], name: str) -> int | None:
+    """How many positions the tokens of a stack have; of MASS more than its decoder has places."""
+    streams = [stream for row in rows if (stream := getattr(row, name)) is not None]
+    return max((int(np.max(stream.positions)) + 1 for stream in streams), default=None)

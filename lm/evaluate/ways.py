@@ -23,7 +23,7 @@ from lm import config
 from lm.errors import UserError, nearest
 from lm.objectives import Vocabulary, marks, reads_prefix
 from lm.objectives.causal import stream
-from lm.objectives.mixture import in_front
+from lm.objectives.mixture import in_front, moved
 from lm.types import Example, TokenStream
 
 KINDS = ("suffix", "infill", "pll")
@@ -185,6 +185,17 @@ def masked_encoder_pll(span: Span, v: Vocabulary) -> list[Example]:
     return [_at(span, i, hidden(span, i, stop, _mask(v))) for i, stop in enumerate(ends)]
 
 
+def between_ends(ask: Ask) -> Ask:
+    """The same question of an encoder with bos and eos around the text, as a model of pairs reads one."""
+
+    def framed(span: Span, v: Vocabulary) -> list[Example]:
+        asked: list[Any] = ask(span, v)
+        whole = [stream(join([v.bos_id], e.encoder.tokens, [v.eos_id])) for e in asked]
+        return [replace(e, encoder=s, where=e.where + 1) for e, s in zip(asked, whole, strict=True)]
+
+    return framed
+
+
 def _at(span: Span, i: int, tokens: np.ndarray) -> Example:
     where = np.array([len(span.left) + i], np.int32)
     return Example(stream(tokens), None, span.target[i : i + 1], np.ones(1, np.float32), where)
@@ -210,12 +221,6 @@ STRETCH = "given its length in masks, left to right"
 EACH = "each token given the rest, words left to right"
 EACH_WORD = "each word by itself, given the rest"
 
-MASKED_ENCODER: Mapping[str, "Way"] = {
-    "suffix": Way(masked_encoder, True, REVEALED),
-    "infill": Way(masked_encoder, True, REVEALED),
-    "pll": Way(masked_encoder_pll, False, EACH),
-}
-
 WAYS: dict[tuple[str, type], Mapping[str, Way]] = {
     ("decoder", config.Causal): {
         "suffix": Way(causal_decoder, True, CHAIN),
@@ -235,9 +240,16 @@ WAYS: dict[tuple[str, type], Mapping[str, Way]] = {
         "infill": Way(middle_decoder, True, MIDDLE),
         "pll": Way(words(middle_decoder), False, EACH_WORD),
     },
-    ("encoder", config.Masked): MASKED_ENCODER,
-    ("encoder", config.NextSentence): MASKED_ENCODER,
-    ("encoder", config.ReplacedTokens): MASKED_ENCODER,
+    ("encoder", config.Masked): {
+        "suffix": Way(masked_encoder, True, REVEALED),
+        "infill": Way(masked_encoder, True, REVEALED),
+        "pll": Way(masked_encoder_pll, False, EACH),
+    },
+    ("encoder", config.NextSentence): {
+        "suffix": Way(between_ends(masked_encoder), True, REVEALED),
+        "infill": Way(between_ends(masked_encoder), True, REVEALED),
+        "pll": Way(between_ends(masked_encoder_pll), False, EACH),
+    },
     ("encoder_decoder", config.Prefix): {
         "suffix": Way(prefix_both, True, CHAIN),
         "infill": Way(prefix_both, False, JOINT),
@@ -272,8 +284,10 @@ def ways(architecture: str, objective: config.Objective) -> Mapping[str, Way]:
     key = (architecture, type(objective))
     if isinstance(objective, config.Mixture):
         return _of_a_part(architecture, objective)
-    if isinstance(objective, config.ReplacedTokens) and objective.predict in ("replaced", "replaced_chosen"):
-        raise UserError("this model says which tokens were replaced, and gives none: no span can be scored under it")
+    if isinstance(objective, config.ReplacedTokens):  # its generator read the masks
+        raise UserError(
+            "this model never saw a mask token, as it read what another had filled in: no span can be hidden from it"
+        )
     if key not in WAYS:
         known = [config.kind_of(o) for a, o in WAYS if a == architecture]
         kind = config.kind_of(key[1])
@@ -292,7 +306,8 @@ def _of_a_part(architecture: str, mixture: config.Mixture) -> Mapping[str, Way]:
         except UserError:
             continue
         for kind, way in known.items():
-            ask = way.ask if part.mode is None else partial(_in_mode, ask=way.ask, mixture=mixture, mode=part.mode)
+            mode = dict(mode=part.mode, aligned=isinstance(part.objective, config.Mass))
+            ask = way.ask if part.mode is None else partial(_in_mode, ask=way.ask, mixture=mixture, **mode)
             better = kind not in found or (way.normalised and not found[kind].normalised)
             if better:
                 found[kind] = replace(way, ask=ask, note=f"as part '{name}': {way.note}")
@@ -301,13 +316,15 @@ def _of_a_part(architecture: str, mixture: config.Mixture) -> Mapping[str, Way]:
     return found
 
 
-def _in_mode(span: Span, v: Vocabulary, *, ask: Ask, mixture: config.Mixture, mode: str) -> list[Example]:
+def _in_mode(span: Span, v: Vocabulary, *, ask: Ask, mixture: config.Mixture, mode: str, aligned: bool) -> list[Example]:
+    """Behind the mode's token; `aligned` as in `lm.objectives.mixture.with_mode`."""
     token, out = marks.modes(mixture, v.sentinel_ids)[mode], []
     asked: list[Any] = ask(span, v)
     for e in asked:
         read = "encoder" if e.encoder is not None else "decoder"
-        moved = e.where if e.encoder is not None and e.decoder is not None else e.where + 1
-        out.append(replace(e, **{read: in_front(getattr(e, read), token)}, where=moved))
+        where = e.where if e.encoder is not None and e.decoder is not None else e.where + 1
+        e = replace(e, decoder=moved(e.decoder)) if aligned else e
+        out.append(replace(e, **{read: in_front(getattr(e, read), token)}, where=where))
     return out
 
 

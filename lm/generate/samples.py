@@ -48,7 +48,7 @@ def samples(
         if isinstance(objective, config.Mass):  # as many tokens as there are masks, at their places
             masks = [np.flatnonzero(i[1:] == tokenizer.mask_id) for i in ids]
             asked = [len(m) for m in masks]
-            prompt = replace(prompt, positions=np.array([m[:1] for m in masks], np.int32))
+            prompt = replace(prompt, positions=np.array([m[:1] + len(mode) for m in masks], np.int32))
     else:
         prompt, encoder = left_padded(reads, prefix=reads_prefix(objective)), None
     tokens = np.asarray(generate(model, params, prompt, jax.random.key(seed), encoder=encoder, **settings))
@@ -68,8 +68,10 @@ def _asked(objective: config.Objective, tokenizer: Any, prompt: str, new_tokens:
     parts = [tokenizer.encode(part) for part in prompt.split(MASK)]
     text = [tokenizer.encode(prompt.replace(MASK, "").rstrip())]
     match objective:
-        case config.Masked() | config.ReplacedTokens() | config.NextSentence() | config.Denoise():
+        case config.Masked() | config.ReplacedTokens() | config.Denoise():
             text = _joined(parts, [[tokenizer.mask_id]] * (len(parts) - 1))
+        case config.NextSentence():
+            text = [*_joined(parts, [[tokenizer.mask_id]] * (len(parts) - 1)), [tokenizer.eos_id]]
         case config.SpanCorruption():
             text = _joined(parts, [[tokenizer.sentinel_ids[k]] for k in range(len(parts) - 1)])
         case config.Mass():  # one stretch, as long as the rest of the text: behind it without a mark

@@ -8,7 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config
+from lm.errors import UserError
 from lm.models.layers import parameter
+
+
+def check_reach(model: config.Model, encoder: int | None, decoder: int | None, *, cure: str) -> None:
+    """UserError where tokens have more positions than a stack has learned; `cure` says what to do, of this "{stack}".
+
+    Past the table there is nothing to look up, and the model gives NaN.
+    """
+    for name, needed in (("encoder", encoder), ("decoder", decoder)):
+        position = getattr(getattr(model, name), "position", None)
+        if isinstance(position, config.Learned) and needed is not None and needed > position.max_length:
+            raise UserError(
+                f"a row takes {needed} positions of the {name}, which has learned {position.max_length}: "
+                + cure.format(stack=name)
+            )
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:

@@ -51,7 +51,8 @@ class Objective:
     `window` is how many tokens of text fill a row, `stride` how far apart windows start (one less where the last token of
     a window is only predicted, so that it is read by the next), `dynamic` whether an epoch brings new randomness.
     `other`: it is `make(tokens, rng, other)`, with a text from elsewhere. `sentinels` and `marks` are how many of the
-    tokenizer's sentinels it uses, from the first and from the last on.
+    tokenizer's sentinels it uses, from the first and from the last on. `reach` is how many positions the decoder's tokens
+    may have, where these are places of the encoder's text and not of their own row.
     """
 
     make: Callable[..., Example]
@@ -63,6 +64,7 @@ class Objective:
     other: bool = False
     sentinels: int = 0
     marks: int = 0
+    reach: int | None = None
 
 
 def _causal(c: config.Causal, data: config.Data, v: Vocabulary) -> Objective:
@@ -90,7 +92,12 @@ def _mask(v: Vocabulary, c: config.Objective) -> int:
     return v.mask_id
 
 
-def _noise(c: config.Masked, v: Vocabulary) -> Callable[..., Any]:
+def _noise(c: config.Masked, v: Vocabulary, place: str = "objective") -> Callable[..., Any]:
+    _shares(c, "rate", "mask", "random", place=place)
+    if c.mask + c.random > 1 + 1e-9:
+        raise UserError(
+            f"{place}.mask={c.mask} and {place}.random={c.random} are shares of the same tokens: lower one to sum to 1"
+        )
     return partial(
         masked.noise,
         rate=c.rate,
@@ -120,6 +127,8 @@ def _masked_both(c: config.Masked, data: config.Data, v: Vocabulary) -> Objectiv
 
 def _replaced_tokens(c: config.ReplacedTokens, data: config.Data, v: Vocabulary) -> Objective:
     """What the generator reads: all that is chosen is masked (arXiv 2003.10555, section 2); the rest is the loss's."""
+    if c.rate == 0:
+        raise UserError("objective.rate is 0, and the loss is a mean over what is masked; set it above 0")
     return _masked_encoder(config.Masked(c.rate, mask=1.0, random=0.0), data, v)
 
 
@@ -181,7 +190,7 @@ def _mass(c: config.Mass, data: config.Data, v: Vocabulary) -> Objective:
     encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
     window = stretch.window(encoder, decoder, c.share)
     make = partial(stretch.encoder_decoder, share=c.share, mask_id=_mask(v, c), bos=v.bos_id, eos=v.eos_id)
-    return Objective(make, Lengths(encoder, decoder), window, window)
+    return Objective(make, Lengths(encoder, decoder), window, window, reach=window)
 
 
 def _middle(c: config.FillInMiddle, data: config.Data, v: Vocabulary) -> Objective:
@@ -200,7 +209,7 @@ def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> 
         raise UserError("objective 'next_sentence' answers with two sentinels and the tokenizer has none; take 'masked'")
     predicted = min(length, 8 * int(np.ceil((length * c.masked.rate + 16) / 8)))  # each document asks one question more
     settings = dict(negatives=c.negatives, answers=v.sentinel_ids[:2], bos=v.bos_id, eos=v.eos_id)
-    make = partial(pairs.encoder, noise=_noise(c.masked, v), **settings)
+    make = partial(pairs.encoder, noise=_noise(c.masked, v, "objective.masked"), **settings)
     lengths = Lengths(length, None, predicted, types=True)
     return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, other=True, sentinels=2)
 
@@ -223,6 +232,7 @@ def _mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, architectur
     lengths: dict[str, Any] = {name: None if values[0] is None else max(values) for name, values in each.items()}
     window = min(o.window for o in parts)
     other = any(o.other for o in parts)
+    beyond = [o.reach - o.window for o in parts if o.reach is not None]  # what a mode's token adds
     makes = [o.make if o.other or not other else partial(mixture.without_other, make=o.make) for o in parts]
     return Objective(
         partial(mixture.draw, makes=makes, shares=weights / weights.sum()),
@@ -232,6 +242,7 @@ def _mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, architectur
         parts[0].dynamic,
         max(o.shortest for o in parts),
         other,
+        reach=window + max(beyond) if beyond else None,
     )
 
 
@@ -241,19 +252,24 @@ def _part(
     """A part's objective. With a mode it is built for a row that is one place shorter, which its token takes."""
     if isinstance(part.objective, config.Mixture):
         raise UserError(f"objective.parts.{name} is a mixture itself: put its parts beside the others")
+    if isinstance(part.objective, config.ReplacedTokens):
+        raise UserError(
+            f"objective.parts.{name} is 'replaced_tokens', which trains two models by a loss of its own: make it the objective"
+        )
     if part.mode is None:
         return build(part.objective, architecture, data, v)
     read = "decoder" if architecture == "decoder" else "encoder"
     length = _need(data, f"{read}_length")
     o = build(part.objective, architecture, replace(data, **{f"{read}_length": length - 1}), v)
-    make = partial(mixture.with_mode, make=o.make, mode=modes[part.mode])
-    return replace(o, make=make, lengths=replace(o.lengths, **{read: length}), marks=marks.MIDDLE + len(modes))
+    make = partial(mixture.with_mode, make=o.make, mode=modes[part.mode], aligned=o.reach is not None)
+    reach, used = None if o.reach is None else o.reach + 1, marks.MIDDLE + len(modes)
+    return replace(o, make=make, lengths=replace(o.lengths, **{read: length}), marks=used, reach=reach)
 
 
-def _shares(c: Any, *names: str) -> None:
+def _shares(c: Any, *names: str, place: str = "objective") -> None:
     for name in names:
         if not 0 <= getattr(c, name) <= 1:
-            raise UserError(f"objective.{name} is {getattr(c, name)}; it is a share, from 0 to 1")
+            raise UserError(f"{place}.{name} is {getattr(c, name)}; it is a share, from 0 to 1")
 
 
 SUITS: dict[tuple[str, type], Callable[[Any, config.Data, Any], Objective]] = {

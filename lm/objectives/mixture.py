@@ -22,7 +22,9 @@ def without_other(tokens: np.ndarray, rng: np.random.Generator, *_: np.ndarray, 
     return make(tokens, rng)
 
 
-def with_mode(tokens: np.ndarray, rng: np.random.Generator, *other: np.ndarray, make: Make, mode: int) -> Example:
+def with_mode(
+    tokens: np.ndarray, rng: np.random.Generator, *other: np.ndarray, make: Make, mode: int, aligned: bool = False
+) -> Example:
     """The mode's token before what the model reads: before the encoder's text, or that of a decoder alone.
 
     It is seen from everywhere, as the prefix of a decoder is, and predicts nothing (R: the mode's token).
@@ -35,15 +37,22 @@ def with_mode(tokens: np.ndarray, rng: np.random.Generator, *other: np.ndarray, 
 
     made      encoder [bos 20 M 22],   where [2]
     encoder   [R bos 20 M 22],   where [3]
+
+    `aligned`: the decoder's positions are those of the encoder's text (MASS), and move with it.
     """
     e = make(tokens, rng, *other)
     if e.encoder is not None:
         where = e.where + 1 if e.where is not None and e.decoder is None else e.where
-        return replace(e, encoder=in_front(e.encoder, mode), where=where)
+        return replace(e, encoder=in_front(e.encoder, mode), decoder=moved(e.decoder) if aligned else e.decoder, where=where)
     assert e.decoder is not None
     targets = np.concatenate([e.decoder.tokens[:1], e.targets])
     weights = np.concatenate([np.zeros(1, np.float32), e.weights])
     return replace(e, decoder=in_front(e.decoder, mode), targets=targets, weights=weights)
+
+
+def moved(s: TokenStream | None) -> TokenStream | None:
+    """One position on, as the text behind a mode's token is."""
+    return s and replace(s, positions=s.positions + 1)
 
 
 def in_front(s: TokenStream, mode: int) -> TokenStream:

@@ -36,8 +36,8 @@ def encoder(
     weights   [ 1  1]
     """
     text, elsewhere = without_ends(tokens, bos, eos), without_ends(other, bos, eos)
+    follows = len(elsewhere) == 0 or rng.random() >= negatives  # before all that depends on the length
     first, second = np.split(text, [split(len(text), rng)])
-    follows = len(elsewhere) == 0 or rng.random() >= negatives
     if not follows:
         size = min(len(second), len(elsewhere))
         start = int(rng.integers(len(elsewhere) - size + 1))

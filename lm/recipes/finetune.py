@@ -34,6 +34,7 @@ from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, at_least
 from lm.evaluate.answers import classified, exact, said_well
 from lm.generate import generate, left_padded
 from lm.generate.rank import rank
+from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, abstract_params, head_params
 from lm.objectives import reads_prefix
 from lm.recipes.ledger import SAMPLE
@@ -120,14 +121,6 @@ def transplant(pretrained: Any, new: Any, *, fresh: tuple[str, ...] = ()) -> tup
     return grown, kept
 
 
-def check_positions(model: config.Model, encoder: int | None, decoder: int | None) -> None:
-    """Rows that are longer than a stack has learned positions for."""
-    for stack_, length in ((model.encoder, encoder), (model.decoder, decoder)):
-        limit = stack_.position.max_length if stack_ and isinstance(stack_.position, config.Learned) else None
-        if limit is not None and length is not None and length > limit:
-            raise UserError(f"a row takes {length} places and the model has {limit} positions; shorten it with --length")
-
-
 @partial(jax.jit, static_argnames="network")
 def _logits(network: Transformer, params: Any, example: Example) -> Any:
     return network.apply({"params": params}, example)
@@ -175,7 +168,7 @@ class Work:
         elif model.head is None or model.head.outputs is not None:
             raise UserError("the model has no head over the vocabulary, so it gives no text: take --how=head")
         self.lengths = self.writer.reading if how == "head" else self.writer.lengths
-        check_positions(self.model, self.lengths.encoder, self.lengths.decoder)
+        check_reach(self.model, self.lengths.encoder, self.lengths.decoder, cure="shorten it with --length")
         self.mesh = sharding.make_mesh(config.Mesh())
         sharding.check_batch(settings.batch_size, 1, self.mesh)
         self.network = Transformer(self.model)
@@ -307,7 +300,8 @@ def pretrained(directory: str | Path) -> tuple[config.Model, Any, Tokenizer]:
     params = checkpoint.load_params(directory, abstract_params(model, jax.local_devices()[0]))
     proto = checkpoint.load_tokenizer(directory)
     if proto is None:
-        return model, params, tokenizers.load(str(Path(directory) / "hf" / "tokenizer.json"))
+        names = ", ".join(checkpoint.TOKENIZERS)
+        raise UserError(f"{directory} has no tokenizer: put the one of this model into {Path(directory) / 'hf'} ({names})")
     return model, params, tokenizers.from_bytes(proto)
 
 

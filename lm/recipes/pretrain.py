@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lm.data.rows import Rows, blank, stack
 from lm.errors import UserError
 from lm.evaluate.heldout import HeldOut
 from lm.generate.samples import samples
+from lm.models.positions import check_reach
 from lm.objectives import Objective, build
 from lm.recipes.ledger import SAMPLE, of_a_row, parameters
 from lm.recipes.tasks import Task, task
@@ -29,6 +29,7 @@ from lm.train.step import Blueprint, blueprint, counted, make_step
 from lm.types import TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh")  # sections that may change on resume: none decides a parameter
+PLACES = ("data.cache", "train.init_from")  # may have moved: what is in them is in the checkpoint, or told by its fingerprint
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
             f"set --config.model.vocab_size={data.tokenizer.vocab_size} or more"
         )
     objective = build(run.objective, run.model.architecture, run.data, data.tokenizer)
+    cure = "shorten data.encoder_length, whose places these are, or raise --config.model.{stack}.position.max_length"
+    check_reach(run.model, None, objective.reach, cure=cure)
     if objective.lengths.types and run.model.embed.types < 2:
         raise UserError(
             f"model.embed.types={run.model.embed.types}, and this objective tells two texts apart by their types; "
@@ -104,14 +107,9 @@ def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, 
 
 def check_lengths(run: config.Run, models: dict[str, config.Model]) -> None:
     """Rows that are longer than a stack has learned positions for; models by their place in the config."""
-    for (place, model), name in product(models.items(), ("encoder", "decoder")):
-        stack_, length = getattr(model, name), getattr(run.data, f"{name}_length")
-        limit = stack_.position.max_length if stack_ and isinstance(stack_.position, config.Learned) else None
-        if limit is not None and length is not None and length > limit:
-            raise UserError(
-                f"data.{name}_length={length} is longer than the model's {limit} positions: shorten it, or raise "
-                f"--config.{place}.{name}.position.max_length"
-            )
+    for place, model in models.items():
+        cure = f"shorten data.{{stack}}_length, or raise --config.{place}.{{stack}}.position.max_length"
+        check_reach(model, run.data.encoder_length, run.data.decoder_length, cure=cure)
 
 
 def heldout(parts: Parts) -> HeldOut | None:
@@ -192,7 +190,7 @@ def first_state(parts: Parts) -> TrainState:
     if tokenizer is not None and tokenizer != parts.data.tokenizer.proto:
         raise UserError(
             f"train.init_from={folder} was trained with another tokenizer: take its data.tokenizer settings over the same "
-            "sources, or give its tokenizer as data.tokenizer.path"
+            "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
         )
     params = load_params(folder, parts.plan.targets().params)
     return replace(state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
@@ -209,7 +207,7 @@ def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) 
             f"{checkpoints.directory.parent} was trained with another tokenizer; use its data and tokenizer settings, or "
             "another --workdir"
         )
-    changed = {k: v for k, v in config.diff(old, parts.run).items() if k.split(".")[0] not in FREE and k != "data.cache"}
+    changed = {k: v for k, v in config.diff(old, parts.run).items() if k.split(".")[0] not in FREE and k not in PLACES}
     if fingerprint != parts.data.fingerprint:
         changed["contents of the data"] = (fingerprint[:8], parts.data.fingerprint[:8])
     lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])

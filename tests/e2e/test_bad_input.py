@@ -18,7 +18,10 @@ CASES = {
         ["--config.mesh.tensor=3", "--config.mesh.data=1"],
         "mesh data=1, fsdp=1, expert=1, tensor=3 does not divide 1 devices",
     ),
-    "positions": (["--config.data.decoder_length=65"], "decoder_length=65 is longer than the model's 64 positions"),
+    "positions": (
+        ["--config.data.decoder_length=65"],
+        "takes 65 positions of the decoder, which has learned 64: shorten data.decoder_length",
+    ),
     "objective": (["--config.objective.kind=masked"], "'masked' does not suit the decoder.*span_corruption"),
     "baselines": (
         ["--config.evaluate.baselines=True", "--config.data.train_share=0.5"],
@@ -41,6 +44,13 @@ def test_bad_input(train, tmp_path, case):
     assert len(lines) == 1 and re.search(cause, lines[0]), err
     assert "Traceback" not in err
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_stretch_has_positions_of_its_text(train, tmp_path):
+    """Eight places in the decoder, whose positions are those of the encoder's 32: looked up past the table they are NaN."""
+    short = ["--config.data.decoder_length=8", "--config.model.decoder.position.max_length=8"]
+    code, err = train(tmp_path, "encoder_decoder.mass", *short)
+    assert code == 2 and "takes 17 positions of the decoder, which has learned 8: shorten data.encoder_length" in err, err
 
 
 def write(tmp_path, name, data):

@@ -26,7 +26,7 @@ def get_config(what="decoder.causal"):
     architecture, objective = what.split(".")
     block = dict(attention=dict(num_heads=2), ffn=dict(hidden=64), dropout=0.1)
     stack = dict(num_layers=2, blocks=dict(L=block), position=dict(kind="learned", max_length=64))
-    cross = stack | dict(blocks=dict(L=block | dict(cross=architecture == "encoder_decoder")))
+    cross = stack | dict(blocks=dict(L=block | dict(cross=architecture == "encoder_decoder")), position=dict(stack["position"]))
     c = config_dict.ConfigDict()
     c.model = dict(
         vocab_size=512,

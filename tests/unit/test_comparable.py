@@ -83,12 +83,8 @@ def copying(params):
     return jax.tree_util.tree_map_with_path(remade, params)
 
 
-def made(objective):
-    return objective(GENERATOR, predict="masked") if objective is config.ReplacedTokens else objective()
-
-
 def scored(architecture, objective, spans, *, kind, v=WORDS, **settings):
-    return score(*model(architecture), made(objective), v, spans, kind=kind, **settings)
+    return score(*model(architecture), objective(), v, spans, kind=kind, **settings)
 
 
 # ---------------------------------------------------------------------------------------------------- probabilities
@@ -105,7 +101,7 @@ def test_all_targets_together(architecture, objective, kind):
     """One where the table says so, and not where it says that it is not."""
     if kind == "pll":  # a repetition is counted for both of its tokens (arXiv 2305.10588 has it for one word's)
         module, params = model(architecture)
-        result = score(module, copying(params), made(objective), WORDS, EVERY, kind=kind)
+        result = score(module, copying(params), objective(), WORDS, EVERY, kind=kind)
     else:
         result = scored(architecture, objective, EVERY, kind=kind)
     assert result.normalised == WAYS[architecture, objective][kind].normalised
@@ -221,6 +217,16 @@ def test_what_new_objectives_read():
     equal(row.decoder.positions, [3, 4])
 
 
+def test_a_model_of_pairs_reads_bos_and_eos_around_the_text():
+    rows = asked("encoder", config.NextSentence, "infill")
+    equal([row.encoder.tokens for row in rows], [[BOS, 5, 7, 6, MASK, MASK, 6, 8, EOS], [BOS, 5, 7, 6, 8, MASK, 6, 8, EOS]])
+    equal(rows[0].encoder.positions, [*range(9)])
+    equal([row.where for row in rows], [[4], [5]])
+    equal([row.targets for row in rows], [[8], [5]])
+    (first, _) = asked("encoder", config.NextSentence, "pll")
+    equal(first.encoder.tokens, [BOS, 5, 7, 6, MASK, 5, 6, 8, EOS])
+
+
 def test_a_mixture_is_asked_as_the_part_that_can_best():
     spans = config.Part(config.SpanCorruption(), mode="R")
     mixture = config.Mixture({"a": config.Part(config.Prefix()), "b": spans})
@@ -237,6 +243,12 @@ def test_a_mixture_is_asked_as_the_part_that_can_best():
     first = examples(ways("encoder", masked)["infill"], "infill", SPAN, v)[0]
     equal(first.encoder.tokens, [11, 5, 7, 6, MASK, MASK, 6, 8])
     equal(first.where, [4])
+    stretch = config.Mixture({"a": config.Part(config.Mass(), mode="M")})
+    (row,) = examples(ways("encoder_decoder", stretch)["suffix"], "suffix", SPAN, v)
+    equal(row.encoder.tokens, [11, 5, 7, 6, MASK, MASK, EOS])
+    equal(row.decoder.tokens, [MASK, 8])
+    equal(row.decoder.positions, [4, 5])  # where the masks stand
+    equal(row.where, [0, 1])
 
 
 def test_a_decoder_that_reads_left_to_right_is_asked_so():
@@ -266,7 +278,8 @@ def test_later_tokens_of_the_word_are_hidden_with_it():
 
 
 def test_every_objective_has_its_ways():
-    none = {("encoder_decoder", config.Deshuffle)}  # sees all tokens of a text, or none: no span of it can be hidden
+    # One sees all tokens of a text, or none, and the other never a mask: no span can be hidden from them.
+    none = {("encoder_decoder", config.Deshuffle), ("encoder", config.ReplacedTokens)}
     assert set(SUITS) - set(WAYS) - none == {(a, config.Mixture) for a in ("encoder", "decoder", "encoder_decoder")}
     assert set(WAYS) <= set(SUITS)
     assert all({"suffix", "infill"} <= set(known) <= set(KINDS) for known in WAYS.values())
@@ -277,14 +290,20 @@ def test_refusals():
         ways("encoder", config.Causal())
     with pytest.raises(UserError, match="'pll' cannot be had.*take 'suffix'"):
         scored("decoder", config.Causal, [SPAN], kind="pll")
-    with pytest.raises(UserError, match="says which tokens were replaced, and gives none"):
-        ways("encoder", config.ReplacedTokens(GENERATOR))
+    for predict in ("replaced", "replaced_chosen", "masked", "all"):
+        with pytest.raises(UserError, match="never saw a mask token"):
+            ways("encoder", config.ReplacedTokens(GENERATOR, predict=predict))
     with pytest.raises(UserError, match="no part of this mixture"):
         ways("encoder_decoder", config.Mixture({"a": config.Part(config.Deshuffle())}))
     with pytest.raises(UserError, match="no kind of score 'sufix'; did you mean 'suffix'"):
         scored("decoder", config.Causal, [SPAN], kind="sufix")
-    with pytest.raises(UserError, match="take 4 places of the decoder, which has 3 positions"):
+    with pytest.raises(UserError, match="takes 4 positions of the decoder, which has learned 3: shorten left, span or right"):
         score(*model("decoder", config.Learned(3)), config.Causal(), WORDS, [SPAN], kind="suffix")
+    # Two places in the decoder, and its positions are those of the text.
+    module, params = model("encoder_decoder")
+    short = replace(module.config, decoder=replace(module.config.decoder, position=config.Learned(4)))
+    with pytest.raises(UserError, match="takes 5 positions of the decoder, which has learned 4"):
+        score(Transformer(short), params, config.Mass(), WORDS, [SPAN], kind="suffix")
 
 
 # ------------------------------------------------------------------------------------------------------------ spans

@@ -265,7 +265,7 @@ REFUSED = {
     "an encoder gives no text": (model("encoder"), TASK, "text"),
     "no head over the vocabulary": (model("decoder", head=Head(tied=False, outputs=1)), TASK, "text"),
     "has no classes that a head could": (model("decoder"), EXTRACTIVE, "head"),
-    "takes 12 places and the model has 8": (
+    "takes 12 positions of the encoder, which has learned 8: shorten it with --length": (
         model("encoder", encoder=dataclasses.replace(model("encoder").encoder, position=Learned(8))),
         TASK,
         "head",

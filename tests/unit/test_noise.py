@@ -19,6 +19,9 @@ SENTENCE_END = np.isin(np.arange(V), (STOP, NEWLINE))
 DATA = config.Data(encoder_length=64, decoder_length=64)
 
 
+GENERATOR = config.Model(V, 16, encoder=config.Stack(1, {"L": config.Block(config.Attention(2), config.Mlp(16))}))
+
+
 def rng(*seed):
     return np.random.default_rng(seed or 0)
 
@@ -319,11 +322,17 @@ def test_the_other_text_is_one_document_from_elsewhere(shuffle):
             document = lambda x: np.searchsorted(store.offsets, x - 1000, side="right")
             assert len(set(document(a))) == 1 == len(set(document(b))) and len(asked) == 1
             if asked[0] == SENTINELS[1]:
-                assert np.abs(b[:, None] - own).min() > 0 and b[0] != a[-1] + 1
+                assert not set(document(b)) & set(document(own)) and b[0] != a[-1] + 1
                 negatives, begins = negatives + 1, begins + (b[0] < a[0])
             else:
                 assert b[0] == a[-1] + 1
     assert negatives > 3 and (not shuffle or 0 < begins < negatives)  # from before the text and from behind it
+
+
+def test_of_one_document_another_part_is_taken():
+    o = build(config.NextSentence(negatives=1.0), "encoder")
+    rows = Rows({"a": Store([400])}, o, 0, shuffle=False)
+    assert (rows.rows(np.arange(rows.count - 1)).targets[:, 0] == SENTINELS[1]).all()
 
 
 def test_a_source_of_one_window_has_nothing_elsewhere():
@@ -377,6 +386,29 @@ def test_with_mode_docstring():
     equal(e.where, (plain.where + 1).tolist())
     equal(e.targets, plain.targets.tolist())
     equal(e.weights, plain.weights.tolist())
+
+
+def test_a_stretch_moves_with_its_text():
+    """Behind a mode's token the decoder's positions are still those of the masks, at the text's beginning too."""
+    starts = set()
+    for c, shift in ((config.Mass(), 0), (mix(a=(config.Mass(), 1.0, "m")), 1)):
+        o = build(c)
+        for s in range(60):
+            e = o.make(text(8), rng(s))
+            equal(e.decoder.positions, np.flatnonzero(e.encoder.tokens == MASK).tolist())
+            starts.add(int(e.decoder.positions[0]) - shift)
+    assert starts == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("encoder,decoder,share", [(64, 64, 0.5), (128, 16, 0.5), (64, 8, 0.1)])
+def test_the_reach_of_a_stretch(encoder, decoder, share):
+    data = config.Data(encoder_length=encoder, decoder_length=decoder)
+    mass, other = config.Mass(share), config.Part(config.Denoise())
+    for c in (mass, mix(a=(mass, 1.0, "m")), mix(a=(mass, 1.0, "m"), b=config.Part(mass)), mix(a=(mass,), b=other)):
+        o = build(c, data=data)
+        made = [s for i in range(300) if (s := o.make(text(o.window), rng(i)).decoder).tokens[0] == MASK]
+        assert o.reach == 1 + max(s.positions.max() for s in made) > max(len(s.tokens) for s in made)
+    assert build(config.Denoise(), data=data).reach is None
 
 
 def test_parts_come_by_their_weights_with_their_modes():
@@ -442,6 +474,12 @@ def test_windows_of_a_mixture_overlap_where_a_part_needs_it():
         (config.NextSentence(negatives=1.5), "encoder", {}, "objective.negatives is 1.5; it is a share"),
         (config.Denoise(infill=30), "encoder_decoder", {}, "objective.infill is 30"),
         (config.Denoise(mean_span=0.0), "encoder_decoder", {}, "mean_span is 0.0; set it to 1"),
+        (config.Masked(rate=1.2), "encoder", {}, "objective.rate is 1.2; it is a share"),
+        (config.Masked(mask=0.8, random=0.3), "encoder_decoder", {}, "objective.mask=0.8 and objective.random=0.3 are shares"),
+        (config.NextSentence(masked=config.Masked(random=-0.1)), "encoder", {}, "objective.masked.random is -0.1"),
+        (config.ReplacedTokens(GENERATOR, rate=15), "encoder", {}, "objective.rate is 15; it is a share"),
+        (config.ReplacedTokens(GENERATOR, rate=0.0), "encoder", {}, "objective.rate is 0.* set it above 0"),
+        (mix(a=(config.ReplacedTokens(GENERATOR),)), "encoder", {}, "parts.a is 'replaced_tokens', which trains two models"),
         (config.Denoise(), "encoder_decoder", dict(mask_id=None), "'denoise' needs a mask token"),
         (config.Mass(), "encoder_decoder", dict(mask_id=None), "'mass' needs a mask token"),
     ],

@@ -296,6 +296,22 @@ def test_windows_cut_into_many_documents_fit(c, architecture):
         assert long_enough - 2 <= stream.segments.max() <= long_enough
 
 
+CAUSAL_OR_NOT = {"a": config.Part(config.Causal()), "b": config.Part(config.FillInMiddle(1.0))}
+
+
+@pytest.mark.parametrize("c", [config.FillInMiddle(), config.Mixture(CAUSAL_OR_NOT)], ids=ids)
+def test_what_fits_is_not_taken_more_often(c):
+    """Two pieces that are both rearranged overflow the row: the second is shortened, and its coin not thrown again."""
+    o = objective(c, length=64)
+    tokens, mark = np.arange(RESERVED, RESERVED + o.window), VOCABULARY.sentinel_ids[-3]
+    second = 0
+    for seed in range(600):
+        row = fill(tokens, np.array([30]), o, np.random.default_rng(seed)).decoder
+        assert row.segments.max() == 2
+        second += mark in row.tokens[row.segments == 2]
+    assert abs(second / 600 - 0.5) < 0.07  # 3.5 sigma; thrown again, it is 0.375
+
+
 def test_where_points_into_the_packed_row():
     o = objective(config.Masked(), "encoder", length=64)
     a, b = (np.arange(30 + k, 60 + k, dtype=np.int32) for k in (0, 40))

@@ -96,6 +96,29 @@ def test_mass_is_asked_for_as_much_as_it_reads(monkeypatch, prompt, place):
     wanted[place:place] = [MASK, MASK]
     assert decoder == [MASK] and encoder == [*wanted, EOS] and text == "ab"
     assert seen["prompt"].positions.tolist() == [[place]]
+    _, encoder, _, seen = asked(monkeypatch, mixed(config.Mass(), "m"), "encoder_decoder", prompt)
+    assert encoder == [S[-4], *wanted, EOS] and seen["prompt"].positions.tolist() == [[place + 1]]
+
+
+@pytest.mark.parametrize(
+    "objective,reads",
+    [
+        (config.Masked(), [BOS, 12, MASK, 13]),
+        (config.NextSentence(), [BOS, 12, MASK, 13, EOS]),
+        (mixed(config.NextSentence(), "n"), [S[-4], BOS, 12, MASK, 13, EOS]),
+    ],
+)
+def test_an_encoder_reads(monkeypatch, objective, reads):
+    seen = []
+
+    def fill(model, params, stream, vocab_size):
+        seen.extend(stream.tokens[0].tolist())
+        return np.arange(12, 12 + len(seen))[None]
+
+    monkeypatch.setattr(module, "fill", fill)
+    model = SimpleNamespace(config=SimpleNamespace(architecture="encoder", vocab_size=V))
+    (shown,) = module.samples(model, None, Letters(), objective, ("a [MASK] b",), new_tokens=5, temperature=0.0, seed=0)
+    assert seen == reads and shown["text"] == f"a [{chr(97 + reads.index(MASK))}] b"
 
 
 def model_of(objective):

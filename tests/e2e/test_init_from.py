@@ -1,0 +1,129 @@
+"""`train.init_from`: a run begins with the parameters of another, or says in a line why it cannot."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from lm import checkpoint, config
+from lm.convert import abstract_params
+from lm.errors import UserError
+from lm.recipes.finetune import pretrained
+
+FEW = "--config.train.steps=2"
+
+
+def first_loss(workdir):
+    return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+
+
+def refused(result, *causes):
+    code, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in err, err
+    assert all(cause in lines[0] for cause in causes), err
+
+
+def tree(model):
+    from flax import traverse_util
+
+    return traverse_util.unflatten_dict(abstract_params(model), sep="/")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, command):
+    """The workdir of a causal run."""
+    workdir = tmp_path_factory.mktemp("trained")
+    process = command(workdir, "decoder.causal", "--config.train.steps=60", "--config.checkpoint.every=20")
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, err
+    return workdir
+
+
+@pytest.fixture
+def converted(trained, tmp_path):
+    """The same as `lm.convert` would leave it: the model by itself, and its own tokenizer."""
+    folder = tmp_path / "converted"
+    model = checkpoint.load_model(trained)
+    checkpoint.save_params(folder, model, jax.tree.map(np.asarray, checkpoint.load_params(trained, tree(model))))
+    (folder / "hf").mkdir()
+    (folder / "hf" / "tokenizer.model").write_bytes(checkpoint.load_tokenizer(trained))
+    return folder
+
+
+def test_another_objective_begins_where_it_ended(train, trained, converted, tmp_path):
+    assert train(tmp_path / "scratch", "decoder.prefix", FEW, "--config.log.every=1")[0] == 0
+    for source in (trained, converted):
+        begin = (FEW, "--config.log.every=1", f"--config.train.init_from={source}")
+        workdir = tmp_path / f"from_{source.name}"
+        code, err = train(workdir, "decoder.prefix", *begin)
+        assert code == 0, err
+        assert first_loss(workdir) < first_loss(tmp_path / "scratch") - 0.5
+    # It goes on though what it began from has moved.
+    moved = f"--config.train.init_from={tmp_path / 'elsewhere'}"
+    code, err = train(workdir, "decoder.prefix", FEW, "--config.log.every=1", moved)
+    assert code == 0 and "going on from step 2" in err, err
+
+
+def test_what_does_not_match_is_named(train, trained, converted, tmp_path):
+    for source in (trained, converted):
+        begin = f"--config.train.init_from={source}"
+        wide = train(tmp_path / "wide", "decoder.causal", FEW, begin, "--config.model.width=64")
+        refused(wide, "of another model", "saved [", "(and ")
+        other = train(tmp_path / "other", "decoder.causal", FEW, begin, "--config.data.tokenizer.vocab_size=410")
+        refused(other, "another tokenizer", "data.tokenizer.path")
+        with pytest.raises(UserError, match="holds one model alone, and 'generator' cannot begin"):
+            checkpoint.load_params(source, {"model": {}, "generator": {}})
+    for layers, cause in ((1, "wanted nothing"), (3, "saved nothing, wanted [")):
+        deep = f"--config.model.decoder.num_layers={layers}"
+        refused(train(tmp_path / "deep", "decoder.causal", FEW, begin, deep), "of another model", cause)
+
+
+def test_a_run_of_two_models(train, tmp_path):
+    both, alone = "encoder.replaced_tokens", tmp_path / "alone"
+    head = ("--config.model.head.outputs=None", "--config.objective.predict=masked")
+    first = tmp_path / "first"
+    assert train(first, both, "--config.train.steps=30", *head)[0] == 0
+    assert train(tmp_path / "scratch", both, FEW, "--config.log.every=1", *head)[0] == 0
+    begin = f"--config.train.init_from={first}"
+    code, err = train(tmp_path / "again", both, FEW, "--config.log.every=1", begin, *head)
+    assert code == 0, err
+    assert first_loss(tmp_path / "again") < 0.95 * first_loss(tmp_path / "scratch")
+    # The model alone goes into a plain run, and a plain run's model is no pair.
+    code, err = train(alone, "encoder.masked", FEW, begin, "--config.model.head.tied=False")
+    assert code == 0, err
+    refused(train(tmp_path / "pair", both, FEW, f"--config.train.init_from={alone}", *head), "one model alone", "'generator'")
+
+
+def test_the_latest_whole_checkpoint_is_read(trained, tmp_path):
+    """A half-written last one is passed over by all that read a run; where none is whole, each is named."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    model = checkpoint.load_model(run)
+    last = checkpoint.load_params(run, tree(model))
+    steps = sorted((int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()), reverse=True)
+    assert len(steps) > 1
+    (run / "checkpoints" / str(steps[0]) / "SHA256.json").unlink()
+    before = checkpoint.load_params(run, tree(model))
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(before), strict=True))
+    assert checkpoint.load_model(run) == model and checkpoint.load_tokenizer(run)
+    for step in steps[1:]:
+        (run / "checkpoints" / str(step) / "tokenizer" / "metadata").write_text("")
+    for read in (checkpoint.load_model, checkpoint.load_tokenizer, lambda d: checkpoint.load_params(d, tree(model))):
+        with pytest.raises(UserError, match=rf"no whole checkpoint .{steps[0]}: .*not finished; {steps[1]}: tokenizer"):
+            read(run)
+
+
+def test_the_tokenizer_of_a_converted_model(converted):
+    """Whichever of its files there is."""
+    kept = converted / "hf" / "tokenizer.model"
+    model, params, tokenizer = pretrained(converted)
+    assert tokenizer.proto == kept.read_bytes() and isinstance(model, config.Model)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, tree(model))
+    kept.rename(converted / "hf" / "spiece.model")
+    assert pretrained(converted)[2].proto == tokenizer.proto
+    (converted / "hf" / "spiece.model").unlink()
+    assert checkpoint.load_tokenizer(converted) is None
+    with pytest.raises(UserError, match="has no tokenizer: put"):
+        pretrained(converted)
