@@ -3,7 +3,8 @@
     python -m lm.train --config=configs/family.py:tiny/qwen.QWEN3_0_6B --workdir=runs/tiny_qwen3
     python -m lm.train --config=configs/family.py:llama.SMOLLM2_135M --workdir=runs/smollm2
 
-Trains with the objective of the family: causal for decoders, masked for encoders, span corruption for both. In miniature
+Trains with the objective of the family: causal for decoders, masked for encoders (a discriminator of ELECTRA with its
+generator, X_GENERATOR: replaced tokens), span corruption for both. In miniature
 (width 64, 2 to 4 layers, all the family's switches) it takes about a minute on two CPU cores; at full size it wants
 accelerators: set the mesh, the batch and the data on the command line. Without an argument: a miniature GPT-2.
 """
@@ -14,7 +15,7 @@ from ml_collections import config_dict
 
 from lm import config
 from lm.errors import UserError, nearest
-from lm.models.tiny import tiny
+from lm.models.tiny import tiny, tiny_generator
 
 OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "span_corruption"}
 
@@ -52,6 +53,10 @@ def get_config(name="tiny/gpt.GPT2"):
         decoder_length=length if model.decoder else None,
     )
     c.objective = dict(kind=OBJECTIVES[model.architecture])
+    if model.head and model.head.outputs:
+        generator = preset(f"{name.removeprefix('tiny/')}_GENERATOR")
+        generator = tiny_generator(generator, model, length=length) if small else generator
+        c.objective = dict(kind="replaced_tokens", generator=config.to_dict(generator))
     c.optimizer = dict(name="adamw", learning_rate=3e-3 if small else 3e-4, schedule=dict(kind="wsd", warmup=20, final=0.0))
     c.train = dict(steps=240, batch_size=16)
     c.checkpoint = dict(every=None)

@@ -11,7 +11,7 @@ WIDTH, HEADS, HEAD_DIM, HIDDEN, LAYERS = 64, 4, 16, 96, 2
 def tiny(model: config.Model, *, vocab_size: int, length: int = 128) -> config.Model:
     """The family of `model` at width 64, with 2 layers or the first 4 of a longer pattern, and no dropout.
 
-    A model whose head is not over the vocabulary gets BERT's: what is trained here predicts tokens.
+    A model without a head gets BERT's: what is trained here answers.
     """
 
     def attention(a: config.Attention) -> config.Attention:
@@ -44,9 +44,15 @@ def tiny(model: config.Model, *, vocab_size: int, length: int = 128) -> config.M
         dropout=0.0,
     )
     head = model.head
-    if head is None or head.outputs:
+    if head is None:
         head = config.Head(bias=True, transform="gelu")
     elif head.scale is not None:
         head = replace(head, scale=WIDTH**-0.5)
     sizes = dict(vocab_size=vocab_size, width=WIDTH, embed=embed, head=head, pooler=False)
     return replace(model, encoder=stack(model.encoder), decoder=stack(model.decoder), **sizes)
+
+
+def tiny_generator(generator: config.Model, model: config.Model, *, length: int = 128) -> config.Model:
+    """What fills in masks for the miniature `model` (ELECTRA), with tables as wide as its: they are shared."""
+    small = tiny(generator, vocab_size=model.vocab_size, length=length)
+    return replace(small, embed=replace(small.embed, width=model.embed.width or model.width))

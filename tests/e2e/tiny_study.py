@@ -11,7 +11,7 @@ from lm import config, startup
 HERE = Path(__file__).parent
 
 
-def study(corpus: Path, *, match="flops", budget=3e9, seeds=2) -> Study:
+def study(corpus: Path, *, match="flops", budget=3e9, seeds=1) -> Study:
     def run(what: str) -> config.Run:
         paths = {"data.sources.tiny.path": f"{corpus}/tiny.jsonl", "data.cache": f"{corpus}/cache"}
         made = config.load(f"{HERE}/tiny.py:{what}", paths)

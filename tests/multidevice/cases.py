@@ -18,6 +18,7 @@ from lm.checkpoint import Checkpoints
 from lm.data.rows import blank, stack
 from lm.errors import UserError
 from lm.models.transformer import Transformer, head_params
+from lm.recipes.tasks import task
 from lm.train.step import blueprint, make_step
 
 LENGTHS = {
@@ -35,13 +36,12 @@ MESHES = {
 
 def start(r, data, devices=None):
     mesh = sharding.make_mesh(r.mesh, devices)
-    model = Transformer(r.model)
+    what = task(r)
     tx, _ = optim.make(r.optimizer, r.train.steps)
     example = jax.tree.map(jnp.asarray, stack([blank(data.objective.lengths)] * 8))
-    loss = partial(losses.cross_entropy, head_params=head_params, vocab_size=512)
     with sharding.use(mesh):
-        plan = blueprint(lambda key: model.init(key, example)["params"], tx, mesh, ema=False)
-        step = make_step(lambda p, e, rngs: loss(p, model.apply, e, rngs=rngs), tx, plan, optimizer=r.optimizer, train=r.train)
+        plan = blueprint(lambda key: what.init(key, example), tx, mesh, ema=False)
+        step = make_step(what.loss, tx, plan, optimizer=r.optimizer, train=r.train)
     return mesh, plan, step
 
 
