@@ -1,0 +1,31 @@
+"""What a study keeps of a run: seconds that survive restarts, a curve with its cost."""
+
+import json
+
+import pytest
+
+from experiments.measure import curve, trained
+
+
+def row(step, tokens, speed=None):
+    return {"step": step, "tokens_seen": tokens} | ({} if speed is None else {"tokens_per_second": speed})
+
+
+def test_seconds_come_from_the_speeds_on_the_way():
+    """100 tokens of unknown speed, 200 at 50/s, 100 at 100/s: 5 s for 300, and so 6.67 s for all 400."""
+    rows = [row(1, 100), row(2, 300, 50.0), {"step": 2, "heldout/loss": 1.0}, row(3, 400, 100.0)]
+    assert trained(rows, {"tokens_seen": 400, "seconds": {"train": 0.1}}) == pytest.approx(400 * 5 / 300)
+
+
+def test_a_run_that_went_on_with_nothing_left_still_has_its_seconds():
+    """Its last process trained for no time at all; what was logged before counts."""
+    rows = [row(1, 100), row(2, 300, 50.0)]
+    assert trained(rows, {"tokens_seen": 300, "seconds": {"train": 0.0}}) == pytest.approx(6.0)
+    assert trained([row(1, 100)], {"tokens_seen": 100, "seconds": {"train": 2.5}}) == 2.5
+
+
+def test_the_curve_has_the_cost_of_each_point(tmp_path):
+    rows = [row(5, 100), {"step": 10, "heldout/loss": 3.0}, {"step": 20, "heldout/loss": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    expected = [{"step": 10, "flops": 50.0, "loss": 3.0}, {"step": 20, "flops": 100.0, "loss": 2.0}]
+    assert curve(tmp_path, 100.0, 20) == expected
