@@ -44,13 +44,14 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
             seed=run.train.seed,
         )
         metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
-    seconds = trained(read_rows(workdir / "metrics.jsonl"), summary) * jax.device_count()
+    rows = read_rows(workdir / "metrics.jsonl")
+    seconds = trained(rows, summary) * jax.device_count()
     ledger = {name: summary[name] for name in LEDGER} | {"device_seconds": round(seconds, 1)}
     return {
         "metrics": metrics,
         "flags": flags,
         "ledger": ledger,
-        "curve": curve(workdir, ledger["model_flops"], summary["step"]),
+        "curve": curve(rows, ledger["model_flops"], summary["step"]),
     }
 
 
@@ -69,7 +70,7 @@ def items(task: Task, data: Prepared) -> Any:
     return labelled.load(task.name)
 
 
-def curve(workdir: Path, flops: float, steps: int) -> list[dict[str, float]]:
+def curve(rows: list[dict[str, Any]], flops: float, steps: int) -> list[dict[str, float]]:
     """The held-out losses on the way, with what they had cost."""
-    rows = [row for row in read_rows(workdir / "metrics.jsonl") if "heldout/loss" in row]
-    return [{"step": r["step"], "flops": flops * r["step"] / steps, "loss": r["heldout/loss"]} for r in rows]
+    heldout = [row for row in rows if "heldout/loss" in row]
+    return [{"step": r["step"], "flops": flops * r["step"] / steps, "loss": r["heldout/loss"]} for r in heldout]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import small
+from experiments.pictures import pyplot
 from experiments.scaling import fit
 from experiments.study import Cell, Metric, Relation, Results, Study
 from lm import config
@@ -144,12 +145,7 @@ def fits(by_seed: list[list[fit.Point]]) -> list[str]:
 
 
 def plot(results: Results, folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    figure, axes = pyplot().subplots(2, 2, figsize=(11, 8), layout="constrained")
     for row, kind in zip(axes, OBJECTIVES, strict=True):
         seeds = complete(results, kind)
         for axis, (counted, field) in zip(row, COUNTS.items(), strict=True):
@@ -172,4 +168,4 @@ def plot(results: Results, folder: Path) -> None:
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(frameon=False)
     figure.savefig(folder / "isoflop.png", dpi=120)
-    pyplot.close(figure)
+    pyplot().close(figure)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import small
+from experiments.pictures import pyplot
 from experiments.study import Cell, Metric, Relation, Results, Study
 from lm import config
 
@@ -114,12 +115,7 @@ def speed_ups(results: Results) -> Results:
 
 def plot(results: Results, folder: Path) -> str:
     """Held-out loss against what each objective has cost, from scratch and adapted; and the sweep of the split."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axis, name in zip(axes, OBJECTIVES, strict=True):
         names = {name: "from scratch"} | {
             f"{OTHER[name]}_{split:.2f}_then_{name}": f"after {split:.0%} {OTHER[name]}" for split in SPLITS
@@ -138,5 +134,5 @@ def plot(results: Results, folder: Path) -> str:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)
     figure.savefig(folder / "adapting.png", dpi=120)
-    pyplot.close(figure)
+    pyplot().close(figure)
     return "## Curves\n\nMean over seeds; the band is their range.\n\n![held-out loss while adapting](adapting.png)\n"

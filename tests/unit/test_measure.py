@@ -1,7 +1,5 @@
 """What a study keeps of a run: seconds that survive restarts, a curve with its cost."""
 
-import json
-
 import pytest
 
 from experiments.measure import curve, trained
@@ -24,8 +22,7 @@ def test_a_run_that_went_on_with_nothing_left_still_has_its_seconds():
     assert trained([row(1, 100)], {"tokens_seen": 100, "seconds": {"train": 2.5}}) == 2.5
 
 
-def test_the_curve_has_the_cost_of_each_point(tmp_path):
+def test_the_curve_has_the_cost_of_each_point():
     rows = [row(5, 100), {"step": 10, "heldout/loss": 3.0}, {"step": 20, "heldout/loss": 2.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     expected = [{"step": 10, "flops": 50.0, "loss": 3.0}, {"step": 20, "flops": 100.0, "loss": 2.0}]
-    assert curve(tmp_path, 100.0, 20) == expected
+    assert curve(rows, 100.0, 20) == expected
