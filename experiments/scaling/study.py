@@ -13,6 +13,8 @@ from lm import config
 
 SIZES = {16: 2, 24: 2, 32: 2, 48: 2, 64: 3, 96: 3}  # width: layers
 SHARES = (1 / 9, 1 / 3, 1.0)  # of the largest budget
+# A model of 16 would read 14 M tokens of the largest budget, the corpus several times over, far below the best size.
+WIDTHS = {share: [width for width in SIZES if width > 16 or share < 1] for share in SHARES}
 OBJECTIVES = {
     "causal": ("decoder", config.Causal()),
     "masked": ("encoder", config.Masked()),
@@ -28,7 +30,8 @@ def cells() -> dict[str, Cell]:
     out = {}
     for kind, (architecture, objective) in OBJECTIVES.items():
         for share in SHARES:
-            for width, layers in SIZES.items():
+            for width in WIDTHS[share]:
+                layers = SIZES[width]
                 model = small.model(architecture, width=width, layers=layers)
                 run = small.run(model, objective, learning_rate=rate(width), batch_size=8)
                 facts = {"objective": kind, "width": str(width), "layers": str(layers), "budget": f"{share:.2f}"}
@@ -79,7 +82,7 @@ def points(results: Results, kind: str, seed: int, counted: str) -> list[fit.Poi
     """The runs of an objective and a seed; the budget by its share, so that runs of one are of one."""
     out = []
     for share in SHARES:
-        for width in SIZES:
+        for width in WIDTHS[share]:
             result = results.get(name_of(kind, width, share), {}).get(seed)
             if result:
                 ledger = result["ledger"]
@@ -91,7 +94,8 @@ def points(results: Results, kind: str, seed: int, counted: str) -> list[fit.Poi
 def complete(results: Results, kind: str) -> list[int]:
     """Seeds of which every run is there."""
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
-    return [seed for seed in seeds if len(points(results, kind, seed, "with")) == len(SHARES) * len(SIZES)]
+    wanted = sum(len(widths) for widths in WIDTHS.values())
+    return [seed for seed in seeds if len(points(results, kind, seed, "with")) == wanted]
 
 
 def exponents(results: Results) -> Results:
