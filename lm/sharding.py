@@ -164,14 +164,15 @@ def spec(*names: str | None) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else ACTIVATIONS[name] for name in names))
 
 
-def apart(fn: Callable[..., jax.Array], inputs: tuple[Names, ...], output: Names, *, summed: Names) -> Callable[..., jax.Array]:
+def apart(fn: Callable[..., Any], inputs: tuple[Names, ...], output: Names, *, summed: Names) -> Callable[..., Any]:
     """`fn`, run by each device on its own part of every argument; outside of `use`, `fn` itself.
 
-    `inputs` and `output` name the axes. Results are added up over the devices that hold parts of the axes `summed`. Rows
-    that do not divide over the devices, as those of a single prompt, are left to the compiler: right, but not spread.
+    `inputs` and `output` name the axes, the latter those of each result. Results are added up over the devices that hold
+    parts of the axes `summed`. Rows that do not divide over the devices, as those of a single prompt, are left to the
+    compiler: right, but not spread.
     """
 
-    def call(*arguments: jax.Array) -> jax.Array:
+    def call(*arguments: jax.Array) -> Any:
         mesh, first = jax.sharding.get_abstract_mesh(), arguments[0]
         if mesh.empty or any(n % shards(name) for n, name in zip(first.shape, inputs[0], strict=True) if name):
             return fn(*arguments)

@@ -169,11 +169,14 @@ def parse(text: str) -> Program:
 
 
 def _joined(text: str) -> Iterator[str]:
-    """Lines, each instruction on one: what describes a kernel is written over several."""
+    """Lines, each instruction on one: what describes a kernel is written over several.
+
+    Of a computation that runs beside the main one, the last line is `}, execution_thread="sparsecore"`.
+    """
     whole = ""
     for line in text.splitlines():
         begins = line.startswith("  ") and LINE.match(line) is not None
-        if begins or line == "}" or not whole.startswith(" "):
+        if begins or line == "}" or line.startswith("}, execution_thread=") or not whole.startswith(" "):
             yield whole
             whole = line
         else:

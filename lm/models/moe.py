@@ -50,10 +50,12 @@ class Moe(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c, (e, d, f) = self.config, (self.config.num_experts, x.shape[-1], self.config.expert.hidden)
         with jax.default_matmul_precision("highest"):  # a TPU's default for float32 is bfloat16
-            router = Projection((e,), ("embed", "experts"), std=self.std, param_dtype=self.param_dtype, name="router")
+            router = Projection((e,), ("embed", "outputs"), std=self.std, param_dtype=self.param_dtype, name="router")
             logits_BTE = router(x)
         shares_BTE = jax.nn.softmax(logits_BTE)
-        weights_BTK, chosen_BTK = jax.lax.top_k(shares_BTE, c.top_k)
+        row = ("batch", "length", None)
+        best = apart(partial(jax.lax.top_k, k=c.top_k), (row,), row, summed=())  # else XLA may gather all rows to sort them
+        weights_BTK, chosen_BTK = best(shares_BTE)
         if c.renormalize:
             weights_BTK = weights_BTK / jnp.sum(weights_BTK, axis=-1, keepdims=True)
         if not self.is_initializing():
@@ -71,7 +73,7 @@ class Moe(nn.Module):
         if c.capacity is not None:
             return limited(x, weights_BTK, chosen_BTK, *w, config=c)
         # Every device has its own tokens sorted, by all experts: their kernels travel, as any parameters' do under fsdp.
-        row, ways = ("batch", "length", None), [(None, None, "hidden")] * (len(w) - 1) + [(None, "hidden", None)]
+        ways = [(None, None, "hidden")] * (len(w) - 1) + [(None, "hidden", None)]
         return apart(partial(dropless, config=c), (row, row, row, *ways), row, summed=("hidden",))(
             x, weights_BTK, chosen_BTK, *w
         )
@@ -129,8 +131,11 @@ def limited(x: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array, *w: jax
         y = jnp.einsum("beci,eio->beco", a, b)
         return nn.with_logical_constraint(y, ("batch_by_expert", "experts", "capacity", axis))
 
-    sent_BECD = jnp.einsum("btec,btd->becd", send_BTEC, x)
-    sent_BECD = nn.with_logical_constraint(sent_BECD, ("batch_by_expert", "experts", "capacity", "embed_act"))
-    made_BECD = feed(sent_BECD, w, config.expert.activation, product)
+    # Twice constrained, so that between a device's own rows and its own experts' lies an all-to-all: from one to the other
+    # in a single product, XLA adds up partial sums over experts and then gathers all rows of the batch.
+    own, theirs = (("batch", None, "capacity", "embed_act"), ("batch_by_expert", "experts", "capacity", "embed_act"))
+    sent_BECD = nn.with_logical_constraint(jnp.einsum("btec,btd->becd", send_BTEC, x), own)
+    made_BECD = feed(nn.with_logical_constraint(sent_BECD, theirs), w, config.expert.activation, product)
+    made_BECD = nn.with_logical_constraint(made_BECD, own)
     back_BTEC = send_BTEC * weights_BTE[..., None].astype(x.dtype)
     return jnp.einsum("btec,becd->btd", back_BTEC, made_BECD)

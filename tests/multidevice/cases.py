@@ -37,6 +37,8 @@ MESHES = {
     "fsdp and tensor": config.Mesh(data=1, fsdp=4, tensor=2),
     "fsdp and sequence": config.Mesh(data=1, fsdp=4, sequence=2),
     "hybrid": config.Mesh(slice=2, data=1, fsdp=4),
+    "expert": config.Mesh(data=2, expert=4),
+    "fsdp and expert": config.Mesh(data=1, fsdp=2, expert=4),
     "all": config.Mesh(data=2, fsdp=2, tensor=2),
     "all of a pod": config.Mesh(slice=2, data=1, fsdp=1, sequence=2, tensor=2),
 }
@@ -71,7 +73,7 @@ def unsharded(architecture):
     return data, steps(run(architecture, objective, config.Mesh()), data, 4, jax.devices()[:1])
 
 
-CASES = [("decoder", strategy) for strategy in MESHES]
+CASES = [("decoder", strategy) for strategy in MESHES if "expert" not in strategy]  # those: below, with experts
 CASES += [(a, strategy) for a in ("encoder", "encoder_decoder") for strategy in ("all", "fsdp and sequence")]
 
 
@@ -118,6 +120,12 @@ def test_parameters_moments_and_activations_are_really_sharded(scan):
     assert "all-gather" in text and ("all-reduce" in text or "reduce-scatter" in text)
 
 
+EXPERTS = {
+    "dropless": config.Moe(4, 2, config.Mlp(64, gated=True), balance=0.1, z=0.1),
+    "limited": config.Moe(4, 2, config.Mlp(64), capacity=0.75, balance=0.1, z=0.1),
+}
+
+
 # What a strategy must send (kind, axis), and the axes on which parameters or keys and values may be gathered.
 SENT = {
     "data": ({("all-reduce", "data")}, set()),
@@ -126,14 +134,20 @@ SENT = {
     "fsdp and tensor": ({("all-gather", "fsdp"), ("all-reduce", "tensor")}, {"fsdp", "tensor"}),
     "fsdp and sequence": ({("all-gather", "fsdp"), ("all-gather", "sequence")}, {"fsdp", "sequence"}),
     "hybrid": ({("all-gather", "fsdp"), ("all-reduce", "slice")}, {"fsdp"}),
+    "expert": ({("all-to-all", "expert"), ("all-reduce", "data")}, set()),
+    "fsdp and expert": ({("all-gather", "fsdp"), ("all-to-all", "expert")}, {"fsdp"}),
 }
 
 
 @pytest.mark.parametrize("strategy", SENT)
 def test_a_strategy_sends_what_it_should_and_gathers_nothing_whole(strategy):
-    """Gathered are a layer's parameters, tables, and keys and values of the device's rows: no stack of layers, no batch."""
+    """Gathered are a layer's parameters, tables, and keys and values of the device's rows: no stack of layers, no batch.
+
+    Over `expert` go tokens, to their experts and back, and sums of gradients: no sums of activations.
+    """
     width, hidden, vocab, length = 32, 64, 512, 24
-    r = run("decoder", config.Causal(), MESHES[strategy], scan=True, layers=3)
+    ffn = EXPERTS["limited"] if "expert" in strategy else config.Mlp(hidden)
+    r = run("decoder", config.Causal(), MESHES[strategy], scan=True, layers=3, ffn=ffn)
     data = rows("decoder", config.Causal(), decoder_length=length)
     mesh, plan, step = start(r, data)
     with sharding.use(mesh):
@@ -143,23 +157,19 @@ def test_a_strategy_sends_what_it_should_and_gathers_nothing_whole(strategy):
     assert wanted <= {(c.kind, axis) for c in found for axis in c.axes}
     gathered = [c for c in found if c.kind == "all-gather"]
     assert {axis for c in gathered for axis in c.axes} <= gathering
-    parameters = {n // cut for n in (vocab * width, width * width, width * hidden, width) for cut in (1, 2, 4)}
+    parameters = {n // cut for n in (vocab * width, width * width, width * hidden, width, width * 4) for cut in (1, 2, 4)}
     rows_of_a_device = 8 // (mesh.shape["slice"] * mesh.shape["data"] * mesh.shape["fsdp"])
     allowed = parameters | {rows_of_a_device * length * width}
     assert not [c for c in gathered if math.prod(c.shape) not in allowed and c.dtype == "f32"]
-
-
-EXPERTS = {
-    "dropless": config.Moe(4, 2, config.Mlp(64, gated=True), balance=0.1, z=0.1),
-    "limited": config.Moe(4, 2, config.Mlp(64), capacity=0.75, balance=0.1, z=0.1),
-}
+    summed = [c for c in found if c.kind == "all-reduce" and "expert" in c.axes and math.prod(c.shape) > width]
+    assert not [c for c in summed if math.prod(c.shape) not in parameters]
 
 
 @pytest.mark.parametrize("strategy", ["expert", "fsdp, expert and tensor"])
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_sharded_experts_are_unsharded(kind, strategy):
     """Loss and gradients; a device has one or two of four experts, and its own rows."""
-    c = config.Mesh(data=2, expert=4) if strategy == "expert" else config.Mesh(data=1, fsdp=2, expert=2, tensor=2)
+    c = MESHES["expert"] if strategy == "expert" else config.Mesh(data=1, fsdp=2, expert=2, tensor=2)
     many, state, text = loss_and_gradients(kind, c, jax.devices(), scan=strategy == "expert")
     one, _, _ = loss_and_gradients(kind, config.Mesh(), jax.devices()[:1], scan=strategy == "expert")
     np.testing.assert_allclose(many[0], one[0], rtol=2e-5)

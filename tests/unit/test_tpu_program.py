@@ -49,6 +49,23 @@ def test_products(name):
     assert sum(product_flops(read, i) for i in read.computations["main"]) == flops
 
 
+def test_a_computation_that_runs_beside_the_main_one_ends_as_others_do():
+    """What follows a SparseCore's computation is a computation of its own, not its last instruction's text."""
+    beside = """
+%offloaded (p: f32[8]) -> f32[8] {
+  %p = f32[8] parameter(0)
+  ROOT %sum = f32[8] add(%p, %p)
+}, execution_thread="sparsecore"
+
+%fused (p: f32[8]) -> f32[8] {
+  ROOT %q = f32[8] parameter(0)
+}
+"""
+    read = program("%a = f32[8] parameter(0)", "ROOT %b = f32[8] fusion(%a), kind=kLoop, calls=%fused", rest=beside)
+    assert list(read.computations) == ["offloaded", "fused", "main"]
+    assert [step.instruction.name for step in read.walk()] == ["a", "b", "q"]
+
+
 LOOP = """
 %cond (p: (s32[])) -> pred[] {
   %limit = s32[] constant(5)
