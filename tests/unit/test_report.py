@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lm import config
 from lm.errors import UserError
 
 RUN = config.Run(config.Model(8, 8))
+RAN = sorted(path.parent for path in Path(report.__file__).parent.glob("*/study.json"))
 METRICS = (
     Metric("sentiment/accuracy", "sentiment accuracy"),
     Metric("suffix/bits_per_byte", "suffix, bits per byte", higher=False, flag="not normalised in masked models"),
@@ -313,3 +315,15 @@ def test_runs_and_the_small_file_give_the_same_report(tmp_path, no_pictures, mon
     (small / "study.json").write_text(json.dumps(spec | {"study": "planned"}))
     assert report.main([str(small)]) == 2 and "names study 'planned'" in capsys.readouterr().err
     assert report.main([str(tmp_path)]) == 2 and "has no study.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", RAN, ids=lambda folder: folder.name)
+def test_a_study_whose_results_are_kept_ran_whole_as_it_stands_and_held_its_budget(folder):
+    study, results = report.load(folder)
+    assert {cell: sorted(seeds) for cell, seeds in results.items()} == dict.fromkeys(study.cells, list(range(study.seeds)))
+    for name, cell in study.cells.items():
+        for result in results[name].values():
+            assert result["settings"] == study.mark(name), f"{name} has other settings now"
+            if study.match and "diverged" not in result["flags"]:
+                spent = result["ledger"][tables.MATCHED[study.match]]
+                assert spent == pytest.approx(study.budget * cell.share, rel=0.01), name
