@@ -79,6 +79,8 @@ def make_mesh(c: config.Mesh, devices: list[Any] | None = None) -> Mesh:
     """The mesh over all devices; one size of -1 takes what the others leave, that of `data` if no other does."""
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(c, axis) for axis in AXES]
+    if bad := [f"config.mesh.{axis}={n}" for axis, n in zip(AXES, sizes, strict=True) if n < 1 and n != -1]:
+        raise UserError(f"{', '.join(bad)}: a size is 1 or more, or -1 for what the others leave")
     if sizes.count(-1) > 1 and c.data == -1:
         sizes[AXES.index("data")] = 1
     known = math.prod(s for s in sizes if s != -1)

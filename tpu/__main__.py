@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from lm.config import load, split_flags
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, at_least
-from tpu import actions, topologies
+from tpu import actions, remote, topologies
 from tpu.babysit import Actions, babysit
 from tpu.flags import AVOID, flags_for, init_args
 from tpu.gcloud import Gcloud
@@ -115,6 +115,7 @@ def _act(flags: argparse.Namespace, pod: Machines, overrides: dict[str, str], mo
         actions.delete(pod, yes=flags.yes, say=say)
     else:
         run = start()
+        commit, mark = actions.commit(actions.ROOT), remote.run_id(*run)
         with actions.bundle(actions.ROOT, dry_run=flags.dry_run) as file:  # one commit, however long it takes
             do = Actions(
                 state=pod.state,
@@ -122,7 +123,7 @@ def _act(flags: argparse.Namespace, pod: Machines, overrides: dict[str, str], mo
                 delete=pod.delete,
                 setup=lambda: actions.setup(pod, file, flags.prepare, say),
                 launch=lambda: actions.launch(pod, *run, say),
-                look=lambda: actions.look(pod),
+                look=lambda: remote.of_run(actions.look(pod), commit, mark),
                 stop=lambda: actions.kill(pod, flags.wait, say, mark=False),
             )
             if flags.dry_run:  # a round from nothing

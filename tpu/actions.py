@@ -36,27 +36,31 @@ def _size(pod: Machines) -> str:
     return f"{t.chips * slices} chips on {t.hosts * slices} hosts" + (f" in {slices} slices" if slices > 1 else "")
 
 
+def git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"git {words[0]} failed in {root}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def commit(root: Path) -> str:
+    return git(root, "rev-parse", "HEAD").strip()
+
+
 @contextmanager
 def bundle(root: Path = ROOT, *, dry_run: bool = False):
     """A file with the commit that is checked out, and what led to it: a run's manifest then names it."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"git {words[0]} failed in {root}: {done.stderr.strip()}")
-        return done.stdout
-
     if dry_run:
         print(shlex.join(["git", "bundle", "create", remote.BUNDLE, "HEAD"]))
         yield remote.BUNDLE
         return
-    if changed := git("status", "--porcelain").splitlines():
+    if changed := git(root, "status", "--porcelain").splitlines():
         raise UserError(
             f"{len(changed)} files differ from the commit, such as {changed[0][3:]}; what runs is a commit: commit them"
         )
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / remote.BUNDLE)
-        git("bundle", "create", "--quiet", file, "HEAD")
+        git(root, "bundle", "create", "--quiet", file, "HEAD")
         yield file
 
 
@@ -139,8 +143,11 @@ def delete(pod: Machines, *, yes: bool, say: Callable[[str], None]) -> None:
         if input(f"Delete '{pod.wanted.name}', {_size(pod)}, and their disks? [y/N] ").strip().lower() != "y":
             say("nothing was deleted")
             return
-    pod.delete()
-    say(f"'{pod.wanted.name}' is deleted")
+    if pod.delete():
+        say(f"'{pod.wanted.name}' is deleted")
+    else:
+        place = " ".join(pod.wanted.place) or "gcloud's own project and zone"
+        say(f"there is no '{pod.wanted.name}' in {place}: nothing was deleted")
 
 
 def profile(gcloud: Gcloud, workdir: str, out: str, say: Callable[[str], None]) -> None:

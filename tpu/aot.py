@@ -103,7 +103,11 @@ def decode_job(run: config.Run, mesh: Mesh) -> Job:
     def place(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         """Keys and values are [B, S, K, H], with a leading axis of scanned layers; all else [B, S], or a number."""
         heads = path[-1].key in ("key", "value")
-        axes = (*(None,) * (x.ndim - 4), sharding.ROWS, None, "tensor", None) if heads else (sharding.ROWS, None)[: x.ndim]
+        if not heads:
+            axes: tuple[Any, ...] = (sharding.ROWS, None)[: x.ndim]
+        else:
+            cut = sharding.ACTIVATIONS[sharding.kv_axis(x.shape[-2])]
+            axes = (*(None,) * (x.ndim - 4), sharding.ROWS, None, cut, None)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at(*axes))
 
     cache = jax.tree_util.tree_map_with_path(place, cache)

@@ -125,8 +125,10 @@ class Queued:
         of = {node["name"].rpartition("/")[2]: node.get("state", "unknown") for node in listed}
         return _together({node: of.get(node, "missing") for node in self.nodes()}, ready="READY", coming=_NODE_COMING)
 
-    def delete(self) -> None:
-        self.gcloud.query(*self.tpus, "delete", self.wanted.name, *self.wanted.place, "--force", "--quiet")
+    def delete(self) -> bool:
+        """Whether there was something to delete."""
+        words = ("delete", self.wanted.name, *self.wanted.place, "--force", "--quiet")
+        return self.gcloud.query(*self.tpus, *words) is not None
 
     def copy(self, file: str, to: str) -> None:
         self.gcloud(*self.tpus, "scp", file, f"{self.wanted.name}:{to}", *self._reach("all", "all"))
@@ -182,24 +184,27 @@ class Compute:
         if not self.group:
             self.gcloud("compute", "instances", "create", w.name, *w.place, *machine, *w.create_flags, "--quiet")
             return
-        shape = str(w.topology).partition(":")[2]
-        try:
-            self.gcloud(
-                *("compute", "resource-policies", "create", "workload-policy", w.name, f"--region={self.region}"),
-                *(self.of_project, "--type=HIGH_THROUGHPUT", f"--accelerator-topology={shape}", "--quiet"),
-            )
-            self.gcloud(
-                *("compute", "instance-templates", "create", w.name, self.of_project, *machine, *w.create_flags, "--quiet")
-            )
-            self.gcloud(
-                *("compute", "instance-groups", "managed", "create", w.name, *w.place, f"--size={w.topology.hosts}"),
-                f"--template={w.name}",
-                f"--workload-policy=projects/{w.project}/regions/{self.region}/resourcePolicies/{w.name}",
+        shape, policy = str(w.topology).partition(":")[2], f"{self.region}/resourcePolicies/{w.name}"
+        kinds = ("resource-policies", "instance-templates", "instance-groups")
+        commands = (
+            [
+                *("create", "workload-policy", w.name, f"--region={self.region}", self.of_project),
+                *("--type=HIGH_THROUGHPUT", f"--accelerator-topology={shape}", "--quiet"),
+            ],
+            ["create", w.name, self.of_project, *machine, *w.create_flags, "--quiet"],
+            [
+                *("managed", "create", w.name, *w.place, f"--size={w.topology.hosts}", f"--template={w.name}"),
+                f"--workload-policy=projects/{w.project}/regions/{policy}",
                 *("--target-size-policy-mode=bulk", "--default-action-on-vm-failure=do-nothing", "--quiet"),
-            )
-        except GcloudFailed:
-            self.delete()  # what was made before, which would stop the next attempt
-            raise
+            ],
+        )
+        for made, (kind, command) in enumerate(zip(kinds, commands, strict=True)):
+            try:
+                self.gcloud("compute", kind, *command)
+            except GcloudFailed:
+                for before in kinds[:made][::-1]:  # it would stop the next attempt; what was there already is not ours
+                    self._remove(before)
+                raise
 
     def instances(self) -> dict[str, str] | None:
         """`{"pod-x1y2": "RUNNING", ..}` by name; None where there is no such thing, {} in a dry run."""
@@ -226,16 +231,20 @@ class Compute:
         missing = {f"host {i}": "missing" for i in range(len(of), self.wanted.topology.hosts)}
         return _together(of | missing, ready="RUNNING", coming=_INSTANCE_COMING)
 
-    def delete(self) -> None:
+    def delete(self) -> bool:
+        """Whether there was something to delete."""
+        kinds = ("instance-groups", "instance-templates", "resource-policies") if self.group else ("instances",)
+        return any([self._remove(kind) for kind in kinds])  # each of them, whatever was found of the others
+
+    def _remove(self, kind: str) -> bool:
         w = self.wanted
-        if not self.group:
-            self.gcloud.query("compute", "instances", "delete", w.name, *w.place, "--quiet")
-            return
-        self.gcloud.query("compute", "instance-groups", "managed", "delete", w.name, *w.place, "--quiet")
-        self.gcloud.query("compute", "instance-templates", "delete", w.name, self.of_project, "--quiet")
-        self.gcloud.query(
-            *("compute", "resource-policies", "delete", w.name, f"--region={self.region}", self.of_project, "--quiet")
-        )
+        words = {
+            "instances": ["delete", w.name, *w.place],
+            "instance-groups": ["managed", "delete", w.name, *w.place],
+            "instance-templates": ["delete", w.name, self.of_project],
+            "resource-policies": ["delete", w.name, f"--region={self.region}", self.of_project],
+        }
+        return self.gcloud.query("compute", kind, *words[kind], "--quiet") is not None
 
     def copy(self, file: str, to: str) -> None:
         self.gcloud.all([["compute", "scp", file, f"{host}:{to}", *self._reach()] for host in self._hosts()])

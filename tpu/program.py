@@ -90,11 +90,19 @@ def _moved(program: Program, i: Instruction) -> int:
         return 0
     if i.opcode == "fusion":
         return _moved_by_fusion(program, i, inputs)
+    if i.opcode == "slice-start":  # (what is cut, what comes, a context)
+        piece = i.arrays[len(inputs)]
+        return piece.held + (piece.bytes if inputs[0].arrays[0].held else 0)
     if i.opcode in SLICES:
         return i.arrays[0].held + (i.arrays[0].bytes if inputs[0].arrays[0].held else 0)
     if i.opcode == "dynamic-update-slice":
         return inputs[1].arrays[0].held + (inputs[1].arrays[0].bytes if i.arrays[0].held else 0)
-    written = i.arrays[:1] if i.opcode.endswith("-start") else i.arrays  # (what comes, what goes, a context)
+    if i.opcode == "copy-start":
+        written = i.arrays[:1]  # (what comes, what goes, a context)
+    elif i.opcode.endswith("-start"):
+        written = i.arrays[len(inputs) :] or i.arrays  # (what goes, what comes, a context), or what comes alone
+    else:
+        written = i.arrays
     return sum(a.held for a in written) + sum(a.held for x in inputs for a in x.arrays[:1])
 
 

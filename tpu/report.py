@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tpu.collectives import Collective
-from tpu.topologies import DCN_BANDWIDTH, GIB, Topology
+from tpu.topologies import GIB, Topology
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def roofline(
         "compute": executed_flops / devices / (chip.flops / chip.devices),
         "hbm": hbm_bytes / (chip.hbm_bandwidth / chip.devices),
         "ici": max(links.values()) / (2 * chip.link_bandwidth / chip.devices),
-        "dcn": dcn / (DCN_BANDWIDTH / chip.devices),
+        "dcn": dcn / (chip.dcn_bandwidth / chip.devices),
     }
     bound = max(seconds, key=lambda name: seconds[name])
     step = seconds[bound]
@@ -139,6 +139,8 @@ def table(r: Report) -> str:
     h = asdict(r.hbm)
     lines += [f"{h[name] / GIB:>10.3f} GiB  {name}" for name in ("parameters", "optimizer", "batch", "activations")]
     state = "fits" if r.fits else f"DOES NOT FIT: {r.short_by / GIB:.3f} GiB too much"
+    if r.fits and r.hbm.peak > r.hbm.capacity:
+        state = "XLA, which checks, takes it, though what it counts as temporaries adds up to more"
     lines += [
         f"{h['temporaries'] / GIB:>10.3f} GiB  temporaries" + ("" if r.fits else ", and activations: XLA did not say"),
         f"{h['peak'] / GIB:>10.3f} GiB  peak of {h['capacity'] / GIB:.2f} GiB: {state}",

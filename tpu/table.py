@@ -26,7 +26,7 @@ from lm import atomic, config
 from lm.errors import EXIT_USER_ERROR, UserError, nearest
 
 ROOT = Path(__file__).parents[1]
-FILE = "configs/pod.py"
+FILE, RESULTS = "configs/pod.py", "tpu/results"
 COMPILE = (sys.executable, "-m", "tpu.compile")
 MARKS = "<!-- pods -->\n", "<!-- /pods -->"
 HEAD = (
@@ -94,7 +94,7 @@ def update(
     text = table({name: report for name in pods if (report := read(out / f"{name}.json")) is not None})
     atomic.write_bytes(out / "table.md", text.encode())
     readme = root / "README.md"
-    whole = between(readme.read_text(), text)
+    whole = between(readme.read_text(), text) if out.resolve() == (root / RESULTS).resolve() else None
     if whole is not None:
         atomic.write_bytes(readme, whole.encode())
     return failed
@@ -168,7 +168,9 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     p.add_argument("names", nargs="*", help=f"entries of {FILE}; by default all")
-    p.add_argument("--out", default="tpu/results", help="folder of the reports and the table")
+    p.add_argument(
+        "--out", default=str(ROOT / RESULTS), help="folder of the reports and the table; README.md has those of %(default)s"
+    )
     p.add_argument("--again", action="store_true", help="compile also what is there")
     return p
 

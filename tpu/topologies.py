@@ -11,7 +11,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """A generation. Figures are a chip's, from Google's system architecture pages; a link's bandwidth is that of one way."""
+    """A generation. Figures are a chip's, from Google's system architecture pages; a link's bandwidth is that of one way,
+    from v4 on as measured in "How to Scale Your Model" (jax-ml.github.io/scaling-book), some tenth below the pages' figures.
+    """
 
     flops: float  # dense bf16 FLOP/s
     hbm: float  # bytes
@@ -23,18 +25,18 @@ class Chip:
     counted: int  # what the number in that name counts of a chip: 2 cores, or 1 chip
     devices: int = 1  # of JAX to a chip
     chips_a_host: int = 4
+    dcn_bandwidth: float = 6.25e9  # bytes/s out of its slice: of a host's 200 Gbit/s where its pages give none
 
 
 CHIPS = {
     "v2": Chip(46e12, 16 * GIB, 2 * 7.48 * GIB, 716e9, 4, 62e9, "v2", 2, devices=2),
     "v3": Chip(123e12, 32 * GIB, 2 * 15.48 * GIB, 900e9, 4, 82e9, "v3", 2, devices=2),
     "v4": Chip(275e12, 32 * GIB, 30.75 * GIB, 1228e9, 6, 45e9, "v4", 2),
-    "v5e": Chip(197e12, 16 * GIB, 15.75 * GIB, 819e9, 4, 45e9, "v5litepod", 1),
+    "v5e": Chip(197e12, 16 * GIB, 15.75 * GIB, 819e9, 4, 45e9, "v5litepod", 1, dcn_bandwidth=3.125e9),  # 6.4 Tbit/s of 256
     "v5p": Chip(459e12, 95 * GIB, 95.74 * GIB, 2765e9, 6, 90e9, "v5p", 2),
-    "v6e": Chip(918e12, 32 * GIB, 31.25 * GIB, 1638e9, 4, 90e9, "v6e", 1),
+    "v6e": Chip(918e12, 32 * GIB, 31.25 * GIB, 1638e9, 4, 90e9, "v6e", 1, dcn_bandwidth=12.5e9),  # 25.6 Tbit/s of 256
     "tpu7x": Chip(2307e12, 192 * GIB, 2 * 94.75 * GIB, 7380e9, 6, 90e9, "tpu7x", 2, devices=2),
 }
-DCN_BANDWIDTH = 6.25e9  # bytes/s of a chip out of its slice: a host's 200 Gbit/s over its four chips
 ALONE = {"v5e": 8, "v6e": 8}  # most chips of a host that is a slice by itself, where that is more than of other hosts
 
 # The shape that a number of chips has when nothing else is asked for, as Google's pages of each generation list them.

@@ -95,7 +95,7 @@ def update(repository, *names, **settings):
     calls = repository / "calls"
     calls.write_text("")
     command = (sys.executable, "fake.py")
-    failed = table.update(names, repository / "results", command=command, root=repository, **settings)
+    failed = table.update(names, repository / "tpu/results", command=command, root=repository, **settings)
     return failed, calls.read_text().split()
 
 
@@ -108,16 +108,18 @@ def change(repository, old, new):
 def test_all_are_compiled_kept_and_shown(repository):
     failed, compiled = update(repository)
     assert compiled == ["small", "large", "broken"] and failed == {"broken": "error: no such thing"}
-    lines = (repository / "results/table.md").read_text().splitlines()
+    lines = (repository / "tpu/results/table.md").read_text().splitlines()
     assert lines[2:] == [SMALL, LARGE, "", "Compiled with jax 0.10.2 and libtpu 0.0.42."]
-    kept = json.loads((repository / "results/small.json").read_text())
+    kept = json.loads((repository / "tpu/results/small.json").read_text())
     assert {k: kept[k] for k in REPORT} == REPORT and set(kept) - set(REPORT) == {"made_of"}
-    assert sorted(p.name for p in (repository / "results").iterdir()) == ["large.json", "small.json", "table.md"]
+    assert sorted(p.name for p in (repository / "tpu/results").iterdir()) == ["large.json", "small.json", "table.md"]
 
 
 def test_the_readme_has_it_between_its_marks(repository):
     update(repository, "small")
-    text = (repository / "results/table.md").read_text()
+    text = (repository / "tpu/results/table.md").read_text()
+    assert (repository / "README.md").read_text() == f"before\n<!-- pods -->\n{text}<!-- /pods -->\nafter\n"
+    table.update(["small"], repository / "elsewhere", command=(sys.executable, "fake.py"), root=repository)
     assert (repository / "README.md").read_text() == f"before\n<!-- pods -->\n{text}<!-- /pods -->\nafter\n"
     (repository / "README.md").write_text("no marks\n")
     update(repository, "small")
@@ -139,18 +141,18 @@ def test_what_is_there_is_compiled_again_only_if_its_settings_changed(repository
 
 def test_a_failure_keeps_what_was_there(repository):
     update(repository, "small")
-    (repository / "results/small.json").rename(repository / "results/broken.json")
-    old = (repository / "results/broken.json").read_text()
+    (repository / "tpu/results/small.json").rename(repository / "tpu/results/broken.json")
+    old = (repository / "tpu/results/broken.json").read_text()
     failed, compiled = update(repository, "broken")
     assert compiled == ["broken"] and "broken" in failed
-    assert (repository / "results/broken.json").read_text() == old
+    assert (repository / "tpu/results/broken.json").read_text() == old
 
 
 def test_half_a_report_is_none(repository):
     update(repository, "small")
-    (repository / "results/small.json").write_text('{"config": "configs')
+    (repository / "tpu/results/small.json").write_text('{"config": "configs')
     assert update(repository, "small")[1] == ["small"]
-    assert SMALL in (repository / "results/table.md").read_text()
+    assert SMALL in (repository / "tpu/results/table.md").read_text()
 
 
 def test_an_unknown_name_compiles_nothing(repository):

@@ -216,3 +216,19 @@ def test_scanned_layers_keep_their_stack_and_not_their_weights():
         f"%backward = (s32[], f32[24,64], f32[64,64]) while(%start.2), condition=%cond, body=%body, {BACKWARD}",
     )
     assert activations(program(*lines, rest=SCANNED)) == 24 * 64 * 4
+
+
+def test_a_piece_that_is_fetched_counts_as_a_piece():
+    """To the chip: read once; of an array that stays in HBM nothing else moves."""
+    read = program(
+        "%p = f32[4,128]{1,0} parameter(0)",
+        "%s = ((f32[4,128]{1,0}), f32[1,128]{1,0:S(1)}, s32[]) slice-start(%p), slice={[0:1], [0:128]}",
+        "ROOT %d = f32[1,128]{1,0:S(1)} slice-done(%s)",
+    )
+    assert hbm_traffic(read) == 128 * 4
+    read = program(
+        "%p = f32[2,128]{1,0} parameter(0)",
+        "%s = (f32[2,128]{1,0}, f32[8,128]{1,0}) all-gather-start(%p), dimensions={0}",
+        "ROOT %d = f32[8,128]{1,0} all-gather-done(%s)",
+    )
+    assert hbm_traffic(read) == (2 + 8) * 128 * 4

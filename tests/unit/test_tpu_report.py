@@ -42,7 +42,7 @@ def test_links_of_one_dimension_are_shared_and_those_of_two_are_added():
 
 
 def test_slices_are_joined_by_the_data_centre():
-    r = best(collective(axes=("slice",), size=int(6.25e9)), slices=2, model=16 * 197e12, executed=16 * 197e12)
+    r = best(collective(axes=("slice",), size=int(3.125e9)), slices=2, model=16 * 197e12, executed=16 * 197e12)
     assert (r.dcn_s, r.ici_s, r.compute_s) == (1.0, 0.0, 1.0)
 
 

@@ -189,7 +189,9 @@ def test_create_setup_launch_status_logs_kill_delete(world, capsys):
     assert main(["delete", *pod, "--yes"]) == 0
     assert shlex.join(world.calls[-1]) == "compute tpus queued-resources delete pod --zone=z --force --quiet"
     assert main(["status", *pod]) == 0 and "absent" in capsys.readouterr().out
-    assert main(["delete", *pod, "--yes"]) == 0  # what is gone already is no error
+    capsys.readouterr()
+    assert main(["delete", *pod, "--yes"]) == 0  # what is gone already is no error, nor is it said to be deleted
+    assert capsys.readouterr().out == "there is no 'pod' in --zone=z: nothing was deleted\n"
 
 
 def _until(true) -> None:
@@ -367,6 +369,24 @@ def test_it_ends_when_the_run_is_killed_and_goes_on_where_it_finds_one(world, ca
     assert not {"create", "scp"} & {word for call in world.calls[before:] for word in call}
 
 
+def test_a_babysitter_knows_its_run_and_its_commit(world, capsys):
+    """What ended on the hosts may have been another run, or an older commit: neither its end nor its mistake is this one's."""
+    world.codes("pod-w0", "0", "2", "0", "wait")
+    world.codes("pod-w1", "0", "0", "0", "wait")
+    other = [*QUEUED, *RUN[:1], "--workdir=gs://bucket/other"]
+    assert main(["babysit", "pod", *QUEUED, *RUN]) == 0
+    assert main(["babysit", "pod", *other]) == 2 and "a mistake in its input" in capsys.readouterr().err
+    assert "--workdir=gs://bucket/other" in (world.home("pod-w0") / "argv").read_text()
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "mended"], cwd=actions.ROOT, check=True)
+    assert main(["babysit", "pod", *other]) == 0
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=actions.ROOT).stdout
+    assert (world.home("pod-w0") / "lm/ready").read_text() == head
+    assert main(["launch", "pod", *QUEUED, *RUN]) == 0
+    assert main(["babysit", "pod", *other]) == 2 and "runs another command than this one" in capsys.readouterr().err
+    assert main(["kill", "pod", *QUEUED]) == 0
+
+
 # ------------------------------------------------------------------------------------------------------ Compute Engine
 
 GROUP = ["--topology=tpu7x:2x2x2", "--zone=us-central1-c", "--project=p", "--interval=0.05"]
@@ -410,6 +430,12 @@ def test_a_group_that_cannot_be_made_leaves_nothing(world, capsys):
     world.plan(fail=[{"words": "managed create", "times": 1, "stderr": "ERROR: no room"}])
     assert main(["create", "pod", *GROUP]) == 2 and "no room" in capsys.readouterr().err
     assert json.loads((world.root / "world.json").read_text())["made"] == []
+
+
+def test_a_group_that_is_there_is_left_alone(world, capsys):
+    assert main(["create", "pod", *GROUP]) == 0
+    assert main(["create", "pod", *GROUP]) == 2 and "already exists" in capsys.readouterr().err
+    assert len(json.loads((world.root / "world.json").read_text())["made"]) == 3
 
 
 def test_a_host_that_is_a_slice_is_one_instance(world, capsys):
