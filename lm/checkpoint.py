@@ -103,15 +103,16 @@ class Checkpoints:
         self.directory = epath.Path(workdir).resolve() / "checkpoints"
         self.run, self.tokenizer, self.data = run, tokenizer, data
         policies = checkpoint_managers
-        keep = [policies.LatestN(c.keep)]
+        keep, loss = [policies.LatestN(c.keep)], lambda metrics: metrics["loss"]
         if c.keep_best:
-            best = policies.BestN(get_metric_fn=lambda m: m["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False)
-            keep.append(best)
+            keep.append(policies.BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False))
         in_bucket = str(self.directory).startswith("gs://")
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
+                best_fn=loss,  # without it Orbax writes no metrics, and after a restart no checkpoint is the best
+                best_mode="min",
                 cleanup_tmp_directories=True,
                 temporary_path_class=_Marked if in_bucket else _Renamed,
             ),
@@ -162,19 +163,29 @@ class Checkpoints:
         return found
 
     def _latest_whole(self) -> int | None:
+        faults: dict[int, str] = {}
         for step in reversed(self.steps()):
-            path = self.directory / str(step)
-            fault = damage(path)
+            fault = damage(self.directory / str(step))
             if fault is None:
-                return step
-            aside = self.directory.parent / "damaged" / str(step)
+                break
+            faults[step] = fault
+        else:
+            if faults:  # nothing is moved, and nobody's hours are trained again without being asked
+                said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
+                raise UserError(
+                    f"{self.directory} has no whole checkpoint ({said}); bring one back, or begin anew in another --workdir"
+                )
+            return None
+        for damaged, fault in faults.items():
+            path, aside = self.directory / str(damaged), self.directory.parent / "damaged" / str(damaged)
             warnings.warn(f"checkpoint {path} is damaged: {fault}. Moved to {aside}; using the step before", stacklevel=2)
             aside.parent.mkdir(parents=True, exist_ok=True)
             if aside.exists():
                 aside.rmtree()
             path.rename(aside)
+        if faults:
             self._manager.reload()
-        return None
+        return step
 
     def saved_run(self, step: int) -> tuple[config.Run, bytes, str]:
         """The config, the tokenizer and the data's fingerprint that a checkpoint was made with."""

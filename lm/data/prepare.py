@@ -105,12 +105,11 @@ def prepare(data: config.Data, *, progress: bool = True) -> Prepared:
 
 
 def _open(path: Path, data: config.Data) -> Prepared:
+    report = json.loads((path / "report.json").read_text())
     stores: dict[str, dict[str, Store]] = {split: {} for split in _SPLITS}
     for name in data.sources:
-        for split in _SPLITS:
-            if (path / name / split).exists():
-                stores[split][name] = Store.open(str(path / name / split))
-    report = json.loads((path / "report.json").read_text())
+        for split in report["sources"][name]["splits"]:  # an empty one has no store
+            stores[split][name] = Store.open(str(path / name / split))
     tokenizer = from_bytes((path / "tokenizer.model").read_bytes())
     return Prepared(path, path.name, stores["train"], stores["holdout"], tokenizer, report)
 

@@ -45,10 +45,14 @@ def mixture(index: np.ndarray, weights: Sequence[float], period: int = 1000) -> 
 
     A fixed pattern of at most `period` rows, as evenly spread as may be, goes round: any stretch has the weights' shares.
     """
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise UserError(
+            f"data.sources.*.weight are {', '.join(f'{w:g}' for w in weights)}; they are shares: none below 0, not all 0"
+        )
     shares = np.asarray(weights, float) / np.sum(weights)
-    counts = np.maximum(1, np.round(shares * period)).astype(int)
+    counts = np.where(shares > 0, np.maximum(1, np.round(shares * period)), 0).astype(int)
     counts //= np.gcd.reduce(counts)
-    due = np.concatenate([(np.arange(n) + 0.5) / n for n in counts])
+    due = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in counts])
     owner = np.repeat(np.arange(len(counts)), counts)
     pattern = owner[np.argsort(due, kind="stable")]
     rank = np.zeros(len(pattern), np.int64)

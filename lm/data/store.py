@@ -11,6 +11,7 @@ chunk cut short and a missing chunk are errors that name the file.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,12 +92,17 @@ def _translate(error: Exception, path: str) -> Exception:
     if "RESOURCE_EXHAUSTED" in message or "No space left" in message:
         return UserError(f"no disk space at {path}; free some, or set data.cache to another disk")
     if message.startswith("NOT_FOUND") and "zarr.json" in message:
-        return UserError(f"no token store at {path}; prepare the data again (python -m lm.data.prepare)")
+        return UserError(f"no token store at {path}; {_again(path)}")
     file = re.search(r'file "([^"]+)"', message)
     if file or message.startswith(("DATA_LOSS", "FAILED_PRECONDITION", "NOT_FOUND")):
         name = file[1] if file else path
-        return UserError(f"corrupt token store: {name} ({message[-120:]}); delete its folder and prepare the data again")
+        return UserError(f"corrupt token store: {name} ({message[-120:]}); {_again(path)}")
     return error
+
+
+def _again(path: str) -> str:
+    """The cure: a store lies in <cache>/<fingerprint>/<source>/<split>, and what is prepared is prepared as a whole."""
+    return f"delete {Path(path).parents[1]} and prepare the data again (python -m lm.data.prepare)"
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ class Store:
         except (ValueError, OSError) as error:
             raise _translate(error, path) from None
         if len(offsets) != len(sizes) + 1 or offsets[-1] != tokens.shape[0]:
-            raise UserError(f"corrupt token store: {path} (its arrays disagree); delete its folder and prepare the data again")
+            raise UserError(f"corrupt token store: {path} (its arrays disagree); {_again(path)}")
         return cls(path, offsets, sizes, tokens)
 
     @property

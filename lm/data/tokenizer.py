@@ -85,9 +85,17 @@ class SentencePiece:
         self.role_ids: Mapping[str, int] = {piece: i for piece in ROLES if (i := self._find(piece)) is not None}
         silent = (sp.is_control(i) or sp.is_unknown(i) for i in range(self.vocab_size))
         self.reserved = sum(1 for _ in itertools.takewhile(bool, silent))
+        # A newline that never is part of another piece: lines can be encoded one by one, which is several times faster.
         newline = self._find("\n")
-        self._newline = newline  # its own piece: lines can be encoded one by one, which is several times faster
+        self._newline = newline if newline is not None and self._cuts(newline) else None
         self._space_bytes = [self._find(f"<0x{b:02X}>") for b in _SPACE.encode()]
+
+    def _cuts(self, newline: int) -> bool:
+        """Whether what stands on either side of a newline is encoded as if it stood alone."""
+        alone = self._sp.encode("a")
+        if self._sp.encode("a\na") != [*alone, newline, *alone]:  # a space is put before every text, or newlines become spaces
+            return False
+        return not any("\n" in self._sp.id_to_piece(i) for i in range(self.vocab_size) if i != newline)
 
     def _find(self, piece: str) -> int | None:
         """The id of exactly this piece, or None."""

@@ -9,7 +9,7 @@ import numpy as np
 from lm import config, distributed
 from lm.generate import fill, generate, left_padded
 from lm.models.transformer import Transformer
-from lm.objectives import marks, reads_prefix
+from lm.objectives import controls, marks, reads_prefix
 
 MASK = "[MASK]"
 # Objectives whose prompt is a text without bos, and with eos behind it, as their encoder (or prefix) reads it.
@@ -35,6 +35,7 @@ def samples(
         return [_filled(model, params, tokenizer, p, i, mode) for p, i in zip(prompts, ids, strict=True)]
     forbidden = np.zeros(model.config.vocab_size, bool)
     forbidden[: tokenizer.reserved] = True
+    forbidden[controls(tokenizer)] = True
     spans = isinstance(objective, config.SpanCorruption)
     forbidden[[tokenizer.eos_id, *(tokenizer.sentinel_ids if spans else ())]] = False
     forbidden[tokenizer.vocab_size :] = True

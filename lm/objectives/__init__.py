@@ -30,6 +30,12 @@ class Vocabulary(Protocol):
     sentence_end: np.ndarray
 
 
+def controls(v: Vocabulary) -> list[int]:
+    """Control tokens that are not below `reserved`: in BERT's files [CLS], [SEP] and [MASK] stand behind the unused ones."""
+    known = {v.bos_id, v.eos_id, v.mask_id, *v.sentinel_ids}
+    return sorted(i for i in known if i is not None and i >= v.reserved)
+
+
 @dataclass(frozen=True)
 class Lengths:
     """Places in a row: of the encoder, of the decoder, and of predictions if fewer than there are places.
@@ -107,6 +113,7 @@ def _noise(c: config.Masked, v: Vocabulary, place: str = "objective") -> Callabl
         reserved=v.reserved,
         vocab_size=v.vocab_size,
         word_start=v.word_start if c.whole_word else None,
+        controls=controls(v),
     )
 
 

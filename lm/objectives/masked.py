@@ -1,6 +1,6 @@
 """Masked language modelling (BERT, arXiv 1810.04805, section 3.1 and appendix A.1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,19 +21,20 @@ def noise(
     reserved: int,
     vocab_size: int,
     word_start: np.ndarray | None = None,
+    controls: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corrupted tokens and the sorted places that were chosen.
 
-    Of the tokens that are not reserved (control tokens have ids below `reserved`), a share `rate`, at least one, is
-    chosen; each of these becomes the mask token (probability `mask`), a random token (`random`), or stays. With
-    `word_start` (bool [V]) whole words are chosen together.
+    Of the tokens that are not reserved (control tokens have ids below `reserved`, or are `controls`), a share `rate`, at
+    least one, is chosen; each of these becomes the mask token (probability `mask`), a random token (`random`), or stays.
+    With `word_start` (bool [V]) whole words are chosen together.
 
     tokens      [bos 20 21 22 23 24 25]
     corrupted   [bos 20  M 22 23  7 25]
     chosen      [2 5]
     """
     tokens = np.asarray(tokens, np.int32)
-    open_places = np.flatnonzero(tokens >= reserved)
+    open_places = np.flatnonzero((tokens >= reserved) & ~np.isin(tokens, controls))
     if len(open_places) == 0:
         return tokens, open_places.astype(np.int32)
     budget = max(1, round(rate * len(open_places)))
@@ -46,7 +47,8 @@ def noise(
     corrupted = tokens.copy()
     corrupted[chosen[draw < mask]] = mask_id
     swapped = chosen[(draw >= mask) & (draw < mask + random)]
-    corrupted[swapped] = rng.integers(reserved, vocab_size, len(swapped))
+    drawn = rng.integers(reserved, vocab_size, len(swapped))
+    corrupted[swapped] = np.where(np.isin(drawn, controls), tokens[swapped], drawn)
     return corrupted, chosen
 
 

@@ -30,6 +30,7 @@ from lm.train.step import Blueprint, blueprint, counted, make_step
 from lm.types import Example, TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: none decides a parameter
+LOOSE = ("scan", "remat", "dtype", "dropout", "kernel")  # of a model: they decide how it is computed, not what it has learned
 PLACES = ("data.cache", "train.init_from")  # may have moved: what is in them is in the checkpoint, or told by its fingerprint
 
 
@@ -95,6 +96,12 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
 
 def check(run: config.Run, mesh: Mesh) -> None:
     """Against itself and the devices."""
+    every = {f"{name}.every": getattr(run, name).every for name in ("log", "evaluate", "checkpoint")}
+    least = every | {f"train.{name}": getattr(run.train, name) for name in ("batch_size", "microbatches", "max_skipped")}
+    for name, value in least.items():
+        if value is not None and value < 1:
+            cure = "; None is never" if name in every and name != "log.every" else ""
+            raise UserError(f"{name}={value} is too small: give 1 or more{cure}")
     sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)
     models, parts = task(run).models, mesh.shape["sequence"]
     check_lengths(run, models)
@@ -228,6 +235,13 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
                 checkpoints.wait()
             if evaluate.at != run.train.steps:  # nothing was left to do: the figures are those of the restored state
                 evaluate.latest = evaluate.heldout(state.params if state.ema is None else state.ema)
+    except BaseException as error:
+        if jax.process_count() == 1:  # of several, others may be gone that a save would wait for
+            try:
+                checkpoints.wait()  # what was being saved is not lost with the process
+            except Exception as also:  # the first error is the one to be told
+                error.add_note(f"the save under way failed as well: {also}")
+        raise
     finally:
         stop.restore()
         tracing.close()
@@ -277,7 +291,7 @@ def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) 
     if fingerprint != parts.data.fingerprint:
         changed["contents of the data"] = (fingerprint[:8], parts.data.fingerprint[:8])
     lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])
-    fixed = [k for k in changed if k.startswith("model.") and k.split(".")[-1] not in ("scan", "remat", "dtype", "dropout")]
+    fixed = [k for k in changed if k.startswith("model.") and k.split(".")[-1] not in LOOSE]
     if fixed:
         raise UserError(f"{checkpoints.directory.parent} holds another model ({lines}); use its config, or another --workdir")
     if changed and not allow_changes:

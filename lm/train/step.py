@@ -116,7 +116,7 @@ def make_step(
 
         good = jnp.isfinite(norm) & jnp.isfinite(mean.total)
         kept = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
+            lambda new, old: jnp.where(good, new, old).astype(old.dtype),  # a state is what it was made as, step after step
             (params, opt_state, ema),
             (state.params, state.opt_state, state.ema),
         )

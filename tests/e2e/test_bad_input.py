@@ -27,6 +27,8 @@ CASES = {
         ["--config.evaluate.baselines=True", "--config.data.train_share=0.5"],
         "all training documents.*data.train_share=0.5.*evaluate.baselines=False",
     ),
+    "never": (["--config.evaluate.every=0"], "evaluate.every=0 is too small: give 1 or more; None is never"),
+    "no microbatch": (["--config.train.microbatches=0"], "train.microbatches=0 is too small: give 1 or more$"),
     "no length": (["--config.data.decoder_length=None"], "data.decoder_length is None"),
     "text too short": (
         ["--config.data.decoder_length=40000", "--config.model.decoder.position.max_length=40000"],

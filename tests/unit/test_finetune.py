@@ -33,6 +33,7 @@ class Tokenizer:
     """A token a word."""
 
     vocab_size, pad_id, bos_id, eos_id, reserved = V, 0, 1, 2, 3
+    mask_id, sentinel_ids = None, ()
 
     def encode_batch(self, texts, *, threads=None):
         return [np.array([WORDS.index(w) for w in t.split()], np.int32) for t in texts]

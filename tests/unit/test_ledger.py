@@ -1,5 +1,6 @@
 """The ledger: averages of hand-made rows, the steps of a budget, parameters; and that a step counts what it says."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -93,10 +94,11 @@ def test_places_with_loss_are_those_of_the_model_that_is_trained(predict):
     assert (4 * ledger.seen, 4 * ledger.loss_tokens) == (text, text if predict in ("replaced", "all") else masks)
 
 
-@pytest.mark.parametrize("predict", ["replaced", "masked"])
-def test_a_step_counts_what_the_ledger_says(predict):
-    """In two microbatches."""
+@pytest.mark.parametrize(("predict", "dtype"), [("replaced", "float32"), ("masked", "float32"), (None, "bfloat16")])
+def test_a_step_counts_what_the_ledger_says(predict, dtype):
+    """In two microbatches; and the state keeps its dtypes, or it could not be saved and gone on with."""
     run = masked_run(predict)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, param_dtype=dtype))
     example, ledger, _, _ = four_rows(run)
     what, mesh = task(run), sharding.make_mesh(config.Mesh())
     tx, _ = optim.make(run.optimizer, 10)
@@ -105,6 +107,7 @@ def test_a_step_counts_what_the_ledger_says(predict):
         plan = blueprint(lambda key: what.init(key, batch), tx, mesh, ema=False)
         step = make_step(what.loss, tx, plan, optimizer=run.optimizer, train=run.train)
         state, _ = step(plan.create(0), batch)
+    assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, plan.targets())
     assert counted(np.asarray(state.seen)) == (4 * ledger.seen, 4 * ledger.loss_tokens)
 
 

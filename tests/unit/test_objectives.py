@@ -77,6 +77,16 @@ def test_masked_docstring():
     equal(e.weights, [1, 1])
 
 
+def test_control_tokens_behind_the_reserved_ones_are_neither_asked_for_nor_drawn():
+    """BERT's [CLS], [SEP] and [MASK] are 101 to 103, behind a hundred that are unused."""
+    v = vocabulary(bos_id=101, eos_id=102, mask_id=103, reserved=1, sentinel_ids=(), vocab_size=110)
+    noise = objectives._noise(config.Masked(0.5, mask=0.0, random=1.0), v)
+    tokens = np.array([101, *range(104, 109), 102])
+    for seed in range(200):
+        corrupted, chosen = noise(tokens, rng(seed))
+        assert not {0, 6} & set(chosen.tolist()) and not {101, 102, 103} & set(corrupted[1:-1].tolist())
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_masked_encoder_decoder_docstring(ends):
     noise = partial(masked.noise, rate=0.25, mask=1.0, random=0.0, **NOISE)

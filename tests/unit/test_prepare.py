@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -62,6 +63,17 @@ def test_everything_is_there(data):
     names = {p.name for p in done.path.iterdir()}
     assert names == {"a", "b", "report.json", "tokenizer.model", "dropped.jsonl"}
     assert {p.name for p in (done.path / "a").iterdir()} == {"train", "holdout", "train.jsonl.gz", "holdout.jsonl.gz"}
+
+
+@pytest.mark.parametrize("split", ["train", "holdout"])
+def test_a_store_that_is_gone_is_missed_and_its_cure_cures(data, split):
+    """It is not taken for a source without such a split, which would train without it in silence."""
+    done = prepare(data, progress=False)
+    shutil.rmtree(done.path / "a" / split)
+    with pytest.raises(UserError, match=rf"no token store at .*/a/{split}; delete {done.path} and prepare the data again"):
+        prepare(data, progress=False)
+    shutil.rmtree(done.path)
+    assert (prepare(data, progress=False).path / "a" / split).exists()
 
 
 def test_stores_hold_the_text_between_bos_and_eos(data):

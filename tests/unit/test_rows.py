@@ -101,7 +101,7 @@ def test_permute_of_a_trillion():
     assert len(np.unique(out)) == len(index) and out.min() >= 0 and out.max() < 10**12
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1, 1], [3, 1], [0.7, 0.2, 0.1], [5, 2, 2, 1]])
+@pytest.mark.parametrize("weights", [[1.0], [1, 1], [3, 1], [0.7, 0.2, 0.1], [5, 2, 2, 1], [0, 3, 1]])
 def test_mixture_has_the_shares_everywhere(weights):
     source, number = mixture(np.arange(3000), weights)
     shares = np.array(weights) / sum(weights)
@@ -109,6 +109,13 @@ def test_mixture_has_the_shares_everywhere(weights):
         np.testing.assert_allclose(np.bincount(stretch, minlength=len(weights)) / len(stretch), shares, atol=0.03)
     for s in range(len(weights)):  # the rows of a source in their order, none left out
         np.testing.assert_array_equal(number[source == s], np.arange((source == s).sum()))
+
+
+def test_a_source_of_no_weight_is_not_read_and_weights_that_are_no_shares_are_refused():
+    assert set(mixture(np.arange(3000), [1, 0])[0]) == {0}
+    for weights in ([2, -1], [0, 0]):
+        with pytest.raises(UserError, match=r"data.sources.\*.weight are .*none below 0, not all 0"):
+            mixture(np.arange(3), weights)
 
 
 def test_mixture_starts_anywhere():

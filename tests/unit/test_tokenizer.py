@@ -39,6 +39,22 @@ def test_reserved_ids_are_where_they_must_be(tokenizer):
     assert t.require("mask") == 4 and t.require("sentinels") == t.sentinel_ids
 
 
+@pytest.mark.parametrize("settings", [dict(user_defined_symbols=["\n", "\n\n"]), dict(add_dummy_prefix=True)])
+def test_a_given_model_whose_newlines_are_not_ours_is_asked_for_whole_texts(settings):
+    """Of runs of newlines it may have pieces; or it puts a space before a text, and then before each line."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    given = dict(user_defined_symbols=["\n"], add_dummy_prefix=False, normalization_rule_name="identity") | settings
+    lines = iter([line for text in texts() for line in text.split("\n")])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=100, model_type="bpe", minloglevel=2, **given
+    )
+    sp = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    text = "the war\n\nof law\npeace"
+    assert from_bytes(model.getvalue()).encode(text).tolist() == sp.encode(text)
+
+
 def test_any_text_comes_back(tokenizer):
     rng = random.Random(1)
 
