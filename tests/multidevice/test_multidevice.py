@@ -12,9 +12,9 @@ HERE = Path(__file__).parent
 
 
 def environment(devices: int) -> dict[str, str]:
-    # What is compiled runs for milliseconds: compile it fast instead of well.
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    flags = f"--xla_force_host_platform_device_count={devices} {quick}"
+    # What is compiled runs for milliseconds: compile it fast instead of well, as tests/conftest.py has said already, and more so.
+    more = f"--xla_force_host_platform_device_count={devices} --xla_llvm_disable_expensive_passes=true"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {more}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""}
 
 
