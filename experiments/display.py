@@ -54,8 +54,9 @@ class Board:
         for name, cell in study.cells.items():
             mine = {seed: self.results.get((name, seed)) for seed in range(study.seeds)}
             found = [r["metrics"] for r in mine.values() if r]
-            metric = next((m for m in study.metrics if found and m.name in found[0]), None)
-            values = ["" if r is None or metric is None else f"{r['metrics'][metric.name]:.4g}" for r in mine.values()]
+            metric = next((m for m in study.metrics if any(m.name in of for of in found)), None)
+            say = lambda of, metric=metric: f"{of[metric.name]:.4g}" if metric and metric.name in of else "none"
+            values = ["" if r is None else say(r["metrics"]) for r in mine.values()]
             table.add_row(cell.label, metric.label if metric else "", *values)
         return table
 

@@ -21,7 +21,7 @@ class Judged:
     p_holm: float | None  # None of an exploratory relation too
     seeds: int | None  # that would decide it; None beyond a thousand or where there is no variance
     verdict: stats.Verdict
-    at_chance: bool = False  # neither cell has more than the metric gives for nothing
+    at_chance: bool = False  # neither cell is shown to have more than the metric gives for nothing
 
     @property
     def words(self) -> str:
@@ -33,7 +33,7 @@ class Judged:
         else:
             why = " (differences without variance)" if self.test.p is None else ""
         if self.at_chance:
-            why = " (both at chance)"
+            why = " (neither shown to be above chance)"
         return self.verdict + ("" if self.relation.primary else ", exploratory") + why
 
     @property
@@ -85,7 +85,7 @@ def _unless_at_chance(judged: Judged, results: Results) -> Judged:
         got, nothing = (values(results, cell, name) for name in (relation.metric, chance))
         both = [(v, nothing[seed]) for seed, v in got.items() if seed in nothing]
         test = stats.gains(both, higher=judged.metric.higher) if both else None
-        if test is None or test.mean > 0 and test.p is not None and test.p < stats.ALPHA:
+        if test is None or test.mean > 0 and (test.p is None or test.p < stats.ALPHA):
             return judged
     return dataclasses.replace(judged, verdict="unresolved", at_chance=True)
 

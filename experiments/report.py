@@ -12,6 +12,7 @@ import json
 import math
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ def load(directory: str | Path) -> tuple[Study, Results]:
         found.setdefault(result["cell"], {})[int(result["seed"])] = result
     if not runs and (d / "results.json").exists():
         found = {cell: {int(k): r for k, r in seeds.items()} for cell, seeds in _json(d / "results.json").items()}
+    marks = {name: study.mark(name) for name in study.cells}
+    for name, seeds in found.items():
+        if any(r.get("settings", marks.get(name)) != marks.get(name) for r in seeds.values()):
+            warnings.warn(f"results of '{name}' in {d} were made with other settings than {study.name} has now", stacklevel=2)
     return study, found
 
 

@@ -25,6 +25,7 @@ from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Busy, Diverged, UserErr
 
 HERE = Path(__file__).parent
 WAIT = 5.0  # seconds between looks at what another process is doing
+OTHER_SETTINGS = "other settings than the study has now; remove its folder, or take a new --workdir"
 Unit = tuple[str, int]  # cell, seed
 
 
@@ -118,9 +119,14 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
             return result
         run, summary = planned(study, unit, workdir), place / "run" / "summary.json"
         result = {"cell": unit[0], "seed": unit[1], "settings": study.mark(unit[0])}
+        before = finished(study, (cell.start, unit[1]), workdir) if cell.start else None
         try:
+            if before and "diverged" in before["flags"]:
+                raise Diverged(f"{cell.start}, from which it goes on, did")
             if not summary.exists():
                 pretrain.train(run, place / "run", quiet=True)
+            elif config.diff(config.from_json((place / "run/config.json").read_text()), run).keys() - set(pretrain.PLACES):
+                raise UserError(f"{place}/run was trained with {OTHER_SETTINGS}")
             result |= measure(cell, run, place / "run", json.loads(summary.read_text()))
         except Diverged as error:
             result |= {"metrics": {}, "flags": {"diverged": str(error)}, "ledger": {}, "curve": []}
@@ -138,9 +144,7 @@ def finished(study: Study, unit: Unit, workdir: Path) -> dict[str, Any] | None:
         return None
     result = json.loads(path.read_text())
     if result["settings"] != study.mark(unit[0]):
-        raise UserError(
-            f"{path} was made with other settings than the study has now; remove its folder, or take a new --workdir"
-        )
+        raise UserError(f"{path} was made with {OTHER_SETTINGS}")
     return result
 
 

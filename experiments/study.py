@@ -96,7 +96,8 @@ class Study:
         return {name: cell.label for name, cell in self.cells.items()} | dict(self.derived)
 
     def mark(self, name: str) -> str:
-        """A digest of all that decides a cell's result but the seed and the code; what it starts from is part of it."""
+        """A digest of all that decides a cell's result but the seed and the code, defaults included: of a setting that is at
+        its default nothing is noted, so that fields may be added. What a cell starts from is part of it."""
         cell = self.cells[name]
         before = None if cell.start is None else self.mark(cell.start)
         parts = (config.told(cell.run), cell.share, cell.scores, config.told(cell.tasks), self.match, self.budget, before)

@@ -44,6 +44,6 @@ def relative(results: Results) -> Results:
         whole = results.get(f"{name}_{SHARES[0]:.2f}", {})
         for share in SHARES:
             for seed, result in results.get(f"{name}_{share:.2f}", {}).items():
-                if seed in whole and SUFFIX in result["metrics"]:
+                if seed in whole and all(SUFFIX in r["metrics"] for r in (result, whole[seed])):  # a diverged run has none
                     result["metrics"][LOST] = result["metrics"][SUFFIX] - whole[seed]["metrics"][SUFFIX]
     return results

@@ -1,6 +1,6 @@
 """Fits of losses over model size and data: isoFLOP parabolas and the parametric form of Chinchilla (arXiv 2203.15556)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,17 +27,22 @@ def optimum(points: Sequence[Point]) -> float | None:
     return float(np.exp(lowest)) if a > 0 and x.min() <= lowest <= x.max() else None
 
 
-def exponent(points: Sequence[Point]) -> tuple[float, float] | None:
-    """(a, k) of N_opt = k C^a over the budgets whose optimum is bracketed; None with fewer than two of them."""
-    found = [(c, n) for c in budgets(points) if (n := optimum([p for p in points if p.flops == c])) is not None]
+def optima(points: Sequence[Point]) -> dict[float, float]:
+    """The optimum of every budget that has one."""
+    found = {c: optimum([p for p in points if p.flops == c]) for c in sorted({p.flops for p in points})}
+    return {c: n for c, n in found.items() if n is not None}
+
+
+def exponent(points: Sequence[Point], over: Collection[float] | None = None) -> tuple[float, float] | None:
+    """(a, k) of N_opt = k C^a over the budgets that have an optimum; None with fewer than two, or where one of `over` has
+    none: slopes over different budgets are not the same thing."""
+    found = optima(points)
+    if over is not None:
+        found = {c: n for c, n in found.items() if c in over} if set(over) <= found.keys() else {}
     if len(found) < 2:
         return None
-    a, log_k = np.polyfit(np.log([c for c, _ in found]), np.log([n for _, n in found]), 1)
+    a, log_k = np.polyfit(np.log(list(found)), np.log(list(found.values())), 1)
     return float(a), float(np.exp(log_k))
-
-
-def budgets(points: Sequence[Point]) -> list[float]:
-    return sorted({p.flops for p in points})
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,15 @@ class Law:
     B: float
     alpha: float
     beta: float
+    residual: float = 0.0  # root mean square of log L less its guess
+    bounded: bool = False  # a number lies at the end of what was looked at: the runs have another shape than this one
 
     def loss(self, parameters: float, tokens: float) -> float:
         return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
 
     @property
     def exponent(self) -> float:
-        """Of N_opt ~ C^a, a = beta / (alpha + beta) (equation 4)."""
+        """Of N_opt ~ C^a, a = beta / (alpha + beta) (equation 4), where C = 6 N D."""
         return self.beta / (self.alpha + self.beta)
 
 
@@ -84,8 +91,12 @@ def law(points: Sequence[Point], *, start: Law | None = None, delta: float = 1e-
         starts = [(np.log(start.A), np.log(start.B), np.log(start.E), start.alpha, start.beta)]
     bounds = [(-5, 30), (-5, 30), (-10, 3), (0.01, 2.5), (0.01, 2.5)]
     found = [minimize(objective, x, jac=True, method="L-BFGS-B", bounds=bounds) for x in starts]
-    a, b, e, alpha, beta = min(found, key=lambda f: f.fun).x
-    return Law(float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), float(alpha), float(beta))
+    best = min(found, key=lambda f: f.fun).x
+    a, b, e, alpha, beta = map(float, best)
+    guess = logsumexp(np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)]), axis=0)
+    bounded = any(min(x - low, high - x) < 1e-3 * (high - low) for x, (low, high) in zip(best, bounds, strict=True))
+    residual = float(np.sqrt(np.mean((guess - loss) ** 2)))
+    return Law(float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), alpha, beta, residual, bounded)
 
 
 def bootstrap(by_seed: Sequence[Sequence[Point]], fit, *, resamples: int = 200, seed: int = 0) -> list:

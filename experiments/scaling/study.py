@@ -8,7 +8,7 @@ import numpy as np
 from experiments import small
 from experiments.pictures import pyplot
 from experiments.scaling import fit
-from experiments.study import Cell, Metric, Relation, Results, Study
+from experiments.study import Cell, Metric, Results, Study
 from lm import config
 
 SIZES = {16: 2, 24: 2, 32: 2, 48: 2, 64: 3, 96: 3}  # width: layers
@@ -45,37 +45,16 @@ def rate(width: int) -> float:
 
 
 def study(seeds: int = 3, budget: float = 3.6e12) -> Study:
-    relations = tuple(
-        Relation(
-            f"{kind}: the exponent of the best size is larger when embeddings are not counted",
-            "exponent",
-            f"{kind}, without embeddings",
-            f"{kind}, with embeddings",
-            source="arXiv 2406.12907 (Kaplan 0.73, Chinchilla 0.50)",
-            published=(0.73, 0.5) if kind == "causal" else None,  # nobody has said it of masked models
-            primary=kind == "causal",
-        )
-        for kind in OBJECTIVES
-    )
+    """Without relations: that leaving embeddings out raises the exponent follows from relabelling the same runs, whichever the
+    fit (N then spans a larger ratio, so alpha falls and beta stays); the size of that rise is what can be learned."""
     metrics = (
         Metric("heldout/loss", "held-out loss, nats a predicted token", higher=False, comparable=False),
-        Metric("exponent", "exponent a of N_opt ~ C^a, parametric", comparable=False),
+        Metric("exponent", "exponent a of N_opt ~ C^a, parametric, C = 6 N D", comparable=False),
     )
     derived = {f"{kind}, {counted} embeddings": f"{kind}, {counted} embeddings" for kind in OBJECTIVES for counted in COUNTS}
     title = "Scaling: isoFLOP curves per objective"
-    return Study(
-        "scaling",
-        title,
-        cells(),
-        seeds,
-        metrics,
-        relations,
-        "flops",
-        budget,
-        derive=exponents,
-        derived=derived,
-        analyse=analyse,
-    )
+    how = dict(derive=exponents, derived=derived, analyse=analyse)
+    return Study("scaling", title, cells(), seeds, metrics, (), "flops", budget, **how)
 
 
 def points(results: Results, kind: str, seed: int, counted: str) -> list[fit.Point]:
@@ -84,7 +63,7 @@ def points(results: Results, kind: str, seed: int, counted: str) -> list[fit.Poi
     for share in SHARES:
         for width in WIDTHS[share]:
             result = results.get(name_of(kind, width, share), {}).get(seed)
-            if result:
+            if result and "heldout/loss" in result["metrics"]:  # a diverged run has none
                 ledger = result["ledger"]
                 loss = result["metrics"]["heldout/loss"]
                 out.append(fit.Point(share, ledger[COUNTS[counted]], ledger["tokens_seen"], loss))
@@ -99,32 +78,42 @@ def complete(results: Results, kind: str) -> list[int]:
 
 
 def exponents(results: Results) -> Results:
-    """The exponent of each seed by itself, as results of cells of their own: of the parametric fit, in which compute is 6 N D
-    with the same N (of isoFLOP curves, relabelling the sizes of the same runs would raise it by construction)."""
+    """The exponent of each seed by itself, as results of cells of their own: of the parametric fit, where it is one."""
     for kind in OBJECTIVES:
         for counted in COUNTS:
             for seed in complete(results, kind):
                 law = fit.law(points(results, kind, seed, counted))
-                result = {"metrics": {"exponent": law.exponent}, "flags": {}, "ledger": {}, "curve": []}
+                metrics = {} if law.bounded else {"exponent": law.exponent}
+                result = {"metrics": metrics, "flags": {}, "ledger": {}, "curve": []}
                 results.setdefault(f"{kind}, {counted} embeddings", {})[seed] = result
     return results
 
 
 def analyse(results: Results, folder: Path) -> str:
-    """The plot, the exponents and the parametric fits, each with an interval from resampled seeds."""
-    lines = ["## Fits", "", "| objective | embeddings | exponent, isoFLOP | exponent, parametric | E | alpha | beta |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    """The plot, the best sizes, the exponents and the parametric fits, each with an interval from resampled runs."""
+    header = (
+        "objective",
+        "embeddings",
+        "best size",
+        "exponent, isoFLOP",
+        "exponent, parametric",
+        "E",
+        "alpha",
+        "beta",
+        "residual",
+    )
+    lines = ["## Fits", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for kind in OBJECTIVES:
         seeds = complete(results, kind)
         for counted in COUNTS if seeds else ():
-            lines.append(
-                f"| {kind} | {counted} | " + " | ".join(fits([points(results, kind, s, counted) for s in seeds])) + " |"
-            )
+            lines.append(f"| {kind} | {counted} | {' | '.join(fits([points(results, kind, s, counted) for s in seeds]))} |")
     plot(results, folder)
     lines += [
         "",
-        "Intervals: 95 % of resampled runs (isoFLOP 200, parametric 50 times). Budgets whose parabola has its lowest point",
-        "outside the sizes that were tried are left out of an exponent.",
+        "Intervals: 95 % of resampled runs (isoFLOP 200, parametric 50 times); none of a single seed. A budget whose parabola",
+        "has its lowest point outside the sizes that were tried has no best size and is left out; resamples go over the same",
+        "budgets. Parametric exponents are for C = 6 N D, which is not what the ledger counts. No fit: a number at the end of",
+        "its range. Residual: root mean square, in log L.",
         "",
         "![isoFLOP curves](isoflop.png)",
     ]
@@ -132,20 +121,33 @@ def analyse(results: Results, folder: Path) -> str:
 
 
 def fits(by_seed: list[list[fit.Point]]) -> list[str]:
-    """The isoFLOP exponent, and exponent, E, alpha and beta of the parametric form, each with its interval."""
+    """Best sizes, the isoFLOP exponent, and exponent, E, alpha, beta and residual of the parametric form, with intervals."""
 
     def shown(value: float, drawn: list[float]) -> str:
+        if len(by_seed) < 2 or not drawn:
+            return f"{value:.2f}"
         low, high = fit.interval(drawn)
         return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
     whole = [p for part in by_seed for p in part]
-    iso, law = fit.exponent(whole), fit.law(whole)
-    tried = fit.bootstrap(by_seed, fit.exponent)
+    best, law = fit.optima(whole), fit.law(whole)
+    sizes = ", ".join(f"{n / 1e3:,.0f} k at {c:.2f} C" for c, n in best.items()) or "none"
+    iso = fit.exponent(whole, best)
+    tried = fit.bootstrap(by_seed, partial(fit.exponent, over=list(best)))
     drawn = [e[0] for e in tried if e is not None]
-    laws = fit.bootstrap(by_seed, partial(fit.law, start=law), resamples=50)
-    first = "not bracketed" if iso is None or not drawn else f"{shown(iso[0], drawn)}, {len(drawn)} of {len(tried)} bracketed"
+    first = (
+        "too few" if iso is None else f"{shown(iso[0], drawn)}; {len(best)} of {len(SHARES)} budgets, {len(drawn)} resamples"
+    )
     names = ("exponent", "E", "alpha", "beta")
-    return [first, *(shown(getattr(law, name), [getattr(x, name) for x in laws]) for name in names)]
+    if law.bounded:
+        return [sizes, first, "no fit", *["-"] * (len(names) - 1), f"{law.residual:.3f}"]
+    laws = [x for x in fit.bootstrap(by_seed, partial(fit.law, start=law), resamples=50) if not x.bounded]
+    return [
+        sizes,
+        first,
+        *(shown(getattr(law, name), [getattr(x, name) for x in laws]) for name in names),
+        f"{law.residual:.3f}",
+    ]
 
 
 def plot(results: Results, folder: Path) -> None:

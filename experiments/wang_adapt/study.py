@@ -104,7 +104,7 @@ def speed_ups(results: Results) -> Results:
             scratch["metrics"]["speed_up"] = 1.0
             for split in SPLITS:
                 adapted = results.get(f"{OTHER[name]}_{split:.2f}_then_{name}", {}).get(seed)
-                if adapted is None:
+                if adapted is None or not (scratch["curve"] and adapted["curve"]):  # a diverged run has none
                     continue
                 loss = max(scratch["curve"][-1]["loss"], adapted["curve"][-1]["loss"])
                 costs = cost_of(scratch["curve"], loss), cost_of(adapted["curve"], loss)

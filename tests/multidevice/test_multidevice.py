@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 def environment(devices: int) -> dict[str, str]:
-    # What is compiled runs for milliseconds: compile it fast instead of well, as tests/conftest.py has said already, and more so.
+    # What is compiled runs for milliseconds: compile it fast instead of well, more so than tests/conftest.py says.
     more = f"--xla_force_host_platform_device_count={devices} --xla_llvm_disable_expensive_passes=true"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {more}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""}

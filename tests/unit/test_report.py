@@ -149,7 +149,7 @@ def test_no_verdict_between_cells_at_chance(no_pictures):
         return {n: {s: {"metrics": value(m), "flags": {}, "ledger": {}} for s in range(4)} for n, m in (("a", a), ("b", b))}
 
     (at_chance,), (learned,) = judge(study, results(0.2, 0.2)), judge(study, results(0.6, 0.601))
-    assert at_chance.words == "unresolved (both at chance)" and learned.words == "reproduced"
+    assert at_chance.words == "unresolved (neither shown to be above chance)" and learned.words == "reproduced"
 
 
 def test_a_share_of_the_budget_is_what_is_held(no_pictures):

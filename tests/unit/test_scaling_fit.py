@@ -49,6 +49,23 @@ def test_what_is_not_bracketed_is_not_an_optimum():
     assert fit.exponent(larger_is_better) is None
 
 
+def test_a_slope_is_over_the_budgets_that_it_is_said_to_be_over():
+    flat = [Point(2.0, n, 1.0, -0.1 * np.log(n)) for n in (1e3, 1e4, 1e5)]
+    bowl = lambda c, best: [Point(c, n, 1.0, (np.log(n) - np.log(best)) ** 2) for n in (1e3, 1e4, 1e5)]
+    found = [*bowl(1.0, 5e3), *flat, *bowl(4.0, 2e4)]
+    assert list(fit.optima(found)) == [1.0, 4.0]
+    assert fit.exponent(found)[0] == fit.exponent(found, [1.0, 4.0])[0] == pytest.approx(1.0)
+    assert fit.exponent(found, [1.0, 2.0]) is None and fit.exponent(found, [1.0]) is None
+
+
+def test_runs_of_another_shape_are_no_fit():
+    """A cliff: large models have not begun to learn. Chinchilla's own form is no such thing, whatever its noise."""
+    assert not fit.law(points(CHINCHILLA, 0.01)).bounded
+    cliff = [Point(c, n, c / n, 3.0 if n < 3e4 else 9.0) for c in (1e9, 3e9, 9e9) for n in (1e3, 3e3, 1e4, 3e4, 1e5)]
+    found = fit.law(cliff)
+    assert found.bounded and found.residual > 0.05
+
+
 def test_resamples_take_each_cell_as_often_as_it_has_seeds():
     by_seed = [[Point(1.0, n, 1.0, seed) for n in (1.0, 2.0)] for seed in range(3)]
     for drawn in fit.bootstrap(by_seed, list, resamples=20):
