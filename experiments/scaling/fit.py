@@ -94,7 +94,7 @@ def law(points: Sequence[Point], *, start: Law | None = None, delta: float = 1e-
     best = min(found, key=lambda f: f.fun).x
     a, b, e, alpha, beta = map(float, best)
     guess = logsumexp(np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)]), axis=0)
-    bounded = any(min(x - low, high - x) < 1e-3 * (high - low) for x, (low, high) in zip(best, bounds, strict=True))
+    bounded = any(min(x - low, high - x) < 0.02 * (high - low) for x, (low, high) in zip(best, bounds, strict=True))
     residual = float(np.sqrt(np.mean((guess - loss) ** 2)))
     return Law(float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), alpha, beta, residual, bounded)
 

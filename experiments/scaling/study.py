@@ -170,6 +170,9 @@ def plot(results: Results, folder: Path) -> None:
             axis.set(
                 xscale="log", xlabel=field.replace("_", " "), ylabel="held-out loss", title=f"{kind}, {counted} embeddings"
             )
+            sizes = sorted({p.parameters for p in whole})
+            axis.set_xticks(sizes, [f"{n / 1e3:,.0f} k" for n in sizes])
+            axis.minorticks_off()
             axis.grid(alpha=0.3)
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(frameon=False)
