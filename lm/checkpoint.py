@@ -103,7 +103,8 @@ class Checkpoints:
         self.directory = epath.Path(workdir).resolve() / "checkpoints"
         self.run, self.tokenizer, self.data = run, tokenizer, data
         policies = checkpoint_managers
-        keep, loss = [policies.LatestN(c.keep)], lambda metrics: metrics["loss"]
+        keep: list[Any] = [policies.LatestN(c.keep)]
+        loss = lambda metrics: metrics["loss"]
         if c.keep_best:
             keep.append(policies.BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False))
         in_bucket = str(self.directory).startswith("gs://")
