@@ -164,19 +164,10 @@ class Checkpoints:
         return found
 
     def _latest_whole(self) -> int | None:
-        faults: dict[int, str] = {}
-        for step in reversed(self.steps()):
-            fault = damage(self.directory / str(step))
-            if fault is None:
-                break
-            faults[step] = fault
-        else:
-            if faults:  # nothing is moved, and nobody's hours are trained again without being asked
-                said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
-                raise UserError(
-                    f"{self.directory} has no whole checkpoint ({said}); bring one back, or begin anew in another --workdir"
-                )
+        if not self.steps():
             return None
+        # Where none is whole nothing is moved, and nobody's hours are trained again without being asked.
+        step, faults = _whole(self.directory, self.steps(), cure="begin anew in another --workdir")
         for damaged, fault in faults.items():
             path, aside = self.directory / str(damaged), self.directory.parent / "damaged" / str(damaged)
             warnings.warn(f"checkpoint {path} is damaged: {fault}. Moved to {aside}; using the step before", stacklevel=2)
@@ -314,16 +305,22 @@ def load_tokenizer(directory: str | Path) -> bytes | None:
 def _latest(workdir: epath.Path) -> epath.Path:
     """The latest step that is whole."""
     steps = workdir / "checkpoints"
-    found = [p for p in steps.iterdir() if p.name.isdigit()] if steps.exists() else []
+    found = [int(p.name) for p in steps.iterdir() if p.name.isdigit()] if steps.exists() else []
     if not found:
         raise UserError(f"{workdir} is neither a converted model (no model.json) nor a run (no checkpoints/)")
-    faults = []
-    for step in sorted(found, key=lambda p: int(p.name), reverse=True):
-        fault = damage(step)
+    return steps / str(_whole(steps, found, cure="train it again")[0])
+
+
+def _whole(directory: epath.Path, steps: list[int], *, cure: str) -> tuple[int, dict[int, str]]:
+    """The latest of these steps that is whole, and what is wrong with those after it; UserError where none is."""
+    faults: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        fault = damage(directory / str(step))
         if fault is None:
-            return step
-        faults.append(f"{step.name}: {fault}")
-    raise UserError(f"{workdir} has no whole checkpoint ({'; '.join(faults)}); bring one back, or train it again")
+            return step, faults
+        faults[step] = fault
+    said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
+    raise UserError(f"{directory.parent} has no whole checkpoint ({said}); bring one back, or {cure}")
 
 
 def _described(tree: Any, *, dtypes: bool = True) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from tpu.hlo import Instruction, Program
+from tpu.hlo import Array, Instruction, Program
 
 # Products of the queries' size in each of splash attention's kernels, which say nothing to XLA: queries with keys and weights
 # with values; in the backward pass the former again, and two or three for the gradients (jax.experimental.pallas.ops.tpu).
@@ -90,20 +90,21 @@ def _moved(program: Program, i: Instruction) -> int:
         return 0
     if i.opcode == "fusion":
         return _moved_by_fusion(program, i, inputs)
-    if i.opcode == "slice-start":  # (what is cut, what comes, a context)
-        piece = i.arrays[len(inputs)]
-        return piece.held + (piece.bytes if inputs[0].arrays[0].held else 0)
-    if i.opcode in SLICES:
-        return i.arrays[0].held + (i.arrays[0].bytes if inputs[0].arrays[0].held else 0)
+    written = _arrives(i, len(inputs))
+    if i.opcode in (*SLICES, "slice-start"):
+        return written[0].held + (written[0].bytes if inputs[0].arrays[0].held else 0)
     if i.opcode == "dynamic-update-slice":
         return inputs[1].arrays[0].held + (inputs[1].arrays[0].bytes if i.arrays[0].held else 0)
-    if i.opcode == "copy-start":
-        written = i.arrays[:1]  # (what comes, what goes, a context)
-    elif i.opcode.endswith("-start"):
-        written = i.arrays[len(inputs) :] or i.arrays  # (what goes, what comes, a context), or what comes alone
-    else:
-        written = i.arrays
     return sum(a.held for a in written) + sum(a.held for x in inputs for a in x.arrays[:1])
+
+
+def _arrives(i: Instruction, inputs: int) -> tuple[Array, ...]:
+    """Of an instruction's result what it makes: where it begins something that goes on, what goes in stands there as well."""
+    if i.opcode == "copy-start":
+        return i.arrays[:1]  # (what comes, what goes, a context)
+    if i.opcode.endswith("-start"):
+        return i.arrays[inputs:] or i.arrays  # (what goes, what comes, a context), or what comes alone
+    return i.arrays
 
 
 def _moved_by_fusion(program: Program, i: Instruction, inputs: list[Instruction]) -> int:

@@ -73,11 +73,15 @@ def law(points: Sequence[Point], *, start: Law | None = None, delta: float = 1e-
     """The least Huber loss of log L, over a grid of starts or from one, by L-BFGS (approach 3, section 3.3, equation 3)."""
     n, d, loss = (np.log([getattr(p, name) for p in points]) for name in ("parameters", "tokens", "loss"))
 
-    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        """The loss of (log A, log B, log E, alpha, beta), and its gradient."""
+    def guessed(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """log L of the runs, and the logarithms of its three terms."""
         a, b, e, alpha, beta = x
         terms = np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)])
-        guess = logsumexp(terms, axis=0)
+        return logsumexp(terms, axis=0), terms
+
+    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
+        """The loss of (log A, log B, log E, alpha, beta), and its gradient."""
+        guess, terms = guessed(x)
         gap = guess - loss
         size = np.abs(gap)
         value = np.where(size <= delta, 0.5 * gap**2, delta * (size - 0.5 * delta)).sum()
@@ -93,9 +97,8 @@ def law(points: Sequence[Point], *, start: Law | None = None, delta: float = 1e-
     found = [minimize(objective, x, jac=True, method="L-BFGS-B", bounds=bounds) for x in starts]
     best = min(found, key=lambda f: f.fun).x
     a, b, e, alpha, beta = map(float, best)
-    guess = logsumexp(np.stack([a - alpha * n, b - beta * d, np.full_like(n, e)]), axis=0)
     bounded = any(min(x - low, high - x) < 0.02 * (high - low) for x, (low, high) in zip(best, bounds, strict=True))
-    residual = float(np.sqrt(np.mean((guess - loss) ** 2)))
+    residual = float(np.sqrt(np.mean((guessed(best)[0] - loss) ** 2)))
     return Law(float(np.exp(e)), float(np.exp(a)), float(np.exp(b)), alpha, beta, residual, bounded)
 
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,18 +92,8 @@ def exponents(results: Results) -> Results:
 
 def analyse(results: Results, folder: Path) -> str:
     """The plot, the best sizes, the exponents and the parametric fits, each with an interval from resampled runs."""
-    header = (
-        "objective",
-        "embeddings",
-        "best size",
-        "exponent, isoFLOP",
-        "exponent, parametric",
-        "E",
-        "alpha",
-        "beta",
-        "residual",
-    )
-    lines = ["## Fits", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    header = "objective | embeddings | best size | exponent, isoFLOP | exponent, parametric | E | alpha | beta | residual"
+    lines = ["## Fits", "", f"| {header} |", "|" + "---|" * len(header.split(" | "))]
     for kind in OBJECTIVES:
         seeds = complete(results, kind)
         for counted in COUNTS if seeds else ():
@@ -123,31 +114,28 @@ def analyse(results: Results, folder: Path) -> str:
 def fits(by_seed: list[list[fit.Point]]) -> list[str]:
     """Best sizes, the isoFLOP exponent, and exponent, E, alpha, beta and residual of the parametric form, with intervals."""
 
-    def shown(value: float, drawn: list[float]) -> str:
-        if len(by_seed) < 2 or not drawn:
+    def drawn(of: Any, resamples: int) -> list[Any]:
+        return fit.bootstrap(by_seed, of, resamples=resamples) if len(by_seed) > 1 else []
+
+    def shown(value: float, others: list[float]) -> str:
+        if not others:
             return f"{value:.2f}"
-        low, high = fit.interval(drawn)
+        low, high = fit.interval(others)
         return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
     whole = [p for part in by_seed for p in part]
     best, law = fit.optima(whole), fit.law(whole)
     sizes = ", ".join(f"{n / 1e3:,.0f} k at {c:.2f} C" for c, n in best.items()) or "none"
-    iso = fit.exponent(whole, best)
-    tried = fit.bootstrap(by_seed, partial(fit.exponent, over=list(best)))
-    drawn = [e[0] for e in tried if e is not None]
-    first = (
-        "too few" if iso is None else f"{shown(iso[0], drawn)}; {len(best)} of {len(SHARES)} budgets, {len(drawn)} resamples"
-    )
+    first, found = "too few", fit.exponent(whole, best)
+    if found is not None:
+        slopes = [e[0] for e in drawn(partial(fit.exponent, over=best), 200) if e is not None]
+        first = f"{shown(found[0], slopes)}; {len(best)} of {len(SHARES)} budgets, {len(slopes)} resamples"
     names = ("exponent", "E", "alpha", "beta")
-    if law.bounded:
-        return [sizes, first, "no fit", *["-"] * (len(names) - 1), f"{law.residual:.3f}"]
-    laws = [x for x in fit.bootstrap(by_seed, partial(fit.law, start=law), resamples=50) if not x.bounded]
-    return [
-        sizes,
-        first,
-        *(shown(getattr(law, name), [getattr(x, name) for x in laws]) for name in names),
-        f"{law.residual:.3f}",
-    ]
+    parametric = ["no fit", *["-"] * (len(names) - 1)]
+    if not law.bounded:
+        laws = [x for x in drawn(partial(fit.law, start=law), 50) if not x.bounded]
+        parametric = [shown(getattr(law, name), [getattr(x, name) for x in laws]) for name in names]
+    return [sizes, first, *parametric, f"{law.residual:.3f}"]
 
 
 def plot(results: Results, folder: Path) -> None:

@@ -24,7 +24,7 @@ from lm.evaluate.ways import KINDS, ONE_SIDED, Span, examples, ways
 from lm.losses import token_losses
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, head_params
-from lm.objectives import Lengths, Vocabulary, controls
+from lm.objectives import Lengths, Vocabulary, of_texts
 from lm.types import Example
 
 _LOOKED_AT = 4096  # places of the held-out data that are tried at once
@@ -142,8 +142,7 @@ def score(
     rows = [example for of_span in asked for example in of_span]
     lengths = _lengths(rows)
     check_reach(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure="shorten left, span or right")
-    text = np.arange(model.config.vocab_size)
-    text = (text >= tokenizer.reserved) & (text < tokenizer.vocab_size) & ~np.isin(text, controls(tokenizer))
+    text = of_texts(tokenizer, model.config.vocab_size)
     nats, right = np.zeros(len(spans)), 0.0
     for first in range(0, len(rows), batch_size):
         packed = [pack([example], lengths) for example in rows[first : first + batch_size]]

@@ -9,7 +9,7 @@ import numpy as np
 from lm import config, distributed
 from lm.generate import fill, generate, left_padded
 from lm.models.transformer import Transformer
-from lm.objectives import controls, marks, reads_prefix
+from lm.objectives import marks, of_texts, reads_prefix
 
 MASK = "[MASK]"
 # Objectives whose prompt is a text without bos, and with eos behind it, as their encoder (or prefix) reads it.
@@ -33,12 +33,9 @@ def samples(
     ids = [_asked(objective, tokenizer, p, new_tokens, rng) for p in prompts]
     if model.config.architecture == "encoder":
         return [_filled(model, params, tokenizer, p, i, mode) for p, i in zip(prompts, ids, strict=True)]
-    forbidden = np.zeros(model.config.vocab_size, bool)
-    forbidden[: tokenizer.reserved] = True
-    forbidden[controls(tokenizer)] = True
+    forbidden = ~of_texts(tokenizer, model.config.vocab_size)
     spans = isinstance(objective, config.SpanCorruption)
     forbidden[[tokenizer.eos_id, *(tokenizer.sentinel_ids if spans else ())]] = False
-    forbidden[tokenizer.vocab_size :] = True
     settings = dict(new_tokens=new_tokens, temperature=temperature, eos_id=tokenizer.eos_id, forbidden=forbidden)
     noised = isinstance(objective, NOISED)
     reads = [np.concatenate([mode, i[1:], [tokenizer.eos_id]] if noised else [mode, i]).astype(np.int32) for i in ids]

@@ -36,6 +36,12 @@ def controls(v: Vocabulary) -> list[int]:
     return sorted(i for i in known if i is not None and i >= v.reserved)
 
 
+def of_texts(v: Vocabulary, size: int) -> np.ndarray:
+    """bool [size]: which of a model's ids texts consist of; control tokens are none, nor are ids past the vocabulary."""
+    ids = np.arange(size)
+    return (ids >= v.reserved) & (ids < v.vocab_size) & ~np.isin(ids, controls(v))
+
+
 @dataclass(frozen=True)
 class Lengths:
     """Places in a row: of the encoder, of the decoder, and of predictions if fewer than there are places.

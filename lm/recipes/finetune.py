@@ -36,7 +36,7 @@ from lm.generate import generate, left_padded
 from lm.generate.rank import rank
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, abstract_params, head_params
-from lm.objectives import controls, reads_prefix
+from lm.objectives import of_texts, reads_prefix
 from lm.recipes.ledger import SAMPLE
 from lm.train import hooks, loop
 from lm.train.step import blueprint, counted, make_step
@@ -274,10 +274,7 @@ class Work:
     def _say(self, params: Any, chunk: range) -> list[str]:
         prompt, encoder = self._prompts(chunk)
         t = self.tokenizer
-        forbidden = np.zeros(self.model.vocab_size, bool)
-        forbidden[: t.reserved] = True
-        forbidden[controls(t)] = True
-        forbidden[t.vocab_size :] = True
+        forbidden = ~of_texts(t, self.model.vocab_size)
         forbidden[t.eos_id] = False
         settings: dict[str, Any] = dict(new_tokens=self.writer.answer, temperature=0.0, eos_id=t.eos_id, forbidden=forbidden)
         ids = generate(self.network, params, prompt, jax.random.key(0), encoder=encoder, **settings)
