@@ -55,6 +55,7 @@ def pod_mesh(run: config.Run, topology: Topology, slices: int) -> Mesh:
 def devices(topology: Topology, slices: int) -> list[Any]:
     """As JAX would see them there; of a slice after the other."""
     settings: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    settings["wrap"] = topology.wrap
     if topology.generation == "v4":
         settings["chip_config_name"] = "megacore"  # both cores of a chip are one device
     if topology.chips == 1:
@@ -146,13 +147,8 @@ def compiled(job: Job) -> Any:
 
 
 def peak_of(done: Any) -> float:
-    """Bytes of HBM that a program takes: its arguments, results that have places of their own, and the heap of its temporaries.
-
-    XLA's own `peak_memory_in_bytes` counts what lies on the chip as well (libtpu 0.0.42: 43 MB of a program whose arguments
-    and temporaries in HBM are 10 MB).
-    """
-    m = done.memory_analysis()
-    return float(m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes)
+    """Bytes of HBM that the program compiled last takes."""
+    return libtpu.peak(libtpu.memory(done), libtpu.fragmentation(libtpu.log()))
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:

@@ -39,6 +39,8 @@ CHIPS = {
 }
 ALONE = {"v5e": 8, "v6e": 8}  # most chips of a host that is a slice by itself, where that is more than of other hosts
 
+POD = {"v2": 16, "v3": 32, "v5e": 16, "v6e": 16}  # chips along each of a whole pod's two dimensions
+
 # The shape that a number of chips has when nothing else is asked for, as Google's pages of each generation list them.
 _OLD = "2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32"
 _FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
@@ -77,6 +79,18 @@ class Topology:
     @property
     def hosts(self) -> int:
         return 1 if self.chips <= ALONE.get(self.generation, 0) else -(-self.chips // self.chip.chips_a_host)
+
+    @property
+    def wrap(self) -> tuple[bool, bool, bool]:
+        """The dimensions whose ends are linked, as of a ring; of two dimensions the third is none.
+
+        Of three: all of them, of whole cubes of 4x4x4 (Google's page of v5p). Of two: those as long as a pod's.
+        """
+        if len(self.shape) == 3:
+            a, b, c = (all(n % 4 == 0 for n in self.shape),) * 3
+        else:
+            (a, b), c = (n == POD[self.generation] for n in self.shape), False
+        return a, b, c
 
     @property
     def standard(self) -> bool:

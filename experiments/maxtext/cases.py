@@ -25,7 +25,6 @@ THEIRS = (
 @dataclass(frozen=True)
 class Case:
     topology: str  # as ours name it; of MaxText `compile_topology` says it
-    wrap: tuple[bool, bool, bool]  # dimensions whose ends are linked, as MaxText's table has it: those of a whole pod
     ours: tuple[str, ...]
     theirs: dict[str, tuple[str, ...]]  # by variant: "as it comes", and what its documentation offers to save memory
 
@@ -41,7 +40,6 @@ def case(topology: str, name: str, layers: int, chips: int) -> Case:
     theirs = (*THEIRS, f"compile_topology={name}", f"base_num_decoder_layers={layers}", "override_model_config=true")
     return Case(
         topology,
-        (chips == 256, chips == 256, False),
         ours,
         {"maxtext": theirs, "maxtext_tiled": (*theirs, "num_vocab_tiling=8")},
     )

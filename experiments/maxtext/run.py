@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments.maxtext.cases import CASES
 from lm import atomic
-from tpu import hlo, program
+from tpu import hlo, libtpu, program
 from tpu.collectives import Collective, collectives
 from tpu.report import roofline, summed
 from tpu.topologies import GIB, parse
@@ -42,18 +42,18 @@ def figures(text: str, facts: dict[str, Any], topology: str, model_flops: float)
     """What a program holds, computes and sends. FLOPs are of all devices, bytes of one."""
     read, mesh = hlo.parse(text), {axis: n for axis, n in facts["mesh"].items() if n > 1}
     devices, memory = parse(topology).devices, facts["memory"]
-    found = collectives(text, mesh)
+    found, twice = collectives(text, mesh), facts["fragmentation"] or 0.0
     executed = program.executed_flops(read, facts["flops_of_xla"], pairs=CAUSAL) * devices
     dims = {axis: frozenset(facts["dims"][axis]) for axis in mesh}
     costs = dict(executed_flops=executed, hbm_bytes=program.hbm_traffic(read), collectives=found, dims=dims)
     roof = roofline(parse(topology), 1, model_flops=model_flops, **costs)
     return dict(
-        peak=memory["argument"] + memory["output"] - memory["alias"] + memory["temp"],
+        peak=libtpu.peak(memory, twice),
         arguments=memory["argument"],
         results_apart=memory["output"] - memory["alias"],
-        temporaries=memory["temp"],
+        code=memory["generated_code"],
+        temporaries=memory["temp"] - twice,
         kept=program.activations(read),
-        peak_of_xla=facts["peak_of_xla"],
         model_flops=model_flops,
         executed_flops=executed,
         product_flops=devices * sum(s.times * program.product_flops(read, s.instruction) for s in read.walk()),
@@ -104,7 +104,6 @@ def rows(found: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("of it arguments", gib("arguments")),
         ("of it temporaries", gib("temporaries")),
         ("kept for the backward pass", gib("kept")),
-        ("XLA's own peak, GiB", gib("peak_of_xla")),
         ("executed FLOPs (XLA's, turns and kernels counted)", [f"{s['executed_flops']:.4e}" for s in sides]),
         ("of products outside of kernels", [f"{s['product_flops']:.4e}" for s in sides]),
         ("over model FLOPs", [f"{s['executed_flops'] / s['model_flops']:.3f}" for s in sides]),

@@ -16,22 +16,17 @@ from experiments.maxtext import stubs
 from experiments.maxtext.cases import CASES, Case
 from tpu import libtpu
 
-FIELDS = ("argument", "output", "alias", "temp", "generated_code")
-
 
 def ours(case: Case) -> tuple[Any, Any, dict[str, Any]]:
     """(mesh, compile, facts)"""
-    from jax.experimental import topologies
-
-    from lm import config, sharding
+    from lm import config
     from lm.recipes import pretrain
     from tpu import aot
+    from tpu.topologies import parse
 
     rest, overrides = config.split_flags(list(case.ours))
     run = config.load(rest[0].removeprefix("--config="), overrides)
-    # Not `aot.pod_mesh`, which says nothing of links between a pod's ends.
-    pod = topologies.get_topology_desc(platform="tpu", topology_name=case.topology, wrap=case.wrap)
-    mesh = sharding.make_mesh(run.mesh, sorted(pod.devices, key=lambda d: d.id))
+    mesh = aot.pod_mesh(run, parse(case.topology), 1)
     job = aot.train_job(run, mesh)
     sizes = [pretrain.bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]
     facts = dict(model_flops=job.model_flops, tokens=job.tokens, parameters=sizes[0], optimizer=sizes[1], batch=sizes[2])
@@ -72,15 +67,14 @@ def main(case: str, side: str, out: str) -> None:
     began, busy = time.monotonic(), time.process_time()
     done = make()
     seconds, cpu = time.monotonic() - began, time.process_time() - busy
-    memory = done.memory_analysis()
     with gzip.open(f"{out}.hlo.gz", "wt") as file:
         file.write(done.as_text())
     facts |= dict(
         mesh=dict(mesh.shape),
         dims={axis: sorted(dims) for axis, dims in torus_dims(mesh).items()},
         flops_of_xla=done.cost_analysis()["flops"],
-        memory={name: getattr(memory, f"{name}_size_in_bytes") for name in FIELDS},
-        peak_of_xla=memory.peak_memory_in_bytes,
+        memory=libtpu.memory(done),
+        fragmentation=libtpu.fragmentation(libtpu.log()),
         compile_seconds=seconds,
         compile_cpu_seconds=cpu,
         jax=jax.__version__,

@@ -59,14 +59,14 @@ FACTS = dict(
     dims=dict(data=[], fsdp=[0, 1]),
     flops_of_xla=2.0 * 8 * 16 * 16,
     memory=dict(argument=100, output=90, alias=80, temp=7, generated_code=5),
-    peak_of_xla=101,
+    fragmentation=2.0,
     **dict(compile_seconds=1.0, compile_cpu_seconds=1.0, jax="0", libtpu="0"),
 )
 
 
 def test_figures_of_a_program():
     f = figures(PROGRAM, FACTS, "v5e:4x4", model_flops=1e6)
-    assert f["peak"] == 100 + 90 - 80 + 7 and f["temporaries"] == 7
+    assert f["peak"] == 100 + 90 - 80 + 5 + f["temporaries"] and f["temporaries"] == 7 - 2
     assert f["product_flops"] == f["executed_flops"] == 2 * 8 * 16 * 16 * 3 * 16  # three turns, on 16 devices
     assert f["kernel_calls"] == {"kernel bf16[4, 128]": 3}
     assert f["sent"] == 3 * 16 * 16 * 4 * 15 // 16

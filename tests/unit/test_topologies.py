@@ -28,6 +28,24 @@ def test_an_accelerator_type_names_a_topology_and_the_other_way(accelerator, top
     assert topologies.parse(topology).accelerator == accelerator
 
 
+# As in MaxText 0.2.5's table, but for v3, of which it has none.
+RINGS = {
+    "v5e:16x16": (True, True, False),
+    "v6e:8x16": (False, True, False),
+    "v5e:8x8": (False, False, False),
+    "v3:16x16": (False, False, False),
+    "v3:32x32": (True, True, False),
+    "v4:2x4x4": (False, False, False),
+    "v5p:4x4x4": (True, True, True),
+    "tpu7x:4x4x12": (True, True, True),
+}
+
+
+@pytest.mark.parametrize(("topology", "wrap"), RINGS.items())
+def test_whose_ends_are_linked(topology, wrap):
+    assert topologies.parse(topology).wrap == wrap
+
+
 def test_all_listed_shapes_go_there_and_back():
     for generation, shapes in topologies.SHAPES.items():
         for chips, shape in shapes.items():
