@@ -56,6 +56,7 @@ PARAMETERS: dict[str, str | tuple[str, ...] | None] = {
 ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
     "batch": ROWS,
     "batch_by_expert": ("slice", "data", "fsdp"),  # rows whose tokens have gone to the devices of their experts
+    "batch_by_table": ("slice", "data", "expert"),  # rows whose tokens have gone to the devices that hold parts of a table
     "experts": "expert",
     "capacity": None,
     "length": "sequence",
@@ -70,7 +71,8 @@ ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
 }
 
 # Activations and parameters share the names whose meaning is the same; "embed" is a parameter's alone.
-RULES = tuple({**PARAMETERS, **ACTIVATIONS}.items())
+MEANING = {**PARAMETERS, **ACTIVATIONS}
+RULES = tuple(MEANING.items())
 Names = tuple[str | None, ...]
 BATCH = PartitionSpec(ROWS)
 
@@ -151,9 +153,14 @@ def _names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def shards(name: str) -> int:
-    """In how many parts the axis `name` of activations is cut where this is traced; 1 outside of `use`."""
+    """In how many parts the axis `name` is cut where this is traced; 1 outside of `use`."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _names(ACTIVATIONS[name]))
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _names(MEANING[name]))
+
+
+def divides(x: jax.Array, names: Names) -> bool:
+    """Whether the first axes of x, which have these names, can be cut in equal parts, as the devices want it."""
+    return all(n % shards(name) == 0 for n, name in zip(x.shape, names, strict=False) if name)
 
 
 def kv_axis(heads: int) -> str:
@@ -162,8 +169,8 @@ def kv_axis(heads: int) -> str:
 
 
 def spec(*names: str | None) -> PartitionSpec:
-    """Where an array of activations with these axes lies."""
-    return PartitionSpec(*(None if name is None else ACTIVATIONS[name] for name in names))
+    """Where an array with these axes lies."""
+    return PartitionSpec(*(None if name is None else MEANING[name] for name in names))
 
 
 def apart(fn: Callable[..., Any], inputs: tuple[Names, ...], output: Names, *, summed: Names) -> Callable[..., Any]:
@@ -175,15 +182,43 @@ def apart(fn: Callable[..., Any], inputs: tuple[Names, ...], output: Names, *, s
     """
 
     def call(*arguments: jax.Array) -> Any:
-        mesh, first = jax.sharding.get_abstract_mesh(), arguments[0]
-        if mesh.empty or any(n % shards(name) for n, name in zip(first.shape, inputs[0], strict=True) if name):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or not divides(arguments[0], inputs[0]):
             return fn(*arguments)
-        over = tuple(axis for name in summed if name for axis in _names(ACTIVATIONS[name]))
+        over = tuple(axis for name in summed if name for axis in _names(MEANING[name]))
         one = lambda *parts: jax.lax.psum(fn(*parts), over)
         ins = tuple(spec(*names) for names in inputs)
         return jax.shard_map(one, in_specs=ins, out_specs=spec(*output), check_vma=False)(*arguments)
 
     return call
+
+
+WHOLE, OWN = PartitionSpec(), PartitionSpec(ROWS, ACTIVATIONS["length"])
+
+
+def by_places(fn: Callable[..., Any], inputs: tuple[PartitionSpec, ...], outputs: Any) -> Callable[..., Any]:
+    """`fn`, run by each device on its own rows and places of them; outside of `use`, `fn` itself.
+
+    Of arguments, and of the tree of results, each is WHOLE, on every device, or OWN: arrays [B, T, ...]. Results that are
+    whole are what `fn` adds up by `added`. What else is cut, as a vocabulary, is left to the compiler; so are rows that do
+    not divide over the devices.
+    """
+
+    def call(*arguments: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        own = [x for given, where in zip(arguments, inputs, strict=True) if where == OWN for x in jax.tree.leaves(given)]
+        if mesh.empty or not all(divides(x, ("batch", "length")) for x in own):
+            return fn(*arguments)
+        over = {axis for part in OWN for axis in _names(part)}
+        return jax.shard_map(fn, in_specs=inputs, out_specs=outputs, axis_names=over, check_vma=False)(*arguments)
+
+    return call
+
+
+def added(x: jax.Array) -> jax.Array:
+    """The sum over all devices' own places, within `by_places`."""
+    over = jax.sharding.get_abstract_mesh().manual_axes
+    return jax.lax.psum(x, over) if over else x
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.products import affine
-from lm.sharding import apart, shards
+from lm.sharding import PARAMETERS, apart, divides, shards
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -83,33 +83,67 @@ class Norm(nn.Module):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def looked_up(table: jax.Array, ids: jax.Array, dtype: str, axis: str) -> jax.Array:
-    """Rows `ids` [B, T] of a table whose first axis is called `axis`, in `dtype`.
+def looked_up(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str]) -> jax.Array:
+    """Rows `ids` [B, T] of a table whose axes have these names, in `dtype`: [B, T, D].
 
-    Vectors are gathered whole: of parts of them a partitioner makes the look-up of the whole batch on every device. The
-    gradient is summed in the table's own precision on a device, and between devices in `dtype`, as all parameters' are.
+    What is less travels: the table to the tokens, or the tokens to all parts of the table and their vectors back. A
+    partitioner, left to itself, makes the look-up of the whole batch on every device.
     """
-    return jnp.take(nn.with_logical_constraint(table.astype(dtype), (axis, None)), ids, axis=0)
+    if not _tokens_travel(table, ids, axes):
+        return jnp.take(nn.with_logical_constraint(table.astype(dtype), (axes[0], None)), ids, axis=0)
+
+    def look(ids: jax.Array, part: jax.Array) -> jax.Array:
+        every = jax.lax.all_gather(ids, PARTS)
+        vectors = jnp.take(part, _own_rows(every, len(part), axes[0]), axis=0, mode="fill", fill_value=0)
+        return jax.lax.all_to_all(vectors, PARTS, 0, vectors.ndim - 2).reshape(*ids.shape, -1)
+
+    return apart(look, (PLACE, axes), (*PLACE, None), summed=axes[:1])(ids, table.astype(dtype))
 
 
-def _looked_up(table: jax.Array, ids: jax.Array, dtype: str, axis: str) -> tuple[jax.Array, Any]:
-    return looked_up(table, ids, dtype, axis), (table, ids)
+PLACE = ("batch", "length")
+PARTS = PARAMETERS["embed"]
 
 
-def _added_up(dtype: str, axis: str, kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+def _tokens_travel(table: jax.Array, ids: jax.Array, axes: tuple[str, str]) -> bool:
+    if axes[1] != "embed" or shards("embed") == 1 or not divides(ids, PLACE):
+        return False
+    return ids.size // (shards("batch") * shards("length")) < len(table) // shards(axes[0])
+
+
+def _own_rows(ids: jax.Array, rows: int, axis: str) -> jax.Array:
+    """Places in this device's part, `rows` of a table's first axis; what is another's gets `rows`, which is nowhere."""
+    at = ids - rows * jax.lax.axis_index("tensor") if shards(axis) > 1 else ids
+    return jnp.where((at >= 0) & (at < rows), at, rows)
+
+
+def _looked_up(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str]) -> tuple[jax.Array, Any]:
+    return looked_up(table, ids, dtype, axes), (table, ids)
+
+
+def _added_up(dtype: str, axes: tuple[str, str], kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+    """The gradient is summed in the table's own precision on a device; a whole table's, between devices, in `dtype`."""
     table, ids = kept
-    parts = shards("vocab_act") if axis == "vocab" else 1
-    rows = len(table) // parts
 
-    def add(ids: jax.Array, gradient: jax.Array) -> jax.Array:
-        at = ids - rows * jax.lax.axis_index("tensor") if parts > 1 else ids
-        at = jnp.where((at >= 0) & (at < rows), at, rows)  # what is another device's goes nowhere
-        sums = jnp.zeros((rows, table.shape[1]), table.dtype)
-        return sums.at[at].add(gradient.astype(table.dtype), mode="drop").astype(dtype)
+    rows = len(table) // shards(axes[0])
 
-    whole = ("vocab_act" if parts > 1 else None, None)
-    place = ("batch", "length")
-    return apart(add, (place, (*place, None)), whole, summed=place)(ids, gradient).astype(table.dtype), None
+    def add(sums: jax.Array, ids: jax.Array, gradient: jax.Array) -> jax.Array:
+        return sums.at[_own_rows(ids, rows, axes[0])].add(gradient.astype(table.dtype), mode="drop")
+
+    def exchanged(ids: jax.Array, gradient: jax.Array) -> jax.Array:
+        """A device's tokens after the other's: all in float32 at once, few numbers each, would fill gigabytes of tiles."""
+        parts = gradient.reshape(*ids.shape, shards("embed"), -1)
+        every = jax.lax.all_gather(ids, PARTS), jax.lax.all_to_all(parts, PARTS, parts.ndim - 2, 0)
+        zero = jnp.zeros((rows, parts.shape[-1]), table.dtype)
+        return jax.lax.scan(lambda sums, xs: (add(sums, *xs), None), zero, every)[0]
+
+    def whole(ids: jax.Array, gradient: jax.Array) -> jax.Array:
+        return add(jnp.zeros((rows, gradient.shape[-1]), table.dtype), ids, gradient).astype(dtype)
+
+    if _tokens_travel(table, ids, axes):
+        summed = apart(exchanged, (PLACE, (*PLACE, None)), axes, summed=("batch_by_table",))
+    else:
+        summed = apart(whole, (PLACE, (*PLACE, None)), (axes[0], None), summed=PLACE)
+    return summed(ids, gradient).astype(table.dtype), None
 
 
 looked_up.defvjp(_looked_up, _added_up)
@@ -130,7 +164,7 @@ class Table(nn.Module):
         self.embedding = parameter(self, "embedding", init, shape, self.axes, self.param_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return looked_up(self.embedding, ids, self.dtype, self.axes[0])
+        return looked_up(self.embedding, ids, self.dtype, self.axes)
 
     def attend(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """x [..., D] -> its products with every vector, plus bias [V]: [..., V], the tied output layer."""

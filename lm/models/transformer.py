@@ -296,8 +296,9 @@ def num_turns(stack: config.Stack) -> int:
 
 
 def head_params(params: dict[str, Any]) -> dict[str, Any]:
-    """The part of the parameters that `Transformer.logits` reads."""
-    return {name: params[name] for name in ("embed", "head") if name in params}
+    """The part of the parameters that `Transformer.logits` reads: of a tied head the table of tokens, and what is its own."""
+    head = {"head": params["head"]} if "head" in params else {}
+    return head if "out" in head.get("head", {}) else head | {"embed": {"tokens": params["embed"]["tokens"]}}
 
 
 def _tables(params: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,6 +20,7 @@ from lm import config, losses, optim, sharding
 from lm.checkpoint import Checkpoints
 from lm.data.rows import blank, stack
 from lm.errors import UserError
+from lm.models import layers
 from lm.models.transformer import Transformer, head_params
 from lm.recipes.pretrain import check
 from lm.recipes.tasks import task
@@ -163,6 +165,32 @@ def test_a_strategy_sends_what_it_should_and_gathers_nothing_whole(strategy):
     assert not [c for c in gathered if math.prod(c.shape) not in allowed and c.dtype == "f32"]
     summed = [c for c in found if c.kind == "all-reduce" and "expert" in c.axes and math.prod(c.shape) > width]
     assert not [c for c in summed if math.prod(c.shape) not in parameters]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "all of a pod", "fsdp and expert", "data"])
+@pytest.mark.parametrize("vocab", [64, 4])
+def test_a_table_is_looked_up_and_its_gradient_added_up(strategy, vocab):
+    """Of a long table the tokens travel to its parts, of a short one the table to the tokens."""
+    width, mesh = 32, sharding.make_mesh(MESHES[strategy])
+    rng = np.random.default_rng(0)
+    ids, table, ways = rng.integers(0, vocab, (8, 8)), rng.normal(size=(vocab, width)), rng.normal(size=(8, 8, width))
+    expected = np.zeros((vocab, width))
+    np.add.at(expected, ids, ways)
+
+    def looked_up(table, ids):
+        vectors = layers.looked_up(table, ids, "float32", ("vocab", "embed"))
+        return jnp.sum(vectors * ways), vectors
+
+    with sharding.use(mesh):
+        place = lambda x, dtype, *names: jax.device_put(x.astype(dtype), NamedSharding(mesh, sharding.spec(*names)))
+        given = place(table, "float32", "vocab", "embed"), place(ids, "int32", "batch", "length")
+        step = jax.jit(jax.grad(looked_up, has_aux=True)).lower(*given).compile()
+        gradient, vectors = step(*given)
+    np.testing.assert_array_equal(vectors, table.astype("float32")[ids])
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+    sent = {c.kind for c in collectives(step.as_text(), dict(mesh.shape)) if c.shape}
+    travel = vocab == 64 and mesh.shape["fsdp"] * mesh.shape["sequence"] > 1
+    assert ("all-to-all" in sent) == travel and ("all-gather" in sent or strategy == "data")
 
 
 @pytest.mark.parametrize("strategy", ["expert", "fsdp, expert and tensor"])
