@@ -140,7 +140,7 @@ def table(r: Report) -> str:
     lines += [f"{h[name] / GIB:>10.3f} GiB  {name}" for name in ("parameters", "optimizer", "batch", "activations")]
     state = "fits" if r.fits else f"DOES NOT FIT: {r.short_by / GIB:.3f} GiB too much"
     if r.fits and r.hbm.peak > r.hbm.capacity:
-        state = "XLA, which checks, takes it, though what it counts as temporaries adds up to more"
+        state = "XLA, which checks, takes it; the sum counts some twice, as libtpu's log does not tell how much"
     lines += [
         f"{h['temporaries'] / GIB:>10.3f} GiB  temporaries" + ("" if r.fits else ", and activations: XLA did not say"),
         f"{h['peak'] / GIB:>10.3f} GiB  peak of {h['capacity'] / GIB:.2f} GiB: {state}",

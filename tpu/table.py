@@ -123,7 +123,7 @@ def row(name: str, r: dict[str, Any]) -> str:
         mesh or "one device",
         f"{r['batch_size']:,} x {r['tokens_per_step'] // r['batch_size']:,}{turns}",
         f"{peak} of {memory['capacity'] / gib:.1f}",
-        f"**no**{short}" if not r["fits"] else "XLA says so" if (memory["peak"] or 0) > memory["capacity"] else "yes",
+        "yes" if r["fits"] else f"**no**{short}",
         str(roof.get("bound") or "?"),
         "?" if ceiling is None else f"{ceiling:.0%}",
         travelling(r.get("collectives") or []) or "none",

@@ -165,8 +165,3 @@ def test_the_command_names_its_mistake(capsys):
     assert table.main(["nothing_like_it"]) == 2
     assert "error: configs/pod.py has no nothing_like_it" in capsys.readouterr().err
     assert not (ROOT / "tpu/results/nothing_like_it.json").exists()
-
-
-def test_what_xla_takes_though_its_parts_add_up_to_more():
-    report = REPORT | {"hbm": REPORT["hbm"] | {"peak": 20 * 2**30}}
-    assert "| 20.0 of 15.8 | XLA says so |" in table.row("x", report)

@@ -1,5 +1,6 @@
 """The report's arithmetic: rooflines by hand, sums of collectives, and a table that says what the figures say."""
 
+import dataclasses
 import json
 
 import pytest
@@ -102,6 +103,11 @@ def test_the_table_says_what_the_figures_say():
     text = table(report())
     assert "fsdp=4 x tensor=2" in text and "data=" not in text and "10.500 GiB  peak of 15.75 GiB: fits" in text
     assert "1.0 MiB  all-gather along fsdp, 1 a step" in text and "bound by compute: MFU at most 100.0%" in text
+
+
+def test_xla_takes_what_adds_up_to_more_where_no_log_tells_what_is_counted_twice():
+    hbm = dataclasses.replace(report().hbm, peak=20 * GIB)
+    assert "20.000 GiB  peak of 15.75 GiB: XLA, which checks, takes it" in table(report(hbm=hbm))
 
 
 def test_the_table_of_what_does_not_fit():
