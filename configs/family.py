@@ -13,7 +13,7 @@ import importlib
 
 from ml_collections import config_dict
 
-from lm import config
+from lm import config, resolve
 from lm.errors import UserError, nearest
 from lm.models.tiny import tiny, tiny_generator
 
@@ -45,7 +45,7 @@ def get_config(name="tiny/gpt.GPT2"):
     if small:
         model = tiny(model, vocab_size=vocab, length=length)
     c = config_dict.ConfigDict()
-    c.model = config.to_dict(model)
+    c.model = resolve.to_dict(model)
     c.data = dict(
         sources=dict(sotu=dict(kind="tfds", path="sotu")),
         tokenizer=dict(kind="bpe", vocab_size=min(vocab, 8192)),
@@ -56,7 +56,7 @@ def get_config(name="tiny/gpt.GPT2"):
     if model.head and model.head.outputs:
         generator = preset(f"{name.removeprefix('tiny/')}_GENERATOR")
         generator = tiny_generator(generator, model, length=length) if small else generator
-        c.objective = dict(kind="replaced_tokens", generator=config.to_dict(generator))
+        c.objective = dict(kind="replaced_tokens", generator=resolve.to_dict(generator))
     c.optimizer = dict(name="adamw", learning_rate=3e-3 if small else 3e-4, schedule=dict(kind="wsd", warmup=20, final=0.0))
     c.train = dict(steps=240, batch_size=16)
     c.checkpoint = dict(every=None)

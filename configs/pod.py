@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from ml_collections import config_dict
 
-from lm import config
+from lm import config, resolve
 from lm.config import Alibi, Buckets, Model
 from lm.errors import UserError, nearest
 from lm.models.presets.bert import BERT_LARGE
@@ -65,7 +65,7 @@ def pod(
     """
     shaped = {name: replace(stack, scan=True, remat=remat) for name, stack in stacks(model).items()}
     c = config_dict.ConfigDict()
-    c.model = config.to_dict(replace(model, dtype="bfloat16", kernel=kernel(model), **shaped))
+    c.model = resolve.to_dict(replace(model, dtype="bfloat16", kernel=kernel(model), **shaped))
     c.pod = dict(topology=topology, slices=mesh.get("slice", 1))
     c.mesh = dict(data=1) | mesh
     c.data = dict(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study import Study
-from lm import atomic, config, startup
+from lm import atomic, config, resolve, startup
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Busy, Diverged, UserError, nearest
 
 HERE = Path(__file__).parent
@@ -125,7 +125,7 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
                 raise Diverged(f"{cell.start}, from which it goes on, did")
             if not summary.exists():
                 pretrain.train(run, place / "run", quiet=True)
-            elif config.diff(config.from_json((place / "run/config.json").read_text()), run).keys() - set(pretrain.PLACES):
+            elif resolve.diff(resolve.from_json((place / "run/config.json").read_text()), run).keys() - set(pretrain.PLACES):
                 raise UserError(f"{place}/run was trained with {OTHER_SETTINGS}")
             result |= measure(cell, run, place / "run", json.loads(summary.read_text()))
         except Diverged as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lm import config
+from lm import config, resolve
 from lm.errors import UserError
 
 Results = dict[str, dict[int, dict[str, Any]]]  # cell -> seed -> what its result.json holds
@@ -100,7 +100,7 @@ class Study:
         its default nothing is noted, so that fields may be added. What a cell starts from is part of it."""
         cell = self.cells[name]
         before = None if cell.start is None else self.mark(cell.start)
-        parts = (config.told(cell.run), cell.share, cell.scores, config.told(cell.tasks), self.match, self.budget, before)
+        parts = (resolve.told(cell.run), cell.share, cell.scores, resolve.told(cell.tasks), self.match, self.budget, before)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def root(self, name: str) -> str:

@@ -24,7 +24,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
-from lm import config, distributed
+from lm import config, distributed, resolve
 from lm.errors import UserError
 from lm.types import TrainState
 
@@ -133,7 +133,7 @@ class Checkpoints:
         distributed.meet(f"save of step {step}")
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            config=ocp.args.JsonSave(config.to_dict(self.run)),
+            config=ocp.args.JsonSave(resolve.to_dict(self.run)),
             tokenizer=ocp.args.JsonSave({"sentencepiece": base64.b64encode(self.tokenizer).decode(), "data": self.data}),
         )
         try:
@@ -184,7 +184,7 @@ class Checkpoints:
         items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
         saved: Any = self._manager.restore(step, args=items)
         return (
-            config.build(config.Run, saved.config),
+            resolve.build(config.Run, saved.config),
             base64.b64decode(saved.tokenizer["sentencepiece"]),
             saved.tokenizer["data"],
         )
@@ -237,15 +237,15 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
     except (OSError, ValueError) as error:
         raise _save_error(error, path) from error
     (path / DIGESTS).write_text(json.dumps(digests(path / "params"), indent=1))
-    (path / "model.json").write_text(json.dumps(config.to_dict(model), indent=1) + "\n")
+    (path / "model.json").write_text(json.dumps(resolve.to_dict(model), indent=1) + "\n")
 
 
 def load_model(directory: str | Path) -> config.Model:
     """The model of a folder that `save_params` wrote, or of the latest whole checkpoint of a run."""
     path = epath.Path(directory).expanduser().resolve()
     if (path / "model.json").exists():
-        return config.build(config.Model, json.loads((path / "model.json").read_text()))
-    return config.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_text())).model
+        return resolve.build(config.Model, json.loads((path / "model.json").read_text()))
+    return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_text())).model
 
 
 def load_params(directory: str | Path, target: Any) -> Any:

@@ -16,8 +16,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from lm.config import load, split_flags
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, at_least
+from lm.resolve import load, split_flags
 from tpu import actions, remote, topologies
 from tpu.babysit import Actions, babysit
 from tpu.flags import AVOID, flags_for, init_args

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import topologies as jax_topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import config, flops, sharding
+from lm import config, flops, resolve, sharding
 from lm.errors import UserError
 from lm.generate import following, sample_token
 from lm.models.transformer import Transformer
@@ -237,14 +237,14 @@ def remat_of(run: config.Run) -> dict[str, str]:
 
 def changed(run: config.Run, changes: Any) -> config.Run:
     """The run with other values at dotted keys."""
-    tree = config.to_dict(run)
+    tree = resolve.to_dict(run)
     for key, value in changes.items():
         *sections, last = key.split(".")
         below = tree
         for section in sections:
             below = below[section]
         below[last] = value
-    return config.build(config.Run, tree)
+    return resolve.build(config.Run, tree)
 
 
 def advise(

@@ -14,8 +14,9 @@ import json
 import sys
 from pathlib import Path
 
-from lm.config import Run, load, split_flags
+from lm.config import Run
 from lm.errors import EXIT_USER_ERROR, UserError
+from lm.resolve import load, split_flags
 from tpu import libtpu
 from tpu.flags import init_args
 from tpu.topologies import Topology, parse

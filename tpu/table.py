@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import atomic, config
+from lm import atomic, config, resolve
 from lm.errors import EXIT_USER_ERROR, UserError, nearest
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def made_of(run: config.Run) -> str:
     assert run.pod
     rows = run.data.encoder_length, run.data.decoder_length
     machine = run.pod.topology, run.pod.slices
-    settings = [config.told(part) for part in (run.model, run.objective, run.optimizer, run.train, run.mesh)]
+    settings = [resolve.told(part) for part in (run.model, run.objective, run.optimizer, run.train, run.mesh)]
     return hashlib.sha256(json.dumps([settings, rows, machine], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -82,7 +82,7 @@ def update(
     out.mkdir(parents=True, exist_ok=True)
     failed = {}
     for name in names or pods:
-        target, mark = out / f"{name}.json", made_of(config.load(f"{root / FILE}:{name}"))
+        target, mark = out / f"{name}.json", made_of(resolve.load(f"{root / FILE}:{name}"))
         if (read(target) or {}).get("made_of") == mark and not again:
             print(f"{name}: there")
             continue

@@ -19,13 +19,13 @@ from tpu import libtpu
 
 def ours(case: Case) -> tuple[Any, Any, dict[str, Any]]:
     """(mesh, compile, facts)"""
-    from lm import config
+    from lm import resolve
     from lm.recipes import pretrain
     from tpu import aot
     from tpu.topologies import parse
 
-    rest, overrides = config.split_flags(list(case.ours))
-    run = config.load(rest[0].removeprefix("--config="), overrides)
+    rest, overrides = resolve.split_flags(list(case.ours))
+    run = resolve.load(rest[0].removeprefix("--config="), overrides)
     mesh = aot.pod_mesh(run, parse(case.topology), 1)
     job = aot.train_job(run, mesh)
     sizes = [pretrain.bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from lm import atomic, config
+from lm import atomic, config, resolve
 from lm.data import dedup, sources, stages
 from lm.data.store import Store, write_store
 from lm.data.tokenizer import Tokenizer, from_bytes, load, train
@@ -57,7 +57,7 @@ class Prepared:
 
 def fingerprint(data: config.Data) -> str:
     """64 hex digits over all that decides the outcome of `prepare`: contents, settings, library versions, FORMAT."""
-    tree = config.to_dict(data)
+    tree = resolve.to_dict(data)
     settings = {k: tree[k] for k in ("clean", "dedup", "tokenizer", "holdout", "on_corrupt")}
     if data.tokenizer.path:
         settings["tokenizer"] = {"given": load(data.tokenizer.path).fingerprint}
@@ -333,8 +333,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a file with get_config(); it is executed")
     try:
-        rest, overrides = config.split_flags(argv)
-        run = config.load(parser.parse_args(rest).config, overrides)
+        rest, overrides = resolve.split_flags(argv)
+        run = resolve.load(parser.parse_args(rest).config, overrides)
         prepared = prepare(run.data)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lm import startup
+from lm import config, startup
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, at_least, nearest
 
 
@@ -60,7 +60,7 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
 
     import jax
 
-    from lm import atomic, checkpoint, config, objectives
+    from lm import atomic, checkpoint, objectives, resolve
     from lm.data.prepare import prepare
     from lm.data.tokenizer import from_bytes
     from lm.evaluate.comparable import digest, held_out_spans, score
@@ -75,7 +75,7 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
     workdir = flags.workdir.expanduser()
     if not (workdir / "config.json").exists():
         raise UserError(f"no run in --workdir={workdir}: it has no config.json; give the directory that lm.train wrote")
-    run = config.load(str(workdir / "config.json"))
+    run = resolve.load(str(workdir / "config.json"))
     model = Transformer(checkpoint.load_model(workdir))
     known = ways(model.config.architecture, run.objective)
     proto = checkpoint.load_tokenizer(workdir)

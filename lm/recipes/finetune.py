@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import atomic, checkpoint, config, flops, losses, optim, sharding, startup
+from lm import atomic, checkpoint, config, flops, losses, optim, resolve, sharding, startup
 from lm.data import labelled
 from lm.data import tokenizer as tokenizers
 from lm.data.labelled import Extractive, Labelled
@@ -310,7 +310,7 @@ def command(flags: argparse.Namespace) -> dict[str, Any]:
     at_least(flags, steps=1, batch_size=1, learning_rate=0, warmup=0, weight_decay=0, length=3, answer=2, rows=1, seed=0)
     directory = Path(flags.source).expanduser()
     model, params, tokenizer = pretrained(directory)
-    run = config.load(str(directory / "config.json")) if (directory / "config.json").exists() else None
+    run = resolve.load(str(directory / "config.json")) if (directory / "config.json").exists() else None
     prefix = flags.prefix
     if prefix is None:
         prefix = run is not None and reads_prefix(run.objective)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lm import config, flops, optim, sharding
+from lm import config, flops, optim, resolve, sharding
 from lm.checkpoint import Checkpoints, load_params, load_tokenizer
 from lm.data.loader import batches
 from lm.data.prepare import Prepared, prepare
@@ -206,7 +206,7 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
         with clock("restore" if first else "prepare"):
             state = checkpoints.restore(first, parts.plan.targets()) if first else first_state(parts)
     rundir.forget_after(first)
-    rundir.write_json("config.json", config.to_dict(run))
+    rundir.write_json("config.json", resolve.to_dict(run))
     facts = dict(data_fingerprint=parts.data.fingerprint, tokenizer_fingerprint=parts.data.tokenizer.fingerprint)
     rundir.write_json("manifest.json", manifest(run, **facts, mesh=parts.mesh))
     display = hooks.Display(run.train.steps, first, quiet=quiet)
@@ -287,7 +287,7 @@ def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) 
             f"{checkpoints.directory.parent} was trained with another tokenizer; use its data and tokenizer settings, or "
             "another --workdir"
         )
-    changed = {k: v for k, v in config.diff(old, parts.run).items() if k.split(".")[0] not in FREE and k not in PLACES}
+    changed = {k: v for k, v in resolve.diff(old, parts.run).items() if k.split(".")[0] not in FREE and k not in PLACES}
     if fingerprint != parts.data.fingerprint:
         changed["contents of the data"] = (fingerprint[:8], parts.data.fingerprint[:8])
     lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])
@@ -371,7 +371,7 @@ def dry_run(run: config.Run) -> str:
         f"whole on every device: {name}"
         for name in sharding.uncovered(parts.plan.abstract.params, parts.plan.shardings.params, parts.mesh)
     ]
-    return "\n".join([config.to_json(run), parameter_table(parts), *lines, *held])
+    return "\n".join([resolve.to_json(run), parameter_table(parts), *lines, *held])
 
 
 def bytes_a_device(tree: Any) -> int:

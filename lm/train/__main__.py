@@ -15,8 +15,8 @@ import errno
 import sys
 
 from lm import startup
-from lm.config import load, split_flags
 from lm.errors import EXIT_USER_ERROR, UserError
+from lm.resolve import load, split_flags
 
 
 def main(argv: list[str] | None = None) -> int:

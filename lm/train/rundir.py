@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lm import atomic, config, distributed
+from lm import atomic, config, distributed, resolve
 from lm.errors import Busy, UserError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "sentencepiece", "numpy")
@@ -163,7 +163,7 @@ def manifest(run: config.Run, *, data_fingerprint: str, tokenizer_fingerprint: s
         "environment": environment,
         "data_fingerprint": data_fingerprint,
         "tokenizer_fingerprint": tokenizer_fingerprint,
-        "config_sha256": hashlib.sha256(config.to_json(run).encode()).hexdigest(),
+        "config_sha256": hashlib.sha256(resolve.to_json(run).encode()).hexdigest(),
     }
 
 

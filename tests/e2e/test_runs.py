@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lm.config import kind_of, load
+from lm.config import kind_of
 from lm.objectives import SUITS
+from lm.resolve import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +51,7 @@ def test_every_config_resolves(path):
 
 
 def load_again(run):
-    from lm.config import from_json, to_json
+    from lm.resolve import from_json, to_json
 
     return from_json(to_json(run))
 

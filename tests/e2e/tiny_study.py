@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.run import execute
 from experiments.study import Cell, Metric, Relation, Study
-from lm import config, startup
+from lm import config, resolve, startup
 
 HERE = Path(__file__).parent
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 def study(corpus: Path, *, match="flops", budget=3e9, seeds=1) -> Study:
     def run(what: str) -> config.Run:
         paths = {"data.sources.tiny.path": f"{corpus}/tiny.jsonl", "data.cache": f"{corpus}/cache"}
-        made = config.load(f"{HERE}/tiny.py:{what}", paths)
+        made = resolve.load(f"{HERE}/tiny.py:{what}", paths)
         return replace(made, log=replace(made.log, samples=()), evaluate=config.Evaluate(every=10, rows=8))
 
     cells = {

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType
 
-from lm import config, sharding
+from lm import config, resolve, sharding
 from lm.data.rows import blank, stack
 from lm.objectives import Lengths
 from lm.recipes.tasks import task
@@ -28,7 +28,7 @@ def resolved(run: config.Run) -> list[str]:
             return [line for k, v in tree.items() for line in walk(v, f"{path}.{k}" if path else k)]
         return [f"{path} = {json.dumps(tree)}"]
 
-    return walk(config.to_dict(run), "")
+    return walk(resolve.to_dict(run), "")
 
 
 def parameters(run: config.Run) -> list[str]:
@@ -48,7 +48,7 @@ def parameters(run: config.Run) -> list[str]:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_and_parameters_are_as_recorded(path, request):
-    run = config.load(str(path))
+    run = resolve.load(str(path))
     text = "\n".join([*resolved(run), "", *parameters(run)]) + "\n"
     golden = HERE / f"{path.stem}.txt"
     if request.config.getoption("update"):

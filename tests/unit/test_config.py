@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from ml_collections import config_dict
 
-from lm import config
-from lm.config import Attention, Block, Buckets, Mlp, Model, Rope, Run, Stack, build, diff, load, split_flags, to_dict
+from lm import config, resolve
+from lm.config import Attention, Block, Buckets, Mlp, Model, Rope, Run, Stack
 from lm.errors import UserError
 from lm.models.presets.t5 import T5_SMALL
+from lm.resolve import build, diff, load, split_flags, to_dict
 
 ROOT = Path(__file__).parents[2]
 BLOCK = dict(attention=dict(num_heads=2), ffn=dict(hidden=8))
@@ -51,8 +52,8 @@ RUNS = {
 def test_round_trips(name):
     run = RUNS[name]
     assert build(Run, to_dict(run)) == run
-    assert config.from_json(config.to_json(run)) == run
-    assert hash(config.from_json(config.to_json(run)).model) == hash(run.model)
+    assert resolve.from_json(resolve.to_json(run)) == run
+    assert hash(resolve.from_json(resolve.to_json(run)).model) == hash(run.model)
     assert build(Run, config_dict.ConfigDict(to_dict(run)).to_dict()) == run
 
 
@@ -144,7 +145,7 @@ def test_load(file, tmp_path):
     assert load(file).train.steps == 7
     assert load(f"{file}:24").model.width == 24
     saved = tmp_path / "config.json"
-    saved.write_text(config.to_json(load(file)))
+    saved.write_text(resolve.to_json(load(file)))
     assert load(str(saved)) == load(file)
 
 
@@ -222,7 +223,7 @@ def test_every_config_of_the_repository_is_a_run():
     assert files
     for path in files:
         run = load(str(path))
-        assert json.loads(config.to_json(run)) and path.read_text().startswith('"""')
+        assert json.loads(resolve.to_json(run)) and path.read_text().startswith('"""')
 
 
 def test_config_imports_no_jax():

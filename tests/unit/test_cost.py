@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lm import config, flops
+from lm import config, flops, resolve
 from lm.config import Attention, Block, Mlp, Model, Norm, Stack
 from tpu import cost
 
@@ -17,7 +17,7 @@ FILE = f"{ROOT}/configs/pod.py"
 
 
 def pod(name, **overrides):
-    return config.load(f"{FILE}:{name}", {k.replace("__", "."): v for k, v in overrides.items()})
+    return resolve.load(f"{FILE}:{name}", {k.replace("__", "."): v for k, v in overrides.items()})
 
 
 def without_attention(c):

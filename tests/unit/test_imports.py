@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE = {"config", "types", "errors", "atomic", "distributed"}
+CORE = {"config", "resolve", "types", "errors", "atomic", "distributed"}
 MODELS = CORE | {"sharding", "flops", "models"}
 DATA = CORE | {"data", "objectives"}
 LOOP = CORE | {"sharding", "flops", "losses", "checkpoint", "optim", "train"}
 MAY = {
     "errors": set(),
     "config": {"errors"},
+    "resolve": {"errors", "config"},
     "types": {"errors"},
     "startup": {"errors"},
     "distributed": {"errors"},
@@ -20,7 +21,7 @@ MAY = {
     "sharding": CORE,
     "flops": CORE,
     "optim": CORE,
-    "losses": {"types", "errors"},
+    "losses": {"types", "errors", "sharding"},
     "replaced": {"types", "errors", "losses"},
     "checkpoint": CORE,
     "models": MODELS,
@@ -33,7 +34,15 @@ MAY = {
 }
 FREE = {"recipes"}  # all of lm, and so may every __main__
 NEVER = {"configs", "experiments", "tests", "tpu"}
-LIGHT = {"errors", "atomic", "config", "flops", "objectives", "data"}  # no jax: config and flops of a laptop, data on the host
+LIGHT = {
+    "errors",
+    "atomic",
+    "config",
+    "resolve",
+    "flops",
+    "objectives",
+    "data",
+}  # no jax: config and flops of a laptop, data on the host
 HEAVY = {"jax", "flax", "optax", "orbax"}
 
 FILES = sorted((ROOT / "lm").rglob("*.py"))

@@ -8,7 +8,7 @@ import pytest
 from experiments.maxtext import stubs
 from experiments.maxtext.cases import CASES
 from experiments.maxtext.run import figures, table
-from lm import config
+from lm import resolve
 from tpu.hlo import parse as parse_program
 from tpu.program import hbm_traffic
 from tpu.topologies import parse
@@ -17,8 +17,8 @@ from tpu.topologies import parse
 @pytest.mark.parametrize("name", CASES)
 def test_both_sides_are_asked_for_the_same(name):
     case = CASES[name]
-    rest, overrides = config.split_flags(list(case.ours))
-    run = config.load(rest[0].removeprefix("--config="), overrides)
+    rest, overrides = resolve.split_flags(list(case.ours))
+    run = resolve.load(rest[0].removeprefix("--config="), overrides)
     chips = parse(case.topology).devices
     assert run.pod.topology == case.topology and run.mesh.fsdp == chips
     decoder, block = run.model.decoder, run.model.decoder.blocks["L"]

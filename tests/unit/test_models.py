@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import config
+from lm import config, resolve
 from lm.config import Alibi, Attention, Block, Buckets, Embed, Head, Learned, Mlp, Model, Norm, Rope, Sinusoidal, Stack
 from lm.generate import fill, generate, left_padded
 from lm.models.attention import attend
@@ -565,5 +565,5 @@ def test_initial_logits_are_near_uniform():
 
 
 def test_config_of_a_model_is_hashable():
-    assert hash(DECODERS["scanned LG"]) == hash(config.build(Model, config.to_dict(DECODERS["scanned LG"])))
+    assert hash(DECODERS["scanned LG"]) == hash(resolve.build(Model, resolve.to_dict(DECODERS["scanned LG"])))
     assert Norm() == Norm()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import config, flops, losses, optim
+from lm import config, flops, losses, optim, resolve
 from lm.config import Attention, Block, Head, Mlp, Model, Moe, Rope, Stack
 from lm.errors import UserError
 from lm.models import moe
@@ -241,11 +241,11 @@ def test_decoded_is_whole(scan):
 
 def test_config():
     model = model_of()
-    tree = config.to_dict(model)
+    tree = resolve.to_dict(model)
     assert [tree["decoder"]["blocks"][b]["ffn"]["kind"] for b in "LM"] == ["mlp", "moe"]
-    assert config.build(Model, tree) == model and hash(config.build(Model, tree)) == hash(model)
+    assert resolve.build(Model, tree) == model and hash(resolve.build(Model, tree)) == hash(model)
     del tree["decoder"]["blocks"]["L"]["ffn"]["kind"]
-    assert config.build(Model, tree) == model, "a file without kinds means what it meant"
+    assert resolve.build(Model, tree) == model, "a file without kinds means what it meant"
     for expert in (Mlp(F, bias=True), Mlp(F, dropout=0.1)):
         with pytest.raises(UserError, match="an expert has no bias and no dropout"):
             Moe(E, K, expert)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lm import config, objectives
+from lm import config, objectives, resolve
 from lm.data.rows import Rows, blank, fill, pack
 from lm.errors import UserError
 from lm.objectives import denoise, marks, masked, middle, mixture, pairs, stretch
@@ -504,4 +504,4 @@ def test_no_mask_token_is_needed_where_none_is_used():
 
 def test_a_mixture_comes_back_from_json():
     run = config.Run(config.Model(8, 8), objective=ONE_OF_EACH["encoder"])
-    assert config.from_json(config.to_json(run)) == run
+    assert resolve.from_json(resolve.to_json(run)) == run

@@ -9,7 +9,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from lm import config, optim, sharding
+from lm import optim, resolve, sharding
 from lm.data.rows import blank, stack
 from lm.errors import UserError
 from lm.models.positions import check_reach
@@ -24,7 +24,7 @@ ROOM = 0.6  # of a device's memory, at most, for parameters, the optimizer's sta
 
 
 def load(name):
-    return config.load(f"{FILE}:{name}")
+    return resolve.load(f"{FILE}:{name}")
 
 
 def mesh_of(run):

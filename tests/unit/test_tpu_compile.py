@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config
+from lm import config, resolve
 from lm.objectives import build
 from lm.objectives.standin import StandIn
 from lm.recipes import pretrain
@@ -29,7 +29,7 @@ def said(tmp_path, capsys, monkeypatch):
     """What the command says of a small run and these flags, and its exit code."""
     monkeypatch.delenv(libtpu.PATH, raising=False)
     monkeypatch.setattr(libtpu.importlib.util, "find_spec", lambda name: None)
-    (tmp_path / "config.json").write_text(config.to_json(RUN))
+    (tmp_path / "config.json").write_text(resolve.to_json(RUN))
 
     def run(*flags):
         code = main([f"--config={tmp_path}/config.json", *flags])
@@ -124,7 +124,7 @@ def test_the_peak_is_what_xla_adds_up():
 
 def test_changes_of_a_config():
     changed = aot.changed(RUN, {"mesh.fsdp": 4, "train.microbatches": 4, "model.decoder.remat": "full"})
-    assert config.diff(RUN, changed) == {
+    assert resolve.diff(RUN, changed) == {
         "mesh.fsdp": (1, 4),
         "train.microbatches": (2, 4),
         "model.decoder.remat": ("none", "full"),
