@@ -199,9 +199,9 @@ WHOLE, OWN = PartitionSpec(), PartitionSpec(ROWS, ACTIVATIONS["length"])
 def by_places(fn: Callable[..., Any], inputs: tuple[PartitionSpec, ...], outputs: Any) -> Callable[..., Any]:
     """`fn`, run by each device on its own rows and places of them; outside of `use`, `fn` itself.
 
-    Of arguments, and of the tree of results, each is WHOLE, on every device, or OWN: arrays [B, T, ...]. Results that are
-    whole are what `fn` adds up by `added`. What else is cut, as a vocabulary, is left to the compiler; so are rows that do
-    not divide over the devices.
+    Of arguments, and of the tree of results, each is WHOLE, on every device, or OWN: arrays [B, T, ...]. Other results are
+    what `fn` adds up by `added`: whole, or `parted` along an axis. What else is cut, as a vocabulary, is left to the
+    compiler; so are rows that do not divide over the devices.
     """
 
     def call(*arguments: Any) -> Any:
@@ -215,9 +215,17 @@ def by_places(fn: Callable[..., Any], inputs: tuple[PartitionSpec, ...], outputs
     return call
 
 
-def added(x: jax.Array) -> jax.Array:
-    """The sum over all devices' own places, within `by_places`."""
+def parted(axis: int | None) -> PartitionSpec:
+    """Where an array lies that is cut along `axis` as a parameter is along "embed"; whole, if that is None."""
+    return WHOLE if axis is None else PartitionSpec(*(None,) * axis, PARAMETERS["embed"])
+
+
+def added(x: jax.Array, axis: int | None = None) -> jax.Array:
+    """Within `by_places`: the sum over all devices' own places, or the device's part of it along `axis`."""
     over = jax.sharding.get_abstract_mesh().manual_axes
+    if over and axis is not None:
+        parts = _names(PARAMETERS["embed"])
+        x, over = jax.lax.psum_scatter(x, parts, scatter_dimension=axis, tiled=True), tuple(a for a in over if a not in parts)
     return jax.lax.psum(x, over) if over else x
 
 

@@ -51,25 +51,23 @@ class Collective:
 def collectives(text: str, mesh_axes: Mapping[str, int]) -> list[Collective]:
     """All of a program for a mesh with these axes, in the mesh's order. Groups of one device send nothing and are left out.
 
-    What an asynchronous collective does at its start, its end and in the fusions between (libtpu writes it into each,
-    with one `chain_id`) counts once. An all-reduce of which a fusion keeps a part is a reduce-scatter.
+    Libtpu writes an asynchronous collective, with its `chain_id`, into the fusion where it starts, the one where it ends
+    and all between, be they in loops: it counts where it starts. An all-reduce of which a fusion keeps a part is a
+    reduce-scatter.
     """
     found: list[Collective] = []
-    chains, devices = set(), math.prod(mesh_axes.values())
+    program, devices = hlo.parse(text), math.prod(mesh_axes.values())
     if "_xla_megascale_transfer_type" in text:
         devices //= next(iter(mesh_axes.values()))
-    for step in hlo.parse(text).walk():
+    for step in program.walk():
         i = step.instruction
         kind = i.opcode.removesuffix("-start")
         if i.opcode == "send" and (transfer := i.attribute(r'_xla_megascale_transfer_type="(\w+)"')):
             found.append(_between_slices(i, transfer, step.times, mesh_axes))
         if kind not in SENT:
             continue
-        if chain := i.attribute(r'chain_id="(\d+)"'):
-            key = (step.visit, i.attribute(r"channel_id=(\d+)"), chain)
-            if key in chains:
-                continue
-            chains.add(key)
+        if "chain_id=" in i.rest and "AsyncCollectiveStart" not in program.root(i.computation).rest:
+            continue
         if kind == "all-reduce" and "all-reduce-scatter" in i.computation:
             kind = "reduce-scatter"
         groups = device_groups(i.rest, devices)

@@ -6,7 +6,6 @@
 Both an instruction in a fusion and one in a loop are found by walking from the entry; the loop's turns multiply.
 """
 
-import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -79,11 +78,10 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Step:
-    """An instruction that runs `times` times in each of the visits to a computation that is no fusion."""
+    """An instruction that runs `times` times where the walk has come to it."""
 
     instruction: Instruction
     times: int
-    visit: int
     fused: bool
 
 
@@ -106,18 +104,16 @@ class Program:
 
     def walk(self) -> Iterator[Step]:
         """Every instruction wherever it runs, callers before what they call."""
-        return self._walk(self.entry, 1, 0, False, itertools.count(1))
+        return self._walk(self.entry, 1, False)
 
-    def _walk(self, name: str, times: int, visit: int, fused: bool, visits: Iterator[int]) -> Iterator[Step]:
+    def _walk(self, name: str, times: int, fused: bool) -> Iterator[Step]:
         for i in self.computations[name]:
-            yield Step(i, times, visit, fused)
+            yield Step(i, times, fused)
             if i.opcode == "while":
-                turns = self.turns(i) * times
                 for part in ("condition", "body"):
-                    yield from self._walk(str(i.attribute(rf"{part}=%([\w.-]+)")), turns, next(visits), fused, visits)
-            inside = i.opcode in ("fusion", "async-start")
+                    yield from self._walk(str(i.attribute(rf"{part}=%([\w.-]+)")), self.turns(i) * times, fused)
             for callee in i.called:
-                yield from self._walk(callee, times, visit if inside else next(visits), fused or i.opcode == "fusion", visits)
+                yield from self._walk(callee, times, fused or i.opcode == "fusion")
 
     def turns(self, loop: Instruction) -> int:
         """Of a loop: what XLA knows, or the one constant that its condition compares a counter from 0 with; else 1.

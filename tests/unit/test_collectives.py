@@ -157,6 +157,13 @@ FUSED = f"""
 %middle (p: f32[2]) -> f32[8] {{
   %g.2 = f32[8]{{0}} all-gather(%p), channel_id=3, {FSDP}, dimensions={{0}}, frontend_attributes={{chain_id="0"}}
 }}
+%turn (p: f32[8]) -> f32[8] {{
+  %f.9 = f32[8]{{0}} fusion(%p), kind=kOutput, calls=%middle
+}}
+%end (p: f32[8]) -> pred[] {{
+  %limit = s32[] constant(4)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}}
 %all-reduce-scatter.1 (p: f32[16]) -> f32[4] {{
   %r = f32[16]{{0}} all-reduce(%p), channel_id=5, {FSDP}, to_apply=%add
   ROOT %slice = f32[4]{{0}} dynamic-slice(%r, %at), dynamic_slice_sizes={{4}}
@@ -172,6 +179,7 @@ def test_asynchronous_and_fused_ones_count_once():
         "%f.1 = (f32[2]{0}, f32[8]{0}) fusion(%p), kind=kCustom, calls=%start",
         "%f.2 = f32[8]{0} fusion(%f.1), kind=kOutput, calls=%middle",
         "%f.3 = f32[8]{0} fusion(%f.2), kind=kCustom, calls=%middle",
+        "%w = f32[8]{0} while(%f.3), condition=%end, body=%turn",
         "%f.4 = f32[4]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1",
         "%s = ((f32[8]{0}), f32[8]{0}, u32[]) async-start(%p), calls=%async",
         "%d = f32[8]{0} async-done(%s), calls=%async",
@@ -189,6 +197,7 @@ def test_a_chain_in_two_loops_is_two_collectives():
     body = f"""
 %b (p: f32[8]) -> f32[8] {{
   %g = f32[8]{{0}} all-gather(%p), channel_id=3, {FSDP}, dimensions={{0}}, frontend_attributes={{chain_id="0"}}
+  ROOT %cc = (f32[2], f32[8]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
 }}
 %c (p: f32[8]) -> pred[] {{
   %limit = s32[] constant(2)
