@@ -40,17 +40,22 @@ def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
     return out.astype(np.int64)
 
 
+def shares(weights: Sequence[float]) -> np.ndarray:
+    """Of the weights of all sources: float64, of sum 1."""
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise UserError(
+            f"data.sources.*.weight are {', '.join(f'{w:g}' for w in weights)}; they are shares: none below 0, not all 0"
+        )
+    return np.asarray(weights, float) / np.sum(weights)
+
+
 def mixture(index: np.ndarray, weights: Sequence[float], period: int = 1000) -> tuple[np.ndarray, np.ndarray]:
     """Which source row `index` comes from, and its number among that source's rows: int64 each.
 
     A fixed pattern of at most `period` rows, as evenly spread as may be, goes round: any stretch has the weights' shares.
     """
-    if min(weights) < 0 or sum(weights) <= 0:
-        raise UserError(
-            f"data.sources.*.weight are {', '.join(f'{w:g}' for w in weights)}; they are shares: none below 0, not all 0"
-        )
-    shares = np.asarray(weights, float) / np.sum(weights)
-    counts = np.where(shares > 0, np.maximum(1, np.round(shares * period)), 0).astype(int)
+    parts = shares(weights)
+    counts = np.where(parts > 0, np.maximum(1, np.round(parts * period)), 0).astype(int)
     counts //= np.gcd.reduce(counts)
     due = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in counts])
     owner = np.repeat(np.arange(len(counts)), counts)

@@ -14,7 +14,7 @@ from lm import config, flops, optim, resolve, sharding
 from lm.checkpoint import Checkpoints, load_params, load_tokenizer
 from lm.data.loader import batches
 from lm.data.prepare import Prepared, prepare
-from lm.data.rows import Rows, blank
+from lm.data.rows import Rows, blank, shares
 from lm.errors import UserError
 from lm.evaluate.heldout import HeldOut
 from lm.generate.samples import samples
@@ -102,6 +102,8 @@ def check(run: config.Run, mesh: Mesh) -> None:
         if value is not None and value < 1:
             cure = "; None is never" if name in every and name != "log.every" else ""
             raise UserError(f"{name}={value} is too small: give 1 or more{cure}")
+    if run.data.sources:
+        shares([source.weight for source in run.data.sources.values()])
     sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)
     models, parts = task(run).models, mesh.shape["sequence"]
     check_lengths(run, models)

@@ -11,6 +11,10 @@ CASES = {
     "wrong type": (["--config.train.steps=many"], "config.train.steps is 'many'; it must be int"),
     "unknown kind": (["--config.objective.kind=casual"], "config.objective.kind is 'casual'; did you mean 'causal'"),
     "missing source": (["--config.data.sources.tiny.path=/nowhere/*.jsonl"], "/nowhere"),
+    "no share, before anything is read": (
+        ["--config.data.sources.tiny.weight=-1", "--config.data.sources.tiny.path=/nowhere/*.jsonl"],
+        r"data.sources.\*.weight are -1; they are shares: none below 0, not all 0",
+    ),
     "vocabulary": (["--config.data.tokenizer.vocab_size=30000", "--config.model.vocab_size=30000"], "30000|vocab"),
     "tokenizer larger than model": (["--config.model.vocab_size=128"], "model.vocab_size=128 is smaller.*=400 or more"),
     "batch": (["--config.train.microbatches=3"], "train.batch_size=4 does not divide.*take 3"),
