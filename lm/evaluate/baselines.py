@@ -10,6 +10,7 @@ import lzma
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def baselines(
     if not size:
         raise ValueError("no held-out bytes to measure on")
     after = _joined(heldout)
-    before = _joined(text.encode() for text in train_texts)[-XZ_TRAIN_BYTES:]
+    before = _joined(_last(map(str.encode, train_texts), XZ_TRAIN_BYTES))[-XZ_TRAIN_BYTES:]
     with ThreadPoolExecutor(1) as pool:
         added = pool.submit(_xz_added, before, after)
         grams = {
@@ -56,6 +57,18 @@ def baselines(
         bits = {"xz": 8 * _xz(after), "xz_after_train": 8 * added.result()} | grams
     out = {name: float(b / size) for name, b in bits.items()}
     return out | {"bytes": size, "seconds": round(time.monotonic() - start, 1)}
+
+
+def _last(documents: Iterable[bytes], size: int) -> deque[bytes]:
+    """The last documents, as few as hold `size` bytes; no more are ever in memory."""
+    kept: deque[bytes] = deque()
+    total = 0
+    for document in documents:
+        kept.append(document)
+        total += len(document)
+        while total - len(kept[0]) >= size:
+            total -= len(kept.popleft())
+    return kept
 
 
 def of_prepared(prepared: Any) -> dict[str, float]:

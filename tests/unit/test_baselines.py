@@ -7,7 +7,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.evaluate import xz
-from lm.evaluate.baselines import NGram, _codes, _discounts, baselines, of_prepared
+from lm.evaluate.baselines import NGram, _codes, _discounts, _joined, _last, baselines, of_prepared
 
 BOS, EOS, V = 0, 7, 8
 
@@ -85,6 +85,14 @@ def test_baselines(documents):
     assert found["bytes"] == size and found["trigram"] == pytest.approx(nats / np.log(2) / size)
     assert set(found) == {"xz", "xz_after_train", "bigram", "trigram", "bytes", "seconds"}
     assert found["bigram"] < found["xz"] and 0 < found["xz_after_train"] < found["xz"]
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 100])
+def test_of_a_long_text_the_end_is_the_same_and_the_rest_is_dropped(size):
+    texts = [b"abc", b"", b"defg", b"h", b"ijk"]
+    last = _last(iter(texts), size)
+    assert _joined(last)[-size:] == _joined(texts)[-size:]
+    assert len(last) == len(texts) if size == 100 else sum(map(len, last)) - len(last[0]) < size
 
 
 def test_no_held_out_text(documents):
