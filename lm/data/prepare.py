@@ -15,6 +15,7 @@ import argparse
 import errno
 import hashlib
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -80,6 +81,9 @@ def prepare(data: config.Data, *, progress: bool = True) -> Prepared:
 
     if not data.sources:
         raise UserError("data.sources is empty; give at least one source")
+    for name in data.sources:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise UserError(f"data.sources.{name}: it becomes a folder; a name has letters, digits, '_', and then '.' and '-'")
     if not 0 <= data.holdout < 1:
         raise UserError(f"data.holdout={data.holdout} is not a fraction; 0.05 keeps a twentieth of the documents")
     if "://" in data.cache:

@@ -229,6 +229,8 @@ def test_a_full_disk(data, monkeypatch):
     [
         ({"sources": {}}, "data.sources is empty"),
         ({"holdout": 1.0}, "data.holdout=1.0 is not a fraction"),
+        ({"sources": {"c#": config.Source()}}, "data.sources.c#: it becomes a folder"),
+        ({"sources": {"../c": config.Source()}}, r"data.sources.../c: it becomes a folder"),
         ({"cache": "gs://bucket/x"}, "must be a local folder"),
     ],
 )
