@@ -298,6 +298,10 @@ def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) 
         raise UserError(f"{checkpoints.directory.parent} holds another model ({lines}); use its config, or another --workdir")
     if changed and not allow_changes:
         raise UserError(f"config differs from the one saved at step {step}: {lines}. --allow_changes goes on with the new one")
+    if step > (last := parts.run.train.steps):
+        raise UserError(
+            f"{checkpoints.directory.parent} is at step {step}, beyond train.steps={last}: give more, or another --workdir"
+        )
     return step
 
 

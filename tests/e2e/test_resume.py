@@ -152,6 +152,8 @@ def test_what_may_change_does_so_by_flag(train, uninterrupted, tmp_path):
     code, err = train(workdir, "decoder.causal", "--config.train.steps=14", "--allow_changes")
     assert code == 0, err
     assert summary(workdir)["step"] == 14
+    code, err = train(workdir, "decoder.causal", "--config.train.steps=9", "--allow_changes")
+    assert code == 2 and "is at step 14, beyond train.steps=9: give more" in err and summary(workdir)["step"] == 14, err
 
 
 def test_two_runs_in_one_directory(train, tmp_path):
