@@ -24,6 +24,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -223,10 +224,17 @@ def parted(axis: int | None) -> PartitionSpec:
 def added(x: jax.Array, axis: int | None = None) -> jax.Array:
     """Within `by_places`: the sum over all devices' own places, or the device's part of it along `axis`."""
     over = jax.sharding.get_abstract_mesh().manual_axes
-    if over and axis is not None:
-        parts = _names(PARAMETERS["embed"])
-        x, over = jax.lax.psum_scatter(x, parts, scatter_dimension=axis, tiled=True), tuple(a for a in over if a not in parts)
-    return jax.lax.psum(x, over) if over else x
+    parts = _names(PARAMETERS["embed"]) if axis is not None else ()
+    rest = tuple(a for a in over if a not in parts)
+
+    def total(x: jax.Array) -> jax.Array:
+        if parts:
+            x = jax.lax.psum_scatter(x, parts, scatter_dimension=axis, tiled=True)
+        return jax.lax.psum(x, rest) if rest else x
+
+    # Of bfloat16, where some axes are left to the compiler, XLA dies of it on a CPU (jax 0.10.2).
+    wider = lambda x: total(x.astype(jnp.float32)).astype(x.dtype)
+    return jax.lax.platform_dependent(x, cpu=wider, default=total) if over else x
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -74,9 +74,11 @@ def fragmentation(text: str) -> float | None:
         global            2.63M
         HLO temp          4.18G (100.0% utilization: Unpadded (2.44G) Padded (2.44G), 41.5% fragmentation (1.74G))
     """
-    line = r"Program hbm requirement [^\n]*\n(?: +[^\n]*\n)*? +HLO temp [^\n]*fragmentation \(([\d.]+)([BKMGT])\)"
-    found = re.findall(line, text)
-    return float(found[-1][0]) * 1024.0 ** "BKMGT".index(found[-1][1]) if found else None
+    programs = re.findall(r"Program hbm requirement [^\n]*\n((?: +[^\n]*\n)*)", text)
+    if not programs:
+        return None
+    found = re.search(r"HLO temp .*fragmentation \(([\d.]+)([BKMGT])\)", programs[-1])
+    return float(found[1]) * 1024.0 ** "BKMGT".index(found[2]) if found else 0.0
 
 
 def version() -> str:

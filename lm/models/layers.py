@@ -95,7 +95,8 @@ def looked_up(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str
     def look(ids: jax.Array, part: jax.Array) -> jax.Array:
         every = jax.lax.all_gather(ids, PARTS)
         vectors = jnp.take(part, _own_rows(every, len(part), axes[0]), axis=0, mode="fill", fill_value=0)
-        return jax.lax.all_to_all(vectors, PARTS, 0, vectors.ndim - 2).reshape(*ids.shape, -1)
+        found = jax.lax.all_to_all(vectors, PARTS, 0, vectors.ndim - 2).reshape(*ids.shape, -1)
+        return jnp.where(((ids >= 0) & (ids < len(table)))[..., None], found, jnp.nan)  # an id that is none
 
     return apart(look, (PLACE, axes), (*PLACE, None), summed=axes[:1])(ids, table.astype(dtype))
 

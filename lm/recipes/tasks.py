@@ -55,7 +55,7 @@ def _replaced_tokens(run: config.Run) -> Task:
     c: Any = run.objective
     _check_pair(run.model, c)
     modules = {"model": Transformer(run.model), "generator": Transformer(c.generator)}
-    gate = Projection((1,), ("embed", "outputs"), True, run.model.init_std)
+    gate = Projection((1,), ("embed", "outputs"), True, run.model.init_std, run.model.dtype)
     copies = c.predict == "all"
 
     def init(key: jax.Array, example: Example) -> Any:

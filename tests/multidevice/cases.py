@@ -89,6 +89,17 @@ def test_sharded_is_unsharded(architecture, strategy):
         np.testing.assert_allclose(a, b, atol=3e-4)
 
 
+@pytest.mark.parametrize("strategy", ["data", "fsdp and tensor", "fsdp and sequence", "fsdp and expert"])
+def test_sharded_is_unsharded_in_bfloat16(strategy):
+    """To the rounding of sums over devices; float32 parameters, whose gradients travel in bfloat16."""
+    data = rows("decoder", config.Causal(), decoder_length=16)
+    one, many = (
+        steps(run("decoder", config.Causal(), mesh, dtype="bfloat16"), data, 4, devices)[1]
+        for mesh, devices in ((config.Mesh(), jax.devices()[:1]), (MESHES[strategy], None))
+    )
+    np.testing.assert_allclose(many, one, rtol=5e-3)
+
+
 def test_queries_are_cut_though_their_only_key_is_not():
     """Multi-query attention: each device has its own heads, and the key and value of all."""
     data = rows("decoder", config.Causal(), decoder_length=16)

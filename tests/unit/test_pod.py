@@ -1,5 +1,6 @@
 """Every entry of configs/pod.py on its mesh, by shapes alone: what is cut comes out even, and the state leaves room."""
 
+import json
 import math
 import runpy
 from dataclasses import replace
@@ -16,7 +17,7 @@ from lm.models.positions import check_reach
 from lm.objectives import Lengths
 from lm.recipes.tasks import task
 from lm.train.step import blueprint
-from tpu import topologies
+from tpu import table, topologies
 
 FILE = Path(__file__).parents[2] / "configs/pod.py"
 PODS = runpy.run_path(str(FILE))["PODS"]
@@ -71,6 +72,15 @@ def test_all_architectures_and_axes_are_there():
     runs = [load(name) for name in PODS]
     assert {run.model.architecture for run in runs} == {"encoder", "decoder", "encoder_decoder"}
     assert {axis for run in runs for axis in sharding.AXES if getattr(run.mesh, axis) > 1} == set(sharding.AXES)
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_the_kept_report_is_of_the_entry_as_it_stands_and_fits(name):
+    report = json.loads((FILE.parents[1] / f"tpu/results/{name}.json").read_text())
+    assert (
+        report["made_of"] == table.made_of(load(name)) and report["fits"] and report["hbm"]["peak"] < report["hbm"]["capacity"]
+    )
+    assert f"`{name}`" in (FILE.parents[1] / "README.md").read_text()
 
 
 def test_what_does_not_divide_would_be_found():

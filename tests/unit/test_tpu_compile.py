@@ -111,6 +111,7 @@ def test_fragmentation_is_that_of_the_last_program():
     later = "Program hbm requirement 9.0M:\n    HLO temp  8.0M (50% utilization: Unpadded (4.0M), 25% fragmentation (2.00M))\n"
     assert libtpu.fragmentation(LOG + later) == 2 * 2**20
     assert libtpu.fragmentation(LOG + later.replace("hbm", "cmem")) == 1.74 * GIB and libtpu.fragmentation("") is None
+    assert libtpu.fragmentation(LOG + "Program hbm requirement 1.5M:\n    overlays  1.5M\n") == 0  # no temporaries
 
 
 def test_the_peak_is_what_xla_adds_up():
