@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.sharding import OWN, WHOLE, added, by_places, parted, shards
+from lm.sharding import OWN, WHOLE, added, by_places, shards
 from lm.types import Example, WeightedMean
 
 Apply = Callable[..., Any]
-# Of float32 logits that may live at once on a device, by default: on one, and on each of several.
-CHUNK_BYTES, CHUNK_BYTES_OF_MANY = 2**28, 2**30
+CHUNK_BYTES = 2**28  # of float32 logits that may live at once on a device, by default
 
 
 def token_losses(logits: jax.Array, targets: jax.Array, z_loss: float = 0.0) -> jax.Array:
@@ -34,10 +33,9 @@ def chunked_sum(
     Axis 1 of hidden and rest is dealt out to `chunks` place by place, so that each is spread over devices as the whole is.
     The sum is differentiable in params and hidden, all else is constant. Differentiated, the forward pass already forms the
     gradient. Every device has its own places and all of params, whose gradient travels once, however many chunks there
-    are, and as products take matrices, in the dtype of hidden, to the devices that hold its parts.
+    are, and as products take matrices, in the dtype of hidden.
     """
     like = lambda x, dtype: x.astype(dtype) if x.ndim > 1 else x
-    embed = lambda x: x.shape.index(hidden.shape[-1]) if x.ndim > 1 and hidden.shape[-1] in x.shape else None
 
     def cut(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunks, *x.shape[2:]), 2, 0)
@@ -65,11 +63,10 @@ def chunked_sum(
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (jnp.zeros(()), params))
             (value, d_params), whole = jax.lax.scan(step, zero, (cut(hidden), jax.tree.map(cut, rest)))
             also, d_hidden = jax.tree.map(join, whole)
-            return (added(value), also), (jax.tree.map(lambda g: added(like(g, hidden.dtype), embed(g)), d_params), d_hidden)
+            return (added(value), also), (jax.tree.map(lambda g: added(like(g, hidden.dtype)), d_params), d_hidden)
 
         whole = jax.tree.map(lambda x: like(x, hidden.dtype), params)
-        where = (WHOLE, OWN), (jax.tree.map(lambda x: parted(embed(x)), params), OWN)
-        value, gradients = by_places(own, (WHOLE, OWN, OWN), where)(whole, hidden, rest)
+        value, gradients = by_places(own, (WHOLE, OWN, OWN), ((WHOLE, OWN), (WHOLE, OWN)))(whole, hidden, rest)
         d_params, d_hidden = jax.lax.optimization_barrier(gradients)  # else the former waits, whole, for the layers' end
         return value, (jax.tree.map(lambda g, x: g.astype(x.dtype), d_params, params), d_hidden)
 
@@ -82,8 +79,8 @@ def chunked_sum(
 
 def num_chunks(batch: int, places: int, vocab: int) -> int:
     """The fewest equal cuts of a row's places that keep the float32 logits, spread over all devices, small enough."""
-    devices = jax.sharding.get_abstract_mesh().size
-    least = -(-batch * places * vocab * 4 // (CHUNK_BYTES_OF_MANY * devices if devices > 1 else CHUNK_BYTES))
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    least = -(-batch * places * vocab * 4 // (CHUNK_BYTES * devices))
     if places % shards("length") == 0:
         places //= shards("length")  # of a device
     return next(n for n in range(max(1, least), places + 1) if places % n == 0) if least < places else places

@@ -200,9 +200,9 @@ WHOLE, OWN = PartitionSpec(), PartitionSpec(ROWS, ACTIVATIONS["length"])
 def by_places(fn: Callable[..., Any], inputs: tuple[PartitionSpec, ...], outputs: Any) -> Callable[..., Any]:
     """`fn`, run by each device on its own rows and places of them; outside of `use`, `fn` itself.
 
-    Of arguments, and of the tree of results, each is WHOLE, on every device, or OWN: arrays [B, T, ...]. Other results are
-    what `fn` adds up by `added`: whole, or `parted` along an axis. What else is cut, as a vocabulary, is left to the
-    compiler; so are rows that do not divide over the devices.
+    Of arguments, and of the tree of results, each is WHOLE, on every device, or OWN: arrays [B, T, ...]. Results that are
+    whole are what `fn` adds up by `added`. What else is cut, as a vocabulary, is left to the compiler; so are rows that do
+    not divide over the devices.
     """
 
     def call(*arguments: Any) -> Any:
@@ -216,22 +216,13 @@ def by_places(fn: Callable[..., Any], inputs: tuple[PartitionSpec, ...], outputs
     return call
 
 
-def parted(axis: int | None) -> PartitionSpec:
-    """Where an array lies that is cut along `axis` as a parameter is along "embed"; whole, if that is None."""
-    return WHOLE if axis is None else PartitionSpec(*(None,) * axis, PARAMETERS["embed"])
+def added(x: jax.Array) -> jax.Array:
+    """The sum over all devices' own places, within `by_places`.
 
-
-def added(x: jax.Array, axis: int | None = None) -> jax.Array:
-    """Within `by_places`: the sum over all devices' own places, or the device's part of it along `axis`."""
+    Whole on each: to scatter it there, where a vocabulary is cut over "tensor", XLA would gather that first.
+    """
     over = jax.sharding.get_abstract_mesh().manual_axes
-    parts = _names(PARAMETERS["embed"]) if axis is not None else ()
-    rest = tuple(a for a in over if a not in parts)
-
-    def total(x: jax.Array) -> jax.Array:
-        if parts:
-            x = jax.lax.psum_scatter(x, parts, scatter_dimension=axis, tiled=True)
-        return jax.lax.psum(x, rest) if rest else x
-
+    total = lambda x: jax.lax.psum(x, over)
     # Of bfloat16, where some axes are left to the compiler, XLA dies of it on a CPU (jax 0.10.2).
     wider = lambda x: total(x.astype(jnp.float32)).astype(x.dtype)
     return jax.lax.platform_dependent(x, cpu=wider, default=total) if over else x
