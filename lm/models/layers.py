@@ -124,7 +124,6 @@ def _looked_up(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, st
 def _added_up(dtype: str, axes: tuple[str, str], kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
     """The gradient is summed in the table's own precision on a device; a whole table's, between devices, in `dtype`."""
     table, ids = kept
-
     rows = len(table) // shards(axes[0])
 
     def add(sums: jax.Array, ids: jax.Array, gradient: jax.Array) -> jax.Array:

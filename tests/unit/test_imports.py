@@ -34,15 +34,8 @@ MAY = {
 }
 FREE = {"recipes"}  # all of lm, and so may every __main__
 NEVER = {"configs", "experiments", "tests", "tpu"}
-LIGHT = {
-    "errors",
-    "atomic",
-    "config",
-    "resolve",
-    "flops",
-    "objectives",
-    "data",
-}  # no jax: config and flops of a laptop, data on the host
+# No jax: config and flops of a laptop, data on the host.
+LIGHT = {"errors", "atomic", "config", "resolve", "flops", "objectives", "data"}
 HEAVY = {"jax", "flax", "optax", "orbax"}
 
 FILES = sorted((ROOT / "lm").rglob("*.py"))

@@ -117,9 +117,8 @@ def test_fragmentation_is_that_of_the_last_program():
 def test_the_peak_is_what_xla_adds_up():
     mib = 2**20
     m = dict(argument=355.55 * mib, output=355.18 * mib, alias=355.17 * mib, temp=5.914 * GIB, generated_code=129.33 * mib)
-    assert 1.25 * GIB + libtpu.peak(m, libtpu.fragmentation(LOG)) == pytest.approx(
-        5.91 * GIB, abs=0.02 * GIB
-    )  # of three digits
+    total = 1.25 * GIB + libtpu.peak(m, libtpu.fragmentation(LOG))
+    assert total == pytest.approx(5.91 * GIB, abs=0.02 * GIB)  # the log has three digits
     assert libtpu.peak(m, None) == pytest.approx(libtpu.peak(m, 1.74 * GIB) + 1.74 * GIB)  # too much, where no log tells
 
 
