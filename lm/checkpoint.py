@@ -24,7 +24,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
-from lm import config, distributed, resolve
+from lm import config, distributed, paths, resolve
 from lm.errors import UserError
 from lm.types import TrainState
 
@@ -226,7 +226,7 @@ class _InTurn(ocp.type_handlers.NumpyHandler):
 
 def save_params(directory: str | Path, model: config.Model, params: Any) -> None:
     """A model by itself, in a new folder: `params/`, `SHA256.json` and, last, `model.json`."""
-    path = epath.Path(directory).resolve()
+    path = _folder(directory)
     path.mkdir(parents=True, exist_ok=True)
     try:
         registry = ocp.type_handlers.create_type_handler_registry(
@@ -242,7 +242,7 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
 
 def load_model(directory: str | Path) -> config.Model:
     """The model of a folder that `save_params` wrote, or of the latest whole checkpoint of a run."""
-    path = epath.Path(directory).expanduser().resolve()
+    path = _folder(directory)
     if (path / "model.json").exists():
         return resolve.build(config.Model, json.loads((path / "model.json").read_text()))
     return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_text())).model
@@ -255,7 +255,7 @@ def load_params(directory: str | Path, target: Any) -> Any:
     A run that trains other parts beside its model keeps them all by name ("model" is one); a target that has no such names
     gets the model alone.
     """
-    path = epath.Path(directory).expanduser().resolve()
+    path = _folder(directory)
     if (path / "model.json").exists():
         listing = json.loads((path / DIGESTS).read_text())
         if (found := digests(path / "params")) != listing:
@@ -295,11 +295,16 @@ def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target
 
 def load_tokenizer(directory: str | Path) -> bytes | None:
     """The tokenizer that a run was trained with, or the file that a converted model keeps in `hf/`; None if it has none."""
-    path = epath.Path(directory).expanduser().resolve()
+    path = _folder(directory)
     if (path / "model.json").exists():
         files = [path / "hf" / name for name in TOKENIZERS]
         return next((file.read_bytes() for file in files if file.exists()), None)
     return base64.b64decode(json.loads((_latest(path) / "tokenizer" / "metadata").read_text())["sentencepiece"])
+
+
+def _folder(directory: str | Path) -> epath.Path:
+    """Absolute; UserError where Orbax would read or write in another place than the one named."""
+    return epath.Path(directory if str(directory).startswith("gs://") else paths.local(directory, name="the model's folder"))
 
 
 def _latest(workdir: epath.Path) -> epath.Path:

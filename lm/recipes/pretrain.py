@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lm import config, flops, optim, resolve, sharding
+from lm import config, flops, optim, paths, resolve, sharding
 from lm.checkpoint import Checkpoints, load_params, load_tokenizer
 from lm.data.loader import batches
 from lm.data.prepare import Prepared, prepare
@@ -102,6 +102,8 @@ def check(run: config.Run, mesh: Mesh) -> None:
         if value is not None and value < 1:
             cure = "; None is never" if name in every and name != "log.every" else ""
             raise UserError(f"{name}={value} is too small: give 1 or more{cure}")
+    if run.train.init_from is not None and not run.train.init_from.startswith("gs://"):
+        paths.local(run.train.init_from, name="train.init_from")
     if run.data.sources:
         shares([source.weight for source in run.data.sources.values()])
     sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)

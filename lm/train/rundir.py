@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lm import atomic, config, distributed, resolve
+from lm import atomic, config, distributed, paths, resolve
 from lm.errors import Busy, UserError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "sentencepiece", "numpy")
@@ -47,11 +47,11 @@ class RunDir:
         self.in_bucket = str(workdir).startswith(BUCKETS)
         if self.in_bucket:
             staged = hashlib.sha256(str(workdir).rstrip("/").encode()).hexdigest()[:16]
-            self.path, self.home = Path(STAGING).expanduser() / staged, epath.Path(workdir)
+            self.path, self.home = paths.local(STAGING, name="the copy of a bucket") / staged, epath.Path(workdir)
         elif "://" in str(workdir):
             raise UserError(f"--workdir={workdir}: only gs:// buckets and folders are known; mount another and give its folder")
         else:
-            self.path = Path(workdir).expanduser().resolve()
+            self.path = paths.local(workdir, name="--workdir")
             self.home = epath.Path(self.path)
         if not self.writes:
             return

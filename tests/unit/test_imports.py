@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE = {"config", "resolve", "types", "errors", "atomic", "distributed"}
+CORE = {"config", "resolve", "types", "errors", "atomic", "paths", "distributed"}
 MODELS = CORE | {"sharding", "flops", "models"}
 DATA = CORE | {"data", "objectives"}
 LOOP = CORE | {"sharding", "flops", "losses", "checkpoint", "optim", "train"}
@@ -18,6 +18,7 @@ MAY = {
     "startup": {"errors"},
     "distributed": {"errors"},
     "atomic": {"errors"},
+    "paths": {"errors"},
     "sharding": CORE,
     "flops": CORE,
     "optim": CORE,
@@ -35,7 +36,7 @@ MAY = {
 FREE = {"recipes"}  # all of lm, and so may every __main__
 NEVER = {"configs", "experiments", "tests", "tpu"}
 # No jax: config and flops of a laptop, data on the host.
-LIGHT = {"errors", "atomic", "config", "resolve", "flops", "objectives", "data"}
+LIGHT = {"errors", "atomic", "paths", "config", "resolve", "flops", "objectives", "data"}
 HEAVY = {"jax", "flax", "optax", "orbax"}
 
 FILES = sorted((ROOT / "lm").rglob("*.py"))

@@ -1,0 +1,55 @@
+"""A folder is the one that was named, or it is refused before anything is written."""
+
+import os
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from lm import paths
+from lm.errors import UserError
+from lm.train.rundir import RunDir
+
+
+def test_what_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert paths.local("runs/a", name="--workdir") == tmp_path / "runs/a"
+    assert paths.local("~/a", name="--workdir") == tmp_path / "home/a"
+    for plain in ("a b", "a%41", "a#b", "a?b", "é", "日本", "a\nb", "a:b", "12"):
+        assert paths.local(plain, name="--workdir") == tmp_path / plain
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ("", "--workdir is empty; give a folder"),
+        ("  ", "--workdir is empty"),
+        ("a\\b/r", r"changes '\\\\' in .*; give a folder without it"),
+        ("x/gs:/r", "changes ':/' in"),
+        (os.fsdecode(b"a\xff/r"), "not UTF-8; rename it"),
+        ("a\0b", "is no path"),
+        ("~nobody-has-this-name/r", "home directory.*absolute path"),
+    ],
+)
+def test_what_is_refused_before_anything_is_written(tmp_path, monkeypatch, given, cause):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=cause):
+        RunDir(given)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_link_to_a_folder_that_is_refused(tmp_path):
+    (tmp_path / "a\\b").mkdir()
+    (tmp_path / "plain").symlink_to(tmp_path / "a\\b")
+    with pytest.raises(UserError, match="without it"):
+        paths.local(tmp_path / "plain" / "r", name="--workdir")
+
+
+def test_the_library_writes_where_it_is_told_for_all_else(tmp_path):
+    """A printable character that begins to be rewritten by a later version belongs into `REWRITTEN`."""
+    name = "".join(map(chr, range(1, 127))).replace("/", "").replace("\\", "") + "é日%41"
+    target = paths.local(tmp_path / name, name="--workdir") / "state"
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(target, args=ocp.args.StandardSave({"w": np.arange(4.0)}))
+    assert os.listdir(target / "d") and [p.name for p in tmp_path.iterdir()] == [name]
