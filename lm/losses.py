@@ -99,8 +99,8 @@ def cross_entropy(
 ) -> WeightedMean:
     """Weighted sum of the token losses of an Example, and the sum of its weights.
 
-    What the model itself sows in "losses" (a router's, see `lm.models.moe`) counts once for each unit of weight: the mean
-    is that of the tokens plus it.
+    What the model itself sows in "losses" (a router's, see `lm.models.moe`) is added to the mean over tokens, so it enters the
+    sum times the weight. Of several microbatches each counts by its weight.
 
     `head_params` selects what `apply(..., method="logits")` reads, so that only its gradient is carried through chunks.
     """

@@ -182,7 +182,10 @@ class Dropout(nn.Module):
 
 
 class Mlp(nn.Module):
-    """x [..., D] -> act(x W) V, or gated: (act(x W) * x U) V (GLU variants, arXiv 2002.05202)."""
+    """x [..., D] -> act(x W) V, or gated: (act(x W) * x U) V (GLU variants, arXiv 2002.05202).
+
+    `real`, which tokens are text, makes no difference here: every token is on its own.
+    """
 
     config: config.Mlp
     std: float | None = None
@@ -191,7 +194,7 @@ class Mlp(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
         c, width = self.config, x.shape[-1]
         kinds: dict[str, Any] = dict(bias=c.bias, dtype=self.dtype, param_dtype=self.param_dtype)
         hidden = Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="up", **kinds)(x)

@@ -10,6 +10,7 @@ is `decode` with `mutable=["cache"]`: see `lm.generate`.
 
 import dataclasses
 import re
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +26,8 @@ from lm.models.moe import Moe
 from lm.models.positions import Bias, sinusoidal
 from lm.types import Example, Mask, TokenStream
 
-FFN: dict[type, Any] = {config.Mlp: Mlp, config.Moe: Moe}  # a new kind of feed-forward is registered here
+# A new kind of feed-forward is registered here. Each is called with x [B, T, D] and bool [B, T]: which tokens are text.
+FFN: dict[type, Any] = {config.Mlp: Mlp, config.Moe: Moe}
 
 
 @struct.dataclass
@@ -54,6 +56,7 @@ class Block(nn.Module):
         how: dict[str, Any] = kinds | dict(kernel=m.kernel)
         attention = Attention(c.attention, rope, m.init_std, self.out_std(c.attention), name="attention", **how)
         ffn = FFN[type(c.ffn)](c.ffn, m.init_std, self.out_std(c.ffn), name="ffn", **kinds)
+        feed = partial(ffn, real=context.mask.q_segments > 0)
 
         def norm(at: str, name: str, y: jax.Array) -> jax.Array:
             bare = name in c.bare or at not in c.norm_at
@@ -70,14 +73,14 @@ class Block(nn.Module):
             return add(name, x, f(norm("in", name, x)))
 
         if c.parallel == "shared":
-            return residual("block", lambda y: look(y) + ffn(y), x)
+            return residual("block", lambda y: look(y) + feed(y), x)
         if c.parallel == "separate":
-            return add("block", x, look(norm("in", "attention", x)) + ffn(norm("in", "ffn", x)))
+            return add("block", x, look(norm("in", "attention", x)) + feed(norm("in", "ffn", x)))
         x = residual("attention", look, x)
         if c.cross and context.cross_mask is not None:  # shared layers are an encoder's too, which has nothing to look at
             cross = Attention(c.attention, None, m.init_std, self.out_std(c.attention), name="cross", **how)
             x = residual("cross", lambda y: cross(y, mask=context.cross_mask, source=context.encoded, cross=True), x)
-        return residual("ffn", ffn, x)
+        return residual("ffn", feed, x)
 
     def out_std(self, child: config.Attention | config.Ffn) -> float | None:
         """Of what writes to the residual stream: smaller with depth where nothing normalises the sum (GPT-2, section 2.3)."""

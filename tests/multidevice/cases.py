@@ -207,7 +207,7 @@ def test_a_table_is_looked_up_and_its_gradient_added_up(strategy, vocab):
 @pytest.mark.parametrize("strategy", ["expert", "fsdp, expert and tensor"])
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_sharded_experts_are_unsharded(kind, strategy):
-    """Loss and gradients; a device has one or two of four experts, and its own rows."""
+    """Loss and gradients; a device has one or two of four experts, and its own rows, with more or less padding."""
     c = MESHES["expert"] if strategy == "expert" else config.Mesh(data=1, fsdp=2, expert=2, tensor=2)
     many, state, text = loss_and_gradients(kind, c, jax.devices(), scan=strategy == "expert")
     one, _, _ = loss_and_gradients(kind, config.Mesh(), jax.devices()[:1], scan=strategy == "expert")
@@ -225,9 +225,16 @@ def loss_and_gradients(kind, c, devices, scan):
     mesh, plan, _ = start(r, data, devices)
     loss = partial(losses.cross_entropy, apply=Transformer(r.model).apply, head_params=head_params, vocab_size=512)
     with sharding.use(mesh):
-        state, batch = plan.create(0), sharding.global_batch(data.rows, np.arange(8), mesh)
+        state, batch = plan.create(0), sharding.global_batch(lambda index: cut(data.rows(index), index), np.arange(8), mesh)
         step = jax.jit(jax.value_and_grad(lambda p, e: loss(p, example=e).mean)).lower(state.params, batch).compile()
         return step(state.params, batch), state, step.as_text()
+
+
+def cut(example, index):
+    """Row i with padding in the place of its last 2 i tokens."""
+    kept = (np.arange(16) < 16 - 2 * index[:, None]).astype(np.int32)
+    stream = example.decoder.replace(segments=example.decoder.segments * kept)
+    return example.replace(decoder=stream, weights=example.weights * kept)
 
 
 def shard(x):

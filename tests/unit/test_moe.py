@@ -162,9 +162,37 @@ def test_router_losses_are_weighted_and_sown():
     close(run(replace(c, z=0.0), params, X)[1], 0.3, 1e-6)
 
 
-def model_of(**stack) -> Model:
+def test_router_losses_are_means_over_the_text():
+    """Of a batch with padding they are those of its text in one row, whatever stands in the padding."""
+    params = params_of(c := replace(MOE, balance=0.3, z=0.7))
+    real = np.random.default_rng(3).random((B, T)) < 0.5
+    loss = jax.jit(lambda p, x, real: jax.tree.leaves(moe.Moe(c).apply({"params": p}, x, real, mutable=["losses"])[1])[0])
+    text = X[real][None]
+    expected = loss(params, text, np.ones(text.shape[:2], bool))
+    for padding in (0.0, 1.0, 1e4):
+        close(loss(params, jnp.where(real[..., None], X, padding), real), expected, rtol=1e-5)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params, X, np.zeros_like(real))
+    assert value == 0 and jax.tree.all(jax.tree.map(lambda g: (g == 0).all(), gradient)), "no text: nothing to balance"
+
+
+def test_padding_takes_no_place_of_an_expert():
+    """Wherever it stands, also in front of the text; what it gets itself is 0."""
+    params = params_of(c := replace(MOE, capacity=0.4))
+    mixture = jax.jit(lambda x, real: moe.Moe(c).apply({"params": params}, x, real))
+    text, n = X[:, :6], T - 6
+    behind, front = (jnp.pad(text, ((0, 0), pad, (0, 0)), constant_values=0.5) for pad in ((0, n), (n, 0)))
+    real = np.broadcast_to(np.arange(T) < 6, (B, T))
+    expected = mixture(behind, real)
+    close(expected[:, :6], mixture(behind, np.ones_like(real))[:, :6], 0.0)  # behind, it never took one
+    assert (expected[:, 6:] == 0).all() and (expected[:, :6] != 0).any()
+    close(mixture(front, real[:, ::-1])[:, n:], expected[:, :6])
+    assert not np.allclose(mixture(front, np.ones_like(real))[:, n:], expected[:, :6], atol=1e-3)
+
+
+def model_of(*, capacity=None, balance=0.5, z=0.2, **stack) -> Model:
     """Two turns of a plain layer and one with experts."""
-    blocks = {"L": Block(Attention(2), PLAIN), "M": Block(Attention(2), replace(MOE, balance=0.5, z=0.2))}
+    experts = replace(MOE, balance=balance, z=z, capacity=capacity)
+    blocks = {"L": Block(Attention(2), PLAIN), "M": Block(Attention(2), experts)}
     return Model(V, D, decoder=Stack(4, blocks, "LM", position=Rope(), **stack), head=Head())
 
 
@@ -214,6 +242,39 @@ def test_scanned_is_unrolled(remat):
     scanned = jax.jit(jax.value_and_grad(loss_of(model_of(scan=True, remat=remat))))(stack_turns(params))
     close(scanned, (value, stack_turns(gradient)), atol=1e-4, rtol=1e-4)
     close(jax.jit(loss_of(model_of(remat=remat)))(params), value, rtol=1e-6)
+
+
+def padded(example: Example, *, length: int = 0, rows: int = 0) -> Example:
+    """The same text in longer rows, and with rows of padding alone."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, rows), (0, length))), example)
+
+
+@pytest.mark.parametrize(("capacity", "stack"), [(None, {"scan": True, "remat": "full"}), (40.0, {})])
+def test_the_loss_is_the_same_however_far_a_row_is_padded(capacity, stack):
+    """Loss, with the routers' in it, and gradients; as well with rows of padding alone, which are finite on their own."""
+    model = model_of(capacity=capacity, **stack)
+    params = stack_turns(start(model_of())) if stack else start(model_of())
+
+    def loss(p, example):
+        return losses.cross_entropy(p, Transformer(model).apply, example, head_params=head_params, vocab_size=V).total
+
+    both = jax.jit(jax.value_and_grad(loss))
+    value, gradient = both(params, batch())
+    close(both(params, padded(batch(), length=6, rows=2)), (value, gradient), atol=1e-4, rtol=1e-5)
+    nothing, none = both(params, jax.tree.map(jnp.zeros_like, batch()))
+    assert nothing == 0 and jax.tree.all(jax.tree.map(lambda g: (g == 0).all(), none))
+
+
+def test_microbatches_add_up_to_the_batch():
+    """Of different weight, and one without a token. The balance loss is a product of means, so it adds up nearly."""
+    example = padded(batch(), rows=1)
+    for settings, rtol in (({"balance": 0.0, "z": 0.5}, 1e-6), ({"balance": 0.05, "z": 0.0}, 0.02)):
+        model = model_of(**settings)
+        params, apply = start(model_of()), Transformer(model).apply
+        mean = jax.jit(lambda e: losses.cross_entropy(params, apply, e, head_params=head_params, vocab_size=V))  # noqa: B023
+        parts = [mean(jax.tree.map(lambda x, i=i: x[i : i + 1], example)) for i in range(4)]
+        close(sum(parts[1:], parts[0]).mean, mean(example).mean, rtol=rtol)
+        assert parts[-1].total == 0 and parts[-1].weight == 0
 
 
 @pytest.mark.parametrize("scan", [False, True])
