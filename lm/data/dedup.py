@@ -4,9 +4,11 @@
 """
 
 import hashlib
+import itertools
 import re
+import unicodedata
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,15 +18,29 @@ from lm import config
 
 _SHINGLE = 5  # words
 _BLOCK = 1024  # shingles in one call: their hashes under all permutations stay in the processor's cache
+_HELD = 1 << 16  # words in memory at a time: a text of hundreds of megabytes has tens of millions
 _SEED = 1  # of the permutations; part of what the fingerprint of prepared data covers through its FORMAT
-_WORD = re.compile(r"\w+")
+
+# Vowel signs of Hindi, Thai or Hebrew are combining marks, and `\w` has none; Persian and Hindi join letters with ZWNJ, ZWJ.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c)[0] == "M")
+_MARKS += "\u200c\u200d\U000e0100-\U000e01ef"
+# Sentence punctuation, which does not count behind a word; elsewhere it tells 1.5 from 15, and !x from x.
+_STOPS = ".,;:!?\u2026\u060c\u061b\u061f\u06d4\u0964\u0965\u3001\u3002\uff01\uff0c\uff0e\uff1a\uff1b\uff1f"
+_WORD = re.compile(rf"[\w{_MARKS}]+|(?!(?<=\S)[{_STOPS}]{{1,3}}(?:\s|\Z))\S")
+# Scripts that put no space between words (Thai, Lao, Myanmar, Khmer, kana, Han): each letter is a word.
+_SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\uff66-\uff9d\U00020000-\U0003ffff"
+)
+_HAS_SPACELESS = re.compile(f"[{_SPACELESS}]")
+_LETTER = re.compile(f"[{_SPACELESS}][{_MARKS}]*|[^{_SPACELESS}]+")
 
 
 @dataclass(frozen=True)
 class Signature:
     """What is kept of a document to compare it by."""
 
-    exact: bytes  # SHA-256 of its words in lower case, whatever stands between them
+    exact: bytes  # SHA-256 of its words in lower case
     near: np.ndarray | None  # uint32 [permutations], the MinHash of its word 5-grams; None if not asked for
 
 
@@ -35,17 +51,35 @@ class Dropped:
     kept: int  # index of the earlier document that stays
 
 
+def words(text: str) -> Iterator[str]:
+    """The words of a text in lower case, and every symbol as a word of its own, as two texts are compared by.
+
+    What two texts may differ in and be the same: letter case, white space, and sentence punctuation that ends a word.
+    "if (x >= 1.5) Stop!" -> if ( x > = 1 . 5 ) stop
+    """
+    for match in _WORD.finditer(text.lower()):
+        if _HAS_SPACELESS.search(match[0]):
+            yield from (letter[0] for letter in _LETTER.finditer(match[0]))
+        else:
+            yield match[0]
+
+
 def sign(text: str, settings: config.Dedup) -> Signature:
     """The signature of one document."""
-    words = _WORD.findall(text.lower()) or [text]  # a text without a word, a run of symbols, is compared as it is
-    exact = hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()
-    if settings.near is None:
-        return Signature(exact, None)
-    minhash = _minhash(settings)
-    hashes = _shingles(words)
-    for at in range(0, len(hashes), _BLOCK):
-        minhash.update_batch(hashes[at : at + _BLOCK])
-    return Signature(exact, minhash.hashvalues)
+    exact = hashlib.sha256()
+    minhash = _minhash(settings) if settings.near is not None else None
+    every, before = words(text), np.zeros(0, np.uint64)
+    some = list(itertools.islice(every, _HELD)) or [text]  # a text of spaces is compared as it is
+    first = True
+    while some:
+        exact.update(("" if first else " ").encode() + " ".join(some).encode("utf-8", "surrogatepass"))
+        if minhash is not None:
+            hashes = np.concatenate([before, _hashes(some)])
+            shingles, before = _shingles(hashes), hashes[-(_SHINGLE - 1) :]
+            for at in range(0, len(shingles), _BLOCK):
+                minhash.update_batch(shingles[at : at + _BLOCK])
+        some, first = list(itertools.islice(every, _HELD)), False
+    return Signature(exact.digest(), None if minhash is None else minhash.hashvalues)
 
 
 def _minhash(settings: config.Dedup, hashvalues: np.ndarray | None = None) -> Any:
@@ -55,9 +89,13 @@ def _minhash(settings: config.Dedup, hashvalues: np.ndarray | None = None) -> An
     return MinHash(settings.permutations, seed=_SEED, hashfunc=int, hashvalues=hashvalues, scheme="affine32")
 
 
-def _shingles(words: list[str]) -> np.ndarray:
-    """uint32, the distinct hashes of all runs of 5 words; a shorter text is one run."""
-    word = np.fromiter((zlib.crc32(w.encode("utf-8", "surrogatepass")) for w in words), np.uint64, len(words))
+def _hashes(words: list[str]) -> np.ndarray:
+    """uint64 [n], a hash of each word."""
+    return np.fromiter((zlib.crc32(w.encode("utf-8", "surrogatepass")) for w in words), np.uint64, len(words))
+
+
+def _shingles(word: np.ndarray) -> np.ndarray:
+    """uint32, the distinct hashes of all runs of 5 words, given those of the words; a shorter text is one run."""
     count = max(1, len(word) - _SHINGLE + 1)
     out = np.zeros(count, np.uint64)
     for k in range(min(_SHINGLE, len(word))):  # multiply and fold, so that the order of the words counts

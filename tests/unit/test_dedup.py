@@ -3,9 +3,11 @@
 import random
 
 import numpy as np
+import pytest
 
 from lm import config
-from lm.data.dedup import Dropped, _shingles, duplicates, sign
+from lm.data import dedup
+from lm.data.dedup import Dropped, _hashes, _shingles, duplicates, sign, words
 
 NEAR = config.Dedup()
 
@@ -31,6 +33,69 @@ def test_exact_ignores_case_and_punctuation():
     assert drops([a, b, a.upper().replace(" ", ",\n")]) == [Dropped(2, "exact", 0)]
 
 
+@pytest.mark.parametrize(
+    "one, two",
+    [
+        ("दिन", "दीन"),  # vowel signs of Hindi, Tamil, Thai; points of Hebrew
+        ("கிளி", "குளு"),
+        ("กิน", "กัน"),
+        ("שָׁלוֹם", "שָׁלֵם"),
+        ("می‌خواهم", "میخواهم"),  # with and without a zero-width non-joiner
+        ("C++", "C#"),
+        ("a < b", "a > b"),
+        ("x = -1", "x = 1"),
+        ("f(x) += 1;", "f(x) -= 1;"),
+        ("1.5", "15"),
+        ("x²", "x2"),
+        ("!ready", "ready"),
+        ("100 €", "100 $"),
+        ("👍", "👎"),
+        ("中文", "日文"),
+        ("café", "cafe"),
+        ("it's", "its"),
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "In a sentence: {}, of a few words more."])
+def test_texts_that_differ_in_letters_marks_or_symbols_are_different(one, two, around):
+    assert drops([around.format(one), around.format(two)]) == []
+
+
+@pytest.mark.parametrize(
+    "one, two",
+    [
+        ("Hello, world", "hello world."),
+        ("Stop!  Now?", "stop\n\nnow"),
+        ("यह दिन है।", "यह दिन है"),
+        ("你好，世界。", "你好，世界"),
+        ("…and so on...", "…AND so on"),
+    ],
+)
+def test_case_space_and_sentence_punctuation_do_not_count(one, two):
+    assert drops([one, two]) == [Dropped(1, "exact", 0)]
+
+
+def test_words_of_all_scripts():
+    assert list(words("If (x >= 1.5) Stop!")) == ["if", "(", "x", ">", "=", "1", ".", "5", ")", "stop"]
+    assert list(words("दिन और रात।")) == ["दिन", "और", "रात"]
+    assert list(words("กินdata中文2")) == ["กิ", "น", "data", "中", "文", "2"]
+    assert list(words(" \n")) == []
+
+
+def test_near_duplicates_of_a_script_without_spaces():
+    rng = random.Random(0)
+    letters = [rng.choice("的一是不了人我在有他这为之大来以个中上们") for _ in range(400)]
+    changed = letters[:200] + ["口"] + letters[201:]
+    other = [rng.choice(letters) for _ in range(400)]
+    assert drops(["".join(letters), "".join(changed), "".join(other)]) == [Dropped(1, "near", 0)]
+
+
+def test_a_long_text_is_signed_in_pieces(monkeypatch):
+    whole = sign(text(1, 1000), NEAR)
+    monkeypatch.setattr(dedup, "_HELD", 7)
+    pieces = sign(text(1, 1000), NEAR)
+    assert pieces.exact == whole.exact and np.array_equal(pieces.near, whole.near)
+
+
 def test_near_duplicates_go_and_different_ones_stay():
     a, b = text(1), text(2)
     assert drops([b, a, changed(a, 4), changed(a, 120)]) == [Dropped(2, "near", 1)]
@@ -39,7 +104,7 @@ def test_near_duplicates_go_and_different_ones_stay():
 def test_the_estimate_is_the_jaccard_similarity():
     a = text(1, 3000)
     b = changed(a, 60)
-    x, y = set(_shingles(a.split())), set(_shingles(b.split()))
+    x, y = (set(_shingles(_hashes(text.split()))) for text in (a, b))
     true = len(x & y) / len(x | y)
     many = config.Dedup(permutations=1024)
     estimate = np.mean(sign(a, many).near == sign(b, many).near)
