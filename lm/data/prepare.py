@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 
 from lm import atomic, config, resolve
-from lm.data import dedup, sources, stages
+from lm.data import clean, dedup, sources, stages
 from lm.data.store import Store, write_store
 from lm.data.tokenizer import Tokenizer, from_bytes, load, train
 from lm.errors import EXIT_USER_ERROR, UserError
 
-FORMAT = 1  # of the prepared folder and of what the stages do; a change of either makes everything be prepared anew
+FORMAT = 2  # of the prepared folder and of what the stages do; a change of either makes everything be prepared anew
 _SPLITS = ("train", "holdout")
 _ENCODE_BYTES = 1 << 23  # of text in one call of the tokenizer
 _TOKENIZER_BYTES = 1 << 30  # of text that a tokenizer is trained on, evenly taken from all
@@ -166,11 +166,11 @@ class _Build:
                     unreadable.append(str(error))
 
         with partial.open("w", encoding="utf-8") as out:
-            worked = stages.clean_all(read(), data.clean, data.dedup)
+            worked = stages.clean_all(read(), clean.settled(data.clean, source), data.dedup)
             for document, signature, found in self.bar.track(worked, f"clean {name}", total=len(documents)):
                 counts += found
                 counts["documents"] += 1
-                if len(document.text) < data.clean.min_chars:
+                if len(document.text.strip()) < data.clean.min_chars:
                     counts["short"] += 1
                     continue
                 stages.check_space(self.cache, out.tell(), every=len(keys))
@@ -305,7 +305,7 @@ class _Build:
                     "near": reasons["near"],
                 },
                 "examples": {"unreadable": unreadable[:_EXAMPLES], "duplicates": drops[:_EXAMPLES]},
-                "cleaned": {k: counts[k] for k in ("repaired", "tag", "entity", "marker", "correction")},
+                "cleaned": {k: counts[k] for k in clean.COUNTED},
                 **whole,
                 "bytes_per_token": round(whole["bytes"] / whole["tokens"], 4),
                 "splits": encoded[name],

@@ -180,7 +180,7 @@ def show(report: Mapping[str, Any], path: Path) -> None:
     rows: list[tuple[str, Callable[[Any], str]]] = [("documents read", lambda s: f"{s['read']:,}")]
     for why in ("unreadable", "short", "exact", "near"):
         rows.append((f"dropped: {why}", lambda s, why=why: f"{s['dropped'][why]:,}"))
-    for what in ("repaired", "tag", "entity", "marker", "correction"):
+    for what in clean.COUNTED:
         rows.append((f"cleaned: {what}", lambda s, what=what: f"{s['cleaned'][what]:,}"))
     for what in ("documents", "bytes", "tokens"):
         rows.append((what, lambda s, what=what: f"{s[what]:,}"))

