@@ -1,9 +1,15 @@
-"""Files written whole or not at all: whenever the process is killed, the old file or the new one is there."""
+"""Files and folders written whole or not at all: whenever the process is killed, the old one or the new one is there."""
 
+import fcntl
 import json
 import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lm.errors import Busy, UserError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -18,3 +24,48 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """In the order that `value` has: that of a run's data sources, for one, decides its rows."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def new_folder(target: Path) -> Generator[Path]:
+    """Gives a folder to write in, `.<name>.partial` beside `target`, and renames it to `target` when the block ends. An error
+    removes it; after a kill it stays there, and the next call for the same target removes it."""
+    target = target.expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not an empty folder; give another, nothing is overwritten")
+    if target.is_mount():
+        raise UserError(f"{target} is where a file system is mounted, which cannot be replaced; give a folder in it")
+    folder = target.with_name(f".{target.name}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        try:
+            yield folder
+            folder.rename(target)
+        except BaseException:
+            _emptied(folder)
+            folder.rmdir()
+            raise
+
+
+@contextmanager
+def _held(folder: Path) -> Generator[None]:
+    """The folder, made or emptied, while no other process has it; a lock that the system frees when its holder dies."""
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"another process is writing {folder}; wait for it, or give another target") from None
+        _emptied(folder)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

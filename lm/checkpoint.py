@@ -24,12 +24,14 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
-from lm import config, distributed, paths, resolve
+from lm import config, distributed, foreign, paths, resolve
 from lm.errors import UserError
 from lm.types import TrainState
 
 DIGESTS = "SHA256.json"
+MODEL = "model.json"  # of a converted model
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # of a converted model, the first that it has
+GOES_ON = "earlier checkpoints are intact. Free some space and start again: the run goes on where it was saved"
 # Orbax writes these two at the very end, after the digests.
 UNDIGESTED = {DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
@@ -139,14 +141,14 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items, metrics=metrics)
         except (OSError, ValueError) as error:
-            raise _save_error(error, self.directory) from error
+            raise _save_error(error, self.directory, GOES_ON) from error
 
     def wait(self) -> None:
         """Until what was started is on disk."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise _save_error(error, self.directory) from error
+            raise _save_error(error, self.directory, GOES_ON) from error
 
     def close(self) -> None:
         self._manager.close()
@@ -201,13 +203,7 @@ class Checkpoints:
 
     def _check_room(self, state: TrainState) -> None:
         """Before a byte is written: twice the state, since a save is complete beside the one that it will replace."""
-        if str(self.directory).startswith("gs://"):
-            return
-        needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.directory).free
-        if free < needed * 1.1:
-            cause = f"a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
-            raise _no_space(self.directory, cause)
+        _check_free(self.directory, state, GOES_ON, margin=1.1)
 
 
 class _InTurn(ocp.type_handlers.NumpyHandler):
@@ -225,26 +221,58 @@ class _InTurn(ocp.type_handlers.NumpyHandler):
 
 
 def save_params(directory: str | Path, model: config.Model, params: Any) -> None:
-    """A model by itself, in a new folder: `params/`, `SHA256.json` and, last, `model.json`."""
+    """A model by itself, in a new folder: `params/`, `SHA256.json` with a digest of every file, those that are there already
+    too, and last `model.json`. What fails leaves a folder without `model.json`, which is no model."""
     path = _folder(directory)
     path.mkdir(parents=True, exist_ok=True)
+    cure = "free some, or give another folder, and convert it again"
+    _check_free(path, params, cure)
     try:
         registry = ocp.type_handlers.create_type_handler_registry(
             (np.ndarray, _InTurn()), (jax.Array, ocp.type_handlers.ArrayHandler())
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
             checkpointer.save(path / "params", args=ocp.args.PyTreeSave(params), force=True)
+        text = json.dumps(resolve.to_dict(model), indent=1) + "\n"
+        listing = digests(path) | {MODEL: hashlib.sha256(text.encode()).hexdigest()}
+        (path / DIGESTS).write_text(json.dumps(listing, indent=1))
+        (path / MODEL).write_text(text)
     except (OSError, ValueError) as error:
-        raise _save_error(error, path) from error
-    (path / DIGESTS).write_text(json.dumps(digests(path / "params"), indent=1))
-    (path / "model.json").write_text(json.dumps(resolve.to_dict(model), indent=1) + "\n")
+        raise _save_error(error, path, cure) from error
+
+
+def check_files(directory: str | Path, below: str) -> None:
+    """Holds the files of a converted model to their digests: the one named `below`, or all in that folder. UserError with the
+    first that was changed or is missing. Files that are new in `hf/`, where a tokenizer may be put by hand, are not judged;
+    nor are any but `params/` in folders from before the digests covered all.
+    """
+    path = _folder(directory)
+    try:
+        listing = foreign.parse_json((path / DIGESTS).read_bytes(), path / DIGESTS)
+    except FileNotFoundError:
+        raise UserError(f"{path / DIGESTS} is missing: the conversion was not finished; convert it again") from None
+    if MODEL not in listing:
+        listing = {f"params/{name}": digest for name, digest in listing.items()}
+    listed = {name: digest for name, digest in listing.items() if name == below or name.startswith(f"{below}/")}
+    found = {name: digest for name, digest in _digests_of(path, below).items() if below == "params" or name in listed}
+    for name in sorted(listed.keys() | found.keys()):
+        if listed.get(name) != found.get(name):
+            raise UserError(f"{path / name} was changed or cut short; convert it again")
+
+
+def _digests_of(path: epath.Path, below: str) -> dict[str, str]:
+    """As `digests`, of one file or folder in `path`, by names from `path` on; nothing if it is not there."""
+    if (path / below).is_dir():
+        return {f"{below}/{name}": digest for name, digest in digests(path / below).items()}
+    return {below: hashlib.sha256((path / below).read_bytes()).hexdigest()} if (path / below).exists() else {}
 
 
 def load_model(directory: str | Path) -> config.Model:
     """The model of a folder that `save_params` wrote, or of the latest whole checkpoint of a run."""
     path = _folder(directory)
-    if (path / "model.json").exists():
-        return resolve.build(config.Model, json.loads((path / "model.json").read_text()))
+    if (path / MODEL).exists():
+        check_files(path, MODEL)
+        return resolve.build(config.Model, foreign.parse_json((path / MODEL).read_bytes(), path / MODEL))
     return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_text())).model
 
 
@@ -256,11 +284,8 @@ def load_params(directory: str | Path, target: Any) -> Any:
     gets the model alone.
     """
     path = _folder(directory)
-    if (path / "model.json").exists():
-        listing = json.loads((path / DIGESTS).read_text())
-        if (found := digests(path / "params")) != listing:
-            wrong = sorted(n for n in listing.keys() | found.keys() if listing.get(n) != found.get(n))
-            raise UserError(f"{path / 'params' / wrong[0]} was changed or cut short; convert it again")
+    if (path / MODEL).exists():
+        check_files(path, "params")
         tree, inside, parts = path / "params", [], False
     else:
         tree = _latest(path) / "state"
@@ -296,9 +321,11 @@ def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target
 def load_tokenizer(directory: str | Path) -> bytes | None:
     """The tokenizer that a run was trained with, or the file that a converted model keeps in `hf/`; None if it has none."""
     path = _folder(directory)
-    if (path / "model.json").exists():
-        files = [path / "hf" / name for name in TOKENIZERS]
-        return next((file.read_bytes() for file in files if file.exists()), None)
+    if (path / MODEL).exists():
+        name = next((f"hf/{name}" for name in TOKENIZERS if (path / "hf" / name).exists()), None)
+        if name is not None:
+            check_files(path, name)
+        return None if name is None else (path / name).read_bytes()
     return base64.b64decode(json.loads((_latest(path) / "tokenizer" / "metadata").read_text())["sentencepiece"])
 
 
@@ -347,15 +374,22 @@ def _differences(saved: dict[str, str], wanted: dict[str, str]) -> str:
     return "; ".join(wrong[:3]) + (f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else "")
 
 
-def _no_space(directory: epath.Path, cause: str) -> UserError:
-    return UserError(
-        f"no disk space in {directory}: {cause}; earlier checkpoints are intact. "
-        "Free some space and start again: the run goes on where it was saved"
-    )
+def _check_free(directory: epath.Path, tree: Any, cure: str, margin: float = 1.0) -> None:
+    """UserError unless the file system has room for these arrays, with a margin."""
+    if str(directory).startswith("gs://"):
+        return
+    needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    free = shutil.disk_usage(directory).free
+    if free < needed * margin:
+        raise _no_space(directory, f"a save takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free", cure)
 
 
-def _save_error(error: Exception, directory: epath.Path) -> UserError | Exception:
+def _no_space(directory: epath.Path, cause: str, cure: str) -> UserError:
+    return UserError(f"no disk space in {directory}: {cause}; {cure}")
+
+
+def _save_error(error: Exception, directory: epath.Path, cure: str) -> UserError | Exception:
     text = str(error)
     if "RESOURCE_EXHAUSTED" in text or "No space left" in text or getattr(error, "errno", None) in (27, 28, 122):
-        return _no_space(directory, text.splitlines()[0][:200])
+        return _no_space(directory, text.splitlines()[0][:200], cure)
     return error

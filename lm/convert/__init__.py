@@ -7,7 +7,6 @@ Every tensor of theirs is taken and every one of ours filled, or it stops and li
 not implement stops it by name. Dropout is not carried over: it is the training run's business.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -20,14 +19,16 @@ import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
-from lm import config
+from lm import atomic, config, foreign
 from lm.convert import files
 from lm.convert.families import FAMILIES
+from lm.convert.files import Stored
 from lm.convert.tables import Family, Hf, Tensor, canonical, differences, tensors
 from lm.errors import UserError, nearest
 from lm.models.transformer import abstract_params
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+FLOATS = {"F64", "F32", "F16", "BF16"}  # of a safetensors header: what weights may be
 # Buffers of older versions of their code that hold no weights.
 BUFFERS = re.compile(
     r".*(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.masked_bias|position_ids)|.*layers\.\d+\.attention\.bias"
@@ -40,6 +41,7 @@ class Imported:
     model: config.Model
     params: dict[str, Any]  # numpy arrays in the nested dict that `Transformer.init` makes
     family: str
+    notes: tuple[str, ...] = ()  # what a reader should know of how the weights were taken
 
 
 def read(
@@ -49,13 +51,14 @@ def read(
     scan: bool | None = None,
     allow_pickle: bool = False,
     drop: str | None = None,
+    scratch: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Imported:
-    """The model in a folder. `dtype` None: theirs, float16 as float32. `scan` None: from 8 layers on. `drop`: a regular
-    expression of tensors of theirs to leave out."""
-    if not (source / "config.json").exists():
+    """The model in a folder. `dtype` None: bfloat16 if all their weights are, otherwise float32. `scan` None: from 8 layers
+    on. `drop`: a regular expression of tensors of theirs to leave out. `scratch`: a folder for what pickles hold."""
+    if not foreign.has(source, "config.json"):
         raise UserError(f"{source} has no config.json; give the folder of a Hugging Face checkpoint")
-    said = json.loads((source / "config.json").read_text())
+    said = foreign.read_json(source, "config.json")
     family = _family(said.get("model_type"))
     with ExitStack() as stack:
         weights = files.weight_files(source)
@@ -67,30 +70,47 @@ def read(
                     f"{source} has pickled weights alone, which can run code when read; "
                     "--allow_pickle reads them with weights_only in a process of its own"
                 )
-            weights = stack.enter_context(files.unpickled(source))
-        found = files.keys(weights)
-        if drop:
-            found = {k: v for k, v in found.items() if not re.fullmatch(drop, k)}
+            weights = stack.enter_context(files.unpickled(source, scratch))
+        found = _without(files.keys(weights), drop)
         c = Hf(said, found)
         model = family.read(c)
         c.check_all_used()
-        model = replace(model, dtype=dtype or _dtype(found), param_dtype=dtype or _dtype(found))
+        kept, notes = (dtype, ()) if dtype else _dtype(found)
+        model = replace(model, dtype=kept, param_dtype=kept)
         model = _scanned(model, scan)
-        return Imported(model, _fill(family, model, found, progress), said["model_type"])
+        return Imported(model, _fill(family, model, found, progress), said["model_type"], notes)
 
 
 def _family(name: Any) -> Family:
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise UserError(f"model_type {name!r} of config.json is not known{nearest(str(name), FAMILIES)}; known: {known}")
     return FAMILIES[name]
 
 
-def _dtype(found: Mapping[str, Path]) -> str:
-    """Theirs, from the first tensor: bfloat16 if it is, otherwise float32."""
-    key, file = next(iter(found.items()))
-    with files.opened(file) as f:
-        return "bfloat16" if f.get_slice(key).get_dtype() == "BF16" else "float32"
+def _without(found: dict[str, Stored], drop: str | None) -> dict[str, Stored]:
+    """The tensors whose names the expression does not match."""
+    try:
+        return {k: v for k, v in found.items() if not (drop and re.fullmatch(drop, k))}
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"--drop={drop} is not a regular expression: {error}; a dot of a name is written \\.") from None
+
+
+def _dtype(found: Mapping[str, Stored]) -> tuple[str, tuple[str, ...]]:
+    """The dtype that holds every weight: bfloat16 if all of them are, otherwise float32. And what that does to some."""
+    held: dict[str, list[str]] = {}
+    for key, stored in found.items():
+        if stored.dtype in FLOATS and not BUFFERS.fullmatch(key):
+            held.setdefault(stored.dtype, []).append(key)
+    if held.keys() == {"BF16"}:
+        return "bfloat16", ()
+    notes = []
+    if doubles := held.get("F64"):
+        notes.append(f"{len(doubles):,} float64 tensors are rounded to float32: {_some(doubles)}")
+    if "BF16" in held and len(held) > 1:
+        others = [key for dtype, keys in held.items() if dtype != "BF16" for key in keys]
+        notes.append(f"bfloat16 tensors are kept in float32 because of {_some(others)}; --dtype=bfloat16 would halve them")
+    return "float32", tuple(notes)
 
 
 def _scanned(model: config.Model, scan: bool | None) -> config.Model:
@@ -108,7 +128,7 @@ def _shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_params(model), sep="/").items()}
 
 
-def _fill(family: Family, model: config.Model, found: Mapping[str, Path], progress: Progress) -> dict[str, Any]:
+def _fill(family: Family, model: config.Model, found: Mapping[str, Stored], progress: Progress) -> dict[str, Any]:
     """Our parameters from their tensors, file by file."""
     shapes = _shapes(model)
     expected = tensors(family, model, shapes)
@@ -117,23 +137,25 @@ def _fill(family: Family, model: config.Model, found: Mapping[str, Path], progre
         bare = lambda name: name.removeprefix(family.prefix)
         expected = {bare(k): replace(t, key=bare(k)) for k, t in expected.items()}
         copies = {bare(a): bare(b) for a, b in copies.items()}
+    _check_weights({k: v for k, v in found.items() if k in expected | copies | zeros})
     missing = sorted(expected.keys() - found.keys())
     unknown = sorted(k for k in found if k not in expected | copies | zeros and not BUFFERS.fullmatch(k))
     if missing or unknown:
         parts = [f"missing: {_some(missing)}"] if missing else []
         parts += [f"not taken: {_some(unknown)} (--drop REGEX leaves tensors out)"] if unknown else []
         raise UserError(f"the tensors are not those that config.json describes; {'; '.join(parts)}")
+    for key, tensor in expected.items():  # before memory is taken for what config.json says
+        _check_shape(key, found[key].shape, tensor)
     dtype = DTYPES[model.param_dtype]
     leaves = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
     total = sum(leaf.nbytes for leaf in leaves.values())
     done = 0
-    for file in sorted(set(found.values())):
+    for file in sorted({stored.file for stored in found.values()}):
         with files.opened(file) as f:
             for key in (k for k in f.keys() if k in found):
                 if key in expected:
                     theirs = f.get_tensor(key)
-                    _check_shape(key, theirs.shape, expected[key])
-                    expected[key].split(theirs, leaves)
+                    expected[key].split(_cast(key, theirs, dtype), leaves)
                     done += theirs.size * dtype.itemsize
                     progress(done, total)
                 elif key in zeros and f.get_tensor(key).any():
@@ -143,16 +165,47 @@ def _fill(family: Family, model: config.Model, found: Mapping[str, Path], progre
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
+def _check_weights(found: Mapping[str, Stored]) -> None:
+    """They are floating-point numbers of 16 bits or more."""
+    other = {key: stored.dtype for key, stored in found.items() if stored.dtype not in FLOATS}
+    if other:
+        key, dtype = next(iter(other.items()))
+        raise UserError(
+            f"{key} is of type {dtype} ({len(other)} tensors are no weights in 16 bits or more): of a quantised model the "
+            "scales are needed as well; give the model in bfloat16, float16 or float32"
+        )
+
+
+def _cast(key: str, theirs: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """In our dtype. A value that is not finite, there or only here, is refused: no output would be."""
+    with np.errstate(over="ignore"):
+        ours = theirs.astype(dtype, copy=False)
+    if _finite(ours):
+        return ours
+    count = np.sum(~np.isfinite(theirs))
+    if count:
+        raise UserError(
+            f"{key} has {count:,} values that are NaN or infinite, of {theirs.size:,}; the file is damaged or its run diverged"
+        )
+    largest = np.max(np.abs(theirs))
+    raise UserError(f"{key} has values as large as {largest:.3g}, which {dtype.name} cannot hold")
+
+
+def _finite(array: np.ndarray) -> bool:
+    """Without an array of as many booleans: NaN is kept by `max` and `min`."""
+    return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
+
+
 def _check_shape(key: str, shape: tuple[int, ...], tensor: Tensor) -> None:
     if tuple(shape) != tensor.shape:
         raise UserError(f"{key} is {list(shape)} where config.json means {list(tensor.shape)}")
 
 
-def _check_copy(key: str, found: Mapping[str, Path], tensor: Tensor, leaves: Mapping[str, np.ndarray]) -> None:
-    with files.opened(found[key]) as f:
+def _check_copy(key: str, found: Mapping[str, Stored], tensor: Tensor, leaves: Mapping[str, np.ndarray]) -> None:
+    with files.opened(found[key].file) as f:
         theirs = f.get_tensor(key)
     ours = tensor.join(leaves)
-    if theirs.shape != ours.shape or not np.array_equal(theirs.astype(ours.dtype), ours):
+    if theirs.shape != ours.shape or not np.array_equal(_cast(key, theirs, ours.dtype), ours):
         raise UserError(f"{key} should repeat {tensor.key} and does not: config.json ties what the file does not")
 
 
@@ -204,13 +257,14 @@ def write(
 
     def get(key: str) -> np.ndarray:
         nonlocal done
-        tensor = np.zeros(zeros[key], dtype) if key in zeros else expected[key].join(leaves)
+        tensor = np.zeros(zeros[key], dtype) if key in zeros else _cast(key, expected[key].join(leaves), dtype)
         done += tensor.nbytes
         progress(done, total)
         return tensor
 
     target.mkdir(parents=True, exist_ok=True)
+    files.check_room(target, total)
     files.write(target, shapes, dtype, get, shard_bytes)
     heading = {"architectures": [FAMILIES[name].architecture(model)], "model_type": name, "torch_dtype": dtype.name}
-    (target / "config.json").write_text(json.dumps({**(also or {}), **said, **heading}, indent=2) + "\n")
+    atomic.write_json(target / "config.json", {**(also or {}), **said, **heading})
     return name

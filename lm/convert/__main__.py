@@ -8,14 +8,14 @@ Tensors are read and written one by one: memory stays near the model's own size.
 """
 
 import argparse
-import json
+import errno
 import resource
 import sys
 import time
 from pathlib import Path
 
-from lm import startup
-from lm.errors import EXIT_USER_ERROR, UserError
+from lm import atomic, foreign, startup
+from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,17 +44,23 @@ def main(argv: list[str] | None = None) -> int:
 
             print("\n".join(sorted(FAMILIES)))
         else:
-            _empty(flags.target)
             (_from_hf if flags.command == "from_hf" else _to_hf)(flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError, MemoryError) as error:
+        print(f"error: {_told(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"interrupted: nothing was written to {flags.target}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return 0
 
 
-def _empty(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not an empty folder; give another, nothing is overwritten")
+def _told(error: Exception) -> str:
+    """One line, with the way out."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"no disk space ({error}); free some and give the same command again: nothing was written"
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error}); convert on a machine that has twice the size of the weights"
+    return str(error)
 
 
 def _from_hf(flags: argparse.Namespace) -> None:
@@ -62,20 +68,24 @@ def _from_hf(flags: argparse.Namespace) -> None:
     from lm.convert import files, read
 
     start = time.perf_counter()
-    with _bar("reading") as progress:
-        imported = read(
-            flags.source,
-            dtype=flags.dtype,
-            scan=flags.scan,
-            allow_pickle=flags.allow_pickle,
-            drop=flags.drop,
-            progress=progress,
-        )
-    checkpoint.save_params(flags.target, imported.model, imported.params)
-    kept = flags.target / "hf"
-    kept.mkdir()
-    carried = files.carry(flags.source, kept)
-    (kept / "config.json").write_text((flags.source / "config.json").read_text())
+    with atomic.new_folder(flags.target) as folder:
+        kept = folder / "hf"
+        kept.mkdir()
+        carried = files.carry(flags.source, kept)
+        with _bar("reading") as progress:
+            imported = read(
+                flags.source,
+                dtype=flags.dtype,
+                scan=flags.scan,
+                allow_pickle=flags.allow_pickle,
+                drop=flags.drop,
+                scratch=folder,
+                progress=progress,
+            )
+        (kept / "config.json").write_bytes(foreign.inside(flags.source, "config.json").read_bytes())
+        checkpoint.save_params(folder, imported.model, imported.params)
+    for note in imported.notes:
+        print(f"note: {note}", file=sys.stderr)
     _say(imported.params, f"{imported.family}, {imported.model.param_dtype}", carried, flags.target, start)
 
 
@@ -85,19 +95,24 @@ def _to_hf(flags: argparse.Namespace) -> None:
     from lm.models.transformer import abstract_params
 
     start = time.perf_counter()
-    model = checkpoint.load_model(flags.source)
-    params = checkpoint.load_params(flags.source, abstract_params(model))
+    shard = flags.shard_gb * 1e9
+    if not 1 <= shard < float("inf"):
+        raise UserError(f"--shard_gb={flags.shard_gb} must be a finite number above 0")
     kept = flags.source / "hf"
-    also = json.loads((kept / "config.json").read_text()) if (kept / "config.json").exists() else {}
-    family = flags.family or also.get("model_type")
-    with _bar("writing") as progress:
-        shard = int(flags.shard_gb * 1e9)
-        also = {k: v for k, v in also.items() if k.endswith("token_id")}
-        name = write(model, params, flags.target, family=family, also=also, shard_bytes=shard, progress=progress)
-    carried = files.carry(kept, flags.target)
-    if not kept.exists() and (proto := checkpoint.load_tokenizer(flags.source)):
-        carried.append("tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model")
-        (flags.target / carried[-1]).write_bytes(proto)
+    with atomic.new_folder(flags.target) as folder:
+        model = checkpoint.load_model(flags.source)
+        params = checkpoint.load_params(flags.source, abstract_params(model))
+        if kept.exists():
+            checkpoint.check_files(flags.source, "hf")
+        also = foreign.read_json(kept, "config.json") if foreign.has(kept, "config.json") else {}
+        family = flags.family or also.get("model_type")
+        with _bar("writing") as progress:
+            also = {k: v for k, v in also.items() if k.endswith("token_id")}
+            name = write(model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)
+        carried = files.carry(kept, folder)
+        if not kept.exists() and (proto := checkpoint.load_tokenizer(flags.source)):
+            carried.append("tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model")
+            (folder / carried[-1]).write_bytes(proto)
     _say(params, name, carried, flags.target, start)
 
 

@@ -1,22 +1,29 @@
-"""Weights on disk in Hugging Face's format: safetensors, one file or several with an index. Pickles only when asked for."""
+"""Weights on disk in Hugging Face's format: safetensors, one file or several with an index. Pickles only when asked for.
+
+Everything here may come from a stranger: `lm.foreign` says which files are read.
+"""
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lm import atomic, foreign
 from lm.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CODES = {"float32": "F32", "bfloat16": "BF16"}  # of dtypes, in a safetensors header
+CARRIED_BYTES = 256 * 2**20  # of one of the files below; the largest tokenizer.json that is published has 34 MB
 Get = Callable[[str], np.ndarray]
 CARRIED = (  # what belongs to the tokenizer and the way it is used
     "tokenizer.json",
@@ -34,15 +41,35 @@ CARRIED = (  # what belongs to the tokenizer and the way it is used
 )
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies, and what the file's header says of it."""
+
+    file: Path
+    dtype: str  # as safetensors writes it: "F32", "BF16", "I64", ...
+    shape: tuple[int, ...]
+
+
 def weight_files(source: Path) -> list[Path]:
-    """The safetensors files of a folder, all of them there."""
-    if (source / INDEX).exists():
-        names = sorted(set(json.loads((source / INDEX).read_text())["weight_map"].values()))
-        missing = [n for n in names if not (source / n).exists()]
-        if missing:
-            raise UserError(f"{source}: {INDEX} names {', '.join(missing)}, which is not there; download it again")
-        return [source / n for n in names]
-    return sorted(source.glob("*.safetensors"))
+    """The safetensors files of a folder, in the order in which transformers looks for them: the one of the usual name, those
+    that the index names, or all that there are."""
+    if foreign.has(source, SINGLE):
+        return [foreign.inside(source, SINGLE)]
+    if foreign.has(source, INDEX):
+        return _indexed(source)
+    return [foreign.inside(source, path.name) for path in sorted(source.glob("*.safetensors"))]
+
+
+def _indexed(source: Path) -> list[Path]:
+    """The files that the index names; each must hold the tensors that the index says it has."""
+    places = foreign.read_json(source, INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{source / INDEX} has no weight_map from the names of tensors to those of files")
+    held = {name: header(foreign.inside(source, name)) for name in sorted(set(places.values()))}
+    for key, name in places.items():
+        if key not in held[name]:
+            raise UserError(f"{source / INDEX} says that {key!r} lies in {name}, and it does not; download both again")
+    return [source / name for name in held]
 
 
 @contextmanager
@@ -57,12 +84,23 @@ def opened(file: Path) -> Generator[Any]:
         raise UserError(f"{file} is not a whole safetensors file: {error}") from None
 
 
-def keys(files: list[Path]) -> dict[str, Path]:
-    """Names of all tensors and the file that each lies in."""
-    found: dict[str, Path] = {}
+def header(file: Path) -> dict[str, Stored]:
+    """All tensors of a safetensors file by name, none of them read."""
+    with opened(file):  # the library holds lengths, offsets and sizes against the file
+        pass
+    with file.open("rb") as f:
+        said = foreign.parse_json(f.read(int.from_bytes(f.read(8), "little")), f"the header of {file}")
+    return {key: Stored(file, t["dtype"], tuple(t["shape"])) for key, t in said.items() if key != "__metadata__"}
+
+
+def keys(files: list[Path]) -> dict[str, Stored]:
+    """All tensors of these files by name."""
+    found: dict[str, Stored] = {}
     for file in files:
-        with opened(file) as f:
-            found |= dict.fromkeys(f.keys(), file)
+        for key, stored in header(file).items():
+            if key in found:
+                raise UserError(f"{key!r} lies in both {found[key].file} and {file}; remove the file that does not belong here")
+            found[key] = stored
     return found
 
 
@@ -84,7 +122,7 @@ def write(target: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, 
     if count > 1:
         index = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         listing = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
-        (target / INDEX).write_text(json.dumps(listing, indent=2) + "\n")
+        atomic.write_json(target / INDEX, listing)
     return files
 
 
@@ -104,24 +142,37 @@ def _write_one(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtyp
             tensor = get(name)
             assert tensor.shape == shape and tensor.dtype == dtype, name
             file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def carry(source: Path, target: Path) -> list[str]:
     """Copies the tokenizer's files, and names them."""
-    found = [name for name in CARRIED if (source / name).exists()]
+    found = [name for name in CARRIED if foreign.has(source, name)]
     for name in found:
-        shutil.copyfile(source / name, target / name)
+        shutil.copyfile(foreign.inside(source, name, largest=CARRIED_BYTES), target / name)
     return found
 
 
 @contextmanager
-def unpickled(source: Path) -> Generator[list[Path]]:
-    """The weights of a folder of pickles as safetensors, in a folder that goes away; read by a process of its own."""
-    pickles = sorted(source.glob("pytorch_model*.bin"))
-    with tempfile.TemporaryDirectory(prefix="lm-convert-") as folder:
+def unpickled(source: Path, scratch: Path | None = None) -> Generator[list[Path]]:
+    """The weights of a folder of pickles as safetensors, in a folder below `scratch` (None: of the system) that goes away;
+    read by a process of its own."""
+    pickles = [foreign.inside(source, path.name) for path in sorted(source.glob("pytorch_model*.bin"))]
+    with tempfile.TemporaryDirectory(prefix="lm-convert-", dir=scratch) as folder:
         for file in pickles:
             out = Path(folder) / f"{file.stem}.safetensors"
             run = subprocess.run([sys.executable, "-m", "lm.convert.unpickle", file, out], capture_output=True, text=True)
             if run.returncode:
                 raise UserError(f"{file} could not be read: {(run.stderr.strip().splitlines() or ['no reason given'])[-1]}")
         yield sorted(Path(folder).glob("*.safetensors"))
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Before a byte is written."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"no disk space in {folder}: the weights take {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free. "
+            "Free some, or give another target; nothing was written"
+        )

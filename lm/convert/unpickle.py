@@ -4,6 +4,7 @@ A process of its own, so that whatever a file does to its reader ends with it.
 """
 
 import sys
+import zipfile
 
 
 def main() -> None:
@@ -13,7 +14,17 @@ def main() -> None:
         from safetensors.torch import save_file
     except ImportError as error:
         sys.exit(f"reading pickled weights needs PyTorch: pip install torch ({error})")
-    state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    # Files from before PyTorch 1.6 are no zip archives, and cannot be mapped.
+    state = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+    if not isinstance(state, dict):
+        sys.exit(f"it holds a {type(state).__name__}, not tensors by name")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            sys.exit(f"its entry {name!r} is a {type(value).__name__}, not a tensor")
+        if value.layout != torch.strided or value.is_quantized:
+            sys.exit(f"{name!r} is a sparse or quantised tensor; give plain ones")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            sys.exit(f"{name!r} is larger than the data that the file has for it")  # of a few bytes, terabytes
     save_file({name: t.contiguous().clone() for name, t in state.items()}, target, metadata={"format": "pt"})
 
 

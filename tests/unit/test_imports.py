@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE = {"config", "resolve", "types", "errors", "atomic", "paths", "distributed"}
+CORE = {"config", "resolve", "types", "errors", "atomic", "paths", "foreign", "distributed"}
 MODELS = CORE | {"sharding", "flops", "models"}
 DATA = CORE | {"data", "objectives"}
 LOOP = CORE | {"sharding", "flops", "losses", "checkpoint", "optim", "train"}
@@ -19,6 +19,7 @@ MAY = {
     "distributed": {"errors"},
     "atomic": {"errors"},
     "paths": {"errors"},
+    "foreign": {"errors"},
     "sharding": CORE,
     "flops": CORE,
     "optim": CORE,
@@ -36,7 +37,7 @@ MAY = {
 FREE = {"recipes"}  # all of lm, and so may every __main__
 NEVER = {"configs", "experiments", "tests", "tpu"}
 # No jax: config and flops of a laptop, data on the host.
-LIGHT = {"errors", "atomic", "paths", "config", "resolve", "flops", "objectives", "data"}
+LIGHT = {"errors", "atomic", "paths", "foreign", "config", "resolve", "flops", "objectives", "data"}
 HEAVY = {"jax", "flax", "optax", "orbax"}
 
 FILES = sorted((ROOT / "lm").rglob("*.py"))

@@ -1,0 +1,81 @@
+"""Files that somebody else made: read within their own folder only, regular ones only, up to a size, JSON strictly."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lm.errors import UserError
+
+JSON_BYTES = 64 * 2**20  # the index of the largest published checkpoint has about 10 MB
+
+
+def inside(folder: Path, name: str, *, largest: int | None = None) -> Path:
+    """The regular file `name` in `folder`; UserError if there is none, or if it is larger than `largest` bytes.
+
+    `name` may come from a file of unknown origin, so it must be a plain name, and a symbolic link must lead to a place in
+    the same folder. Links of a hub cache, `snapshots/<revision>/<file> -> blobs/<hash>`, are the one exception.
+    """
+    if name in ("", ".", "..") or any(c in "/\\\0" for c in name):
+        raise UserError(f"{folder} names a file {name!r}, which must be a plain name of a file in that folder")
+    path, home = folder / name, folder.resolve()
+    try:
+        real = path.resolve(strict=True)
+    except RuntimeError:  # Python 3.11 and 3.12, of a circle of links
+        raise UserError(f"{path} is a symbolic link to itself") from None
+    except OSError as error:
+        why = f"{path} is not there" if isinstance(error, FileNotFoundError) else f"{path} cannot be read: {error.strerror}"
+        raise UserError(f"{why}{', a broken link' if path.is_symlink() else ''}; download it again") from None
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+    if not real.is_relative_to(home) and real.parent != blobs:
+        raise UserError(f"{path} is a symbolic link that leaves its folder, to {real}; put the file itself there")
+    if not real.is_file():
+        raise UserError(f"{path} is not a regular file; give a folder of plain files")
+    if largest is not None and real.stat().st_size > largest:
+        raise UserError(
+            f"{path} has {real.stat().st_size / 1e6:,.0f} MB; at most {largest / 1e6:,.0f} MB are read of such a file"
+        )
+    return path
+
+
+def has(folder: Path, name: str) -> bool:
+    """Whether there is anything of this name, a broken link too."""
+    return (folder / name).is_symlink() or (folder / name).exists()
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of `folder`, see `inside` and `parse_json`."""
+    return parse_json(inside(folder, name, largest=JSON_BYTES).read_bytes(), folder / name)
+
+
+def parse_json(data: bytes, path: Any) -> dict[str, Any]:
+    """A JSON object in UTF-8. Numbers are finite and no key repeats in an object: Python's reader takes `NaN`, makes
+    infinity of 1e999, and of a repeated key silently takes the last. UserError names `path`, where `data` is from."""
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:  # of bytes that are no UTF-8 as well
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path} is not valid JSON: {why}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not valid JSON: it must be an object in braces, not {type(value).__name__}")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen = set[str]()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return found
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value

@@ -1,0 +1,404 @@
+"""Weights of unknown origin: what does not go into our arrays as it is meant is refused by name, or said."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import load_file, save_file
+
+from lm import atomic, checkpoint, convert
+from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
+from lm.convert import files
+from lm.convert.__main__ import main
+from lm.errors import Busy, UserError
+from lm.models.transformer import abstract_params
+
+BLOCK = Block(Attention(4, 2), Mlp(48, "silu", gated=True), Norm("rms", eps=1e-6))
+MODEL = Model(50, 32, decoder=Stack(1, {"L": BLOCK}, position=Rope()), head=Head(tied=False))
+NORM, QUERY = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory):
+    """A small LLaMA's tensors by name, and its config.json."""
+    rng = np.random.default_rng(0)
+    shapes = traverse_util.flatten_dict(abstract_params(MODEL))
+    params = {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+    folder = tmp_path_factory.mktemp("theirs")
+    convert.write(MODEL, traverse_util.unflatten_dict(params), folder)
+    return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+
+
+@pytest.fixture
+def theirs(tensors, tmp_path):
+    """Makes its folder, with other tensors in place of some: an array, or a dtype to turn its own into; None leaves it out."""
+
+    def make(changes=None, **config):
+        folder = tmp_path / "theirs"
+        folder.mkdir(exist_ok=True)
+        held = dict(tensors[0])
+        for name, change in (changes or {}).items():
+            held[name] = held[name].astype(change) if isinstance(change, np.dtype) else change
+        save_file({name: t for name, t in held.items() if t is not None}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(tensors[1] | config))
+        return folder
+
+    return make
+
+
+def refused(folder, said, **options):
+    with pytest.raises(UserError) as error:
+        convert.read(folder, **options)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def norm(imported):
+    return imported.params["decoder"]["final_norm"]["scale"]
+
+
+def test_of_mixed_dtypes_none_is_narrowed(theirs, tensors):
+    value = np.full(32, 1.001, np.float32)  # 1.0 in bfloat16
+    every = dict.fromkeys(tensors[0], BF16)
+    for narrow in (every, every | {NORM: value}, every | {NORM: value.astype(np.float16)}, {"lm_head.weight": BF16}):
+        imported = convert.read(theirs(narrow))
+        wide = narrow is not every
+        assert imported.model.param_dtype == imported.model.dtype == ("float32" if wide else "bfloat16")
+        assert bool(imported.notes) == wide and all("float32 because of" in note for note in imported.notes)
+        for leaf in traverse_util.flatten_dict(imported.params).values():
+            assert leaf.dtype == (np.float32 if wide else BF16)
+    imported = convert.read(theirs(every | {NORM: value}))
+    assert NORM in imported.notes[0]
+    assert (norm(imported) == value).all()
+    imported = convert.read(theirs(every | {NORM: value}), dtype="bfloat16")  # as asked for
+    assert imported.model.param_dtype == "bfloat16" and not imported.notes
+
+
+def test_buffers_do_not_decide_the_dtype(theirs, tensors):
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    imported = convert.read(theirs(dict.fromkeys(tensors[0], BF16) | buffer))
+    assert imported.model.param_dtype == "bfloat16" and not imported.notes
+
+
+def test_float64_is_rounded_and_said_unless_it_does_not_fit(theirs):
+    imported = convert.read(theirs({NORM: np.full(32, 0.1, np.float64)}))
+    assert imported.model.param_dtype == "float32" and "1 float64 tensors are rounded" in imported.notes[0]
+    large = np.ones(32)
+    large[3] = 1e300
+    refused(theirs({NORM: large}), f"{NORM} has values as large as 1e+300, which float32 cannot hold")
+    # Of float32 the largest numbers are infinite in bfloat16.
+    large = np.full(32, np.finfo(np.float32).max, np.float32)
+    convert.read(theirs({NORM: large}))
+    refused(theirs({NORM: large}), f"{NORM} has values as large as 3.4e+38, which bfloat16 cannot hold", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16])
+def test_values_that_are_not_finite_are_counted(theirs, value, dtype):
+    array = np.ones(32, dtype)
+    array[[2, 5]] = value
+    refused(theirs({NORM: array}), f"{NORM} has 2 values that are NaN or infinite, of 32")
+
+
+def test_a_model_of_values_that_are_not_finite_is_not_exported(theirs, tmp_path):
+    imported = convert.read(theirs())
+    norm(imported)[1] = np.nan
+    with pytest.raises(UserError, match=f"{NORM} has 1 values that are NaN"):
+        convert.write(imported.model, imported.params, tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "bool", "complex64"])
+def test_what_is_no_floating_point_number_is_no_weight(theirs, tensors, dtype):
+    name = {"int8": "I8", "uint8": "U8", "int32": "I32", "int64": "I64", "bool": "BOOL", "complex64": "C64"}[dtype]
+    whole = np.ones_like(tensors[0][QUERY]).astype(dtype)
+    refused(theirs({QUERY: whole}), f"{QUERY} is of type {name}")
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0"])
+def test_float8_is_refused_by_name(theirs, tensors, dtype):
+    """NumPy has no such dtype, so that safetensors gives an AttributeError."""
+    folder = theirs({QUERY: np.ones_like(tensors[0][QUERY]).astype(np.int8)})
+    path = folder / "model.safetensors"
+    edit(path, lambda header: header[QUERY].update(dtype=dtype))
+    refused(folder, f"{QUERY} is of type {dtype} (1 tensors")
+    refused(folder, f"{QUERY} is of type {dtype}", dtype="bfloat16")
+
+
+def edit(path, change):
+    """The header of a safetensors file, changed."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
+HEADERS = {
+    "empty": lambda data: b"",
+    "header alone": lambda data: data[:8],
+    "cut in the header": lambda data: data[:100],
+    "cut in the data": lambda data: data[:-1],
+    "more than it says": lambda data: data + b"\0\0\0\0",
+    "length of 2**60": lambda data: (2**60).to_bytes(8, "little") + data[8:],
+    "no JSON": lambda data: data[:8] + b"?" + data[9:],
+    "no UTF-8": lambda data: data[:20] + b"\xff" + data[21:],
+    "a list": lambda data: (2).to_bytes(8, "little") + b"[]",
+    "deep": lambda data: (10**6).to_bytes(8, "little") + b'{"a":' * 200_000,
+    "negative": lambda data: data.replace(b'"shape":[32]', b'"shape":[-2]', 1),
+    "overflow": lambda data: header(dict(a=dict(dtype="F32", shape=[2**62, 4], data_offsets=[0, 4])), b"\0" * 4),
+    "huge": lambda data: header(dict(a=dict(dtype="F32", shape=[2**40], data_offsets=[0, 2**42])), b"\0" * 4),
+    "overlap": lambda data: header({k: dict(dtype="F32", shape=[1], data_offsets=[0, 4]) for k in "ab"}, b"\0" * 4),
+    "a name twice": lambda data: header(b'{"a":X,"a":X}'.replace(b"X", ONE), b"\0" * 4),
+}
+ONE = b'{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+
+
+def header(said, data):
+    text = said if isinstance(said, bytes) else json.dumps(said).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_a_broken_safetensors_file_is_named(theirs, case):
+    folder = theirs()
+    path = folder / "model.safetensors"
+    path.write_bytes(HEADERS[case](path.read_bytes()))
+    refused(folder, str(path))
+
+
+def sharded(folder, first="a.safetensors", second="b.safetensors", index=None):
+    """The file in two, with an index; `index` changes its map from tensors to files."""
+    held = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = list(held)
+    save_file({n: held[n] for n in names[:5]}, folder / "a.safetensors")
+    save_file({n: held[n] for n in names[5:]}, folder / "b.safetensors")
+    places = {n: first if i < 5 else second for i, n in enumerate(names)} | (index or {})
+    (folder / files.INDEX).write_text(json.dumps({"weight_map": places}))
+    return held
+
+
+def test_shards_with_and_without_an_index(theirs):
+    folder = theirs()
+    whole = convert.read(folder)
+    sharded(folder)
+    for _ in range(2):
+        again = convert.read(folder)
+        for path, leaf in traverse_util.flatten_dict(whole.params).items():
+            np.testing.assert_array_equal(traverse_util.flatten_dict(again.params)[path], leaf)
+        (folder / files.INDEX).unlink(missing_ok=True)
+
+
+def test_a_tensor_in_two_shards_is_refused(theirs, tmp_path):
+    folder = theirs()
+    held = sharded(folder)
+    twice = load_file(folder / "b.safetensors") | {name: held[name] + 1 for name in list(held)[:1]}
+    save_file(twice, folder / "b.safetensors")
+    refused(folder, f"{list(held)[0]!r} lies in both {folder / 'a.safetensors'} and {folder / 'b.safetensors'}")
+    (folder / files.INDEX).unlink()
+    refused(folder, "lies in both")
+
+
+def test_an_index_that_is_not_true_is_refused(theirs, tensors):
+    folder = theirs()
+    held = sharded(folder, index={"model.extra": "a.safetensors"})
+    refused(folder, "'model.extra' lies in a.safetensors, and it does not")
+    places = {name: "b.safetensors" for name in held}
+    (folder / files.INDEX).write_text(json.dumps({"weight_map": places}))
+    refused(folder, "lies in b.safetensors, and it does not")
+    for wrong in (
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": null}}',
+    ):
+        (folder / files.INDEX).write_text(wrong)
+        refused(folder, str(folder / files.INDEX))
+    (folder / files.INDEX).write_text('{"weight_map": {"a": "a.safetensors", "a": "b.safetensors"}}')
+    refused(folder, "key 'a' stands there twice")
+
+
+@pytest.mark.parametrize("place", ["../b.safetensors", "{root}/b.safetensors", "fifo", "link", "sub/b.safetensors"])
+def test_an_index_leads_nowhere_else(theirs, tmp_path, place):
+    import os
+
+    folder = theirs()
+    sharded(folder, second=place.format(root=tmp_path))
+    (folder / "b.safetensors").rename(tmp_path / "b.safetensors")
+    os.mkfifo(folder / "fifo")
+    (folder / "link").symlink_to(tmp_path / "b.safetensors")
+    refused(folder, str(folder))
+
+
+def test_a_linked_file_of_the_tokenizer_is_not_copied(theirs, tmp_path, capsys):
+    folder = theirs()
+    (folder / "vocab.txt").symlink_to("/etc/passwd")
+    assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 2
+    assert "symbolic link that leaves its folder" in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists() and not list(tmp_path.glob(".*"))
+    (folder / "vocab.txt").unlink()
+    (folder / "config.json").rename(tmp_path / "config.json")
+    (folder / "config.json").symlink_to(tmp_path / "config.json")
+    refused(folder, "symbolic link that leaves its folder")
+
+
+def test_sizes_of_config_are_held_against_the_file_before_memory_is_taken(theirs):
+    refused(theirs(vocab_size=2 * 10**9), "model.embed_tokens.weight is [50, 32] where config.json means [2000000000, 32]")
+
+
+@pytest.mark.parametrize("words", [["--drop=("], ["--drop=a{99999999999}"], ["--drop=*"], ["--drop=.*"]])
+def test_a_bad_drop_is_one_line(theirs, tmp_path, capsys, words):
+    assert main(["from_hf", str(theirs()), str(tmp_path / "ours"), *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
+def test_a_bad_shard_size_is_one_line(tmp_path, capsys, size):
+    assert main(["to_hf", str(tmp_path), str(tmp_path / "out"), f"--shard_gb={size}"]) == 2
+    assert "--shard_gb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ['{"model_type": []}', '{"model_type": NaN}', "{", '{"model_type": "llama", "rms_norm_eps": 1e999}']
+)
+def test_a_broken_config_is_one_line(theirs, tmp_path, capsys, text):
+    folder = theirs()
+    (folder / "config.json").write_text(text)
+    assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 2
+    err = capsys.readouterr().err
+    assert "config.json" in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("said", [float("nan"), float("inf")])
+def test_nan_in_config_is_refused(theirs, said):
+    refused(theirs(rms_norm_eps=said), "is not a JSON number")
+
+
+# ------------------------------------------------------------------------- whole or not at all
+
+
+def test_what_fails_or_is_interrupted_leaves_nothing(theirs, tmp_path, capsys, monkeypatch):
+    folder, target = theirs(), tmp_path / "ours"
+    for error, code, said in (
+        (KeyboardInterrupt(), 130, "interrupted: nothing was written"),
+        (OSError(28, "No space left on device"), 2, "no disk space"),
+        (MemoryError(), 2, "not enough memory"),
+        (PermissionError(13, "Permission denied", "x"), 2, "Permission denied"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        place = (checkpoint.ocp.Checkpointer, "save") if code == 2 else (convert, "_fill")
+        monkeypatch.setattr(*place, fail)
+        assert main(["from_hf", str(folder), str(target)]) == code
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1 and "goes on where" not in err
+        assert not target.exists() and not list(tmp_path.glob(".*"))
+        monkeypatch.undo()
+    assert main(["from_hf", str(folder), str(target)]) == 0
+    for error in (KeyboardInterrupt(), OSError(28, "No space left on device")):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(files, "_write_one", fail)
+        assert main(["to_hf", str(target), str(tmp_path / "back")]) == (130 if isinstance(error, KeyboardInterrupt) else 2)
+        assert not (tmp_path / "back").exists() and not list(tmp_path.glob(".*"))
+        monkeypatch.undo()
+    assert main(["to_hf", str(target), str(tmp_path / "back")]) == 0
+
+
+def test_what_a_kill_left_is_cleared_by_the_same_command(theirs, tmp_path, capsys):
+    left = tmp_path / ".ours.partial"
+    (left / "params" / "deep").mkdir(parents=True)
+    (left / "params" / "deep" / "half").write_bytes(b"?" * 100)
+    (left / "model.json").write_text("{")
+    (tmp_path / "ours").mkdir()  # an empty target is taken
+    assert main(["from_hf", str(theirs()), str(tmp_path / "ours")]) == 0
+    assert not left.exists() and not (tmp_path / "ours" / "params" / "deep").exists()
+    assert checkpoint.load_model(tmp_path / "ours").width == 32
+
+
+def test_a_target_that_is_being_written_is_left_alone(tmp_path):
+    with atomic.new_folder(tmp_path / "x") as folder:
+        (folder / "file").write_text("whole")
+        with pytest.raises(Busy, match="another process is writing"), atomic.new_folder(tmp_path / "x"):
+            pass
+        assert (folder / "file").exists()
+    assert (tmp_path / "x" / "file").read_text() == "whole"
+    (tmp_path / ".y.partial").symlink_to(tmp_path / "x")
+    with pytest.raises(OSError), atomic.new_folder(tmp_path / "y"):
+        pass
+    assert (tmp_path / "x" / "file").exists()
+
+
+def test_no_room_is_said_before_a_byte_is_written(theirs, tmp_path, capsys, monkeypatch):
+    import shutil
+
+    folder = theirs()
+    assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 0
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    for words in (["from_hf", str(folder), str(tmp_path / "a")], ["to_hf", str(tmp_path / "ours"), str(tmp_path / "b")]):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert "no disk space" in err and "0.0 MB are free" in err and "the run goes on" not in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
+
+
+# ------------------------------------------------------------------------------------- digests
+
+
+@pytest.fixture
+def ours(theirs, tmp_path):
+    folder = theirs()
+    (folder / "tokenizer.model").write_bytes(b"a model")
+    assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 0
+    return tmp_path / "ours"
+
+
+@pytest.mark.parametrize("name", ["model.json", "hf/tokenizer.model", "hf/config.json", "params/_METADATA"])
+def test_a_bit_that_flips_in_a_converted_model_is_named(ours, tmp_path, capsys, name):
+    data = bytearray((ours / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (ours / name).write_bytes(data)
+    assert main(["to_hf", str(ours), str(tmp_path / "back")]) == 2
+    assert f"{ours / name} was changed or cut short" in capsys.readouterr().err
+
+
+def test_files_of_a_converted_model_that_are_missing_or_new(ours):
+    model = checkpoint.load_model(ours)
+    assert checkpoint.load_tokenizer(ours) == b"a model"
+    (ours / "hf" / "tokenizer.json").write_bytes(b"{}")  # put there by hand, as finetune asks for
+    assert checkpoint.load_tokenizer(ours) == b"{}"
+    checkpoint.check_files(ours, "hf")
+    (ours / "hf" / "config.json").unlink()
+    with pytest.raises(UserError, match="hf/config.json was changed or cut short"):
+        checkpoint.check_files(ours, "hf")
+    (ours / "params" / "more").write_bytes(b"")
+    with pytest.raises(UserError, match="params/more was changed"):
+        checkpoint.load_params(ours, abstract_params(model))
+    (ours / "SHA256.json").unlink()
+    with pytest.raises(UserError, match="SHA256.json is missing"):
+        checkpoint.load_model(ours)
+
+
+def test_folders_whose_digests_are_of_the_parameters_alone_still_load(ours):
+    listing = json.loads((ours / "SHA256.json").read_text())
+    before = {name.removeprefix("params/"): digest for name, digest in listing.items() if name.startswith("params/")}
+    (ours / "SHA256.json").write_text(json.dumps(before))
+    model = checkpoint.load_model(ours)
+    assert model.width == 32 and checkpoint.load_tokenizer(ours) == b"a model"
+    assert checkpoint.load_params(ours, abstract_params(model))
+    (ours / "params" / "_METADATA").write_bytes(b"{}")
+    with pytest.raises(UserError, match="params/_METADATA was changed"):
+        checkpoint.load_params(ours, abstract_params(model))
