@@ -30,7 +30,7 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(target: Path) -> Generator[Path]:
     """Gives a folder to write in, `.<name>.partial` beside `target`, and renames it to `target` when the block ends. An error
     removes it; after a kill it stays there, and the next call for the same target removes it."""
-    target = target.expanduser().resolve()
+    target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder; give another, nothing is overwritten")
     if target.is_mount():

@@ -241,7 +241,7 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
         raise _save_error(error, path, cure) from error
 
 
-def check_files(directory: str | Path, below: str) -> None:
+def check_files(directory: epath.PathLike, below: str) -> None:
     """Holds the files of a converted model to their digests: the one named `below`, or all in that folder. UserError with the
     first that was changed or is missing. Files that are new in `hf/`, where a tokenizer may be put by hand, are not judged;
     nor are any but `params/` in folders from before the digests covered all.
@@ -329,9 +329,11 @@ def load_tokenizer(directory: str | Path) -> bytes | None:
     return base64.b64decode(json.loads((_latest(path) / "tokenizer" / "metadata").read_text())["sentencepiece"])
 
 
-def _folder(directory: str | Path) -> epath.Path:
+def _folder(directory: epath.PathLike) -> epath.Path:
     """Absolute; UserError where Orbax would read or write in another place than the one named."""
-    return epath.Path(directory if str(directory).startswith("gs://") else paths.local(directory, name="the model's folder"))
+    return epath.Path(
+        directory if str(directory).startswith("gs://") else paths.local(str(directory), name="the model's folder")
+    )
 
 
 def _latest(workdir: epath.Path) -> epath.Path:

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from lm import atomic, foreign, startup
+from lm import atomic, foreign, paths, startup
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, about in (("from_hf", "import a Hugging Face checkpoint"), ("to_hf", "export a model or a run")):
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("source", type=Path)
-        command.add_argument("target", type=Path)
+        command.add_argument("target")
         if name == "from_hf":
             command.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as they are, float16 as float32")
             command.add_argument("--scan", action=argparse.BooleanOptionalAction, help="stack the layers; default: from 8 on")
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
             print("\n".join(sorted(FAMILIES)))
         else:
+            flags.target = paths.local(flags.target, name="the target")
             (_from_hf if flags.command == "from_hf" else _to_hf)(flags)
     except (UserError, OSError, MemoryError) as error:
         print(f"error: {_told(error)}", file=sys.stderr)

@@ -317,6 +317,13 @@ def test_what_fails_or_is_interrupted_leaves_nothing(theirs, tmp_path, capsys, m
     assert main(["to_hf", str(target), str(tmp_path / "back")]) == 0
 
 
+@pytest.mark.parametrize("target", ["", "a\\b", "{tmp}/c:/x"])
+def test_a_target_that_a_library_would_rewrite_is_refused(theirs, tmp_path, capsys, target):
+    assert main(["from_hf", str(theirs()), target.format(tmp=tmp_path)]) == 2
+    assert "error: the target" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["theirs"]
+
+
 def test_what_a_kill_left_is_cleared_by_the_same_command(theirs, tmp_path, capsys):
     left = tmp_path / ".ours.partial"
     (left / "params" / "deep").mkdir(parents=True)
