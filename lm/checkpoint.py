@@ -106,7 +106,8 @@ class Checkpoints:
         self.run, self.tokenizer, self.data = run, tokenizer, data
         policies = checkpoint_managers
         keep: list[Any] = [policies.LatestN(c.keep)]
-        loss = lambda metrics: metrics["loss"]
+        # Orbax takes NaN for the least of all; `save` gives none, but older runs did.
+        loss = lambda metrics: metrics["loss"] if math.isfinite(metrics["loss"]) else math.inf
         if c.keep_best:
             keep.append(policies.BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False))
         in_bucket = str(self.directory).startswith("gs://")
@@ -127,10 +128,15 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Starts to save; the arrays may change as soon as this returns. UserError if the one before could not be written."""
+        """Starts to save; the arrays may change as soon as this returns. UserError if the one before could not be written.
+
+        `metrics`: the held-out loss by which the best is kept, as `{"loss": nats}`. One that is not finite is never the best.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        if metrics is not None and not all(map(math.isfinite, metrics.values())):
+            metrics = None
         self._check_room(state)
         distributed.meet(f"save of step {step}")
         items = ocp.args.Composite(

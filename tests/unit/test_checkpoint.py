@@ -38,6 +38,36 @@ def test_the_best_is_kept_through_a_restart(tmp_path):
     assert steps(tmp_path) == [6, 7]
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path, bad):
+    save(tmp_path, {1: 3.0, 2: 1.0, 3: bad, 4: bad, 5: bad}, keep=2)
+    assert steps(tmp_path) == [2, 4, 5]
+    save(tmp_path, {6: bad, 7: 2.0}, keep=2)
+    assert steps(tmp_path) == [2, 6, 7], "after a restart as well"
+    save(tmp_path, {8: 0.5, 9: bad, 10: bad}, keep=2)
+    assert steps(tmp_path) == [8, 9, 10]
+
+
+def test_where_no_loss_is_finite_none_is_the_best(tmp_path):
+    save(tmp_path, {1: NAN, 2: INF, 3: NAN, 4: -INF}, keep=2)
+    assert steps(tmp_path) == [3, 4]
+    save(tmp_path, {5: 7.0, 6: NAN, 7: NAN}, keep=2)
+    assert steps(tmp_path) == [5, 6, 7]
+
+
+def test_a_nan_that_an_older_version_saved_is_not_the_best(tmp_path, monkeypatch):
+    """It stands in the checkpoint's metrics, from where Orbax reads it after a restart."""
+    with monkeypatch.context() as older:
+        older.setattr("lm.checkpoint.math.isfinite", lambda x: True)
+        save(tmp_path, {1: 1.0, 2: NAN}, keep=2)
+        assert "NaN" in (tmp_path / "checkpoints/2/metrics/metrics").read_text()
+    save(tmp_path, {3: 2.0, 4: 3.0}, keep=1)
+    assert steps(tmp_path) == [1, 4]
+
+
 def test_where_none_is_whole_nothing_is_moved_and_nothing_begins_anew(tmp_path):
     save(tmp_path, {1: 2.0, 2: 1.0}, keep=2)
     for step in (1, 2):
