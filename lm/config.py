@@ -412,10 +412,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up from 0 over `warmup` steps (below 1: that share of the run) to the peak, then `kind`, to `final` of the peak."""
+    """The learning rate: a linear warm-up to the peak, then `kind`, to `final` of the peak.
+
+    Step k of the warm-up, counted from 1, has k / warmup of the peak: the first step has 1 / warmup of it, not 0. A warm-up
+    that is longer than the run is cut to the run's steps.
+    """
 
     kind: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
-    warmup: int | float = 100
+    warmup: int | float = 100  # steps; below 1: that share of the run's steps
     final: float = 0.1
     decay: int | None = None  # wsd: steps of the last, linear leg; None: a fifth of the run
 

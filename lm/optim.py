@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -14,7 +15,11 @@ MATRICES = re.compile(r"(kernel)$")  # what decays, and what Muon turns: never n
 
 
 def schedule(c: config.Schedule, peak: float, steps: int) -> optax.Schedule:
-    """Learning rate by step."""
+    """The learning rate by the number of updates made before: `schedule(0)` is that of the first update.
+
+    Update k of the warm-up, counted from 1, has the rate `peak * k / warmup`: the first is not wasted on a rate of 0, and
+    the last has the peak. Then the kind's own curve begins, at the peak.
+    """
     warmup = min(round(c.warmup * steps) if c.warmup < 1 else int(c.warmup), steps)
     rest, end = max(steps - warmup, 1), peak * c.final
     match c.kind:
@@ -23,16 +28,18 @@ def schedule(c: config.Schedule, peak: float, steps: int) -> optax.Schedule:
         case "linear":
             after = optax.linear_schedule(peak, end, rest)
         case "rsqrt":  # continues 1/sqrt(step) from the end of the warm-up (T5, section 3.1.2)
-            after = lambda step: peak * (max(warmup, 1) / (step + max(warmup, 1))) ** 0.5
+            # `join_schedules` asks for steps before this leg as well, where the root has a pole.
+            after = lambda step: peak * (max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))) ** 0.5
         case "wsd":  # warm-up, stable, decay (MiniCPM, arXiv 2404.06395, section 4)
-            decay = c.decay if c.decay is not None else steps // 5
+            decay = c.decay if c.decay is not None else min(steps // 5, rest)
             if decay > rest:
                 raise UserError(f"optimizer.schedule.decay={decay} does not fit the {rest} steps after the warm-up")
             legs = [optax.constant_schedule(peak), optax.linear_schedule(peak, end, max(decay, 1))]
             after = optax.join_schedules(legs, [rest - decay])
         case "constant":
             after = optax.constant_schedule(peak)
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+    rising = lambda step: peak * ((step + 1) / warmup)
+    return optax.join_schedules([rising, after], [warmup]) if warmup else after
 
 
 def is_matrix(params: Any) -> Any:
@@ -62,6 +69,20 @@ def muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimizer with its state and arithmetic in float32, whatever dtype the parameters and gradients have.
+
+    Optax keeps moments in the dtype of the parameters (of Adam, `mu_dtype` changes the first alone), and in bfloat16
+    neither 0.999 nor the small steps of an average exist. Updates come out as float32; adding them to the parameters
+    rounds to the parameters' dtype once.
+    """
+    wide = lambda tree: optax.tree.cast(tree, jnp.float32)
+    return optax.GradientTransformation(
+        lambda params: tx.init(wide(params)),
+        lambda updates, state, params=None: tx.update(wide(updates), state, wide(params)),
+    )
+
+
 def make(c: config.Optimizer, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimizer and its schedule. Clipping is the step's, which has the norm anyway."""
     rate = schedule(c.schedule, c.learning_rate, steps)
@@ -89,4 +110,4 @@ def make(c: config.Optimizer, steps: int) -> tuple[optax.GradientTransformation,
                 adam_learning_rate=schedule(c.schedule, other, steps),
                 muon_weight_dimension_numbers=muon_dimensions,
             )
-    return tx, rate
+    return in_float32(tx), rate

@@ -26,7 +26,7 @@ from lm.train import hooks, loop
 from lm.train.goodput import account
 from lm.train.report import write_report
 from lm.train.rundir import RunDir, manifest, params_sha256
-from lm.train.step import Blueprint, blueprint, counted, make_step
+from lm.train.step import Blueprint, blueprint, counted, first_average, make_step
 from lm.types import Example, TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: none decides a parameter
@@ -277,7 +277,7 @@ def first_state(parts: Parts) -> TrainState:
             "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
         )
     params = load_params(folder, parts.plan.targets().params)
-    return replace(state, params=params, ema=None if state.ema is None else jax.tree.map(jnp.copy, params))
+    return replace(state, params=params, ema=None if state.ema is None else first_average(params))
 
 
 def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) -> int:

@@ -1,7 +1,12 @@
-"""The state of a run, where it lives, and the one step that changes it. A step has no branches."""
+"""The state of a run, where it lives, and the one step that changes it.
+
+A step has no branches. It keeps the old parameters, moments and average, and counts the step as skipped, unless the loss, the
+gradient and all that it would change are finite.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +45,7 @@ def blueprint(init_params: Callable[[jax.Array], Any], tx: optax.GradientTransfo
     def init(key: jax.Array) -> TrainState:
         params = nn.unbox(init_params(key))
         zero = jnp.zeros((), jnp.int32)
-        average = jax.tree.map(jnp.copy, params) if ema else None
+        average = first_average(params) if ema else None
         return TrainState(zero, params, tx.init(params), average, zero, zero, jnp.zeros((2, 2), jnp.uint32))
 
     key = jax.random.key(0)
@@ -59,6 +64,18 @@ def blueprint(init_params: Callable[[jax.Array], Any], tx: optax.GradientTransfo
     )
     shardings = TrainState(rest, params, moments, params if ema else None, rest, rest, rest)
     return Blueprint(init, abstract, shardings)
+
+
+def first_average(params: Any) -> Any:
+    """The average of parameters before any step: copies in float32, because in bfloat16 an average with a decay of 0.999
+    never moves."""
+    return jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+
+
+def finite(tree: Any) -> jax.Array:
+    """bool []: whether every floating-point number in the tree is finite."""
+    checks = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack(checks))
 
 
 def _is_masked(x: Any) -> bool:
@@ -106,20 +123,18 @@ def make_step(
     def step(state: TrainState, batch: Example) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(train.seed), state.step)
         mean, grads = gradients(state.params, batch, key)
-        grads = jax.tree.map(lambda g: g / jnp.maximum(mean.weight, 1.0), grads)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32) / jnp.maximum(mean.weight, 1.0), grads)
         norm = optax.tree.norm(grads)
         factor = 1.0 if optimizer.clip is None else jnp.minimum(1.0, optimizer.clip / (norm + 1e-9))
         grads = jax.tree.map(lambda g: g * factor, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - (optimizer.ema or 0.0))
+        ema = None if state.ema is None else jax.tree.map(partial(_averaged, optimizer.ema or 0.0), state.ema, params)
 
-        good = jnp.isfinite(norm) & jnp.isfinite(mean.total)
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old).astype(old.dtype),  # a state is what it was made as, step after step
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
-        )
+        old, new = (state.params, state.opt_state, state.ema), (params, opt_state, ema)
+        # After `max_skipped` steps in a row nothing is applied any more: the run stops at the next log, whenever that is.
+        good = finite((norm, mean.total, new)) & (state.skipped_in_a_row < train.max_skipped)
+        kept = jax.tree.map(lambda a, b: jnp.where(good, a, b).astype(b.dtype), new, old)  # a state keeps its dtypes
         bad = jnp.int32(~good)
         seen = jnp.stack([_tokens_seen(batch), mean.weight.astype(jnp.uint32)])
         state = TrainState(
@@ -135,6 +150,11 @@ def make_step(
         return state, metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, None))
+
+
+def _averaged(decay: float, average: jax.Array, param: jax.Array) -> jax.Array:
+    """decay * average + (1 - decay) * param, in float32, with weights that add up to 1 although 1 - decay is rounded."""
+    return average + (1 - decay) * (param - average)
 
 
 def _microbatches(x: jax.Array, n: int) -> jax.Array:

@@ -259,21 +259,44 @@ def test_what_decays_and_what_muon_turns(scan):
     assert turned[f"{block}/attention/out/kernel"].reduction_axis == (shift, shift + 1)
 
 
+AFTER = {  # the curve of each kind after the warm-up: x of it is over, 0 to 1, and n updates; peak 1
+    "constant": lambda x, n, final: 1.0,
+    "linear": lambda x, n, final: 1 - (1 - final) * x,
+    "cosine": lambda x, n, final: final + (1 - final) * (1 + np.cos(np.pi * x)) / 2,
+    "rsqrt": lambda x, n, final: (11 / (11 + n)) ** 0.5,
+    "wsd": lambda x, n, final: 1.0 if n <= 77 else 1 - (1 - final) * (n - 77) / 22,  # of 110 steps, a fifth decays
+}
+
+
+@pytest.mark.parametrize("kind", AFTER)
+@pytest.mark.parametrize("warmup", [11, 0.1])
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_every_schedule_by_its_formula(kind, warmup, final):
+    """Peak 2, 110 steps, a warm-up of 11 or a tenth: by the updates made before."""
+    rate = optim.schedule(Schedule(kind, warmup=warmup, final=final), 2.0, 110)
+    expected = [2 * (s + 1) / 11 if s < 11 else 2 * AFTER[kind]((s - 11) / 99, s - 11, final) for s in range(110)]
+    assert [float(rate(s)) for s in range(110)] == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert min(expected) > 0, "no step is wasted on a rate of 0"
+
+
 def test_schedules():
-    """Values by hand: peak 2, warm-up 10, 110 steps, a final tenth."""
+    """Values by hand: peak 2, 110 steps."""
     at = lambda c, *steps: [float(optim.schedule(c, 2.0, 110)(s)) for s in steps]
     approx = partial(pytest.approx, rel=1e-5, abs=1e-7)
-    warm = dict(warmup=10, final=0.1)
-    assert at(Schedule("constant", **warm), 0, 5, 10, 109) == approx([0, 1, 2, 2])
-    assert at(Schedule("linear", **warm), 0, 10, 60, 110) == approx([0, 2, 1.1, 0.2])
-    assert at(Schedule("cosine", **warm), 5, 10, 60, 110) == approx([1, 2, 1.1, 0.2])
-    assert at(Schedule("cosine", **warm), 35) == approx([0.2 + 1.8 * (1 + np.cos(np.pi / 4)) / 2])
-    assert at(Schedule("rsqrt", **warm), 5, 10, 40, 90) == approx([1, 2, 1, 2 / 3])
-    assert at(Schedule("wsd", **warm), 5, 10, 88, 99, 110) == approx([1, 2, 2, 1.1, 0.2])
-    assert at(Schedule("wsd", decay=50, **warm), 60, 85, 110) == approx([2, 1.1, 0.2])
+    assert at(Schedule("wsd", warmup=10, final=0.1, decay=50), 60, 85, 110) == approx([2, 1.1, 0.2])
     assert at(Schedule("linear", warmup=0, final=0.0), 0, 55, 110) == approx([2, 1, 0])
-    share = at(Schedule("linear", warmup=0.1, final=0.0), 0, 5, 11, 60, 110)  # of 110 steps: 11
-    assert share == at(Schedule("linear", warmup=11, final=0.0), 0, 5, 11, 60, 110)
+    assert at(Schedule("rsqrt", warmup=0), 0, 3, 8) == approx([2, 1, 2 / 3])
+
+
+@pytest.mark.parametrize("kind", AFTER)
+def test_short_schedules(kind):
+    """The only step of a run trains, a warm-up as long as the run ends at the peak, and a longer one is cut to it."""
+    at = lambda warmup, steps: [
+        float(optim.schedule(Schedule(kind, warmup=warmup, final=0.0), 2.0, steps)(s)) for s in range(steps)
+    ]
+    assert at(1, 1) == at(0, 1) == at(100, 1) == [2]
+    assert at(4, 4) == at(100, 4) == pytest.approx([0.5, 1, 1.5, 2])
+    assert at(0.01, 4)[0] == 2, "a hundredth of four steps is none"
 
 
 def test_a_decay_that_does_not_fit():
