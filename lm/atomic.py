@@ -6,15 +6,19 @@ import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lm.errors import Busy, UserError
+
+AnyPath = TypeVar("AnyPath", bound=Any)  # a pathlib.Path, or an epath.Path of a bucket
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same at once
-    with temporary.open("wb") as out:
+    temporary.unlink(missing_ok=True)  # of a killed process with the same number, or a link that leads elsewhere
+    with temporary.open("xb") as out:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())
@@ -69,3 +73,16 @@ def _emptied(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def put_aside(path: AnyPath, folder: AnyPath, *, name: str | None = None) -> AnyPath:
+    """Moves a file or folder into `folder`, which is made, and returns where it is now: under `name` (default: its own), or
+    with `.2`, `.3`, ... where that is taken. Nothing is overwritten."""
+    if folder.exists() and not folder.is_dir():
+        put_aside(folder, folder.parent / f"{folder.name}.2")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = name or path.name
+    names = (name if i == 1 else f"{name}.{i}" for i in count(1))
+    target = next(target for name in names if not (target := folder / name).exists())
+    path.rename(target)
+    return target

@@ -1,19 +1,19 @@
 """Checkpoints: Orbax writes and reads them, and this file says whether they are whole.
 
-A step's directory holds `state`, `config`, `tokenizer` and `SHA256.json`, a digest of every file. The digests are written
-before the directory gets its final name, so a directory without them, or whose files differ from them, is not whole:
-a kill at any moment leaves either a whole checkpoint or one that is never read. Steps are ordered by number.
+A step's directory holds `state`, `config`, `tokenizer` and `SHA256.json`, a digest of every file (`lm/whole.py`). The digests
+are written before the directory gets its final name, so a directory without them, or whose files differ from them, is not
+whole: a kill at any moment leaves either a whole checkpoint or one that is never read. Steps are ordered by number.
 """
 
 import asyncio
 import base64
+import errno
 import hashlib
 import json
 import math
+import re
 import shutil
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +24,21 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
-from lm import config, distributed, foreign, paths, resolve
+from lm import atomic, config, distributed, foreign, paths, resolve, whole
 from lm.errors import UserError
 from lm.types import TrainState
 
-DIGESTS = "SHA256.json"
 MODEL = "model.json"  # of a converted model
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # of a converted model, the first that it has
 GOES_ON = "earlier checkpoints are intact. Free some space and start again: the run goes on where it was saved"
-# Orbax writes these two at the very end, after the digests.
-UNDIGESTED = {DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt"}
-
-
-def digests(directory: epath.Path) -> dict[str, str]:
-    """SHA-256 of every file below, by relative path."""
-
-    def below(d: epath.Path) -> Iterator[epath.Path]:  # epath has no `rglob`: a bucket has no directories to walk
-        for p in d.iterdir():
-            yield from below(p) if p.is_dir() else [] if p.name in UNDIGESTED else [p]
-
-    files = sorted(below(directory))
-
-    def one(p: epath.Path) -> str:
-        digest = hashlib.sha256()
-        with p.open("rb") as file:  # piece by piece: a file may be larger than what memory is left
-            while piece := file.read(2**20):
-                digest.update(piece)
-        return digest.hexdigest()
-
-    with ThreadPoolExecutor(8) as pool:
-        values = pool.map(one, files)
-        return {p.relative_to(directory).as_posix(): v for p, v in zip(files, values, strict=True)}
+FULL = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
+STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")  # what TensorStore's ValueErrors begin with, such as "PERMISSION_DENIED: "
+STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's directory
 
 
 def _write_digests(path: atomicity.TemporaryPathBase) -> None:
     if path.get_final().name.isdigit():  # a step; Orbax finishes each item in it in the same way, and first
-        (path.get() / DIGESTS).write_text(json.dumps(digests(path.get()), indent=1))
+        whole.write(path.get(), step=int(path.get_final().name))
 
 
 class _Renamed(atomicity.AtomicRenameTemporaryPath):
@@ -78,32 +57,16 @@ class _Marked(atomicity.CommitFileTemporaryPath):
         await super().finalize()
 
 
-def damage(directory: epath.Path) -> str | None:
-    """What is wrong with a step's directory: the first file that is missing, changed or not listed; None if it is whole."""
-    listing = directory / DIGESTS
-    if not listing.exists():
-        return f"{DIGESTS} is missing: the save was not finished"
-    try:
-        expected = json.loads(listing.read_text())
-    except ValueError:
-        return f"{DIGESTS} is not readable"
-    found = digests(directory)
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} was not there when it was saved"
-        if found[name] != expected[name]:
-            return f"{name} was changed or cut short"
-    return None
-
-
 class Checkpoints:
     """The checkpoints of one run, in `<workdir>/checkpoints/<step>`."""
 
     def __init__(self, workdir: epath.PathLike, c: config.Checkpoint, run: config.Run, tokenizer: bytes, data: str = ""):
         self.directory = epath.Path(workdir).resolve() / "checkpoints"
         self.run, self.tokenizer, self.data = run, tokenizer, data
+        if distributed.leads():
+            self._put_side_files_aside()
+        distributed.meet("checkpoints")  # the others read what is there only now
+        self._saved: int | None = None  # the latest step that was given to Orbax
         policies = checkpoint_managers
         keep: list[Any] = [policies.LatestN(c.keep)]
         # Orbax takes NaN for the least of all; `save` gives none, but older runs did.
@@ -138,6 +101,7 @@ class Checkpoints:
         if metrics is not None and not all(map(math.isfinite, metrics.values())):
             metrics = None
         self._check_room(state)
+        self.wait()
         distributed.meet(f"save of step {step}")
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -148,13 +112,17 @@ class Checkpoints:
             self._manager.save(step, args=items, metrics=metrics)
         except (OSError, ValueError) as error:
             raise _save_error(error, self.directory, GOES_ON) from error
+        self._saved = step
 
     def wait(self) -> None:
-        """Until what was started is on disk."""
+        """Until what was started is on disk. UserError where it is not there then."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise _save_error(error, self.directory, GOES_ON) from error
+        saved, self._saved = self._saved, None
+        if saved is not None and distributed.leads() and not (self.directory / str(saved) / whole.DIGESTS).exists():
+            raise UserError(f"step {saved} was saved without an error, and is not in {self.directory}: give another --workdir")
 
     def close(self) -> None:
         self._manager.close()
@@ -177,15 +145,32 @@ class Checkpoints:
         # Where none is whole nothing is moved, and nobody's hours are trained again without being asked.
         step, faults = _whole(self.directory, self.steps(), cure="begin anew in another --workdir")
         for damaged, fault in faults.items():
-            path, aside = self.directory / str(damaged), self.directory.parent / "damaged" / str(damaged)
+            path = self.directory / str(damaged)
+            aside = atomic.put_aside(path, self.directory.parent / "damaged")
             warnings.warn(f"checkpoint {path} is damaged: {fault}. Moved to {aside}; using the step before", stacklevel=2)
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            if aside.exists():
-                aside.rmtree()
-            path.rename(aside)
         if faults:
             self._manager.reload()
         return step
+
+    def _put_side_files_aside(self) -> None:
+        """What Orbax would read of a step before anybody asks whether the step is whole, and what stands where a step will.
+        Without its metrics a checkpoint is as good as before, but is not taken for the best one."""
+        damaged: dict[str, epath.Path] = {}  # by the name that it gets there
+        if self.directory.exists() and not self.directory.is_dir():
+            damaged["checkpoints"] = self.directory
+        for step in self.directory.iterdir() if self.directory.is_dir() else []:
+            if not STEP.fullmatch(step.name):
+                continue
+            metrics, about = step / "metrics", step / "_CHECKPOINT_METADATA"
+            if not step.is_dir():
+                damaged[step.name] = step
+            if (metrics / "metrics").exists() and not _is_json(metrics / "metrics", loss=(int, float)):
+                damaged[f"{step.name}.metrics"] = metrics
+            if about.exists() and not _is_json(about):
+                damaged[f"{step.name}.metadata"] = about
+        for name, path in damaged.items():
+            aside = atomic.put_aside(path, self.directory.parent / "damaged", name=name)
+            warnings.warn(f"{path} is damaged; moved to {aside}, the run goes on without it", stacklevel=2)
 
     def saved_run(self, step: int) -> tuple[config.Run, bytes, str]:
         """The config, the tokenizer and the data's fingerprint that a checkpoint was made with."""
@@ -205,6 +190,11 @@ class Checkpoints:
                 "Use the config it was made with, or another --workdir"
             )
         restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        if int(restored.state.step) != step:  # digests of earlier versions do not name the step
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} is step {int(restored.state.step)}, and was renamed: rename it back, "
+                "or move it away"
+            )
         return restored.state
 
     def _check_room(self, state: TrainState) -> None:
@@ -240,8 +230,10 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
             checkpointer.save(path / "params", args=ocp.args.PyTreeSave(params), force=True)
         text = json.dumps(resolve.to_dict(model), indent=1) + "\n"
-        listing = digests(path) | {MODEL: hashlib.sha256(text.encode()).hexdigest()}
-        (path / DIGESTS).write_text(json.dumps(listing, indent=1))
+        listing = whole.digests(path) | {MODEL: hashlib.sha256(text.encode()).hexdigest()}
+        if fault := whole.lacks_arrays(listing):
+            raise OSError(f"the save of {path} is not whole: {fault}")
+        (path / whole.DIGESTS).write_text(json.dumps(listing, indent=1))
         (path / MODEL).write_text(text)
     except (OSError, ValueError) as error:
         raise _save_error(error, path, cure) from error
@@ -254,9 +246,9 @@ def check_files(directory: epath.PathLike, below: str) -> None:
     """
     path = _folder(directory)
     try:
-        listing = foreign.parse_json((path / DIGESTS).read_bytes(), path / DIGESTS)
+        listing = foreign.parse_json((path / whole.DIGESTS).read_bytes(), path / whole.DIGESTS)
     except FileNotFoundError:
-        raise UserError(f"{path / DIGESTS} is missing: the conversion was not finished; convert it again") from None
+        raise UserError(f"{path / whole.DIGESTS} is missing: the conversion was not finished; convert it again") from None
     if MODEL not in listing:
         listing = {f"params/{name}": digest for name, digest in listing.items()}
     listed = {name: digest for name, digest in listing.items() if name == below or name.startswith(f"{below}/")}
@@ -269,7 +261,7 @@ def check_files(directory: epath.PathLike, below: str) -> None:
 def _digests_of(path: epath.Path, below: str) -> dict[str, str]:
     """As `digests`, of one file or folder in `path`, by names from `path` on; nothing if it is not there."""
     if (path / below).is_dir():
-        return {f"{below}/{name}": digest for name, digest in digests(path / below).items()}
+        return {f"{below}/{name}": digest for name, digest in whole.digests(path / below).items()}
     return {below: hashlib.sha256((path / below).read_bytes()).hexdigest()} if (path / below).exists() else {}
 
 
@@ -345,7 +337,7 @@ def _folder(directory: epath.PathLike) -> epath.Path:
 def _latest(workdir: epath.Path) -> epath.Path:
     """The latest step that is whole."""
     steps = workdir / "checkpoints"
-    found = [int(p.name) for p in steps.iterdir() if p.name.isdigit()] if steps.exists() else []
+    found = [int(p.name) for p in steps.iterdir() if STEP.fullmatch(p.name) and p.is_dir()] if steps.is_dir() else []
     if not found:
         raise UserError(f"{workdir} is neither a converted model (no model.json) nor a run (no checkpoints/)")
     return steps / str(_whole(steps, found, cure="train it again")[0])
@@ -355,12 +347,21 @@ def _whole(directory: epath.Path, steps: list[int], *, cure: str) -> tuple[int, 
     """The latest of these steps that is whole, and what is wrong with those after it; UserError where none is."""
     faults: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        fault = damage(directory / str(step))
+        fault = whole.damage(directory / str(step), step=step)
         if fault is None:
             return step, faults
         faults[step] = fault
     said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
     raise UserError(f"{directory.parent} has no whole checkpoint ({said}); bring one back, or {cure}")
+
+
+def _is_json(path: epath.Path, **types: tuple[type, ...]) -> bool:
+    """Whether a file is a JSON object that has these keys with values of these types."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and all(isinstance(found.get(name), kinds) for name, kinds in types.items())
 
 
 def _described(tree: Any, *, dtypes: bool = True) -> dict[str, str]:
@@ -396,8 +397,12 @@ def _no_space(directory: epath.Path, cause: str, cure: str) -> UserError:
     return UserError(f"no disk space in {directory}: {cause}; {cure}")
 
 
-def _save_error(error: Exception, directory: epath.Path, cure: str) -> UserError | Exception:
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" in text or "No space left" in text or getattr(error, "errno", None) in (27, 28, 122):
-        return _no_space(directory, text.splitlines()[0][:200], cure)
+def _save_error(error: Exception, directory: epath.Path, cure: str) -> Exception:
+    text = " ".join(str(error).split())[:300]
+    if "RESOURCE_EXHAUSTED" in text or "No space left" in text or getattr(error, "errno", None) in FULL:
+        return _no_space(directory, text, cure)
+    if isinstance(error, OSError) or STATUS.match(text):
+        return UserError(
+            f"cannot save in {directory}: {text}; mend that and start again: nothing that was saved before is lost"
+        )
     return error

@@ -1,9 +1,12 @@
 """What is kept through restarts, and what is said where nothing is whole; e2e/test_resume.py has whole runs."""
 
+import json
+import shutil
+
 import jax.numpy as jnp
 import pytest
 
-from lm import config
+from lm import checkpoint, config
 from lm.checkpoint import Checkpoints
 from lm.errors import UserError
 from lm.types import TrainState
@@ -26,7 +29,34 @@ def save(workdir, losses, keep=1):
 
 
 def steps(workdir):
-    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir())
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A run with the steps 1, 2 and 3, of which 2 is the best."""
+    workdir = tmp_path_factory.mktemp("three")
+    save(workdir, {1: 2.0, 2: 1.0, 3: 3.0}, keep=3)
+    return workdir
+
+
+@pytest.fixture
+def begun(three, tmp_path):
+    return shutil.copytree(three, tmp_path / "run")
+
+
+def resumed(workdir):
+    """The step that is found, and what its state says."""
+    again = Checkpoints(workdir, config.Checkpoint(keep=3), RUN, b"tokenizer")
+    try:
+        step = again.latest_whole()
+        found = int(again.restore(step, state(0)).step) if step else None
+        assert again.saved_run(step)[0] == RUN if step else True
+        again.save(state(20), {"loss": 5.0})
+        again.wait()
+        return step, found
+    finally:
+        again.close()
 
 
 def test_the_best_is_kept_through_a_restart(tmp_path):
@@ -83,3 +113,109 @@ def test_a_new_run_has_none(tmp_path):
     new = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
     assert new.latest_whole() is None
     new.close()
+
+
+def test_arrays_that_a_library_puts_elsewhere_are_no_checkpoint(tmp_path):
+    """TensorStore takes a backslash for a separator. `RunDir` refuses such a folder; a later rewriting ends here."""
+    saved = Checkpoints(tmp_path / "a\\b", config.Checkpoint(), RUN, b"tokenizer")
+    saved.save(state(1))
+    with pytest.raises(UserError, match="cannot save in .*not whole: the arrays are not among its files"):
+        saved.wait()
+    saved.close()
+    assert steps(tmp_path / "a\\b") == []
+
+
+def test_a_save_that_ends_without_its_directory_is_an_error(tmp_path):
+    saved = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
+    saved.save(state(1))
+    saved._manager.wait_until_finished()
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    with pytest.raises(UserError, match="step 1 was saved without an error, and is not in"):
+        saved.wait()
+    saved.close()
+
+
+def test_a_renamed_step_is_named_and_put_aside(begun):
+    (begun / "checkpoints/3").rename(begun / "checkpoints/12")
+    with pytest.warns(UserWarning, match="checkpoints/12 is damaged: it is step 3, and was renamed. Moved to .*damaged/12"):
+        assert resumed(begun) == (2, 2)
+    assert (begun / "damaged/12/state").is_dir()
+
+
+def test_a_checkpoint_of_before_that_names_no_step(begun):
+    listing = begun / "checkpoints/3/SHA256.json"
+    listing.write_text(json.dumps(json.loads(listing.read_text())["files"]))
+    assert resumed(begun) == (3, 3)
+    (begun / "checkpoints/20").rename(begun / "checkpoints/21")
+    old = begun / "checkpoints/21/SHA256.json"
+    old.write_text(json.dumps(json.loads(old.read_text())["files"]))
+    with pytest.raises(UserError, match="checkpoints/21 is step 20, and was renamed"):
+        resumed(begun)
+
+
+STRAY = {
+    "beside the steps": lambda c: (c / ".DS_Store").write_bytes(b"x"),
+    "a folder": lambda c: (c / "notes").mkdir(),
+    "odd numbers": lambda c: [(c / name).mkdir() for name in ("007", "²", "１２")],
+    "in a step": lambda c: (c / "3/.DS_Store").write_bytes(b"x"),
+    "a folder in a step": lambda c: (c / "3/notes").mkdir(),
+    "among the arrays": lambda c: (c / "3/state/.DS_Store").write_bytes(b"x"),
+}
+
+
+@pytest.mark.parametrize("stray", STRAY)
+def test_what_others_leave_among_checkpoints_does_no_harm(begun, stray):
+    STRAY[stray](begun / "checkpoints")
+    assert resumed(begun) == (3, 3)
+    assert checkpoint.load_tokenizer(begun) == b"tokenizer"
+
+
+def emptied(path):
+    path.unlink()
+    path.mkdir()
+
+
+SIDE = {  # what is damaged, and what is put aside
+    "no text": (lambda c: (c / "2/metrics/metrics").write_bytes(b"\xff"), "2.metrics"),
+    "a bare number": (lambda c: (c / "2/metrics/metrics").write_bytes(b"3"), "2.metrics"),
+    "no loss": (lambda c: (c / "2/metrics/metrics").write_bytes(b'{"loss": "low"}'), "2.metrics"),
+    "cut short": (lambda c: (c / "3/metrics/metrics").write_bytes(b'{"lo'), "3.metrics"),
+    "empty": (lambda c: (c / "2/metrics/metrics").write_bytes(b""), "2.metrics"),
+    "a directory": (lambda c: emptied(c / "2/metrics/metrics"), "2.metrics"),
+    "about the items": (lambda c: (c / "3/_CHECKPOINT_METADATA").write_bytes(b"3"), "3.metadata"),
+    "a file in place of a step": (lambda c: (c / "99").write_bytes(b""), "99"),
+}
+
+
+@pytest.mark.parametrize("case", SIDE)
+def test_damaged_metrics_cost_no_step(begun, case):
+    harm, aside = SIDE[case]
+    harm(begun / "checkpoints")
+    with pytest.warns(UserWarning, match=f"is damaged; moved to .*damaged/{aside}, the run goes on without it") as said:
+        assert resumed(begun) == (3, 3)
+    assert len(said) == 1 and (begun / "damaged" / aside).exists()
+
+
+@pytest.mark.parametrize("listing", [b"[]", b"3", b"\xff", b"{}", b'{"files": 3}', b'{"a": 1}', b"[" * 100_000])
+def test_a_damaged_list_of_digests_condemns_its_step_alone(begun, listing):
+    (begun / "checkpoints/3/SHA256.json").write_bytes(listing)
+    with pytest.warns(UserWarning, match="checkpoints/3 is damaged: .*using the step before"):
+        assert resumed(begun) == (2, 2)
+
+
+def test_a_file_in_place_of_all_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="checkpoints is damaged; moved to"):
+        assert resumed(tmp_path) == (None, None)
+    assert steps(tmp_path) == [20] and (tmp_path / "damaged/checkpoints").read_bytes() == b"x"
+
+
+def test_what_is_put_aside_overwrites_nothing(tmp_path):
+    from lm import atomic
+
+    (tmp_path / "damaged").write_text("a file of that name")
+    for content in ("a", "b", "c"):
+        (tmp_path / "x").write_text(content)
+        atomic.put_aside(tmp_path / "x", tmp_path / "damaged")
+    assert [(tmp_path / "damaged" / name).read_text() for name in ("x", "x.2", "x.3")] == ["a", "b", "c"]
+    assert (tmp_path / "damaged.2" / "damaged").read_text() == "a file of that name"

@@ -25,7 +25,8 @@ MAY = {
     "optim": CORE,
     "losses": {"types", "errors", "sharding"},
     "replaced": {"types", "errors", "losses"},
-    "checkpoint": CORE,
+    "whole": set(),
+    "checkpoint": CORE | {"whole"},
     "models": MODELS,
     "generate": MODELS | {"generate", "objectives"},  # which marks a prompt has
     "convert": MODELS | {"convert"},
