@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
 from lm import atomic, config, distributed, foreign, paths, resolve, whole
-from lm.errors import UserError
+from lm.errors import UserError, printable
 from lm.types import TrainState
 
 MODEL = "model.json"  # of a converted model
@@ -147,7 +147,8 @@ class Checkpoints:
         for damaged, fault in faults.items():
             path = self.directory / str(damaged)
             aside = atomic.put_aside(path, self.directory.parent / "damaged")
-            warnings.warn(f"checkpoint {path} is damaged: {fault}. Moved to {aside}; using the step before", stacklevel=2)
+            text = f"checkpoint {path} is damaged: {fault}. Moved to {aside}; using the step before"
+            warnings.warn(printable(text), stacklevel=2)
         if faults:
             self._manager.reload()
         return step
@@ -170,7 +171,7 @@ class Checkpoints:
                 damaged[f"{step.name}.metadata"] = about
         for name, path in damaged.items():
             aside = atomic.put_aside(path, self.directory.parent / "damaged", name=name)
-            warnings.warn(f"{path} is damaged; moved to {aside}, the run goes on without it", stacklevel=2)
+            warnings.warn(printable(f"{path} is damaged; moved to {aside}, the run goes on without it"), stacklevel=2)
 
     def saved_run(self, step: int) -> tuple[config.Run, bytes, str]:
         """The config, the tokenizer and the data's fingerprint that a checkpoint was made with."""

@@ -11,7 +11,13 @@ EXIT_INTERRUPTED = 130  # the shell's number for Ctrl-C; saved as well
 
 
 class UserError(Exception):
-    """Bad input. The message names the cause first and the way out second."""
+    """Bad input. The message names the cause first and the way out second.
+
+    As a text it is one line that no terminal acts on, whatever names and values of the user's are in it.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class Busy(UserError):
@@ -24,6 +30,11 @@ class Diverged(UserError):
 
 class HostMissing(Exception):
     """Another host of the run did not come to where this one waits."""
+
+
+def printable(text: str) -> str:
+    """The text on one line: line ends, escapes and whatever else is not printed as it is, as Python writes it in a literal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def at_least(values: Any, **least: float) -> None:

@@ -15,7 +15,7 @@ from lm.checkpoint import Checkpoints, load_params, load_tokenizer
 from lm.data.loader import batches
 from lm.data.prepare import Prepared, prepare
 from lm.data.rows import Rows, blank, shares
-from lm.errors import UserError
+from lm.errors import UserError, printable
 from lm.evaluate.heldout import HeldOut
 from lm.generate.samples import samples
 from lm.models.positions import check_reach
@@ -392,7 +392,7 @@ def show_results(display: hooks.Display, summary: dict[str, Any], rundir: RunDir
     """The last words of a run: held-out figures beside the baselines, samples, where everything is."""
     say = display.say
     for text in rundir.rows("samples.jsonl")[-3:]:
-        say(f"\n> {text['prompt']} -> {text['text']}")
+        say(f"\n> {printable(text['prompt'])} -> {printable(text['text'])}")
     say("")
     for name, value in summary["heldout"].items():
         say(f"held-out {name:<14} {value:,.4f}")

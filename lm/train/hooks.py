@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lm import config, flops
 from lm.checkpoint import Checkpoints
-from lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Diverged
+from lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Diverged, printable
 from lm.train.loop import Clock
 from lm.train.rundir import RunDir
 from lm.train.step import counted
@@ -55,7 +55,8 @@ class Display:
             self.printed = step
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """Prints lines; what a terminal would act on is written out."""
+        self.console.print("\n".join(map(printable, text.split("\n"))), highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lm import atomic, shown
 from lm.train.rundir import RunDir
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -46,13 +47,14 @@ def write_report(rundir: RunDir, summary: dict[str, Any]) -> Path:
         ),
         "<h2>Baselines on the same held-out bytes</h2>" + _table(summary["baselines"]) if summary.get("baselines") else "",
         "<h2>Config</h2>",
-        f"<pre>{html.escape((rundir.path / 'config.json').read_text())}</pre>",
+        f"<pre>{html.escape(shown.redacted((rundir.path / 'config.json').read_text(encoding='utf-8')))}</pre>",
         "<h2>Manifest</h2>",
-        f"<pre>{html.escape((rundir.path / 'manifest.json').read_text())}</pre>",
+        f"<pre>{html.escape((rundir.path / 'manifest.json').read_text(encoding='utf-8'))}</pre>",
     ]
     page = f"<!doctype html><meta charset=utf-8><title>{html.escape(rundir.path.name)}</title><style>{STYLE}</style>"
     path = rundir.path / "report.html"
-    path.write_text(page + "\n".join(pieces))
+    # Text of other programs' making may have halves of characters, which no encoding takes.
+    atomic.write_bytes(path, (page + "\n".join(pieces)).encode(errors="backslashreplace"))
     return path
 
 

@@ -1,14 +1,15 @@
 """The directory of a run, which explains itself: config, manifest, metrics, and a lock against a second run."""
 
+import errno
 import fcntl
 import hashlib
-import json
 import os
 import platform
-import re
+import stat
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,14 +19,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from lm import atomic, config, distributed, paths, resolve
-from lm.errors import Busy, UserError
+from lm import atomic, config, distributed, paths, resolve, shown
+from lm.errors import Busy, UserError, printable
+from lm.train import jsonl
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "sentencepiece", "numpy")
-FILES = ("config.json", "manifest.json", "metrics.jsonl", "samples.jsonl", "goodput.jsonl", "summary.json")
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-
-
+FILES = ("config.json", "manifest.json", *jsonl.LOGS, "summary.json")
 BUCKETS = ("gs://",)
 STAGING = "~/.cache/lm/runs"  # local copies of what runs keep in buckets
 PUBLISH = 60  # seconds between copies to a bucket, at least
@@ -62,8 +61,29 @@ class RunDir:
             self._lock = self._locked()
         except OSError as error:
             raise UserError(f"cannot write in --workdir={workdir}: {error.strerror}; give another directory") from error
-        if self.in_bucket:
-            self._fetch()
+        try:
+            if self.in_bucket:
+                self._fetch()
+            self._repair()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @property
+    def aside(self) -> Path:
+        """Where damaged files are kept."""
+        return self.path / "damaged"
+
+    def _repair(self) -> None:
+        """Of what other programs or a kill left, makes files that this run can add to and write over."""
+        for name in ("config.json", "manifest.json", "summary.json", "report.html"):
+            jsonl.regular(self.path / name, self.aside)
+        for name in jsonl.LOGS:
+            jsonl.repair(self.path / name, self.aside)
+        for folder in (self.path / name for name in ("tensorboard", "profile")):
+            if os.path.lexists(folder) and not folder.is_dir():
+                kept = atomic.put_aside(folder, self.aside)
+                _warn(f"{folder} is no folder; moved to {kept}")
 
     def _fetch(self) -> None:
         """The bucket's files, but for rows that only we have: those of the last minute before a kill here."""
@@ -90,12 +110,25 @@ class RunDir:
         self._last = time.monotonic()
 
     def _locked(self) -> IO[str]:
-        lock = open(self.path / ".lock", "a+")
+        path = self.path / ".lock"
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            about = os.fstat(file)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR):
+                raise
+            file = about = None
+        # What is written to the lock must not go into a file that another name leads to.
+        if file is None or about is None or not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+            if file is not None:
+                os.close(file)
+            _warn(f"{path} is no file of its own; moved to {atomic.put_aside(path, self.aside)}")
+            return self._locked()
+        lock = open(file, "r+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
+            owner = lock.read(100).strip() or "unknown"
             lock.close()
             raise Busy(
                 f"another run (process {owner}) is at work in {self.path}; wait for it, or take another --workdir"
@@ -118,42 +151,46 @@ class RunDir:
             atomic.write_json(self.path / name, tree)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        if not self.writes:
-            return
-        with open(self.path / name, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.writes:
+            jsonl.append(self.path / name, dict(row))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         return read_rows(self.path / name)
 
     def forget_after(self, step: int) -> None:
-        """Drops rows of steps that will be done again."""
-        for name in ("metrics.jsonl", "samples.jsonl") if self.writes else ():
-            kept = [json.dumps(row) + "\n" for row in self.rows(name) if row["step"] <= step]
-            atomic.write_bytes(self.path / name, "".join(kept).encode())
+        """Drops rows of steps that will be done again. Where none is kept, because there is no checkpoint, the logs as they
+        were are put aside, with a warning."""
+        if not self.writes:
+            return
+        logs = {name: self.rows(name) for name in ("metrics.jsonl", "samples.jsonl")}
+        if step == 0 and (last := max((row["step"] for rows in logs.values() for row in rows), default=0)):
+            kept = [str(atomic.put_aside(self.path / name, self.path / "earlier")) for name, rows in logs.items() if rows]
+            _warn(
+                f"{self.path} has logs up to step {last} and no checkpoint: the run begins anew, and the logs of before are in "
+                f"{' and '.join(kept)}"
+            )
+            return
+        for name, rows in logs.items():
+            if any(row["step"] > step for row in rows):
+                jsonl.rewrite(self.path / name, [row for row in rows if row["step"] <= step])
+
+
+def _warn(text: str) -> None:
+    warnings.warn(printable(text), stacklevel=3)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    """The rows of a .jsonl file; lines that are damaged or cut short are left out."""
+    return jsonl.read(path)
 
 
 def manifest(run: config.Run, *, data_fingerprint: str, tokenizer_fingerprint: str, mesh: Any) -> dict[str, Any]:
     """What else decides a run beside its config: code, versions, devices, data. Secrets of the environment are left out."""
-    environment = {
-        k: "(redacted)" if SECRET.search(k) else v
-        for k, v in os.environ.items()
-        if k.startswith(("JAX_", "XLA_", "LIBTPU_", "TPU_", "LM_"))
-    }
+    prefixes = ("JAX_", "XLA_", "LIBTPU_", "TPU_", "LM_")
+    environment = shown.redacted_environment((k, v) for k, v in os.environ.items() if k.startswith(prefixes))
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": shown.redacted_command(sys.argv),
         "git": git_state(),
         "python": platform.python_version(),
         "host": platform.node(),

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 CORE = {"config", "resolve", "types", "errors", "atomic", "paths", "foreign", "distributed"}
 MODELS = CORE | {"sharding", "flops", "models"}
 DATA = CORE | {"data", "objectives"}
-LOOP = CORE | {"sharding", "flops", "losses", "checkpoint", "optim", "train"}
+LOOP = CORE | {"shown", "sharding", "flops", "losses", "checkpoint", "optim", "train"}
 MAY = {
     "errors": set(),
     "config": {"errors"},
@@ -25,6 +25,7 @@ MAY = {
     "optim": CORE,
     "losses": {"types", "errors", "sharding"},
     "replaced": {"types", "errors", "losses"},
+    "shown": set(),
     "whole": set(),
     "checkpoint": CORE | {"whole"},
     "models": MODELS,
@@ -38,7 +39,7 @@ MAY = {
 FREE = {"recipes"}  # all of lm, and so may every __main__
 NEVER = {"configs", "experiments", "tests", "tpu"}
 # No jax: config and flops of a laptop, data on the host.
-LIGHT = {"errors", "atomic", "paths", "foreign", "config", "resolve", "flops", "objectives", "data"}
+LIGHT = {"errors", "atomic", "shown", "paths", "foreign", "config", "resolve", "flops", "objectives", "data"}
 HEAVY = {"jax", "flax", "optax", "orbax"}
 
 FILES = sorted((ROOT / "lm").rglob("*.py"))

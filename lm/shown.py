@@ -1,0 +1,56 @@
+"""Text that others read: without secrets."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+# Names of what is secret, as whole words of a name: "HF_TOKEN" and "--api-key", and not "tokenizer".
+NAMES = (
+    "key|apikey|token|secret|secrets|pass|passwd|password|passphrase|pwd|pat|auth|authorization|credential|credentials|cookie"
+)
+NAMES += "|signature|bearer"
+NAMED = re.compile(rf"(?:.*[_.\-])?(?:{NAMES})(?:[_.\-].*)?", re.IGNORECASE)
+ANYWHERE = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")  # of environment variables, whose names run together
+SHAPES = (  # what replaces the first group's text stays, the rest goes
+    re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^/\s'\"]*(?=@)"),  # https://user:password@host
+    re.compile(r"(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE),
+    re.compile(r"([?&](?:[\w-]+[_-])?(?:key|token|sig|signature|secret|password|credential|auth)=)[^&\s'\"]+", re.IGNORECASE),
+    re.compile(r"()\b(?:hf_|gh[opsur]_|github_pat_|glpat-|sk-|xox[abeprs]-|npm_|pypi-)[\w-]{12,}"),
+    re.compile(r"()\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),  # AWS
+    re.compile(r"()\bAIza[\w-]{30,}"),  # Google
+    re.compile(r"()\bya29\.[\w-]{12,}"),
+    re.compile(r"()\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),  # a JSON web token
+    re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.|\n)*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"),
+)
+GONE = "(redacted)"
+
+
+def redacted(text: str) -> str:
+    """The text without what looks like a secret: credentials in URLs, bearer values, keys of known services."""
+    for shape in SHAPES:
+        text = shape.sub(rf"\g<1>{GONE}", text)
+    return text
+
+
+def redacted_value(name: str, value: str) -> str:
+    """The value of an environment variable or a flag: nothing of it where the name says that it is secret."""
+    return GONE if NAMED.fullmatch(name) else redacted(value)
+
+
+def redacted_command(words: Iterable[str]) -> list[str]:
+    """A command line: values of flags whose name says that they are secret, `--token=x` and `--token x`, and all shapes."""
+
+    def each() -> Iterator[str]:
+        secret = False  # whether the word is the value of the flag before it
+        for word in words:
+            name, equals, value = word.partition("=")
+            if secret and not word.startswith("-"):
+                yield GONE
+            else:
+                yield f"{name}={redacted_value(name, value)}" if equals and re.fullmatch(r"[\w.-]+", name) else redacted(word)
+            secret = word.startswith("-") and not equals and NAMED.fullmatch(name) is not None
+
+    return list(each())
+
+
+def redacted_environment(variables: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {name: GONE if ANYWHERE.search(name.upper()) else redacted_value(name, value) for name, value in variables}

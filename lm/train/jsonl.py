@@ -1,0 +1,113 @@
+"""The logs of a run: a JSON object a line, only ever added to. A kill, a full disk or another program may leave anything in
+them; they are repaired when a run starts, and never stop it."""
+
+import json
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lm import atomic
+from lm.errors import printable
+
+Row = dict[str, Any]
+
+
+def _number(value: Any) -> bool:
+    """Whether it is a number that a report can draw."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63  # of NaN it is not
+
+
+def _step(row: Row) -> bool:
+    return isinstance(row.get("step"), int) and _number(row["step"]) and row["step"] >= 0
+
+
+def _metrics(row: Row) -> bool:
+    return _step(row) and all(_number(v) for v in row.values() if isinstance(v, (int, float)))
+
+
+def _goodput(row: Row) -> bool:
+    if not (isinstance(row.get("event"), str) and _number(row.get("time"))):
+        return False
+    if "step" not in row:
+        return True
+    seconds = row.get("seconds")
+    return _step(row) and isinstance(seconds, dict) and all(_number(spent) for spent in seconds.values())
+
+
+# What a row of each log must have for those who read it.
+LOGS: dict[str, Callable[[Row], bool]] = {
+    "metrics.jsonl": _metrics,
+    "samples.jsonl": lambda row: _step(row) and all(isinstance(row.get(name), str) for name in ("prompt", "text")),
+    "goodput.jsonl": _goodput,
+}
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a log, without lines that are none; no rows where there is no file or none that can be read."""
+    try:
+        return _parsed(path.read_bytes(), path.name)[0]
+    except OSError:
+        return []
+
+
+def _parsed(content: bytes, name: str) -> tuple[list[Row], int]:
+    """The rows, and how many lines are none. A last line that a kill cut short is not counted."""
+    suits, lines = LOGS.get(name, lambda row: True), content.split(b"\n")
+    rows, wrong = [], 0
+    for i, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and suits(row):
+            rows.append(row)
+        elif i < len(lines) - 1 or row is not None:
+            wrong += 1
+    return rows, wrong
+
+
+def append(path: Path, row: Row) -> None:
+    with open(path, "ab") as file:
+        file.write(_line(row))
+
+
+def rewrite(path: Path, rows: list[Row]) -> None:
+    atomic.write_bytes(path, b"".join(map(_line, rows)))
+
+
+def _line(row: Row) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def repair(path: Path, aside: Path) -> None:
+    """Makes a log one that rows can be added to. Where that loses anything but the line under way when the run was killed,
+    the file as it was is kept in `aside`, and a warning says so."""
+    if not regular(path, aside):
+        return
+    content = path.read_bytes()
+    rows, wrong = _parsed(content, path.name)
+    if wrong:
+        kept = atomic.put_aside(path, aside)
+        lines = f"{wrong} lines that are" if wrong > 1 else "a line that is"
+        text = f"{path} had {lines} none of its rows; the others are kept, and all of it is in {kept}"
+        warnings.warn(printable(text), stacklevel=2)
+    if wrong or path.is_symlink() or (content and not content.endswith(b"\n")) or not os.access(path, os.W_OK):
+        rewrite(path, rows)
+
+
+def regular(path: Path, aside: Path) -> bool:
+    """Whether there is a file that can be read. What else stands in its place is moved to `aside`, with a warning."""
+    try:
+        if stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK):
+            return True
+    except OSError:
+        if not path.is_symlink() and not os.path.lexists(path):
+            return False
+    kept = atomic.put_aside(path, aside)
+    warnings.warn(printable(f"{path} is no file that can be read; moved to {kept}, and begun anew"), stacklevel=2)
+    return False
