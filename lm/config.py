@@ -181,7 +181,9 @@ class Embed:
 class Head:
     tied: bool = True
     bias: bool = False
-    transform: Literal["gelu", "gelu_tanh", "relu", "silu"] | None = None  # BERT's dense + activation + norm before the logits
+    transform: Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"] | None = (
+        None  # BERT's dense + activation + norm before the logits
+    )
     transform_bias: bool = True  # of that dense layer (ModernBERT: none)
     norm: Norm | None = Norm(eps=1e-12)  # of the transform
     outputs: int | None = None  # None: the vocabulary. Another number needs tied=False (ELECTRA's discriminator: 1)

@@ -7,10 +7,11 @@ Every tensor of theirs is taken and every one of ours filled, or it stops and li
 not implement stops it by name. Dropout is not carried over: it is the training run's business.
 """
 
+import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,13 @@ from lm import atomic, config, foreign
 from lm.convert import files
 from lm.convert.families import FAMILIES
 from lm.convert.files import Stored
-from lm.convert.tables import Family, Hf, Tensor, canonical, differences, tensors
+from lm.convert.naming import BUFFERS, dropping, named_in, spelled
+from lm.convert.tables import Family, Tensor, canonical, differences, read_model, tensors
 from lm.errors import UserError, nearest
 from lm.models.transformer import abstract_params
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 FLOATS = {"F64", "F32", "F16", "BF16"}  # of a safetensors header: what weights may be
-# Buffers of older versions of their code that hold no weights.
-BUFFERS = re.compile(
-    r".*(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.masked_bias|position_ids)|.*layers\.\d+\.attention\.bias"
-)
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
@@ -59,7 +57,6 @@ def read(
     if not foreign.has(source, "config.json"):
         raise UserError(f"{source} has no config.json; give the folder of a Hugging Face checkpoint")
     said = foreign.read_json(source, "config.json")
-    family = _family(said.get("model_type"))
     with ExitStack() as stack:
         weights = files.weight_files(source)
         if not weights:
@@ -72,13 +69,24 @@ def read(
                 )
             weights = stack.enter_context(files.unpickled(source, scratch))
         found = _without(files.keys(weights), drop)
-        c = Hf(said, found)
-        model = family.read(c)
-        c.check_all_used()
-        kept, notes = (dtype, ()) if dtype else _dtype(found)
-        model = replace(model, dtype=kept, param_dtype=kept)
-        model = _scanned(model, scan)
-        return Imported(model, _fill(family, model, found, progress), said["model_type"], notes)
+        family = _family_of(said, found)
+        with _defaults_named(family, said):
+            model = read_model(family, said, found)
+            kept, notes = (dtype, ()) if dtype else _dtype(found)
+            model = _scanned(replace(model, dtype=kept, param_dtype=kept), scan)
+            return Imported(model, _fill(family, model, found, progress), said["model_type"], notes)
+
+
+@contextmanager
+def _defaults_named(family: Family, said: Mapping[str, Any]) -> Generator[None]:
+    """Adds to a UserError the sizes that config.json leaves out, so that transformers' defaults stand for them."""
+    names = {family.aliases.get(name, name) for name in said}
+    lacking = [f"{name}={value}" for name, value in family.defaults.items() if type(value) is int and name not in names]
+    try:
+        yield
+    except UserError as error:
+        hint = f" (not in config.json, so by transformers' default: {', '.join(lacking)})" if lacking else ""
+        raise UserError(f"{error}{hint}") from None
 
 
 def _family(name: Any) -> Family:
@@ -86,6 +94,25 @@ def _family(name: Any) -> Family:
         known = ", ".join(sorted(FAMILIES))
         raise UserError(f"model_type {name!r} of config.json is not known{nearest(str(name), FAMILIES)}; known: {known}")
     return FAMILIES[name]
+
+
+def _family_of(said: Mapping[str, Any], found: Mapping[str, Stored]) -> Family:
+    """By `model_type`. Of one that is not known the message names another only if that one takes all of the file."""
+    name = said.get("model_type")
+    if isinstance(name, str) and name in FAMILIES:
+        return FAMILIES[name]
+    known = ", ".join(sorted(FAMILIES))
+    for near in difflib.get_close_matches(str(name), FAMILIES, n=3):
+        try:
+            model = read_model(FAMILIES[near], said, found)
+            taken = named_in(FAMILIES[near], tensors(FAMILIES[near], model, _shapes(model)), found)
+        except UserError:
+            continue
+        if set(taken.values()) == {key for key in found if not BUFFERS.fullmatch(key)}:
+            raise UserError(
+                f"model_type {name!r} of config.json is not known; did you mean '{near}'? It takes all that is in the file"
+            )
+    raise UserError(f"model_type {name!r} of config.json is not known, and none that is computes the same; known: {known}")
 
 
 def _without(found: dict[str, Stored], drop: str | None) -> dict[str, Stored]:
@@ -133,16 +160,15 @@ def _fill(family: Family, model: config.Model, found: Mapping[str, Stored], prog
     shapes = _shapes(model)
     expected = tensors(family, model, shapes)
     copies, zeros = dict(family.copies), family.zeros(model)
-    if family.prefix and not any(k.startswith(family.prefix) for k in found):  # a trunk saved without its head
-        bare = lambda name: name.removeprefix(family.prefix)
-        expected = {bare(k): replace(t, key=bare(k)) for k, t in expected.items()}
-        copies = {bare(a): bare(b) for a, b in copies.items()}
+    named = named_in(family, expected, found)
+    expected = {named[k]: replace(t, key=named[k]) for k, t in expected.items()}
+    copies = {spelled(family, a, found): named[b] for a, b in copies.items() if b in named}
     _check_weights({k: v for k, v in found.items() if k in expected | copies | zeros})
     missing = sorted(expected.keys() - found.keys())
     unknown = sorted(k for k in found if k not in expected | copies | zeros and not BUFFERS.fullmatch(k))
     if missing or unknown:
         parts = [f"missing: {_some(missing)}"] if missing else []
-        parts += [f"not taken: {_some(unknown)} (--drop REGEX leaves tensors out)"] if unknown else []
+        parts += [f"not taken: {_some(unknown)} (to leave them out: --drop '{dropping(unknown)}')"] if unknown else []
         raise UserError(f"the tensors are not those that config.json describes; {'; '.join(parts)}")
     for key, tensor in expected.items():  # before memory is taken for what config.json says
         _check_shape(key, found[key].shape, tensor)
@@ -216,15 +242,16 @@ def _some(names: list[str]) -> str:
 def describe(model: config.Model, family: str | None = None) -> tuple[str, dict[str, Any]]:
     """The model_type that can say this model, and its config.json: what it writes, read again, is the model."""
     tried: dict[str, list[str]] = {}
-    wanted = canonical(model)
+    wanted, shapes = canonical(model), _shapes(model)
     if family:
         _family(family)
     for name in [family] if family else FAMILIES:
         try:
-            said = FAMILIES[name].write(model)
-            shapes = _shapes(model)
+            said = FAMILIES[name].write(model) | {"architectures": [FAMILIES[name].architecture(model)]}
+            if model.head and model.head.outputs is not None:
+                said["num_labels"] = model.head.outputs
             keys = tensors(FAMILIES[name], model, shapes).keys()
-            tried[name] = differences(wanted, canonical(FAMILIES[name].read(Hf(said, keys))))
+            tried[name] = differences(wanted, canonical(read_model(FAMILIES[name], said, keys)))
         except (AssertionError, AttributeError, KeyError, TypeError, UserError) as error:
             tried[name] = [str(error) or "another kind of model"]
         if not tried[name]:
@@ -265,6 +292,6 @@ def write(
     target.mkdir(parents=True, exist_ok=True)
     files.check_room(target, total)
     files.write(target, shapes, dtype, get, shard_bytes)
-    heading = {"architectures": [FAMILIES[name].architecture(model)], "model_type": name, "torch_dtype": dtype.name}
+    heading = {"model_type": name, "torch_dtype": dtype.name}
     atomic.write_json(target / "config.json", {**(also or {}), **said, **heading})
     return name

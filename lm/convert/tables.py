@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from lm import config
-from lm.config import Model, Stack
-from lm.errors import UserError, nearest
+from lm.config import Head, Model, Stack
+from lm.convert.settings import Hf, check_sizes
+from lm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -48,70 +49,65 @@ class Family:
     prefix: str = ""  # of all names of a model with a head; a bare trunk goes without
     copies: Mapping[str, str] = field(default_factory=dict)  # tensors of theirs that repeat another
     zeros: Callable[[Model], dict[str, tuple[int, ...]]] = lambda model: {}  # theirs alone; anything but 0 is refused
+    classifier: Callable[[Model], Names] = lambda model: {"head/out": "score"}  # of a head that is not over the vocabulary
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of their config class, for keys that a file leaves out
+    aliases: Mapping[str, str] = field(default_factory=dict)  # other names of keys (their `attribute_map`)
 
 
-# What says nothing about the function that a model computes in evaluation.
-SILENT = re.compile(
-    r"architectures|model_type|transformers_version|_name_or_path|(torch_)?dtype|use_cache|.*_token_ids?|.*_token_index|"
-    r"initializer_(range|factor|cutoff_factor)|init_std|.*dropout.*|.*_pdrop|layerdrop|.*layerdrop|output_.*|return_dict.*|"
-    r"is_(encoder_decoder|decoder)|tokenizer_class|task_specific_params|id2label|label2id|num_labels|problem_type|"
-    r"gradient_checkpointing|pretraining_tp|summary_.*|classifier_.*|finetuning_task|forced_.*|chunk_size_feed_forward|"
-    r"_?attn_implementation.*|max_length|min_length|num_beams|early_stopping|no_repeat_ngram_size|length_penalty|prefix|"
-    r"add_cross_attention|cross_attention_hidden_size|tie_encoder_decoder|bad_words_ids|transformers\.js_config|save_step|"
-    r"inference_runner|runner_max_sequence_length|pre_allocate_kv_cache|validate_runner_input|cache_implementation"
-)
+def read_model(family: Family, values: Mapping[str, Any], keys: Iterable[str]) -> Model:
+    """The model that a config.json and the names of its tensors describe."""
+    c = Hf(values, keys, family.defaults, family.aliases)
+    model = family.read(c)
+    if model.decoder and model.head and model.head.outputs is None:
+        model = replace(model, head=_decoder_head(family, c, model.head, alone=model.encoder is None))
+    c.check_all_used(model)
+    check_sizes(model)
+    return model
 
 
-class Hf:
-    """Their config.json, read so that nothing in it goes unnoticed."""
-
-    def __init__(self, values: Mapping[str, Any], keys: Iterable[str]):
-        self.values, self.keys, self._used = values, frozenset(keys), set[str]()
-        if values.get("add_cross_attention"):
-            raise UserError("config.json: add_cross_attention=True is not implemented")
-
-    def __call__(self, name: str, *default: Any) -> Any:
-        self._used.add(name)
-        if name not in self.values and not default:
-            raise UserError(f"config.json has no {name}{nearest(name, self.values)}")
-        return self.values.get(name, *default)
-
-    def only(self, name: str, *allowed: Any) -> Any:
-        """The value, which must be one of those that we implement; the first is the default."""
-        value = self(name, allowed[0])
-        if value not in allowed:
-            known = " or ".join(repr(a) for a in allowed)
-            raise UserError(f"config.json: {name}={value!r} is not implemented, only {known}")
-        return value
-
-    def has(self, ending: str) -> bool:
-        """Whether a tensor's name ends so."""
-        return any(key.endswith(ending) for key in self.keys)
-
-    def check_all_used(self) -> None:
-        left = [n for n, v in self.values.items() if n not in self._used and not SILENT.fullmatch(n) and v is not None]
-        if left:
-            said = ", ".join(f"{n}={self.values[n]!r}" for n in left)
-            raise UserError(f"config.json has attributes that are not implemented for this family: {said}")
+def _decoder_head(family: Family, c: Hf, head: Head, *, alone: bool) -> Head | None:
+    """A decoder's head: a classifier's if the file has one, none of a trunk that was saved without, otherwise `head`."""
+    if alone and "score.weight" in c.keys:
+        return Head(tied=False, bias="score.bias" in c.keys, norm=None, outputs=c.labels())
+    bare = not any(key.startswith(family.prefix) for key in c.keys)
+    headless = not head.tied and not c.architecture and bare and not c.has_head
+    return None if c.is_trunk or headless else head
 
 
-ACTIVATIONS = {
+ACTIVATIONS = {  # theirs (transformers.activations.ACT2FN) -> ours
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
 }
 
 
-def activation(c: Hf, name: str, *default: str) -> Any:
-    return ACTIVATIONS[c.only(name, *(default or ()), *ACTIVATIONS)]
+def activation(c: Hf, name: str) -> Any:
+    return ACTIVATIONS[c.only(name, *ACTIVATIONS)]
 
 
 def their_activation(name: str, tanh: str = "gelu_pytorch_tanh") -> str:
     return tanh if name == "gelu_tanh" else name
+
+
+def architecture(name: str, head: str = "ForCausalLM") -> Callable[[Model], str]:
+    """Their class of a model: by its head over the vocabulary, its classifier or, with neither, its trunk alone."""
+
+    def of(m: Model) -> str:
+        if m.head is None:
+            return f"{name}Model" if m.decoder or not name.endswith("T5") else f"{name}EncoderModel"
+        if m.head.outputs is None:
+            return name + head
+        sequence = m.decoder is not None or m.head.transform is not None
+        return f"{name}ForSequenceClassification" if sequence else f"{name}ForTokenClassification"
+
+    return of
 
 
 def canonical(model: Model) -> Model:
@@ -212,7 +208,9 @@ LAYER = re.compile(r"(encoder|decoder)/turn(?:_(\d+)|s)/block_(\d+)/(.+)")
 
 def tensors(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Their tensors by name, for parameters of these shapes by path. A leaf of ours that the table does not name raises."""
-    names, found = family.names(model), dict[str, list[tuple[int, Part, Layout]]]()
+    names, found = dict(family.names(model)), dict[str, list[tuple[int, Part, Layout]]]()
+    if model.head and model.head.outputs is not None:
+        names |= family.classifier(model)
     for path, shape in shapes.items():
         module, kind = path.rpartition("/")[::2]
         at = LAYER.fullmatch(module)

@@ -14,10 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
 
+from huggingface_hub.errors import StrictDataclassClassValidationError  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
 
 from lm import convert  # noqa: E402
-from lm.convert.tables import canonical  # noqa: E402
+from lm.convert.families import FAMILIES  # noqa: E402
+from lm.convert.tables import canonical, read_model  # noqa: E402
 from lm.errors import UserError  # noqa: E402
 from lm.models.transformer import Transformer  # noqa: E402
 from lm.types import Example, TokenStream  # noqa: E402
@@ -236,6 +239,28 @@ def test_transformers_reads_what_we_write(saved, tmp_path):
     with torch.no_grad():
         a, b = (m(**given)[0].numpy() for m in (theirs, again))
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_missing_key_is_what_transformers_takes(saved):
+    """Every key of their config.json left out in turn: the model is that of the file with all keys that their config class
+    fills in, or it is refused."""
+    _, folder = saved
+    said = json.loads((folder / "config.json").read_text())
+    family, keys = FAMILIES[said["model_type"]], load_file(folder / "model.safetensors").keys()
+    theirs = CONFIG_MAPPING[said["model_type"]]
+    equal = 0
+    for name in said.keys() - {"model_type"}:
+        rest = {k: v for k, v in said.items() if k != name}
+        try:
+            filled = json.loads(theirs(**json.loads(json.dumps(rest))).to_json_string(use_diff=False))
+            if name == "feed_forward_proj":  # what they read is in the two keys that follow from it
+                filled = said
+            ours, wanted = read_model(family, rest, keys), read_model(family, filled, keys)
+        except (UserError, StrictDataclassClassValidationError):
+            continue
+        assert canonical(ours) == canonical(wanted), name
+        equal += 1
+    assert equal > 0.7 * len(said)  # some sizes cannot be missed: the defaults fit no model so small
 
 
 def copy(folder: Path, target: Path, **changes) -> Path:

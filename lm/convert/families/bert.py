@@ -1,11 +1,16 @@
-"""BERT, RoBERTa, DistilBERT, ELECTRA (both its halves), ModernBERT. Small BERTs and MiniLM are `bert`."""
+"""BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA (both its halves), ModernBERT. Small BERTs and MiniLM are `bert`.
+
+Classifiers keep their head: one vector of numbers a token, of which theirs of whole texts reads the first.
+"""
 
 from dataclasses import replace
 from typing import Any
 
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Rope, Stack
-from lm.convert.families.llama import block_of, mlp_of, sizes
-from lm.convert.tables import Family, Hf, Names, activation, fused, layers, projections, their_activation
+from lm.convert.families.llama import block_of, mlp_of, read_layer_types, sizes
+from lm.convert.settings import Hf
+from lm.convert.tables import Family, Names, activation, architecture, fused, layers, projections, their_activation
+from lm.errors import UserError
 
 SIZES = dict(
     width="hidden_size",
@@ -20,22 +25,39 @@ SIZES = dict(
 def read(c: Hf, head: str, *, offset: int = 0, names: dict[str, str] = SIZES, eps: float | None = None) -> Model:
     """A model has a head if the names of its tensors say so (`head` is in one of them), and a pooler likewise."""
     c.only("position_embedding_type", "absolute")
-    norm = Norm(eps=c("layer_norm_eps", 1e-12) if eps is None else eps)
-    act = activation(c, names["act"], "gelu")
-    attention = Attention(c(names["heads"]), bias=True, out_bias=True)
-    block = Block(attention, Mlp(c(names["hidden"]), act, bias=True), norm, ("out",))
-    position = Learned(c("max_position_embeddings") - offset, offset)
-    tied, has_head = c("tie_word_embeddings", True), any(head in key for key in c.keys)
+    norm = Norm(eps=c.eps("layer_norm_eps") if eps is None else eps)
+    act = activation(c, names["act"])
+    attention = Attention(c.count(names["heads"]), bias=True, out_bias=True)
+    block = Block(attention, Mlp(c.count(names["hidden"]), act, bias=True), norm, ("out",))
+    length = c.count("max_position_embeddings", least=offset + 1)
+    tied, has_head = c.flag("tie_word_embeddings"), any(head in key for key in c.keys)
     if has_head and not tied:
         c.only("tie_word_embeddings", True)
     return Model(
-        c("vocab_size"),
-        c(names["width"]),
-        encoder=Stack(c(names["layers"]), {"L": block}, position=position, final_norm=False),
-        embed=Embed(norm=norm, types=c(names["types"], 2) if "types" in names else 0),
+        c.count("vocab_size"),
+        c.count(names["width"]),
+        encoder=Stack(c.parts(names["layers"]), {"L": block}, position=Learned(length - offset, offset), final_norm=False),
+        embed=Embed(norm=norm, types=c.count(names["types"], least=0) if "types" in names else 0),
         head=Head(bias=True, transform=act, norm=norm) if has_head else None,
         pooler=c.has("pooler.dense.weight"),
     )
+
+
+def classified(c: Hf, m: Model, act: Any, dense: str, out: str = "classifier") -> Model:
+    """The model with the classifier's head that is in the file: of whole texts by a layer `dense`, then `act` and `out`, of
+    tokens by `classifier` alone. Ours gives outputs for each token, of which theirs of texts reads the first."""
+    if m.head is not None or c.architecture.endswith("ForMultipleChoice"):
+        return m
+    if {f"{dense}.weight", f"{out}.weight"} <= c.keys and not c.architecture.endswith("ForTokenClassification"):
+        head = Head(tied=False, bias=True, transform=act, norm=None, outputs=c.labels())
+        return replace(m, head=head, pooler=m.pooler and "pooler" not in dense)
+    if "classifier.weight" in c.keys:
+        return replace(m, head=Head(tied=False, bias=True, norm=None, outputs=c.labels()))
+    return m
+
+
+def read_bert(c: Hf) -> Model:
+    return classified(c, read(c, "cls.predictions"), "tanh", "bert.pooler.dense")
 
 
 def write(m: Model) -> dict[str, Any]:
@@ -51,8 +73,10 @@ def write(m: Model) -> dict[str, Any]:
 
 
 def read_roberta(c: Hf) -> Model:
-    m = read(c, "lm_head.", offset=c("pad_token_id", 1) + 1)  # positions count from behind the padding's id
-    return m if m.head is None else replace(m, head=replace(m.head, transform="gelu"))  # whatever the trunk's
+    m = read(c, "lm_head.", offset=c.count("pad_token_id", least=0) + 1)  # positions count from behind the padding's id
+    if m.head is None:
+        return classified(c, m, "tanh", "classifier.dense", "classifier.out_proj")
+    return replace(m, head=replace(m.head, transform="gelu"))  # whatever the trunk's
 
 
 def write_roberta(m: Model) -> dict[str, Any]:
@@ -65,8 +89,8 @@ DISTILBERT = dict(width="dim", layers="n_layers", heads="n_heads", hidden="hidde
 
 
 def read_distilbert(c: Hf) -> Model:
-    c.only("sinusoidal_pos_embds", False)
-    return read(c, "vocab_", names=DISTILBERT, eps=1e-12)
+    c("sinusoidal_pos_embds")  # says how the table began; it is in the file in either case
+    return classified(c, read(c, "vocab_", names=DISTILBERT, eps=1e-12), "relu", "pre_classifier")
 
 
 def write_distilbert(m: Model) -> dict[str, Any]:
@@ -78,16 +102,16 @@ def write_distilbert(m: Model) -> dict[str, Any]:
 
 def read_electra(c: Hf) -> Model:
     """The generator predicts tokens from the embedding's width, the discriminator one number for each."""
-    c("summary_type", None), c("embedding_size")
     m = read(c, "generator_")
-    width = c("embedding_size", m.width)
+    width = c.count("embedding_size")
     m = replace(m, embed=replace(m.embed, width=width if width != m.width else None))
     if m.head:
         return replace(m, head=replace(m.head, transform="gelu"))
     if c.has("discriminator_predictions.dense.weight"):
         act = mlp_of(m).activation
         return replace(m, head=Head(tied=False, bias=True, transform=act, norm=None, outputs=1))
-    return m
+    # One output would be taken for the discriminator's when it is written.
+    return classified(c, m, "gelu", "classifier.dense", "classifier.out_proj") if c.labels() > 1 else m
 
 
 def write_electra(m: Model) -> dict[str, Any]:
@@ -151,53 +175,62 @@ def names_distilbert(m: Model) -> Names:
 
 
 def names_electra(m: Model) -> Names:
-    if m.head and m.head.outputs:
-        head = dict(head__transform="discriminator_predictions.dense", head__out="discriminator_predictions.dense_prediction")
-        return names("electra.", **head)
     norms = dict(head__transform="generator_predictions.dense", head__transform_norm="generator_predictions.LayerNorm")
     return names("electra.", head="generator_lm_head", **norms)
 
 
+def classifier(dense: str, out: str = "classifier") -> Any:
+    """Their modules of a classifier: the layer before, of texts, and the outputs of texts; of tokens `classifier` alone."""
+    return lambda m: {"head/transform": dense, "head/out": out} if m.head.transform else {"head/out": "classifier"}
+
+
+def classifier_electra(m: Model) -> Names:
+    if m.head and m.head.outputs == 1:
+        own = "discriminator_predictions."
+        return {"head/transform": f"{own}dense", "head/out": f"{own}dense_prediction"}
+    return classifier("classifier.dense", "classifier.out_proj")(m)
+
+
 def read_modernbert(c: Hf) -> Model:
-    width, heads, count = c("hidden_size"), c("num_attention_heads"), c("num_hidden_layers")
-    (
-        c.only("attention_bias", False),
-        c.only("mlp_bias", False),
-        c.only("decoder_bias", True),
-        c.only("tie_word_embeddings", True),
-    )
-    c("deterministic_flash_attn", None), c("sparse_prediction", None), c("sparse_pred_ignore_index", None)
-    c("max_position_embeddings", None), c("reference_compile", None), c("repad_logits_with_grad", None)
-    c("layer_norm_eps", None), c("position_embedding_type", None)
-    every = c("global_attn_every_n_layers", 3)
-    types = c("layer_types", None) or ["sliding_attention" if i % every else "full_attention" for i in range(count)]
-    ropes = c("rope_parameters", None) or {}
+    width, heads, count = c.count("hidden_size"), c.count("num_attention_heads"), c.parts("num_hidden_layers")
+    c.only("attention_bias", False), c.only("mlp_bias", False), c.only("tie_word_embeddings", True)
+    for name in ("deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index", "max_position_embeddings"):
+        c(name)
+    for name in ("reference_compile", "repad_logits_with_grad", "layer_norm_eps", "position_embedding_type"):
+        c(name, None)
+    every = c.count("global_attn_every_n_layers", 3)
+    local = read_layer_types(c, count, lambda i: i % every != 0)
+    ropes = c("rope_parameters") or {}
+    if not isinstance(ropes, dict) or not ropes.keys() <= {"full_attention", "sliding_attention"}:
+        raise UserError(f"config.json: rope_parameters={ropes!r} must be of full_attention and sliding_attention")
 
     def rope(kind: str, old: str, default: float) -> Rope:
-        given = Hf({k: v for k, v in ropes.get(kind, {}).items() if v is not None}, ())
+        given = Hf({k: v for k, v in (ropes.get(kind) or {}).items() if v is not None}, ())
         given.only("rope_type", "default")
-        theta = given("rope_theta", c(old, default))
+        theta = given.number("rope_theta", c.number(old, default))
         given.check_all_used()
-        return Rope(float(theta))
+        return Rope(theta)
 
-    norm = Norm(eps=c("norm_eps", 1e-5), bias=c("norm_bias", False))
+    norm = Norm(eps=c.eps("norm_eps"), bias=c.flag("norm_bias"))
     full = Attention(heads, rope=rope("full_attention", "global_rope_theta", 160_000.0))
-    local = rope("sliding_attention", "local_rope_theta", 10_000.0)
-    window = replace(full, rope=local, window=c("local_attention", 128))
-    ffn = Mlp(c("intermediate_size"), activation(c, "hidden_activation", "gelu"), gated=True)
+    theirs = rope("sliding_attention", "local_rope_theta", 10_000.0)
+    window = replace(full, rope=theirs, window=c.count("local_attention"))
+    ffn = Mlp(c.count("intermediate_size"), activation(c, "hidden_activation"), gated=True)
     blocks = {"G": Block(full, ffn, norm), "W": Block(window, ffn, norm)}
-    pattern = "".join("W" if t == "sliding_attention" else "G" for t in types)
+    pattern = "".join("W" if windowed else "G" for windowed in local)
     blocks["F"] = replace(blocks[pattern[0]], bare=("attention",))
-    act = c.values.get("classifier_activation", "gelu")
-    return Model(
-        c("vocab_size"),
-        width,
-        encoder=Stack(count, blocks, "F" + pattern[1:]),
-        embed=Embed(norm=norm),
-        head=Head(bias=True, transform=act, norm=norm, transform_bias=c.values.get("classifier_bias", False))
-        if c.has("head.dense.weight")
-        else None,
-    )
+    act, biased = activation(c, "classifier_activation"), c.flag("classifier_bias")
+    head = Head(bias=c.flag("decoder_bias"), transform=act, norm=norm, transform_bias=biased)
+    if not c.has("head.dense.weight"):
+        head = None
+    elif "classifier.weight" in c.keys:
+        if not c.architecture.endswith("ForTokenClassification"):
+            c.only("classifier_pooling", "cls")  # the mean of all tokens is none that a head of ours takes
+        head = replace(head, tied=False, bias=True, outputs=c.labels())
+    elif c.is_trunk:
+        head = None
+    stack = Stack(count, blocks, "F" + pattern[1:])
+    return Model(c.count("vocab_size"), width, encoder=stack, embed=Embed(norm=norm), head=head)
 
 
 def write_modernbert(m: Model) -> dict[str, Any]:
@@ -217,7 +250,8 @@ def write_modernbert(m: Model) -> dict[str, Any]:
             "full_attention": dict(rope_type="default", rope_theta=theta.get(False, 160_000.0)),
             "sliding_attention": dict(rope_type="default", rope_theta=theta.get(True, 10_000.0)),
         },
-        classifier_activation=m.head.transform if m.head else "gelu",
+        classifier_activation=their_activation(m.head.transform or "gelu") if m.head else "gelu",
+        decoder_bias=m.head is None or m.head.bias,
         classifier_bias=bool(m.head and m.head.transform_bias),
         tie_word_embeddings=True,
     )
@@ -244,11 +278,7 @@ def names_modernbert(m: Model) -> Names:
 
 
 def electra_architecture(m: Model) -> str:
-    return "ElectraModel" if not m.head else "ElectraForPreTraining" if m.head.outputs else "ElectraForMaskedLM"
-
-
-def with_head(name: str) -> Any:
-    return lambda m: f"{name}ForMaskedLM" if m.head else f"{name}Model"
+    return "ElectraForPreTraining" if m.head and m.head.outputs == 1 else architecture("Electra", "ForMaskedLM")(m)
 
 
 def tied(prefix: str, *names: str, bias: str | None = None) -> dict[str, str]:
@@ -257,30 +287,97 @@ def tied(prefix: str, *names: str, bias: str | None = None) -> dict[str, str]:
     return {name: table for name in names} | ({bias.replace("bias", "decoder.bias"): bias} if bias else {})
 
 
-FAMILIES = {
-    "bert": Family(
-        lambda c: read(c, "cls.predictions"),
-        write,
-        lambda m: names("bert.", **PREDICTIONS),
-        with_head("Bert"),
-        "bert.",
-        tied("bert.", "cls.predictions.decoder.weight", bias="cls.predictions.bias"),
-    ),
-    "roberta": Family(
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+BERT = dict(
+    vocab_size=30_522,
+    hidden_size=768,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    intermediate_size=3072,
+    hidden_act="gelu",
+    max_position_embeddings=512,
+    type_vocab_size=2,
+    layer_norm_eps=1e-12,
+    tie_word_embeddings=True,
+)
+XLM_ROBERTA = BERT | dict(pad_token_id=1)
+ROBERTA = XLM_ROBERTA | dict(vocab_size=50_265)
+ELECTRA = BERT | dict(embedding_size=128, hidden_size=256, num_attention_heads=4, intermediate_size=1024)
+DISTIL = dict(
+    vocab_size=30_522,
+    max_position_embeddings=512,
+    sinusoidal_pos_embds=False,
+    n_layers=6,
+    n_heads=12,
+    dim=768,
+    hidden_dim=3072,
+    activation="gelu",
+    tie_word_embeddings=True,
+)
+MODERNBERT = dict(
+    vocab_size=50_368,
+    hidden_size=768,
+    intermediate_size=1152,
+    num_hidden_layers=22,
+    num_attention_heads=12,
+    hidden_activation="gelu",
+    max_position_embeddings=8192,
+    norm_eps=1e-5,
+    norm_bias=False,
+    attention_bias=False,
+    layer_types=None,
+    rope_parameters=None,
+    local_attention=128,
+    mlp_bias=False,
+    decoder_bias=True,
+    classifier_bias=False,
+    classifier_activation="gelu",
+    classifier_pooling="cls",
+    deterministic_flash_attn=False,
+    sparse_prediction=False,
+    sparse_pred_ignore_index=-100,
+    tie_word_embeddings=True,
+)
+
+
+def roberta(name: str, defaults: dict[str, Any]) -> Family:
+    """RoBERTa, and what has its layers and its names of tensors under a name of its own."""
+    return Family(
         read_roberta,
         write_roberta,
         lambda m: names("roberta.", **LM_HEAD),
-        with_head("Roberta"),
+        architecture(name, "ForMaskedLM"),
         "roberta.",
         tied("roberta.", "lm_head.decoder.weight", bias="lm_head.bias"),
+        classifier=classifier("classifier.dense", "classifier.out_proj"),
+        defaults=defaults,
+    )
+
+
+FAMILIES = {
+    "bert": Family(
+        read_bert,
+        write,
+        lambda m: names("bert.", **PREDICTIONS),
+        architecture("Bert", "ForMaskedLM"),
+        "bert.",
+        tied("bert.", "cls.predictions.decoder.weight", bias="cls.predictions.bias"),
+        classifier=classifier("bert.pooler.dense"),
+        defaults=BERT,
     ),
+    "roberta": roberta("Roberta", ROBERTA),
+    "xlm-roberta": roberta("XLMRoberta", XLM_ROBERTA),
+    "camembert": roberta("Camembert", XLM_ROBERTA),
     "distilbert": Family(
         read_distilbert,
         write_distilbert,
         names_distilbert,
-        with_head("DistilBert"),
+        architecture("DistilBert", "ForMaskedLM"),
         "distilbert.",
         tied("distilbert.", "vocab_projector.weight"),
+        classifier=classifier("pre_classifier"),
+        defaults=DISTIL,
+        aliases=dict(hidden_size="dim", num_attention_heads="n_heads", num_hidden_layers="n_layers"),
     ),
     "electra": Family(
         read_electra,
@@ -289,13 +386,17 @@ FAMILIES = {
         electra_architecture,
         "electra.",
         tied("electra.", "generator_lm_head.weight"),
+        classifier=classifier_electra,
+        defaults=ELECTRA,
     ),
     "modernbert": Family(
         read_modernbert,
         write_modernbert,
         names_modernbert,
-        with_head("ModernBert"),
+        architecture("ModernBert", "ForMaskedLM"),
         "model.",
         {"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+        classifier=lambda m: {"head/out": "classifier"},
+        defaults=MODERNBERT,
     ),
 }

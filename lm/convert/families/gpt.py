@@ -4,24 +4,35 @@ from typing import Any
 
 from lm.config import Attention, Block, Head, Learned, Mlp, Model, Norm, Rope, Stack
 from lm.convert.families.llama import block_of, mlp_of, read_rope, sizes, windows, write_rope
-from lm.convert.tables import Family, Hf, Layout, Names, activation, fused, layers, projections, their_activation
+from lm.convert.settings import Hf
+from lm.convert.tables import (
+    Family,
+    Layout,
+    Names,
+    activation,
+    architecture,
+    fused,
+    layers,
+    projections,
+    their_activation,
+)
 
 
 def read(c: Hf, *, norm_at: Any = ("in",), kv: int | None = None, act: str = "activation_function") -> Model:
-    width, heads = c("n_embd"), c("n_head")
-    c.only("scale_attn_weights", True), c.only("scale_attn_by_inverse_layer_idx", False)
-    c.only("reorder_and_upcast_attn", False)
-    hidden = c("n_inner", None) or 4 * width
+    width, heads = c.count("n_embd"), c.count("n_head")
+    c.only("scale_attn_weights", True), c.only("reorder_and_upcast_attn", False)
+    hidden = c.count_or_none("n_inner", None) or 4 * width
     attention = Attention(heads, kv, bias=True, out_bias=True)
-    block = Block(attention, Mlp(hidden, activation(c, act), bias=True), Norm(eps=c("layer_norm_epsilon", 1e-5)), norm_at)
-    stack = Stack(c("n_layer"), {"L": block}, position=Learned(c("n_positions")), final_norm="in" in norm_at)
-    c("n_ctx", None)
-    return Model(c("vocab_size"), width, decoder=stack, head=Head(tied=c("tie_word_embeddings", True)))
+    block = Block(attention, Mlp(hidden, activation(c, act), bias=True), Norm(eps=c.eps("layer_norm_epsilon")), norm_at)
+    reach = c.count("n_positions")
+    c.agrees("n_ctx", reach)
+    stack = Stack(c.parts("n_layer"), {"L": block}, position=Learned(reach), final_norm="in" in norm_at)
+    return Model(c.count("vocab_size"), width, decoder=stack, head=Head(tied=c.flag("tie_word_embeddings")))
 
 
 def write(m: Model, act: str = "activation_function") -> dict[str, Any]:
     block, stack = block_of(m), m.decoder
-    assert stack and m.head and isinstance(stack.position, Learned)
+    assert stack and isinstance(stack.position, Learned)
     return {
         "vocab_size": m.vocab_size,
         "n_embd": m.width,
@@ -30,27 +41,30 @@ def write(m: Model, act: str = "activation_function") -> dict[str, Any]:
         "n_inner": mlp_of(m).hidden,
         "n_positions": stack.position.max_length,
         "layer_norm_epsilon": block.norm.eps,
-        "tie_word_embeddings": m.head.tied,
+        "tie_word_embeddings": m.head is None or m.head.tied,
         act: their_activation(mlp_of(m).activation, "gelu_new"),
     }
 
 
 def read_gpt1(c: Hf) -> Model:
-    # Their "gelu" of this one family is the tanh form.
-    c.values = {**c.values, "afn": {"gelu": "gelu_new"}.get(c.values["afn"], c.values["afn"])}
+    # Their "gelu" of this one family is the tanh form, and it knows few others.
+    c.values["afn"] = {"gelu": "gelu_new"}.get(c.only("afn", "gelu", "relu", "silu", "swish"), c("afn"))
+    c("n_inner", None)
+    c.values["n_inner"] = None  # which their code does not read
     return read(c, norm_at=("out",), act="afn")
 
 
 def write_gpt1(m: Model) -> dict[str, Any]:
     given = write(m, "afn")
     del given["n_inner"]
-    return given | dict(afn="gelu")
+    return given | dict(afn={"gelu_new": "gelu"}.get(given["afn"], given["afn"]))
 
 
 def read_bigcode(c: Hf) -> Model:
-    c("attention_softmax_in_fp32", None), c("scale_attention_softmax_in_fp32", None)
-    c("num_key_value_heads", None)
-    return read(c, kv=1 if c("multi_query", True) else None)
+    c("attention_softmax_in_fp32"), c("scale_attention_softmax_in_fp32")
+    kv = 1 if c.flag("multi_query") else None
+    c.agrees("num_key_value_heads", kv or c.count("n_head"))
+    return read(c, kv=kv)
 
 
 def write_bigcode(m: Model) -> dict[str, Any]:
@@ -59,15 +73,14 @@ def write_bigcode(m: Model) -> dict[str, Any]:
 
 
 def read_starcoder2(c: Hf) -> Model:
-    c.only("norm_type", "layer_norm"), c.only("mlp_type", "default"), c("max_position_embeddings", None)
-    bias = c("use_bias", True)
-    attention = Attention(c("num_attention_heads"), c("num_key_value_heads", 2), bias=bias, out_bias=bias)
-    ffn = Mlp(c("intermediate_size"), activation(c, "hidden_act", "gelu_pytorch_tanh"), bias=bias)
-    stack = Stack(
-        c("num_hidden_layers"), {"L": Block(attention, ffn, Norm(eps=c("norm_epsilon", 1e-5)))}, position=read_rope(c)
-    )
-    m = Model(c("vocab_size"), c("hidden_size"), decoder=stack, head=Head(tied=c("tie_word_embeddings", True)))
-    return windows(m, c("sliding_window", None), lambda i: True)
+    c.only("norm_type", "layer_norm"), c.only("mlp_type", "default")
+    bias = c.flag("use_bias")
+    attention = Attention(c.count("num_attention_heads"), c.count("num_key_value_heads"), bias=bias, out_bias=bias)
+    ffn = Mlp(c.count("intermediate_size"), activation(c, "hidden_act"), bias=bias)
+    block = Block(attention, ffn, Norm(eps=c.eps("norm_epsilon")))
+    stack = Stack(c.parts("num_hidden_layers"), {"L": block}, position=read_rope(c))
+    m = Model(c.count("vocab_size"), c.count("hidden_size"), decoder=stack, head=Head(tied=c.flag("tie_word_embeddings")))
+    return windows(m, c.count_or_none("sliding_window"), lambda i: True)
 
 
 def write_starcoder2(m: Model) -> dict[str, Any]:
@@ -120,23 +133,66 @@ def names_starcoder2(m: Model) -> Names:
     return trunk | layers("decoder", "model.layers.{}.", **projections(), ffn__up="mlp.c_fc", ffn__down="mlp.c_proj", **rest)
 
 
-TIED = {"lm_head.weight": "transformer.wte.weight"}
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+GPT1 = dict(
+    vocab_size=40_478,
+    n_positions=512,
+    n_embd=768,
+    n_layer=12,
+    n_head=12,
+    afn="gelu",
+    layer_norm_epsilon=1e-5,
+    tie_word_embeddings=True,
+)
+BIGCODE = {k: v for k, v in GPT1.items() if k != "afn"} | dict(
+    vocab_size=50_257,
+    n_positions=1024,
+    n_inner=None,
+    activation_function="gelu_pytorch_tanh",
+    scale_attn_weights=True,
+    attention_softmax_in_fp32=True,
+    scale_attention_softmax_in_fp32=True,
+    multi_query=True,
+)
+GPT2 = {k: v for k, v in BIGCODE.items() if "fp32" not in k and k != "multi_query"} | dict(
+    activation_function="gelu_new", scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False
+)
+STARCODER2 = dict(
+    vocab_size=49_152,
+    hidden_size=3072,
+    intermediate_size=12_288,
+    num_hidden_layers=30,
+    num_attention_heads=24,
+    num_key_value_heads=2,
+    hidden_act="gelu_pytorch_tanh",
+    max_position_embeddings=4096,
+    norm_epsilon=1e-5,
+    rope_parameters=None,
+    sliding_window=None,
+    use_bias=True,
+    tie_word_embeddings=True,
+)
+ALIASES = dict(
+    hidden_size="n_embd", max_position_embeddings="n_positions", num_attention_heads="n_head", num_hidden_layers="n_layer"
+)
+
+
+def family(read: Any, write: Any, names: Any, name: str, defaults: dict[str, Any], head: str, table: str = "wte") -> Family:
+    tied = {"lm_head.weight": f"transformer.{table}.weight"}
+    return Family(read, write, names, architecture(name, head), "transformer.", tied, defaults=defaults, aliases=ALIASES)
+
+
 FAMILIES = {
-    "openai-gpt": Family(
-        read_gpt1,
-        write_gpt1,
-        names_gpt1,
-        lambda m: "OpenAIGPTLMHeadModel",
-        "transformer.",
-        {"lm_head.weight": "transformer.tokens_embed.weight"},
-    ),
-    "gpt2": Family(read, write, lambda m: TRUNK | conv1d(**NORMS), lambda m: "GPT2LMHeadModel", "transformer.", TIED),
-    "gpt_bigcode": Family(read_bigcode, write_bigcode, names_bigcode, lambda m: "GPTBigCodeForCausalLM", "transformer.", TIED),
+    "openai-gpt": family(read_gpt1, write_gpt1, names_gpt1, "OpenAIGPT", GPT1, "LMHeadModel", "tokens_embed"),
+    "gpt2": family(read, write, lambda m: TRUNK | conv1d(**NORMS), "GPT2", GPT2, "LMHeadModel"),
+    "gpt_bigcode": family(read_bigcode, write_bigcode, names_bigcode, "GPTBigCode", BIGCODE, "ForCausalLM"),
     "starcoder2": Family(
         read_starcoder2,
         write_starcoder2,
         names_starcoder2,
-        lambda m: "Starcoder2ForCausalLM",
-        copies={"lm_head.weight": "model.embed_tokens.weight"},
+        architecture("Starcoder2"),
+        "model.",
+        {"lm_head.weight": "model.embed_tokens.weight"},
+        defaults=STARCODER2,
     ),
 }

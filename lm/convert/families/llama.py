@@ -5,27 +5,41 @@ from dataclasses import replace
 from typing import Any
 
 from lm.config import Attention, Block, Embed, Head, Mlp, Model, Moe, Norm, Rope, Stack
-from lm.convert.tables import Family, Hf, Names, activation, layers, projections, their_activation
+from lm.convert.settings import MOST, Hf
+from lm.convert.tables import Family, Names, activation, architecture, layers, projections, their_activation
+from lm.errors import UserError
 
 
-def read_rope(c: Hf, theta: float = 10_000.0) -> Rope:
-    """Of both generations of their config: `rope_theta` and `rope_scaling`, or all in `rope_parameters`."""
-    given = dict(c("rope_parameters", None) or c("rope_scaling", None) or {})
-    theta = float(given.pop("rope_theta", c("rope_theta", theta)))
-    fraction = float(given.pop("partial_rotary_factor", c("partial_rotary_factor", 1.0)))
-    kind = given.pop("rope_type", given.pop("type", "default"))
-    plain = Hf(given, ())
-    rope = Rope(theta, fraction)
-    if kind == "linear":
-        rope = replace(rope, factor=float(plain("factor")))
-    elif kind == "llama3":
-        low, high = float(plain("low_freq_factor")), float(plain("high_freq_factor"))
-        original = plain("original_max_position_embeddings")
-        rope = replace(
-            rope, factor=float(plain("factor")), low_freq_factor=low, high_freq_factor=high, original_length=original
-        )
+def read_rope(c: Hf, theta: float = 10_000.0, fraction: float | None = None) -> Rope:
+    """Of both generations of their config: `rope_theta` and `rope_scaling`, or all in `rope_parameters`.
+
+    `fraction`: the family's default; None for families whose code turns whole heads, whatever `partial_rotary_factor` says.
+    """
+    scaling, parameters, theta = c("rope_scaling", None), c("rope_parameters", None), c.number("rope_theta", theta)
+    partial = c.number("partial_rotary_factor", fraction or 1.0)
+    given = scaling or parameters or {}
+    if not isinstance(given, dict) or any(isinstance(v, dict) for v in given.values()):
+        raise UserError(f"config.json: rope_parameters={given!r} is not implemented, only one set of them for all layers")
+    plain = Hf({"rope_type": given.get("type", "default"), **given}, ())
+    plain("type", None)
+    kind, theta = plain.only("rope_type", "default", "linear", "llama3"), plain.number("rope_theta", theta)
+    partial = plain.number("partial_rotary_factor", partial)
+    if fraction is None and kind != "default":
+        plain.only("partial_rotary_factor", 1.0)
+    rope = Rope(theta, 1.0 if fraction is None else partial)
+    reach = c.count("max_position_embeddings", MOST)
+    if kind != "llama3":
+        plain("original_max_position_embeddings", None)
+        rope = replace(rope, factor=plain.number("factor") if kind == "linear" else float(plain.only("factor", 1.0)))
     else:
-        Hf({"rope_type": kind}, ()).only("rope_type", "default")
+        reach = c.count("original_max_position_embeddings", plain("original_max_position_embeddings", reach))
+        rope = replace(
+            rope,
+            factor=plain.number("factor"),
+            low_freq_factor=plain.number("low_freq_factor"),
+            high_freq_factor=plain.number("high_freq_factor"),
+            original_length=reach,
+        )
     plain.check_all_used()
     return rope
 
@@ -40,6 +54,9 @@ def write_rope(rope: Rope) -> dict[str, Any]:
     elif rope.factor != 1.0:
         given |= dict(rope_type="linear", factor=rope.factor)
     return dict(rope_parameters=given)
+
+
+LAYER_TYPES = ("sliding_attention", "full_attention")
 
 
 def block_of(m: Model) -> Block:
@@ -71,26 +88,28 @@ def sizes(m: Model) -> dict[str, Any]:
 
 
 def read(c: Hf, **of: Any) -> Model:
-    """`of`: what sets a family apart. `attention`, `block`, `norm`: fields; `theta`, `tied`, `act`: its defaults."""
-    heads = c("num_attention_heads")
+    """`of`: what sets a family apart. `attention`, `block`, `norm`: fields; `theta`: its default; `act`: the name of the key;
+    `biased`: whether it reads keys for biases."""
+    heads, biased = c.count("num_attention_heads"), of.get("biased", True)
+    bias = biased and c.flag("attention_bias")
     attention = Attention(
         heads,
-        c("num_key_value_heads", heads),
-        c("head_dim", None),
-        bias=c("attention_bias", False),
-        out_bias=c("attention_bias", False),
+        c.count_or_none("num_key_value_heads") or heads,
+        c.count_or_none("head_dim", None),
+        bias=bias,
+        out_bias=bias,
         **of.get("attention", {}),
     )
-    ffn = Mlp(c("intermediate_size"), activation(c, of.get("act", "hidden_act"), "silu"), gated=True, bias=c("mlp_bias", False))
-    c("max_position_embeddings", None)
-    norm = Norm("rms", eps=c("rms_norm_eps", 1e-6), **of.get("norm", {}))
+    act = activation(c, of.get("act", "hidden_act"))
+    ffn = Mlp(c.count("intermediate_size"), act, gated=True, bias="mlp_bias" in c.defaults and c.flag("mlp_bias"))
+    norm = Norm("rms", eps=c.eps("rms_norm_eps"), **of.get("norm", {}))
     block = Block(attention, ffn, norm, **of.get("block", {}))
     return Model(
-        c("vocab_size"),
-        c("hidden_size"),
-        decoder=Stack(c("num_hidden_layers"), {"L": block}, position=read_rope(c, of.get("theta", 10_000.0))),
+        c.count("vocab_size"),
+        c.count("hidden_size"),
+        decoder=Stack(c.parts("num_hidden_layers"), {"L": block}, position=read_rope(c, of.get("theta", 10_000.0))),
         embed=Embed(),
-        head=Head(tied=c("tie_word_embeddings", of.get("tied", False))),
+        head=Head(tied=c.flag("tie_word_embeddings")),
     )
 
 
@@ -120,6 +139,25 @@ def windows(m: Model, window: int | None, windowed: Callable[[int], bool]) -> Mo
     return replace(m, decoder=replace(m.decoder, blocks={"L": block, "W": local}, pattern=letters))
 
 
+def read_layer_types(c: Hf, count: int, by_default: Callable[[int], bool]) -> list[bool]:
+    """Which of `count` layers have a window: as `layer_types` says, otherwise as `by_default(i)`."""
+    types = c("layer_types", None)
+    if types is None:
+        return [by_default(i) for i in range(count)]
+    if not isinstance(types, list) or len(types) != count or not set(map(str, types)) <= set(LAYER_TYPES):
+        raise UserError(f"config.json: layer_types must be a list of {count}, each {' or '.join(LAYER_TYPES)}, not {types!r}")
+    return [t == LAYER_TYPES[0] for t in types]
+
+
+def typed_windows(c: Hf, m: Model, window: int | None, by_default: Callable[[int], bool]) -> Model:
+    """The model with a window in the layers that `layer_types` names."""
+    assert m.decoder
+    local = read_layer_types(c, m.decoder.num_layers, by_default)
+    if window is None and any(local):
+        raise UserError("config.json gives layers of sliding_attention but no sliding_window")
+    return windows(m, window, lambda i: local[i])
+
+
 def layer_types(m: Model) -> dict[str, Any]:
     """Their list of which layers have a window, and the window."""
     assert m.decoder
@@ -128,8 +166,8 @@ def layer_types(m: Model) -> dict[str, Any]:
     return dict(layer_types=types, sliding_window=next((w for w in of if w), None))
 
 
-def read_mistral(c: Hf) -> Model:
-    return windows(read(c), c("sliding_window", 4096), lambda i: True)
+def read_mistral(c: Hf, theta: float = 10_000.0) -> Model:
+    return windows(read(c, theta=theta, biased=False), c.count_or_none("sliding_window"), lambda i: True)
 
 
 def write_mistral(m: Model) -> dict[str, Any]:
@@ -139,11 +177,10 @@ def write_mistral(m: Model) -> dict[str, Any]:
 
 
 def read_mixtral(c: Hf) -> Model:
-    """Weights of the losses of their router are the training run's business, as dropout is."""
-    c("router_aux_loss_coef", None), c.only("router_jitter_noise", 0.0)
-    m = windows(read(c, theta=1_000_000.0), c("sliding_window", None), lambda i: True)
+    """Weights of the losses of their router, and its noise, are the training run's business, as dropout is."""
+    m = read_mistral(c, theta=1_000_000.0)
     assert m.decoder
-    experts, chosen = c("num_local_experts", 8), c("num_experts_per_tok", 2)
+    experts, chosen = c.parts("num_local_experts"), c.count("num_experts_per_tok")
     of = {k: replace(b, ffn=Moe(experts, chosen, b.ffn)) for k, b in m.decoder.blocks.items() if isinstance(b.ffn, Mlp)}
     return replace(m, decoder=replace(m.decoder, blocks=of))
 
@@ -158,12 +195,11 @@ def write_mixtral(m: Model) -> dict[str, Any]:
 
 
 def read_qwen3(c: Hf) -> Model:
-    norm = Norm("rms", eps=c("rms_norm_eps", 1e-6))
-    window, first = c("sliding_window", None), c("max_window_layers", 28)
-    used = c("use_sliding_window", False)
+    norm = Norm("rms", eps=c.eps("rms_norm_eps"))
+    window, first = c.count_or_none("sliding_window"), c.count("max_window_layers", least=0)
+    window = window if c.flag("use_sliding_window") else None
     model = read(c, attention=dict(qk_norm=norm))
-    types = c("layer_types", None)
-    return windows(model, window if used else None, lambda i: types[i] == "sliding_attention" if types else i >= first)
+    return typed_windows(c, model, window, lambda i: window is not None and i >= first)
 
 
 def write_qwen3(m: Model) -> dict[str, Any]:
@@ -173,8 +209,8 @@ def write_qwen3(m: Model) -> dict[str, Any]:
 
 
 def read_olmo2(c: Hf) -> Model:
-    norm = Norm("rms", eps=c("rms_norm_eps", 1e-5))
-    return read(c, attention=dict(qk_norm=norm, qk_norm_over="all"), block=dict(norm_at=("res",)), theta=500_000.0)
+    norm = Norm("rms", eps=c.eps("rms_norm_eps"))
+    return read(c, attention=dict(qk_norm=norm, qk_norm_over="all"), block=dict(norm_at=("res",)))
 
 
 def write_olmo2(m: Model) -> dict[str, Any]:
@@ -187,37 +223,43 @@ def gemma_parts(m: Model) -> Model:
     return replace(m, embed=replace(m.embed, scale=float(m.width) ** 0.5))
 
 
+TANH = "gelu_pytorch_tanh"
+
+
 def read_gemma(c: Hf) -> Model:
-    # Released files say "gelu" and mean tanh; what counts is `hidden_activation`, and "gelu_pytorch_tanh" without it.
-    c("hidden_act", None)
-    act = {} if c("hidden_activation", None) else {"hidden_activation": "gelu_pytorch_tanh"}
-    c.values = {**c.values, **act}
-    return gemma_parts(read(c, act="hidden_activation", norm=dict(unit_offset=True), tied=True))
+    """Released files say "gelu" and mean tanh. `hidden_activation` of versions before 5 must not say something else."""
+    if c("hidden_act") == "gelu":
+        c.values["hidden_act"] = TANH
+    m = gemma_parts(read(c, norm=dict(unit_offset=True)))
+    c.agrees("hidden_activation", c("hidden_act"))
+    return m
 
 
 def write_gemma(m: Model) -> dict[str, Any]:
     given = write(m)
-    act = given.pop("hidden_act")
     del given["mlp_bias"]
-    return given | dict(hidden_activation=act, hidden_act=act)
+    return given | dict(hidden_activation=given["hidden_act"])
 
 
 def read_gemma2(c: Hf) -> Model:
-    attention = dict(softcap=c("attn_logit_softcapping", None), scale=float(c("query_pre_attn_scalar")) ** -0.5)
+    """`hidden_act`, which released files have as well, is read by no version of their code."""
+    attention = dict(softcap=c.number_or_none("attn_logit_softcapping"), scale=c.number("query_pre_attn_scalar") ** -0.5)
     offset, at = dict(unit_offset=True), dict(norm_at=("in", "res"))
-    c("hidden_act", None), c("use_bidirectional_attention", None)
-    m = gemma_parts(read(c, act="hidden_activation", attention=attention, norm=offset, block=at, tied=True))
-    m = replace(m, head=Head(tied=m.head is not None and m.head.tied, softcap=c("final_logit_softcapping", None)))
-    types = c("layer_types", None)
-    return windows(m, c("sliding_window", 4096), lambda i: types[i] == "sliding_attention" if types else i % 2 == 0)
+    c("hidden_act", None)
+    m = gemma_parts(read(c, act="hidden_activation", attention=attention, norm=offset, block=at))
+    assert m.head
+    m = replace(m, head=replace(m.head, softcap=c.number_or_none("final_logit_softcapping")))
+    return typed_windows(c, m, c.count_or_none("sliding_window"), lambda i: i % 2 == 0)
 
 
 def write_gemma2(m: Model) -> dict[str, Any]:
-    a, head = block_of(m).attention, m.head
-    assert head
+    a, given = block_of(m).attention, write_gemma(m) | layer_types(m)
     scalar = (a.scale or a.size(m.width) ** -0.5) ** -2
-    caps = dict(attn_logit_softcapping=a.softcap, final_logit_softcapping=head.softcap)
-    return write_gemma(m) | layer_types(m) | caps | dict(query_pre_attn_scalar=round(scalar))
+    caps = dict(attn_logit_softcapping=a.softcap, final_logit_softcapping=m.head.softcap if m.head else None)
+    given["sliding_window"] = (
+        given["sliding_window"] or GEMMA2["sliding_window"]
+    )  # they make its mask without a use for it, too
+    return given | caps | dict(query_pre_attn_scalar=round(scalar))
 
 
 # Our gated product is act(x up) * (x gate); LLaMA calls the first its gate.
@@ -239,22 +281,80 @@ RES = dict(attention_res_norm="post_attention_layernorm", ffn_res_norm="post_fee
 BOTH = dict(attention_in_norm="input_layernorm", ffn_in_norm="pre_feedforward_layernorm", **RES)
 
 
-def family(read: Callable[[Hf], Model], write: Callable[[Model], dict[str, Any]], name: str, **norms: str) -> Family:
-    return Family(
-        read,
-        write,
-        names(**norms),
-        lambda m: f"{name}ForCausalLM",
-        copies={"lm_head.weight": TRUNK["embed/tokens"] + ".weight"},
-    )
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+LLAMA = dict(
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=None,
+    head_dim=None,
+    hidden_act="silu",
+    max_position_embeddings=2048,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+    rope_parameters=None,
+    attention_bias=False,
+    mlp_bias=False,
+)
+MISTRAL = {k: v for k, v in LLAMA.items() if k not in ("attention_bias", "mlp_bias")} | dict(
+    intermediate_size=14_336, num_key_value_heads=8, max_position_embeddings=131_072, sliding_window=4096
+)
+MIXTRAL = MISTRAL | dict(rms_norm_eps=1e-5, sliding_window=None, num_local_experts=8, num_experts_per_tok=2)
+OLMO2 = {k: v for k, v in LLAMA.items() if k not in ("head_dim", "mlp_bias")} | dict(vocab_size=50_304, rms_norm_eps=1e-5)
+QWEN3 = {k: v for k, v in LLAMA.items() if k != "mlp_bias"} | dict(
+    vocab_size=151_936,
+    intermediate_size=22_016,
+    num_key_value_heads=32,
+    head_dim=128,
+    max_position_embeddings=32_768,
+    use_sliding_window=False,
+    sliding_window=4096,
+    max_window_layers=28,
+    layer_types=None,
+)
+GEMMA = {k: v for k, v in LLAMA.items() if k != "mlp_bias"} | dict(
+    vocab_size=256_000,
+    hidden_size=3072,
+    intermediate_size=24_576,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    head_dim=256,
+    hidden_act=TANH,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+    use_bidirectional_attention=None,
+)
+GEMMA2 = {k: v for k, v in GEMMA.items() if k != "hidden_act"} | dict(
+    hidden_size=2304,
+    intermediate_size=9216,
+    num_hidden_layers=26,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    hidden_activation=TANH,
+    query_pre_attn_scalar=256,
+    sliding_window=4096,
+    layer_types=None,
+    final_logit_softcapping=30.0,
+    attn_logit_softcapping=50.0,
+)
+
+
+def family(read: Any, write: Any, name: str, defaults: dict[str, Any], **norms: str) -> Family:
+    tied = {"lm_head.weight": TRUNK["embed/tokens"] + ".weight"}
+    return Family(read, write, names(**norms), architecture(name), "model.", tied, defaults=defaults)
 
 
 FAMILIES = {
-    "llama": family(read, write, "Llama", **PRE),
-    "mixtral": family(read_mixtral, write_mixtral, "Mixtral", **PRE, **EXPERTS),
-    "mistral": family(read_mistral, write_mistral, "Mistral", **PRE),
-    "qwen3": family(read_qwen3, write_qwen3, "Qwen3", **PRE, **QK_NORM),
-    "olmo2": family(read_olmo2, write_olmo2, "Olmo2", **RES, **QK_NORM),
-    "gemma": family(read_gemma, write_gemma, "Gemma", **PRE),
-    "gemma2": family(read_gemma2, write_gemma2, "Gemma2", **BOTH),
+    "llama": family(read, write, "Llama", LLAMA, **PRE),
+    "mixtral": replace(
+        family(read_mixtral, write_mixtral, "Mixtral", MIXTRAL, **PRE, **EXPERTS), aliases={"num_experts": "num_local_experts"}
+    ),
+    "mistral": family(read_mistral, write_mistral, "Mistral", MISTRAL, **PRE),
+    "qwen3": family(read_qwen3, write_qwen3, "Qwen3", QWEN3, **PRE, **QK_NORM),
+    "olmo2": family(read_olmo2, write_olmo2, "Olmo2", OLMO2, **RES, **QK_NORM),
+    "gemma": family(read_gemma, write_gemma, "Gemma", GEMMA, **PRE),
+    "gemma2": family(read_gemma2, write_gemma2, "Gemma2", GEMMA2, **BOTH),
 }

@@ -5,7 +5,19 @@ from typing import Any
 
 from lm.config import Alibi, Attention, Block, Embed, Head, Mlp, Model, Norm, Rope, Stack
 from lm.convert.families.llama import block_of, mlp_of, read_rope, sizes, write_rope
-from lm.convert.tables import Family, Hf, Layout, Names, activation, fused, layers, projections, their_activation
+from lm.convert.settings import Hf
+from lm.convert.tables import (
+    Family,
+    Layout,
+    Names,
+    activation,
+    architecture,
+    fused,
+    layers,
+    projections,
+    their_activation,
+)
+from lm.errors import UserError
 
 FFN = dict(ffn__up="mlp.dense_h_to_4h", ffn__down="mlp.dense_4h_to_h")
 NORMS = dict(attention_in_norm="input_layernorm", ffn_in_norm="post_attention_layernorm")
@@ -18,23 +30,25 @@ def per_head(m: Model, module: str) -> dict[str, Any]:
     return fused(module, *QKV, layout=Layout(groups=a.kv_heads))
 
 
-def model(c: Hf, block: Block, position: Any, layers: str = "num_hidden_layers", *, tied: bool, **rest: Any) -> Model:
-    stack = Stack(c(layers), {"L": block}, position=position)
-    return Model(c("vocab_size"), c("hidden_size"), decoder=stack, head=Head(tied=c("tie_word_embeddings", tied)), **rest)
+def model(c: Hf, block: Block, position: Any, layers: str = "num_hidden_layers") -> Model:
+    stack = Stack(c.parts(layers), {"L": block}, position=position)
+    return Model(c.count("vocab_size"), c.count("hidden_size"), decoder=stack, head=Head(tied=c.flag("tie_word_embeddings")))
 
 
 def read_neox(c: Hf) -> Model:
-    bias = c("attention_bias", True)
+    """`rope_theta` and `partial_rotary_factor` beside their own names of the two are read by no version of their code."""
+    bias = c.flag("attention_bias")
     block = Block(
-        Attention(c("num_attention_heads"), bias=bias, out_bias=bias),
-        Mlp(c("intermediate_size"), activation(c, "hidden_act", "gelu"), bias=True),
-        Norm(eps=c("layer_norm_eps", 1e-5)),
-        parallel="separate" if c("use_parallel_residual", True) else "no",
+        Attention(c.count("num_attention_heads"), bias=bias, out_bias=bias),
+        Mlp(c.count("intermediate_size"), activation(c, "hidden_act"), bias=True),
+        Norm(eps=c.eps("layer_norm_eps")),
+        parallel="separate" if c.flag("use_parallel_residual") else "no",
     )
-    c("max_position_embeddings", None)
-    rope = read_rope(c, c("rotary_emb_base", 10_000))
-    fraction = c("rotary_pct", None)
-    return model(c, block, rope if fraction is None else replace(rope, fraction=fraction), tied=False)
+    beside = {name: c.values.pop(name, None) for name in ("rope_theta", "partial_rotary_factor")}
+    rope = read_rope(c, c.number("rotary_emb_base", 10_000.0), c.number("rotary_pct", 0.25))
+    c.values |= beside
+    c.agrees("rope_theta", rope.theta), c.agrees("partial_rotary_factor", rope.fraction)
+    return model(c, block, rope)
 
 
 def write_neox(m: Model) -> dict[str, Any]:
@@ -67,15 +81,16 @@ def names_neox(m: Model) -> Names:
 
 
 def read_bloom(c: Hf) -> Model:
-    c.only("apply_residual_connection_post_layernorm", False), c("slow_but_exact", None), c("seq_length", None)
-    c("n_inner", None), c("offset_alibi", None), c("attention_softmax_in_fp32", None), c("masked_softmax_fusion", None)
-    c("skip_bias_add", None), c("skip_bias_add_qkv", None), c("unk_token_id", None)
-    norm = Norm(eps=c("layer_norm_epsilon", 1e-5))
-    heads = c("n_head", None) or c("num_attention_heads")
-    attention, width = Attention(heads, bias=True, out_bias=True), c("hidden_size")
-    count = "n_layer" if "n_layer" in c.values else "num_hidden_layers"
+    c.only("apply_residual_connection_post_layernorm", False)
+    for name in ("slow_but_exact", "seq_length", "n_inner", "offset_alibi", "attention_softmax_in_fp32", *FUSED):
+        c(name, None)  # how their training code went about it; no version of transformers reads them
+    norm, width = Norm(eps=c.eps("layer_norm_epsilon")), c.count("hidden_size")
+    attention = Attention(c.count("n_head"), bias=True, out_bias=True)
     block = Block(attention, Mlp(4 * width, "gelu_tanh", bias=True), norm)
-    return model(c, block, Alibi(), count, tied=True, embed=Embed(norm=norm))
+    return replace(model(c, block, Alibi(), "n_layer"), embed=Embed(norm=norm))
+
+
+FUSED = ("bias_dropout_fusion", "masked_softmax_fusion", "skip_bias_add", "skip_bias_add_qkv")
 
 
 def write_bloom(m: Model) -> dict[str, Any]:
@@ -108,19 +123,24 @@ def names_bloom(m: Model) -> Names:
 
 def read_falcon(c: Hf) -> Model:
     """Two generations: one norm and one key (7B), or a norm each and groups of keys (40B, 180B)."""
-    c.only("alibi", False), c("max_position_embeddings", None), c("hidden_dropout", None)
-    heads, bias, width = c("num_attention_heads"), c("bias", False), c("hidden_size")
-    grouped, one_key, parallel = c("new_decoder_architecture", False), c("multi_query", True), c("parallel_attn", True)
-    kv = c("num_kv_heads", None)
-    kv = (kv or heads) if grouped else 1 if one_key else heads
-    norms = c("num_ln_in_parallel_attn", None) or (2 if grouped else 1)
+    heads, bias, width = c.count("num_attention_heads"), c.flag("bias"), c.count("hidden_size")
+    c.only("alibi", False)
+    grouped, one_key, parallel = c.flag("new_decoder_architecture"), c.flag("multi_query"), c.flag("parallel_attn")
+    kv, norms = c.count_or_none("num_kv_heads") or heads, c.count_or_none("num_ln_in_parallel_attn") or (2 if grouped else 1)
+    if grouped and not parallel or not grouped and parallel and norms != 1:
+        raise UserError(
+            f"config.json: new_decoder_architecture={grouped}, parallel_attn={parallel}, num_ln_in_parallel_attn={norms} "
+            "is no Falcon that transformers runs"
+        )
+    if not grouped and not one_key:
+        c.agrees("num_kv_heads", heads)
     block = Block(
-        Attention(heads, kv, bias=bias, out_bias=bias),
-        Mlp(c("ffn_hidden_size", None) or 4 * width, activation(c, "activation", "gelu"), bias=bias),
-        Norm(eps=c("layer_norm_epsilon", 1e-5)),
-        parallel="no" if not (parallel or grouped) else "separate" if grouped and norms == 2 else "shared",
+        Attention(heads, kv if grouped else 1 if one_key else heads, bias=bias, out_bias=bias),
+        Mlp(c.count_or_none("ffn_hidden_size") or 4 * width, activation(c, "activation"), bias=bias),
+        Norm(eps=c.eps("layer_norm_epsilon")),
+        parallel="no" if not parallel else "separate" if norms == 2 else "shared",
     )
-    return model(c, block, read_rope(c), tied=True)
+    return model(c, block, read_rope(c))
 
 
 def write_falcon(m: Model) -> dict[str, Any]:
@@ -163,17 +183,16 @@ def names_falcon(m: Model) -> Names:
 
 
 def read_phi(c: Hf) -> Model:
-    c.only("qk_layernorm", False), c("max_position_embeddings", None)
-    heads = c("num_attention_heads")
+    c.only("qk_layernorm", False)
+    heads = c.count("num_attention_heads")
     block = Block(
-        Attention(heads, c("num_key_value_heads", None) or heads, bias=True, out_bias=True),
-        Mlp(c("intermediate_size"), activation(c, "hidden_act", "gelu_new"), bias=True),
-        Norm(eps=c("layer_norm_eps", 1e-5)),
+        Attention(heads, c.count_or_none("num_key_value_heads") or heads, bias=True, out_bias=True),
+        Mlp(c.count("intermediate_size"), activation(c, "hidden_act"), bias=True),
+        Norm(eps=c.eps("layer_norm_eps")),
         parallel="shared",
     )
-    fraction = c("partial_rotary_factor", None) or (c("rope_parameters", None) or {}).get("partial_rotary_factor", 0.5)
-    m = model(c, block, replace(read_rope(c), fraction=fraction), tied=False)
-    return replace(m, head=Head(tied=False, bias=True))
+    m = model(c, block, read_rope(c, fraction=0.5))
+    return replace(m, head=Head(tied=c.flag("tie_word_embeddings"), bias=True))
 
 
 def write_phi(m: Model) -> dict[str, Any]:
@@ -194,6 +213,7 @@ def names_phi(m: Model) -> Names:
         "embed/tokens": "model.embed_tokens",
         "decoder/final_norm": "model.final_layernorm",
         "head/out": "lm_head",
+        "head": "lm_head",
     } | layers(
         "decoder",
         "model.layers.{}.",
@@ -204,23 +224,87 @@ def names_phi(m: Model) -> Names:
     )
 
 
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+NEOX = dict(
+    vocab_size=50_432,
+    hidden_size=6144,
+    num_hidden_layers=44,
+    num_attention_heads=64,
+    intermediate_size=24_576,
+    hidden_act="gelu",
+    max_position_embeddings=2048,
+    layer_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    use_parallel_residual=True,
+    rope_parameters=None,
+    attention_bias=True,
+)
+BLOOM = dict(
+    vocab_size=250_880,
+    hidden_size=64,
+    n_layer=2,
+    n_head=8,
+    layer_norm_epsilon=1e-5,
+    apply_residual_connection_post_layernorm=False,
+    slow_but_exact=False,
+    tie_word_embeddings=True,
+)
+FALCON = dict(
+    vocab_size=65_024,
+    hidden_size=4544,
+    num_hidden_layers=32,
+    num_attention_heads=71,
+    num_ln_in_parallel_attn=None,
+    layer_norm_epsilon=1e-5,
+    num_kv_heads=None,
+    alibi=False,
+    new_decoder_architecture=False,
+    multi_query=True,
+    parallel_attn=True,
+    bias=False,
+    max_position_embeddings=2048,
+    rope_parameters=None,
+    ffn_hidden_size=None,
+    activation="gelu",
+    tie_word_embeddings=True,
+)
+PHI = dict(
+    vocab_size=51_200,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=24,
+    num_attention_heads=32,
+    num_key_value_heads=None,
+    hidden_act="gelu_new",
+    max_position_embeddings=2048,
+    layer_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    rope_parameters=None,
+    qk_layernorm=False,
+)
+OLD = {"n_embed": "hidden_size"}
+
+
+def family(read: Any, write: Any, names: Any, name: str, defaults: dict[str, Any], prefix: str, **rest: Any) -> Family:
+    """`rest`: `head` and `table`, their modules of the logits and the tokens, and other names of keys."""
+    tied = {f"{rest.pop('head', 'lm_head')}.weight": f"{prefix}{rest.pop('table')}.weight"}
+    return Family(read, write, names, architecture(name), prefix, tied, defaults=defaults, **rest)
+
+
 FAMILIES = {
-    "gpt_neox": Family(read_neox, write_neox, names_neox, lambda m: "GPTNeoXForCausalLM"),
-    "bloom": Family(
+    "gpt_neox": family(read_neox, write_neox, names_neox, "GPTNeoX", NEOX, "gpt_neox.", head="embed_out", table="embed_in"),
+    "bloom": family(
         read_bloom,
         write_bloom,
         names_bloom,
-        lambda m: "BloomForCausalLM",
+        "Bloom",
+        BLOOM,
         "transformer.",
-        {"lm_head.weight": "transformer.word_embeddings.weight"},
+        table="word_embeddings",
+        aliases=OLD | dict(num_hidden_layers="n_layer", num_attention_heads="n_head"),
     ),
-    "falcon": Family(
-        read_falcon,
-        write_falcon,
-        names_falcon,
-        lambda m: "FalconForCausalLM",
-        "transformer.",
-        {"lm_head.weight": "transformer.word_embeddings.weight"},
+    "falcon": family(
+        read_falcon, write_falcon, names_falcon, "Falcon", FALCON, "transformer.", table="word_embeddings", aliases=OLD
     ),
-    "phi": Family(read_phi, write_phi, names_phi, lambda m: "PhiForCausalLM"),
+    "phi": family(read_phi, write_phi, names_phi, "Phi", PHI, "model.", table="embed_tokens"),
 }

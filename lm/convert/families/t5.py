@@ -1,44 +1,57 @@
-"""T5 and its versions 1.1 and Flan, BART: an encoder and a decoder."""
+"""T5 and its versions 1.1, Flan and mT5 (the encoder alone as well), BART."""
 
+from dataclasses import replace
 from typing import Any
 
 from lm.config import Attention, Block, Buckets, Embed, Head, Learned, Mlp, Model, Norm, Stack
 from lm.convert.families.llama import block_of, mlp_of
-from lm.convert.tables import Family, Hf, Names, activation, layers, projections
+from lm.convert.settings import Hf
+from lm.convert.tables import Family, Names, activation, architecture, layers, projections, their_activation
+from lm.errors import UserError
 
 
-def read(c: Hf) -> Model:
-    """`tie_word_embeddings` false (version 1.1) says that the logits are not scaled, and have a matrix if the file has one."""
-    width, heads = c("d_model"), c("num_heads")
-    gated, _, act = c("feed_forward_proj", "relu").rpartition("-")
-    c("dense_act_fn", None), c("is_gated_act", None)
+def feed_forward(c: Hf) -> Mlp:
+    """`feed_forward_proj` says both, `dense_act_fn` and `is_gated_act` repeat it, or stand for it where it is missing."""
+    proj = c("feed_forward_proj")
+    gated, _, act = proj.rpartition("-") if isinstance(proj, str) else ("no text", "", "")
+    if gated not in ("", "gated"):
+        raise UserError(f"config.json: feed_forward_proj={proj!r} must be an activation, or 'gated-' and one")
     # "gated-gelu" has always meant the tanh form.
-    act = {"gelu": "gelu_new"}.get(act, act) if gated else act
-    names = Hf({"feed_forward_proj": act}, ())
-    ffn = Mlp(c("d_ff"), activation(names, "feed_forward_proj"), gated=bool(gated))
-    tied = c("tie_word_embeddings", True)
-    scaled = c("scale_decoder_outputs", tied)
+    means = {"dense_act_fn": "gelu_new" if proj == "gated-gelu" else act, "is_gated_act": bool(gated)}
+    for name, value in means.items():
+        if "feed_forward_proj" in c.values:
+            c.agrees(name, value)
+        means[name] = c(name, value)
+    return Mlp(c.count("d_ff"), activation(Hf(means, ()), "dense_act_fn"), gated=Hf(means, ()).flag("is_gated_act"))
+
+
+def read(c: Hf, *, scales: bool = True) -> Model:
+    """`tie_word_embeddings` false (version 1.1) says that the logits are not scaled, and have a matrix if the file has one.
+    `scales` false (mT5): they are not scaled in either case. A file without tensors of a decoder is the encoder alone."""
+    width, heads, ffn = c.count("d_model"), c.count("num_heads"), feed_forward(c)
+    c("is_encoder_decoder", True)
+    tied = c.flag("tie_word_embeddings", True)
+    scaled = c.flag("scale_decoder_outputs", tied) if scales else False
     own = c.has("lm_head.weight") and not scaled
+    norm = Norm("rms", eps=c.eps("layer_norm_epsilon"))
+    attention = Attention(heads, head_dim=c.count("d_kv"), scale=1.0)
+    buckets = Buckets(c.count("relative_attention_num_buckets", least=4), c.count("relative_attention_max_distance"))
 
     def stack(count: int, *, cross: bool) -> Stack:
-        attention = Attention(heads, head_dim=c("d_kv"), scale=1.0)
-        norm = Norm("rms", eps=c("layer_norm_epsilon", 1e-6))
-        buckets = Buckets(c("relative_attention_num_buckets", 32), c("relative_attention_max_distance", 128))
         return Stack(count, {"L": Block(attention, ffn, norm, cross=cross)}, position=buckets)
 
-    c("n_positions", None)
-    return Model(
-        c("vocab_size"),
-        width,
-        encoder=stack(c("num_layers"), cross=False),
-        decoder=stack(c("num_decoder_layers", None) or c("num_layers"), cross=True),
-        head=Head(tied=not own, scale=width**-0.5 if scaled else None),
-    )
+    count = c.parts("num_layers")
+    m = Model(c.count("vocab_size"), width, encoder=stack(count, cross=False), head=None)
+    if c.keys and not any(key.startswith("decoder.") for key in c.keys):
+        c("num_decoder_layers")
+        return m
+    deep = c.parts("num_decoder_layers") if c("num_decoder_layers") is not None else count
+    return replace(m, decoder=stack(deep, cross=True), head=Head(tied=not own, scale=width**-0.5 if scaled else None))
 
 
 def write(m: Model) -> dict[str, Any]:
-    block, encoder, decoder = block_of(m), m.encoder, m.decoder
-    assert encoder and decoder and m.head and isinstance(encoder.position, Buckets)
+    block, encoder = block_of(m), m.encoder
+    assert encoder and isinstance(encoder.position, Buckets)
     act = {"gelu_tanh": "gelu" if mlp_of(m).gated else "gelu_new"}.get(mlp_of(m).activation, mlp_of(m).activation)
     return dict(
         vocab_size=m.vocab_size,
@@ -46,14 +59,14 @@ def write(m: Model) -> dict[str, Any]:
         d_kv=block.attention.size(m.width),
         d_ff=mlp_of(m).hidden,
         num_layers=encoder.num_layers,
-        num_decoder_layers=decoder.num_layers,
+        num_decoder_layers=m.decoder.num_layers if m.decoder else encoder.num_layers,
         num_heads=block.attention.num_heads,
         feed_forward_proj=f"gated-{act}" if mlp_of(m).gated else act,
         layer_norm_epsilon=block.norm.eps,
         relative_attention_num_buckets=encoder.position.num_buckets,
         relative_attention_max_distance=encoder.position.max_distance,
-        tie_word_embeddings=m.head.scale is not None,
-        is_encoder_decoder=True,
+        tie_word_embeddings=m.head is None or m.head.scale is not None,
+        is_encoder_decoder=m.decoder is not None,
     )
 
 
@@ -85,23 +98,24 @@ def names(m: Model) -> Names:
 
 
 def read_bart(c: Hf) -> Model:
-    width, act = c("d_model"), activation(c, "activation_function", "gelu")
+    width, act = c.count("d_model"), activation(c, "activation_function")
+    c("is_encoder_decoder", True)
     c.only("tie_word_embeddings", True), c.only("normalize_before", False), c.only("normalize_embedding", True)
     c.only("add_final_layer_norm", False), c.only("static_position_embeddings", False), c.only("extra_pos_embeddings", 2)
-    c.only("add_bias_logits", False), c("num_hidden_layers", None)
-    positions, norm = Learned(c("max_position_embeddings"), offset=2), Norm(eps=1e-5)
+    c.only("add_bias_logits", False)
+    positions, norm = Learned(c.count("max_position_embeddings"), offset=2), Norm(eps=1e-5)
 
     def stack(name: str, *, cross: bool) -> Stack:
-        attention = Attention(c(f"{name}_attention_heads"), bias=True, out_bias=True)
-        block = Block(attention, Mlp(c(f"{name}_ffn_dim"), act, bias=True), norm, ("out",), cross=cross)
-        return Stack(c(f"{name}_layers"), {"L": block}, position=positions, final_norm=False)
+        attention = Attention(c.count(f"{name}_attention_heads"), bias=True, out_bias=True)
+        block = Block(attention, Mlp(c.count(f"{name}_ffn_dim"), act, bias=True), norm, ("out",), cross=cross)
+        return Stack(c.parts(f"{name}_layers"), {"L": block}, position=positions, final_norm=False)
 
     return Model(
-        c("vocab_size"),
+        c.count("vocab_size"),
         width,
         encoder=stack("encoder", cross=False),
         decoder=stack("decoder", cross=True),
-        embed=Embed(scale=width**0.5 if c("scale_embedding", False) else None, norm=norm),
+        embed=Embed(scale=width**0.5 if c.flag("scale_embedding") else None, norm=norm),
     )
 
 
@@ -115,7 +129,7 @@ def write_bart(m: Model) -> dict[str, Any]:
             f"{name}_attention_heads": block.attention.num_heads,
             f"{name}_ffn_dim": block.ffn.hidden,
             f"{name}_layers": stack.num_layers,
-            "activation_function": block.ffn.activation,
+            "activation_function": their_activation(block.ffn.activation, "gelu_new"),
             "max_position_embeddings": stack.position.max_length,
         }
     return given | dict(is_encoder_decoder=True, tie_word_embeddings=True)
@@ -135,25 +149,64 @@ def names_bart(m: Model) -> Names:
     return table
 
 
-FAMILIES = {
-    "t5": Family(
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+T5 = dict(
+    vocab_size=32_128,
+    d_model=512,
+    d_kv=64,
+    d_ff=2048,
+    num_layers=6,
+    num_decoder_layers=None,
+    num_heads=8,
+    relative_attention_num_buckets=32,
+    relative_attention_max_distance=128,
+    layer_norm_epsilon=1e-6,
+    feed_forward_proj="relu",
+)
+MT5 = T5 | dict(
+    vocab_size=250_112, d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu", tie_word_embeddings=True
+)
+BART = dict(
+    vocab_size=50_265,
+    max_position_embeddings=1024,
+    encoder_layers=12,
+    encoder_ffn_dim=4096,
+    encoder_attention_heads=16,
+    decoder_layers=12,
+    decoder_ffn_dim=4096,
+    decoder_attention_heads=16,
+    activation_function="gelu",
+    d_model=1024,
+    scale_embedding=False,
+    tie_word_embeddings=True,
+)
+TABLES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+def t5(read: Any, name: str, defaults: dict[str, Any]) -> Family:
+    return Family(
         read,
         write,
         names,
-        lambda m: "T5ForConditionalGeneration",
-        copies={
-            name: "shared.weight" for name in ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-        },
-    ),
+        architecture(name, "ForConditionalGeneration"),
+        copies=dict.fromkeys(TABLES, "shared.weight"),
+        defaults=defaults,
+        aliases=dict(hidden_size="d_model", num_attention_heads="num_heads", num_hidden_layers="num_layers", head_dim="d_kv"),
+    )
+
+
+FAMILIES = {
+    "t5": t5(read, "T5", T5),
+    "mt5": t5(lambda c: read(c, scales=False), "MT5", MT5),
     "bart": Family(
         read_bart,
         write_bart,
         names_bart,
-        lambda m: "BartForConditionalGeneration",
-        copies={
-            name: "model.shared.weight"
-            for name in ("lm_head.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
-        },
-        zeros=lambda m: {"final_logits_bias": (1, m.vocab_size)},
+        architecture("Bart", "ForConditionalGeneration"),
+        "model.",
+        {name if name == "lm_head.weight" else f"model.{name}": "model.shared.weight" for name in TABLES},
+        zeros=lambda m: {"final_logits_bias": (1, m.vocab_size)} if m.head else {},
+        defaults=BART,
+        aliases=dict(num_attention_heads="encoder_attention_heads", hidden_size="d_model", num_hidden_layers="encoder_layers"),
     ),
 }
