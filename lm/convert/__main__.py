@@ -67,12 +67,16 @@ def _told(error: Exception) -> str:
 def _from_hf(flags: argparse.Namespace) -> None:
     from lm import checkpoint
     from lm.convert import files, read
+    from lm.data import trial
 
     start = time.perf_counter()
     with atomic.new_folder(flags.target) as folder:
         kept = folder / "hf"
         kept.mkdir()
         carried = files.carry(flags.source, kept)
+        if tokenizer := next((name for name in checkpoint.TOKENIZERS if name in carried), None):
+            cure = "take it out of the folder to convert the weights alone"
+            trial.check((kept / tokenizer).read_bytes(), name=str(flags.source / tokenizer), cure=cure)
         with _bar("reading") as progress:
             imported = read(
                 flags.source,

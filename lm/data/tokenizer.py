@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lm import config
+from lm.data import trial
 from lm.errors import UserError
 
 NUM_SENTINELS = 100
@@ -235,7 +236,8 @@ class HuggingFace:
 
     def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:
         """int32 [n] for each text, without bos and eos; the library takes its own number of threads."""
-        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with trial.one_line():
+            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(e.ids, np.int32) for e in found]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -249,8 +251,11 @@ def _sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def from_bytes(proto: bytes) -> Tokenizer:
-    """The tokenizer in a file's bytes: JSON is a tokenizer.json, anything else a sentencepiece model."""
-    return HuggingFace(proto) if proto.lstrip()[:1] == b"{" else SentencePiece(proto)
+    """The tokenizer in a file's bytes: JSON is a tokenizer.json, which is tried first, anything else a sentencepiece model."""
+    if proto.lstrip()[:1] != b"{":
+        return SentencePiece(proto)
+    trial.check(proto)
+    return HuggingFace(proto)
 
 
 def load(path: str) -> Tokenizer:
@@ -263,6 +268,7 @@ def load(path: str) -> Tokenizer:
         raise UserError(
             f"no tokenizer at {path}; give a sentencepiece .model or a tokenizer.json, or data.tokenizer.path=None to train one"
         ) from None
+    trial.check(proto)
     return from_bytes(proto)
 
 

@@ -18,6 +18,8 @@ from lm.models.transformer import abstract_params
 BLOCK = Block(Attention(4, 2), Mlp(48, "silu", gated=True), Norm("rms", eps=1e-6))
 MODEL = Model(50, 32, decoder=Stack(1, {"L": BLOCK}, position=Rope()), head=Head(tied=False))
 NORM, QUERY = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
+WORDS = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+TOKENIZER = json.dumps({"version": "1.0", "added_tokens": [], "model": WORDS}).encode()
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -253,6 +255,17 @@ def test_sizes_of_config_are_held_against_the_file_before_memory_is_taken(theirs
     refused(theirs(vocab_size=2 * 10**9), "model.embed_tokens.weight is [50, 32] where config.json means [2000000000, 32]")
 
 
+def test_a_hostile_tokenizer_does_not_come_in(theirs, tmp_path, capsys):
+    folder = theirs()
+    for name, data in (("tokenizer.json", TOKENIZER.replace(b'"a": 0', b'"a": 4000000000')), ("spiece.model", b"no model")):
+        (folder / name).write_bytes(data)
+        assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 2
+        err = capsys.readouterr().err
+        assert f"error: {folder / name} is refused: " in err and "convert the weights alone" in err and err.count("\n") == 1
+        assert not (tmp_path / "ours").exists()
+        (folder / name).unlink()
+
+
 @pytest.mark.parametrize("words", [["--drop=("], ["--drop=a{99999999999}"], ["--drop=*"], ["--drop=.*"]])
 def test_a_bad_drop_is_one_line(theirs, tmp_path, capsys, words):
     assert main(["from_hf", str(theirs()), str(tmp_path / "ours"), *words]) == 2
@@ -368,12 +381,12 @@ def test_no_room_is_said_before_a_byte_is_written(theirs, tmp_path, capsys, monk
 @pytest.fixture
 def ours(theirs, tmp_path):
     folder = theirs()
-    (folder / "tokenizer.model").write_bytes(b"a model")
+    (folder / "tokenizer.json").write_bytes(TOKENIZER)
     assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 0
     return tmp_path / "ours"
 
 
-@pytest.mark.parametrize("name", ["model.json", "hf/tokenizer.model", "hf/config.json", "params/_METADATA"])
+@pytest.mark.parametrize("name", ["model.json", "hf/tokenizer.json", "hf/config.json", "params/_METADATA"])
 def test_a_bit_that_flips_in_a_converted_model_is_named(ours, tmp_path, capsys, name):
     data = bytearray((ours / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -384,9 +397,8 @@ def test_a_bit_that_flips_in_a_converted_model_is_named(ours, tmp_path, capsys, 
 
 def test_files_of_a_converted_model_that_are_missing_or_new(ours):
     model = checkpoint.load_model(ours)
-    assert checkpoint.load_tokenizer(ours) == b"a model"
-    (ours / "hf" / "tokenizer.json").write_bytes(b"{}")  # put there by hand, as finetune asks for
-    assert checkpoint.load_tokenizer(ours) == b"{}"
+    assert checkpoint.load_tokenizer(ours) == TOKENIZER
+    (ours / "hf" / "tokenizer.model").write_bytes(b"by hand")  # as finetune asks for where there is none
     checkpoint.check_files(ours, "hf")
     (ours / "hf" / "config.json").unlink()
     with pytest.raises(UserError, match="hf/config.json was changed or cut short"):
@@ -404,7 +416,7 @@ def test_folders_whose_digests_are_of_the_parameters_alone_still_load(ours):
     before = {name.removeprefix("params/"): digest for name, digest in listing.items() if name.startswith("params/")}
     (ours / "SHA256.json").write_text(json.dumps(before))
     model = checkpoint.load_model(ours)
-    assert model.width == 32 and checkpoint.load_tokenizer(ours) == b"a model"
+    assert model.width == 32 and checkpoint.load_tokenizer(ours) == TOKENIZER
     assert checkpoint.load_params(ours, abstract_params(model))
     (ours / "params" / "_METADATA").write_bytes(b"{}")
     with pytest.raises(UserError, match="params/_METADATA was changed"):
