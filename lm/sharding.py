@@ -82,8 +82,6 @@ def make_mesh(c: config.Mesh, devices: list[Any] | None = None) -> Mesh:
     """The mesh over all devices; one size of -1 takes what the others leave, that of `data` if no other does."""
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(c, axis) for axis in AXES]
-    if bad := [f"config.mesh.{axis}={n}" for axis, n in zip(AXES, sizes, strict=True) if n < 1 and n != -1]:
-        raise UserError(f"{', '.join(bad)}: a size is 1 or more, or -1 for what the others leave")
     if sizes.count(-1) > 1 and c.data == -1:
         sizes[AXES.index("data")] = 1
     known = math.prod(s for s in sizes if s != -1)
@@ -117,13 +115,12 @@ def use(mesh: Mesh) -> Generator[None]:
         yield
 
 
-def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, microbatches: int, mesh: Mesh, *, name: str = "train.batch_size") -> None:
     shards = math.prod(mesh.shape[axis] for axis in ROWS)
     if batch_size % (microbatches * shards):
         fitting = max(1, round(batch_size / (microbatches * shards))) * microbatches * shards
         raise UserError(
-            f"train.batch_size={batch_size} does not divide over {shards} data shards x {microbatches} microbatches; "
-            f"take {fitting}"
+            f"{name}={batch_size} does not divide over {shards} data shards x {microbatches} microbatches; take {fitting}"
         )
 
 

@@ -64,8 +64,6 @@ def of(run: config.Run, tokens: float | None = None) -> Cost:
     """The cost of so many tokens, or of the run's own steps; UserError where the config names no pod."""
     if run.pod is None:
         raise UserError("this config names no machine: set --config.pod.topology=v5e:16x16, or another")
-    if not 0 < run.pod.mfu <= 1:
-        raise UserError(f"pod.mfu={run.pod.mfu} is a share of the chips' peak: give more than 0, and 1 at most")
     places = lengths(run)
     each = (places.encoder or 0) + (places.decoder or 0)
     sizes: dict[str, Any] = dict(encoder=places.encoder, decoder=places.decoder)

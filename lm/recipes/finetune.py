@@ -30,13 +30,14 @@ from lm.data.pairs import Writer
 from lm.data.prepare import prepare
 from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, at_least
+from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from lm.evaluate.answers import classified, exact, said_well
 from lm.generate import generate, left_padded
 from lm.generate.rank import rank
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, abstract_params, head_params
 from lm.objectives import of_texts, reads_prefix
+from lm.ranges import Seed
 from lm.recipes.ledger import SAMPLE
 from lm.train import hooks, loop
 from lm.train.step import blueprint, counted, make_step
@@ -305,9 +306,8 @@ def pretrained(directory: str | Path) -> tuple[config.Model, Any, Tokenizer]:
 
 def command(flags: argparse.Namespace) -> dict[str, Any]:
     """What `main` does once its flags are read; returns what it wrote."""
-    # A text of 3 places is one token between its ends; the passages that `labelled.CORPUS` cuts from documents need more,
-    # and say so.
-    at_least(flags, steps=1, batch_size=1, learning_rate=0, warmup=0, weight_decay=0, length=3, answer=2, rows=1, seed=0)
+    settings = resolve.of_flags(config.Finetune, flags)
+    seed = resolve.build(Seed, flags.seed, "--seed")
     directory = Path(flags.source).expanduser()
     model, params, tokenizer = pretrained(directory)
     run = resolve.load(str(directory / "config.json")) if (directory / "config.json").exists() else None
@@ -317,16 +317,15 @@ def command(flags: argparse.Namespace) -> dict[str, Any]:
     if flags.task in CORPUS:
         if run is None:
             raise UserError(f"task '{flags.task}' is made from a run's documents, and {directory} is no run; take another")
-        task: Any = CORPUS[flags.task](prepare(run.data), tokenizer, length=flags.length - 4, seed=flags.seed)
+        task: Any = CORPUS[flags.task](prepare(run.data), tokenizer, length=flags.length - 4, seed=seed)
     else:
         task = labelled.load(flags.task, flags.cache)
-    settings = config.Finetune(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(config.Finetune)})
-    options: dict[str, Any] = dict(how=flags.how, prefix=prefix, settings=settings, seed=flags.seed, progress=True)
+    options: dict[str, Any] = dict(how=flags.how, prefix=prefix, settings=settings, seed=seed, progress=True)
     metrics = finetune(model, params, tokenizer, task, **options)
-    about = {"task": flags.task, "how": flags.how, "prefix": prefix, "seed": flags.seed, "from": str(directory)}
+    about = {"task": flags.task, "how": flags.how, "prefix": prefix, "seed": seed, "from": str(directory)}
     result = about | {"settings": dataclasses.asdict(settings), "metrics": metrics}
     if jax.process_index() == 0:
-        file = directory / "finetune" / f"{flags.task}_{flags.how}_seed{flags.seed}.json"
+        file = directory / "finetune" / f"{flags.task}_{flags.how}_seed{seed}.json"
         file.parent.mkdir(exist_ok=True)
         atomic.write_json(file, result)
         shown = ("accuracy", "exact", "f1", "majority", "nll", "train_seconds")

@@ -14,12 +14,13 @@ from lm import config, flops, optim, paths, resolve, sharding
 from lm.checkpoint import Checkpoints, load_params, load_tokenizer
 from lm.data.loader import batches
 from lm.data.prepare import Prepared, prepare
-from lm.data.rows import Rows, blank, shares
+from lm.data.rows import Rows, blank
 from lm.errors import UserError, printable
 from lm.evaluate.heldout import HeldOut
 from lm.generate.samples import samples
 from lm.models.positions import check_reach
 from lm.objectives import Lengths, Objective, Vocabulary, build
+from lm.objectives.standin import StandIn
 from lm.recipes.ledger import SAMPLE, of_a_row, parameters
 from lm.recipes.tasks import Task, task
 from lm.train import hooks, loop
@@ -31,6 +32,10 @@ from lm.types import Example, TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: none decides a parameter
 LOOSE = ("scan", "remat", "dtype", "dropout", "kernel")  # of a model: they decide how it is computed, not what it has learned
+NOTHING_HELD_OUT = (
+    "evaluate.baselines are judged on held-out documents, and none is held out: raise data.holdout, give more documents, or "
+    "set --config.evaluate.baselines=False"
+)
 PLACES = ("data.cache", "train.init_from")  # may have moved: what is in them is in the checkpoint, or told by its fingerprint
 
 
@@ -76,14 +81,9 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
     """Checks the config against itself, the devices and the data, in the order of cost, and builds the parts."""
     mesh = sharding.make_mesh(run.mesh)
     check(run, mesh)
-    if run.evaluate.batch_size is not None:
-        sharding.check_batch(run.evaluate.batch_size, 1, mesh)
-    if run.evaluate.baselines and run.data.train_share < 1:
-        raise UserError(
-            f"evaluate.baselines learn from all training documents, and data.train_share={run.data.train_share} trains on a "
-            "part of them: set --config.evaluate.baselines=False, or data.train_share=1.0"
-        )
     data = prepare(run.data, progress=progress)
+    if run.evaluate.baselines and not data.holdout:
+        raise UserError(NOTHING_HELD_OUT)
     if data.tokenizer.vocab_size > run.model.vocab_size:
         raise UserError(
             f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {data.tokenizer.vocab_size}; "
@@ -95,18 +95,22 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
 
 
 def check(run: config.Run, mesh: Mesh) -> None:
-    """Against itself and the devices."""
-    every = {f"{name}.every": getattr(run, name).every for name in ("log", "evaluate", "checkpoint")}
-    least = every | {f"train.{name}": getattr(run.train, name) for name in ("batch_size", "microbatches", "max_skipped")}
-    for name, value in least.items():
-        if value is not None and value < 1:
-            cure = "; None is never" if name in every and name != "log.every" else ""
-            raise UserError(f"{name}={value} is too small: give 1 or more{cure}")
+    """Against itself and the devices: what can be told before any data is read."""
+    if not (run.model.encoder or run.model.decoder):
+        raise UserError("model has neither an encoder nor a decoder: give one of them, or both")
+    if run.evaluate.baselines and run.data.holdout == 0:
+        raise UserError(NOTHING_HELD_OUT)
+    if run.evaluate.baselines and run.data.train_share < 1:
+        raise UserError(
+            f"evaluate.baselines learn from all training documents, and data.train_share={run.data.train_share} trains on a "
+            "part of them: set --config.evaluate.baselines=False, or data.train_share=1.0"
+        )
+    optim.schedule(run.optimizer.schedule, run.optimizer.learning_rate, run.train.steps)
     if run.train.init_from is not None and not run.train.init_from.startswith("gs://"):
         paths.local(run.train.init_from, name="train.init_from")
-    if run.data.sources:
-        shares([source.weight for source in run.data.sources.values()])
     sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)
+    if run.evaluate.batch_size is not None:
+        sharding.check_batch(run.evaluate.batch_size, 1, mesh, name="evaluate.batch_size")
     models, parts = task(run).models, mesh.shape["sequence"]
     check_lengths(run, models)
     for name in ("encoder_length", "decoder_length"):
@@ -114,6 +118,8 @@ def check(run: config.Run, mesh: Mesh) -> None:
             raise UserError(
                 f"data.{name}={getattr(run.data, name)} does not divide over mesh.sequence={parts}; change one of them"
             )
+    if run.data.tokenizer.path is None:  # the special tokens of a tokenizer that is trained here are known before it is
+        objective_of(run, StandIn(run.model.vocab_size))
     platform = mesh.devices.flat[0].platform
     for place, model in models.items():
         if model.kernel == "splash" and platform != "tpu":
@@ -154,8 +160,6 @@ def abstract_batch(lengths: Lengths, size: int, placed: NamedSharding | None = N
 def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:
     weights = {name: source.weight for name, source in run.data.sources.items()}
     train, share = data.train, run.data.train_share
-    if not 0 < share <= 1:
-        raise UserError(f"data.train_share={share} is not a share; 1.0 reads all training documents, 0.1 a tenth of them")
     if share < 1:
         train = {name: store.share(share) for name, store in train.items()}
     splits = {"train": train, "holdout": data.holdout}

@@ -120,11 +120,6 @@ def _check_pair(model: config.Model, c: config.ReplacedTokens) -> None:
             f"objective.generator has tables {generator.embed.width or generator.width} wide and the model {width}, but both "
             f"read one table: set --config.objective.generator.embed.width={width}"
         )
-    if generator.head.tied and not generator.head.transform and generator.width != width:
-        raise UserError(
-            f"objective.generator is {generator.width} wide and its tied head {width}: set "
-            "--config.objective.generator.head.transform=gelu, or head.tied=False"
-        )
 
 
 TASKS: dict[type, Callable[[config.Run], Task]] = {config.ReplacedTokens: _replaced_tokens}

@@ -13,7 +13,7 @@ CASES = {
     "missing source": (["--config.data.sources.tiny.path=/nowhere/*.jsonl"], "/nowhere"),
     "no share, before anything is read": (
         ["--config.data.sources.tiny.weight=-1", "--config.data.sources.tiny.path=/nowhere/*.jsonl"],
-        r"data.sources.\*.weight are -1; they are shares: none below 0, not all 0",
+        "config.data.sources.tiny.weight=-1 is too small: give 0 or more$",
     ),
     "vocabulary": (["--config.data.tokenizer.vocab_size=30000", "--config.model.vocab_size=30000"], "30000|vocab"),
     "tokenizer larger than model": (["--config.model.vocab_size=128"], "model.vocab_size=128 is smaller.*=400 or more"),
@@ -34,6 +34,33 @@ CASES = {
     "never": (["--config.evaluate.every=0"], "evaluate.every=0 is too small: give 1 or more; None is never"),
     "no microbatch": (["--config.train.microbatches=0"], "train.microbatches=0 is too small: give 1 or more$"),
     "no length": (["--config.data.decoder_length=None"], "data.decoder_length is None"),
+    "nothing held out": (
+        ["--config.evaluate.baselines=True", "--config.data.holdout=0", "--config.data.sources.tiny.path=/nowhere/*.jsonl"],
+        "evaluate.baselines are judged on held-out documents, and none is held out: raise data.holdout",
+    ),
+    "an objective's shares, before anything is read": (
+        [
+            "--config.objective={'kind': 'fill_in_middle', 'rate': 1.5}",
+            "--config.data.sources.tiny.path=/nowhere/*.jsonl",
+        ],
+        "config.objective.rate=1.5 is too large: give 0 or more, at most 1",
+    ),
+    "a schedule that does not fit, before anything is read": (
+        [
+            "--config.optimizer.schedule={'kind': 'wsd', 'decay': 100}",
+            "--config.data.sources.tiny.path=/nowhere/*.jsonl",
+        ],
+        "optimizer.schedule.decay=100 does not fit",
+    ),
+    "a batch for evaluation": (["--config.evaluate.batch_size=0"], "config.evaluate.batch_size=0 is too small"),
+    "heads": (
+        ["--config.model.decoder.blocks.L.attention.num_heads=3"],
+        "config.model: decoder.blocks.L.attention.num_heads=3 does not divide width=32",
+    ),
+    "momentum": (
+        ["--config.optimizer.b2=1.0", "--dry_run"],
+        "config.optimizer.b2=1.0 is too large: give 0 or more, less than 1",
+    ),
     "text too short": (
         ["--config.data.decoder_length=40000", "--config.model.decoder.position.max_length=40000"],
         "tokens in this split",

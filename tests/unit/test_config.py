@@ -175,7 +175,7 @@ def test_overrides_have_types(file):
 def test_a_file_may_return_dataclasses(tmp_path):
     path = tmp_path / "preset.py"
     path.write_text("from lm.config import Run\nfrom lm.models.presets.gpt import GPT2\nget_config = lambda: Run(GPT2)\n")
-    assert load(str(path), {"model.width": "64"}).model.width == 64
+    assert load(str(path), {"model.width": "96"}).model.width == 96
 
 
 @pytest.mark.parametrize(

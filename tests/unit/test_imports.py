@@ -12,8 +12,9 @@ DATA = CORE | {"data", "objectives"}
 LOOP = CORE | {"shown", "sharding", "flops", "losses", "checkpoint", "optim", "train"}
 MAY = {
     "errors": set(),
-    "config": {"errors"},
-    "resolve": {"errors", "config"},
+    "ranges": {"errors"},
+    "config": {"errors", "ranges"},
+    "resolve": {"errors", "config", "ranges"},
     "types": {"errors"},
     "startup": {"errors"},
     "distributed": {"errors"},
@@ -39,7 +40,7 @@ MAY = {
 FREE = {"recipes"}  # all of lm, and so may every __main__
 NEVER = {"configs", "experiments", "tests", "tpu"}
 # No jax: config and flops of a laptop, data on the host.
-LIGHT = {"errors", "atomic", "shown", "paths", "foreign", "config", "resolve", "flops", "objectives", "data"}
+LIGHT = {"errors", "atomic", "shown", "paths", "foreign", "ranges", "config", "resolve", "flops", "objectives", "data"}
 HEAVY = {"jax", "flax", "optax", "orbax"}
 
 FILES = sorted((ROOT / "lm").rglob("*.py"))
