@@ -1,6 +1,9 @@
 """Weights of unknown origin: what does not go into our arrays as it is meant is refused by name, or said."""
 
 import json
+import os
+import shutil
+import subprocess
 
 import ml_dtypes
 import numpy as np
@@ -229,8 +232,6 @@ def test_an_index_that_is_not_true_is_refused(theirs, tensors):
 
 @pytest.mark.parametrize("place", ["../b.safetensors", "{root}/b.safetensors", "fifo", "link", "sub/b.safetensors"])
 def test_an_index_leads_nowhere_else(theirs, tmp_path, place):
-    import os
-
     folder = theirs()
     sharded(folder, second=place.format(root=tmp_path))
     (folder / "b.safetensors").rename(tmp_path / "b.safetensors")
@@ -362,8 +363,6 @@ def test_a_target_that_is_being_written_is_left_alone(tmp_path):
 
 
 def test_no_room_is_said_before_a_byte_is_written(theirs, tmp_path, capsys, monkeypatch):
-    import shutil
-
     folder = theirs()
     assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 0
     usage = shutil.disk_usage(tmp_path)
@@ -373,6 +372,45 @@ def test_no_room_is_said_before_a_byte_is_written(theirs, tmp_path, capsys, monk
         err = capsys.readouterr().err
         assert "no disk space" in err and "0.0 MB are free" in err and "the run goes on" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A file system of 400 kB, of which a small model takes up to 200 in blocks of 4."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("mounting a file system takes root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("seen", ["before", "when it is full"])
+def test_a_full_disk_leaves_nothing_and_the_same_command_works_once_there_is_room(
+    theirs, small, tmp_path, capsys, monkeypatch, seen
+):
+    folder = theirs()
+    assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 0
+    (small / "other").write_bytes(b"?" * 370_000)
+    if seen != "before":
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    commands = ["from_hf", str(folder), str(small / "new")], ["to_hf", str(tmp_path / "ours"), str(small / "new")]
+    for words in commands:
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: no disk space") and err.count("\n") == 1, err
+        assert "free some" in err.lower() and "the run goes on" not in err
+        assert [p.name for p in small.iterdir()] == ["other"]
+    (small / "other").unlink()
+    for words in commands:
+        assert main(words) == 0, capsys.readouterr().err
+        shutil.rmtree(small / "new")
+
+
+def test_a_mounted_target_is_told_a_way_out(theirs, small, capsys):
+    assert main(["from_hf", str(theirs()), str(small)]) == 2
+    assert "which cannot be replaced; give a folder in it" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------- digests
