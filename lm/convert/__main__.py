@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from lm import atomic, foreign, paths, startup
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,10 +44,11 @@ def main(argv: list[str] | None = None) -> int:
 
             print("\n".join(sorted(FAMILIES)))
         else:
+            flags.source = flags.source.expanduser()
             flags.target = paths.local(flags.target, name="the target")
             (_from_hf if flags.command == "from_hf" else _to_hf)(flags)
     except (UserError, OSError, MemoryError) as error:
-        print(f"error: {_told(error)}", file=sys.stderr)
+        print(f"error: {printable(_told(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"interrupted: nothing was written to {flags.target}", file=sys.stderr)
@@ -90,7 +91,7 @@ def _from_hf(flags: argparse.Namespace) -> None:
         (kept / "config.json").write_bytes(foreign.inside(flags.source, "config.json").read_bytes())
         checkpoint.save_params(folder, imported.model, imported.params)
     for note in imported.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     _say(imported.params, f"{imported.family}, {imported.model.param_dtype}", carried, flags.target, start)
 
 

@@ -299,6 +299,19 @@ def test_nan_in_config_is_refused(theirs, said):
 # ------------------------------------------------------------------------- whole or not at all
 
 
+def test_names_of_tensors_do_not_act_on_the_terminal(theirs, tmp_path, capsys):
+    name = "\x1b[2J\nerror: all is well\r"
+    for words in ([], ["--drop=x"]):
+        assert main(["from_hf", str(theirs({name: np.ones(3, np.float32)})), str(tmp_path / "ours"), *words]) == 2
+        err = capsys.readouterr().err
+        assert "\x1b" not in err and "\r" not in err and err.count("\n") == 1 and "all is well" in err
+
+
+def test_what_is_rounded_is_said(theirs, tmp_path, capsys):
+    assert main(["from_hf", str(theirs({NORM: np.full(32, 0.1)})), str(tmp_path / "ours")]) == 0
+    assert capsys.readouterr().err == f"note: 1 float64 tensors are rounded to float32: {NORM}\n"
+
+
 def test_what_fails_or_is_interrupted_leaves_nothing(theirs, tmp_path, capsys, monkeypatch):
     folder, target = theirs(), tmp_path / "ours"
     for error, code, said in (
