@@ -272,6 +272,8 @@ class Model:
     kernel: Literal["plain", "splash"] = "plain"  # of attention: plain XLA anywhere, or a TPU's kernel that holds no [T, S]
 
     def __post_init__(self) -> None:
+        if self.shared:
+            self._check_shared()
         stacks = {name: stack for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)) if stack}
         for name, stack in stacks.items():
             self._check_kernel(name, stack)
@@ -286,8 +288,6 @@ class Model:
                 f"embed.width={self.embed.width} is not width={self.width}, so that a tied head cannot read the table: set "
                 "head.transform=gelu, or head.tied=False"
             )
-        if self.shared:
-            self._check_shared()
 
     def _check_kernel(self, name: str, stack: Stack) -> None:
         dropped = any(block.attention.dropout for block in stack.blocks.values())

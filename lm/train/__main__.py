@@ -12,6 +12,7 @@ end. LM_BARRIER_SECONDS (600): so long they wait for one another at the start an
 
 import argparse
 import errno
+import re
 import sys
 
 from lm import startup
@@ -57,13 +58,14 @@ def steps_to_profile(given: str | None, steps: int) -> range | None:
     """`"10:3"` is the steps 10, 11 and 12."""
     if given is None:
         return None
-    first, _, count = given.partition(":")
-    if not (first.isdigit() and count.isdigit() and int(count) > 0 and 1 < int(first) <= steps - int(count) + 1):
+    found = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", given)
+    first, count = map(int, found.groups()) if found else (0, 0)
+    if not (count > 0 and 1 < first <= steps - count + 1):
         raise UserError(
             f"--profile={given} is not FIRST:COUNT, such as 10:3: steps between 2 (the first one compiles) and "
             f"train.steps={steps}"
         )
-    return range(int(first), int(first) + int(count))
+    return range(first, first + count)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from lm.types import TrainState
 def test_the_flag():
     assert steps_to_profile(None, 12) is None
     assert steps_to_profile("10:3", 12) == range(10, 13)
-    for wrong in ("10", "10:0", "1:2", "11:3", "ten:3", "-2:3", "10:"):
+    for wrong in ("10", "10:0", "1:2", "11:3", "ten:3", "-2:3", "10:", "", "²:1", "2:1:1", "9" * 20 + ":1", "2:" + "9" * 20):
         with pytest.raises(UserError, match=f"--profile={wrong} is not FIRST:COUNT"):
             steps_to_profile(wrong, 12)
 
