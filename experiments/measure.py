@@ -39,7 +39,7 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
             data.tokenizer,
             items(task, data),
             how=task.how,
-            prefix=reads_prefix(run.objective),
+            prefix=reads_prefix(run.model.architecture, run.objective),
             settings=task.settings,
             seed=run.train.seed,
         )

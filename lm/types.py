@@ -12,6 +12,8 @@ from flax import struct
 
 Array = Any  # a jax.Array in the model, a numpy array on the host
 
+INSIDE, CHARACTER, WORD = range(3)  # what begins with a token: nothing, it goes on inside a character; a character; a word
+
 
 @struct.dataclass
 class TokenStream:

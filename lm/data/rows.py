@@ -4,8 +4,8 @@ The position in the data is one number. A row is a window over the concatenated 
 documents' ends; the objective turns each piece into an Example, and the pieces share the row as segments.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from lm.data.store import Store
 from lm.errors import UserError
 from lm.objectives import Lengths, Objective
 from lm.types import Example, TokenStream
+
+# Tokens of text, where documents begin in them, and what turns them into a row: the arguments of `fill`.
+Window = tuple[np.ndarray, np.ndarray, Objective, np.random.Generator, np.ndarray | None]
 
 
 def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
@@ -106,6 +109,19 @@ class Rows:
     def rows(self, index: np.ndarray) -> Example:
         """Rows `index` (int64 [B]), stacked: every array of the Example with a leading axis B."""
         index = np.asarray(index, np.int64)
+        examples = [blank(self.objective.lengths)] * len(index)  # held-out rows past the last stay blank, of weight 0
+        for place, window in self._places(index):
+            examples[place] = fill(*window)
+        return stack(examples)
+
+    def left_out(self, index: np.ndarray) -> float:
+        """The share of text in the windows of rows `index` that is in no row: of pieces too short for the objective, and the
+        ends of those whose noised form did not fit."""
+        counts = [(fitted(*window)[1], len(window[0])) for _, window in self._places(np.asarray(index, np.int64))]
+        return sum(out for out, _ in counts) / max(sum(size for _, size in counts), 1)
+
+    def _places(self, index: np.ndarray) -> Iterator[tuple[int, Window]]:
+        """Places in `index` and what is in the window of the row there; none for rows past the last of held-out text."""
         names = list(self.stores)
         if self.shuffle:
             source, number = mixture(index, [(self.weights or {}).get(name, 1.0) for name in names])
@@ -113,15 +129,13 @@ class Rows:
             ends = np.cumsum([self.windows(self.stores[name]) for name in names])
             source = np.searchsorted(ends, index, side="right")
             number = index - np.concatenate([[0], ends])[np.minimum(source, len(names))]
-        examples = [blank(self.objective.lengths)] * len(index)  # held-out rows past the last stay blank, of weight 0
         for s, name in enumerate(names):
             mine = np.flatnonzero(source == s)
             if len(mine):
-                for place, example in zip(mine, self._source_rows(s, self.stores[name], number[mine]), strict=True):
-                    examples[place] = example
-        return stack(examples)
+                yield from zip(mine.tolist(), self._windows(s, self.stores[name], number[mine]), strict=True)
 
-    def _source_rows(self, s: int, store: Store, number: np.ndarray) -> list[Example]:
+    def _windows(self, s: int, store: Store, number: np.ndarray) -> Iterator[Window]:
+        """What `fill` takes, for rows of one source by their numbers."""
         o = self.objective
         if self.shuffle:
             epoch, within = np.divmod(number, self.windows(store))
@@ -138,13 +152,11 @@ class Rows:
         lengths = np.minimum(o.window, store.num_tokens - starts)
         begin = np.minimum(starts, max(0, store.num_tokens - o.window))
         tokens = store.read(begin, min(o.window, store.num_tokens))
-        rows = []
         for i in range(len(number)):
             rng = np.random.default_rng((self.seed, s, int(epoch[i]) if o.dynamic else 0, int(window[i]), 2))
             text = tokens[i, starts[i] - begin[i] :][: lengths[i]]
             other = self._elsewhere(store, int(begin[i]), rng) if o.other else None
-            rows.append(fill(text, self._cuts(store, int(starts[i]), len(text)), o, rng, other))
-        return rows
+            yield text, self._cuts(store, int(starts[i]), len(text)), o, rng, other
 
     def _elsewhere(self, store: Store, begin: int, rng: np.random.Generator) -> np.ndarray:
         """The longest piece of one document in a random window of the source that touches no document of the window at
@@ -175,23 +187,45 @@ def fill(
 ) -> Example:
     """One row from a window: a segment for each document, shortened where its noised form would not fit any more.
 
-    `other` is text from elsewhere, for an objective that asks for it. A shortened piece gets the same randomness again: drawn
-    anew, forms that are short would be taken more often than their share.
+    `other` is text from elsewhere, for an objective that asks for it.
+    """
+    return pack(fitted(tokens, cuts, objective, rng, other)[0], objective.lengths)
+
+
+def fitted(
+    tokens: np.ndarray, cuts: np.ndarray, objective: Objective, rng: np.random.Generator, other: np.ndarray | None = None
+) -> tuple[list[Example], int]:
+    """The segments of a row, and how many tokens of its window are in none of them. Where windows overlap, what they share
+    does not count: it is read or predicted in the other one.
+
+    A shortened piece gets the same randomness again: drawn anew, forms that are short would be taken more often than their
+    share. Predictions for which a row has no places left are not asked for; their text stays.
     """
     pieces: list[Example] = []
+    left_out, at, shared = 0, 0, objective.window - objective.stride
     extra = () if other is None else (other,)
     room = objective.lengths
     for piece in np.split(tokens, cuts):
-        seed = int(rng.integers(2**63))
+        seed, end = int(rng.integers(2**63)), at + len(piece)
         while len(piece) >= objective.shortest:
-            example = objective.make(piece, np.random.default_rng(seed), *extra)
+            example = _asked(objective.make(piece, np.random.default_rng(seed), *extra), room.predicted)
             over = max(_over(example, room), default=0)
             if over <= 0:
                 pieces.append(example)
                 room = _less(room, example)
+                at += len(piece)
                 break
             piece = piece[: len(piece) - over]
-    return pack(pieces, objective.lengths)
+        left_out += max(0, min(end, objective.stride) - max(at, shared))
+        at = end
+    return pieces, left_out
+
+
+def _asked(example: Example, most: int | None) -> Example:
+    """With the first `most` of its predictions, where these have places of their own."""
+    if example.where is None or most is None or len(example.where) <= most:
+        return example
+    return replace(example, targets=example.targets[:most], weights=example.weights[:most], where=example.where[:most])
 
 
 def _used(example: Example) -> dict[str, int]:

@@ -11,9 +11,9 @@ Ids below `reserved` (110) are control symbols: no text encodes to them, whateve
 import hashlib
 import io
 import itertools
+import json
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -22,10 +22,12 @@ import numpy as np
 
 from lm import config
 from lm.data import trial
+from lm.data.words import WORD, ByteLevel, Marked, Pieces, byte_level_alphabet
 from lm.errors import UserError
 
 NUM_SENTINELS = 100
 MASK = "<mask>"
+MASKS = (MASK, "[MASK]")
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(NUM_SENTINELS))
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 
@@ -47,9 +49,10 @@ class Tokenizer(Protocol):
     mask_id: int | None
     sentinel_ids: tuple[int, ...]  # the first is <extra_id_0>
     role_ids: Mapping[str, int]  # "<|user|>" -> id
-    reserved: int  # ids 0..reserved-1 are control symbols
-    word_start: np.ndarray  # bool [vocab_size]: begins a word (a space, a newline, punctuation, a control symbol)
-    sentence_end: np.ndarray  # bool [vocab_size]: ends in a full stop, a question or exclamation mark, or a newline
+    special: np.ndarray  # bool [vocab_size]: no text consists of it: control symbols, what stands for unknown text, unused ids
+    reserved: int  # ids 0..reserved-1 are special, and there may be others
+    word_start: np.ndarray  # bool [vocab_size]: by itself it begins a word (a space, a newline, punctuation, a special token)
+    sentence_end: np.ndarray  # bool [vocab_size]: by itself it ends in a full stop or another of `words.SENTENCE_ENDS`
     proto: bytes  # the model, from which `from_bytes` makes an equal tokenizer
     fingerprint: str  # SHA-256 of `proto`
 
@@ -59,33 +62,98 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...  # control symbols are silent
 
+    def boundaries(self, tokens: np.ndarray) -> np.ndarray: ...  # uint8 [n], as in `lm.data.words`
+
+    def sentence_ends(self, tokens: np.ndarray) -> np.ndarray: ...  # bool [n]
+
     def require(self, name: str) -> Any: ...
 
     def piece(self, i: int) -> str: ...  # as the model writes it, for people to read
 
 
-class SentencePiece:
-    """A sentencepiece model, trained here or given. One of ours satisfies `decode(encode(x)) == x` for every text."""
+class _Given:
+    """What both kinds of tokenizer make of their pieces."""
+
+    vocab_size: int
+    pad_id: int | None
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None
+    mask_id: int | None
+    sentinel_ids: tuple[int, ...]
+    role_ids: Mapping[str, int]
+    special: np.ndarray
+    proto: bytes
+
+    def _with_roles(self) -> set[int]:
+        """All ids that have a name above."""
+        one = (self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id)
+        return {i for i in one if i is not None} | {*self.sentinel_ids, *self.role_ids.values()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.proto).hexdigest()
+
+    @cached_property
+    def _pieces(self) -> Pieces:
+        raise NotImplementedError
+
+    @cached_property
+    def word_start(self) -> np.ndarray:
+        return self._pieces.begins == WORD
+
+    @cached_property
+    def sentence_end(self) -> np.ndarray:
+        return self._pieces.ends
+
+    def boundaries(self, tokens: np.ndarray) -> np.ndarray:
+        """uint8 [n]: whether a word, a character or nothing begins with each token, as in `lm.data.words`."""
+        return self._pieces.boundaries(np.asarray(tokens))
+
+    def sentence_ends(self, tokens: np.ndarray) -> np.ndarray:
+        """bool [n]: a sentence may end with the token."""
+        return self._pieces.sentence_ends(np.asarray(tokens))
+
+    def _names(self, name: str) -> str:
+        raise NotImplementedError
+
+    def require(self, name: str) -> Any:
+        """The id of pad, bos, eos, unk or mask (sentinels: the 100 ids), or a UserError if the model has no such piece."""
+        value = self.sentinel_ids if name == "sentinels" else getattr(self, f"{name}_id")
+        if value is None or (name == "sentinels" and len(value) < NUM_SENTINELS):
+            wanted = f"{SENTINELS[0]}..{SENTINELS[-1]}" if name == "sentinels" else self._names(name)
+            raise UserError(f"the given tokenizer has no {wanted}; use one that has, or data.tokenizer.path=None to train one")
+        return value
+
+
+class SentencePiece(_Given):
+    """A sentencepiece model, trained here or given. One of ours satisfies `decode(encode(x)) == x` for every text.
+
+    Mask, sentinels and roles are control symbols whatever type the model gives them: as symbols that a user defined, or as
+    ordinary pieces, their names in a text would turn into them. Other symbols that a user defined are text.
+    """
 
     def __init__(self, proto: bytes) -> None:
         import sentencepiece
 
         self.proto = proto
         try:
-            self._sp = sentencepiece.SentencePieceProcessor(model_proto=proto)
+            sp = sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (RuntimeError, ValueError):
             raise UserError("not a sentencepiece model; data.tokenizer.path takes a .model or a tokenizer.json file") from None
-        sp = self._sp
+        self._sp = sp
         self.vocab_size: int = sp.vocab_size()
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = (
             None if i < 0 else i for i in (sp.pad_id(), sp.bos_id(), sp.eos_id(), sp.unk_id())
         )
-        self.mask_id = self._find(MASK) or self._find("[MASK]")
-        found = [i for piece in SENTINELS if (i := self._find(piece)) is not None]
-        self.sentinel_ids: tuple[int, ...] = tuple(found)
+        self.mask_id = next((i for name in MASKS if (i := self._find(name)) is not None), None)
+        self.sentinel_ids: tuple[int, ...] = tuple(i for piece in SENTINELS if (i := self._find(piece)) is not None)
         self.role_ids: Mapping[str, int] = {piece: i for piece in ROLES if (i := self._find(piece)) is not None}
-        silent = (sp.is_control(i) or sp.is_unknown(i) for i in range(self.vocab_size))
-        self.reserved = sum(1 for _ in itertools.takewhile(bool, silent))
+        if spoken := [i for i in self._with_roles() if not (sp.is_control(i) or sp.is_unknown(i))]:
+            self._sp = sp = sentencepiece.SentencePieceProcessor(model_proto=_silenced(proto, spoken))
+        kinds = (sp.is_control, sp.is_unknown, sp.is_unused)
+        self.special = np.array([any(kind(i) for kind in kinds) for i in range(self.vocab_size)], bool)
+        self.reserved = _leading(self.special)
         # A newline that never is part of another piece: lines can be encoded one by one, which is several times faster.
         newline = self._find("\n")
         self._newline = newline if newline is not None and self._cuts(newline) else None
@@ -104,34 +172,19 @@ class SentencePiece:
         return i if self._sp.id_to_piece(i) == piece else None
 
     @cached_property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self.proto).hexdigest()
-
-    @cached_property
-    def word_start(self) -> np.ndarray:
-        def starts(i: int) -> bool:
+    def _pieces(self) -> Pieces:
+        def stands_for(i: int) -> bytes:
             piece = self._sp.id_to_piece(i)
-            if self._sp.is_byte(i):
-                return False
-            return self._sp.is_control(i) or piece[0] in "\n" + _SPACE or unicodedata.category(piece[0])[0] in "PSZ"
+            return _one_byte(piece) if self._sp.is_byte(i) else piece.replace(_SPACE, " ").encode()
 
-        return np.fromiter((starts(i) for i in range(self.vocab_size)), bool, self.vocab_size)
-
-    @cached_property
-    def sentence_end(self) -> np.ndarray:
-        return _sentence_ends(self)
+        return Pieces([stands_for(i) for i in range(self.vocab_size)], self.special)
 
     def piece(self, i: int) -> str:
         """The piece as the model writes it, for people to read."""
         return self._sp.id_to_piece(int(i))
 
-    def require(self, name: str) -> Any:
-        """The id of pad, bos, eos, unk or mask (sentinels: the 100 ids), or a UserError if the model has no such piece."""
-        value = self.sentinel_ids if name == "sentinels" else getattr(self, f"{name}_id")
-        if value is None or (name == "sentinels" and len(value) < NUM_SENTINELS):
-            piece = {"mask": MASK, "sentinels": f"{SENTINELS[0]}..{SENTINELS[-1]}"}.get(name, f"<{name}>")
-            raise UserError(f"the given tokenizer has no {piece}; use one that has, or data.tokenizer.path=None to train one")
-        return value
+    def _names(self, name: str) -> str:
+        return {"mask": MASK}.get(name, f"<{name}>")
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text], threads=1)[0]
@@ -168,9 +221,12 @@ class SentencePiece:
         return self._sp.decode(np.asarray(ids).tolist())
 
 
-class HuggingFace:
+class HuggingFace(_Given):
     """A `tokenizer.json` of the `tokenizers` library: byte-level BPE, WordPiece, whatever the file says. Given, not trained;
-    `decode(encode(x))` is as faithful as the file is (lower-casing ones are not)."""
+    `decode(encode(x))` is as faithful as the file is (lower-casing ones are not).
+
+    Special tokens are those that the file marks so, and those that have a role here. Their names in a text are its letters.
+    """
 
     # Which special token has a role, in the names of the field; the first that the file has.
     SPECIALS: Mapping[str, tuple[str, ...]] = {
@@ -178,7 +234,7 @@ class HuggingFace:
         "bos": ("<s>", "<bos>", "[CLS]", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
         "eos": ("</s>", "<eos>", "[SEP]", "<|end_of_text|>", "<|endoftext|>"),
         "unk": ("<unk>", "[UNK]"),
-        "mask": (MASK, "[MASK]"),
+        "mask": MASKS,
     }
 
     def __init__(self, proto: bytes) -> None:
@@ -188,48 +244,94 @@ class HuggingFace:
             raise UserError("a tokenizer.json needs the tokenizers library: pip install -e '.[convert]'") from None
         self.proto = proto
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(proto.decode())
+            self._learn(tokenizers.Tokenizer.from_str(proto.decode()))
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._unspeakable(json.loads(proto))))
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"not a tokenizer.json that the tokenizers library reads: {error}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._vocab: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._tokenizer.encode_special_tokens = True
+
+    def _learn(self, tokenizer: Any) -> None:
+        """What the file says of its ids."""
+        self._vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        self._names_of = {i: piece for piece, i in self._vocab.items()}
         self.vocab_size: int = max(self._vocab.values()) + 1
-        self._special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
         find = lambda names: next((self._vocab[n] for n in names if n in self._vocab), None)
         self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id = (find(names) for names in self.SPECIALS.values())
         self.sentinel_ids: tuple[int, ...] = tuple(self._vocab[s] for s in SENTINELS if s in self._vocab)
         self.role_ids: Mapping[str, int] = {piece: self._vocab[piece] for piece in ROLES if piece in self._vocab}
-        self.reserved = next(i for i in itertools.count() if i not in self._special)
+        added = tokenizer.get_added_tokens_decoder()
+        self._added: dict[int, str] = {i: token.content for i, token in added.items()}
+        marked = {i for i, token in added.items() if token.special}
+        self.special = np.ones(self.vocab_size, bool)
+        self.special[list(self._vocab.values())] = False
+        self.special[sorted(marked | self._with_roles())] = True
+        self.reserved = _leading(self.special)
+
+    def _unspeakable(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """The file with other names for its special tokens, of characters that no text has.
+
+        The library does not look for special tokens in a text (`encode_special_tokens`), but many files have them among the
+        ordinary pieces as well, and there a model finds them: T5's unigram model takes "</s>" for the likeliest of all.
+        """
+        names = {piece: f"\U0010fffe{i}\U0010ffff" for piece, i in self._vocab.items() if self.special[i]}
+        model, named = spec["model"], lambda piece: names.get(piece, piece)
+        vocab = model["vocab"]
+        model["vocab"] = (
+            {named(piece): i for piece, i in vocab.items()}
+            if isinstance(vocab, dict)
+            else [[named(piece), score] for piece, score in vocab]
+        )
+        if model.get("unk_token") is not None:
+            model["unk_token"] = named(model["unk_token"])
+        if model.get("merges"):
+            inside = len(model.get("continuing_subword_prefix") or "")
+            pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+            model["merges"] = [[a, b] for a, b in pairs if names.keys().isdisjoint((a, b, a + b[inside:]))]
+        for token in spec.get("added_tokens") or []:
+            token["special"] = token["content"] in names or token["special"]
+            token["content"] = named(token["content"])
+        return spec
 
     @cached_property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self.proto).hexdigest()
-
-    @cached_property
-    def word_start(self) -> np.ndarray:
-        marks = [p for p in ("##", _SPACE, "\u0120") if any(piece.startswith(p) for piece in self._vocab)]
-        inside = "##" if "##" in marks else None  # WordPiece marks what goes on, the others what begins
-        starts = np.zeros(self.vocab_size, bool)
+    def _pieces(self) -> Pieces:
+        spec = json.loads(self.proto)
+        model, alphabet = spec["model"], byte_level_alphabet()
+        prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
+        byte_level = "ByteLevel" in _kinds(spec.get("pre_tokenizer")) | _kinds(spec.get("decoder"))
+        pieces, inner, closes = [b""] * self.vocab_size, np.zeros(self.vocab_size, bool), np.zeros(self.vocab_size, bool)
+        apart = self.special.copy()
+        apart[list(self._added)] = True
         for piece, i in self._vocab.items():
-            begins = not piece.startswith(inside) if inside else piece[:1] in (_SPACE, "\u0120", "\u010a", "\n")
-            starts[i] = i in self._special or begins or unicodedata.category(piece[0])[0] in "PSZ" if piece else False
-        return starts
+            if apart[i]:
+                pieces[i] = self._added.get(i, piece).encode()
+                continue
+            inner[i], closes[i] = bool(prefix) and piece.startswith(prefix), bool(suffix) and piece.endswith(suffix)
+            piece = piece.removeprefix(prefix or "").removesuffix(suffix or "")
+            if byte_level and alphabet.keys() >= set(piece):
+                pieces[i] = bytes(alphabet[c] for c in piece)
+            elif model.get("byte_fallback") and _BYTE.fullmatch(piece):
+                pieces[i] = _one_byte(piece)
+            else:
+                pieces[i] = piece.replace(_SPACE, " ").encode()
+        split = self._tokenizer.pre_tokenizer
+        if split is not None and "ByteLevel" in _kinds(spec["pre_tokenizer"]) and not suffix:
 
-    @cached_property
-    def sentence_end(self) -> np.ndarray:
-        return _sentence_ends(self)
+            def words(text: str) -> list[int]:
+                with trial.one_line():
+                    return [first for _, (first, _) in split.pre_tokenize_str(text)]
+
+            return ByteLevel(pieces, self.special, apart, words)
+        if prefix:  # WordPiece: what does not go on with a word begins one
+            return Marked(pieces, self.special, ~inner)
+        return Marked(pieces, self.special, apart, closes)
 
     def piece(self, i: int) -> str:
-        return self._tokenizer.id_to_token(int(i)) or ""
+        return self._names_of.get(int(i), "")
 
-    def require(self, name: str) -> Any:
-        """The id of pad, bos, eos, unk or mask (sentinels: the 100 ids), or a UserError if the file has no such token."""
-        value = self.sentinel_ids if name == "sentinels" else getattr(self, f"{name}_id")
-        if value is None or (name == "sentinels" and len(value) < NUM_SENTINELS):
-            wanted = f"{SENTINELS[0]}..{SENTINELS[-1]}" if name == "sentinels" else " or ".join(self.SPECIALS[name])
-            raise UserError(f"the given tokenizer has no {wanted}; use one that has, or data.tokenizer.path=None to train one")
-        return value
+    def _names(self, name: str) -> str:
+        return " or ".join(self.SPECIALS[name])
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
@@ -241,13 +343,39 @@ class HuggingFace:
         return [np.array(e.ids, np.int32) for e in found]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
+        known = [i for i in np.asarray(ids).tolist() if i < self.vocab_size and not self.special[i]]
+        with trial.one_line():
+            return self._tokenizer.decode(known, skip_special_tokens=False)
 
 
-def _sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
-    """bool [V]. Rare marks are written as their bytes, and the newline of byte-level BPE as U+010A."""
-    ends = (*".!?\n\u010a", *(f"<0x{ord(mark):02X}>" for mark in ".!?\n"))
-    return np.array([tokenizer.piece(i).endswith(ends) for i in range(tokenizer.vocab_size)])
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how the pieces of single bytes are written
+
+
+def _one_byte(piece: str) -> bytes:
+    return bytes.fromhex(piece[3:5])
+
+
+def _leading(special: np.ndarray) -> int:
+    """How many ids there are before the first that is text."""
+    return int(np.argmin(special)) if not special.all() else len(special)
+
+
+def _kinds(part: Any) -> set[str]:
+    """The types of a pre-tokenizer or decoder of a tokenizer.json, and of those that it consists of."""
+    if not part:
+        return set()
+    return {part["type"]}.union(*map(_kinds, part.get("pretokenizers") or part.get("decoders") or []))
+
+
+def _silenced(proto: bytes, ids: Sequence[int]) -> bytes:
+    """A sentencepiece model with these pieces as control symbols."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    format: Any = sentencepiece_model_pb2
+    model = format.ModelProto.FromString(proto)
+    for i in ids:
+        model.pieces[i].type = format.ModelProto.SentencePiece.CONTROL
+    return model.SerializeToString()
 
 
 def from_bytes(proto: bytes) -> Tokenizer:

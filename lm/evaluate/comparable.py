@@ -25,7 +25,7 @@ from lm.losses import token_losses
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths, Vocabulary, of_texts
-from lm.types import Example
+from lm.types import WORD, Example
 
 _LOOKED_AT = 4096  # places of the held-out data that are tried at once
 
@@ -57,9 +57,9 @@ def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, righ
             inside = _inside(store, starts, windows.shape[1])
             windows[mine[inside]] = store.read(starts[inside], windows.shape[1])
             good[mine[inside]] = True
-        good &= _whole_words(windows, left, span, prepared.tokenizer)
         for window in windows[good]:
-            found.append(_span(window, left, span, prepared.tokenizer))
+            if _whole_words(window, left, span, prepared.tokenizer):
+                found.append(_span(window, left, span, prepared.tokenizer))
             if len(found) == count:
                 return found
     raise UserError(
@@ -74,11 +74,11 @@ def _inside(store: Store, starts: np.ndarray, length: int) -> np.ndarray:
     return starts + length <= store.offsets[document]
 
 
-def _whole_words(windows: np.ndarray, left: int, span: int, tokenizer: Tokenizer) -> np.ndarray:
-    """bool [n]: words start where the target does and behind it, and the window is text, without marks of ends."""
-    starts = tokenizer.word_start[windows[:, [left, left + span]]].all(axis=1)
-    ends = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
-    return starts & ~np.isin(windows, ends).any(axis=1)
+def _whole_words(window: np.ndarray, left: int, span: int, tokenizer: Tokenizer) -> bool:
+    """Whether words start where the target does and behind it, and the window is text, without special tokens."""
+    if tokenizer.special[window].any():
+        return False
+    return bool((tokenizer.boundaries(window)[[left, left + span]] == WORD).all())
 
 
 def _span(window: np.ndarray, left: int, span: int, tokenizer: Tokenizer) -> Span:

@@ -24,7 +24,7 @@ from lm.errors import UserError, nearest
 from lm.objectives import Vocabulary, marks, reads_prefix
 from lm.objectives.causal import stream
 from lm.objectives.mixture import in_front, moved
-from lm.types import Example, TokenStream
+from lm.types import WORD, Example, TokenStream
 
 KINDS = ("suffix", "infill", "pll")
 
@@ -45,11 +45,12 @@ Ask = Callable[[Span, Vocabulary], list[Example]]
 @dataclass(frozen=True)
 class Way:
     """`normalised`: the probabilities of all targets of that many tokens sum to 1. If not, the score ranks targets of the
-    same kind and model, and is no code length."""
+    same kind and model, and is no code length. `aligned`: the decoder's positions are those of the encoder's text."""
 
     ask: Ask
     normalised: bool
     note: str
+    aligned: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------- how to ask
@@ -83,14 +84,14 @@ def hidden(span: Span, first: int, stop: int, mask: int) -> np.ndarray:
     return join(span.left, span.target[:first], np.full(stop - first, mask), span.target[stop:], span.right)
 
 
-def word_ends(target: np.ndarray, word_start: np.ndarray) -> np.ndarray:
-    """int64 [n]: for each token the place behind the last token of its word. `word_start` is bool [V].
+def word_ends(begins: np.ndarray) -> np.ndarray:
+    """int64 [n]: for each token the place behind the last token of its word. `begins` are the tokens' boundaries, uint8 [n].
 
     target  [the un believ able .], which is three words
     ends    [  1  4      4    4 5]
     """
-    starts = np.flatnonzero(word_start[target])
-    return np.append(starts, len(target))[np.searchsorted(starts, np.arange(len(target)), side="right")]
+    starts, n = np.flatnonzero(begins == WORD), len(begins)
+    return np.append(starts, n)[np.searchsorted(starts, np.arange(n), side="right")]
 
 
 def causal_decoder(span: Span, v: Vocabulary) -> list[Example]:
@@ -129,7 +130,7 @@ def words(ask: Ask) -> Ask:
 
     def every(span: Span, v: Vocabulary) -> list[Example]:
         text, n = join(span.left, span.target, span.right), len(span.left)
-        ends = np.unique(word_ends(span.target, v.word_start)).tolist()
+        ends = np.unique(word_ends(v.boundaries(span.target))).tolist()
         pairs = zip([0, *ends], ends, strict=False)
         parts = (Span(text[: n + a], span.target[a:b], text[n + b :], 0) for a, b in pairs)
         return [example for part in parts for example in ask(part, v)]
@@ -147,7 +148,7 @@ def masked_both(span: Span, v: Vocabulary) -> list[Example]:
 def masked_both_pll(span: Span, v: Vocabulary) -> list[Example]:
     """For each token: the encoder lacks it and the rest of its word, the decoder has read all before it."""
     out = []
-    for i, stop in enumerate(word_ends(span.target, v.word_start).tolist()):
+    for i, stop in enumerate(word_ends(v.boundaries(span.target)).tolist()):
         encoder = stream(join(hidden(span, i, stop, _mask(v)), [v.eos_id]))
         out.append(answer(join([v.bos_id], span.left, span.target[: i + 1]), 1, encoder=encoder))
     return out
@@ -181,7 +182,7 @@ def masked_encoder(span: Span, v: Vocabulary) -> list[Example]:
 
 def masked_encoder_pll(span: Span, v: Vocabulary) -> list[Example]:
     """For each token: it and the rest of its word are masked."""
-    ends = word_ends(span.target, v.word_start).tolist()
+    ends = word_ends(v.boundaries(span.target)).tolist()
     return [_at(span, i, hidden(span, i, stop, _mask(v))) for i, stop in enumerate(ends)]
 
 
@@ -265,15 +266,21 @@ WAYS: dict[tuple[str, type], Mapping[str, Way]] = {
         "pll": Way(words(infilled_both), False, EACH_WORD),
     },
     ("encoder_decoder", config.Mass): {
-        "suffix": Way(stretch_both, True, STRETCH),
-        "infill": Way(stretch_both, True, STRETCH),
-        "pll": Way(words(stretch_both), False, EACH_WORD),
+        "suffix": Way(stretch_both, True, STRETCH, aligned=True),
+        "infill": Way(stretch_both, True, STRETCH, aligned=True),
+        "pll": Way(words(stretch_both), False, EACH_WORD, aligned=True),
     },
     ("encoder_decoder", config.SpanCorruption): {
         "suffix": Way(spans_both, True, ANSWER),
         "infill": Way(spans_both, True, TWO_SIDED),
         "pll": Way(words(spans_both), False, EACH_WORD),
     },
+}
+
+NO_WAY: dict[tuple[str, type], str] = {
+    # Its generator read the masks.
+    ("encoder", config.ReplacedTokens): "this model never saw a mask token, as it read what another had filled in: no span "
+    "can be hidden from it",
 }
 
 ONE_SIDED = "it reads left to right, and nothing can be asked of it given what follows; take 'suffix'"
@@ -284,15 +291,13 @@ def ways(architecture: str, objective: config.Objective) -> Mapping[str, Way]:
     key = (architecture, type(objective))
     if isinstance(objective, config.Mixture):
         return _of_a_part(architecture, objective)
-    if isinstance(objective, config.ReplacedTokens):  # its generator read the masks
-        raise UserError(
-            "this model never saw a mask token, as it read what another had filled in: no span can be hidden from it"
-        )
+    if key in NO_WAY:
+        raise UserError(NO_WAY[key])
     if key not in WAYS:
         known = [config.kind_of(o) for a, o in WAYS if a == architecture]
         kind = config.kind_of(key[1])
         raise UserError(f"no way to score spans under a model of '{kind}' ({architecture}){nearest(kind, known)}")
-    if architecture == "decoder" and not reads_prefix(objective):
+    if architecture == "decoder" and not reads_prefix(architecture, objective):
         return {kind: replace(way, ask=partial(_left_to_right, ask=way.ask)) for kind, way in WAYS[key].items()}
     return WAYS[key]
 
@@ -306,8 +311,8 @@ def _of_a_part(architecture: str, mixture: config.Mixture) -> Mapping[str, Way]:
         except UserError:
             continue
         for kind, way in known.items():
-            mode = dict(mode=part.mode, aligned=isinstance(part.objective, config.Mass))
-            ask = way.ask if part.mode is None else partial(_in_mode, ask=way.ask, mixture=mixture, **mode)
+            settings: dict[str, Any] = dict(mixture=mixture, mode=part.mode, aligned=way.aligned)
+            ask = way.ask if part.mode is None else partial(_in_mode, ask=way.ask, **settings)
             better = kind not in found or (way.normalised and not found[kind].normalised)
             if better:
                 found[kind] = replace(way, ask=ask, note=f"as part '{name}': {way.note}")

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm import config
+from lm.models.positions import check_reach
 from lm.models.transformer import Transformer
 from lm.types import Example, TokenStream
 
@@ -62,8 +64,13 @@ def generate(
 
     `forbidden` is bool [V]: tokens never drawn. An encoder-decoder reads `encoder`, its prompt is what the decoder
     begins with.
+
+    Raises UserError where a stack has not learned so many positions.
     """
     length = prompt.tokens.shape[1] + new_tokens
+    check_room(
+        model.config, encoder, length - 1, cure="shorten the prompt, or ask for fewer new tokens"
+    )  # the last is not read
     encoded = model.apply({"params": params}, encoder, method="encode") if encoder is not None else None
 
     def decode(cache: Any, stream: TokenStream, key: jax.Array, *across: Any) -> tuple[Any, jax.Array]:
@@ -87,8 +94,14 @@ def generate(
     return jnp.concatenate([tokens, last[None]]).T
 
 
-@partial(jax.jit, static_argnames=("model", "vocab_size"))
-def fill(model: Transformer, params: Any, stream: TokenStream, vocab_size: int | None = None) -> jax.Array:
-    """int32 [B, T]: an encoder's most likely token at every place, of the first `vocab_size` if the model has more."""
+def check_room(model: config.Model, encoder: TokenStream | None, decoder: int | None, *, cure: str) -> None:
+    """UserError where what an encoder reads, or so many places of a decoder, have more positions than are learned."""
+    check_reach(model, None if encoder is None else encoder.tokens.shape[1], decoder, cure=cure, what="the prompt takes")
+
+
+@partial(jax.jit, static_argnames="model")
+def fill(model: Transformer, params: Any, stream: TokenStream, forbidden: jax.Array | None = None) -> jax.Array:
+    """int32 [B, T]: an encoder's most likely token at every place, of those that are not `forbidden` (bool [V])."""
+    check_room(model.config, stream, None, cure="shorten it")
     logits: Any = model.apply({"params": params}, Example(stream, None, None, None))
-    return jnp.argmax(logits[..., :vocab_size], axis=-1)
+    return jnp.argmax(logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits), axis=-1)

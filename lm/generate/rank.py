@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lm.generate import check_room
 from lm.models.transformer import Transformer
 from lm.types import TokenStream
 
@@ -23,9 +24,11 @@ def rank(
     """float32 [B, C]: the log-probability of each of C candidates after each of B prompts (`left_padded`).
 
     `candidates` are int32 [C, A] and `weights` [C, A], 0 on padding. The prompt is read once, and every candidate goes on
-    from its cache. An encoder-decoder reads `encoder`, as in `generate`.
+    from its cache. An encoder-decoder reads `encoder`, as in `generate`. Raises UserError where a stack has not learned so
+    many positions.
     """
     variables, length = {"params": params}, prompt.tokens.shape[1] + candidates.shape[1] - 1
+    check_room(model.config, encoder, length, cure="shorten the prompt, or take shorter candidates")
     across: Any = ()
     if encoder is not None:
         across = (model.apply(variables, encoder, method="encode"), encoder.segments)

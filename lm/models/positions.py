@@ -12,8 +12,9 @@ from lm.errors import UserError
 from lm.models.layers import parameter
 
 
-def check_reach(model: config.Model, encoder: int | None, decoder: int | None, *, cure: str) -> None:
-    """UserError where tokens have more positions than a stack has learned; `cure` says what to do, of this "{stack}".
+def check_reach(model: config.Model, encoder: int | None, decoder: int | None, *, cure: str, what: str = "a row takes") -> None:
+    """UserError where tokens have more positions than a stack has learned; `cure` says what to do, of this "{stack}", and
+    `what` who needs them.
 
     Past the table there is nothing to look up, and the model gives NaN.
     """
@@ -21,8 +22,7 @@ def check_reach(model: config.Model, encoder: int | None, decoder: int | None, *
         position = getattr(getattr(model, name), "position", None)
         if isinstance(position, config.Learned) and needed is not None and needed > position.max_length:
             raise UserError(
-                f"a row takes {needed} positions of the {name}, which has learned {position.max_length}: "
-                + cure.format(stack=name)
+                f"{what} {needed} positions of the {name}, which has learned {position.max_length}: " + cure.format(stack=name)
             )
 
 

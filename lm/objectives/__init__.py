@@ -25,21 +25,24 @@ class Vocabulary(Protocol):
     eos_id: Any
     mask_id: int | None
     sentinel_ids: tuple[int, ...]
-    reserved: int
-    word_start: np.ndarray
-    sentence_end: np.ndarray
+    special: np.ndarray  # bool [vocab_size]: no text consists of it
+    reserved: int  # ids 0..reserved-1 are special, and there may be others
+
+    def boundaries(self, tokens: np.ndarray) -> np.ndarray: ...  # uint8 [n]: INSIDE, CHARACTER or WORD (`lm.types`)
+
+    def sentence_ends(self, tokens: np.ndarray) -> np.ndarray: ...  # bool [n]
 
 
 def controls(v: Vocabulary) -> list[int]:
-    """Control tokens that are not below `reserved`: in BERT's files [CLS], [SEP] and [MASK] stand behind the unused ones."""
-    known = {v.bos_id, v.eos_id, v.mask_id, *v.sentinel_ids}
-    return sorted(i for i in known if i is not None and i >= v.reserved)
+    """Special tokens that are not below `reserved`, sorted: BERT's files have [CLS], [SEP] and [MASK] behind the unused ones,
+    those of LLaMA 3 have all behind the vocabulary."""
+    return (v.reserved + np.flatnonzero(v.special[v.reserved :])).tolist()
 
 
 def of_texts(v: Vocabulary, size: int) -> np.ndarray:
-    """bool [size]: which of a model's ids texts consist of; control tokens are none, nor are ids past the vocabulary."""
-    ids = np.arange(size)
-    return (ids >= v.reserved) & (ids < v.vocab_size) & ~np.isin(ids, controls(v))
+    """bool [size]: which of a model's ids texts consist of; special tokens are none, nor are ids past the vocabulary."""
+    known = min(size, v.vocab_size)
+    return np.concatenate([~v.special[:known], np.zeros(size - known, bool)])
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Objective:
     window: int
     stride: int
     dynamic: bool = True
-    shortest: int = 4
+    shortest: int = 4  # a piece of fewer tokens is left out of the rows
     other: bool = False
     sentinels: int = 0
     marks: int = 0
@@ -86,13 +89,13 @@ def _causal(c: config.Causal, data: config.Data, v: Vocabulary) -> Objective:
 
 def _prefix_decoder(c: config.Prefix, data: config.Data, v: Vocabulary) -> Objective:
     length = _need(data, "decoder_length")
-    return Objective(prefix.decoder, Lengths(None, length, prefix=True), length + 1, length)
+    return Objective(prefix.decoder, Lengths(None, length, prefix=True), length + 1, length, shortest=2)
 
 
 def _prefix_both(c: config.Prefix, data: config.Data, v: Vocabulary) -> Objective:
     encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
     window = min(encoder, decoder) + 1
-    return Objective(partial(prefix.encoder_decoder, bos=v.bos_id), Lengths(encoder, decoder), window, window)
+    return Objective(partial(prefix.encoder_decoder, bos=v.bos_id), Lengths(encoder, decoder), window, window, shortest=2)
 
 
 def _mask(v: Vocabulary, c: config.Objective) -> int:
@@ -118,30 +121,30 @@ def _noise(c: config.Masked, v: Vocabulary, place: str = "objective") -> Callabl
         mask_id=_mask(v, c),
         reserved=v.reserved,
         vocab_size=v.vocab_size,
-        word_start=v.word_start if c.whole_word else None,
+        boundaries=v.boundaries if c.whole_word else None,
         controls=controls(v),
     )
 
 
 def _masked_encoder(c: config.Masked, data: config.Data, v: Vocabulary) -> Objective:
+    if c.rate == 0:
+        raise UserError("objective.rate is 0, and the loss is a mean over what is masked; set it above 0")
     length = _need(data, "encoder_length")
     # A few places to spare: each document in a row rounds its own share.
     predicted = min(length, 8 * int(np.ceil((length * c.rate + 8) / 8)))
     make = partial(masked.encoder, noise=_noise(c, v))
-    return Objective(make, Lengths(length, None, predicted), length, length, c.dynamic)
+    return Objective(make, Lengths(length, None, predicted), length, length, c.dynamic, shortest=1)
 
 
 def _masked_both(c: config.Masked, data: config.Data, v: Vocabulary) -> Objective:
     encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
     make = partial(masked.encoder_decoder, noise=_noise(c, v), bos=v.bos_id, eos=v.eos_id)
     window = min(encoder, decoder) - 1
-    return Objective(make, Lengths(encoder, decoder), window, window, c.dynamic)
+    return Objective(make, Lengths(encoder, decoder), window, window, c.dynamic, shortest=1)
 
 
 def _replaced_tokens(c: config.ReplacedTokens, data: config.Data, v: Vocabulary) -> Objective:
     """What the generator reads: all that is chosen is masked (arXiv 2003.10555, section 2); the rest is the loss's."""
-    if c.rate == 0:
-        raise UserError("objective.rate is 0, and the loss is a mean over what is masked; set it above 0")
     return _masked_encoder(config.Masked(c.rate, mask=1.0, random=0.0), data, v)
 
 
@@ -183,7 +186,7 @@ def _given_back(noise: denoise.Noise, data: config.Data, v: Vocabulary) -> Objec
     encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
     make = partial(denoise.encoder_decoder, noise=noise, bos=v.bos_id, eos=v.eos_id)
     window = min(encoder, decoder) - 1
-    return Objective(make, Lengths(encoder, decoder), window, window)
+    return Objective(make, Lengths(encoder, decoder), window, window, shortest=1)
 
 
 def _denoise(c: config.Denoise, data: config.Data, v: Vocabulary) -> Objective:
@@ -191,7 +194,7 @@ def _denoise(c: config.Denoise, data: config.Data, v: Vocabulary) -> Objective:
     if c.mean_span < 1:
         raise UserError(f"objective.mean_span is {c.mean_span}; set it to 1 or more")
     mask_id = _mask(v, c) if c.infill or c.mask else None
-    return _given_back(partial(denoise.noise, c=c, mask_id=mask_id, sentence_end=v.sentence_end), data, v)
+    return _given_back(partial(denoise.noise, c=c, mask_id=mask_id, sentence_ends=v.sentence_ends), data, v)
 
 
 def _deshuffle(c: config.Deshuffle, data: config.Data, v: Vocabulary) -> Objective:
@@ -212,7 +215,7 @@ def _middle(c: config.FillInMiddle, data: config.Data, v: Vocabulary) -> Objecti
     settings = dict(suffix_first=c.suffix_first, marks=marks.fill_in_middle(v.sentinel_ids), bos=v.bos_id, eos=v.eos_id)
     make = partial(middle.decoder, rate=c.rate, **settings)
     window = length - marks.MIDDLE  # three marks and eos come to it, and the last token is only predicted
-    return Objective(make, Lengths(None, length), window, window - 1, marks=marks.MIDDLE)
+    return Objective(make, Lengths(None, length), window, window - 1, shortest=2, marks=marks.MIDDLE)
 
 
 def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> Objective:
@@ -224,7 +227,7 @@ def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> 
     settings = dict(negatives=c.negatives, answers=v.sentinel_ids[:2], bos=v.bos_id, eos=v.eos_id)
     make = partial(pairs.encoder, noise=_noise(c.masked, v, "objective.masked"), **settings)
     lengths = Lengths(length, None, predicted, types=True)
-    return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, other=True, sentinels=2)
+    return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, shortest=1, other=True, sentinels=2)
 
 
 def _mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, architecture: str) -> Objective:
@@ -285,23 +288,43 @@ def _shares(c: Any, *names: str, place: str = "objective") -> None:
             raise UserError(f"{place}.{name} is {getattr(c, name)}; it is a share, from 0 to 1")
 
 
-SUITS: dict[tuple[str, type], Callable[[Any, config.Data, Any], Objective]] = {
-    ("decoder", config.Causal): _causal,
-    ("decoder", config.Prefix): _prefix_decoder,
-    ("decoder", config.SpanCorruption): _spans_decoder,
-    ("encoder", config.Masked): _masked_encoder,
-    ("encoder", config.ReplacedTokens): _replaced_tokens,
-    ("encoder_decoder", config.Prefix): _prefix_both,
-    ("encoder_decoder", config.Masked): _masked_both,
-    ("encoder_decoder", config.SpanCorruption): _spans_both,
-    ("encoder_decoder", config.Denoise): _denoise,
-    ("encoder_decoder", config.Deshuffle): _deshuffle,
-    ("encoder_decoder", config.Mass): _mass,
-    ("decoder", config.FillInMiddle): _middle,
-    ("encoder", config.NextSentence): _next_sentence,
-    ("decoder", config.Mixture): partial(_mixture, architecture="decoder"),
-    ("encoder", config.Mixture): partial(_mixture, architecture="encoder"),
-    ("encoder_decoder", config.Mixture): partial(_mixture, architecture="encoder_decoder"),
+@dataclass(frozen=True)
+class Suit:
+    """How an objective is built for an architecture, and what else is to be known of it.
+
+    `factors`: its loss is the negative log-probability of the text, token by token and each token once, so that bits per byte
+    are defined. `reads_prefix`: a decoder alone that is trained so sees what it is given from both sides; a function of the
+    config where that depends on it. Neither has a default: whoever adds an objective says what holds.
+    """
+
+    build: Callable[[Any, config.Data, Any], Objective]
+    factors: bool
+    reads_prefix: bool | Callable[[Any], bool]
+
+
+def _some_part_reads(c: config.Mixture) -> bool:
+    return any(reads_prefix("decoder", part.objective) for part in c.parts.values())
+
+
+_NEITHER: dict[str, Any] = dict(factors=False, reads_prefix=False)
+
+SUITS: dict[tuple[str, type], Suit] = {
+    ("decoder", config.Causal): Suit(_causal, factors=True, reads_prefix=False),
+    ("decoder", config.Prefix): Suit(_prefix_decoder, factors=False, reads_prefix=True),
+    ("decoder", config.SpanCorruption): Suit(_spans_decoder, factors=False, reads_prefix=lambda c: c.prefix),
+    ("encoder", config.Masked): Suit(_masked_encoder, **_NEITHER),
+    ("encoder", config.ReplacedTokens): Suit(_replaced_tokens, **_NEITHER),
+    ("encoder_decoder", config.Prefix): Suit(_prefix_both, **_NEITHER),
+    ("encoder_decoder", config.Masked): Suit(_masked_both, **_NEITHER),
+    ("encoder_decoder", config.SpanCorruption): Suit(_spans_both, **_NEITHER),
+    ("encoder_decoder", config.Denoise): Suit(_denoise, **_NEITHER),
+    ("encoder_decoder", config.Deshuffle): Suit(_deshuffle, **_NEITHER),
+    ("encoder_decoder", config.Mass): Suit(_mass, **_NEITHER),
+    ("decoder", config.FillInMiddle): Suit(_middle, **_NEITHER),
+    ("encoder", config.NextSentence): Suit(_next_sentence, **_NEITHER),
+    ("decoder", config.Mixture): Suit(partial(_mixture, architecture="decoder"), factors=False, reads_prefix=_some_part_reads),
+    ("encoder", config.Mixture): Suit(partial(_mixture, architecture="encoder"), **_NEITHER),
+    ("encoder_decoder", config.Mixture): Suit(partial(_mixture, architecture="encoder_decoder"), **_NEITHER),
 }
 
 REFUSED: dict[tuple[str, type], str] = {
@@ -336,22 +359,25 @@ REFUSED: dict[tuple[str, type], str] = {
 
 def build(objective: config.Objective, architecture: str, data: config.Data, vocabulary: Vocabulary) -> Objective:
     """The objective for this architecture and these lengths; UserError with the reason where it makes no sense."""
-    key = (architecture, type(objective))
-    if key not in SUITS:
-        raise UserError(f"objective '{config.kind_of(key[1])}' does not suit the {architecture}: {REFUSED[key]}")
+    suit = suited(architecture, objective)
     if vocabulary.bos_id is None or vocabulary.eos_id is None:
         raise UserError("the tokenizer has no bos or no eos token, which mark where documents begin and end; train one here")
-    return SUITS[key](objective, data, vocabulary)
+    return suit.build(objective, data, vocabulary)
 
 
-def reads_prefix(objective: config.Objective) -> bool:
-    """Whether a decoder alone that was trained so reads what it is given from both sides."""
-    match objective:
-        case config.SpanCorruption(prefix=prefix):
-            return prefix
-        case config.Mixture(parts=parts):
-            return any(reads_prefix(part.objective) for part in parts.values())
-    return not isinstance(objective, config.Causal | config.FillInMiddle)
+def suited(architecture: str, objective: config.Objective) -> Suit:
+    """The table's entry; UserError with the reason where there is none."""
+    key = (architecture, type(objective))
+    if key not in SUITS:
+        reason = REFUSED.get(key, "the table of lm.objectives has no such pair")
+        raise UserError(f"objective '{config.kind_of(key[1])}' does not suit the {architecture}: {reason}")
+    return SUITS[key]
+
+
+def reads_prefix(architecture: str, objective: config.Objective) -> bool:
+    """Whether a decoder alone that was trained so sees what it is given from both sides."""
+    read = suited(architecture, objective).reads_prefix
+    return read(objective) if callable(read) else read
 
 
 def _need(data: config.Data, name: str) -> int:

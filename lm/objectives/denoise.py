@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from lm import config
-from lm.objectives.masked import given_back, without_ends
+from lm.objectives.masked import given_back, rounded, without_ends
 from lm.types import Example
 
 Noise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Ends = Callable[[np.ndarray], np.ndarray]  # int [n] -> bool [n]: a sentence ends with the token
 
 
 def infill(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mean_span: float, mask_id: int) -> np.ndarray:
@@ -20,7 +21,7 @@ def infill(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mean_sp
     tokens    [20 21 22 23 24 25], half of it in the spans 21 22, nothing before 24, 25
     noised    [20  M 23  M 24  M]
     """
-    left = round(rate * len(tokens))
+    left = rounded(rate * len(tokens), rng)
     spans: list[int] = []
     empty = 0
     while left > 0:
@@ -39,13 +40,13 @@ def infill(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mean_sp
     return noised
 
 
-def permute(tokens: np.ndarray, rng: np.random.Generator, *, share: float, sentence_end: np.ndarray) -> np.ndarray:
-    """Sentences in another order: a `share` of them change places among themselves. `sentence_end` is bool [V].
+def permute(tokens: np.ndarray, rng: np.random.Generator, *, share: float, sentence_ends: Ends) -> np.ndarray:
+    """Sentences in another order: a `share` of them change places among themselves. `sentence_ends` is a tokenizer's.
 
     tokens    [20 21  . 22  .  \\n 23 24 25  .]
     noised    [22  .  \\n 23 24 25  . 20 21  .]   an end goes with the ends before it
     """
-    ends = sentence_end[tokens]
+    ends = sentence_ends(tokens)
     last = ends[:-1] & ~ends[1:]
     sentences = np.split(tokens, np.flatnonzero(last) + 1)
     order = np.arange(len(sentences))
@@ -60,7 +61,7 @@ def rotate(tokens: np.ndarray, rng: np.random.Generator, *, share: float) -> np.
     tokens    [20 21 22 23 24]
     noised    [23 24 20 21 22]
     """
-    return np.roll(tokens, -int(rng.integers(len(tokens)))) if rng.random() < share else tokens
+    return np.roll(tokens, -int(rng.integers(max(len(tokens), 1)))) if rng.random() < share else tokens
 
 
 def delete(tokens: np.ndarray, rng: np.random.Generator, *, rate: float) -> np.ndarray:
@@ -69,7 +70,7 @@ def delete(tokens: np.ndarray, rng: np.random.Generator, *, rate: float) -> np.n
     tokens    [20 21 22 23 24]
     noised    [20 22 23]
     """
-    return np.delete(tokens, rng.choice(len(tokens), round(rate * len(tokens)), replace=False))
+    return np.delete(tokens, rng.choice(len(tokens), rounded(rate * len(tokens), rng), replace=False))
 
 
 def mask(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mask_id: int) -> np.ndarray:
@@ -79,16 +80,16 @@ def mask(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mask_id: 
     noised    [20  M 22 23  M]
     """
     noised = tokens.copy()
-    noised[rng.choice(len(tokens), round(rate * len(tokens)), replace=False)] = mask_id
+    noised[rng.choice(len(tokens), rounded(rate * len(tokens), rng), replace=False)] = mask_id
     return noised
 
 
 def noise(
-    tokens: np.ndarray, rng: np.random.Generator, *, c: config.Denoise, mask_id: int | None, sentence_end: np.ndarray
+    tokens: np.ndarray, rng: np.random.Generator, *, c: config.Denoise, mask_id: int | None, sentence_ends: Ends
 ) -> np.ndarray:
     """All that are on, those that move tokens before those that take some away. Never longer than the text."""
     if c.permute:
-        tokens = permute(tokens, rng, share=c.permute, sentence_end=sentence_end)
+        tokens = permute(tokens, rng, share=c.permute, sentence_ends=sentence_ends)
     if c.rotate:
         tokens = rotate(tokens, rng, share=c.rotate)
     if c.delete:

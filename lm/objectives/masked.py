@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lm.objectives.causal import stream
-from lm.types import Example
+from lm.types import CHARACTER, WORD, Example
+
+_LONGEST = 16  # tokens of a word that is never split, unless it is over half of its text
 
 Noise = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -20,14 +22,14 @@ def noise(
     mask_id: int,
     reserved: int,
     vocab_size: int,
-    word_start: np.ndarray | None = None,
+    boundaries: Callable[[np.ndarray], np.ndarray] | None = None,
     controls: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corrupted tokens and the sorted places that were chosen.
 
-    Of the tokens that are not reserved (control tokens have ids below `reserved`, or are `controls`), a share `rate`, at
-    least one, is chosen; each of these becomes the mask token (probability `mask`), a random token (`random`), or stays.
-    With `word_start` (bool [V]) whole words are chosen together.
+    Of the tokens that are text (special ones have ids below `reserved`, or are among the sorted `controls`), a share `rate`
+    is chosen: on average, so that of short texts there often is none. Each of these becomes the mask token (probability
+    `mask`), a random token of texts (`random`), or stays. With `boundaries` (of a tokenizer) whole words are chosen together.
 
     tokens      [bos 20 21 22 23 24 25]
     corrupted   [bos 20  M 22 23  7 25]
@@ -37,35 +39,56 @@ def noise(
     open_places = np.flatnonzero((tokens >= reserved) & ~np.isin(tokens, controls))
     if len(open_places) == 0:
         return tokens, open_places.astype(np.int32)
-    budget = max(1, round(rate * len(open_places)))
-    if word_start is None:
-        chosen = rng.choice(open_places, budget, replace=False)
+    budget = rate * len(open_places)
+    if boundaries is None:
+        chosen = rng.choice(open_places, rounded(budget, rng), replace=False)
     else:
-        chosen = _whole_words(tokens, open_places, budget, word_start, rng)
+        chosen = _whole_words(open_places, boundaries(tokens)[open_places], budget, rng)
     chosen = np.sort(chosen).astype(np.int32)
     draw = rng.random(len(chosen))
     corrupted = tokens.copy()
     corrupted[chosen[draw < mask]] = mask_id
     swapped = chosen[(draw >= mask) & (draw < mask + random)]
-    drawn = rng.integers(reserved, vocab_size, len(swapped))
-    corrupted[swapped] = np.where(np.isin(drawn, controls), tokens[swapped], drawn)
+    corrupted[swapped] = _texts(rng, len(swapped), reserved, vocab_size, controls)
     return corrupted, chosen
 
 
-def _whole_words(
-    tokens: np.ndarray, places: np.ndarray, budget: int, word_start: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Words in random order as long as they fit the budget; the shortest word where none does. None is ever split."""
-    starts = word_start[tokens[places]] | (np.diff(places, prepend=places[0] - 2) > 1)
-    words = np.split(places, np.flatnonzero(starts)[1:])
-    chosen: list[np.ndarray] = []
-    for i in rng.permutation(len(words)):
-        if len(words[i]) <= budget:
-            chosen.append(words[i])
-            budget -= len(words[i])
-        if budget == 0:
+def rounded(amount: float, rng: np.random.Generator) -> int:
+    """One of the two integers next to a number, so that on average it is that number: a rate holds for short texts too."""
+    whole = int(amount)
+    return whole + int(rng.random() < amount - whole)
+
+
+def _texts(rng: np.random.Generator, count: int, reserved: int, vocab_size: int, controls: Sequence[int]) -> np.ndarray:
+    """int64 [count]: tokens of texts, each of them equally likely."""
+    among = np.asarray(controls, np.int64)
+    drawn = rng.integers(reserved, vocab_size - len(among), count)
+    # The n-th token that is no control token: one on for each control token up to it.
+    return drawn + np.searchsorted(among - np.arange(len(among)), drawn, side="right")
+
+
+def _whole_words(places: np.ndarray, begins: np.ndarray, budget: float, rng: np.random.Generator) -> np.ndarray:
+    """Places of whole words, `budget` of them on average: words in random order until one does not fit what is left. Whether
+    that one is taken as well is a coin, whose probability is the part of it that fits.
+
+    `begins` (uint8 [n], see `lm.data.words`) says what begins at each place. A word is split into its characters if it is
+    over half of the text, or longer than any word usually is: text without spaces, an address, numbers in base 64.
+    """
+    apart = np.diff(places, prepend=places[0] - 2) > 1
+    words = np.split(places, np.flatnonzero((begins == WORD) | apart)[1:])
+    longest = min(max(_LONGEST, int(budget) // 2), max(1, len(places) // 2))
+    inner = np.split(begins >= CHARACTER, np.cumsum([len(word) for word in words])[:-1])
+    parts: list[np.ndarray] = []
+    for word, splits in zip(words, inner, strict=True):
+        parts += np.split(word, np.flatnonzero(splits[1:]) + 1) if len(word) > longest else [word]
+    chosen = [places[:0]]
+    for i in rng.permutation(len(parts)):
+        if len(parts[i]) > budget:
+            chosen += [parts[i]] if rng.random() * len(parts[i]) < budget else []
             break
-    return np.concatenate(chosen) if chosen else min(words, key=len)
+        chosen.append(parts[i])
+        budget -= len(parts[i])
+    return np.concatenate(chosen)
 
 
 def encoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Noise) -> Example:

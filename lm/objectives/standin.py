@@ -3,6 +3,7 @@
 import numpy as np
 
 from lm.objectives import Vocabulary
+from lm.types import WORD
 
 
 class StandIn(Vocabulary):
@@ -13,4 +14,10 @@ class StandIn(Vocabulary):
         self.bos_id, self.eos_id, self.mask_id = 1, 2, 4
         self.sentinel_ids = tuple(range(5, 105))
         self.reserved = 110
-        self.word_start = self.sentence_end = np.ones(vocab_size, bool)
+        self.special = np.arange(vocab_size) < self.reserved
+
+    def boundaries(self, tokens: np.ndarray) -> np.ndarray:
+        return np.full(len(tokens), WORD, np.uint8)
+
+    def sentence_ends(self, tokens: np.ndarray) -> np.ndarray:
+        return np.ones(len(tokens), bool)

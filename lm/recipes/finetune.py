@@ -313,7 +313,7 @@ def command(flags: argparse.Namespace) -> dict[str, Any]:
     run = resolve.load(str(directory / "config.json")) if (directory / "config.json").exists() else None
     prefix = flags.prefix
     if prefix is None:
-        prefix = run is not None and reads_prefix(run.objective)
+        prefix = run is not None and reads_prefix(run.model.architecture, run.objective)
     if flags.task in CORPUS:
         if run is None:
             raise UserError(f"task '{flags.task}' is made from a run's documents, and {directory} is no run; take another")

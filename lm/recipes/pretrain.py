@@ -17,9 +17,10 @@ from lm.data.prepare import Prepared, prepare
 from lm.data.rows import Rows, blank
 from lm.errors import UserError, printable
 from lm.evaluate.heldout import HeldOut
+from lm.generate.samples import check as check_samples
 from lm.generate.samples import samples
 from lm.models.positions import check_reach
-from lm.objectives import Lengths, Objective, Vocabulary, build
+from lm.objectives import Lengths, Objective, Vocabulary, build, suited
 from lm.objectives.standin import StandIn
 from lm.recipes.ledger import SAMPLE, of_a_row, parameters
 from lm.recipes.tasks import Task, task
@@ -91,7 +92,12 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
         )
     objective = objective_of(run, data.tokenizer)
     rows = rows_of(run, data, objective)
-    return Parts(**vars(training(run, mesh, objective.lengths)), data=data, objective=objective, rows=rows)
+    parts = Parts(**vars(training(run, mesh, objective.lengths)), data=data, objective=objective, rows=rows)
+    if _has_samples(run):
+        place = parts.task.writes
+        settings: dict[str, Any] = dict(new_tokens=run.log.sample_tokens, seed=run.train.seed, place=place)
+        check_samples(parts.task.models[place], data.tokenizer, run.objective, run.log.samples, **settings)
+    return parts
 
 
 def check(run: config.Run, mesh: Mesh) -> None:
@@ -184,7 +190,7 @@ def heldout(parts: Parts) -> HeldOut | None:
     run = parts.run
     jitted = jax.jit(parts.task.scores)
     size = run.evaluate.batch_size or run.train.batch_size
-    factors = isinstance(run.objective, config.Causal)
+    factors = suited(run.model.architecture, run.objective).factors
     return HeldOut(parts.rows["holdout"], jitted, size, parts.mesh, run.evaluate.rows, factors, parts.task.nats)
 
 
@@ -311,9 +317,13 @@ def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) 
     return step
 
 
+def _has_samples(run: config.Run) -> bool:
+    return bool(run.log.samples) and run.log.sample_tokens >= 1
+
+
 def _samples(parts: Parts, params: Any) -> list[dict[str, str]]:
     log = parts.run.log
-    if not log.samples or log.sample_tokens < 1:
+    if not _has_samples(parts.run):
         return []
     settings: dict[str, Any] = dict(new_tokens=log.sample_tokens, temperature=log.temperature, seed=parts.run.train.seed)
     model, own = parts.task.writer(params)
@@ -353,9 +363,15 @@ def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop
         "skipped_steps": int(state.skipped),
         "model_flops": whole["model_flops"],
         "raw_bytes": whole["raw_bytes"],
+        "text_left_out": {split: _left_out(rows) for split, rows in parts.rows.items()},
         "tokens_per_second": round(seen * share / max(seconds["train"] + seconds.get("data_wait", 0.0), 1e-9), 1),
         "seconds": seconds,
     }
+
+
+def _left_out(rows: Rows) -> float:
+    """The share of a split's text that its first rows leave out."""
+    return round(rows.left_out(np.arange(min(rows.count, SAMPLE))), 6)
 
 
 def parameter_table(parts: Parts, depth: int = 3) -> str:
@@ -402,4 +418,7 @@ def show_results(display: hooks.Display, summary: dict[str, Any], rundir: RunDir
         say(f"held-out {name:<14} {value:,.4f}")
     for name, value in (summary["baselines"] or {}).items():
         say(f"  baseline {name:<22} {value:.4f} bits per byte")
+    for split, share in summary["text_left_out"].items():
+        if share > 0:
+            say(f"{share:.2%} of the {split} text is in no row: documents too short for the objective, or ends that do not fit")
     say(f"\nreport: {report}")

@@ -27,6 +27,7 @@ class Task:
     scores: Callable[[Any, Example], dict[str, WeightedMean]]
     passes: Callable[[Lengths], list[tuple[config.Model, int | None]]]
     writer: Callable[[Any], tuple[Transformer, Any]]  # of all parameters: the model that gives texts, and its own
+    writes: str = "model"  # the one that gives texts, by its place
     nats: bool = True  # the loss is in nats a token
 
 
@@ -92,6 +93,7 @@ def _replaced_tokens(run: config.Run) -> Task:
         scores=lambda params, example: replaced.scores(whole(params), apply, example, **settings),
         passes=lambda n: [(c.generator, n.predicted), (run.model, None if everywhere else n.predicted)],
         writer=lambda params: (modules["generator"], whole(params)["generator"]),
+        writes="objective.generator",
         nats=False,
     )
 

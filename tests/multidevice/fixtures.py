@@ -24,7 +24,10 @@ class Words:
 class Vocabulary:
     vocab_size, bos_id, eos_id, mask_id, reserved = 512, 1, 2, 4, 110
     sentinel_ids = tuple(range(5, 105))
-    word_start = np.arange(512) % 2 == 0
+    special = np.arange(512) < 110
+
+    def boundaries(self, tokens):
+        return 1 + (tokens % 2 == 0)
 
 
 def rows(architecture, objective, **lengths):

@@ -16,12 +16,13 @@ from lm import config
 from lm.config import Attention, Block, Head, Mlp, Model, Stack
 from lm.data.prepare import prepare
 from lm.data.store import Store
+from lm.data.tokenizer import HuggingFace
 from lm.errors import UserError
 from lm.evaluate.comparable import Span, digest, held_out_spans, score
 from lm.evaluate.ways import KINDS, WAYS, examples, ways, word_ends
 from lm.models.transformer import Transformer
-from lm.objectives import SUITS
-from lm.types import Example, TokenStream
+from lm.objectives import SUITS, Suit
+from lm.types import CHARACTER, WORD, Example, TokenStream
 
 BOS, EOS, MASK, S0, TEXT, V = 1, 2, 3, 4, 5, 9  # texts are tokens 5 to 8
 SENTINELS, WIDE = (S0, 9, 10), 11  # the model's vocabulary is wider than the tokenizer's
@@ -38,7 +39,8 @@ def vocabulary(word_start):
         mask_id=MASK,
         sentinel_ids=SENTINELS,
         reserved=TEXT,
-        word_start=np.array(word_start),
+        special=np.arange(V) < TEXT,
+        boundaries=lambda tokens: np.where(np.array(word_start)[tokens], WORD, CHARACTER),
     )
 
 
@@ -259,8 +261,8 @@ def test_a_decoder_that_reads_left_to_right_is_asked_so():
 def test_later_tokens_of_the_word_are_hidden_with_it():
     """Tokens 5 and 6 go on with a word, 7 and 8 start one; a target that starts inside counts that as a word."""
     v = vocabulary([True, True, True, True, True, False, False, True, True])
-    equal(word_ends(np.array([8, 5, 6, 7, 7, 5]), v.word_start), [3, 3, 3, 4, 6, 6])
-    equal(word_ends(np.array([5, 6, 7]), v.word_start), [2, 2, 3])
+    equal(word_ends(v.boundaries(np.array([8, 5, 6, 7, 7, 5]))), [3, 3, 3, 4, 6, 6])
+    equal(word_ends(v.boundaries(np.array([5, 6, 7]))), [2, 2, 3])
     span = replace(SPAN, target=np.array([8, 5, 7, 6], np.int32))
     hidden = [[8, 5, 7, 6], [8, 5, 7, 6], [8, 5, 7, 6], [8, 5, 7, 6]]
     for i, gone in enumerate([(0, 1), (1,), (2, 3), (3,)]):
@@ -283,6 +285,23 @@ def test_every_objective_has_its_ways():
     assert set(SUITS) - set(WAYS) - none == {(a, config.Mixture) for a in ("encoder", "decoder", "encoder_decoder")}
     assert set(WAYS) <= set(SUITS)
     assert all({"suffix", "infill"} <= set(known) <= set(KINDS) for known in WAYS.values())
+
+
+class Backwards:
+    """An objective that no table knows."""
+
+
+def test_a_new_objective_is_refused_by_name_or_asked_as_its_entry_says(monkeypatch):
+    with pytest.raises(UserError, match="no way to score spans under a model of 'backwards' .decoder."):
+        ways("decoder", Backwards())
+    monkeypatch.setitem(WAYS, ("decoder", Backwards), WAYS["decoder", config.Prefix])
+    with pytest.raises(UserError, match="'backwards' does not suit the decoder"):
+        ways("decoder", Backwards())
+    for reads in (True, False):
+        suit = Suit(lambda c, data, v: None, factors=False, reads_prefix=reads)
+        monkeypatch.setitem(SUITS, ("decoder", Backwards), suit)
+        (row,) = examples(ways("decoder", Backwards())["suffix"], "suffix", SPAN, WORDS)
+        assert (row.decoder.prefix is not None) == reads
 
 
 def test_refusals():
@@ -315,7 +334,8 @@ def prepared(documents, starts=0.5):
     word_start = rng.random(100) < starts
     word_start[:5] = True
     decode = lambda ids: "".join("\u00e9" if i % 2 else "a" for i in ids)
-    tokenizer = SimpleNamespace(bos_id=BOS, eos_id=EOS, word_start=word_start, decode=decode)
+    boundaries = lambda tokens: np.where(word_start[tokens], WORD, CHARACTER)
+    tokenizer = SimpleNamespace(special=np.arange(100) < 5, word_start=word_start, boundaries=boundaries, decode=decode)
 
     def store():
         rows = [np.concatenate([[BOS], rng.integers(5, 100, n), [EOS]]) for n in documents]
@@ -362,6 +382,44 @@ def test_spans_are_a_function_of_data_and_seed():
     assert digest(spans) == digest(held_out_spans(again, count=9, **SIZES))
     assert digest(spans) == digest(held_out_spans(data, count=20, **SIZES)[:9])
     assert digest(spans) != digest(held_out_spans(data, count=9, seed=1, **SIZES))
+
+
+TEXTS = {  # with lengths of some words of theirs, in bytes
+    "Hebrew": ("שלום עולם קטן ילד גדול והיה כאשר בית ספר ", 18),
+    "Hindi": ("हिन्दी में लिखा हुआ वाक्य है। और एक बड़ा घर ", 19),
+    "Chinese": ("你好，世界。这是一个句子！我们今天去学校，好不好？", 18),
+    "mixed": ("Don't stop: café 漢字, 12 (x)!\n été  ", 18),
+}
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_spans_of_byte_level_pieces_are_whole_words_and_bytes(language):
+    """A target begins and ends where characters do, and its bytes are those of its text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({p: i for i, p in enumerate(["<s>", "</s>", *alphabet])}, []))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.add_special_tokens(["<s>", "</s>"])
+    tokenizer, (text, size) = HuggingFace(raw.to_str().encode()), TEXTS[language]
+    ids = np.concatenate([[0], tokenizer.encode(text * 9), [1]])
+    store = Store("", np.array([0, len(ids)]), np.zeros(1, np.int64), ids.astype(np.uint16))
+    found = held_out_spans(SimpleNamespace(holdout={"a": store}, tokenizer=tokenizer), count=5, left=9, span=size, right=5)
+    for span in found:
+        text = tokenizer.decode(span.target)
+        assert "\ufffd" not in text and span.num_bytes == len(text.encode()) == size
+        starts = tokenizer.boundaries(np.concatenate([span.left, span.target, span.right])) == WORD
+        assert starts[9] and starts[9 + size]
+
+
+def test_spans_hold_no_special_token():
+    """What is unknown has no bytes, and no probability among the tokens of texts."""
+    data = prepared([60])
+    before = held_out_spans(data, count=4, **SIZES)
+    assert not any(data.tokenizer.special[np.concatenate([s.left, s.target, s.right])].any() for s in before)
+    data.tokenizer.special[before[0].target[0]] = True
+    after = held_out_spans(data, count=4, **SIZES)
+    assert not any(before[0].target[0] in np.concatenate([s.left, s.target, s.right]) for s in after)
 
 
 def test_spans_that_cannot_be():

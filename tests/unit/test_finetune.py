@@ -32,7 +32,8 @@ YES, NO, VERY = V - 3, V - 2, V - 1
 class Tokenizer:
     """A token a word."""
 
-    vocab_size, pad_id, bos_id, eos_id, reserved = V, 0, 1, 2, 3
+    vocab_size, pad_id, bos_id, eos_id = V, 0, 1, 2
+    special = np.arange(V) < 3
     mask_id, sentinel_ids = None, ()
 
     def encode_batch(self, texts, *, threads=None):

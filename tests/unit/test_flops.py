@@ -73,8 +73,8 @@ VOCABULARY = SimpleNamespace(
     mask_id=3,
     sentinel_ids=tuple(range(4, 40)),
     reserved=40,
-    word_start=np.ones(FEW, bool),
-    sentence_end=np.ones(FEW, bool),
+    special=np.arange(FEW) < 40,
+    sentence_ends=lambda tokens: np.ones(len(tokens), bool),
 )
 # Parts of a mixture: two of the architecture's own, the second with a mode, which takes a place of the row.
 PARTS = {

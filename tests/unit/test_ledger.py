@@ -79,8 +79,9 @@ def masked_run(predict):
 def four_rows(run):
     """The rows of the first step as an Example, their ledger, and how much of them is text, and is masked."""
     vocabulary = SimpleNamespace(vocab_size=V, bos_id=1, eos_id=2, mask_id=3, sentinel_ids=(), reserved=10)
-    vocabulary.word_start = vocabulary.sentence_end = np.ones(V, bool)
-    rows = Rows({"a": Store()}, objectives.build(run.objective, "encoder", run.data, vocabulary), 0)
+    vocabulary.special = np.arange(V) < 10
+    objective = objectives.build(run.objective, "encoder", run.data, vocabulary)
+    rows = Rows({"a": Store()}, dataclasses.replace(objective, shortest=4), 0)  # so that some rows have padding
     example = rows.rows(np.arange(4))
     text, masks = int((example.encoder.segments > 0).sum()), int(example.weights.sum())
     assert 4 * 16 > text > masks > 4  # there is padding, and more text than is asked about

@@ -1,5 +1,6 @@
 """Row i is a function of (seed, i) alone; every token has its turn; documents in a row do not see each other."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +13,7 @@ from lm.config import Attention, Block, Buckets, Learned, Mlp, Model, Rope, Stac
 from lm.data.rows import Rows, blank, fill, mixture, pack, permute, stack
 from lm.errors import UserError
 from lm.models.transformer import Transformer
-from lm.types import Example, TokenStream
+from lm.types import WORD, Example, TokenStream
 
 BOS, EOS, MASK, RESERVED, V = 1, 2, 3, 20, 120
 VOCABULARY = SimpleNamespace(
@@ -22,8 +23,9 @@ VOCABULARY = SimpleNamespace(
     mask_id=MASK,
     sentinel_ids=tuple(range(4, 20)),
     reserved=RESERVED,
-    word_start=np.ones(V, bool),
-    sentence_end=np.arange(1000) % 7 == 0,
+    special=np.arange(V) < RESERVED,
+    boundaries=lambda tokens: np.full(len(tokens), WORD),
+    sentence_ends=lambda tokens: tokens % 7 == 0,
 )
 
 
@@ -219,6 +221,72 @@ def test_heldout_rows_hold_all_the_text(c, architecture):
     assert len(held & set(range(RESERVED + 1, RESERVED + 699))) >= 698 - 3  # a last piece may be too short for noise
 
 
+SHORT = [c for c in SUITING if c[1] == "encoder"]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("c,architecture", [(c, a) for c, a in SHORT if not loses_text(c)], ids=ids)
+def test_short_documents_are_in_the_rows(n, c, architecture):
+    """Rows of nothing but documents of n tokens, their ends among them: every token is there, and the rate is met."""
+    o = objective(c, architecture, length=128)
+    rows = Rows({"a": FakeStore([n] * 300, unique=False)}, o, 0)
+    batch = rows.rows(np.arange(40))
+    window = o.lengths.encoder
+    assert ((batch.encoder.segments > 0).sum(axis=1) == window).all() and rows.left_out(np.arange(40)) == 0
+    if type(c) is config.Masked:
+        due = 0.15 * 40 * window * (n - 2) / n
+        assert abs(batch.weights.sum() - due) <= 5 * max(due, 1) ** 0.5
+
+
+@pytest.mark.parametrize("c,architecture", [p for p in SHORT if not loses_text(p[0])], ids=ids)
+def test_heldout_rows_of_short_documents_hold_each_token_once(c, architecture):
+    store = FakeStore(documents(300, low=2, high=6), unique=True)
+    rows = Rows({"a": store}, objective(c, architecture, length=64), 0, shuffle=False)
+    batch = rows.rows(np.arange(rows.count))
+    read = batch.encoder.tokens.copy()
+    row = np.arange(len(read))[:, None].repeat(batch.where.shape[1], 1)
+    counted = batch.weights > 0
+    read[row[counted], batch.where[counted]] = batch.targets[counted]
+    np.testing.assert_array_equal(read[batch.encoder.segments > 0], store._tokens)
+    assert rows.left_out(np.arange(rows.count)) == 0
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_near_empty_documents_are_read_under_next_sentence(n):
+    """Nothing is asked about a text that cannot be cut in two; what a row has no room for is counted."""
+    o = objective(config.NextSentence(), "encoder", length=67)
+    rows = Rows({"a": FakeStore([n] * 100)}, o, 0, shuffle=False)
+    batch = rows.rows(np.arange(rows.count))
+    firsts = (batch.encoder.tokens == BOS).sum()
+    assert firsts > 0.7 * 100 and (batch.encoder.types > 0).any() == (n > 3)
+    kept = 1 - rows.left_out(np.arange(rows.count))
+    assert 0.7 < kept <= 1 and (n > 3 or kept == 1)
+
+
+@pytest.mark.parametrize("c,architecture", SUITING, ids=ids)
+def test_what_is_left_out_is_counted(c, architecture):
+    """Against the segments of the rows, text by text: of documents from 2 to 9 tokens some are too short, or do not fit."""
+    o = objective(c, architecture, length=64)
+    store = FakeStore(documents(200, low=2, high=10), unique=True)
+    rows = Rows({"a": store}, o, 0, shuffle=False)
+    share = rows.left_out(np.arange(rows.count))
+    assert 0 <= share < 0.6 and rows.left_out(np.arange(rows.count, rows.count + 3)) == 0
+    if type(c) in (config.Causal, config.Masked, config.Deshuffle):
+        assert share == 0
+    if type(c) is config.SpanCorruption:  # documents of less than two tokens between their ends
+        short = np.diff(store.offsets)
+        assert share >= short[short < 4].sum() / store.num_tokens - 0.02 > 0
+
+
+def test_predictions_past_the_room_leave_their_text():
+    o = objective(config.Masked(0.9, mask=1.0, random=0.0), "encoder", length=64)
+    few = replace(o, lengths=replace(o.lengths, predicted=16))
+    tokens = np.arange(RESERVED, RESERVED + 64)
+    row = fill(tokens, np.array([20, 40]), few, np.random.default_rng(0))
+    assert (row.encoder.segments > 0).all() and row.weights.sum() == 16
+    np.testing.assert_array_equal(tokens[row.where], row.targets)
+
+
 def test_too_little_text():
     with pytest.raises(UserError, match="'a' has 20 tokens in this split, and a row takes"):
         Rows({"a": FakeStore([20])}, objective(), 0)
@@ -299,8 +367,9 @@ def test_windows_cut_into_many_documents_fit(c, architecture):
             assert (stream.segments[counted] > 0).all() and len(np.unique(counted)) == len(counted)
         else:
             assert (stream.segments[row.weights > 0] > 0).all()
-        long_enough = sum(len(p) >= o.shortest for p in np.split(tokens, cuts))
-        assert long_enough - 2 <= stream.segments.max() <= long_enough
+        pieces = np.split(tokens, cuts)
+        long_enough = sum(len(p) >= 4 for p in pieces)
+        assert long_enough - 2 <= stream.segments.max() <= sum(len(p) >= o.shortest for p in pieces)
 
 
 CAUSAL_OR_NOT = {"a": config.Part(config.Causal()), "b": config.Part(config.FillInMiddle(1.0))}

@@ -1,5 +1,6 @@
 """What a prompt becomes under each objective: what the model is given to read, and how the answer is shown."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import config
+from lm import config, objectives
 from lm.config import Attention, Block, Learned, Mlp, Model, Stack
+from lm.errors import UserError
+from lm.generate import fill, generate, left_padded
 from lm.generate import samples as module
+from lm.generate.rank import rank
 from lm.models.transformer import Transformer
 from lm.types import Example, TokenStream
 
@@ -20,7 +24,8 @@ S = tuple(range(4, 12))
 class Letters:
     """A letter a token: a is 12. Spaces are nothing."""
 
-    vocab_size, bos_id, eos_id, mask_id, sentinel_ids, reserved = V, BOS, EOS, MASK, S, 12
+    vocab_size, bos_id, eos_id, mask_id, sentinel_ids = V, BOS, EOS, MASK, S
+    special = np.arange(V) < 12
 
     def encode(self, text):
         return np.array([ord(c) - 97 + 12 for c in text.replace(" ", "")], np.int32)
@@ -111,7 +116,7 @@ def test_mass_is_asked_for_as_much_as_it_reads(monkeypatch, prompt, place):
 def test_an_encoder_reads(monkeypatch, objective, reads):
     seen = []
 
-    def fill(model, params, stream, vocab_size):
+    def fill(model, params, stream, forbidden):
         seen.extend(stream.tokens[0].tolist())
         return np.arange(12, 12 + len(seen))[None]
 
@@ -150,3 +155,103 @@ def test_real_models_answer(objective):
         assert shown["text"].isalpha() and len(shown["text"]) <= 5
     else:
         assert shown["text"].startswith("ab [") and shown["text"].endswith("] c") and "MASK" not in shown["text"]
+
+
+# ----------------------------------------------------------------------------------------- what cannot be had is refused
+
+
+def positions_of(architecture, length):
+    """A tiny model that has learned so many positions."""
+    block = Block(Attention(2), Mlp(16))
+    stack = lambda cross: Stack(1, {"L": replace(block, cross=cross)}, position=Learned(length))
+    both = architecture == "encoder_decoder"
+    return Model(V, 8, **{n: stack(both and n == "decoder") for n in ("encoder", "decoder") if n in architecture})
+
+
+REACH = [  # what is read, and how many positions that takes with 5 new tokens, of which the last is not read
+    ("decoder", config.Causal(), "abc", 4 + 4, "decoder"),
+    ("decoder", config.SpanCorruption(), "ab [MASK]", 4 + 4, "decoder"),
+    ("decoder", mixed(config.SpanCorruption(), "m"), "ab", 4 + 4, "decoder"),
+    ("encoder", config.Masked(), "abcdef", 7, "encoder"),
+    ("encoder", config.NextSentence(), "abcdef", 8, "encoder"),
+    ("encoder_decoder", config.Denoise(), "abcdefgh", 9, "encoder"),
+    ("encoder_decoder", config.Prefix(), "a", 5, "decoder"),
+    ("encoder_decoder", config.Mass(), "abcde [MASK] f", 12, "encoder"),
+]
+
+
+@pytest.mark.parametrize("architecture,objective,prompt,needed,stack", REACH, ids=lambda x: type(x).__name__)
+def test_samples_past_learned_positions_are_refused(architecture, objective, prompt, needed, stack):
+    ask = lambda length: module.check(
+        positions_of(architecture, length), Letters(), objective, ("a", prompt), new_tokens=5, seed=0
+    )
+    ask(needed)
+    words = f"log.samples take {needed} positions of the {stack}, which has learned {needed - 1}: lower log.sample_tokens"
+    with pytest.raises(UserError, match=words):
+        ask(needed - 1)
+
+
+@pytest.mark.parametrize("position", [config.Rope(), None, config.Alibi()])
+def test_positions_that_are_not_learned_have_no_end(position):
+    model = positions_of("decoder", 4)
+    model = replace(model, decoder=replace(model.decoder, position=position))
+    module.check(model, Letters(), config.Causal(), ("abcdefgh" * 20,), new_tokens=50, seed=0)
+
+
+@pytest.mark.parametrize("what", ["generate", "generate from", "rank", "rank from", "fill"])
+def test_decoding_past_learned_positions_is_refused(what):
+    """Before anything runs: past the table a model gives NaN, whose likeliest token is 0."""
+    both = Transformer(positions_of("encoder_decoder" if "from" in what else what == "fill" and "encoder" or "decoder", 6))
+    prompt = lambda n: left_padded([np.arange(12, 12 + n)])
+    long = dict(encoder=prompt(7)) if "from" in what else {}
+    with pytest.raises(UserError, match="the prompt takes 7 positions of the (en|de)coder, which has learned 6: shorten"):
+        if "generate" in what:
+            generate(both, None, prompt(1 if long else 4), jax.random.key(0), new_tokens=4, **long)
+        elif "rank" in what:
+            rank(both, None, prompt(1 if long else 4), np.zeros((2, 4), np.int32), np.ones((2, 4), np.float32), **long)
+        else:
+            fill(both, None, prompt(7))
+
+
+class Backwards:
+    """An objective that no table knows."""
+
+
+def test_a_prompt_of_a_new_objective_is_refused_by_name():
+    for objective in (Backwards(), config.Mixture({"a": config.Part(Backwards())})):
+        with pytest.raises(UserError, match="no way to put a prompt to a model of 'backwards': set log.samples"):
+            module.check(positions_of("decoder", 64), Letters(), objective, ("a",), new_tokens=5, seed=0)
+
+
+def test_every_objective_has_a_prompt():
+    kinds = {kind for _, kind in objectives.SUITS} - {config.Mixture}
+    assert kinds == set(module.PROMPTS)
+
+
+def test_a_new_objective_is_asked_as_its_entries_say(monkeypatch):
+    suit = objectives.Suit(objectives._causal, factors=False, reads_prefix=True)
+    monkeypatch.setitem(objectives.SUITS, ("decoder", Backwards), suit)
+    monkeypatch.setitem(module.PROMPTS, Backwards, module.Prompt(module._goes_on))
+    decoder, _, _, seen = asked(monkeypatch, Backwards(), "decoder", "ab")
+    assert decoder == [BOS, 12, 13] and seen["prompt"].prefix.all()
+
+
+def test_an_encoder_fills_in_letters_alone(monkeypatch):
+    """Special tokens would be silent, and ids past the vocabulary nothing at all."""
+    seen = {}
+
+    def fill(model, params, stream, forbidden):
+        seen["forbidden"] = forbidden
+        return np.full(stream.tokens.shape, 12)
+
+    monkeypatch.setattr(module, "fill", fill)
+    model = SimpleNamespace(config=SimpleNamespace(architecture="encoder", vocab_size=V + 2))
+    module.samples(model, None, Letters(), config.Masked(), ("[MASK]",), new_tokens=5, temperature=0.5, seed=0)
+    assert np.flatnonzero(~seen["forbidden"]).tolist() == list(range(12, V))
+
+
+def test_what_is_forbidden_is_not_filled_in():
+    model = Transformer(positions_of("encoder", 8))
+    stream = left_padded([np.arange(12, 16)])
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), Example(stream, None, stream.tokens, None)))["params"]
+    assert (np.asarray(fill(model, params, stream, np.arange(V) != 30)) == 30).all()

@@ -206,3 +206,105 @@ def test_a_given_tokenizer_json(tmp_path):
         t.require("sentinels")
     with pytest.raises(UserError, match="not a tokenizer.json"):
         from_bytes(b"{}")
+
+
+# --------------------------------------------------------- letters stay letters, whatever they spell
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "<|eot_id|>"]
+SPELLED = ["</s>", "a <mask>b</s> <|eot_id|>", "<unk><pad>", "<s>now</s>", " <mask> </s>"]
+
+
+def given(model, pre=None, decoder=None, special=tuple(SPECIAL), added=()):
+    """A file of the tokenizers library with these special tokens, of which each takes the spaces before it (`lstrip`)."""
+    from tokenizers import AddedToken, Tokenizer
+
+    t = Tokenizer(model)
+    if pre is not None:
+        t.pre_tokenizer = pre
+    if decoder is not None:
+        t.decoder = decoder
+    t.add_special_tokens([AddedToken(s, lstrip=True, special=True) for s in special])
+    t.add_tokens(list(added))
+    return HuggingFace(t.to_str().encode())
+
+
+def kinds_of_files():
+    """Name -> a tokenizer whose model itself finds its special tokens in a text, or whose library does."""
+    from tokenizers import decoders, models, pre_tokenizers
+
+    letters = [*"abnow</>|_eidtskmpu"]
+    marked = ["\u2581", *letters]
+    unigram = [(s, 0.0) for s in SPECIAL] + [(c, -3.0) for c in marked]
+    pieces = {p: i for i, p in enumerate([*SPECIAL, *dict.fromkeys([*letters, "</", "s>"])])}
+    words = {p: i for i, p in enumerate([*SPECIAL, "a", "b"])}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_level = {p: i for i, p in enumerate([*SPECIAL, *alphabet, "</", "s>"])}
+    merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return {
+        "unigram": given(models.Unigram(unigram, unk_id=3), pre_tokenizers.Metaspace(), decoders.Metaspace()),
+        "words": given(models.WordLevel(words, unk_token="<unk>"), pre_tokenizers.WhitespaceSplit()),
+        "merges": given(models.BPE(pieces, merges, unk_token="<unk>"), None, decoders.Fuse()),
+        "byte level": given(models.BPE(byte_level, merges), whole, decoders.ByteLevel()),
+        "whole pieces": given(models.BPE(byte_level, merges, ignore_merges=True), whole, decoders.ByteLevel()),
+        "behind": given(models.BPE({p: i for i, p in enumerate(alphabet)}, []), whole, decoders.ByteLevel()),
+    }
+
+
+@pytest.mark.parametrize("name", ["unigram", "words", "merges", "byte level", "whole pieces", "behind"])
+def test_no_text_becomes_a_special_token(name):
+    """What a file cannot write is unknown, and that is special as well: it stands for no text."""
+    t = kinds_of_files()[name]
+    named = {t.pad_id, t.bos_id, t.eos_id, t.mask_id, t._vocab["<|eot_id|>"]}
+    assert len(named) == 5 and t.special[sorted(named)].all() and t.special.sum() == 6
+    for text, ids in zip(SPELLED, t.encode_batch(SPELLED), strict=True):
+        assert not named & set(ids.tolist())
+        assert name not in ("byte level", "whole pieces", "behind") or t.decode(ids) == text
+    for text in ("</s>", "a<s>b"):
+        assert name == "words" or t.decode(t.encode(text)).replace(" ", "") == text
+    silent = np.concatenate([[t.bos_id], t.encode("a"), [t.mask_id, t.eos_id]])
+    assert t.decode(silent) == "a" and t.piece(t.eos_id) == "</s>"
+
+
+def test_a_file_s_other_added_tokens_are_text():
+    from tokenizers import models
+
+    t = given(models.BPE({"a": 0, "b": 1}, []), special=["</s>"], added=["<tool>", "    "])
+    assert [t.piece(i) for i in t.encode("a<tool>b    a</s>")] == ["a", "<tool>", "b", "    ", "a"]
+    assert t.decode(t.encode("a<tool>b")).replace(" ", "") == "a<tool>b" and not t.special[t.encode("<tool>")].any()
+
+
+def test_ids_that_no_piece_has_are_special():
+    from tokenizers import models
+
+    t = given(models.WordLevel({"a": 0, "b": 4, "<unk>": 2}, unk_token="<unk>"), special=[])
+    assert t.special.tolist() == [False, True, True, True, False] and t.reserved == 0
+
+
+def test_a_file_that_marks_no_special_token_still_has_those_with_a_role():
+    from tokenizers import models
+
+    t = given(models.WordLevel({"<s>": 0, "a": 1, "</s>": 2, "<unk>": 3}, unk_token="<unk>"), special=[])
+    assert t.special.tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize("names", [["<mask>", "<extra_id_0>", "<|user|>"], ["[MASK]"]])
+def test_user_defined_symbols_with_a_role_are_no_text(names):
+    """Of a given sentencepiece model; other symbols of its user are text."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts()), model_writer=model, vocab_size=120, user_defined_symbols=[*names, "<table>"],
+        byte_fallback=False, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    t = from_bytes(model.getvalue())
+    ids = t.encode(f"the {' '.join(names)} law <table>")
+    assert t.mask_id is not None and t.special[t.mask_id] and t.proto == model.getvalue()
+    assert not {t.mask_id, *t.sentinel_ids, *t.role_ids.values()} & set(ids.tolist())
+    assert "<table>" in [t.piece(i) for i in ids]
+    assert t.decode([t.mask_id, *t.encode("law")]) == "law"
+
+
+def test_special_tokens_of_ours(tokenizer):
+    assert np.flatnonzero(tokenizer.special).tolist() == list(range(110))

@@ -153,7 +153,6 @@ def test_xla_plans_with_about_all_of_the_memory():
 
 def tokenizer_of(size):
     """Special tokens at other places than a stand-in's: rows are as long."""
-    flags = np.zeros(size, bool)
     return SimpleNamespace(
         vocab_size=size,
         bos_id=7,
@@ -161,8 +160,9 @@ def tokenizer_of(size):
         mask_id=9,
         sentinel_ids=tuple(range(100, 200)),
         reserved=10,
-        word_start=flags,
-        sentence_end=flags,
+        special=np.isin(np.arange(size), [*range(10), *range(100, 200)]),
+        boundaries=np.ones_like,
+        sentence_ends=np.zeros_like,
     )
 
 

@@ -1,0 +1,162 @@
+"""Where words, characters and sentences begin and end among tokens, from the bytes that each piece of a vocabulary stands for.
+
+Boundaries are uint8: INSIDE a character (at a piece that begins with one of its later bytes), CHARACTER where one begins, WORD
+where a word does (`lm.types`). Punctuation and symbols are words of their own. So is every character of a script that is
+written without spaces, as in BERT's tokenizer of Chinese: a clause of it is no unit to be masked, or scored, as a whole.
+"""
+
+import unicodedata
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lm.types import CHARACTER, INSIDE, WORD
+
+# Marks that end a sentence, in Latin, Chinese and Japanese (also full and half width), Arabic, Urdu, Devanagari, Armenian,
+# Ethiopic, Burmese and Khmer; and the newline.
+SENTENCE_ENDS = (
+    ".!?\n\u2026\u2025\u203c\u2047\u2048\u2049\u3002\uff01\uff1f\uff0e\uff61"
+    "\u061f\u06d4\u0964\u0965\u0589\u1362\u1367\u104b\u17d4"
+)
+_ENDS = tuple(mark.encode() for mark in SENTENCE_ENDS)
+_LONGEST_END = max(map(len, _ENDS))
+
+# First and last code points of scripts written without spaces: Thai and Lao, Burmese, Khmer, radicals and iteration marks of
+# Chinese, kana and bopomofo, ideographs, half-width kana, ideographs of the planes behind.
+_UNSPACED = np.array(
+    [
+        (0x0E00, 0x0EFF),
+        (0x1000, 0x109F),
+        (0x1780, 0x17FF),
+        (0x2E80, 0x2FDF),
+        (0x3005, 0x3007),
+        (0x3040, 0x312F),
+        (0x31F0, 0x31FF),
+        (0x3400, 0x4DBF),
+        (0x4E00, 0x9FFF),
+        (0xF900, 0xFAFF),
+        (0xFF66, 0xFF9F),
+        (0x20000, 0x3FFFF),
+    ]
+)
+
+
+def unspaced(points: np.ndarray) -> np.ndarray:
+    """bool, of code points: a character (no combining mark) of a script that is written without spaces."""
+    found = np.searchsorted(_UNSPACED[:, 0], points, side="right") > np.searchsorted(_UNSPACED[:, 1], points, side="left")
+    found[found] = [unicodedata.category(chr(point))[0] != "M" for point in points[found]]
+    return found
+
+
+def boundary(piece: bytes) -> int:
+    """How a piece begins: INSIDE, CHARACTER or WORD. An incomplete character counts as a letter."""
+    if not piece:
+        return CHARACTER
+    if 0x80 <= piece[0] < 0xC0:
+        return INSIDE
+    size = 1 + sum(piece[0] >= lead for lead in (0xC0, 0xE0, 0xF0))
+    try:
+        first = piece[:size].decode()
+    except UnicodeDecodeError:
+        return CHARACTER
+    apart = first.isspace() or unicodedata.category(first)[0] in "PSZ" or unspaced(np.array([ord(first)]))[0]
+    return WORD if apart else CHARACTER
+
+
+class Pieces:
+    """What follows from the pieces of a vocabulary: `pieces` are the bytes that each adds to a text, `special` (bool [V]) the
+    ids of which no text consists; each of them is a word, and ends no sentence."""
+
+    def __init__(self, pieces: Sequence[bytes], special: np.ndarray) -> None:
+        self.bytes, self.special = pieces, special
+        self.begins = np.fromiter(map(boundary, pieces), np.uint8, len(pieces))
+        self.begins[special] = WORD
+        self.ends = np.fromiter((piece.endswith(_ENDS) for piece in pieces), bool, len(pieces)) & ~special
+
+    def boundaries(self, tokens: np.ndarray) -> np.ndarray:
+        """uint8 [n]: how each token begins, by itself."""
+        return self.begins[tokens]
+
+    def sentence_ends(self, tokens: np.ndarray) -> np.ndarray:
+        """bool [n]: the text up to and with this token ends in one of `SENTENCE_ENDS`, whose bytes may be spread over it and
+        the tokens before it."""
+        out = self.ends[tokens]
+        for i in np.flatnonzero(self.begins[tokens] == INSIDE):
+            out[i] |= b"".join(self.bytes[t] for t in tokens[max(0, i - _LONGEST_END + 1) : i + 1]).endswith(_ENDS)
+        return out
+
+
+class Marked(Pieces):
+    """Pieces of a vocabulary that marks where words begin (`opens`, bool [V]) or where they end (`closes`): there, and where
+    a piece begins with what is a word of its own."""
+
+    def __init__(
+        self, pieces: Sequence[bytes], special: np.ndarray, opens: np.ndarray, closes: np.ndarray | None = None
+    ) -> None:
+        super().__init__(pieces, special)
+        self.begins[opens] = WORD
+        self.closes = closes if closes is not None and closes.any() else None
+
+    def boundaries(self, tokens: np.ndarray) -> np.ndarray:
+        out = self.begins[tokens]
+        if self.closes is not None:
+            out[1:][self.closes[tokens[:-1]]] = WORD
+        return out
+
+
+def characters(raw: bytes) -> tuple[str, np.ndarray]:
+    """The text of UTF-8 bytes, and int64 [characters + 1]: where each begins, and where the last ends.
+
+    A byte that belongs to no whole character, as at the ends of a window, counts as a letter.
+    """
+    points = np.frombuffer(raw.decode("utf-8", "surrogateescape").encode("utf-32-le", "surrogatepass"), "<u4")
+    alone = (points >= 0xD800) & (points < 0xE000)
+    sizes = np.where(alone, 1, 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000).astype(np.int64))
+    text = np.where(alone, ord("a"), points).astype("<u4").tobytes().decode("utf-32-le")
+    return text, np.concatenate([[0], np.cumsum(sizes)])
+
+
+def byte_level_alphabet() -> dict[str, int]:
+    """The character that byte-level BPE (GPT-2) writes for each byte: itself where it is printed, else from U+0100 on."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printed]
+    return {chr(b): b for b in printed} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+class ByteLevel(Pieces):
+    """Byte-level BPE, whose words are those of the file's own pre-tokenizer: a token alone does not tell where they begin.
+
+    `split` gives the first characters of the words of a text. `apart` (bool [V]) are tokens that the pre-tokenizer does not
+    get to see: special ones, and those that were added to the vocabulary.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[bytes],
+        special: np.ndarray,
+        apart: np.ndarray,
+        split: Callable[[str], Sequence[int]],
+    ) -> None:
+        super().__init__(pieces, special)
+        self.apart, self.split = apart, split
+        self.begins[apart] = WORD
+
+    def boundaries(self, tokens: np.ndarray) -> np.ndarray:
+        """uint8 [n]. The first token of a window counts as a word's, unless it is INSIDE a character."""
+        out = np.where(self.begins[tokens] == INSIDE, INSIDE, CHARACTER).astype(np.uint8)
+        apart = self.apart[tokens]
+        out[apart] = WORD
+        for run in np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(apart)) + 1):
+            if len(run) and not apart[run[0]]:
+                out[run] = np.maximum(out[run], self._words(tokens[run]))
+        return out
+
+    def _words(self, tokens: np.ndarray) -> np.ndarray:
+        """uint8 [n]: WORD or INSIDE, of tokens that are text."""
+        pieces = [self.bytes[t] for t in tokens]
+        text, begins = characters(b"".join(pieces))
+        at = np.cumsum([0, *map(len, pieces[:-1])])
+        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        words = np.concatenate([np.array(self.split(text), int), np.flatnonzero(unspaced(points))])
+        whole = self.begins[tokens] != INSIDE
+        return np.where(np.isin(at, begins[words]) & whole, WORD, INSIDE).astype(np.uint8)
