@@ -22,10 +22,13 @@ class Judged:
     seeds: int | None  # that would decide it; None beyond a thousand or where there is no variance
     verdict: stats.Verdict
     at_chance: bool = False  # neither cell is shown to have more than the metric gives for nothing
+    withdrawn: bool = False  # the study's results decide nothing, whatever the test says
 
     @property
     def words(self) -> str:
         """The verdict, and what "unresolved" does not say by itself."""
+        if self.withdrawn:
+            return "withdrawn"
         if self.test is None:
             why = " (no pair of runs yet)"
         elif self.test.n == 1:
@@ -73,6 +76,8 @@ def judge(study: Study, results: Results) -> list[Judged]:
     primary = [j for j in found if j.relation.primary]
     holm = dict(zip(map(id, primary), stats.holm([1.0 if j.p is None else j.p for j in primary]), strict=True))
     decided = [_decided(j, holm.get(id(j)) if j.p is not None else None, len(primary), results) for j in found]
+    if study.withdrawn:
+        return [dataclasses.replace(j, verdict="unresolved", withdrawn=True) for j in decided]
     return [_unless_at_chance(j, results) for j in decided]
 
 

@@ -150,7 +150,9 @@ def _status(study: Study, results: Results, judged: list[Judged]) -> list[Block]
         done += f" Still to come: {to_come}. Verdicts may change."
     blocks: list[Block] = [Paragraph(done)]
     primary = [j.verdict for j in judged if j.relation.primary]
-    if primary:
+    if study.withdrawn:
+        blocks.append(Paragraph(f"Withdrawn: {study.withdrawn}", bold=True))
+    elif primary:
         counts = ", ".join(f"{primary.count(v)} {v}" for v in ("reproduced", "reversed", "unresolved"))
         blocks.append(Paragraph(f"Of {len(primary)} primary relations: {counts}."))
     if strangers := sorted(set(results) - set(study.labels)):

@@ -83,6 +83,7 @@ class Study:
     derive: Callable[[Results], Results] | None = None  # adds metrics that take several cells of a seed
     derived: Mapping[str, str] = field(default_factory=dict)  # results that `derive` adds beside the cells: name -> label
     analyse: Callable[[Results, Path], str] | None = None  # draws into a folder, gives Markdown
+    withdrawn: str = ""  # why its results decide nothing, as sentences; its relations then get no verdict
 
     def __post_init__(self) -> None:
         if self.match not in (None, "flops", "seen", "loss_tokens", "params"):

@@ -72,10 +72,9 @@ def results_table(study: Study, results: Results) -> Table:
             text = _mean(v, decimals[m.name]) if v else "–"
             row.append(Text(text, bold[m.name] == name, notes.marks(*sorted(flags.get(m.name, ())))))
         rows.append(row)
-    about = (
-        "Mean over seeds ± half of the 95 % interval (Student's t). Bold: better than the second by a paired t test over "
-        "seeds, p < 0.05, uncorrected."
-    )
+    about = "Mean over seeds ± half of the 95 % interval (Student's t)."
+    if not study.withdrawn:
+        about += " Bold: better than the second by a paired t test over seeds, p < 0.05, uncorrected."
     align = "l" * (1 + len(facts)) + "r" * (1 + len(study.metrics))
     return Table("results", f"{study.title}: results", align, header, rows, notes.texts, about)
 
@@ -92,7 +91,12 @@ def _best(study: Study, results: Results, metric: Metric) -> str | None:
     plain = [c for c in study.labels if not any(metric.name in r["flags"] for r in results.get(c, {}).values())]
     means = {c: sum(v.values()) / len(v) for c in plain if (v := values(results, c, metric.name))}
     order = sorted(means, key=lambda c: means[c], reverse=metric.higher)
-    if not metric.comparable or len(order) < 2 or not (found := pairs(results, order[0], order[1], metric.name)):
+    if (
+        study.withdrawn
+        or not metric.comparable
+        or len(order) < 2
+        or not (found := pairs(results, order[0], order[1], metric.name))
+    ):
         return None
     test = stats.gains(found, higher=metric.higher)
     return order[0] if test.p is not None and test.p < stats.ALPHA and test.mean > 0 else None

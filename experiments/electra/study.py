@@ -62,4 +62,9 @@ def study(seeds: int = 3, budget: float = 6e12) -> Study:
     )
     title = "Replaced-token detection against masked language modelling (ELECTRA, Table 5)"
     metrics, derive = small.task_metrics(*TASKS), small.average(*TASKS)
-    return Study("electra", title, cells(), seeds, metrics, relations, "flops", budget, derive=derive)
+    withdrawn = (
+        "every cell lies below the same encoder fine-tuned without pretraining, which has 0.75 in question classes and 0.67 in "
+        "topics. Differences between these cells say nothing about what pretraining is worth; no relation is drawn from them "
+        "until the study is run anew with a cell without pretraining."
+    )
+    return Study("electra", title, cells(), seeds, metrics, relations, "flops", budget, derive=derive, withdrawn=withdrawn)

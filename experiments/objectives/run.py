@@ -1,52 +1,82 @@
 """`python -m experiments.objectives.run --workdir=runs/objectives`: every architecture under every objective, a table.
 
 Runs the one-minute configs one after the other (each in a process of its own; a finished one is not run again) and writes
-`results.json` and the Markdown table that stands in README.md.
+`results.json`, `table.md`, and the table of README.md and of this folder's README.md. Run it on a quiet machine: seconds are
+part of it. `--table` writes the tables of the results that there are, and runs nothing.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = (
-    "decoder_causal",
-    "decoder_prefix",
-    "decoder_spans",
-    "encoder_masked",
-    "encoder_masked_words",
-    "encdec_prefix",
-    "encdec_masked",
-    "encdec_spans",
-    "decoder_fim",
-    "encoder_nsp",
-    "encdec_bart",
-    "decoder_ul2",
-    "encdec_ul2",
-)
+from experiments.filled import ROOT, fill
+
+HERE = Path(__file__).parent
+PART = "objectives"  # of the two READMEs, between the lines that say so
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Case:
+    """A config, and what of it is another objective where that has no config of its own."""
+
+    config: str
+    flags: tuple[str, ...] = ()
+    note: str = ""
+
+
+def _other(config: str, kind: str) -> Case:
+    return Case(config, (f"--config.objective={{'kind': '{kind}'}}",), f" with `--config.objective=\"{{'kind': '{kind}'}}\"`")
+
+
+CASES = {
+    "decoder_causal": Case("decoder_causal"),
+    "decoder_prefix": Case("decoder_prefix"),
+    "decoder_spans": Case("decoder_spans"),
+    "decoder_fim": Case("decoder_fim"),
+    "decoder_ul2": Case("decoder_ul2"),
+    "encoder_masked": Case("encoder_masked"),
+    "encoder_masked_words": Case("encoder_masked_words"),
+    "encoder_nsp": Case("encoder_nsp"),
+    "encoder_rtd": Case("encoder_rtd", note="; the loss is the generator's and 50 times the model's"),
+    "encdec_prefix": Case("encdec_prefix"),
+    "encdec_masked": Case("encdec_masked"),
+    "encdec_spans": Case("encdec_spans"),
+    "encdec_bart": Case("encdec_bart"),
+    "encdec_deshuffle": _other("encdec_bart", "deshuffle"),
+    "encdec_mass": _other("encdec_bart", "mass"),
+    "encdec_ul2": Case("encdec_ul2"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workdir", default="runs/objectives")
-    p.add_argument("--out", default=str(Path(__file__).parent))
-    flags = p.parse_args()
-    results = {name: measured(name, Path(flags.workdir)) for name in NAMES}
-    Path(flags.out, "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    Path(flags.out, "table.md").write_text(table(results))
+    p.add_argument("--table", action="store_true", help="write the tables of the results that there are, and run nothing")
+    flags = p.parse_args(argv)
+    kept = HERE / "results.json"
+    if flags.table:
+        results = json.loads(kept.read_text())
+    else:
+        results = {name: measured(name, case, Path(flags.workdir)) for name, case in CASES.items()}
+        kept.write_text(json.dumps(results, indent=1) + "\n")
+    write(results)
     print(table(results))
 
 
-def measured(name: str, workdir: Path) -> dict[str, float]:
+def measured(name: str, case: Case, workdir: Path) -> dict[str, Any]:
     """The summary of a config's run, from now or before."""
-    summary = workdir / name / "summary.json"
-    if not summary.exists():
-        words = [sys.executable, "-m", "lm.train", f"--config={ROOT}/configs/{name}.py", f"--workdir={workdir / name}"]
-        subprocess.run(words, check=True, cwd=ROOT)
-    s = json.loads(summary.read_text())
+    home = workdir / name
+    if not (home / "summary.json").exists():
+        words = [sys.executable, "-m", "lm.train", f"--config={ROOT}/configs/{case.config}.py", f"--workdir={home}"]
+        subprocess.run([*words, *case.flags], check=True, cwd=ROOT)
+    s = json.loads((home / "summary.json").read_text())
+    git = json.loads((home / "manifest.json").read_text())["git"]
     return {
+        "commit": git["commit"][:7] if git else "unknown",
         "parameters": s["parameters"],
         "loss": s["heldout"]["loss"],
         "accuracy": s["heldout"]["accuracy"],
@@ -57,19 +87,41 @@ def measured(name: str, workdir: Path) -> dict[str, float]:
     }
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
-    """Losses of different objectives ask for different things: compare down a column only within an objective."""
+def write(results: dict[str, dict[str, Any]]) -> None:
+    """The table into the three files that have it."""
+    text = table(results)
+    (HERE / "table.md").write_text(text)
+    for readme in (ROOT / "README.md", HERE / "README.md"):
+        fill(readme, PART, text)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A row for each case and what the figures are of. Losses compare only within an objective."""
     lines = [
         "| config | parameters | held-out loss, nats a predicted token | accuracy | tokens seen | with loss "
         "| model FLOPs | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, r in results.items():
-        lines.append(
-            f"| `{name}` | {r['parameters'] / 1e6:.2f} M | {r['loss']:.3f} | {r['accuracy']:.3f} | {r['tokens_seen']:,} | "
-            f"{r['tokens_with_loss']:,} | {r['model_flops']:.2e} | {r['seconds']:.0f} |"
-        )
-    return "\n".join(lines) + "\n"
+    for name, case in CASES.items():
+        r = results.get(name)
+        figures = " – |" * 7
+        if r is not None:
+            figures = (
+                f" {r['parameters'] / 1e6:.2f} M | {r['loss']:.3f} | {r['accuracy']:.3f} | {r['tokens_seen']:,} | "
+                f"{r['tokens_with_loss']:,} | {r['model_flops']:.2e} | {r['seconds']:.0f} |"
+            )
+        lines.append(f"| `{case.config}`{case.note} |{figures}")
+    return "\n".join([*lines, "", *notes(results)]).rstrip() + "\n"
+
+
+def notes(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Which code the figures are of, and which are missing."""
+    commits = sorted({r["commit"] for r in results.values() if "commit" in r})
+    old = any("commit" not in r for r in results.values())
+    said = [f"Measured at {', '.join(commits)}."] if commits else []
+    said += ["The figures are of the first version: its seconds no longer hold."] if old else []
+    said += ["Rows without figures are not measured yet."] if CASES.keys() - results.keys() else []
+    return [" ".join(said)]
 
 
 if __name__ == "__main__":

@@ -60,4 +60,10 @@ def study(seeds: int = 3, budget: float = 6e12) -> Study:
         Metric("infill/bits_per_byte", "infill, bits per byte", higher=False),
     )
     title = "Architecture and objective (T5, Table 2)"
-    return Study("t5_table2", title, made, seeds, metrics, relations, "flops", budget, derive=small.average(*TASKS))
+    withdrawn = (
+        "every cell lies below a causal decoder fine-tuned without pretraining, which has 0.83 in question classes said in "
+        "text (one seed). Differences between these cells say nothing about what pretraining is worth; no relation is drawn "
+        "from them until the study is run anew with a cell without pretraining."
+    )
+    derive = small.average(*TASKS)
+    return Study("t5_table2", title, made, seeds, metrics, relations, "flops", budget, derive=derive, withdrawn=withdrawn)

@@ -327,3 +327,30 @@ def test_a_study_whose_results_are_kept_ran_whole_as_it_stands_and_held_its_budg
             if study.match and "diverged" not in result["flags"]:
                 spent = result["ledger"][tables.MATCHED[study.match]]
                 assert spent == pytest.approx(study.budget * cell.share, rel=0.01), name
+
+
+def test_a_withdrawn_study_gets_no_verdict(no_pictures, tmp_path):
+    study = a_study(withdrawn="its floor is above its cells.")
+    judged = judge(study, the_results())
+    assert {j.words for j in judged} == {"withdrawn"} and {j.verdict for j in judged} == {"unresolved"}
+    text = report.write(study, the_results(), tmp_path)["md"].read_text()
+    assert "**Withdrawn: its floor is above its cells.**" in text and "primary relations:" not in text
+    assert not re.search("reproduced|reversed|unresolved", text)
+    assert "Bold:" not in text and not re.search(r"\*\*[\d.]+ ±", text)
+
+
+@pytest.mark.parametrize("folder", [f for f in RAN if report.load(f)[0].withdrawn], ids=lambda folder: folder.name)
+def test_what_is_withdrawn_is_so_wherever_it_is_read(folder):
+    """In the study's own README and reports, in the list of studies and on the front page."""
+    for name in ("README.md", "report.md", "report.tex"):
+        text = (folder / name).read_text()
+        assert "Withdrawn" in text[:1500] or name == "report.tex", name
+        assert not re.search(r"reproduced|reversed|unresolved", text), f"{name} gives a verdict"
+    root = folder.parent.parent
+    assert f"[{folder.name}]({folder.name}) (results withdrawn)" in (folder.parent / "README.md").read_text()
+    for page in (folder.parent / "README.md", root / "README.md"):
+        assert re.search(rf"[Ee]very cell of\s+`{folder.name}`\s+(lies )?below", page.read_text())
+
+
+def test_two_studies_are_withdrawn():
+    assert [f.name for f in RAN if report.load(f)[0].withdrawn] == ["electra", "t5_table2"]
