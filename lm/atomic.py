@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import count
@@ -46,8 +47,7 @@ def new_folder(target: Path) -> Generator[Path]:
             yield folder
             folder.rename(target)
         except BaseException:
-            _emptied(folder)
-            folder.rmdir()
+            _remove(folder)
             raise
 
 
@@ -73,6 +73,15 @@ def _emptied(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    """Threads that were writing when the error came may write on for a moment. What stays after 2 s the next call removes."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def put_aside(path: AnyPath, folder: AnyPath, *, name: str | None = None) -> AnyPath:

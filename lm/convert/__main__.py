@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("--shard_gb", type=float, default=5.0, help="largest file, GB (default 5)")
     commands.add_parser("families", help="list the known model types")
     flags = parser.parse_args(argv)
-    startup.after_jax()  # and not `before_jax`: nothing is computed here, and freed memory is to go back
     try:
+        startup.after_jax()  # and not `before_jax`: nothing is computed here, and freed memory is to go back
         if flags.command == "families":
             from lm.convert.families import FAMILIES
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {printable(_told(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print(f"interrupted: nothing was written to {flags.target}", file=sys.stderr)
+        print("interrupted: nothing was written", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

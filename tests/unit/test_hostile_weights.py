@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+from contextlib import suppress
 
 import ml_dtypes
 import numpy as np
@@ -360,6 +362,24 @@ def test_what_a_kill_left_is_cleared_by_the_same_command(theirs, tmp_path, capsy
     assert main(["from_hf", str(theirs()), str(tmp_path / "ours")]) == 0
     assert not left.exists() and not (tmp_path / "ours" / "params" / "deep").exists()
     assert checkpoint.load_model(tmp_path / "ours").width == 32
+
+
+def test_the_error_is_told_though_a_thread_still_writes(tmp_path):
+    """As Orbax's do after Ctrl-C: a folder that is filled again while it is removed."""
+    ended = threading.Event()
+
+    def write(folder):
+        for i in range(200):
+            with suppress(OSError):
+                (folder / "deep" / str(i)).mkdir(parents=True)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt), atomic.new_folder(tmp_path / "x") as folder:
+        threading.Thread(target=write, args=[folder]).start()
+        raise KeyboardInterrupt
+    ended.wait()
+    with atomic.new_folder(tmp_path / "x") as folder:  # whatever was left
+        assert not list(folder.iterdir())
 
 
 def test_a_target_that_is_being_written_is_left_alone(tmp_path):
