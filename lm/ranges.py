@@ -84,7 +84,7 @@ def show(value: Any) -> str:
 Count = Annotated[int, Range(1, INT32)]
 Natural = Annotated[int, Range(0, INT32)]
 Every = Annotated[int, Range(1, INT32, note="; None is never")]  # steps between two times that something is done
-Axis = Annotated[int, Range(1, 2**20, also=(-1,), note=", or -1 for what the others leave")]  # devices along a mesh axis
+Axis = Annotated[int, Range(1, INT32, also=(-1,), note=", or -1 for what the others leave")]  # devices along a mesh axis
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Layers = Annotated[int, Range(1, 10_000)]  # each is traced and compiled, so that more would never begin
 Length = Annotated[int, Range(8, INT32)]  # tokens in a row

@@ -201,11 +201,11 @@ def _found(file: str) -> tuple[Path, str | None]:
     try:
         name, colon, argument = file.partition(":") if not Path(file).exists() else (file, "", "")
         path = Path(name)
-        if path.is_dir():
+        if name and path.is_dir():
             raise UserError(f"--config={name} is a folder: give a file in it, such as {path / 'config.json'}")
         if not path.is_file():
             offers = [p.stem for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-            raise UserError(f"no config file {name}{nearest(path.stem, offers)}")
+            raise UserError(f"no config file {name or show(name)}{nearest(path.stem, offers)}")
     except (OSError, ValueError) as error:  # a name that is too long, or has a zero byte
         raise UserError(f"no config file {show(file)}: {getattr(error, 'strerror', None) or error}; give another") from None
     if path.suffix not in (".py", ".json"):
