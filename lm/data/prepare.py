@@ -4,7 +4,8 @@
 
 Everything lands in <cache>/<fingerprint>, where the fingerprint covers all that decides the outcome, so that equal
 settings over equal data are prepared once. It is built beside that folder and renamed at the end; a preparation that
-was killed goes on after the last stage it finished. Two processes that want the same wait for each other.
+was killed goes on after the last stage it finished. Two processes that want the same wait for each other. What is found
+there is verified (`lm.data.intact`): a damaged file is named, and a damaged report made again.
 
     report.json  tokenizer.model  dropped.jsonl
     <source>/train/ holdout/                 token stores
@@ -16,8 +17,10 @@ import errno
 import hashlib
 import json
 import re
+import shutil
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from lm import atomic, config, resolve
-from lm.data import clean, dedup, sources, stages
+from lm import atomic, config, paths, resolve
+from lm.data import clean, dedup, intact, sources, stages
 from lm.data.store import Store, write_store
 from lm.data.tokenizer import Tokenizer, from_bytes, load, train
 from lm.errors import EXIT_USER_ERROR, UserError
@@ -52,7 +55,8 @@ class Prepared:
     report: Mapping[str, Any]
 
     def documents(self, source: str, split: str) -> Iterator[sources.Document]:
-        """The cleaned text behind a store, in its order."""
+        """The cleaned text behind a store, in its order. Raises UserError, before the first, if the file was damaged."""
+        intact.check_file(self.path, self.report, f"{source}/{split}.jsonl.gz")
         return stages.read_texts(self.path / source / f"{split}.jsonl.gz")
 
 
@@ -88,32 +92,62 @@ def prepare(data: config.Data, *, progress: bool = True) -> Prepared:
         raise UserError(f"data.holdout={data.holdout} is not a fraction; 0.05 keeps a twentieth of the documents")
     if "://" in data.cache:
         raise UserError(f"data.cache={data.cache} must be a local folder (sources may be remote)")
-    cache = Path(data.cache).expanduser().resolve()
+    cache = paths.local(data.cache, name="data.cache")
     mark = fingerprint(data)
-    done, partial = cache / mark, cache / f"{mark}.partial"
+    done = cache / mark
     try:
-        if not (done / "report.json").exists():
+        report = _report(done)
+        if report is None:
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / f"{mark}.lock"):
-                if not (done / "report.json").exists():  # another process may have made it while we waited
+                report = _report(done)  # another process may have made it while we waited
+                if report is None:
+                    partial = cache / f"{mark}.partial"
                     partial.mkdir(exist_ok=True)
                     _Build(data, partial, cache, mark, progress).run()
-                    partial.rename(done)
+                    _move(partial, done)
+                    report = intact.read_report(done, mark)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(f"no disk space left below {cache}; free some, or set data.cache to another disk") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
             raise UserError(f"cannot write below {cache} ({error.strerror}); set data.cache to another folder") from None
         raise
-    return _open(done, data)
+    return _open(done, report)
 
 
-def _open(path: Path, data: config.Data) -> Prepared:
-    report = json.loads((path / "report.json").read_text())
+def _report(done: Path) -> dict[str, Any] | None:
+    """The report of a prepared folder; None, with a warning, if it is damaged, and None if nothing is there yet."""
+    if not done.exists():
+        return None
+    try:
+        return intact.read_report(done, done.name)
+    except intact.Damaged as damage:
+        warnings.warn(f"prepared data in {done}: {damage}; it is prepared again", stacklevel=3)
+        return None
+
+
+def _move(partial: Path, done: Path) -> None:
+    """Makes `partial` to `done`. Where `done` is there, file by file, because others may be reading it: what they read
+    stays, since the same settings give the same bytes. The report comes last, so that a kill leaves work to be done again.
+    """
+    if not done.exists():
+        partial.rename(done)
+        return
+    files = sorted((p for p in partial.rglob("*") if p.is_file()), key=lambda p: p == partial / intact.REPORT)
+    for file in files:
+        target = done / file.relative_to(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(partial)
+
+
+def _open(path: Path, report: Mapping[str, Any]) -> Prepared:
     stores: dict[str, dict[str, Store]] = {split: {} for split in _SPLITS}
-    for name in data.sources:
-        for split in report["sources"][name]["splits"]:  # an empty one has no store
+    for name, source in report["sources"].items():
+        for split in source["splits"]:  # an empty one has no store
             stores[split][name] = Store.open(str(path / name / split))
+    intact.check(path, report)
     tokenizer = from_bytes((path / "tokenizer.model").read_bytes())
     return Prepared(path, path.name, stores["train"], stores["holdout"], tokenizer, report)
 
@@ -126,8 +160,12 @@ class _Build:
         self.bar = stages.Progress(progress)
 
     def run(self) -> None:
-        if (self.path / "report.json").exists():  # killed between the last word and the renaming
-            return self._tidy()
+        try:
+            intact.read_report(self.path, self.mark)
+        except intact.Damaged:
+            pass  # as a rule there is none yet
+        else:
+            return self._tidy()  # killed between the last word and the renaming
         start = time.monotonic()
         with self.bar:
             cleaned = {name: self._stage(f"{name}/clean", lambda n=name: self._clean(n)) for name in self.data.sources}
@@ -144,10 +182,14 @@ class _Build:
     def _stage(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns (JSON), from an earlier run that got this far if there was one."""
         done = self.path / f"{name}.done.json"
-        if not done.exists():
-            done.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_json(done, make())
-        return json.loads(done.read_text())
+        if done.exists():
+            try:
+                return json.loads(done.read_bytes())
+            except ValueError:
+                pass  # damaged since: the stage is done again
+        done.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(done, make())
+        return json.loads(done.read_bytes())
 
     def _clean(self, name: str) -> dict[str, Any]:
         data, source = self.data, self.data.sources[name]
@@ -313,14 +355,18 @@ class _Build:
         report["tokenizer"] = {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
         with (self.path / "dropped.jsonl").open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        atomic.write_json(self.path / "report.json", report)
+        kept = {p for p in self.path.rglob("*") if p.is_file() and p.parent.name != "c"} - self._scaffolding()
+        atomic.write_json(self.path / intact.REPORT, intact.sealed(report, self.path, kept))
         self._tidy()
 
     def _tidy(self) -> None:
         """Removes the scaffolding, of no use to those who read."""
-        for pattern in ("*.done.json", "*/*.done.json", "*/*.npy", "*/clean.jsonl"):
-            for file in self.path.glob(pattern):
-                file.unlink()
+        for file in self._scaffolding():
+            file.unlink()
+
+    def _scaffolding(self) -> set[Path]:
+        patterns = ("*.done.json", "*/*.done.json", "*/*.npy", "*/clean.jsonl", "*.tmp", "*/*.tmp")
+        return {file for pattern in patterns for file in self.path.glob(pattern)}
 
     def _key(self, keys: dict[str, list[str]], name: str, index: int) -> str:
         if name not in keys:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.intact import again
 from lm.errors import UserError
 
 CHUNK = 1 << 18  # tokens; 512 KiB as uint16
@@ -25,10 +26,12 @@ _CACHE = 1 << 30
 
 
 def _spec(path: str, name: str) -> dict[str, Any]:
-    url = path if "://" in path else f"file://{path}"
+    # A local path is no URL, in which `%41` would be an A and `#` the end.
+    place = path.rstrip("/")
+    kvstore = f"{place}/{name}/" if "://" in path else {"driver": "file", "path": f"{place}/{name}/"}
     return {
         "driver": "zarr3",
-        "kvstore": f"{url.rstrip('/')}/{name}/",
+        "kvstore": kvstore,
         # Without these a lost chunk would read as zeros, without a word.
         "store_data_equal_to_fill_value": True,
         "fill_missing_data_reads": False,
@@ -101,8 +104,22 @@ def _translate(error: Exception, path: str) -> Exception:
 
 
 def _again(path: str) -> str:
-    """The cure: a store lies in <cache>/<fingerprint>/<source>/<split>, and what is prepared is prepared as a whole."""
-    return f"delete {Path(path).parents[1]} and prepare the data again (python -m lm.data.prepare)"
+    """The cure: a store lies in <cache>/<fingerprint>/<source>/<split>."""
+    return again(Path(path).parents[1])
+
+
+def _check_chunks(path: str, tokens: Any) -> None:
+    """UserError for the first chunk that is missing or cut short, long before it would be read; reading checks its CRC."""
+    chunk = tokens.chunk_layout.read_chunk.shape[0]
+    size = chunk * tokens.dtype.numpy_dtype.itemsize + 4
+    for i in range(-(-tokens.shape[0] // chunk)):
+        file = Path(path) / "tokens" / "c" / str(i)
+        try:
+            found = file.stat().st_size
+        except OSError:
+            found = 0
+        if found != size:
+            raise UserError(f"corrupt token store: {file} ({found} of {size} bytes); {_again(path)}")
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,8 @@ class Store:
             offsets, sizes, tokens = arrays[0].read().result(), arrays[1].read().result(), arrays[2]
             if tokens.shape[0] * tokens.dtype.numpy_dtype.itemsize <= in_memory:
                 tokens = tokens.read().result()
+            elif "://" not in path:
+                _check_chunks(path, tokens)
         except (ValueError, OSError) as error:
             raise _translate(error, path) from None
         if len(offsets) != len(sizes) + 1 or offsets[-1] != tokens.shape[0]:

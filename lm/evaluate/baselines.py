@@ -7,13 +7,16 @@ is divided by the UTF-8 bytes of the documents alone.
 
 import json
 import lzma
+import math
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from lm.evaluate import xz
 
 XZ_TRAIN_BYTES = 1 << 24  # of training text before the held-out text at most, the last ones: xz takes 1 to 2 s a MB
 TRAIN_TOKENS = 1 << 26  # an n-gram model counts at most so many, the first ones
+FIGURES = {"xz", "xz_after_train", "bigram", "trigram", "bytes", "seconds"}  # of `baselines`
 _SEPARATOR = b"\0"  # ends a document for xz, as eos does for the others
 
 
@@ -74,8 +78,8 @@ def _last(documents: Iterable[bytes], size: int) -> deque[bytes]:
 def of_prepared(prepared: Any) -> dict[str, float]:
     """`baselines` over all sources of an `lm.data.prepare.Prepared`; kept beside the data, and so computed once."""
     kept = prepared.path / "baselines.json"
-    if kept.exists():
-        return json.loads(kept.read_text())
+    if (earlier := _earlier(kept)) is not None:
+        return earlier
     if not prepared.holdout:
         raise UserError("baselines need held-out documents; set data.holdout above 0, or evaluate.baselines=False")
     train = (d.text for name in prepared.train for d in prepared.documents(name, "train"))
@@ -89,6 +93,20 @@ def of_prepared(prepared: Any) -> dict[str, float]:
     )
     atomic.write_json(kept, found)
     return found
+
+
+def _earlier(path: Path) -> dict[str, float] | None:
+    """Baselines computed before; None, with a warning if they are damaged, where they are to be computed."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+        if found.keys() == FIGURES and all(type(v) in (int, float) and math.isfinite(v) for v in found.values()):
+            return found
+    except (OSError, ValueError, AttributeError, RecursionError):
+        pass
+    warnings.warn(f"{path} is damaged; the baselines are computed again", stacklevel=3)
+    return None
 
 
 def _documents(stores: Mapping[str, Any], limit: int | None) -> list[np.ndarray]:

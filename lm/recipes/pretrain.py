@@ -1,5 +1,6 @@
 """Pretraining: a config becomes a model, data, a step and hooks; the shared loop does the rest."""
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -340,10 +341,16 @@ def _tensorboard(rundir: RunDir, run: config.Run) -> Any:
     return SummaryWriter(str(rundir.path / "tensorboard"))
 
 
-def _baselines(parts: Parts) -> dict[str, Any]:
+def _baselines(parts: Parts) -> dict[str, Any] | None:
+    """None, with a warning, if the prepared texts were damaged: a run that has trained to the end does not fail for them."""
     from lm.evaluate.baselines import of_prepared
 
-    return {name: value for name, value in of_prepared(parts.data).items() if name not in ("bytes", "seconds")}
+    try:
+        found = of_prepared(parts.data)
+    except UserError as error:
+        warnings.warn(f"no baselines: {error}", stacklevel=2)
+        return None
+    return {name: value for name, value in found.items() if name not in ("bytes", "seconds")}
 
 
 def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop.Clock, *, steps: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Baselines: probabilities that are probabilities, and bits that are counted as a neural model's are."""
 
+import json
 import lzma
 
 import numpy as np
@@ -119,6 +120,14 @@ def test_of_prepared(tmp_path, documents):
     assert found["bytes"] == prepared.holdout["t"].num_bytes
     assert np.log2(8) / 5.5 < found["bigram"] < 1.2  # eight words of about 5.4 bytes with their space
     assert of_prepared(prepared) == found and (prepared.path / "baselines.json").exists()
+    for damaged in ("[1]", json.dumps(found)[:-9], json.dumps(found | {"xz": np.nan})):
+        (prepared.path / "baselines.json").write_text(damaged)
+        with pytest.warns(UserWarning, match=r"baselines\.json is damaged; the baselines are computed again"):
+            assert of_prepared(prepared) | {"seconds": 0} == found | {"seconds": 0}
+    (prepared.path / "baselines.json").unlink()
+    (prepared.path / "t" / "train.jsonl.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"train\.jsonl\.gz is not as it was written"):
+        of_prepared(prepared)
     nothing = prepare(config.Data(**vars(data) | {"holdout": 0.0}), progress=False)
     with pytest.raises(UserError, match="baselines need held-out documents"):
         of_prepared(nothing)

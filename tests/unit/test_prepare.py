@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +51,22 @@ def data(tmp_path):
     return section(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """Prepared once, to be copied."""
+    data = section(tmp_path_factory.mktemp("original"))
+    prepare(data, progress=False)
+    return data
+
+
+@pytest.fixture
+def copy(tmp_path, original):
+    """Data whose cache is a copy, to be damaged; and where in it the data lies."""
+    shutil.copytree(original.cache, tmp_path / "copy")
+    data = replace(original, cache=str(tmp_path / "copy"))
+    return data, tmp_path / "copy" / module.fingerprint(data)
+
+
 def test_everything_is_there(data):
     done = prepare(data, progress=False)
     a, b = (done.report["sources"][name] for name in "ab")
@@ -75,6 +93,125 @@ def test_a_store_that_is_gone_is_missed_and_its_cure_cures(data, split):
         prepare(data, progress=False)
     shutil.rmtree(done.path)
     assert (prepare(data, progress=False).path / "a" / split).exists()
+
+
+def flip(file):
+    """One bit, in the middle."""
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
+def contents(path):
+    return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != "report.json"}
+
+
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "cut", "a list", "a flipped bit", "of other data", "of another version"]
+)
+def test_a_damaged_report_is_made_again(copy, damage):
+    data, path = copy
+    report, before = path / "report.json", contents(path)
+    whole = report.read_text()
+    made = {
+        "empty": "",
+        "cut": whole[:200],
+        "a list": "[]",
+        "a flipped bit": whole.replace('"documents": 20', '"documents": 21'),
+        "of other data": whole.replace(path.name, "0" * 64),
+        "of another version": json.dumps({"fingerprint": path.name, "sources": {}}),
+    }
+    report.unlink() if damage == "missing" else report.write_text(made[damage])
+    with pytest.warns(UserWarning, match=r"prepared data in .*: report.json .*; it is prepared again"):
+        again = prepare(data, progress=False)
+    assert contents(again.path) == before and json.loads(report.read_text())["sources"] == json.loads(whole)["sources"]
+    assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.lock"}
+    prepare(data, progress=False)  # and all is well: a warning would be an error
+
+
+def test_a_repair_that_was_killed_goes_on(copy, monkeypatch):
+    data, path = copy
+    before = contents(path)
+    (path / "report.json").unlink()
+    (path / "tokenizer.model").unlink()
+    replaced = []
+
+    def dying(file, target):
+        if len(replaced) == 3:
+            raise KeyboardInterrupt
+        replaced.append(file.rename(target))
+
+    monkeypatch.setattr(module.Path, "replace", dying)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="report.json is missing"):
+        prepare(data, progress=False)
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="report.json is missing"):
+        assert contents(prepare(data, progress=False).path) == before
+
+
+@pytest.mark.parametrize("file", ["tokenizer.model", "dropped.jsonl", "a/train/tokens/zarr.json", "a/train/tokens/c/0"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
+def test_a_damaged_file_is_named(copy, file, harm):
+    data, path = copy
+    damaged = path / file
+    if harm == "flip":
+        flip(damaged)
+    elif harm == "cut":
+        damaged.write_bytes(damaged.read_bytes()[:-5])
+    else:
+        damaged.unlink()
+    named = path / "a/train" if file.endswith("zarr.json") else damaged
+    with pytest.raises(UserError, match=rf"{named}.*; delete {path} and prepare the data again"):
+        prepare(data, progress=False)
+
+
+def test_every_bit_of_the_tokenizer_counts(copy):
+    """Half of the flips leave a model that loads, and encodes other words."""
+    data, path = copy
+    model = path / "tokenizer.model"
+    whole = model.read_bytes()
+    for at in range(0, len(whole), len(whole) // 20):
+        model.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(UserError, match=r"tokenizer\.model is not as it was written"):
+            prepare(data, progress=False)
+    model.write_bytes(whole)
+    assert prepare(data, progress=False).tokenizer.proto == whole
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink])
+def test_damaged_texts_matter_to_those_who_read_them(copy, harm):
+    data, path = copy
+    harm(path / "a" / "holdout.jsonl.gz")
+    again = prepare(data, progress=False)  # training reads tokens
+    assert list(again.documents("a", "train")) and list(again.documents("b", "holdout"))
+    with pytest.raises(UserError, match=r"/a/holdout\.jsonl\.gz .*; delete .* and prepare the data again"):
+        again.documents("a", "holdout")
+
+
+def test_a_damaged_stage_of_a_killed_preparation_is_done_again(data, monkeypatch):
+    monkeypatch.setattr(module._Build, "_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, progress=False)
+    monkeypatch.undo()
+    partial = Path(data.cache) / f"{module.fingerprint(data)}.partial"
+    (partial / "dedup.done.json").write_text("{")
+    assert prepare(data, progress=False).train["a"].num_documents == 16
+
+
+@pytest.mark.parametrize("name", ["a%41b", "a%2Fb", "a#b", "a?b", "a b", "a*[0]b", "a\nb", "\u00fc", "-a'\"b"])
+def test_a_cache_of_any_name(tmp_path, name):
+    """`%41` was an A: the stores lay in another folder than the one named."""
+    data = section(tmp_path, cache=str(tmp_path / "in" / name))
+    done = prepare(data, progress=False)
+    assert [p.name for p in (tmp_path / "in").iterdir()] == [name]
+    assert (tmp_path / "in" / name / done.fingerprint / "a" / "train" / "tokens" / "zarr.json").exists()
+
+
+@pytest.mark.parametrize("name, cause", [("a\\b", r"changes '\\\\'"), (os.fsdecode(b"a\xff"), "not UTF-8")])
+def test_a_cache_whose_name_a_library_changes(tmp_path, name, cause):
+    with pytest.raises(UserError, match=rf"data.cache=.*{cause}"):
+        prepare(section(tmp_path, cache=str(tmp_path / "in" / name)), progress=False)
+    assert not (tmp_path / "in").exists()
 
 
 def test_stores_hold_the_text_between_bos_and_eos(data):

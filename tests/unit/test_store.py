@@ -75,6 +75,15 @@ def test_damage_is_noticed_and_the_file_named(tmp_path, path, damage, in_memory)
         Store.open(path, in_memory=in_memory).tokens()
 
 
+@pytest.mark.parametrize("harm", ["cut", "missing"])
+def test_a_large_store_misses_its_chunks_when_it_is_opened(tmp_path, path, harm):
+    chunk = tmp_path / "s" / "tokens" / "c" / "7"
+    assert Store.open(path, in_memory=0).num_tokens == 8000
+    chunk.write_bytes(chunk.read_bytes()[:-1]) if harm == "cut" else chunk.unlink()
+    with pytest.raises(UserError, match=r"corrupt token store: .*/s/tokens/c/7 .*prepare the data again"):
+        Store.open(path, in_memory=0)
+
+
 def test_arrays_that_disagree(tmp_path, path):
     write_store(str(tmp_path / "t"), [(np.array([1, 2]), 2)], vocab_size=60_000)
     (tmp_path / "s" / "offsets").rename(tmp_path / "away")
