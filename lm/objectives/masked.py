@@ -7,7 +7,7 @@ import numpy as np
 from lm.objectives.causal import stream
 from lm.types import CHARACTER, WORD, Example
 
-_LONGEST = 16  # tokens of a word that is never split, unless it is over half of its text
+_LONGEST = 24  # tokens of a word that is never split, unless it is over half of its text
 
 Noise = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
