@@ -52,6 +52,11 @@ def of_a_row(run: config.Run, rows: Rows, count: int = SAMPLE, *, first: int = 0
     )
 
 
+def left_out(rows: Rows, count: int = 128) -> float:
+    """The share of the text that no row has, from `count` rows spread over all: see `Rows.left_out`."""
+    return round(rows.left_out(np.linspace(0, rows.count - 1, min(rows.count, count)).astype(np.int64)), 6)
+
+
 def steps_for(run: config.Run, rows: Rows, what: Literal["flops", "seen", "loss_tokens"], budget: float) -> int:
     """The steps whose rows come nearest to a budget, by adding up these rows; UserError if that is over 1 % off."""
     size, spent, a_step, steps = run.train.batch_size, 0.0, 0.0, 0

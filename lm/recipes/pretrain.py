@@ -23,7 +23,7 @@ from lm.generate.samples import samples
 from lm.models.positions import check_reach
 from lm.objectives import Lengths, Objective, Vocabulary, build, suited
 from lm.objectives.standin import StandIn
-from lm.recipes.ledger import SAMPLE, of_a_row, parameters
+from lm.recipes.ledger import SAMPLE, left_out, of_a_row, parameters
 from lm.recipes.tasks import Task, task
 from lm.train import hooks, loop
 from lm.train.goodput import account
@@ -226,6 +226,12 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
     rundir.write_json("manifest.json", manifest(run, **facts, mesh=parts.mesh))
     display = hooks.Display(run.train.steps, first, quiet=quiet)
     display.say(parameter_table(parts))
+    lost = {split: left_out(rows) for split, rows in parts.rows.items()}
+    for split, share in lost.items():
+        if share >= 0.001:
+            display.say(
+                f"{share:.1%} of the {split} text is in no row: documents too short for the objective, ends that do not fit"
+            )
     if first:
         display.say(f"going on from step {first} in {rundir.home}")
 
@@ -267,6 +273,7 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
         baselines = _baselines(parts) if run.evaluate.baselines and rundir.writes else None
     goodput.now("done")
     summary = _summary(parts, state, evaluate.latest, baselines, clock, steps=run.train.steps - first)
+    summary["text_left_out"] = lost
     summary["goodput"] = account(rundir.rows("goodput.jsonl"))
     checkpoints.close()
     rundir.write_json("summary.json", summary)
@@ -370,15 +377,9 @@ def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop
         "skipped_steps": int(state.skipped),
         "model_flops": whole["model_flops"],
         "raw_bytes": whole["raw_bytes"],
-        "text_left_out": {split: _left_out(rows) for split, rows in parts.rows.items()},
         "tokens_per_second": round(seen * share / max(seconds["train"] + seconds.get("data_wait", 0.0), 1e-9), 1),
         "seconds": seconds,
     }
-
-
-def _left_out(rows: Rows) -> float:
-    """The share of a split's text that its first rows leave out."""
-    return round(rows.left_out(np.arange(min(rows.count, SAMPLE))), 6)
 
 
 def parameter_table(parts: Parts, depth: int = 3) -> str:
@@ -425,7 +426,4 @@ def show_results(display: hooks.Display, summary: dict[str, Any], rundir: RunDir
         say(f"held-out {name:<14} {value:,.4f}")
     for name, value in (summary["baselines"] or {}).items():
         say(f"  baseline {name:<22} {value:.4f} bits per byte")
-    for split, share in summary["text_left_out"].items():
-        if share > 0:
-            say(f"{share:.2%} of the {split} text is in no row: documents too short for the objective, or ends that do not fit")
     say(f"\nreport: {report}")

@@ -26,6 +26,10 @@ CASES = {
         ["--config.data.decoder_length=65"],
         "takes 65 positions of the decoder, which has learned 64: shorten data.decoder_length",
     ),
+    "samples": (
+        ["--config.log.sample_tokens=64"],
+        r"log.samples take \d+ positions of the decoder, which has learned 64: lower log.sample_tokens, shorten log.samples",
+    ),
     "objective": (["--config.objective.kind=masked"], "'masked' does not suit the decoder.*span_corruption"),
     "baselines": (
         ["--config.evaluate.baselines=True", "--config.data.train_share=0.5"],

@@ -26,6 +26,9 @@ def test_trains(train, tmp_path, what):
     assert summary["tokens_seen"] >= summary["tokens_with_loss"] > 0
     assert summary["seconds"]["train"] > 0 and summary["model_flops"] > 0
     assert ("bits_per_byte" in summary["heldout"]) == what.endswith("causal")
+    left_out = summary["text_left_out"]
+    assert set(left_out) == {"train", "holdout"} and max(left_out.values()) < 0.2
+    assert max(left_out.values()) == 0 or what not in ("decoder.causal", "encoder.masked", "encoder.replaced_tokens")
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert {s["step"] for s in samples} == {10, 20, 30, 40} and all(s["text"] for s in samples[-1:])
     manifest = json.loads((tmp_path / "manifest.json").read_text())

@@ -14,7 +14,7 @@ from lm.data.rows import Rows
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
 from lm.objectives import Lengths
-from lm.recipes.ledger import of_a_row, parameters, steps_for
+from lm.recipes.ledger import left_out, of_a_row, parameters, steps_for
 from lm.recipes.tasks import task
 from lm.train.step import blueprint, counted, make_step
 from lm.types import Example, TokenStream
@@ -45,6 +45,16 @@ def test_a_row_by_hand():
     second = of_a_row(config.Run(Model(V, D, decoder=STACK)), decoder_rows(lambda index: segments[index]), 1, first=1)
     assert second.seen == 4
     assert got.of(10) == {"model_flops": 15 * forward, "tokens_seen": 45, "tokens_with_loss": 45, "raw_bytes": 280}
+
+
+def test_what_rows_leave_out_is_looked_for_everywhere():
+    asked = []
+    rows = SimpleNamespace(count=1000, left_out=lambda index: asked.append(index) or 0.1234567)
+    assert left_out(rows) == 0.123457
+    assert len(asked[0]) == 128 and (asked[0][0], asked[0][-1]) == (0, 999) and np.unique(np.diff(asked[0])).tolist() == [7, 8]
+    rows.count = 3
+    left_out(rows)
+    assert asked[1].tolist() == [0, 1, 2]
 
 
 # ---------------------------------------------------------------------------------------------------------- and the step

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lm import config
 from lm.data.tokenizer import HuggingFace, train
@@ -20,10 +20,26 @@ TEXTS = {
 CHINESE, JAPANESE, THAI = "你好，世界。这是一个句子！", "これは文です。カタカナも", "สวัสดีครับ ผมชื่อ"
 
 
-@pytest.fixture(scope="module")
-def byte_level():
+# GPT-2's words; those of LLaMA 3, where a mark belongs to the letters behind it and digits go in threes; and all of a line.
+LLAMA = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+KINDS = {
+    "gpt2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "llama3": lambda: pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    ),
+    "lines": lambda: pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "merged_with_previous"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def byte_level(request):
     t = Tokenizer(models.BPE())
-    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    t.pre_tokenizer, t.decoder = KINDS[request.param](), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     settings = dict(vocab_size=420, special_tokens=["<s>", "</s>", "<mask>"], initial_alphabet=alphabet, show_progress=False)
     t.train_from_iterator(list(TEXTS.values()), trainers.BpeTrainer(**settings))
@@ -53,7 +69,7 @@ def test_words_of_byte_level_bpe_are_those_of_the_library(byte_level, language):
     np.testing.assert_array_equal(t.boundaries(ids) == WORD, theirs(raw, text))
 
 
-@pytest.mark.parametrize("text", [CHINESE, JAPANESE, THAI, "Das ist 漢字, ja"])
+@pytest.mark.parametrize("text", [CHINESE, JAPANESE, THAI, "ab漢字ja"])
 def test_without_spaces_every_character_is_a_word(byte_level, text):
     """Words of the library are whole clauses there; none of its boundaries is missing."""
     raw, t = byte_level
@@ -61,7 +77,7 @@ def test_without_spaces_every_character_is_a_word(byte_level, text):
     begins = t.boundaries(ids)
     assert (begins[theirs(raw, text)] == WORD).all()
     pieces = np.split(ids, np.flatnonzero(begins == WORD)[1:])
-    assert all(len(t.decode(piece).strip()) <= 4 for piece in pieces)
+    assert all(len(t.decode(piece).strip()) <= 5 for piece in pieces)
     assert "\ufffd" not in "".join(map(t.decode, pieces))
 
 
