@@ -27,12 +27,14 @@ SILENT = re.compile(
     r"predict_special_tokens|is_llama_config|auto_map|_commit_hash|language|model_max_length|unsloth_(version|fixed)|"
     r"directionality|pooler_(fc_size|num_attention_heads|num_fc_layers|size_per_head|type)|inference_runner|"
     r"runner_max_sequence_length|pre_allocate_kv_cache|validate_runner_input|cache_implementation|save_step|"
-    r"router_(aux_loss_coef|jitter_noise)"
+    r"router_(aux_loss_coef|jitter_noise)|generator_size|max_sequence_length|max_batch_size|pad_key_length|"
+    r"(scale_)?attention_softmax_in_fp32"
 )
 
 # Keys that change the function of a model, and the values with which they do not.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
     "attention_bias": (False,),
     "attention_multiplier": (1.0,),
     "bias": (False,),
@@ -46,6 +48,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "residual_multiplier": (1.0,),
     "rope_interleaved": (False,),
     "scale_attn_by_inverse_layer_idx": (False,),
+    "scale_attn_weights": (True,),
     "tie_weights_": (True,),
     "use_bidirectional_attention": (False,),
     "use_qk_norm": (False,),

@@ -127,9 +127,13 @@ def canonical(model: Model) -> Model:
             return None
         letters, seen = s.letters(), dict[config.Block, str]()
         of = [block(s.blocks[letter]) for letter in letters]
+        position = s.position
+        if isinstance(position, config.Rope):  # said of the stack or of each layer
+            of = [replace(b, attention=replace(b.attention, rope=b.attention.rope or position)) for b in of]
+            position = None
         pattern = "".join(seen.setdefault(b, chr(ord("A") + len(seen))) for b in of)
         blocks = {letter: b for b, letter in seen.items()}
-        return replace(s, blocks=blocks, pattern=pattern, scan=False, remat="none", **blank)
+        return replace(s, blocks=blocks, pattern=pattern, position=position, scan=False, remat="none", **blank)
 
     return replace(
         model,

@@ -238,7 +238,8 @@ def write_modernbert(m: Model) -> dict[str, Any]:
     assert stack
     of = [stack.blocks[letter].attention for letter in stack.letters()]
     window = next((a.window for a in of if a.window), 128)
-    theta = {bool(a.window): a.rope.theta for a in of if a.rope}
+    ropes = [(bool(a.window), a.rope or stack.position) for a in of]
+    theta = {windowed: rope.theta for windowed, rope in ropes if isinstance(rope, Rope)}
     given = sizes(m)
     return given | dict(
         hidden_activation=their_activation(mlp_of(m).activation),

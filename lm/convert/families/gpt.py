@@ -61,7 +61,6 @@ def write_gpt1(m: Model) -> dict[str, Any]:
 
 
 def read_bigcode(c: Hf) -> Model:
-    c("attention_softmax_in_fp32"), c("scale_attention_softmax_in_fp32")
     kv = 1 if c.flag("multi_query") else None
     c.agrees("num_key_value_heads", kv or c.count("n_head"))
     return read(c, kv=kv)
@@ -74,6 +73,7 @@ def write_bigcode(m: Model) -> dict[str, Any]:
 
 def read_starcoder2(c: Hf) -> Model:
     c.only("norm_type", "layer_norm"), c.only("mlp_type", "default")
+    c("activation_function", None), c("layer_norm_epsilon", None)  # of a draft; beside their own names nothing reads them
     bias = c.flag("use_bias")
     attention = Attention(c.count("num_attention_heads"), c.count("num_key_value_heads"), bias=bias, out_bias=bias)
     ffn = Mlp(c.count("intermediate_size"), activation(c, "hidden_act"), bias=bias)
@@ -150,11 +150,9 @@ BIGCODE = {k: v for k, v in GPT1.items() if k != "afn"} | dict(
     n_inner=None,
     activation_function="gelu_pytorch_tanh",
     scale_attn_weights=True,
-    attention_softmax_in_fp32=True,
-    scale_attention_softmax_in_fp32=True,
     multi_query=True,
 )
-GPT2 = {k: v for k, v in BIGCODE.items() if "fp32" not in k and k != "multi_query"} | dict(
+GPT2 = {k: v for k, v in BIGCODE.items() if k != "multi_query"} | dict(
     activation_function="gelu_new", scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False
 )
 STARCODER2 = dict(

@@ -82,7 +82,7 @@ def names_neox(m: Model) -> Names:
 
 def read_bloom(c: Hf) -> Model:
     c.only("apply_residual_connection_post_layernorm", False)
-    for name in ("slow_but_exact", "seq_length", "n_inner", "offset_alibi", "attention_softmax_in_fp32", *FUSED):
+    for name in ("slow_but_exact", "seq_length", "n_inner", "offset_alibi", *FUSED):
         c(name, None)  # how their training code went about it; no version of transformers reads them
     norm, width = Norm(eps=c.eps("layer_norm_epsilon")), c.count("hidden_size")
     attention = Attention(c.count("n_head"), bias=True, out_bias=True)

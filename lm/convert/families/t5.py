@@ -29,7 +29,7 @@ def read(c: Hf, *, scales: bool = True) -> Model:
     """`tie_word_embeddings` false (version 1.1) says that the logits are not scaled, and have a matrix if the file has one.
     `scales` false (mT5): they are not scaled in either case. A file without tensors of a decoder is the encoder alone."""
     width, heads, ffn = c.count("d_model"), c.count("num_heads"), feed_forward(c)
-    c("is_encoder_decoder", True)
+    c("is_encoder_decoder", True), c("n_positions", None)  # of the training rows; positions are relative
     tied = c.flag("tie_word_embeddings", True)
     scaled = c.flag("scale_decoder_outputs", tied) if scales else False
     own = c.has("lm_head.weight") and not scaled
