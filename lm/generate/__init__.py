@@ -3,14 +3,14 @@
 Everything is one jitted call: the prompt goes through the model at once, then a scan gives a token a turn.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import config
+from lm import config, startup
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer
 from lm.types import Example, TokenStream
@@ -47,8 +47,19 @@ def following(
     return cache, logits
 
 
-@partial(jax.jit, static_argnames=("model", "new_tokens"))
-def generate(
+def generate(model: Transformer, params: Any, prompt: TokenStream, key: jax.Array, **settings: Any) -> jax.Array:
+    """`decoded`, compiled for as many texts as the prompt has."""
+    return compiled(single=len(prompt.tokens) == 1)(model, params, prompt, key, **settings)
+
+
+@cache
+def compiled(*, single: bool) -> Any:
+    """The jitted `decoded`, for a single text or for several."""
+    options = startup.decoding_options(single=single)
+    return jax.jit(decoded, static_argnames=("model", "new_tokens"), compiler_options=options)
+
+
+def decoded(
     model: Transformer,
     params: Any,
     prompt: TokenStream,

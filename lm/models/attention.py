@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lm import config
 from lm.models.layers import Dropout, Norm, Projection
 from lm.models.positions import rotate
+from lm.models.products import batched
 from lm.sharding import kv_axis, shards
 from lm.types import Mask
 
@@ -62,7 +63,7 @@ def _product(x_BKGTI: jax.Array, y_BKIJ: jax.Array) -> jax.Array:
     B, K, G, T, I = x_BKGTI.shape
     if shards("length") > 1:
         return jnp.einsum("bkgti,bkij->bkgtj", x_BKGTI, y_BKIJ)
-    return (x_BKGTI.reshape(B, K, G * T, I) @ y_BKIJ).reshape(B, K, G, T, -1)
+    return batched(x_BKGTI.reshape(B, K, G * T, I), y_BKIJ).reshape(B, K, G, T, -1)
 
 
 class Attention(nn.Module):

@@ -45,6 +45,19 @@ def affine(x: jax.Array, w: jax.Array, bias: jax.Array | None = None, *, contrac
     return y.reshape(*lead, *outputs)
 
 
+def batched(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [..., M, I] and y [..., I, J] of one dtype -> [..., M, J]: a product of two matrices for each of the leading axes.
+
+    A CPU multiplies in float32 where one of the matrices is a vector, as when decoding token by token. With the flags of
+    `lm.startup`, XLA (jaxlib 0.12) keeps a large product in bfloat16 for oneDNN, then drops the axis of size 1; what is left
+    is no product that oneDNN takes, XLA itself has none for bfloat16, and compilation fails.
+    """
+    if 1 not in (*x.shape[-2:], y.shape[-1]):
+        return x @ y
+    wide = lambda x, y: (x.astype(jnp.float32) @ y.astype(jnp.float32)).astype(x.dtype)
+    return jax.lax.platform_dependent(x, y, cpu=wide, default=jnp.matmul)
+
+
 BLOCK = 64  # rows of a group that a CPU multiplies at once
 _BY_GROUP = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=())
 

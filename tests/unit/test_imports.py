@@ -30,7 +30,7 @@ MAY = {
     "whole": set(),
     "checkpoint": CORE | {"whole"},
     "models": MODELS,
-    "generate": MODELS | {"generate", "objectives"},  # which marks a prompt has
+    "generate": MODELS | {"generate", "objectives", "startup"},  # which marks a prompt has; what a compiler is told
     "convert": MODELS | {"convert"},
     "objectives": CORE | {"objectives"},
     "data": DATA,
