@@ -112,7 +112,7 @@ def _family_of(said: Mapping[str, Any], found: Mapping[str, Stored]) -> Family:
             raise UserError(
                 f"model_type {name!r} of config.json is not known; did you mean '{near}'? It takes all that is in the file"
             )
-    raise UserError(f"model_type {name!r} of config.json is not known, and none that is computes the same; known: {known}")
+    raise UserError(f"model_type {name!r} of config.json is not known, and no other computes the same; known: {known}")
 
 
 def _without(found: dict[str, Stored], drop: str | None) -> dict[str, Stored]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from lm import atomic, foreign, paths, startup
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, printable
 
+LABELS = ("id2label", "label2id", "problem_type")  # of a classifier: what its outputs mean
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -113,7 +115,7 @@ def _to_hf(flags: argparse.Namespace) -> None:
         also = foreign.read_json(kept, "config.json") if foreign.has(kept, "config.json") else {}
         family = flags.family or also.get("model_type")
         with _bar("writing") as progress:
-            also = {k: v for k, v in also.items() if k.endswith("token_id")}
+            also = {k: v for k, v in also.items() if k.endswith("token_id") or k in LABELS}
             name = write(model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)
         carried = files.carry(kept, folder)
         if not kept.exists() and (proto := checkpoint.load_tokenizer(flags.source)):

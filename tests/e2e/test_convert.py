@@ -48,6 +48,35 @@ def test_to_ours_and_back_is_the_same_file(theirs, tmp_path, capsys):
     assert "was changed or cut short" in capsys.readouterr().err
 
 
+def test_a_classifier_keeps_its_head_and_what_it_is_called(theirs, tmp_path, capsys):
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(theirs / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors | {"score.weight": np.ones((3, 32), np.float32)}, theirs / "model.safetensors")
+    said = json.loads((theirs / "config.json").read_text())
+    names = {"0": "bad", "1": "fair", "2": "good"}
+    said |= dict(architectures=["LlamaForSequenceClassification"], id2label=names, problem_type="regression")
+    (theirs / "config.json").write_text(json.dumps(said))
+    assert main(["from_hf", str(theirs), str(tmp_path / "ours")]) == 0
+    assert checkpoint.load_model(tmp_path / "ours").head == Head(tied=False, norm=None, outputs=3)
+    assert main(["to_hf", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert back["id2label"] == names and back["architectures"] == said["architectures"]
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    np.testing.assert_array_equal(after["score.weight"], 1.0)
+    # The trunk alone, by the flag that the message names.
+    assert main(["from_hf", str(theirs), str(tmp_path / "trunk"), "--drop=score.*"]) == 0
+    assert checkpoint.load_model(tmp_path / "trunk").head is None
+    said["architectures"] = ["LlamaForTokenRanking"]
+    del tensors["model.norm.weight"]
+    save_file(tensors | {"model.norm.gain": np.ones(32, np.float32)}, theirs / "model.safetensors")
+    (theirs / "config.json").write_text(json.dumps(said))
+    capsys.readouterr()
+    assert main(["from_hf", str(theirs), str(tmp_path / "none")]) == 2
+    assert "missing: lm_head.weight, model.norm.weight" in (err := capsys.readouterr().err) and "--drop 'model" in err
+
+
 def test_our_file_is_the_one_that_safetensors_writes(theirs, tmp_path):
     from safetensors.numpy import load_file, save_file
 

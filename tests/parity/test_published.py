@@ -201,7 +201,7 @@ def test_an_unknown_model_type_names_what_computes_the_same(name, near, tmp_path
     tiny.CASES["llama"]().save_pretrained(tmp_path / "theirs")
     with pytest.raises(UserError) as error:
         convert.read(rewritten(tmp_path / "theirs", tmp_path / "other", lambda k: k, model_type=name))
-    assert (f"did you mean '{near}'" if near else "none that is computes the same") in str(error.value)
+    assert (f"did you mean '{near}'" if near else "no other computes the same") in str(error.value)
 
 
 def test_transformers_runs_a_gemma2_without_windows(tmp_path):
