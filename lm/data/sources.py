@@ -23,6 +23,7 @@ from lm import config
 from lm.errors import UserError, nearest
 
 _BLOCK = 1 << 24  # bytes looked at in one turn when a file is hashed or its lines are found
+_BLANK = b" \t\r\v\f"
 _SKIP = "mend the file, or count and skip such records with data.on_corrupt=skip"
 
 
@@ -55,9 +56,9 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
     if source.kind == "tfds":
         return _Tfds(source, cache)
     try:
-        codecs.lookup(source.encoding)
-    except LookupError:
-        raise UserError(f"unknown encoding {source.encoding!r} of {source.path}; for example utf-8, latin-1") from None
+        bytes(4).decode(source.encoding)  # unlike codecs.lookup, this refuses codecs that are not of text, such as "hex"
+    except (LookupError, ValueError):
+        raise UserError(f"unknown encoding {source.encoding!r} of {source.path}; for example utf-8, utf-16, latin-1") from None
     kinds = {"text": _Text, "jsonl": _JsonLines, "array_record": _ArrayRecord}
     return kinds[source.kind](source, _find(source), on_corrupt)
 
@@ -93,15 +94,15 @@ def _find(source: config.Source) -> list[_File]:
     parts = pattern.split("/")
     fixed = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
     folder, rest = "/".join(parts[:fixed]), "/".join(parts[fixed:])
-    if "://" in pattern:
-        from etils import epath  # reads gs:// through fsspec or gcsfs, without TensorFlow
-
-        root: Any = epath.Path(folder)
-    else:
-        root = Path(folder or ("/" if pattern.startswith("/") else ".")).expanduser()
     try:
+        if "://" in pattern:
+            from etils import epath  # reads gs:// through fsspec or gcsfs, without TensorFlow
+
+            root: Any = epath.Path(folder)
+        else:
+            root = Path(folder or ("/" if pattern.startswith("/") else ".")).expanduser()
         found = [root / rest] if (root / rest).is_file() else [p for p in root.glob(rest) if p.is_file()]
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"cannot list {pattern}: {_line(error)}; check the path and the access to it") from None
     if not found:
         hint = f"; it is a folder: use {pattern.rstrip('/')}/**/*" if (root / rest).is_dir() else ""
@@ -112,14 +113,17 @@ def _find(source: config.Source) -> list[_File]:
 
 
 def _file_identity(file: _File) -> list[Any]:
-    if file.remote:
-        stat = file.path.stat()
-        return [stat.length, stat.mtime]
-    digest, size = hashlib.sha256(), 0
-    with file.path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
+    try:
+        if file.remote:
+            stat = file.path.stat()
+            return [stat.length, stat.mtime]
+        digest, size = hashlib.sha256(), 0
+        with file.path.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+                size += len(block)
+    except OSError as error:
+        raise UserError(f"cannot read {file.path} ({_line(error)}); check the access to it, or data.sources.*.path") from None
     return [size, digest.hexdigest()]
 
 
@@ -132,12 +136,29 @@ def _line(error: BaseException) -> str:
 def _decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
     """`raw` as text without a byte order mark; the error names the byte, counted from `offset`."""
     try:
-        return raw.decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise CorruptRecord(
-            f"{where}: invalid {encoding} at byte {offset + error.start}; set encoding= of the source "
-            f"(latin-1, cp1252...), or {_SKIP}"
-        ) from None
+        text = raw.decode(encoding).removeprefix("\ufeff")
+        if not _is_utf8(encoding):
+            text.encode()  # a few codecs give halves of surrogate pairs, which are no characters
+        return text
+    except UnicodeError as error:
+        at = f" at byte {offset + error.start}" if isinstance(error, UnicodeDecodeError) else ""
+        marked = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and "16" not in encoding
+        cure = "it begins like utf-16: set encoding=utf-16" if marked else "set encoding= of the source (latin-1, cp1252...)"
+        raise CorruptRecord(f"{where}: invalid {encoding}{at}; {cure}, or {_SKIP}") from None
+
+
+def _is_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _json(line: str, where: str) -> Any:
+    """The value of a line of JSON."""
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise CorruptRecord(f"{where}: JSON nested too deep; {_SKIP}") from None
+    except ValueError as error:
+        raise CorruptRecord(f"{where}: malformed JSON ({_line(error)}); {_SKIP}") from None
 
 
 def _field(record: Any, name: str, where: str) -> str:
@@ -207,26 +228,31 @@ class _JsonLines(_Sharded):
 
     def __init__(self, source: config.Source, files: list[_File], on_corrupt: str) -> None:
         self._source = source
+        # In UTF-16 and the like the byte of a newline is part of other characters too: such files are decoded as a whole.
+        self._bytewise = "\n".encode(source.encoding) == b"\n"
         self._lines: dict[str, np.ndarray] = {}  # key -> int64 [lines, 3]: number from 1, first byte, byte after the last
         self._open: tuple[str, Any] = ("", b"")
         super().__init__(files, self._count, on_corrupt)
 
     def _buffer(self, file: _File) -> Any:
         if self._open[0] != file.key:
+            self._open = ("", b"")  # the last is given up before the next is read
             self._open = (file.key, self._load(file))
         return self._open[1]
 
     def _load(self, file: _File) -> Any:
         try:
             if file.key.endswith(".gz"):
-                return gzip.decompress(file.path.read_bytes())
-            if file.remote:
-                return file.path.read_bytes()
-            with file.path.open("rb") as stream:
-                empty = file.path.stat().st_size == 0  # which cannot be mapped
-                return b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                raw: Any = gzip.decompress(file.path.read_bytes())
+            elif file.remote or not self._bytewise:
+                raw = file.path.read_bytes()
+            else:
+                with file.path.open("rb") as stream:
+                    empty = file.path.stat().st_size == 0  # which cannot be mapped
+                    return b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, EOFError, zlib.error) as error:
             raise CorruptRecord(f"{file.path}: cannot be read ({_line(error)}); {_SKIP}") from None
+        return raw if self._bytewise else _decode(raw, self._source.encoding, str(file.path)).encode()
 
     def _count(self, file: _File) -> int:
         buffer = self._buffer(file)
@@ -237,20 +263,23 @@ class _JsonLines(_Sharded):
         stops = np.concatenate([*ends, [len(buffer)]]).astype(np.int64)
         starts = np.concatenate([[0], stops[:-1] + 1])
         lines = np.stack([np.arange(1, len(stops) + 1), starts, stops], axis=1)
-        filled = [i for i in np.flatnonzero(stops - starts < 9).tolist() if not buffer[starts[i] : stops[i]].strip()]
-        self._lines[file.key] = np.delete(lines, filled, axis=0)  # blank lines are no documents
+        first = np.fromiter((buffer[i] if i < len(buffer) else 0 for i in starts.tolist()), np.uint8, len(starts))
+        maybe = (stops == starts) | np.isin(first, np.frombuffer(_BLANK + codecs.BOM_UTF8[:1], np.uint8))
+        blank = [i for i in np.flatnonzero(maybe).tolist() if _is_blank(buffer[starts[i] : stops[i]])]
+        self._lines[file.key] = np.delete(lines, blank, axis=0)  # blank lines are no documents
         return len(self._lines[file.key])
 
     def __getitem__(self, index: int) -> Document:
         file, row = self._locate(index)
         number, start, stop = self._lines[file.key][row].tolist()
         where = f"{file.path}, line {number}"
-        line = _decode(self._buffer(file)[start:stop], self._source.encoding, where, start)
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise CorruptRecord(f"{where}: malformed JSON ({_line(error)}); {_SKIP}") from None
+        encoding = self._source.encoding if self._bytewise else "utf-8"
+        record = _json(_decode(self._buffer(file)[start:stop], encoding, where, start), where)
         return Document(f"{file.key}:{number}", _field(record, self._source.field, where))
+
+
+def _is_blank(line: bytes) -> bool:
+    return not line.removeprefix(codecs.BOM_UTF8).strip(_BLANK)
 
 
 class _ArrayRecord(_Sharded):
@@ -292,9 +321,13 @@ class _ArrayRecord(_Sharded):
         text = _decode(raw, self._source.encoding, where)
         if text.startswith("{"):
             try:
-                text = _field(json.loads(text), self._source.field, where)
+                value = json.loads(text)
             except ValueError:
                 pass  # a text that happens to begin with a brace
+            except RecursionError:
+                raise CorruptRecord(f"{where}: JSON nested too deep; {_SKIP}") from None
+            else:
+                text = _field(value, self._source.field, where)
         return Document(f"{file.key}:{record}", text)
 
 
@@ -378,5 +411,5 @@ class _Tfds:
             raise UserError(f"{where}: field {self._source.field!r} is not text; set field= of the source")
         text = _decode(text, "utf-8", where) if isinstance(text, bytes) else text  # tfds stores text as UTF-8
         name = record.get("id")
-        key = name.decode() if isinstance(name, bytes) else f"{self._source.split}:{index}"
+        key = name.decode(errors="backslashreplace") if isinstance(name, bytes) else f"{self._source.split}:{index}"
         return Document(key, text)

@@ -64,6 +64,63 @@ def test_json_lines(tmp_path, name):
     assert documents[0].text == "eins"  # and access is random
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp037", "shift_jis"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_json_lines_in_any_encoding(tmp_path, encoding, name):
+    """U+0A01, U+0B0A and U+0A0A have the byte of a newline in UTF-16."""
+    texts = ["eins", "Ä zwei"] if encoding in ("cp037", "shift_jis") else ["eins", "\u0a01\u0b0a\u0a0a", "drei 😀"]
+    texts = [t.replace("Ä", "あ") if encoding == "shift_jis" else t for t in texts]
+    body = "\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in texts) + "\n \n"
+    raw = body.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    documents = open_source(source("jsonl", tmp_path / name, encoding=encoding))
+    assert every(documents) == [Document(f"{name}:{i}", text) for i, text in enumerate(texts, 1)]
+
+
+def test_utf16_that_is_not_told_or_cut_short(tmp_path):
+    raw = '{"text": "eins"}\n{"text": "zwei"}\n'.encode("utf-16")
+    (tmp_path / "a.jsonl").write_bytes(raw)
+    (tmp_path / "cut.jsonl").write_bytes(raw[:-1])
+    with pytest.raises(CorruptRecord, match=r"line 1: invalid utf-8 at byte 0; it begins like utf-16: set encoding=utf-16"):
+        open_source(source("jsonl", tmp_path / "a.jsonl"))[0]
+    with pytest.raises(CorruptRecord, match=r"cut\.jsonl: invalid utf-16 at byte"):
+        open_source(source("jsonl", tmp_path / "*.jsonl", encoding="utf-16"))
+    skipped = open_source(source("jsonl", tmp_path / "*.jsonl", encoding="utf-16"), on_corrupt="skip")
+    assert [d.text for d in every(skipped)] == ["eins", "zwei"] and "cut.jsonl" in skipped.unreadable[0]
+
+
+@pytest.mark.parametrize("blank", [" ", " " * 50, "\t" * 9, "\r", " \t\x0b\x0c \r", " " * 1_000_000])
+def test_a_line_of_blanks_is_no_document(tmp_path, blank):
+    lines = ["\ufeff" + blank, '{"text": "a"}', blank, '   {"text": "b"}  \r', blank]
+    (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode())
+    assert [d.key for d in every(open_source(source("jsonl", tmp_path / "a.jsonl")))] == ["a.jsonl:2", "a.jsonl:4"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "array_record"])
+def test_deep_nesting_is_a_corrupt_record(tmp_path, kind):
+    deep = b'{"text": "a", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    if kind == "jsonl":
+        (tmp_path / "a").write_bytes(deep + b"\n")
+    else:
+        write_records(tmp_path / "a", [deep])
+    with pytest.raises(CorruptRecord, match=r"/a, (line 1|record 0): JSON nested too deep; .*on_corrupt=skip"):
+        open_source(source(kind, tmp_path / "a"))[0]
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "array_record"])
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("~nobody-of-that-name/a", "cannot list"),
+        ("a\0b", "no file matches|cannot list"),
+        ("/dev/null", "no file matches"),
+    ],
+)
+def test_paths_that_are_no_source(kind, path, message):
+    with pytest.raises(UserError, match=message):
+        open_source(source(kind, path))
+
+
 def test_json_lines_over_several_files(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jsonl").write_text("".join(f'{{"body": "{number}{i}"}}\n' for i in range(number)))
@@ -116,9 +173,16 @@ def test_invalid_utf8_names_file_and_byte_and_another_encoding_helps(tmp_path):
         open_source(source("jsonl", tmp_path / "a.jsonl"))[1]
 
 
-def test_an_unknown_encoding_is_refused(tmp_path):
-    with pytest.raises(UserError, match="unknown encoding 'utf-9'"):
-        open_source(source("text", tmp_path / "*.txt", encoding="utf-9"))
+@pytest.mark.parametrize("encoding", ["utf-9", "", "hex", "rot13", "undefined", "a\0b"])
+def test_an_unknown_encoding_is_refused(tmp_path, encoding):
+    with pytest.raises(UserError, match="unknown encoding '.*; for example utf-8, utf-16"):
+        open_source(source("text", tmp_path / "*.txt", encoding=encoding))
+
+
+def test_halves_of_surrogate_pairs_of_an_odd_codec(tmp_path):
+    (tmp_path / "a.txt").write_bytes(rb"a \ud83d b")
+    with pytest.raises(CorruptRecord, match="invalid unicode_escape"):
+        open_source(source("text", tmp_path / "a.txt", encoding="unicode_escape"))[0]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +209,17 @@ def test_a_truncated_gzip_is_named(tmp_path):
     with pytest.raises(CorruptRecord, match=r"a\.jsonl\.gz: cannot be read"):
         open_source(source("jsonl", tmp_path / "a.jsonl.gz"))
     assert open_source(source("jsonl", tmp_path / "a.jsonl.gz"), on_corrupt="skip").unreadable
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sources.Path, "open", denied)
+    with pytest.raises(UserError, match=r"cannot read .*/a\.txt .*Permission denied.*; check the access"):
+        sources.identity(source("text", tmp_path / "a.txt"))
 
 
 def test_no_file_matches(tmp_path):
