@@ -126,6 +126,8 @@ def _goes_on(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng: np.r
 
 
 def _masks(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng: np.random.Generator) -> Sequence[Any]:
+    if len(parts) > 1 and tokenizer.mask_id is None:
+        raise UserError(f"a prompt of log.samples has {MASK} in it, and the tokenizer has no mask token: leave it out")
     return _joined(parts, [[tokenizer.mask_id]] * (len(parts) - 1))
 
 
@@ -134,7 +136,12 @@ def _masks_and_end(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng
 
 
 def _sentinels(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng: np.random.Generator) -> Sequence[Any]:
-    return _joined(parts, [[tokenizer.sentinel_ids[k]] for k in range(len(parts) - 1)])
+    known = tokenizer.sentinel_ids
+    if len(parts) - 1 > len(known):
+        raise UserError(
+            f"a prompt of log.samples has {len(parts) - 1} marks, the tokenizer {len(known)} sentinels: leave some out"
+        )
+    return _joined(parts, [[known[k]] for k in range(len(parts) - 1)])
 
 
 def _stretch(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng: np.random.Generator) -> Sequence[Any]:

@@ -191,6 +191,21 @@ def test_samples_past_learned_positions_are_refused(architecture, objective, pro
         ask(needed - 1)
 
 
+def test_marks_that_the_tokenizer_has_no_token_for_are_refused():
+    class Maskless(Letters):
+        mask_id = None
+
+    ask = lambda tokenizer, objective, prompt, architecture: module.check(
+        positions_of(architecture, 64), tokenizer, objective, (prompt,), new_tokens=5, seed=0
+    )
+    with pytest.raises(UserError, match=r"a prompt of log.samples has 9 marks, the tokenizer 8 sentinels: leave some out"):
+        ask(Letters(), config.SpanCorruption(), "[MASK]a" * 9, "decoder")
+    ask(Letters(), config.SpanCorruption(), "[MASK]a" * 8, "decoder")
+    with pytest.raises(UserError, match=r"has \[MASK\] in it, and the tokenizer has no mask token"):
+        ask(Maskless(), config.Denoise(infill=0.0, delete=0.2), "a [MASK]", "encoder_decoder")
+    ask(Maskless(), config.Denoise(infill=0.0, delete=0.2), "a", "encoder_decoder")
+
+
 @pytest.mark.parametrize("position", [config.Rope(), None, config.Alibi()])
 def test_positions_that_are_not_learned_have_no_end(position):
     model = positions_of("decoder", 4)
