@@ -1,21 +1,21 @@
-"""What a file calls its tensors, where that is not what its family calls them today."""
+"""Finds tensors whose names in a file differ from those that transformers writes today."""
 
 import re
 from collections.abc import Collection, Iterable
 
 from lm.convert.tables import Family
 
-# What older versions of their code saved and none reads: no weights of the model.
+# Saved by older versions of their code, but not weights; no version reads them.
 BUFFERS = re.compile(
     r".*(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.masked_bias|position_ids)|.*layers\.\d+\.attention\.bias|"
-    r"(model\.)?decoder\.version|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+    r"(model\.)?(en|de)coder\.version|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 )
 OLD = {"weight": "gamma", "bias": "beta"}  # of norms, in BERTs that were TensorFlow's
 
 
 def named_in(family: Family, expected: Iterable[str], found: Collection[str]) -> dict[str, str]:
-    """Each expected name -> the name in the file: with or without the prefix, with older names of norms, or the name of a
-    tensor that repeats it where a file kept only that."""
+    """Maps each expected name to the name in the file, which may lack the family's prefix, use older names of norms, or be
+    that of a tied copy if the file kept only the copy."""
     expected = set(expected)
     named = {key: spelled(family, key, found) for key in expected}
     stand_ins = [(spelled(family, a, found), b) for a, b in family.copies.items() if a not in expected]
@@ -27,7 +27,7 @@ def named_in(family: Family, expected: Iterable[str], found: Collection[str]) ->
 
 
 def spelled(family: Family, key: str, found: Collection[str]) -> str:
-    """The name of one tensor in the file. Of a tensor that is not there, the name in the style of the others."""
+    """The name of a tensor in the file. If the tensor is missing, the name that it would have there."""
     bare = key.removeprefix(family.prefix)
     names = [key, bare, family.prefix + bare]
     names += [re.sub(r"LayerNorm\.(weight|bias)$", lambda m: f"LayerNorm.{OLD[m[1]]}", name) for name in names]
@@ -36,6 +36,6 @@ def spelled(family: Family, key: str, found: Collection[str]) -> str:
 
 
 def dropping(unknown: Collection[str]) -> str:
-    """A regular expression for `--drop` that takes these tensors, module by module."""
+    """A regular expression for `--drop` that matches these tensors by module."""
     modules = sorted({key.rpartition(".")[0] or key for key in unknown})
     return "|".join(re.escape(m) + ".*" for m in modules[:5]) + ("|..." if len(modules) > 5 else "")

@@ -1,7 +1,7 @@
-"""A config.json of Hugging Face, read so that nothing in it goes unnoticed.
+"""Reads a Hugging Face config.json so that no key goes unnoticed.
 
-A key that is missing has the value that transformers' own config class gives it. A key that nobody asks for must either
-describe only, or have the value that we compute with anyway; any other stops the conversion by name.
+A missing key has the default of transformers' own config class. A key that the family does not read must be purely
+descriptive or hold the value that we compute with anyway; any other key stops the conversion by name.
 """
 
 import math
@@ -13,7 +13,7 @@ from lm import config
 from lm.config import Model
 from lm.errors import UserError, nearest
 
-# Keys that say nothing about the function that a model computes in evaluation: training, generation, labels, provenance.
+# Keys that do not affect what a model computes in evaluation: training, generation, labels, provenance.
 SILENT = re.compile(
     r"architectures|model_type|transformers_version|(_?name_or|_name_or)_path|(torch_)?dtype|use_cache|.*_token_ids?|"
     r".*_token_index|initializer_(range|factor|cutoff_factor)|init_std|.*dropout.*|.*_pdrop|.*layerdrop|output_.*|"
@@ -31,7 +31,7 @@ SILENT = re.compile(
     r"(scale_)?attention_softmax_in_fp32"
 )
 
-# Keys that change the function of a model, and the values with which they do not.
+# Keys that can change what a model computes, with the values that do not.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "apply_residual_connection_post_layernorm": (False,),
@@ -61,7 +61,10 @@ TRUNK = re.compile(
 
 
 class Hf:
-    """`keys`: names of the file's tensors. `defaults`: transformers' values of missing keys. `aliases`: other name -> name."""
+    """The values of a config.json, each checked for its type and range when it is asked for.
+
+    `keys` are the names of the file's tensors, `defaults` the values of missing keys, `aliases` other names of keys.
+    """
 
     def __init__(
         self,
@@ -79,7 +82,7 @@ class Hf:
                 raise UserError(f"config.json has {name}={self.values[name]!r} and {alias}={value!r}, which are one setting")
 
     def __call__(self, name: str, *default: Any) -> Any:
-        """The value as it stands, or transformers' default of the family, or `default`."""
+        """The value in the file, else the family's default, else `default`; nothing is checked."""
         self._used.add(name)
         if name in self.values:
             return self.values[name]
@@ -99,7 +102,7 @@ class Hf:
         return None if self(name, *default) is None else self.count(name, *default)
 
     def parts(self, name: str) -> int:
-        """A count of layers or experts. Each has a tensor of its own, so there are no more of them than tensors."""
+        """A number of layers or experts. Each has at least one tensor, so there cannot be more than tensors."""
         value = self.count(name)
         if value > max(len(self.keys), 1):
             raise UserError(f"config.json says {name}={value}, but the weights are {len(self.keys)} tensors in all")
@@ -128,7 +131,7 @@ class Hf:
         return value
 
     def only(self, name: str, *allowed: Any) -> Any:
-        """The value, which must be one of those that we implement; the first is the default of families that have none."""
+        """The value, which must be one that we implement. The first is the default if the family's table has none."""
         value = self(name, allowed[0])
         value = allowed[0] if value is None and not allowed[0] else value
         if value not in allowed:
@@ -137,13 +140,13 @@ class Hf:
         return value
 
     def agrees(self, name: str, value: Any) -> None:
-        """A second key for what is known already: it must say the same, if it is there."""
+        """Checks a key that repeats another: if it is there, it must be `value`."""
         self._used.add(name)
         if self.values.get(name) not in (None, value):
             raise UserError(f"config.json: {name}={self.values[name]!r} contradicts the rest of it, which means {value!r}")
 
     def labels(self) -> int:
-        """Outputs of a classifier; transformers does not write them down where they are 2."""
+        """The number of a classifier's outputs. transformers omits it when it is 2."""
         named = self("id2label", None)
         return (
             len(named) if isinstance(named, Mapping) and named else self.count("num_labels", self.values.get("_num_labels", 2))
@@ -160,16 +163,16 @@ class Hf:
 
     @property
     def has_head(self) -> bool:
-        """Whether the file has a matrix for the logits of its own."""
+        """Whether the file has a separate matrix for the logits."""
         return any(self.has(f"{name}.weight") for name in ("lm_head", "embed_out"))
 
     @property
     def is_trunk(self) -> bool:
-        """Whether `architectures` names a model without logits over the vocabulary, and the file has none either."""
+        """Whether `architectures` names a class without logits over the vocabulary, and the file has no matrix for them."""
         return not self.has_head and TRUNK.fullmatch(self.architecture) is not None
 
     def check_all_used(self, model: Model | None = None) -> None:
-        """UserError for the keys that nobody asked for and that may change what `model` computes."""
+        """UserError that names the keys which were not read and may change what `model` computes."""
         neutral = {**NEUTRAL, **(_implied(model) if model else {})}
 
         def passes(name: str, value: Any) -> bool:
@@ -182,7 +185,7 @@ class Hf:
 
 
 def _implied(model: Model) -> dict[str, tuple[Any, ...]]:
-    """Values that only repeat what the model is, under names that its own family does not read."""
+    """Keys that the family does not read, with the values that agree with the model."""
     stack = model.decoder or model.encoder
     assert stack
     blocks = [stack.blocks[letter].attention for letter in stack.letters()]
@@ -194,23 +197,3 @@ def _implied(model: Model) -> dict[str, tuple[Any, ...]]:
         "head_dim": (blocks[0].size(model.width),),
         "num_key_value_heads": (blocks[0].kv_heads,),
     }
-
-
-def check_sizes(model: Model) -> None:
-    """UserError for sizes with which no such model can run, before anything is allocated."""
-    for stack in filter(None, (model.encoder, model.decoder)):
-        for block in stack.blocks.values():
-            a = block.attention
-            if a.head_dim is None and model.width % a.num_heads:
-                raise UserError(f"config.json: {a.num_heads} heads do not divide the width of {model.width}")
-            if a.num_heads % a.kv_heads:
-                raise UserError(f"config.json: {a.kv_heads} heads of keys and values do not divide {a.num_heads} heads")
-            rope = a.rope or (stack.position if isinstance(stack.position, config.Rope) else None)
-            if rope is None:
-                continue
-            size = a.size(model.width)
-            turned = int(size * rope.fraction)
-            if not 0 < turned <= size or turned % 2:
-                raise UserError(
-                    f"config.json: {turned} of {size} numbers of a head turn with the position, which must be an even number"
-                )

@@ -15,7 +15,7 @@ import numpy as np
 
 from lm import config
 from lm.config import Head, Model, Stack
-from lm.convert.settings import Hf, check_sizes
+from lm.convert.settings import Hf
 from lm.errors import UserError
 
 
@@ -57,16 +57,19 @@ class Family:
 def read_model(family: Family, values: Mapping[str, Any], keys: Iterable[str]) -> Model:
     """The model that a config.json and the names of its tensors describe."""
     c = Hf(values, keys, family.defaults, family.aliases)
-    model = family.read(c)
+    try:
+        model = family.read(c)
+    except UserError as error:  # of the model's own fields, if it does not name config.json
+        said = str(error)
+        raise UserError(said if "config.json" in said else f"config.json describes a model that cannot run: {said}") from None
     if model.decoder and model.head and model.head.outputs is None:
         model = replace(model, head=_decoder_head(family, c, model.head, alone=model.encoder is None))
     c.check_all_used(model)
-    check_sizes(model)
     return model
 
 
 def _decoder_head(family: Family, c: Hf, head: Head, *, alone: bool) -> Head | None:
-    """A decoder's head: a classifier's if the file has one, none of a trunk that was saved without, otherwise `head`."""
+    """A classifier's head if the file has one, None if it is a trunk that was saved without a head, otherwise `head`."""
     if alone and "score.weight" in c.keys:
         return Head(tied=False, bias="score.bias" in c.keys, norm=None, outputs=c.labels())
     bare = not any(key.startswith(family.prefix) for key in c.keys)
@@ -97,7 +100,7 @@ def their_activation(name: str, tanh: str = "gelu_pytorch_tanh") -> str:
 
 
 def architecture(name: str, head: str = "ForCausalLM") -> Callable[[Model], str]:
-    """Their class of a model: by its head over the vocabulary, its classifier or, with neither, its trunk alone."""
+    """A function from a model to the name of their class for it, which depends on the head."""
 
     def of(m: Model) -> str:
         if m.head is None:

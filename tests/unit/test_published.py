@@ -173,8 +173,10 @@ def test_only_families_that_turn_a_part_of_a_head_read_how_much():
     assert fraction(without("phi-2", "partial_rotary_factor")) == 0.5
     assert fraction(model_of("phi-2", rope_parameters=dict(partial_rotary_factor=0.2))) == 0.2
     assert fraction(without("pythia-70m", "rotary_pct")) == 0.25
-    with pytest.raises(UserError, match="partial_rotary_factor=0.5"):  # scaled, their code fails
-        model_of("TinyLlama-1.1B", rope_scaling=dict(type="linear", factor=2.0, partial_rotary_factor=0.5))
+    for inside, beside in ((0.5, 1.0), (1.0, 0.5)):  # scaled, their code fails
+        scaling = dict(type="linear", factor=2.0) | (dict(partial_rotary_factor=inside) if inside < 1 else {})
+        with pytest.raises(UserError, match="partial_rotary_factor=0.5"):
+            model_of("TinyLlama-1.1B", rope_scaling=scaling, partial_rotary_factor=beside)
     # And a model that turns a part is not written as one of the others.
     tiny = lambda fraction: Model(
         61,
@@ -232,7 +234,7 @@ def test_t5_says_its_feed_forward_twice():
 HOSTILE = {
     "gpt2": [
         ("n_head", 0, "n_head=0"),
-        ("n_head", 7, "7 heads do not divide"),
+        ("n_head", 7, "num_heads=7 does not divide width=768"),
         ("n_head", True, "n_head=True"),
         ("n_layer", 1_000_000_000, "n_layer=1000000000, but the weights are 2001 tensors"),
         ("n_layer", 10**30, "whole number"),
@@ -253,17 +255,20 @@ HOSTILE = {
         ("max_position_embeddings", 2, "max_position_embeddings=2"),
     ],
     "pythia-70m": [
-        ("rotary_pct", 0.11, "7 of 64 numbers of a head turn"),
+        ("rotary_pct", 0.11, "turns 7 of a head's 64 dimensions"),
         ("rotary_pct", 0.0, "rotary_pct=0.0"),
         ("rope_theta", 500.0, "rope_theta=500.0 contradicts"),
     ],
     "Mixtral-8x7B-v0.1": [
         ("num_local_experts", 10**9, "num_local_experts=1000000000"),
         ("num_experts", 4, "num_experts=4"),
-        ("num_key_value_heads", 3, "3 heads of keys and values"),
+        ("num_key_value_heads", 3, "num_kv_heads=3 does not divide num_heads=32"),
         ("rope_theta", float("inf"), "rope_theta=inf"),
     ],
-    "Llama-3.1-8B": [("rope_scaling", {"rope_type": "llama3", "factor": "8"}, "factor='8'"), ("head_dim", 15, "15 of 15")],
+    "Llama-3.1-8B": [
+        ("rope_scaling", {"rope_type": "llama3", "factor": "8"}, "factor='8'"),
+        ("head_dim", 15, "turns 15 of a head's 15 dimensions"),
+    ],
     "Qwen3-0.6B": [("layer_types", ["full_attention"], "a list of 28"), ("max_window_layers", -1, "max_window_layers")],
     "falcon-7b": [("alibi", True, "alibi=True"), ("new_decoder_architecture", None, "new_decoder_architecture=None")],
 }

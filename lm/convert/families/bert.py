@@ -1,6 +1,7 @@
 """BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA (both its halves), ModernBERT. Small BERTs and MiniLM are `bert`.
 
-Classifiers keep their head: one vector of numbers a token, of which theirs of whole texts reads the first.
+A classifier keeps its head, which here gives a vector of logits for every token. Where theirs classifies a whole text, its
+logits are those of the first token.
 """
 
 from dataclasses import replace
@@ -44,8 +45,8 @@ def read(c: Hf, head: str, *, offset: int = 0, names: dict[str, str] = SIZES, ep
 
 
 def classified(c: Hf, m: Model, act: Any, dense: str, out: str = "classifier") -> Model:
-    """The model with the classifier's head that is in the file: of whole texts by a layer `dense`, then `act` and `out`, of
-    tokens by `classifier` alone. Ours gives outputs for each token, of which theirs of texts reads the first."""
+    """The model with the classifier's head, if the file has one. A classifier of texts is the layers `dense` and `out` with
+    `act` between them, a classifier of tokens the layer `classifier` alone."""
     if m.head is not None or c.architecture.endswith("ForMultipleChoice"):
         return m
     if {f"{dense}.weight", f"{out}.weight"} <= c.keys and not c.architecture.endswith("ForTokenClassification"):
@@ -89,7 +90,7 @@ DISTILBERT = dict(width="dim", layers="n_layers", heads="n_heads", hidden="hidde
 
 
 def read_distilbert(c: Hf) -> Model:
-    c("sinusoidal_pos_embds")  # says how the table began; it is in the file in either case
+    c("sinusoidal_pos_embds")  # how the table was initialised; the file has it in either case
     return classified(c, read(c, "vocab_", names=DISTILBERT, eps=1e-12), "relu", "pre_classifier")
 
 
@@ -110,7 +111,7 @@ def read_electra(c: Hf) -> Model:
     if c.has("discriminator_predictions.dense.weight"):
         act = mlp_of(m).activation
         return replace(m, head=Head(tied=False, bias=True, transform=act, norm=None, outputs=1))
-    # One output would be taken for the discriminator's when it is written.
+    # A classifier with one output would be written as a discriminator, so its head is not read.
     return classified(c, m, "gelu", "classifier.dense", "classifier.out_proj") if c.labels() > 1 else m
 
 
@@ -180,7 +181,7 @@ def names_electra(m: Model) -> Names:
 
 
 def classifier(dense: str, out: str = "classifier") -> Any:
-    """Their modules of a classifier: the layer before, of texts, and the outputs of texts; of tokens `classifier` alone."""
+    """Names of a classifier's modules: `dense` and `out` for texts, `classifier` for tokens."""
     return lambda m: {"head/transform": dense, "head/out": out} if m.head.transform else {"head/out": "classifier"}
 
 
@@ -225,7 +226,7 @@ def read_modernbert(c: Hf) -> Model:
         head = None
     elif "classifier.weight" in c.keys:
         if not c.architecture.endswith("ForTokenClassification"):
-            c.only("classifier_pooling", "cls")  # the mean of all tokens is none that a head of ours takes
+            c.only("classifier_pooling", "cls")  # our head cannot average over tokens
         head = replace(head, tied=False, bias=True, outputs=c.labels())
     elif c.is_trunk:
         head = None
@@ -342,7 +343,7 @@ MODERNBERT = dict(
 
 
 def roberta(name: str, defaults: dict[str, Any]) -> Family:
-    """RoBERTa, and what has its layers and its names of tensors under a name of its own."""
+    """RoBERTa, or a model type with the same layers and names of tensors."""
     return Family(
         read_roberta,
         write_roberta,

@@ -47,10 +47,10 @@ def write(m: Model, act: str = "activation_function") -> dict[str, Any]:
 
 
 def read_gpt1(c: Hf) -> Model:
-    # Their "gelu" of this one family is the tanh form, and it knows few others.
+    # In this family alone "gelu" is the tanh form, and few other names exist.
     c.values["afn"] = {"gelu": "gelu_new"}.get(c.only("afn", "gelu", "relu", "silu", "swish"), c("afn"))
     c("n_inner", None)
-    c.values["n_inner"] = None  # which their code does not read
+    c.values["n_inner"] = None  # their code does not read it
     return read(c, norm_at=("out",), act="afn")
 
 
@@ -73,7 +73,7 @@ def write_bigcode(m: Model) -> dict[str, Any]:
 
 def read_starcoder2(c: Hf) -> Model:
     c.only("norm_type", "layer_norm"), c.only("mlp_type", "default")
-    c("activation_function", None), c("layer_norm_epsilon", None)  # of a draft; beside their own names nothing reads them
+    c("activation_function", None), c("layer_norm_epsilon", None)  # leftovers in released files; not read
     bias = c.flag("use_bias")
     attention = Attention(c.count("num_attention_heads"), c.count("num_key_value_heads"), bias=bias, out_bias=bias)
     ffn = Mlp(c.count("intermediate_size"), activation(c, "hidden_act"), bias=bias)

@@ -11,9 +11,10 @@ from lm.errors import UserError
 
 
 def read_rope(c: Hf, theta: float = 10_000.0, fraction: float | None = None) -> Rope:
-    """Of both generations of their config: `rope_theta` and `rope_scaling`, or all in `rope_parameters`.
+    """The rotary positions, from `rope_theta` and `rope_scaling` (before version 5) or from `rope_parameters`.
 
-    `fraction`: the family's default; None for families whose code turns whole heads, whatever `partial_rotary_factor` says.
+    `fraction` is the family's default share of a head that turns. None: the family's code turns whole heads and ignores
+    `partial_rotary_factor`.
     """
     scaling, parameters, theta = c("rope_scaling", None), c("rope_parameters", None), c.number("rope_theta", theta)
     partial = c.number("partial_rotary_factor", fraction or 1.0)
@@ -24,8 +25,8 @@ def read_rope(c: Hf, theta: float = 10_000.0, fraction: float | None = None) -> 
     plain("type", None)
     kind, theta = plain.only("rope_type", "default", "linear", "llama3"), plain.number("rope_theta", theta)
     partial = plain.number("partial_rotary_factor", partial)
-    if fraction is None and kind != "default":
-        plain.only("partial_rotary_factor", 1.0)
+    if fraction is None and kind != "default" and partial != 1.0:
+        raise UserError(f"config.json: partial_rotary_factor={partial} beside rope_type={kind!r} fails in this family's code")
     rope = Rope(theta, 1.0 if fraction is None else partial)
     reach = c.count("max_position_embeddings", MOST)
     if kind != "llama3":
@@ -40,6 +41,8 @@ def read_rope(c: Hf, theta: float = 10_000.0, fraction: float | None = None) -> 
             high_freq_factor=plain.number("high_freq_factor"),
             original_length=reach,
         )
+        if rope.high_freq_factor <= rope.low_freq_factor:
+            raise UserError(f"config.json: high_freq_factor={rope.high_freq_factor} must exceed low_freq_factor")
     plain.check_all_used()
     return rope
 
@@ -88,8 +91,8 @@ def sizes(m: Model) -> dict[str, Any]:
 
 
 def read(c: Hf, **of: Any) -> Model:
-    """`of`: what sets a family apart. `attention`, `block`, `norm`: fields; `theta`: its default; `act`: the name of the key;
-    `biased`: whether it reads keys for biases."""
+    """A LLaMA, or a family that differs from it by `of`: `attention`, `block` and `norm` are more fields of these; `theta` is
+    the default of `rope_theta`; `act` the key of the activation; `biased=False` means that its code reads no key for biases."""
     heads, biased = c.count("num_attention_heads"), of.get("biased", True)
     bias = biased and c.flag("attention_bias")
     attention = Attention(
@@ -177,7 +180,7 @@ def write_mistral(m: Model) -> dict[str, Any]:
 
 
 def read_mixtral(c: Hf) -> Model:
-    """Weights of the losses of their router, and its noise, are the training run's business, as dropout is."""
+    """The router's loss weights and noise are not carried over: like dropout, they belong to the training run."""
     m = read_mistral(c, theta=1_000_000.0)
     assert m.decoder
     experts, chosen = c.parts("num_local_experts"), c.count("num_experts_per_tok")
@@ -227,7 +230,7 @@ TANH = "gelu_pytorch_tanh"
 
 
 def read_gemma(c: Hf) -> Model:
-    """Released files say "gelu" and mean tanh. `hidden_activation` of versions before 5 must not say something else."""
+    """Released files say "gelu" and mean the tanh form. Versions before 5 read `hidden_activation`, so it must agree."""
     if c("hidden_act") == "gelu":
         c.values["hidden_act"] = TANH
     m = gemma_parts(read(c, norm=dict(unit_offset=True)))
@@ -242,7 +245,7 @@ def write_gemma(m: Model) -> dict[str, Any]:
 
 
 def read_gemma2(c: Hf) -> Model:
-    """`hidden_act`, which released files have as well, is read by no version of their code."""
+    """Released files have `hidden_act` too, but no version of their code reads it."""
     attention = dict(softcap=c.number_or_none("attn_logit_softcapping"), scale=c.number("query_pre_attn_scalar") ** -0.5)
     offset, at = dict(unit_offset=True), dict(norm_at=("in", "res"))
     c("hidden_act", None)
@@ -256,9 +259,8 @@ def write_gemma2(m: Model) -> dict[str, Any]:
     a, given = block_of(m).attention, write_gemma(m) | layer_types(m)
     scalar = (a.scale or a.size(m.width) ** -0.5) ** -2
     caps = dict(attn_logit_softcapping=a.softcap, final_logit_softcapping=m.head.softcap if m.head else None)
-    given["sliding_window"] = (
-        given["sliding_window"] or GEMMA2["sliding_window"]
-    )  # they make its mask without a use for it, too
+    # Their code builds the mask of windows even where no layer uses it, and fails on null.
+    given["sliding_window"] = given["sliding_window"] or GEMMA2["sliding_window"]
     return given | caps | dict(query_pre_attn_scalar=round(scalar))
 
 

@@ -36,7 +36,8 @@ def model(c: Hf, block: Block, position: Any, layers: str = "num_hidden_layers")
 
 
 def read_neox(c: Hf) -> Model:
-    """`rope_theta` and `partial_rotary_factor` beside their own names of the two are read by no version of their code."""
+    """The keys are `rotary_emb_base` and `rotary_pct`. `rope_theta` and `partial_rotary_factor` are not read by their code, so
+    they must agree with what is."""
     bias = c.flag("attention_bias")
     block = Block(
         Attention(c.count("num_attention_heads"), bias=bias, out_bias=bias),
@@ -83,7 +84,7 @@ def names_neox(m: Model) -> Names:
 def read_bloom(c: Hf) -> Model:
     c.only("apply_residual_connection_post_layernorm", False)
     for name in ("slow_but_exact", "seq_length", "n_inner", "offset_alibi", *FUSED):
-        c(name, None)  # how their training code went about it; no version of transformers reads them
+        c(name, None)  # settings of the training code, which transformers does not read
     norm, width = Norm(eps=c.eps("layer_norm_epsilon")), c.count("hidden_size")
     attention = Attention(c.count("n_head"), bias=True, out_bias=True)
     block = Block(attention, Mlp(4 * width, "gelu_tanh", bias=True), norm)
@@ -286,7 +287,7 @@ OLD = {"n_embed": "hidden_size"}
 
 
 def family(read: Any, write: Any, names: Any, name: str, defaults: dict[str, Any], prefix: str, **rest: Any) -> Family:
-    """`rest`: `head` and `table`, their modules of the logits and the tokens, and other names of keys."""
+    """`rest`: `head` and `table` are their modules of the logits and the token embeddings; `aliases` go to the Family."""
     tied = {f"{rest.pop('head', 'lm_head')}.weight": f"{prefix}{rest.pop('table')}.weight"}
     return Family(read, write, names, architecture(name), prefix, tied, defaults=defaults, **rest)
 

@@ -11,7 +11,7 @@ from lm.errors import UserError
 
 
 def feed_forward(c: Hf) -> Mlp:
-    """`feed_forward_proj` says both, `dense_act_fn` and `is_gated_act` repeat it, or stand for it where it is missing."""
+    """From `feed_forward_proj`. `dense_act_fn` and `is_gated_act` must agree with it, or replace it where it is missing."""
     proj = c("feed_forward_proj")
     gated, _, act = proj.rpartition("-") if isinstance(proj, str) else ("no text", "", "")
     if gated not in ("", "gated"):
@@ -26,10 +26,13 @@ def feed_forward(c: Hf) -> Mlp:
 
 
 def read(c: Hf, *, scales: bool = True) -> Model:
-    """`tie_word_embeddings` false (version 1.1) says that the logits are not scaled, and have a matrix if the file has one.
-    `scales` false (mT5): they are not scaled in either case. A file without tensors of a decoder is the encoder alone."""
+    """A T5; the encoder alone if the file has no tensors of a decoder.
+
+    `tie_word_embeddings=false` (version 1.1) means that logits are not scaled, and come from a matrix of their own if the file
+    has one. With `scales=False` (mT5) they are never scaled.
+    """
     width, heads, ffn = c.count("d_model"), c.count("num_heads"), feed_forward(c)
-    c("is_encoder_decoder", True), c("n_positions", None)  # of the training rows; positions are relative
+    c("is_encoder_decoder", True), c("n_positions", None)  # length of training rows; positions are relative
     tied = c.flag("tie_word_embeddings", True)
     scaled = c.flag("scale_decoder_outputs", tied) if scales else False
     own = c.has("lm_head.weight") and not scaled
