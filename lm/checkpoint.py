@@ -31,7 +31,7 @@ from lm.types import TrainState
 MODEL = "model.json"  # of a converted model
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # of a converted model, the first that it has
 GOES_ON = "earlier checkpoints are intact. Free some space and start again: the run goes on where it was saved"
-FULL = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")  # what TensorStore's ValueErrors begin with, such as "PERMISSION_DENIED: "
 STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's directory
 
@@ -402,6 +402,10 @@ def _save_error(error: Exception, directory: epath.Path, cure: str) -> Exception
     text = " ".join(str(error).split())[:300]
     if "RESOURCE_EXHAUSTED" in text or "No space left" in text or getattr(error, "errno", None) in FULL:
         return _no_space(directory, text, cure)
+    if "File too large" in text or getattr(error, "errno", None) == errno.EFBIG:
+        return UserError(
+            f"cannot save in {directory}: a file grew past the limit of this shell; raise it (ulimit -f) and start again"
+        )
     if isinstance(error, OSError) or STATUS.match(text):
         return UserError(
             f"cannot save in {directory}: {text}; mend that and start again: nothing that was saved before is lost"

@@ -29,6 +29,7 @@ import numpy as np
 from jax._src import clusters, distributed  # no public name: what jax would detect, and barriers with a time-out
 from jax.experimental import multihost_utils
 
+from lm import shell
 from lm.errors import EXIT_HOST_MISSING, EXIT_INTERRUPTED, EXIT_PREEMPTED, HostMissing, UserError
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "LM_PROCESSES", "LM_PROCESS"
@@ -257,7 +258,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     me, together = distributed.global_state, False
     try:
         code = main()
-        together = code in ORDERLY
+        together = code in ORDERLY and not shell.was_asked()  # a signal before the steps reached this host alone
     except KeyboardInterrupt:  # before there was a step to save, or for the second time
         print("interrupted; the same command starts again", file=sys.stderr)
         code = EXIT_INTERRUPTED
@@ -275,7 +276,7 @@ def run(main: Callable[[], int]) -> NoReturn:
             traceback.print_exc()
             code = 1
     if together or not jax.distributed.is_initialized():
-        sys.exit(code)
+        shell.leave(code)
     sys.stdout.flush()
     sys.stderr.flush()
     if me.process_id == 0:  # jax's service goes with host 0, and aborts whoever is still there: let them speak first

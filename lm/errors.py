@@ -28,6 +28,14 @@ class Diverged(UserError):
     """Gradients were not finite for many steps; the parameters are those of the last good one."""
 
 
+class Stopped(Exception):
+    """The run was told to stop and is saved; `code` is what the process exits with."""
+
+    def __init__(self, code: int, step: int):
+        super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
+        self.code = code
+
+
 class HostMissing(Exception):
     """Another host of the run did not come to where this one waits."""
 

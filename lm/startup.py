@@ -67,7 +67,10 @@ def after_jax() -> None:
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/lm/compiled").expanduser()))
+        try:
+            jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/lm/compiled").expanduser()))
+        except RuntimeError:  # no home directory: a step is compiled anew
+            pass
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # Orbax and its tasks log the traceback of an error that Orbax raises as well, and that we turn into one line.
     for name in ("absl", "asyncio"):

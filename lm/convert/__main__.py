@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from lm import atomic, foreign, paths, startup
+from lm import atomic, foreign, paths, shell, startup
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, printable
 
 LABELS = ("id2label", "label2id", "problem_type")  # of a classifier: what its outputs mean
@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, OSError, MemoryError) as error:
         print(f"error: {printable(_told(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted: nothing was written", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return error.code if isinstance(error, shell.Ended) else EXIT_INTERRUPTED
     return 0
 
 
@@ -156,4 +156,4 @@ def _say(params, about: str, carried: list[str], target: Path, start: float) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    shell.leave(main())

@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from lm import atomic, config, paths, resolve
+from lm import atomic, config, paths, resolve, shell
 from lm.data import clean, dedup, intact, sources, stages
 from lm.data.store import Store, write_store
 from lm.data.tokenizer import Tokenizer, from_bytes, load, train
-from lm.errors import EXIT_USER_ERROR, UserError
+from lm.errors import UserError
 
 FORMAT = 2  # of the prepared folder and of what the stages do; a change of either makes everything be prepared anew
 _SPLITS = ("train", "holdout")
@@ -374,7 +374,8 @@ class _Build:
         return f"{name}/{keys[name][index]}"
 
 
-def main(argv: list[str]) -> int:
+@shell.command
+def main(argv: list[str] | None = None) -> int:
     """Prepares what a config file describes and prints the report. 0, or 2 after a mistake of the user's."""
     parser = argparse.ArgumentParser(
         prog="python -m lm.data.prepare",
@@ -382,16 +383,12 @@ def main(argv: list[str]) -> int:
         epilog="Any value can be set: --config.data.tokenizer.vocab_size=4096",
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a file with get_config(); it is executed")
-    try:
-        rest, overrides = resolve.split_flags(argv)
-        run = resolve.load(parser.parse_args(rest).config, overrides)
-        prepared = prepare(run.data)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    rest, overrides = resolve.split_flags(sys.argv[1:] if argv is None else argv)
+    run = resolve.load(parser.parse_args(rest).config, overrides)
+    prepared = prepare(run.data)
     stages.show(prepared.report, prepared.path)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    shell.leave(main())

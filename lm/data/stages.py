@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -95,6 +96,11 @@ def _clean_batch(documents: list[Document], how: config.Clean, compare: config.D
     return out
 
 
+def _deaf() -> None:
+    """Of a worker: Ctrl-C reaches every process of a terminal, and one of them answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def clean_all(documents: Iterable[Document], how: config.Clean, compare: config.Dedup) -> Iterator[Cleaned]:
     """Cleans and signs documents on all cores, in order, holding a few batches at a time.
 
@@ -107,7 +113,7 @@ def clean_all(documents: Iterable[Document], how: config.Clean, compare: config.
     if len(head) <= _SMALL or workers == 1:
         executor: Executor = ThreadPoolExecutor(workers)
     else:
-        executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_deaf)
     pending: deque[Future[list[Cleaned]]] = deque()
     with executor:
         try:

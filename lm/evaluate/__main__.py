@@ -8,31 +8,23 @@
 
 Prints a table and writes it to RUN/comparable.json, with the nats of each span. Runs over the same data and tokenizer get
 the same spans (their `digest` says so), so figures of the same kind stand beside each other. A figure that is flagged is
-no probability of the span; its note says why. Exit codes: 2 a mistake in the input, which one line names, 130 Ctrl-C.
+no probability of the span; its note says why. Exit codes: 2 a mistake in the input, which one line names, 75 SIGTERM or SIGHUP,
+130 Ctrl-C.
 """
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
-from lm import config, startup
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, at_least, nearest
+from lm import config, shell, startup
+from lm.errors import UserError, at_least, nearest
 
 
+@shell.command
 def main(argv: list[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     startup.before_jax()
     startup.after_jax()
-    try:
-        result = evaluate(flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; the same command starts again", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    _show(result)
+    _show(evaluate(flags))
     return 0
 
 
@@ -43,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    p.add_argument("--workdir", required=True, type=Path, help="directory of a run, with config.json and checkpoints/")
+    p.add_argument("--workdir", required=True, help="directory of a run, with config.json and checkpoints/")
     p.add_argument("--kinds", default="suffix,infill,pll", help="which scores, with commas between (default: all)")
     p.add_argument("--spans", type=int, default=256, help="how many (default 256)")
     p.add_argument("--left", type=int, default=64, help="tokens left of a span (default 64)")
@@ -60,7 +52,7 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
 
     import jax
 
-    from lm import atomic, checkpoint, objectives, resolve
+    from lm import atomic, checkpoint, objectives, paths, resolve
     from lm.data.prepare import prepare
     from lm.data.tokenizer import from_bytes
     from lm.evaluate.comparable import digest, held_out_spans, score
@@ -72,7 +64,7 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
         if kind not in KINDS:
             raise UserError(f"--kinds: no kind of score '{kind}'{nearest(kind, KINDS)}")
     at_least(flags, spans=1, left=1, span=1, right=1, seed=0, batch_size=1)
-    workdir = flags.workdir.expanduser()
+    workdir = paths.local(flags.workdir, name="--workdir")
     if not (workdir / "config.json").exists():
         raise UserError(f"no run in --workdir={workdir}: it has no config.json; give the directory that lm.train wrote")
     run = resolve.load(str(workdir / "config.json"))
@@ -130,4 +122,4 @@ def _show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    shell.leave(main())

@@ -11,7 +11,6 @@ the run itself, spans and infill, which are answered in text. Metrics go to DIR/
 import argparse
 import dataclasses
 import itertools
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import atomic, checkpoint, config, flops, losses, optim, resolve, sharding, startup
+from lm import atomic, checkpoint, config, flops, losses, optim, paths, resolve, sharding, shell, startup
 from lm.data import labelled
 from lm.data import tokenizer as tokenizers
 from lm.data.labelled import Extractive, Labelled
@@ -30,7 +29,7 @@ from lm.data.pairs import Writer
 from lm.data.prepare import prepare
 from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from lm.errors import UserError
 from lm.evaluate.answers import classified, exact, said_well
 from lm.generate import generate, left_padded
 from lm.generate.rank import rank
@@ -308,7 +307,7 @@ def command(flags: argparse.Namespace) -> dict[str, Any]:
     """What `main` does once its flags are read; returns what it wrote."""
     settings = resolve.of_flags(config.Finetune, flags)
     seed = resolve.build(Seed, flags.seed, "--seed")
-    directory = Path(flags.source).expanduser()
+    directory = paths.local(flags.source, name="--from")
     model, params, tokenizer = pretrained(directory)
     run = resolve.load(str(directory / "config.json")) if (directory / "config.json").exists() else None
     prefix = flags.prefix
@@ -352,20 +351,14 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+@shell.command
 def main(argv: list[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     startup.before_jax()  # in time although jax is imported: XLA reads its flags when the first array is made
     startup.after_jax()
-    try:
-        command(flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; the same command starts again", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    command(flags)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    shell.leave(main())

@@ -198,7 +198,7 @@ def heldout(parts: Parts) -> HeldOut | None:
 def train(
     run: config.Run, workdir: str | Path, *, allow_changes: bool = False, quiet: bool = False, profile: range | None = None
 ) -> dict[str, Any]:
-    """Trains, or goes on, in `workdir`; returns what `summary.json` holds. Raises UserError, hooks.Stopped.
+    """Trains, or goes on, in `workdir`; returns what `summary.json` holds. Raises UserError, Stopped.
 
     `profile`: steps to trace. Of several hosts each calls this; the first alone writes, and the checkpoint's parts are all's.
     """
@@ -251,6 +251,7 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
     try:
         with sharding.use(parts.mesh), display.bar:
             state = loop.run(state, parts.step, source, [log, evaluate, save, goodput, tracing, stop], first=first, clock=clock)
+            stop.restore()  # from here on there is no step after which to stop
             jax.block_until_ready(state.params)
             with clock("checkpoint"):
                 checkpoints.wait()

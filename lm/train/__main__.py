@@ -2,7 +2,7 @@
 
 Any value of the config is set with --config.KEY=VALUE, such as --config.train.steps=200. A config file is Python and is
 executed. Exit codes: 0 done, 2 a mistake in the input (one line says which), 69 another host did not come or is gone, 75
-told to stop by SIGTERM and saved, 130 the same by Ctrl-C; after the last three the same command goes on.
+told to stop by SIGTERM or SIGHUP and saved, 130 the same by Ctrl-C; after the last three the same command goes on.
 
 On several hosts the same command runs on each, with one --workdir that all of them see. On Cloud TPU slices, GKE, Slurm and
 Open MPI they find each other; elsewhere set JAX_COORDINATOR_ADDRESS=<host 0>:<port>, LM_PROCESSES=<how many> and
@@ -11,46 +11,33 @@ end. LM_BARRIER_SECONDS (600): so long they wait for one another at the start an
 """
 
 import argparse
-import errno
 import re
 import sys
 
-from lm import startup
-from lm.errors import EXIT_USER_ERROR, UserError
+from lm import shell, startup
+from lm.errors import UserError
 from lm.resolve import load, split_flags
 
 
+@shell.command
 def main(argv: list[str] | None = None) -> int:
-    try:
-        rest, overrides = split_flags(sys.argv[1:] if argv is None else argv)
-        flags = parser().parse_args(rest)
-        run = load(flags.config, overrides)
-        if flags.workdir is None and not flags.dry_run:
-            raise UserError("--workdir is missing; give the directory of this run, such as --workdir=runs/first")
-        profile = steps_to_profile(flags.profile, run.train.steps)
-        startup.before_jax()
-        from lm import distributed
-        from lm.recipes import pretrain
-        from lm.train.hooks import Stopped
+    rest, overrides = split_flags(sys.argv[1:] if argv is None else argv)
+    flags = parser().parse_args(rest)
+    run = load(flags.config, overrides)
+    if not flags.workdir and not flags.dry_run:
+        said = "is missing" if flags.workdir is None else "is empty"
+        raise UserError(f"--workdir {said}; give the directory of this run, such as --workdir=runs/first")
+    profile = steps_to_profile(flags.profile, run.train.steps)
+    startup.before_jax()
+    from lm import distributed
+    from lm.recipes import pretrain
 
-        startup.after_jax()
-        distributed.start()
-        try:
-            if flags.dry_run:
-                print(pretrain.dry_run(run))
-            else:
-                pretrain.train(run, flags.workdir, allow_changes=flags.allow_changes, profile=profile)
-        except Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            return stopped.code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: no disk space ({error.filename or 'while writing'}); free some and start again", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    startup.after_jax()
+    distributed.start()
+    if flags.dry_run:
+        print(pretrain.dry_run(run))
+    else:
+        pretrain.train(run, flags.workdir, allow_changes=flags.allow_changes, profile=profile)
     return 0
 
 

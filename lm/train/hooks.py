@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,21 +14,13 @@ from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lm import config, flops
+from lm import config, flops, shell
 from lm.checkpoint import Checkpoints
-from lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, Diverged, printable
+from lm.errors import EXIT_PREEMPTED, Diverged, Stopped, printable
 from lm.train.loop import Clock
 from lm.train.rundir import RunDir
 from lm.train.step import counted
 from lm.types import TrainState
-
-
-class Stopped(Exception):
-    """The run was told to stop and is saved; `code` is what the process exits with."""
-
-    def __init__(self, code: int, step: int):
-        super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
-        self.code = code
 
 
 def due(step: int, every: int | None, last: int) -> bool:
@@ -222,20 +213,19 @@ class Profile:
 
 
 class StopOnSignal:
-    """SIGTERM and Ctrl-C end the run after the step under way, saved; a second Ctrl-C ends it at once.
+    """SIGTERM, SIGHUP and Ctrl-C end the run after the step under way, saved; a second Ctrl-C ends it without saving.
 
     Of several hosts one is enough: jax's service catches SIGTERM there, and all agree on the step after which they stop.
     """
 
     def __init__(self, save: Save):
         self.save, self.code, self.together = save, 0, jax.distributed.is_initialized()
-        signals = (signal.SIGINT,) if self.together else (signal.SIGTERM, signal.SIGINT)
-        self.before = {s: signal.signal(s, self._note) for s in signals}
+        signals = (signal.SIGHUP, signal.SIGINT) if self.together else shell.SIGNALS
+        self.restore = shell.catch(self._note, signals)
 
-    def _note(self, number: int, frame: Any) -> None:
-        self.code = EXIT_PREEMPTED if number == signal.SIGTERM else EXIT_INTERRUPTED
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step, then saving ...", file=sys.stderr)
+    def _note(self, code: int) -> None:
+        self.code = code
+        shell.say_now("\nstopping after this step, then saving ...\n")
         if self.together:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -246,7 +236,3 @@ class StopOnSignal:
             with self.save.clock("checkpoint"):
                 self.save.checkpoints.wait()
             raise Stopped(self.code or EXIT_PREEMPTED, step)
-
-    def restore(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE = {"config", "resolve", "types", "errors", "atomic", "paths", "foreign", "distributed"}
+CORE = {"shell", "config", "resolve", "types", "errors", "atomic", "paths", "foreign", "distributed"}
 MODELS = CORE | {"sharding", "flops", "models"}
 DATA = CORE | {"data", "objectives"}
 LOOP = CORE | {"shown", "sharding", "flops", "losses", "checkpoint", "optim", "train"}
@@ -17,7 +17,8 @@ MAY = {
     "resolve": {"errors", "config", "ranges"},
     "types": {"errors"},
     "startup": {"errors"},
-    "distributed": {"errors"},
+    "shell": {"errors", "shown"},
+    "distributed": {"errors", "shell"},
     "atomic": {"errors"},
     "paths": {"errors"},
     "foreign": {"errors"},
@@ -40,7 +41,7 @@ MAY = {
 FREE = {"recipes"}  # all of lm, and so may every __main__
 NEVER = {"configs", "experiments", "tests", "tpu"}
 # No jax: config and flops of a laptop, data on the host.
-LIGHT = {"errors", "atomic", "shown", "paths", "foreign", "ranges", "config", "resolve", "flops", "objectives", "data"}
+LIGHT = {"errors", "shell", "atomic", "shown", "paths", "foreign", "ranges", "config", "resolve", "flops", "objectives", "data"}
 HEAVY = {"jax", "flax", "optax", "orbax"}
 
 FILES = sorted((ROOT / "lm").rglob("*.py"))

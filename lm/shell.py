@@ -1,0 +1,228 @@
+"""What every command of lm does around its work: signals, streams that may be gone, one line for whatever ends it.
+
+    SIGTERM, SIGHUP     exit code 75 (EX_TEMPFAIL): the same command goes on, or starts again
+    SIGINT (Ctrl-C)     exit code 130, and the same
+    a user's mistake    exit code 2
+
+Where a run is between its steps, `catch(note)` lets it save first. Anywhere else the first signal raises `Ended`, and another
+one ends the process at once: whatever is on disk is whole at any moment.
+"""
+
+import errno
+import functools
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, Stopped, UserError, printable
+from lm.shown import redacted
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+GAP = (
+    1.0  # seconds: a signal that follows another more closely is the same request, made twice by an impatient finger or parent
+)
+CURES = {
+    errno.ENOSPC: "no disk space; free some and start again",
+    errno.EDQUOT: "the disk quota is used up; free some space and start again",
+    errno.EFBIG: "a file grew past the limit of this shell; raise it (ulimit -f) and start again",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n) and start again",
+    errno.ENFILE: "too many open files on this machine; close some and start again",
+}
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asked the process to end; `code` is what it exits with."""
+
+    def __init__(self, code: int):
+        super().__init__(f"exit code {code}")
+        self.code = code
+
+
+class _Asked:
+    """Whether `Ended` was raised: libraries that are interrupted by it may raise something else."""
+
+    code: int | None = None
+
+
+def was_asked() -> bool:
+    """Whether a signal ends the process outside of its steps."""
+    return _Asked.code is not None
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+
+class _Handler:
+    def __init__(self, note: Callable[[int], None] | None):
+        self.note, self.noted, self.raised, self.last = note, False, False, -GAP
+
+    def __call__(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if now - self.last < GAP:
+            return
+        self.last = now
+        code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+        if self.note is not None and not (self.noted and number == signal.SIGINT):
+            self.noted = True
+            self.note(code)
+        elif not self.raised:
+            self.raised, _Asked.code = True, code
+            raise Ended(code)
+        else:
+            say_now("ended at once; the same command starts again\n")
+            os._exit(code)
+
+
+def catch(note: Callable[[int], None] | None = None, signals: tuple[int, ...] = SIGNALS) -> Callable[[], None]:
+    """Handles signals until the function that is returned is called. The first one is given to `note` as an exit code, or
+    raises `Ended` where there is none, and so does a second Ctrl-C. What the shell wants ignored (nohup) stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    handler = _Handler(note)
+    before = {s: signal.getsignal(s) for s in signals}
+    before = {s: old for s, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+
+    def restore() -> None:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+    return restore
+
+
+def say_now(text: str) -> None:
+    """To standard error, from within a signal handler, where `print` may be at work already."""
+    try:
+        os.write(2, text.encode())
+    except OSError:
+        pass
+
+
+# ------------------------------------------------------------------------------------------------------------- streams
+
+
+class _Stream(io.RawIOBase):
+    """A file descriptor whose reader may be gone. Nothing that is said to standard error is worth a run."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return os.write(self.descriptor, data)
+        except OSError as error:
+            if self.descriptor == 2 or error.errno == errno.EPIPE:
+                return len(data)
+            raise
+
+
+def _unbreakable() -> None:
+    """Standard streams that take every character and outlive their reader."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed: the next file that is opened would get its number, and what is printed would go into it
+            os.open(os.devnull, os.O_RDWR)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        old: Any = getattr(sys, name)
+        encoding = getattr(old, "encoding", None) or "utf-8"
+        lines = descriptor == 2 or os.isatty(descriptor)
+        raw = io.BufferedWriter(_Stream(descriptor))
+        setattr(sys, name, io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=lines))
+
+
+# ------------------------------------------------------------------------------------------------- beginning and end
+
+
+def begin() -> None:
+    """Called once, before anything slow is imported: `lm/__init__.py` does for every `python -m lm...`."""
+    _unbreakable()
+    catch()
+    sys.excepthook = _uncaught
+    sys.unraisablehook = _unraisable
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Of what no `command` has caught, because it came while modules were imported."""
+    if (told := ending(error)) is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    say_now(told[0] + "\n")
+    os._exit(told[1])
+
+
+def _unraisable(info: Any) -> None:
+    """`Ended` came up in a destructor or callback, where Python drops it: the signal is sent again."""
+    if not issubclass(info.exc_type, Ended):
+        sys.__unraisablehook__(info)
+        return
+    number = signal.SIGINT if _Asked.code == EXIT_INTERRUPTED else signal.SIGTERM
+    handler = signal.getsignal(number)
+    if isinstance(handler, _Handler):
+        handler.raised, handler.last = False, -GAP
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+
+
+def ending(error: BaseException) -> tuple[str, int] | None:
+    """The line to print and the exit code where an exception is no fault of the program's; otherwise None."""
+    code = _Asked.code if was_asked() else EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
+    if isinstance(error, Stopped):
+        return str(error), error.code
+    if code is not None:
+        return f"{'interrupted' if code == EXIT_INTERRUPTED else 'told to end'}; the same command starts again", code
+    if isinstance(error, UserError):
+        return f"error: {redacted(str(error))}", EXIT_USER_ERROR
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        cause = CURES.get(error.errno, f"{error.strerror}; mend that and start again")
+        return f"error: {printable(redacted(cause + where))}", EXIT_USER_ERROR
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of `expanduser`
+        return "error: there is no home directory for a path with '~'; set HOME, or give absolute paths", EXIT_USER_ERROR
+    return None
+
+
+def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
+    """`main`, with one line on standard error and an exit code for what ends it, instead of an exception."""
+
+    @functools.wraps(main)
+    def whole(argv: list[str] | None = None) -> int:
+        _Asked.code = None
+        try:
+            return main(argv)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            if (told := ending(error)) is None:
+                raise
+            print(told[0], file=sys.stderr)
+            return told[1]
+
+    return whole
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process. Nothing is left to be interrupted but the interpreter's own end, which would say so with a trace."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"error: what was printed is lost: {error.strerror}", file=sys.stderr)
+        sys.stdout = open(os.devnull, "w")
+        code = code or EXIT_USER_ERROR
+    sys.exit(code)
