@@ -83,6 +83,16 @@ def test_bad_input(train, tmp_path, case):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("workdir", "cause"),
+    [("", "--workdir is empty; give the directory"), ("a\\b/r", r"a library that writes there changes .* without it")],
+)
+def test_a_workdir_that_is_none(train, tmp_path, monkeypatch, workdir, cause):
+    monkeypatch.chdir(tmp_path)
+    code, err = train(workdir)
+    assert code == 2 and re.search(cause, err) and not any(tmp_path.iterdir()), err
+
+
 def test_a_stretch_has_positions_of_its_text(train, tmp_path):
     """Eight places in the decoder, whose positions are those of the encoder's 32: looked up past the table they are NaN."""
     short = ["--config.data.decoder_length=8", "--config.model.decoder.position.max_length=8"]

@@ -165,6 +165,70 @@ def test_two_runs_in_one_directory(train, tmp_path):
     first.close()
 
 
+def test_damaged_side_files_and_a_renamed_checkpoint_cost_no_step(train, uninterrupted, tmp_path):
+    workdir = copy(uninterrupted, tmp_path / "run")
+    harm = {
+        "metrics.jsonl": b'{"step": 10, "loss": "\xe9"}\n',
+        "samples.jsonl": b"7\n",
+        "goodput.jsonl": b"\0" * 4096 + b"\n",
+        "checkpoints/12/metrics/metrics": b"\xff",
+        "checkpoints/8/.DS_Store": b"x",
+    }
+    for name, damage in harm.items():
+        with open(workdir / name, "ab") as file:
+            file.write(damage)
+    (workdir / "summary.json").unlink()
+    (workdir / "summary.json").mkdir()
+    (workdir / "checkpoints" / "12").rename(workdir / "checkpoints" / "11")
+    with pytest.warns(UserWarning, match="is damaged|none of its rows|no file that can be read") as said:
+        code, err = train(workdir)
+    assert code == 0 and "going on from step 8" in err, err
+    named = "".join(str(warning.message) for warning in said)
+    for name in (
+        "metrics.jsonl",
+        "samples.jsonl",
+        "goodput.jsonl",
+        "11.metrics",
+        "summary.json",
+        "it is step 12, and was renamed",
+    ):
+        assert name in named
+    assert len(said) == 6 and len(list((workdir / "damaged").iterdir())) == 6
+    assert summary(workdir)["params_sha256"] == summary(uninterrupted)["params_sha256"]
+
+
+def test_without_its_checkpoints_a_run_begins_anew_and_keeps_its_logs(train, uninterrupted, tmp_path):
+    import shutil
+
+    workdir = copy(uninterrupted, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.warns(
+        UserWarning, match="logs up to step 12 and no checkpoint: the run begins anew, and the logs of before are"
+    ):
+        code, err = train(workdir)
+    assert code == 0 and (workdir / "earlier" / "metrics.jsonl").read_bytes() == before, err
+    assert summary(workdir)["params_sha256"] == summary(uninterrupted)["params_sha256"]
+
+
+def test_a_signal_in_preparation_and_one_where_nobody_reads_what_is_said(command, tmp_path):
+    early, late = tmp_path / "early", tmp_path / "late"
+    process = command(early)
+    wait_for((early / "goodput.jsonl").exists, process)
+    process.send_signal(signal.SIGTERM)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 75 and "Traceback" not in err, err
+    assert err.splitlines()[-1].endswith("the same command starts again") and not (early / "metrics.jsonl").exists()
+
+    process = command(late, "decoder.causal", "--config.train.steps=100000", "--config.checkpoint.every=None")
+    process.stderr.close()
+    wait_for((late / "metrics.jsonl").exists, process)
+    for _ in range(2):  # impatient
+        process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=120) == 75
+    assert [p.name.isdigit() for p in (late / "checkpoints").iterdir()] == [True]
+
+
 def test_a_finished_run_started_again_says_the_same(train, uninterrupted, tmp_path):
     workdir = copy(uninterrupted, tmp_path)
     before = summary(workdir)
