@@ -234,8 +234,8 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
         listing = whole.digests(path) | {MODEL: hashlib.sha256(text.encode()).hexdigest()}
         if fault := whole.lacks_arrays(listing):
             raise OSError(f"the save of {path} is not whole: {fault}")
-        (path / whole.DIGESTS).write_text(json.dumps(listing, indent=1))
-        (path / MODEL).write_text(text)
+        (path / whole.DIGESTS).write_text(json.dumps(listing, indent=1), encoding="utf-8")
+        (path / MODEL).write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise _save_error(error, path, cure) from error
 
@@ -272,7 +272,7 @@ def load_model(directory: str | Path) -> config.Model:
     if (path / MODEL).exists():
         check_files(path, MODEL)
         return resolve.build(config.Model, foreign.parse_json((path / MODEL).read_bytes(), path / MODEL))
-    return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_text())).model
+    return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_bytes())).model
 
 
 def load_params(directory: str | Path, target: Any) -> Any:
@@ -325,7 +325,7 @@ def load_tokenizer(directory: str | Path) -> bytes | None:
         if name is not None:
             check_files(path, name)
         return None if name is None else (path / name).read_bytes()
-    return base64.b64decode(json.loads((_latest(path) / "tokenizer" / "metadata").read_text())["sentencepiece"])
+    return base64.b64decode(json.loads((_latest(path) / "tokenizer" / "metadata").read_bytes())["sentencepiece"])
 
 
 def _folder(directory: epath.PathLike) -> epath.Path:

@@ -223,6 +223,6 @@ def leave(code: int) -> NoReturn:
         sys.stdout.flush()
     except OSError as error:
         print(f"error: what was printed is lost: {error.strerror}", file=sys.stderr)
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
         code = code or EXIT_USER_ERROR
     sys.exit(code)

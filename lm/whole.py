@@ -52,7 +52,7 @@ def write(directory: epath.Path, *, step: int) -> None:
     found = digests(directory)
     if fault := lacks_arrays(found):
         raise OSError(f"the save of step {step} in {directory.parent} is not whole: {fault}")
-    (directory / DIGESTS).write_text(json.dumps({"step": step, "files": found}, indent=1))
+    (directory / DIGESTS).write_text(json.dumps({"step": step, "files": found}, indent=1), encoding="utf-8")
 
 
 def damage(directory: epath.Path, *, step: int) -> str | None:

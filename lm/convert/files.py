@@ -162,7 +162,9 @@ def unpickled(source: Path, scratch: Path | None = None) -> Generator[list[Path]
     with tempfile.TemporaryDirectory(prefix="lm-convert-", dir=scratch) as folder:
         for file in pickles:
             out = Path(folder) / f"{file.stem}.safetensors"
-            run = subprocess.run([sys.executable, "-m", "lm.convert.unpickle", file, out], capture_output=True, text=True)
+            run = subprocess.run(
+                [sys.executable, "-m", "lm.convert.unpickle", file, out], capture_output=True, text=True, errors="replace"
+            )
             if run.returncode:
                 raise UserError(f"{file} could not be read: {(run.stderr.strip().splitlines() or ['no reason given'])[-1]}")
         yield sorted(Path(folder).glob("*.safetensors"))

