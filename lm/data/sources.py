@@ -378,22 +378,30 @@ class _Tfds:
 
         self._source = source
         folder = Path(cache).expanduser()
-        builder = _builder(source.path, str(folder / "tfds"))
         folder.mkdir(parents=True, exist_ok=True)
         try:
+            builder = _builder(source.path, str(folder / "tfds"))
             with FileLock(folder / f"tfds-{source.path.replace('/', '-')}.lock"):  # two processes must not download both
                 with _quiet() if source.path == "sotu" else contextlib.nullcontext():
                     builder.download_and_prepare(file_format="array_record")
         except UserError:
             raise
         except Exception as error:  # a download fails in as many ways as there are builders
-            raise UserError(f"tfds {source.path!r} could not be prepared: {_line(error)}; check network and disk") from None
+            raise UserError(
+                f"tfds {source.path!r} could not be prepared: {_line(error)}; check network and disk, and {folder / 'tfds'}"
+            ) from None
         if source.split.split("[")[0] not in builder.info.splits:
             raise UserError(f"tfds {source.path!r} has no split {source.split!r}{nearest(source.split, builder.info.splits)}")
         features: Mapping[str, Any] = builder.info.features
         if source.field not in features:
             raise UserError(f"tfds {source.path!r} has no field {source.field!r}{nearest(source.field, features)}")
-        self._records = builder.as_data_source(split=source.split)
+        try:
+            self._records = builder.as_data_source(split=source.split)
+            count = len(self._records)
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"tfds {source.path!r} split {source.split!r}: {_line(error)}; give another split") from None
+        if not count:
+            raise UserError(f"tfds {source.path!r} split {source.split!r} is empty; give another split")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -407,6 +415,8 @@ class _Tfds:
         except (RuntimeError, ValueError) as error:
             raise CorruptRecord(f"{where}: corrupt ({_line(error)}); {_SKIP}") from None
         text = record[self._source.field]
+        if text is None:  # what a file gives that was cut short
+            raise CorruptRecord(f"{where}: nothing there; {_SKIP}")
         if not isinstance(text, (bytes, str)):
             raise UserError(f"{where}: field {self._source.field!r} is not text; set field= of the source")
         text = _decode(text, "utf-8", where) if isinstance(text, bytes) else text  # tfds stores text as UTF-8

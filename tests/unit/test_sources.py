@@ -267,3 +267,13 @@ def test_sotu_through_tfds(tmp_path, monkeypatch):
         open_source(source("tfds", "sotu", split="tran"), cache=str(tmp_path))
     with pytest.raises(UserError, match=r"no field 'body'; known: id, text"):
         open_source(source("tfds", "sotu", field="body"), cache=str(tmp_path))
+    for split in ("train[", "train[:x]", "train[:0]"):
+        with pytest.raises(UserError, match=r"split 'train\[.*give another split"):
+            open_source(source("tfds", "sotu", split=split), cache=str(tmp_path))
+    stored = next(tmp_path.rglob("*.array_record*"))
+    stored.write_bytes(stored.read_bytes()[: stored.stat().st_size // 2])
+    with pytest.raises(CorruptRecord, match="tfds sotu/train, record 0"):
+        open_source(source("tfds", "sotu"), cache=str(tmp_path))[0]
+    next(tmp_path.rglob("dataset_info.json")).write_text("{")
+    with pytest.raises(UserError, match="tfds 'sotu' could not be prepared: .*check network and disk, and"):
+        open_source(source("tfds", "sotu"), cache=str(tmp_path))
