@@ -29,6 +29,7 @@ _RESERVED = 5 + NUM_SENTINELS + len(ROLES)
 # A constant, not the machine's count: unigram training sums probabilities thread by thread, and the model must be the
 # same everywhere. (It also is written into the model.)
 _TRAIN_THREADS = 2
+_PART = 1 << 20  # characters given to sentencepiece at once: it takes some hundred bytes for each of them
 
 
 class SentencePiece(Given):
@@ -99,6 +100,29 @@ class SentencePiece(Given):
         threads = threads or os.cpu_count() or 1
         if self._newline is None:
             return [np.array(ids, np.int32) for ids in self._sp.encode(list(texts), num_threads=threads)]
+        if all(len(text) <= _PART for text in texts):
+            return self._encode_by_lines(texts, threads)
+        return [np.concatenate([self._encode_by_lines([p], threads)[0] for p in self._parts(text)]) for text in texts]
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """A text in parts of at most _PART characters, which encode to what the whole does: cut behind a newline or before a
+        space. Only a longer run that has neither is cut anywhere; its tokens are others there, and stand for the same text.
+        """
+        alone, spaced = (self._sp.encode(a) for a in ("a", " a"))
+        keeps_spaces = self._sp.encode("a a") == alone + spaced  # a given model may drop those at a text's beginning
+        at = 0
+        while len(text) - at > _PART:
+            stop = text.rfind("\n", at, at + _PART) + 1
+            if not stop and keeps_spaces:
+                stop = text.rfind(" ", at, at + _PART)
+                while stop > at and text[stop - 1] == " ":
+                    stop -= 1
+            stop = stop if stop > at else at + _PART
+            yield text[at:stop]
+            at = stop
+        yield text[at:]
+
+    def _encode_by_lines(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
         split = [text.split("\n") for text in texts]
         lines = list(itertools.chain.from_iterable(split))
         if any(SPACE in line for line in lines):

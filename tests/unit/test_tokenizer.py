@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 
 import numpy as np
 import pytest
@@ -81,6 +82,19 @@ def test_any_text_comes_back(tokenizer):
         assert tokenizer.decode(ids) == text
         assert np.array_equal(tokenizer.encode(text), ids) and ids.dtype == np.int32
         assert ids.size == 0 or ids.min() >= tokenizer.reserved
+
+
+@pytest.mark.parametrize("part", [3, 7, 40])
+def test_a_long_text_is_encoded_in_parts_and_as_a_whole_alike(tokenizer, monkeypatch, part):
+    rng = random.Random(part)
+    cases = ["the war\n\nof  law\npeace", "\n" * 50, " " * 50, "a" + " " * 50 + "b\n", *texts()[:3]]
+    cases += ["".join(rng.choices(["the", "war", " ", "   ", "\n", "▁", "1945"], k=40)) for _ in range(20)]
+    whole = tokenizer.encode_batch(cases)
+    monkeypatch.setattr(module, "_PART", part)
+    for text, once, parts in zip(cases, whole, tokenizer.encode_batch(cases), strict=True):
+        assert tokenizer.decode(parts) == text
+        if all(len(run) < part for run in re.findall(r" +|[^ \n]+", text)):
+            assert np.array_equal(parts, once)
 
 
 def test_lines_and_digits_are_split(tokenizer):
