@@ -28,6 +28,7 @@ from lm.ranges import (
     Seed,
     Share,
     Span,
+    Vocabulary,
     Words,
 )
 
@@ -72,7 +73,7 @@ class Learned:
     """A trained vector for each position (GPT-2, BERT); `offset` as BART and RoBERTa shift it."""
 
     max_length: Count
-    offset: Natural = 0
+    offset: Annotated[int, Range(0, 2**16)] = 0
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class Head:
 class Model:
     """One trunk. Encoder-only, decoder-only or encoder-decoder is which of the two stacks exist."""
 
-    vocab_size: Count
+    vocab_size: Vocabulary
     width: Count
     encoder: Stack | None = None
     decoder: Stack | None = None
@@ -459,6 +460,10 @@ class Source:
     weight: NonNegative = 1.0  # of this source in the mixture, in rows
 
     def __post_init__(self) -> None:
+        try:
+            "a".encode(self.encoding)
+        except (LookupError, ValueError):  # a codec that gives no text, such as hex, is a LookupError too
+            raise UserError(f"unknown encoding '{self.encoding}': give the text's, for example utf-8 or latin-1") from None
         scheme, colon, _ = self.path.partition("://")
         if colon and (scheme != "gs" or self.kind == "tfds"):
             what = "a builder's name" if self.kind == "tfds" else "local files and gs://"
@@ -487,7 +492,7 @@ class Dedup:
 @dataclass(frozen=True)
 class Tokenizer:
     kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: Count = 8192
+    vocab_size: Vocabulary = 8192
     path: Name | None = None  # a sentencepiece model to use as it is, instead of training one
 
 

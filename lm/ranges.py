@@ -87,6 +87,7 @@ Every = Annotated[int, Range(1, INT32, note="; None is never")]  # steps between
 Axis = Annotated[int, Range(1, INT32, also=(-1,), note=", or -1 for what the others leave")]  # devices along a mesh axis
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Layers = Annotated[int, Range(1, 10_000)]  # each is traced and compiled, so that more would never begin
+Vocabulary = Annotated[int, Range(1, 2**24)]  # tables of the host have an entry for each word
 Length = Annotated[int, Range(8, INT32)]  # tokens in a row
 
 Positive = Annotated[float, Range(0.0, above=True)]

@@ -82,6 +82,15 @@ def sign(text: str, settings: config.Dedup) -> Signature:
     return Signature(exact.digest(), None if minhash is None else minhash.hashvalues)
 
 
+def _index(threshold: float, permutations: int) -> Any:
+    from datasketch import MinHashLSH
+
+    try:
+        return MinHashLSH(threshold, permutations, weights=(0.02, 0.98))
+    except ValueError:  # so near to 1 that no hash may differ: then either half of them finds all
+        return MinHashLSH(num_perm=permutations, params=(2, permutations // 2))
+
+
 def _minhash(settings: config.Dedup, hashvalues: np.ndarray | None = None) -> Any:
     from datasketch import MinHash
 
@@ -111,14 +120,12 @@ def duplicates(signatures: Iterable[Signature], settings: config.Dedup) -> list[
     (standard error about 0.5 / sqrt(permutations)) then decides. A document whose words equal an earlier one's is
     `exact`, and one above the threshold `near`, of the earliest such document.
     """
-    from datasketch import MinHashLSH
-
     first: dict[bytes, int] = {}
     kept: dict[int, np.ndarray] = {}
     dropped: list[Dropped] = []
     # Candidates are checked, so that a false one costs only time: the weights favour finding all.
     threshold = settings.near
-    lsh: Any = MinHashLSH(threshold, settings.permutations, weights=(0.02, 0.98)) if threshold is not None else None
+    lsh: Any = _index(threshold, settings.permutations) if threshold is not None else None
     for index, signature in enumerate(signatures):
         earlier = first.get(signature.exact)
         if settings.exact and earlier is not None:

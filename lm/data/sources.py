@@ -4,7 +4,6 @@ Files are taken in the order of their names, so that index i is the same documen
 the folder that a glob starts from, so that moving a corpus changes neither its split nor its fingerprint.
 """
 
-import codecs
 import contextlib
 import gzip
 import hashlib
@@ -55,10 +54,6 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
     """
     if source.kind == "tfds":
         return _Tfds(source, cache)
-    try:
-        bytes(4).decode(source.encoding)  # unlike codecs.lookup, this refuses codecs that are not of text, such as "hex"
-    except (LookupError, ValueError):
-        raise UserError(f"unknown encoding {source.encoding!r} of {source.path}; for example utf-8, utf-16, latin-1") from None
     kinds = {"text": _Text, "jsonl": _JsonLines, "array_record": _ArrayRecord}
     return kinds[source.kind](source, _find(source), on_corrupt)
 

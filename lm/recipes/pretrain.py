@@ -1,5 +1,7 @@
 """Pretraining: a config becomes a model, data, a step and hooks; the shared loop does the rest."""
 
+import math
+import os
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
@@ -94,6 +96,7 @@ def assemble(run: config.Run, *, progress: bool = True) -> Parts:
     objective = objective_of(run, data.tokenizer)
     rows = rows_of(run, data, objective)
     parts = Parts(**vars(training(run, mesh, objective.lengths)), data=data, objective=objective, rows=rows)
+    check_memory(bytes_a_device(parts.plan.targets()), mesh.local_devices)
     if _has_samples(run):
         place = parts.task.writes
         settings: dict[str, Any] = dict(new_tokens=run.log.sample_tokens, seed=run.train.seed, place=place)
@@ -133,6 +136,18 @@ def check(run: config.Run, mesh: Mesh) -> None:
             raise UserError(
                 f"{place}.kernel='splash' runs on TPUs alone, and this is a {platform}: set --config.{place}.kernel=plain"
             )
+
+
+def check_memory(state: int, devices: list[Any]) -> None:
+    """UserError where a device's part of the state, in bytes, is more than the device has; a step needs more yet."""
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if devices[0].platform == "cpu":  # which has no limit of its own, and shares the machine's memory with the others
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    if limit is not None and state > limit:
+        raise UserError(
+            f"parameters, moments and averages take {state / 2**30:,.1f} GiB of a device, which has {limit / 2**30:,.1f} GiB: "
+            "take a smaller model or vocabulary, or shard it over more devices (config.mesh.fsdp)"
+        )
 
 
 def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
@@ -413,7 +428,7 @@ def dry_run(run: config.Run) -> str:
 
 def bytes_a_device(tree: Any) -> int:
     """Of abstract arrays with shardings."""
-    size = lambda x: int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * jnp.dtype(x.dtype).itemsize
+    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
     return sum(size(x) for x in jax.tree.leaves(tree))
 
 

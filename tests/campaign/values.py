@@ -5,7 +5,7 @@ from tests.campaign.bench import Bench, Injection, refused
 L = "model.decoder.blocks.L"
 # (flags without --config., what the line must name)
 VALUES = [
-    ("train.steps=0", "steps"),
+    ("train.steps=2147483648", "steps"),
     ("train.steps=-3", "steps"),
     ("train.steps=1e3", "steps"),
     ("train.steps=True", "steps"),
@@ -75,7 +75,7 @@ VALUES = [
     ("log.sample_tokens=1000", "sample_tokens|positions"),
     ("mesh.data=0", "mesh|data"),
     ("mesh.data=-2", "mesh|data"),
-    ("mesh.data=-1 mesh.fsdp=-1", "mesh"),
+    ("mesh.tensor=-1 mesh.fsdp=-1", "mesh"),
     ("mesh.tensor=7 mesh.data=1", "mesh"),
     ("objective.kind=span_corruption objective.rate=1.5", "rate"),
     ("objective.kind=span_corruption objective.mean_span=0.0", "mean_span"),
@@ -116,7 +116,7 @@ FILES = [
     _file("list.py", b"def get_config():\n    return [1]\n", "list.py"),
     _file("exit.py", b"def get_config():\n    raise SystemExit(0)\n", "exit.py"),
     _file("syntax.py", b"def get_config(:\n", "syntax.py"),
-    _file("latin.py", b"# caf\xe9\ndef get_config():\n    return {}\n", "latin.py"),
+    _file("latin.py", b"cafe = 'caf\xe9'\ndef get_config():\n    return {}\n", "latin.py"),
     _file("config.txt", b"def get_config():\n    return {}\n", "config.txt"),
     _file("deep.json", b'{"a":' * 50_000 + b"1" + b"}" * 50_000, "deep.json"),
     _file("nan.json", b'{"train": {"z_loss": NaN}}', "nan.json|z_loss"),

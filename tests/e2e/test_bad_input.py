@@ -56,6 +56,10 @@ CASES = {
         ],
         "optimizer.schedule.decay=100 does not fit",
     ),
+    "a state beyond the memory": (
+        ["--config.model.width=1048576", "--config.model.decoder.blocks.L.attention.num_heads=1048576"],
+        r"parameters, moments and averages take [\d,.]+ GiB of a device, which has [\d,.]+ GiB: take a smaller model",
+    ),
     "a batch for evaluation": (["--config.evaluate.batch_size=0"], "config.evaluate.batch_size=0 is too small"),
     "heads": (
         ["--config.model.decoder.blocks.L.attention.num_heads=3"],

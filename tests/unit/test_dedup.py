@@ -134,3 +134,12 @@ def test_signatures_do_not_change():
     signature = sign("the quick brown fox jumps over the lazy dog", NEAR)
     assert signature.exact.hex().startswith("05c6e08f1d9fdafa")
     assert signature.near.tolist()[:3] == [1565612536, 1757564827, 396795691]
+
+
+@pytest.mark.parametrize("near", [1e-30, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("permutations", [2, 3, 128])
+def test_every_threshold_that_a_config_may_have_works(near, permutations):
+    """Near 1 the index would need fewer bands than it can have."""
+    settings = config.Dedup(exact=False, near=near, permutations=permutations)
+    found = drops([text(1), text(2), text(1)], settings)
+    assert Dropped(2, "near", 0) in found

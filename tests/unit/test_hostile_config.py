@@ -237,6 +237,8 @@ TOGETHER = {
     "unread encoder": (changed(encoder=STACK), "no block of the decoder reads the encoder"),
     "outputs": (lambda: Head(outputs=2), "outputs=2 needs a matrix of its own: set tied=False"),
     "narrow table": (changed(embed=Embed(width=4)), "embed.width=4 is not width=8.*head.transform=gelu"),
+    "no encoding": (lambda: config.Source(encoding="utf-9"), "unknown encoding 'utf-9': give the text's"),
+    "no text's encoding": (lambda: config.Source(encoding="hex"), "unknown encoding 'hex'"),
     "a batch beyond int32": (
         lambda: Run(MODEL, config.Data(decoder_length=2**20), train=config.Train(batch_size=2**12)),
         "train.batch_size=4096 rows are 4,294,967,296 tokens",
@@ -260,4 +262,5 @@ def test_what_goes_together_is_taken():
     Model(16, 8, decoder=Stack(2, {"L": Block(Attention(3, head_dim=5), Mlp(8))}, position=Learned(8)))
     Model(16, 8, encoder=STACK, decoder=stack(blocks={"L": BLOCK, "C": CROSS}, pattern="LC")())
     Model(16, 8, decoder=STACK, embed=Embed(width=4), head=Head(transform="gelu"))
+    assert [config.Source(encoding=name) for name in ("utf-16", "latin-1", "cp1252", "UTF8", "shift_jis")]
     assert config_dict.ConfigDict(TREE).to_dict()["model"]["width"] == 8
