@@ -463,7 +463,7 @@ class Source:
         try:
             "a".encode(self.encoding)
         except (LookupError, ValueError):  # a codec that gives no text, such as hex, is a LookupError too
-            raise UserError(f"unknown encoding '{self.encoding}': give the text's, for example utf-8 or latin-1") from None
+            raise UserError(f"unknown encoding {self.encoding!r} of {self.path}; for example utf-8, utf-16, latin-1") from None
         scheme, colon, _ = self.path.partition("://")
         if colon and (scheme != "gs" or self.kind == "tfds"):
             what = "a builder's name" if self.kind == "tfds" else "local files and gs://"

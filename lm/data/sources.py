@@ -4,6 +4,7 @@ Files are taken in the order of their names, so that index i is the same documen
 the folder that a glob starts from, so that moving a corpus changes neither its split nor its fingerprint.
 """
 
+import codecs
 import contextlib
 import gzip
 import hashlib

