@@ -1,6 +1,7 @@
 """Duplicates: the earlier document stays, whatever else happens."""
 
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,6 +95,17 @@ def test_a_long_text_is_signed_in_pieces(monkeypatch):
     monkeypatch.setattr(dedup, "_HELD", 7)
     pieces = sign(text(1, 1000), NEAR)
     assert pieces.exact == whole.exact and np.array_equal(pieces.near, whole.near)
+
+
+def test_a_long_text_costs_a_few_times_its_size(monkeypatch):
+    monkeypatch.setattr(dedup, "_HELD", 1 << 10)  # words, beside which 60,000 are many
+    long = "some word and, then, another one. " * 10_000
+    sign("what is imported at first", NEAR)
+    tracemalloc.start()
+    sign(long, NEAR)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(long)  # a list of the words takes twelve times the text
 
 
 def test_near_duplicates_go_and_different_ones_stay():

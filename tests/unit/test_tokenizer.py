@@ -3,6 +3,7 @@
 import io
 import random
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -95,6 +96,16 @@ def test_a_long_text_is_encoded_in_parts_and_as_a_whole_alike(tokenizer, monkeyp
         assert tokenizer.decode(parts) == text
         if all(len(run) < part for run in re.findall(r" +|[^ \n]+", text)):
             assert np.array_equal(parts, once)
+
+
+def test_a_long_text_costs_a_few_times_its_size(tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "_PART", 1 << 12)
+    for long in ("the war and the law, " * 4000, "the state of peace\n" * 4000):
+        tracemalloc.start()
+        ids = tokenizer.encode(long)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 * len(long) + 3 * ids.nbytes  # lists of ids alone take more than ten times the array
 
 
 def test_lines_and_digits_are_split(tokenizer):
