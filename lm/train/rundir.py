@@ -32,8 +32,8 @@ PUBLISH = 60  # seconds between copies to a bucket, at least
 
 class RunDir:
     """`<workdir>/{config.json, manifest.json, metrics.jsonl, samples.jsonl, goodput.jsonl, summary.json, report.html,
-    tensorboard/, profile/}`, and the `checkpoints/` of `lm/checkpoint.py`. What is found damaged is moved to `damaged/`, and the
-    logs of steps whose checkpoints are gone to `earlier/`; nothing is removed. Of several hosts the first alone locks and
+    tensorboard/, profile/}`, and the `checkpoints/` of `lm/checkpoint.py`. What is found damaged is moved to `damaged/`, and
+    the logs of steps whose checkpoints are gone to `earlier/`; nothing is removed. Of several hosts the first alone locks and
     writes; at the others, writing does nothing.
 
     A bucket has no locks and no appending: there `path` is a local folder, and what changes in it is copied to `home` once a
