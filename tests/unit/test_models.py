@@ -361,22 +361,22 @@ def test_dropout_differs_from_layer_to_layer_when_scanned():
     example = example_for(model)
     _, params = start(model)
 
-    def layer_outputs(key):
-        twin = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), params["decoder"]["turns"])
-        tree = params | {"decoder": params["decoder"] | {"turns": twin}}
-        with nn.intercept_methods(record):
-            Transformer(model).apply({"params": tree}, example, rngs={"dropout": key}, method="hidden")
-
-    kept = []
+    twin = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), params["decoder"]["turns"])
+    tree = params | {"decoder": params["decoder"] | {"turns": twin}}
 
     def record(call, args, kwargs, context):
         out = call(*args, **kwargs)
         if isinstance(context.module, nn.Dropout):
-            jax.debug.callback(lambda x: kept.append(np.asarray(x) == 0), out)
+            context.module.sow("losses", "dropped", out == 0)  # the collection that a scan stacks by layer
         return out
 
-    jax.jit(layer_outputs)(jax.random.key(0))
-    jax.effects_barrier()
+    @jax.jit
+    def dropped(key):
+        variables, dropout = {"params": tree}, {"dropout": key}
+        with nn.intercept_methods(record):
+            return Transformer(model).apply(variables, example, rngs=dropout, method="hidden", mutable=["losses"])[1]
+
+    kept = [layer for both in jax.tree.leaves(dropped(jax.random.key(0))) for layer in both]
     assert len(kept) == 4
     assert all((a != b).any() for i, a in enumerate(kept) for b in kept[:i])
 
@@ -459,8 +459,9 @@ def test_attention_in_blocks_is_attention(window, monkeypatch):
     def run(block):
         monkeypatch.setattr("lm.types.BLOCK", block)
         mask = Mask(segments, segments, causal=True)
-        loss = lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v, mask=mask, scale=0.3, window=window)))
-        return len(mask.blocks(window)), jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
+        look = lambda q, k, v: attend(q, k, v, mask=mask, scale=0.3, window=window)
+        gradient = jax.grad(lambda *qkv: jnp.sum(jnp.sin(look(*qkv))), argnums=(0, 1, 2))
+        return len(mask.blocks(window)), jax.jit(lambda *qkv: (look(*qkv), gradient(*qkv)))(q, k, v)
 
     (many, blocked), (one, whole) = run(5), run(256)
     assert (many, one) == (3, 1)
