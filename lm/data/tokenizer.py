@@ -98,11 +98,12 @@ class SentencePiece(Given):
     def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:
         """int32 [n] for each text; `threads` None: one per core. UnicodeEncodeError for lone surrogates."""
         threads = threads or os.cpu_count() or 1
-        if self._newline is None:
+        newline = self._newline
+        if newline is None:
             return [np.array(ids, np.int32) for ids in self._sp.encode(list(texts), num_threads=threads)]
         if all(len(text) <= _PART for text in texts):
-            return self._encode_by_lines(texts, threads)
-        return [np.concatenate([self._encode_by_lines([p], threads)[0] for p in self._parts(text)]) for text in texts]
+            return self._encode_by_lines(texts, newline, threads)
+        return [np.concatenate([self._encode_by_lines([p], newline, threads)[0] for p in self._parts(text)]) for text in texts]
 
     def _parts(self, text: str) -> Iterator[str]:
         """A text in parts of at most _PART characters, which encode to what the whole does: cut behind a newline or before a
@@ -122,7 +123,8 @@ class SentencePiece(Given):
             at = stop
         yield text[at:]
 
-    def _encode_by_lines(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
+    def _encode_by_lines(self, texts: Sequence[str], newline: int, threads: int) -> list[np.ndarray]:
+        """int32 [n] for each text, all of their lines in one call."""
         split = [text.split("\n") for text in texts]
         lines = list(itertools.chain.from_iterable(split))
         if any(SPACE in line for line in lines):
@@ -134,7 +136,7 @@ class SentencePiece(Given):
             joined: list[int] = []
             for i in range(at, at + len(parts)):
                 joined += ids[i]
-                joined.append(self._newline)
+                joined.append(newline)
             out.append(np.array(joined[:-1], np.int32))
             at += len(parts)
         return out
