@@ -89,7 +89,8 @@ class Buckets:
     max_distance: Count = 128
 
     def __post_init__(self) -> None:
-        if self.max_distance <= self.num_buckets // 2:
+        # At the last exact distance of a decoder or an encoder, the logarithm's scale is 0. Below it all far ones are alike.
+        if self.max_distance in (self.num_buckets // 2, self.num_buckets // 4):
             raise UserError(
                 f"max_distance={self.max_distance} leaves no room for logarithmic buckets: half of num_buckets="
                 f"{self.num_buckets} hold one distance each, so give more than {self.num_buckets // 2}"

@@ -72,7 +72,7 @@ def bucket(distance: jax.Array, buckets: config.Buckets, *, causal: bool) -> jax
     exact = count // 2
     ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(buckets.max_distance / exact)
     far = exact + (ratio * (count - exact)).astype(jnp.int32)
-    return offset + jnp.where(distance < exact, distance, jnp.minimum(far, count - 1))
+    return offset + jnp.where(distance < exact, distance, jnp.clip(far, exact, count - 1))
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

@@ -223,6 +223,7 @@ TOGETHER = {
     ),
     "rope of long texts": (lambda: Rope(original_length=8, high_freq_factor=1.0), "high_freq_factor=1 must be more than"),
     "buckets": (lambda: Buckets(32, 16), "max_distance=16 leaves no room.*more than 16"),
+    "buckets of an encoder": (lambda: Buckets(32, 8), "max_distance=8 leaves no room.*more than 16"),
     "no blocks": (stack(blocks={}), "blocks are named nothing"),
     "long names": (stack(blocks={"Long": BLOCK}, pattern="L"), "blocks are named Long.*single letter"),
     "pattern": (stack(pattern="LX"), "pattern='LX' names X, and the blocks are L"),
