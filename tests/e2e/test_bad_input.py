@@ -179,5 +179,5 @@ def test_a_disk_that_is_really_full_keeps_what_is_saved_and_goes_on(command, tmp
 
 
 def finished(process):
-    err = process.communicate(timeout=200)[1]
+    err = process.communicate(timeout=900)[1]
     return process.returncode, err.strip()

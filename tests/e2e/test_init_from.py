@@ -37,7 +37,7 @@ def trained(tmp_path_factory, command):
     """The workdir of a causal run."""
     workdir = tmp_path_factory.mktemp("trained")
     process = command(workdir, "decoder.causal", "--config.train.steps=60", "--config.checkpoint.every=20")
-    err = process.communicate(timeout=300)[1]
+    err = process.communicate(timeout=900)[1]
     assert process.returncode == 0, err
     return workdir
 

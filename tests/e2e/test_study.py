@@ -65,7 +65,7 @@ def test_killed_and_started_again_gives_the_same(corpus, whole, tmp_path):
     command = [sys.executable, str(ROOT / "tests/e2e/tiny_study.py"), str(tmp_path), str(corpus)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(corpus / "compiled")}
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     # One cell is done, and another has begun to train.
     while not ((tmp_path / "causal/seed0/result.json").exists() and (tmp_path / "later/seed0/run/metrics.jsonl").exists()):
         assert process.poll() is None and time.monotonic() < deadline

@@ -40,7 +40,7 @@ class Hosts:
         lines = self.errors[i].read_text().splitlines()
         return "\n".join(line for line in lines if "spmd_partitioner" not in line)
 
-    def ended(self, seconds=240):
+    def ended(self, seconds=900):
         """Exit codes of all."""
         end = time.monotonic() + seconds
         try:
@@ -54,7 +54,7 @@ class Hosts:
         assert codes == [0] * len(codes), "\n".join(self.said(i)[-3000:] for i in range(len(codes)))
         return summary(self.workdir)
 
-    def wait_for(self, condition, seconds=240):
+    def wait_for(self, condition, seconds=900):
         end = time.monotonic() + seconds
         while not condition():
             for i, p in enumerate(self.processes):

@@ -121,7 +121,7 @@ def test_without_host_0_the_others_say_so():
     began = time.monotonic()
     heard = calls(3, [1, 2], 0.5, free_port())
     assert all(text.startswith("host 0 of 3 did not arrive") for text in heard.values()) and len(heard) == 2
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_stranger_at_the_port_changes_nothing():
@@ -129,7 +129,7 @@ def test_a_stranger_at_the_port_changes_nothing():
     thread = threading.Thread(target=lambda: heard.update(calls(2, [0], 20, port)))
     thread.start()
     for said in (b"GET / HTTP/1.1", b"7", b"0", b""):
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", port), timeout=5) as line:

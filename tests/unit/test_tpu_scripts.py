@@ -484,7 +484,7 @@ def test_gcloud_takes_our_commands(tmp_path, capsys):
         env=env | {"CLOUDSDK_CORE_CHECK_GCE_METADATA": "false"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     if done.returncode:  # its linter is no part of what gcloud promises
         pytest.skip(f"gcloud has no linter any more: {done.stderr[-200:]}")
