@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study import Study
-from lm import atomic, config, resolve, startup
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, Busy, Diverged, UserError, nearest
+from lm import atomic, config, paths, resolve, shell, startup
+from lm.errors import Busy, Diverged, UserError, nearest
 
 HERE = Path(__file__).parent
 WAIT = 5.0  # seconds between looks at what another process is doing
@@ -180,35 +180,24 @@ def execute(study: Study, workdir: Path, shard: tuple[int, int] = (0, 1)) -> boo
     return all(finished(study, unit, workdir) for unit in units(study))
 
 
+@shell.command
 def main(argv: list[str] | None = None) -> int:
-    try:
-        flags = parser().parse_args(argv)
-        settings = dict(setting(text) for text in flags.set)
-        study, shard = load_study(flags.study, settings), parse_shard(flags.shard)
-        workdir = Path(flags.workdir or f"runs/{study.name}").expanduser().resolve()
-        startup.before_jax()
-        from experiments import report
-        from experiments.display import plan_table
-        from lm.train.hooks import Stopped
+    flags = parser().parse_args(argv)
+    settings = dict(setting(text) for text in flags.set)
+    study, shard = load_study(flags.study, settings), parse_shard(flags.shard)
+    workdir = paths.local(flags.workdir or f"runs/{study.name}", name="--workdir")
+    startup.before_jax()
+    from experiments import report
+    from experiments.display import plan_table
 
-        startup.after_jax()
-        if flags.dry_run:
-            print(plan_table(study, workdir))
-            return 0
-        try:
-            remember(study, settings, workdir)
-            if execute(study, workdir, shard):
-                command = f"python -m experiments.run {study.name} --workdir={flags.workdir or workdir}"
-                print(report.write(*report.load(workdir), workdir, command=command)["md"])
-        except Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            return stopped.code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:  # between two runs
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    startup.after_jax()
+    if flags.dry_run:
+        print(plan_table(study, workdir))
+        return 0
+    remember(study, settings, workdir)
+    if execute(study, workdir, shard):
+        command = f"python -m experiments.run {study.name} --workdir={flags.workdir or workdir}"
+        print(report.write(*report.load(workdir), workdir, command=command)["md"])
     return 0
 
 
@@ -256,4 +245,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    shell.begin()
+    shell.leave(main())
