@@ -95,6 +95,12 @@ def activation(c: Hf, name: str) -> Any:
     return ACTIVATIONS[c.only(name, *ACTIVATIONS)]
 
 
+def same_activation(c: Hf, name: str, value: str) -> None:
+    """Checks a key that repeats the activation `value`, perhaps by another of its names."""
+    if ACTIVATIONS.get(str(c(name, None))) != ACTIVATIONS.get(value):
+        c.agrees(name, value)
+
+
 def their_activation(name: str, tanh: str = "gelu_pytorch_tanh") -> str:
     return tanh if name == "gelu_tanh" else name
 

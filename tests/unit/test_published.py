@@ -159,6 +159,7 @@ def test_gemmas_activation_is_the_one_its_code_reads():
     assert act(model_of("gemma-2b", hidden_act="gelu")) == "gelu_tanh"  # as released files mean it
     assert act(model_of("gemma-2b", hidden_act="relu")) == "relu"
     assert act(without("gemma-2b", "hidden_act")) == "gelu_tanh"
+    assert act(model_of("gemma-2b", hidden_activation="gelu_new")) == "gelu_tanh"  # the same by another name
     with pytest.raises(UserError, match="hidden_activation='relu' contradicts"):
         model_of("gemma-2b", hidden_activation="relu")
     assert act(model_of("gemma-2-2b", hidden_act="relu")) == "gelu_tanh"
@@ -225,6 +226,7 @@ def test_modernberts_and_gpts_activations_are_named_as_theirs():
 def test_t5_says_its_feed_forward_twice():
     assert without("flan-t5-small", "dense_act_fn", "is_gated_act") == model_of("flan-t5-small")
     assert without("flan-t5-small", "feed_forward_proj") == model_of("flan-t5-small")
+    assert model_of("flan-t5-small", dense_act_fn="gelu_pytorch_tanh") == model_of("flan-t5-small")
     with pytest.raises(UserError, match="dense_act_fn='relu' contradicts"):
         model_of("flan-t5-small", dense_act_fn="relu")
     with pytest.raises(UserError, match="feed_forward_proj"):

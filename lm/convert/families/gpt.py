@@ -25,7 +25,7 @@ def read(c: Hf, *, norm_at: Any = ("in",), kv: int | None = None, act: str = "ac
     attention = Attention(heads, kv, bias=True, out_bias=True)
     block = Block(attention, Mlp(hidden, activation(c, act), bias=True), Norm(eps=c.eps("layer_norm_epsilon")), norm_at)
     reach = c.count("n_positions")
-    c.agrees("n_ctx", reach)
+    c("n_ctx", None)  # the longest text of training; positions go by n_positions
     stack = Stack(c.parts("n_layer"), {"L": block}, position=Learned(reach), final_norm="in" in norm_at)
     return Model(c.count("vocab_size"), width, decoder=stack, head=Head(tied=c.flag("tie_word_embeddings")))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lm.config import Attention, Block, Embed, Head, Mlp, Model, Moe, Norm, Rope, Stack
 from lm.convert.settings import MOST, Hf
-from lm.convert.tables import Family, Names, activation, architecture, layers, projections, their_activation
+from lm.convert.tables import Family, Names, activation, architecture, layers, projections, same_activation, their_activation
 from lm.errors import UserError
 
 
@@ -234,7 +234,7 @@ def read_gemma(c: Hf) -> Model:
     if c("hidden_act") == "gelu":
         c.values["hidden_act"] = TANH
     m = gemma_parts(read(c, norm=dict(unit_offset=True)))
-    c.agrees("hidden_activation", c("hidden_act"))
+    same_activation(c, "hidden_activation", c("hidden_act"))
     return m
 
 

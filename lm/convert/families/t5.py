@@ -6,7 +6,7 @@ from typing import Any
 from lm.config import Attention, Block, Buckets, Embed, Head, Learned, Mlp, Model, Norm, Stack
 from lm.convert.families.llama import block_of, mlp_of
 from lm.convert.settings import Hf
-from lm.convert.tables import Family, Names, activation, architecture, layers, projections, their_activation
+from lm.convert.tables import Family, Names, activation, architecture, layers, projections, same_activation, their_activation
 from lm.errors import UserError
 
 
@@ -17,11 +17,10 @@ def feed_forward(c: Hf) -> Mlp:
     if gated not in ("", "gated"):
         raise UserError(f"config.json: feed_forward_proj={proj!r} must be an activation, or 'gated-' and one")
     # "gated-gelu" has always meant the tanh form.
-    means = {"dense_act_fn": "gelu_new" if proj == "gated-gelu" else act, "is_gated_act": bool(gated)}
-    for name, value in means.items():
-        if "feed_forward_proj" in c.values:
-            c.agrees(name, value)
-        means[name] = c(name, value)
+    act, gate = "gelu_new" if proj == "gated-gelu" else act, bool(gated)
+    if "feed_forward_proj" in c.values:
+        same_activation(c, "dense_act_fn", act), c.agrees("is_gated_act", gate)
+    means = {"dense_act_fn": c("dense_act_fn", act), "is_gated_act": c("is_gated_act", gate)}
     return Mlp(c.count("d_ff"), activation(Hf(means, ()), "dense_act_fn"), gated=Hf(means, ()).flag("is_gated_act"))
 
 
