@@ -131,3 +131,17 @@ def test_of_prepared(tmp_path, documents):
     nothing = prepare(config.Data(**vars(data) | {"holdout": 0.0}), progress=False)
     with pytest.raises(UserError, match="baselines need held-out documents"):
         of_prepared(nothing)
+
+
+def test_damaged_texts_cost_a_run_its_baselines_and_no_more(monkeypatch):
+    from types import SimpleNamespace
+
+    from lm.evaluate import baselines as measured
+    from lm.recipes import pretrain
+
+    def damaged(prepared):
+        raise UserError("corrupt prepared data: train.jsonl.gz")
+
+    monkeypatch.setattr(measured, "of_prepared", damaged)
+    with pytest.warns(UserWarning, match=r"no baselines: corrupt prepared data: train\.jsonl\.gz"):
+        assert pretrain._baselines(SimpleNamespace(data=None)) is None
