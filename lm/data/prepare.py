@@ -83,8 +83,6 @@ def prepare(data: config.Data, *, progress: bool = True) -> Prepared:
     """
     from filelock import FileLock
 
-    if not data.sources:
-        raise UserError("data.sources is empty; give at least one source")
     for name in data.sources:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise UserError(f"data.sources.{name}: it becomes a folder; a name has letters, digits, '_', and then '.' and '-'")

@@ -365,7 +365,7 @@ def test_a_full_disk(data, monkeypatch):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"sources": {}}, "data.sources is empty"),
+        ({"sources": {}}, "sources is empty: give at least one"),
         ({"holdout": 1.0}, "data.holdout=1.0 is not a fraction"),
         ({"sources": {"c#": config.Source()}}, "data.sources.c#: it becomes a folder"),
         ({"sources": {"../c": config.Source()}}, r"data.sources.../c: it becomes a folder"),
