@@ -1,6 +1,6 @@
 """Goodput: of the hours that a run took, over all its starts, how much became steps that count.
 
-`goodput.jsonl` is only ever added to, so a kill loses no more than what came after its last row:
+`goodput.jsonl` is only ever added to, so a kill loses no more than what came after its last row (and that row, if it is cut):
 
     {"event": "start", "time": 1000.0}                                                a process begins
     {"event": "step", "time": 1020.0, "step": 40, "seconds": {"compile": 9, ...}}     it stands at step 40; its clock so far
@@ -26,12 +26,13 @@ from typing import Any
 
 Row = dict[str, Any]
 KINDS = ("productive", "lost", "data_wait", "compile", "prepare", "checkpoint", "evaluate", "profile", "down")
-# The kinds of lm.train.loop.Clock by the name that they have here; what is not listed keeps its own.
-NAMES = {"train": "productive", "restore": "checkpoint", "sample": "evaluate", "baselines": "evaluate"}
+# The kinds of lm.train.loop.Clock by the name that they have here; what is not listed keeps its own, and `train` is divided.
+NAMES = {"restore": "checkpoint", "sample": "evaluate", "baselines": "evaluate"}
 
 
 def account(rows: list[Row]) -> dict[str, Any]:
-    """`{"starts", "wall_seconds", "share", "seconds": {kind: seconds}}` of what goodput.jsonl holds; they add up."""
+    """`{"starts", "wall_seconds", "share", "seconds": {kind: seconds}}` of what goodput.jsonl holds. The seconds add up to the
+    wall time, and none is negative whatever rows were lost."""
     lives = _lives(rows)
     seconds = dict.fromkeys(KINDS, 0.0)
     kept = float("inf")  # of a process, the step up to which no later one did its steps again
@@ -39,13 +40,15 @@ def account(rows: list[Row]) -> dict[str, Any]:
         steps = [row for row in life if "step" in row]
         if steps:
             for kind, spent in steps[-1]["seconds"].items():
-                name = NAMES.get(kind, kind)
-                seconds[name] = seconds.get(name, 0.0) + spent
-            before = steps[0]["seconds"].get("train", 0.0)  # what belonged to no kind before there were steps
-            again = steps[-1]["seconds"].get("train", 0.0) - _trained(steps, kept)
-            seconds["prepare"] += before
-            seconds["lost"] += again
-            seconds["productive"] -= before + again
+                if kind != "train":
+                    name = NAMES.get(kind, kind)
+                    seconds[name] = seconds.get(name, 0.0) + max(0.0, spent)
+            end = max(0.0, _train(steps[-1]))
+            begun = min(max(0.0, _train(steps[0])), end)  # what belonged to no kind before there were steps
+            counted = min(max(begun, _trained(steps, kept)), end)
+            seconds["prepare"] += begun
+            seconds["productive"] += counted - begun
+            seconds["lost"] += end - counted
             kept = min(kept, steps[0]["step"])
     for before, after in pairwise(lives):
         if before[-1]["event"] != "done":
@@ -57,24 +60,38 @@ def account(rows: list[Row]) -> dict[str, Any]:
 
 
 def _lives(rows: list[Row]) -> list[list[Row]]:
-    """Rows of each process."""
+    """Rows of each process, its start first. Where the line of a start was lost, the start is worked out from the clock of the
+    next row; rows at the beginning of a file that has lost its first start are left out."""
     lives: list[list[Row]] = []
     for row in rows:
         if row["event"] == "start":
-            lives.append([])
-        if lives:  # else the file begins in the middle of one: of no use
+            lives.append([row])
+        elif lives:
+            if _another_process(lives[-1][-1], row):
+                lives.append([{"event": "start", "time": row["time"] - sum(row["seconds"].values())}])
             lives[-1].append(row)
     return lives
 
 
+def _another_process(before: Row, row: Row) -> bool:
+    """Whether the step or any clock went back from one row to the next, which within a process none does."""
+    if "step" not in before or "step" not in row:
+        return False
+    rounding = 0.002  # seconds: clocks are written to the millisecond
+    return row["step"] < before["step"] or any(
+        row["seconds"].get(kind, 0.0) < spent - rounding for kind, spent in before["seconds"].items()
+    )
+
+
+def _train(row: Row) -> float:
+    return row["seconds"].get("train", 0.0)
+
+
 def _trained(steps: list[Row], kept: float) -> float:
     """Seconds of training that a process had behind it at step `kept`, or at its end if that comes first."""
-    before = steps[0]["seconds"].get("train", 0.0)
     if kept <= steps[0]["step"]:
-        return before
+        return _train(steps[0])
     for a, b in pairwise(steps):
-        before = b["seconds"].get("train", 0.0)
         if a["step"] <= kept < b["step"]:
-            start = a["seconds"].get("train", 0.0)
-            return start + (before - start) * (kept - a["step"]) / (b["step"] - a["step"])
-    return before
+            return _train(a) + (_train(b) - _train(a)) * (kept - a["step"]) / (b["step"] - a["step"])
+    return _train(steps[-1])

@@ -7,6 +7,7 @@ import pytest
 
 from lm.train.goodput import account
 from lm.train.report import _goodput
+from lm.train.rundir import RunDir
 
 
 def start(time):
@@ -81,6 +82,58 @@ def test_after_the_last_step_nobody_waits():
     done = SECOND[-1] | {"event": "done"}
     found = account([*FIRST, *SECOND[:-1], done, start(9000.0), at(9001.0, 20, restore=1.0)])
     assert found["seconds"]["down"] == 40 and found["seconds"]["lost"] == 12
+
+
+def test_a_process_whose_start_was_lost_is_counted():
+    """Its clock is behind that of the row before, or its step is."""
+    found = account(FIRST + SECOND[1:])
+    # Its first row says that it began 4 s before: 3 s of restoring and 1 s of the rest.
+    assert found == account(FIRST + SECOND)
+    short = [start(1000.0), at(1002.0, 0, prepare=2.0), at(1003.0, 4, prepare=2.0, train=1.0)]
+    later = [at(1060.0, 2, prepare=5.0, train=5.0), at(1070.0, 6, prepare=5.0, train=15.0)]  # every clock is ahead
+    found = account(short + later)
+    assert found["starts"] == 2 and found["seconds"]["down"] == 1050 - 1003 and found["seconds"]["lost"] == 0.5
+    assert found["wall_seconds"] == 70
+
+
+HISTORY = [
+    *FIRST,
+    *SECOND,
+    start(1200.0),
+    at(1204.0, 20, restore=3.0, train=1.0),
+    at(1230.0, 40, restore=3.0, compile=10.0, train=17.0) | {"event": "done"},
+]
+
+
+def test_no_second_is_negative_whatever_rows_were_lost():
+    """Each pair of rows left out in turn, and each row said twice."""
+    whole = account(HISTORY)
+    assert whole["starts"] == 3
+    for i in range(len(HISTORY)):
+        for j in range(i, len(HISTORY)):
+            found = account([row for k, row in enumerate(HISTORY) if k not in (i, j)])
+            assert min(found["seconds"].values()) >= 0, (i, j)
+            assert 0 <= found["share"] <= 1 and found["starts"] <= 3
+            assert found["wall_seconds"] == pytest.approx(sum(found["seconds"].values()), abs=0.01)
+        assert min(account([*HISTORY[: i + 1], *HISTORY[i:]])["seconds"].values()) >= 0
+
+
+def test_what_is_added_after_a_cut_line_is_read(tmp_path):
+    """Wherever a kill cut the file, the next start is a row of its own."""
+    first = RunDir(tmp_path)
+    for row in FIRST:
+        first.append("goodput.jsonl", row)
+    first.close()
+    content = (tmp_path / "goodput.jsonl").read_bytes()
+    for left in {len(content) - n for n in (0, 1, 2, 30)} | {content.index(b"\n") + 10}:
+        (tmp_path / "goodput.jsonl").write_bytes(content[:left])
+        second = RunDir(tmp_path)
+        for row in SECOND:
+            second.append("goodput.jsonl", row)
+        found = account(second.rows("goodput.jsonl"))
+        second.close()
+        assert found["starts"] == 2 and min(found["seconds"].values()) >= 0, left
+        assert found["wall_seconds"] == 130
 
 
 def test_the_report_shows_all_of_it():
