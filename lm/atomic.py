@@ -2,10 +2,11 @@
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -28,7 +29,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """In the order that `value` has: that of a run's data sources, for one, decides its rows."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def strict(value: Any) -> Any:
+    """`value` with what JSON has no number for as a text, "nan", "inf" or "-inf": Python writes NaN, and other programs
+    refuse the whole file."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from lm import atomic
@@ -27,3 +28,11 @@ def test_a_run_keeps_the_order_of_its_sources(tmp_path):
     rundir.write_json("config.json", {"sources": {"web": 1, "books": 2}})
     rundir.close()
     assert list(json.loads((tmp_path / "config.json").read_text())["sources"]) == ["web", "books"]
+
+
+def test_what_is_no_number_is_written_as_text(tmp_path):
+    """Python would write NaN, which is not JSON."""
+    value = {"loss": float("nan"), "of": [float("inf"), 1.5, (np.float64("-inf"), None)], 2: {"flag": True, "n": 3}}
+    atomic.write_json(tmp_path / "x.json", value)
+    read = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"loss": "nan", "of": ["inf", 1.5, ["-inf", None]], "2": {"flag": True, "n": 3}}
