@@ -1,8 +1,9 @@
 """Checkpoints: Orbax writes and reads them, and this file says whether they are whole.
 
-A step's directory holds `state`, `config`, `tokenizer` and `SHA256.json`, a digest of every file (`lm/whole.py`). The digests
-are written before the directory gets its final name, so a directory without them, or whose files differ from them, is not
-whole: a kill at any moment leaves either a whole checkpoint or one that is never read. Steps are ordered by number.
+A step's directory holds `state`, `config`, `tokenizer`, `progress` (the rows that were read) and `SHA256.json`, a digest of
+every file (`lm/whole.py`). The digests are written before the directory gets its final name, so a directory without them, or
+whose files differ from them, is not whole: a kill at any moment leaves either a whole checkpoint or one that is never read.
+Steps are ordered by number.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import math
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +89,17 @@ class Checkpoints:
                 "state": ocp.StandardCheckpointHandler(),
                 "config": ocp.JsonCheckpointHandler(),
                 "tokenizer": ocp.JsonCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(),
             },
         )
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+    def save(
+        self, state: TrainState, metrics: dict[str, float] | None = None, *, progress: Mapping[str, Any] | None = None
+    ) -> None:
         """Starts to save; the arrays may change as soon as this returns. UserError if the one before could not be written.
 
         `metrics`: the held-out loss by which the best is kept, as `{"loss": nats}`. One that is not finite is never the best.
+        `progress`: what else it takes to go on as if nothing had happened, as JSON; `saved_progress` gives it back.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -107,6 +113,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             config=ocp.args.JsonSave(resolve.to_dict(self.run)),
             tokenizer=ocp.args.JsonSave({"sentencepiece": base64.b64encode(self.tokenizer).decode(), "data": self.data}),
+            progress=ocp.args.JsonSave(atomic.strict(progress or {})),
         )
         try:
             self._manager.save(step, args=items, metrics=metrics)
@@ -182,6 +189,13 @@ class Checkpoints:
             base64.b64decode(saved.tokenizer["sentencepiece"]),
             saved.tokenizer["data"],
         )
+
+    def saved_progress(self, step: int) -> dict[str, Any]:
+        """The `progress` that a checkpoint was saved with; empty where an earlier version saved it."""
+        if not (self.directory / str(step) / "progress").exists():
+            return {}
+        saved: Any = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+        return saved.progress
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The state of a step in the shardings of `target` (abstract). Another shape or dtype is refused, never cast."""

@@ -556,7 +556,7 @@ class Train:
     seed: Seed = 0
     init_from: Name | None = None  # folder of a run or a converted model whose parameters the first step starts from
     z_loss: NonNegative = 0.0  # weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5: 1e-4)
-    max_skipped: Count = 10  # steps in a row with a gradient that is not finite before the run stops
+    max_skipped: Count = 10  # steps in a row whose loss, gradient or update is not finite before the run stops
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Busy(UserError):
 
 
 class Diverged(UserError):
-    """Gradients were not finite for many steps; the parameters are those of the last good one."""
+    """The last steps of a run were skipped because they were not finite; the parameters are those of the last good one."""
 
 
 class Stopped(Exception):

@@ -108,12 +108,12 @@ class WeightedMean:
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes. The data's position and the randomness of a step are functions of `step` alone."""
+    """All that a step changes. The randomness of a step is a function of `step` alone."""
 
     step: Array  # int32 []
     params: Any
     opt_state: Any
     ema: Any  # an average of the parameters, or None
-    skipped: Array  # int32 []: steps whose gradient was not finite
+    skipped: Array  # int32 []: steps whose loss, gradient or update was not finite
     skipped_in_a_row: Array  # int32 []
     seen: Array  # uint32 [2, 2]: tokens read and places with loss, each as (low, high) 32 bits

@@ -67,7 +67,7 @@ def finetune(
     """
     work = Work(model, tokenizer, task, how, prefix, settings, seed)
     display = hooks.Display(settings.steps, 0, quiet=not progress or jax.process_index() > 0)
-    shown = _Loss(settings.steps, display)
+    shown = _Loss(work.train, display)
     with sharding.use(work.mesh):
         state, step, new = work.start(params)
         source = batches(work.batch, first=0, last=settings.steps)
@@ -127,19 +127,20 @@ def _logits(network: Transformer, params: Any, example: Example) -> Any:
 
 
 class _Loss:
-    """A hook: the mean training loss since the last time, on the display now and then."""
+    """A hook: the mean training loss since the last time, on the display now and then. Raises Diverged as pretraining does."""
 
-    def __init__(self, steps: int, display: hooks.Display) -> None:
-        self.steps, self.display = steps, display
+    def __init__(self, train: config.Train, display: hooks.Display) -> None:
+        self.train, self.display = train, display
         self.since: list[Any] = []
         self.latest = float("nan")
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
         self.since.append(metrics["loss"])
-        if hooks.due(step, 10, self.steps):
+        if hooks.due(step, 10, self.train.steps):
             self.latest = float(np.mean(jax.device_get(self.since)))
             self.since = []
             self.display.show(step, f"loss {self.latest:.3f}")
+            hooks.check_progress(self.train, step, int(metrics["skipped_in_a_row"]))
 
 
 class Work:
@@ -157,6 +158,7 @@ class Work:
     ) -> None:
         self.task, self.how, self.settings, self.seed, self.tokenizer = task, how, settings, seed, tokenizer
         answer, self.model = settings.answer, model
+        self.train = config.Train(steps=settings.steps, batch_size=settings.batch_size, seed=seed)
         if isinstance(task, Labelled):
             answer = 1 + max(len(ids) for ids in tokenizer.encode_batch([f" {c}" for c in task.classes]))
         self.writer = Writer(tokenizer, model.architecture, length=settings.length, answer=answer, prefix=prefix)
@@ -203,8 +205,7 @@ class Work:
         settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs)
         loss = lambda p, example, rngs: losses.cross_entropy(p, self.network.apply, example, rngs=rngs, **settings)
         plan = blueprint(lambda key: self.network.init(key, shape)["params"], tx, self.mesh, ema=False)
-        train = config.Train(steps=s.steps, batch_size=s.batch_size, seed=self.seed)
-        step = make_step(loss, tx, plan, optimizer=optimizer, train=train)
+        step = make_step(loss, tx, plan, optimizer=optimizer, train=self.train)
         state = plan.create(self.seed)  # AdamW's moments begin at 0, whatever the parameters are
         grown, new = transplant(params, state.params, fresh=("head",) if self.how == "head" else ())
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params["head"])) if new else 0

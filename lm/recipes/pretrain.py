@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from lm import config, flops, optim, paths, resolve, sharding
 from lm.checkpoint import Checkpoints, load_params, load_tokenizer
-from lm.data.loader import batches
+from lm.data.loader import Position, batches
 from lm.data.prepare import Prepared, prepare
 from lm.data.rows import Rows, blank
 from lm.errors import UserError, printable
@@ -31,7 +31,7 @@ from lm.train import hooks, loop
 from lm.train.goodput import account
 from lm.train.report import write_report
 from lm.train.rundir import RunDir, manifest, params_sha256
-from lm.train.step import Blueprint, blueprint, counted, first_average, make_step
+from lm.train.step import Blueprint, blueprint, counted, finite, first_average, make_step
 from lm.types import Example, TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: none decides a parameter
@@ -233,8 +233,11 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
     with sharding.use(parts.mesh):
         with clock("restore"):
             first = resume_step(parts, checkpoints, allow_changes=allow_changes)
+            position, losses = resume_position(run, checkpoints, first)
         with clock("restore" if first else "prepare"):
             state = checkpoints.restore(first, parts.plan.targets()) if first else first_state(parts)
+            state = can_go_on(state, run.train, checkpoints.directory / str(first) if first else run.train.init_from)
+    before = counted(np.asarray(state.seen))[0]
     rundir.forget_after(first)
     rundir.write_json("config.json", resolve.to_dict(run))
     facts = dict(data_fingerprint=parts.data.fingerprint, tokenizer_fingerprint=parts.data.tokenizer.fingerprint)
@@ -251,23 +254,22 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
         display.say(f"going on from step {first} in {rundir.home}")
 
     writer = _tensorboard(rundir, run)
-    log = hooks.Log(run, rundir, display, clock, parts.schedule, parts.flops_per_step, writer)
+    log = hooks.Log(run, rundir, display, clock, parts.schedule, parts.flops_per_step, writer, losses)
     sample = partial(_samples, parts)
     evaluate = hooks.Evaluate(run, heldout(parts) or (lambda params: {}), sample, log)
-    save = hooks.Save(run, checkpoints, evaluate, clock)
+    save = hooks.Save(run, checkpoints, evaluate, clock, position.after)
     tracing = hooks.Profile(rundir, clock, profile)
     stop = hooks.StopOnSignal(save)
     goodput.at = first
     goodput.now()
     rows = parts.rows["train"]
-    size = run.train.batch_size
-    make = lambda s: sharding.global_batch(rows.rows, np.arange(s * size, (s + 1) * size), parts.mesh)
+    make = lambda s: sharding.global_batch(rows.rows, position.of(s), parts.mesh)
     source = batches(make, first=first, last=run.train.steps)
     try:
         with sharding.use(parts.mesh), display.bar:
             state = loop.run(state, parts.step, source, [log, evaluate, save, goodput, tracing, stop], first=first, clock=clock)
             stop.restore()  # from here on there is no step after which to stop
-            jax.block_until_ready(state.params)
+            hooks.check_progress(run.train, int(state.step), int(state.skipped_in_a_row))
             with clock("checkpoint"):
                 checkpoints.wait()
             if evaluate.at != run.train.steps:  # nothing was left to do: the figures are those of the restored state
@@ -288,7 +290,7 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
     with clock("baselines"):
         baselines = _baselines(parts) if run.evaluate.baselines and rundir.writes else None
     goodput.now("done")
-    summary = _summary(parts, state, evaluate.latest, baselines, clock, steps=run.train.steps - first)
+    summary = _summary(parts, state, evaluate.latest, baselines, clock, position=position, before=before)
     summary["text_left_out"] = lost
     summary["goodput"] = account(rundir.rows("goodput.jsonl"))
     checkpoints.close()
@@ -312,6 +314,28 @@ def first_state(parts: Parts) -> TrainState:
         )
     params = load_params(folder, parts.plan.targets().params)
     return replace(state, params=params, ema=None if state.ema is None else first_average(params))
+
+
+def can_go_on(state: TrainState, train: config.Train, source: Any) -> TrainState:
+    """A state that steps can change. UserError where it has numbers that are not finite: a step keeps a finite state finite, so
+    that no other is ever saved. Where as many steps in a row were skipped as `train` allows, as earlier versions saved it and
+    as a smaller `max_skipped` makes it, they are counted anew: the step would apply nothing any more."""
+    if not bool(jax.jit(finite)((state.params, state.opt_state, state.ema))):
+        raise UserError(
+            f"the state from {source or 'the seed'} has numbers that are not finite, and no step could change that: begin from "
+            "an earlier checkpoint or another model"
+        )
+    stuck = int(state.skipped_in_a_row) >= train.max_skipped
+    return replace(state, skipped_in_a_row=state.skipped_in_a_row * 0) if stuck else state
+
+
+def resume_position(run: config.Run, checkpoints: Checkpoints, step: int) -> tuple[Position, list[Any]]:
+    """Where the data goes on after `step` steps, and the losses of those steps that are in no row of the log yet."""
+    saved = checkpoints.saved_progress(step) if step else {}
+    rows = saved.get("rows")
+    if rows is None:  # earlier versions kept the step alone
+        rows = step * checkpoints.saved_run(step)[0].train.batch_size if step else 0
+    return Position(step, rows, run.train.batch_size), [np.float32(loss) for loss in saved.get("losses", [])]
 
 
 def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) -> int:
@@ -376,12 +400,14 @@ def _baselines(parts: Parts) -> dict[str, Any] | None:
     return {name: value for name, value in found.items() if name not in ("bytes", "seconds")}
 
 
-def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop.Clock, *, steps: int) -> dict[str, Any]:
+def _summary(
+    parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop.Clock, *, position: Position, before: int
+) -> dict[str, Any]:
+    """`before`: the tokens that the run had seen when this process began."""
     seen, with_loss = counted(np.asarray(state.seen))
     seconds = clock.seconds()
-    rows = int(state.step) * parts.run.train.batch_size
+    rows = position.after(int(state.step))
     whole = of_a_row(parts.run, parts.rows["train"], min(max(rows, 1), SAMPLE)).of(rows)
-    share = steps / max(int(state.step), 1)  # of the tokens that this process saw: the rest is from before a restart
     return {
         "step": int(state.step),
         **parameters(state.params),
@@ -393,7 +419,7 @@ def _summary(parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop
         "skipped_steps": int(state.skipped),
         "model_flops": whole["model_flops"],
         "raw_bytes": whole["raw_bytes"],
-        "tokens_per_second": round(seen * share / max(seconds["train"] + seconds.get("data_wait", 0.0), 1e-9), 1),
+        "tokens_per_second": round((seen - before) / max(seconds["train"] + seconds.get("data_wait", 0.0), 1e-9), 1),
         "seconds": seconds,
     }
 

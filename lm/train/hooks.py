@@ -23,6 +23,23 @@ from lm.train.step import counted
 from lm.types import TrainState
 
 
+def check_progress(train: config.Train, step: int, skipped_in_a_row: int) -> None:
+    """Raises Diverged where `max_skipped` steps in a row were skipped, and where the last step of a run was: no more steps
+    come that could show that it is well again."""
+    if skipped_in_a_row >= train.max_skipped:
+        what = f"{skipped_in_a_row} steps in a row were skipped (train.max_skipped={train.max_skipped})"
+    elif skipped_in_a_row and step == train.steps:
+        what = (
+            f"the last {skipped_in_a_row} of {step} steps were skipped" if skipped_in_a_row > 1 else "the last step was skipped"
+        )
+    else:
+        return
+    raise Diverged(
+        f"{what}: the loss, the gradient or the update was not finite. The parameters are those of the last good step. "
+        f"Lower optimizer.learning_rate, or look at the data of step {step}"
+    )
+
+
 def due(step: int, every: int | None, last: int) -> bool:
     return step == last or (every is not None and step % every == 0)
 
@@ -54,7 +71,7 @@ class Display:
 class Log:
     """Every so many steps: the mean loss since the last time, speed, MFU -> metrics.jsonl, TensorBoard, the display.
 
-    Also stops a run whose gradients stay infinite: the parameters are still those of the last good step.
+    Also stops a run whose steps are skipped one after the other: the parameters are still those of the last good step.
     """
 
     c: config.Run
@@ -64,7 +81,7 @@ class Log:
     schedule: Callable[[int], Any]
     flops_per_step: float
     writer: Any = None
-    losses: list[Any] = field(default_factory=list)
+    losses: list[Any] = field(default_factory=list)  # of the steps since the last row
     last: tuple[int, float, int] | None = None  # step, seconds of training, tokens seen
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
@@ -76,8 +93,8 @@ class Log:
         seen, with_loss = counted(values["seen"])
         row = {
             "step": step,
-            "loss": float(np.mean(jax.device_get(self.losses))),
-            "learning_rate": float(self.schedule(step)),
+            "loss": float(np.mean(self.pending())),
+            "learning_rate": float(self.schedule(max(step - int(values["skipped"]) - 1, 0))),  # of the latest update
             "grad_norm": float(values["grad_norm"]),
             "skipped": int(values["skipped"]),
             "tokens_seen": seen,
@@ -88,11 +105,12 @@ class Log:
         self.write(row)
         speed = f"  {row['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in row else ""
         self.display.show(step, f"loss {row['loss']:.3f}{speed}")
-        if values["skipped_in_a_row"] >= self.c.train.max_skipped:
-            raise Diverged(
-                f"{values['skipped_in_a_row']} steps in a row had a gradient that is not finite (train.max_skipped); the "
-                f"parameters are those of the last good step. Lower optimizer.learning_rate, or look at the data of step {step}"
-            )
+        check_progress(self.c.train, step, int(values["skipped_in_a_row"]))
+
+    def pending(self) -> np.ndarray:
+        """The losses of the steps since the last row: float32 [steps]. A checkpoint keeps them, so that a run that goes on from
+        it logs what it would have logged without a stop."""
+        return np.asarray(jax.device_get(self.losses), np.float32)
 
     def _speed(self, step: int, seconds: float, seen: int) -> dict[str, float]:
         if self.last is None:  # the first interval holds the compilation
@@ -147,16 +165,18 @@ class Save:
     checkpoints: Checkpoints
     evaluate: Evaluate
     clock: Clock
+    rows: Callable[[int], int]  # rows of the data that have been read when so many steps are done
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
         if due(step, self.c.checkpoint.every, self.c.train.steps):
             self.now(step, state)
 
     def now(self, step: int, state: TrainState) -> None:
-        jax.block_until_ready(state.params)
+        check_progress(self.c.train, step, int(state.skipped_in_a_row))  # waits for the step; else it would count as saving
         with self.clock("checkpoint"):
             loss = self.evaluate.latest.get("loss") if self.evaluate.at == step else None
-            self.checkpoints.save(state, {"loss": loss} if loss is not None else None)
+            progress = {"rows": self.rows(step), "losses": self.evaluate.log.pending().tolist()}
+            self.checkpoints.save(state, {"loss": loss} if loss is not None else None, progress=progress)
 
 
 @dataclass

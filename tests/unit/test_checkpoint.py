@@ -68,6 +68,18 @@ def test_the_best_is_kept_through_a_restart(tmp_path):
     assert steps(tmp_path) == [6, 7]
 
 
+def test_progress_comes_back_and_an_older_checkpoint_has_none(tmp_path):
+    saved = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
+    saved.save(state(1), progress={"rows": 2**40, "losses": [0.1, NAN]})
+    saved.wait()
+    saved.close()
+    again = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
+    assert again.saved_progress(1) == {"rows": 2**40, "losses": [0.1, "nan"]}, "what JSON cannot hold is a text"
+    (tmp_path / "checkpoints/1/progress").rename(tmp_path / "progress")
+    assert again.saved_progress(1) == {}
+    again.close()
+
+
 NAN, INF = float("nan"), float("inf")
 
 

@@ -16,7 +16,7 @@ from lm.config import Attention, Block, Finetune, Head, Learned, Mlp, Model, Nor
 from lm.data.labelled import Extractive, Labelled
 from lm.data.pairs import Writer, shorten
 from lm.data.rows import pack, stack
-from lm.errors import UserError
+from lm.errors import Diverged, UserError
 from lm.evaluate.answers import classified, exact, said_well, token_f1
 from lm.generate import left_padded
 from lm.generate.rank import rank
@@ -99,6 +99,13 @@ def test_it_learns(architecture, how, prefix):
     assert got["tokens_with_loss"] == 80 * 16 * (1 if how == "head" else 2)  # of a text: the class and its end
     assert got["new_parameters"] == (32 * 2 + 2 if how == "head" else 0)
     jax.tree.map(np.testing.assert_array_equal, before, kept)  # the pretrained parameters are the caller's still
+
+
+def test_updates_that_are_not_finite_are_no_result():
+    """Three steps are fewer than are allowed to be skipped in a row, and none of them trained anything."""
+    m = model("encoder")
+    with pytest.raises(Diverged, match="the last 3 of 3 steps were skipped"):
+        finetune(m, params(m), TOKENIZER, TASK, how="head", settings=dataclasses.replace(QUICK, steps=3, learning_rate=np.inf))
 
 
 def test_the_seed_decides_the_order():

@@ -1,5 +1,9 @@
 """The step on parameters whose gradient is given: what is kept of a broken update, and in which precision the rest goes on."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -10,6 +14,11 @@ from flax import linen as nn
 
 from lm import config, optim, sharding
 from lm.config import Optimizer, Schedule
+from lm.data.loader import Position
+from lm.errors import Diverged, UserError
+from lm.recipes import pretrain
+from lm.train import hooks
+from lm.train.loop import Clock
 from lm.train.step import blueprint, finite, make_step
 from lm.types import Example, TokenStream, WeightedMean
 
@@ -175,3 +184,86 @@ def test_an_average_follows_its_decay(decay):
             state, _ = step(state, given(np.zeros((N, N))))
     moved = np.asarray(state.ema["norm"]["scale"], float) - 1
     np.testing.assert_allclose(moved, 1 - decay**100, rtol=2e-3)
+
+
+# ------------------------------------------------------------------------------------------------------- how a run goes on
+
+
+@pytest.mark.parametrize(
+    "step,skipped,message",
+    [
+        (5, 0, None),
+        (5, 2, None),
+        (5, 3, r"3 steps in a row were skipped \(train.max_skipped=3\).*Lower optimizer.learning_rate"),
+        (5, 9, "9 steps in a row were skipped"),
+        (8, 0, None),
+        (8, 1, "the last step was skipped: the loss, the gradient or the update was not finite"),
+        (8, 2, "the last 2 of 8 steps were skipped"),
+    ],
+)
+def test_when_a_run_makes_no_progress(step, skipped, message):
+    """Of 8 steps, with 3 in a row allowed at most."""
+    train = config.Train(steps=8, max_skipped=3)
+    with nullcontext() if message is None else pytest.raises(Diverged, match=message):
+        hooks.check_progress(train, step, skipped)
+
+
+def test_a_run_that_makes_no_progress_is_not_saved():
+    """Its next start would find nothing applied any more, and stop as well."""
+    saved = []
+    checkpoints = SimpleNamespace(save=lambda state, metrics, progress: saved.append((metrics, progress)))
+    run = config.Run(config.Model(8, 8), train=config.Train(max_skipped=2))
+    log = SimpleNamespace(pending=lambda: np.float32([1.5]))
+    evaluate = SimpleNamespace(at=4, latest={"loss": 2.5}, log=log)
+    save = hooks.Save(run, checkpoints, evaluate, Clock(), rows=lambda step: 16 * step)
+    state = start()[0]
+    save.now(4, state)
+    assert saved == [({"loss": 2.5}, {"rows": 64, "losses": [1.5]})]
+    with pytest.raises(Diverged):
+        save.now(5, state.replace(skipped_in_a_row=jnp.int32(2)))
+    assert len(saved) == 1
+
+
+def test_a_run_does_not_begin_with_numbers_that_are_not_finite():
+    state, train = start(Optimizer(ema=0.9))[0], config.Train(max_skipped=3)
+    assert pretrain.can_go_on(state, train, None) is state
+    broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), state.ema)
+    with pytest.raises(UserError, match="the state from runs/x/checkpoints/8 has numbers that are not finite"):
+        pretrain.can_go_on(state.replace(ema=broken), train, "runs/x/checkpoints/8")
+
+
+def test_a_run_that_begins_after_too_many_skipped_steps_gets_another_chance():
+    state, step, mesh = start(max_skipped=3)
+    for skipped, counted in ((2, 2), (3, 0), (7, 0)):
+        before = state.replace(skipped_in_a_row=state.skipped_in_a_row + skipped)
+        begun = pretrain.can_go_on(before, config.Train(max_skipped=3), "a checkpoint")
+        assert int(begun.skipped_in_a_row) == counted and begun.skipped_in_a_row.sharding == state.skipped_in_a_row.sharding
+
+
+def test_where_the_data_goes_on():
+    """In rows; of a checkpoint of an earlier version, after so many steps of the batch that it was saved with."""
+    run = config.Run(config.Model(8, 8), train=config.Train(batch_size=6))
+    saved = SimpleNamespace(
+        saved_progress=lambda step: {"rows": 20, "losses": [0.5, "nan"]}, saved_run=lambda step: pytest.fail("not asked")
+    )
+    position, losses = pretrain.resume_position(run, saved, 5)
+    assert position == Position(5, 20, 6) and losses[0] == 0.5 and np.isnan(losses[1])
+    assert [position.of(step).tolist() for step in (5, 6)] == [list(range(20, 26)), list(range(26, 32))]
+    assert position.after(7) == 32
+
+    older = replace(run, train=config.Train(batch_size=4))
+    saved = SimpleNamespace(saved_progress=lambda step: {}, saved_run=lambda step: (older, b"", ""))
+    assert pretrain.resume_position(run, saved, 5) == (Position(5, 20, 6), [])
+    assert pretrain.resume_position(run, saved, 0) == (Position(0, 0, 6), [])
+
+
+def test_the_logged_rate_is_that_of_the_latest_update():
+    """A skipped step takes no part in the schedule."""
+    rows = []
+    run = config.Run(config.Model(8, 8), train=config.Train(steps=9), log=config.Log(every=1))
+    display = SimpleNamespace(show=lambda step, text: None)
+    log = hooks.Log(run, SimpleNamespace(append=lambda name, row: rows.append(row)), display, Clock(), lambda n: n + 1, 0.0)
+    for step, skipped, in_a_row in ((1, 1, 1), (2, 1, 0), (3, 1, 0), (4, 2, 1), (5, 2, 0)):
+        metrics = {"loss": 1.0, "grad_norm": 1.0, "skipped": skipped, "skipped_in_a_row": in_a_row, "seen": np.zeros((2, 2))}
+        log(step, None, metrics)
+    assert [row["learning_rate"] for row in rows] == [1, 1, 2, 2, 3]
