@@ -2,15 +2,21 @@
 
 import ast
 import dataclasses
+import importlib
 import math
+import pkgutil
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 
+import experiments.study
 from lm import config, resolve
 from lm.errors import UserError
+from lm.models import presets
+from lm.models.tiny import tiny
 from lm.ranges import INT32, LARGEST, SMALLEST, Range, Text, show
 
 
@@ -126,3 +132,30 @@ def test_show_cuts_what_is_long():
     assert show("a" * 500) == "'" + "a" * 96 + "..."
     assert show(10**5000) == "a number of thousands of digits"
     assert ast.literal_eval(show((1, "x"))) == (1, "x")
+
+
+def models():
+    """Every preset's models, by file and name."""
+    for found in pkgutil.iter_modules(presets.__path__):
+        for name, value in vars(importlib.import_module(f"lm.models.presets.{found.name}")).items():
+            for model in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(model, config.Model):
+                    yield f"{found.name}.{name}", model
+
+
+def test_every_preset_and_its_miniature_are_within_the_ranges():
+    assert len(list(models())) > 60
+    for name, model in models():
+        for one in (model, tiny(model, vocab_size=512)):
+            assert resolve.build(config.Model, resolve.to_dict(one)) == one, name
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(experiments.study.__file__).parent.glob("*/study.py")), ids=lambda p: p.parent.name
+)
+def test_every_cell_of_a_study_is_within_the_ranges(path):
+    study = importlib.import_module(f"experiments.{path.parent.name}.study").study()
+    for name, cell in study.cells.items():
+        assert resolve.build(config.Run, resolve.to_dict(cell.run)) == cell.run, name
+        for task in cell.tasks:
+            assert resolve.build(config.Finetune, resolve.to_dict(task.settings)) == task.settings, name
