@@ -109,7 +109,7 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
     import jax
 
     from experiments.measure import measure
-    from lm.recipes import pretrain
+    from lm.recipes import pretrain, resume
     from lm.train.rundir import RunDir
 
     place, cell = folder(workdir, unit), study.cells[unit[0]]
@@ -125,7 +125,7 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
                 raise Diverged(f"{cell.start}, from which it goes on, did")
             if not summary.exists():
                 pretrain.train(run, place / "run", quiet=True)
-            elif resolve.diff(resolve.from_json((place / "run/config.json").read_text()), run).keys() - set(pretrain.PLACES):
+            elif resolve.diff(resolve.from_json((place / "run/config.json").read_text()), run).keys() - set(resume.PLACES):
                 raise UserError(f"{place}/run was trained with {OTHER_SETTINGS}")
             result |= measure(cell, run, place / "run", json.loads(summary.read_text()))
         except Diverged as error:

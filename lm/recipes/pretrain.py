@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lm import config, flops, optim, paths, resolve, sharding
-from lm.checkpoint import Checkpoints, load_params, load_tokenizer
+from lm.checkpoint import Checkpoints
 from lm.data.loader import Position, batches
 from lm.data.prepare import Prepared, prepare
 from lm.data.rows import Rows, blank
@@ -25,22 +25,20 @@ from lm.generate.samples import samples
 from lm.models.positions import check_reach
 from lm.objectives import Lengths, Objective, Vocabulary, build, suited
 from lm.objectives.standin import StandIn
+from lm.recipes import resume
 from lm.recipes.ledger import SAMPLE, left_out, of_a_row, parameters
 from lm.recipes.tasks import Task, task
 from lm.train import hooks, loop
 from lm.train.goodput import account
 from lm.train.report import write_report
 from lm.train.rundir import RunDir, manifest, params_sha256
-from lm.train.step import Blueprint, blueprint, counted, finite, first_average, make_step
-from lm.types import Example, TrainState
+from lm.train.step import Blueprint, blueprint, counted, make_step
+from lm.types import Example
 
-FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: none decides a parameter
-LOOSE = ("scan", "remat", "dtype", "dropout", "kernel")  # of a model: they decide how it is computed, not what it has learned
 NOTHING_HELD_OUT = (
     "evaluate.baselines are judged on held-out documents, and none is held out: raise data.holdout, give more documents, or "
     "set --config.evaluate.baselines=False"
 )
-PLACES = ("data.cache", "train.init_from")  # may have moved: what is in them is in the checkpoint, or told by its fingerprint
 
 
 @dataclass(frozen=True)
@@ -232,11 +230,13 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
     checkpoints = Checkpoints(rundir.home, run.checkpoint, run, parts.data.tokenizer.proto, parts.data.fingerprint)
     with sharding.use(parts.mesh):
         with clock("restore"):
-            first = resume_step(parts, checkpoints, allow_changes=allow_changes)
-            position, losses = resume_position(run, checkpoints, first)
+            first = resume.step_to_go_on_from(run, parts.data, checkpoints, allow_changes=allow_changes)
+            position, losses = resume.position_after(run, checkpoints, first)
         with clock("restore" if first else "prepare"):
-            state = checkpoints.restore(first, parts.plan.targets()) if first else first_state(parts)
-            state = can_go_on(state, run.train, checkpoints.directory / str(first) if first else run.train.init_from)
+            state = (
+                checkpoints.restore(first, parts.plan.targets()) if first else resume.first_state(run, parts.data, parts.plan)
+            )
+            state = resume.can_go_on(state, run.train, checkpoints.directory / str(first) if first else run.train.init_from)
     before = counted(np.asarray(state.seen))[0]
     rundir.forget_after(first)
     rundir.write_json("config.json", resolve.to_dict(run))
@@ -299,70 +299,6 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
         report = write_report(rundir, summary)
         show_results(display, summary, rundir, report)
     return summary
-
-
-def first_state(parts: Parts) -> TrainState:
-    """From the seed; the parameters from `train.init_from` if that is given."""
-    state, folder = parts.plan.create(parts.run.train.seed), parts.run.train.init_from
-    if folder is None:
-        return state
-    tokenizer = load_tokenizer(folder)
-    if tokenizer is not None and tokenizer != parts.data.tokenizer.proto:
-        raise UserError(
-            f"train.init_from={folder} was trained with another tokenizer: take its data.tokenizer settings over the same "
-            "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
-        )
-    params = load_params(folder, parts.plan.targets().params)
-    return replace(state, params=params, ema=None if state.ema is None else first_average(params))
-
-
-def can_go_on(state: TrainState, train: config.Train, source: Any) -> TrainState:
-    """A state that steps can change. UserError where it has numbers that are not finite: a step keeps a finite state finite, so
-    that no other is ever saved. Where as many steps in a row were skipped as `train` allows, as earlier versions saved it and
-    as a smaller `max_skipped` makes it, they are counted anew: the step would apply nothing any more."""
-    if not bool(jax.jit(finite)((state.params, state.opt_state, state.ema))):
-        raise UserError(
-            f"the state from {source or 'the seed'} has numbers that are not finite, and no step could change that: begin from "
-            "an earlier checkpoint or another model"
-        )
-    stuck = int(state.skipped_in_a_row) >= train.max_skipped
-    return replace(state, skipped_in_a_row=state.skipped_in_a_row * 0) if stuck else state
-
-
-def resume_position(run: config.Run, checkpoints: Checkpoints, step: int) -> tuple[Position, list[Any]]:
-    """Where the data goes on after `step` steps, and the losses of those steps that are in no row of the log yet."""
-    saved = checkpoints.saved_progress(step) if step else {}
-    rows = saved.get("rows")
-    if rows is None:  # earlier versions kept the step alone
-        rows = step * checkpoints.saved_run(step)[0].train.batch_size if step else 0
-    return Position(step, rows, run.train.batch_size), [np.float32(loss) for loss in saved.get("losses", [])]
-
-
-def resume_step(parts: Parts, checkpoints: Checkpoints, *, allow_changes: bool) -> int:
-    """The step to go on from, 0 for a new run; UserError with a diff where config or tokenizer are not the saved ones."""
-    step = checkpoints.latest_whole()
-    if step is None:
-        return 0
-    old, tokenizer, fingerprint = checkpoints.saved_run(step)
-    if tokenizer != parts.data.tokenizer.proto:
-        raise UserError(
-            f"{checkpoints.directory.parent} was trained with another tokenizer; use its data and tokenizer settings, or "
-            "another --workdir"
-        )
-    changed = {k: v for k, v in resolve.diff(old, parts.run).items() if k.split(".")[0] not in FREE and k not in PLACES}
-    if fingerprint != parts.data.fingerprint:
-        changed["contents of the data"] = (fingerprint[:8], parts.data.fingerprint[:8])
-    lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])
-    fixed = [k for k in changed if k.startswith("model.") and k.split(".")[-1] not in LOOSE]
-    if fixed:
-        raise UserError(f"{checkpoints.directory.parent} holds another model ({lines}); use its config, or another --workdir")
-    if changed and not allow_changes:
-        raise UserError(f"config differs from the one saved at step {step}: {lines}. --allow_changes goes on with the new one")
-    if step > (last := parts.run.train.steps):
-        raise UserError(
-            f"{checkpoints.directory.parent} is at step {step}, beyond train.steps={last}: give more, or another --workdir"
-        )
-    return step
 
 
 def _has_samples(run: config.Run) -> bool:

@@ -16,7 +16,7 @@ from lm import config, optim, sharding
 from lm.config import Optimizer, Schedule
 from lm.data.loader import Position
 from lm.errors import Diverged, UserError
-from lm.recipes import pretrain
+from lm.recipes import resume
 from lm.train import hooks
 from lm.train.loop import Clock
 from lm.train.step import blueprint, finite, make_step
@@ -226,17 +226,17 @@ def test_a_run_that_makes_no_progress_is_not_saved():
 
 def test_a_run_does_not_begin_with_numbers_that_are_not_finite():
     state, train = start(Optimizer(ema=0.9))[0], config.Train(max_skipped=3)
-    assert pretrain.can_go_on(state, train, None) is state
+    assert resume.can_go_on(state, train, None) is state
     broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), state.ema)
     with pytest.raises(UserError, match="the state from runs/x/checkpoints/8 has numbers that are not finite"):
-        pretrain.can_go_on(state.replace(ema=broken), train, "runs/x/checkpoints/8")
+        resume.can_go_on(state.replace(ema=broken), train, "runs/x/checkpoints/8")
 
 
 def test_a_run_that_begins_after_too_many_skipped_steps_gets_another_chance():
     state, step, mesh = start(max_skipped=3)
     for skipped, counted in ((2, 2), (3, 0), (7, 0)):
         before = state.replace(skipped_in_a_row=state.skipped_in_a_row + skipped)
-        begun = pretrain.can_go_on(before, config.Train(max_skipped=3), "a checkpoint")
+        begun = resume.can_go_on(before, config.Train(max_skipped=3), "a checkpoint")
         assert int(begun.skipped_in_a_row) == counted and begun.skipped_in_a_row.sharding == state.skipped_in_a_row.sharding
 
 
@@ -246,15 +246,15 @@ def test_where_the_data_goes_on():
     saved = SimpleNamespace(
         saved_progress=lambda step: {"rows": 20, "losses": [0.5, "nan"]}, saved_run=lambda step: pytest.fail("not asked")
     )
-    position, losses = pretrain.resume_position(run, saved, 5)
+    position, losses = resume.position_after(run, saved, 5)
     assert position == Position(5, 20, 6) and losses[0] == 0.5 and np.isnan(losses[1])
     assert [position.of(step).tolist() for step in (5, 6)] == [list(range(20, 26)), list(range(26, 32))]
     assert position.after(7) == 32
 
     older = replace(run, train=config.Train(batch_size=4))
     saved = SimpleNamespace(saved_progress=lambda step: {}, saved_run=lambda step: (older, b"", ""))
-    assert pretrain.resume_position(run, saved, 5) == (Position(5, 20, 6), [])
-    assert pretrain.resume_position(run, saved, 0) == (Position(0, 0, 6), [])
+    assert resume.position_after(run, saved, 5) == (Position(5, 20, 6), [])
+    assert resume.position_after(run, saved, 0) == (Position(0, 0, 6), [])
 
 
 def test_the_logged_rate_is_that_of_the_latest_update():
