@@ -68,6 +68,17 @@ def test_the_best_is_kept_through_a_restart(tmp_path):
     assert steps(tmp_path) == [6, 7]
 
 
+def test_moments_that_an_older_version_kept_in_bfloat16_are_refused_by_name(tmp_path):
+    """Nobody knows what they would have been: they are not cast."""
+    saved = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
+    moments = lambda dtype: state(1).replace(opt_state={"mu": jnp.ones(4, dtype)})
+    saved.save(moments(jnp.bfloat16))
+    saved.wait()
+    with pytest.raises(UserError, match=r"opt_state/mu: saved bfloat16\[4\], wanted float32\[4\].*another --workdir"):
+        saved.restore(1, moments(jnp.float32))
+    saved.close()
+
+
 def test_progress_comes_back_and_an_older_checkpoint_has_none(tmp_path):
     saved = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
     saved.save(state(1), progress={"rows": 2**40, "losses": [0.1, NAN]})
