@@ -283,6 +283,13 @@ def test_values_out_of_all_bounds_are_one_line(name, key, value, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_falcons_that_transformers_fails_on_are_refused():
+    for change in (dict(num_ln_in_parallel_attn=4), dict(parallel_attn=False)):
+        with pytest.raises(UserError, match="is no Falcon that transformers runs"):
+            model_of("falcon-7b", new_decoder_architecture=True, **change)
+    assert model_of("falcon-7b", new_decoder_architecture=True).decoder.blocks["L"].parallel == "separate"
+
+
 def test_alibi_is_what_bloom_has():
     assert isinstance(model_of("bloom-560m", alibi=True).decoder.position, Alibi)
     with pytest.raises(UserError, match="alibi=False"):

@@ -128,7 +128,7 @@ def read_falcon(c: Hf) -> Model:
     c.only("alibi", False)
     grouped, one_key, parallel = c.flag("new_decoder_architecture"), c.flag("multi_query"), c.flag("parallel_attn")
     kv, norms = c.count_or_none("num_kv_heads") or heads, c.count_or_none("num_ln_in_parallel_attn") or (2 if grouped else 1)
-    if grouped and not parallel or not grouped and parallel and norms != 1:
+    if grouped and not (parallel and norms in (1, 2)) or not grouped and parallel and norms != 1:
         raise UserError(
             f"config.json: new_decoder_architecture={grouped}, parallel_attn={parallel}, num_ln_in_parallel_attn={norms} "
             "is no Falcon that transformers runs"
