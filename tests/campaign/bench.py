@@ -186,12 +186,12 @@ def intact(workdir: Path, steps: list[int]) -> None:
     """These checkpoints are there, whole."""
     from etils import epath
 
-    from lm.checkpoint import damage
+    from lm.whole import damage
 
     found = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     assert found == steps, f"checkpoints {found}, not {steps}"
     for step in steps:
-        fault = damage(epath.Path(workdir / "checkpoints" / str(step)))
+        fault = damage(epath.Path(workdir / "checkpoints" / str(step)), step=step)
         assert fault is None, f"checkpoint {step}: {fault}"
 
 
