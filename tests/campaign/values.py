@@ -108,7 +108,7 @@ def _file(name: str, content: bytes, cause: str) -> Injection:
         path.write_bytes(content)
         return refused(bench.call("lm.train.__main__", f"--config={path}", f"--workdir={path}.run"), cause)
 
-    return Injection("config file", f"`{name}`: {content[:40].decode(errors='replace')!r}", run)
+    return Injection("config file", f"`{name}`", run)
 
 
 FILES = [
