@@ -190,20 +190,23 @@ def test_an_average_follows_its_decay(decay):
 
 
 @pytest.mark.parametrize(
-    "step,skipped,message",
+    "steps,step,skipped,message",
     [
-        (5, 0, None),
-        (5, 2, None),
-        (5, 3, r"3 steps in a row were skipped \(train.max_skipped=3\).*Lower optimizer.learning_rate"),
-        (5, 9, "9 steps in a row were skipped"),
-        (8, 0, None),
-        (8, 1, "the last step was skipped: the loss, the gradient or the update was not finite"),
-        (8, 2, "the last 2 of 8 steps were skipped"),
+        (8, 5, 0, None),
+        (8, 5, 2, None),
+        (8, 5, 3, r"3 steps in a row were skipped \(train.max_skipped=3\).*Lower optimizer.learning_rate"),
+        (8, 5, 9, "9 steps in a row were skipped"),
+        (8, 8, 0, None),
+        (8, 8, 1, "the last 1 of 8 steps were skipped: the loss, the gradient or the update was not finite"),
+        (8, 8, 2, "the last 2 of 8 steps were skipped"),
+        (20, 20, 2, None),  # begun again, this run would come to the same two batches
+        (19, 19, 2, "the last 2 of 19 steps were skipped"),
+        (20, 20, 3, "3 steps in a row were skipped"),
     ],
 )
-def test_when_a_run_makes_no_progress(step, skipped, message):
-    """Of 8 steps, with 3 in a row allowed at most."""
-    train = config.Train(steps=8, max_skipped=3)
+def test_when_a_run_makes_no_progress(steps, step, skipped, message):
+    """With 3 in a row allowed at most."""
+    train = config.Train(steps=steps, max_skipped=3)
     with nullcontext() if message is None else pytest.raises(Diverged, match=message):
         hooks.check_progress(train, step, skipped)
 
