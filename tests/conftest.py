@@ -1,6 +1,8 @@
-"""For every tier: the CPU, and a compiler that takes no pains with programs that run once (six times as fast)."""
+"""For every tier: the CPU, a compiler that takes no pains with programs that run once (six times as fast), and signals that
+arrive: a shell's background job or `nohup` would hand them to the runs under test as ignored, and a run leaves them so."""
 
 import os
+import signal
 from importlib.metadata import version
 
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
@@ -9,6 +11,14 @@ if version("jax").startswith("0.10."):  # later ones do not know it, and an unkn
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+
+for number, usual in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 def pytest_addoption(parser):
