@@ -28,12 +28,13 @@ def token_losses(logits: jax.Array, targets: jax.Array, z_loss: float = 0.0) -> 
 def chunked_sum(
     fn: Callable[..., tuple[jax.Array, Any]], params: Any, hidden: jax.Array, rest: Any, chunks: int
 ) -> tuple[jax.Array, Any]:
-    """`fn(params, hidden_chunk, rest_chunk)` gives a scalar and arrays [B, n, ...]: the sum of the one, the others whole.
+    """Returns the summed scalars and the concatenated arrays of `fn(params, hidden_chunk, rest_chunk)`, which gives a scalar and
+    arrays [B, n, ...] for each chunk.
 
-    Axis 1 of hidden and rest is dealt out to `chunks` place by place, so that each is spread over devices as the whole is.
-    The sum is differentiable in params and hidden, all else is constant. Differentiated, the forward pass already forms the
-    gradient. Every device has its own places and all of params, whose gradient travels once, however many chunks there
-    are, and as products take matrices, in the dtype of hidden.
+    Splits tokens (axis 1 of `hidden` and `rest`) strided over `chunks`, so each chunk stays evenly sharded. The sum is
+    differentiable in `params` and `hidden`; everything else is constant. The gradient is formed in the forward pass, so that
+    no chunk is computed twice. Each device works on its own tokens with all of `params`, and the gradient of `params` is
+    reduced over devices once, in the dtype of `hidden`, however many chunks there are.
     """
     like = lambda x, dtype: x.astype(dtype) if x.ndim > 1 else x
 
@@ -67,7 +68,8 @@ def chunked_sum(
 
         whole = jax.tree.map(lambda x: like(x, hidden.dtype), params)
         value, gradients = by_places(own, (WHOLE, OWN, OWN), ((WHOLE, OWN), (WHOLE, OWN)))(whole, hidden, rest)
-        d_params, d_hidden = jax.lax.optimization_barrier(gradients)  # else the former waits, whole, for the layers' end
+        # Keeps XLA from delaying the head-gradient reduction past the backward pass.
+        d_params, d_hidden = jax.lax.optimization_barrier(gradients)
         return value, (jax.tree.map(lambda g, x: g.astype(x.dtype), d_params, params), d_hidden)
 
     def backward(gradients: Any, cotangents: Any) -> Any:

@@ -273,7 +273,8 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
             with clock("checkpoint"):
                 checkpoints.wait()
             if evaluate.at != run.train.steps:  # nothing was left to do: the figures are those of the restored state
-                evaluate.latest = evaluate.heldout(state.params if state.ema is None else state.ema)
+                with clock("evaluate"):
+                    evaluate.latest = evaluate.heldout(state.params if state.ema is None else state.ema)
     except BaseException as error:
         if jax.process_count() == 1:  # of several, others may be gone that a save would wait for
             try:

@@ -100,7 +100,7 @@ def make_step(
             return mean.total, mean
 
         def one(*arguments: Any) -> tuple[Any, WeightedMean]:
-            # Where the parameters lie: without a word, some sums over devices would be made, and kept, whole on each.
+            # Constrain gradients to the parameter sharding, or XLA replicates some of them.
             grads, mean = jax.grad(total, has_aux=True)(*arguments)
             return jax.lax.with_sharding_constraint(grads, plan.shardings.params), mean
 
