@@ -28,8 +28,8 @@ def token_losses(logits: jax.Array, targets: jax.Array, z_loss: float = 0.0) -> 
 def chunked_sum(
     fn: Callable[..., tuple[jax.Array, Any]], params: Any, hidden: jax.Array, rest: Any, chunks: int
 ) -> tuple[jax.Array, Any]:
-    """Returns the summed scalars and the concatenated arrays of `fn(params, hidden_chunk, rest_chunk)`, which gives a scalar and
-    arrays [B, n, ...] for each chunk.
+    """Returns the summed scalars and the concatenated arrays of `fn(params, hidden_chunk, rest_chunk)`, which gives a scalar
+    and arrays [B, n, ...] for each chunk.
 
     Splits tokens (axis 1 of `hidden` and `rest`) strided over `chunks`, so each chunk stays evenly sharded. The sum is
     differentiable in `params` and `hidden`; everything else is constant. The gradient is formed in the forward pass, so that

@@ -116,7 +116,7 @@ class Bench:
 
     def call(self, module: str, *argv: str, timeout: float = TIMEOUT) -> Said:
         """`python -m module argv` in the worker."""
-        if self._worker is None or self._worker.poll() is not None:
+        if self._worker is None:
             words = [sys.executable, "-m", "tests.campaign.worker"]
             self._worker = subprocess.Popen(
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=self.environment(), text=True
@@ -128,11 +128,12 @@ class Bench:
             selector.register(worker.stdout, selectors.EVENT_READ)
             if not selector.select(timeout):
                 worker.kill()
-                worker.wait()
+                self.close()
                 return Said("hung", f"no end after {timeout} s")
         line = worker.stdout.readline()
         if not line:
-            return Said(worker.wait(), "the process died")
+            self.close()
+            return Said(worker.returncode, "the process died")
         return Said(**json.loads(line))
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -154,9 +155,10 @@ class Bench:
         return subprocess.Popen(command, **settings | options)
 
     def close(self) -> None:
-        if self._worker is not None and self._worker.poll() is None:
-            self._worker.stdin.close()
-            self._worker.wait()
+        """Ends the worker."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            worker.communicate()
 
     # --------------------------------------------------------------------------------------------------- what holds
 

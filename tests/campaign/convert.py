@@ -88,8 +88,14 @@ def _as(dtype: str, width: int) -> Callable[[dict], None]:
     return change
 
 
-def _second_shard(folder: Path) -> None:
-    shutil.copy(folder / WEIGHTS, folder / "model-00002-of-00002.safetensors")
+def _two_shards(folder: Path) -> None:
+    shutil.copy(folder / WEIGHTS, folder / "model-00001-of-00002.safetensors")
+    (folder / WEIGHTS).rename(folder / "model-00002-of-00002.safetensors")
+
+
+def _broken_index(folder: Path) -> None:
+    _two_shards(folder)
+    (folder / "model.safetensors.index.json").write_text("{")
 
 
 def _fifo(folder: Path) -> None:
@@ -159,11 +165,11 @@ INJECTIONS = [
     _refuses("an index that leaves the folder", _index("../outside.safetensors"), "outside"),
     _refuses("an index with an absolute name", _index("{}/outside.safetensors"), "outside"),
     _refuses("an index whose file is gone", _index("gone.safetensors"), "gone.safetensors"),
-    _refuses("an index that is no JSON", lambda f: (f / "model.safetensors.index.json").write_text("{"), "index.json"),
+    _refuses("an index that is no JSON", _broken_index, "index.json"),
     _refuses("weights that are a pipe", _fifo, WEIGHTS),
     _refuses("weights cut short", lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-100]), WEIGHTS),
     _refuses("weights with a header of 2**60 bytes", lambda f: (f / WEIGHTS).write_bytes(struct.pack("<Q", 2**60)), WEIGHTS),
-    _refuses("a tensor in two files", _second_shard, "two|both|twice"),
+    _refuses("a tensor in two files", _two_shards, "00001.*00002|00002.*00001"),
     _refuses("a tensor of int32", _rewrite(_as("I32", 4)), "q_proj"),
     _refuses("a tensor of bool", _rewrite(_as("BOOL", 1)), "q_proj"),
     _refuses("a tensor of float8", _rewrite(_as("F8_E4M3", 1)), "q_proj"),
