@@ -126,7 +126,7 @@ def _report(done: Path) -> dict[str, Any] | None:
 
 
 def _move(partial: Path, done: Path) -> None:
-    """Makes `partial` to `done`. Where `done` is there, file by file, because others may be reading it: what they read
+    """Moves `partial` to `done`. Where `done` is there, file by file, because others may be reading it: what they read
     stays, since the same settings give the same bytes. The report comes last, so that a kill leaves work to be done again.
     """
     if not done.exists():
@@ -163,7 +163,7 @@ class _Build:
         except intact.Damaged:
             pass  # as a rule there is none yet
         else:
-            return self._tidy()  # killed between the last word and the renaming
+            return self._tidy()  # killed after the report was written, before the rename
         start = time.monotonic()
         with self.bar:
             cleaned = {name: self._stage(f"{name}/clean", lambda n=name: self._clean(n)) for name in self.data.sources}
@@ -353,7 +353,7 @@ class _Build:
         report["tokenizer"] = {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
         with (self.path / "dropped.jsonl").open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        kept = {p for p in self.path.rglob("*") if p.is_file() and p.parent.name != "c"} - self._scaffolding()
+        kept = {p for p in self.path.rglob("*") if p.is_file()} - self._chunks() - self._scaffolding()
         atomic.write_json(self.path / intact.REPORT, intact.sealed(report, self.path, kept))
         self._tidy()
 
@@ -365,6 +365,10 @@ class _Build:
     def _scaffolding(self) -> set[Path]:
         patterns = ("*.done.json", "*/*.done.json", "*/*.npy", "*/clean.jsonl", "*.tmp", "*/*.tmp")
         return {file for pattern in patterns for file in self.path.glob(pattern)}
+
+    def _chunks(self) -> set[Path]:
+        """The chunks of the stores' arrays, which carry their own checksums."""
+        return set(self.path.glob("*/*/*/c/*"))
 
     def _key(self, keys: dict[str, list[str]], name: str, index: int) -> str:
         if name not in keys:

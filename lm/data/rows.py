@@ -207,7 +207,10 @@ def fitted(
     room = objective.lengths
     for piece in np.split(tokens, cuts):
         seed, end = int(rng.integers(2**63)), at + len(piece)
-        while len(piece) >= objective.shortest:
+        if _only(piece, objective.ends):  # no text, so that nothing is lost
+            at = end
+            continue
+        while len(piece) >= objective.shortest and not _only(piece, objective.ends):
             example = _asked(objective.make(piece, np.random.default_rng(seed), *extra), room.predicted)
             over = max(_over(example, room), default=0)
             if over <= 0:
@@ -219,6 +222,11 @@ def fitted(
         left_out += max(0, min(end, objective.stride) - max(at, shared))
         at = end
     return pieces, left_out
+
+
+def _only(piece: np.ndarray, ends: frozenset[int]) -> bool:
+    """Whether all tokens of a piece are among `ends`."""
+    return len(piece) <= 2 and ends.issuperset(piece.tolist())  # a document's bos and eos are two
 
 
 def _asked(example: Example, most: int | None) -> Example:

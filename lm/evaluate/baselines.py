@@ -76,7 +76,8 @@ def _last(documents: Iterable[bytes], size: int) -> deque[bytes]:
 
 
 def of_prepared(prepared: Any) -> dict[str, float]:
-    """`baselines` over all sources of an `lm.data.prepare.Prepared`; kept beside the data, and so computed once."""
+    """`baselines` over all sources of an `lm.data.prepare.Prepared`, computed once: they are written beside the data. Where
+    that fails there is a warning, and the figures are returned all the same."""
     kept = prepared.path / "baselines.json"
     if (earlier := _earlier(kept)) is not None:
         return earlier
@@ -91,7 +92,12 @@ def of_prepared(prepared: Any) -> dict[str, float]:
         heldout_tokens=_documents(prepared.holdout, None),
         vocab_size=prepared.tokenizer.vocab_size,
     )
-    atomic.write_json(kept, found)
+    try:
+        if kept.exists() and not kept.is_file():
+            atomic.put_aside(kept, kept.parent, name=f"{kept.name}.bad")
+        atomic.write_json(kept, found)
+    except OSError as error:
+        warnings.warn(f"the baselines are not kept, as {kept} cannot be written ({error.strerror})", stacklevel=2)
     return found
 
 

@@ -25,7 +25,7 @@ class Vocabulary(Protocol):
     eos_id: Any
     mask_id: int | None
     sentinel_ids: tuple[int, ...]
-    special: np.ndarray  # bool [vocab_size]: no text consists of it
+    special: np.ndarray  # bool [vocab_size]: ids that encoding a text never produces
     reserved: int  # ids 0..reserved-1 are special, and there may be others
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray: ...  # uint8 [n]: INSIDE, CHARACTER or WORD (`lm.types`)
@@ -40,7 +40,7 @@ def controls(v: Vocabulary) -> list[int]:
 
 
 def of_texts(v: Vocabulary, size: int) -> np.ndarray:
-    """bool [size]: which of a model's ids texts consist of; special tokens are none, nor are ids past the vocabulary."""
+    """bool [size]: ids that encoding a text can produce. Special tokens are not among them, nor ids past the vocabulary."""
     known = min(size, v.vocab_size)
     return np.concatenate([~v.special[:known], np.zeros(size - known, bool)])
 
@@ -65,6 +65,7 @@ class Objective:
 
     `window` is how many tokens of text fill a row, `stride` how far apart windows start (one less where the last token of
     a window is only predicted, so that it is read by the next), `dynamic` whether an epoch brings new randomness.
+    `ends`: a piece that has no tokens but these is left out, where the model would be taught to write them from nothing.
     `other`: it is `make(tokens, rng, other)`, with a text from elsewhere. `sentinels` and `marks` are how many of the
     tokenizer's sentinels it uses, from the first and from the last on. `reach` is how many positions the decoder's tokens
     may have, where these are places of the encoder's text and not of their own row.
@@ -76,6 +77,7 @@ class Objective:
     stride: int
     dynamic: bool = True
     shortest: int = 4  # a piece of fewer tokens is left out of the rows
+    ends: frozenset[int] = frozenset()
     other: bool = False
     sentinels: int = 0
     marks: int = 0
@@ -140,7 +142,7 @@ def _masked_both(c: config.Masked, data: config.Data, v: Vocabulary) -> Objectiv
     encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
     make = partial(masked.encoder_decoder, noise=_noise(c, v), bos=v.bos_id, eos=v.eos_id)
     window = min(encoder, decoder) - 1
-    return Objective(make, Lengths(encoder, decoder), window, window, c.dynamic, shortest=1)
+    return Objective(make, Lengths(encoder, decoder), window, window, c.dynamic, shortest=1, ends=_ends(v))
 
 
 def _replaced_tokens(c: config.ReplacedTokens, data: config.Data, v: Vocabulary) -> Objective:
@@ -186,7 +188,11 @@ def _given_back(noise: denoise.Noise, data: config.Data, v: Vocabulary) -> Objec
     encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
     make = partial(denoise.encoder_decoder, noise=noise, bos=v.bos_id, eos=v.eos_id)
     window = min(encoder, decoder) - 1
-    return Objective(make, Lengths(encoder, decoder), window, window, shortest=1)
+    return Objective(make, Lengths(encoder, decoder), window, window, shortest=1, ends=_ends(v))
+
+
+def _ends(v: Vocabulary) -> frozenset[int]:
+    return frozenset({v.bos_id, v.eos_id})
 
 
 def _denoise(c: config.Denoise, data: config.Data, v: Vocabulary) -> Objective:
@@ -257,6 +263,7 @@ def _mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, architectur
         window - max(o.window - o.stride for o in parts),
         parts[0].dynamic,
         max(o.shortest for o in parts),
+        frozenset().union(*(o.ends for o in parts)),
         other,
         reach=window + max(beyond) if beyond else None,
     )

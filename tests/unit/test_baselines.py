@@ -101,8 +101,8 @@ def test_no_held_out_text(documents):
         baselines(["a"], [], train_tokens=documents, heldout_tokens=[], vocab_size=V)
 
 
-def test_of_prepared(tmp_path, documents):
-    from lm import config
+def test_of_prepared(tmp_path, monkeypatch):
+    from lm import atomic, config
     from lm.data.prepare import prepare
 
     words = "war peace law bank road state people union".split()
@@ -125,6 +125,18 @@ def test_of_prepared(tmp_path, documents):
         with pytest.warns(UserWarning, match=r"baselines\.json is damaged; the baselines are computed again"):
             assert of_prepared(prepared) | {"seconds": 0} == found | {"seconds": 0}
     (prepared.path / "baselines.json").unlink()
+    (prepared.path / "baselines.json" / "a").mkdir(parents=True)
+    with pytest.warns(UserWarning, match=r"baselines\.json is damaged"):
+        assert of_prepared(prepared) | {"seconds": 0} == found | {"seconds": 0}
+    assert of_prepared(prepared).keys() == found.keys() and (prepared.path / "baselines.json.bad" / "a").exists()
+    (prepared.path / "baselines.json").unlink()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match=r"not kept, as .*baselines\.json .*\(No space left"):
+        patch.setattr(atomic, "write_bytes", full)
+        assert of_prepared(prepared) | {"seconds": 0} == found | {"seconds": 0}
     (prepared.path / "t" / "train.jsonl.gz").write_bytes(b"")
     with pytest.raises(UserError, match=r"train\.jsonl\.gz is not as it was written"):
         of_prepared(prepared)

@@ -214,6 +214,15 @@ def test_a_cache_whose_name_a_library_changes(tmp_path, name, cause):
     assert not (tmp_path / "in").exists()
 
 
+def test_a_source_may_have_the_name_of_the_folder_of_chunks(data):
+    """Zarr calls it `c`. The texts of such a source were not in the report, and so never "as written"."""
+    named = replace(data, sources={"c": data.sources["a"], "tokens": data.sources["b"]})
+    done = prepare(named, progress=False)
+    texts = {f"{name}/{split}.jsonl.gz" for name in named.sources for split in ("train", "holdout")}
+    assert texts <= set(done.report["files"]) and not [name for name in done.report["files"] if "/c/" in name]
+    assert all(len(list(done.documents(name, split))) for name in named.sources for split in ("train", "holdout"))
+
+
 def test_stores_hold_the_text_between_bos_and_eos(data):
     done = prepare(data, progress=False)
     for stores, split in ((done.train, "train"), (done.holdout, "holdout")):

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from lm import config, losses, objectives
 from lm.config import Attention, Block, Buckets, Learned, Mlp, Model, Rope, Stack
-from lm.data.rows import Rows, blank, fill, mixture, pack, permute, stack
+from lm.data.rows import Rows, blank, fill, fitted, mixture, pack, permute, stack
 from lm.errors import UserError
 from lm.models.transformer import Transformer
 from lm.types import WORD, Example, TokenStream
@@ -370,6 +370,27 @@ def test_windows_cut_into_many_documents_fit(c, architecture):
         pieces = np.split(tokens, cuts)
         long_enough = sum(len(p) >= 4 for p in pieces)
         assert long_enough - 2 <= stream.segments.max() <= sum(len(p) >= o.shortest for p in pieces)
+
+
+FROM_NOTHING = [config.Masked(), config.Denoise(), config.Deshuffle()]
+
+
+@pytest.mark.parametrize("c", [*FROM_NOTHING, config.Mixture({"a": config.Part(FROM_NOTHING[1])})], ids=ids)
+def test_ends_without_text_are_no_segment(c):
+    """A window may begin with the eos of a document that lies before it, and end with the bos of the next."""
+    o = objective(c, "encoder_decoder", length=32)
+    text = np.arange(RESERVED, RESERVED + 10)
+    tokens = np.concatenate([[EOS], [BOS, *text, EOS], [BOS, EOS], [BOS, 20, EOS], [BOS]]).astype(np.int32)
+    cuts = np.array([1, 13, 15, 18])
+    segments, left_out = fitted(tokens, cuts, o, np.random.default_rng(0))
+    assert len(segments) == 2 and left_out == 0
+    assert all((s.targets >= RESERVED).any() for s in segments)
+    # Nor is there one where a piece has to be shortened to its bos.
+    long = np.concatenate([[BOS], np.arange(RESERVED, RESERVED + o.window - 4), [EOS], [BOS, 20]]).astype(np.int32)
+    for room in range(1, 6):
+        small = replace(o, lengths=replace(o.lengths, decoder=o.window - 3 + room))
+        row = fitted(long, np.array([len(long) - 2]), small, np.random.default_rng(0))[0]
+        assert all((s.targets >= RESERVED).any() for s in row)
 
 
 CAUSAL_OR_NOT = {"a": config.Part(config.Causal()), "b": config.Part(config.FillInMiddle(1.0))}
