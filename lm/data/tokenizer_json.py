@@ -117,7 +117,8 @@ class HuggingFace(Given):
                 with trial.one_line():
                     return [first for _, (first, _) in split.pre_tokenize_str(text)]
 
-            return ByteLevel(pieces, self.special, apart, words)
+            drops_spaces = sum(last - first for _, (first, last) in split.pre_tokenize_str("a b")) < 3
+            return ByteLevel(pieces, self.special, apart, words, drops_spaces)
         if prefix:  # WordPiece: what does not go on with a word begins one
             return Marked(pieces, self.special, ~inner)
         return Marked(pieces, self.special, apart, closes)

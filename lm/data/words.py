@@ -20,6 +20,7 @@ SENTENCE_ENDS = (
 )
 _ENDS = tuple(mark.encode() for mark in SENTENCE_ENDS)
 _LONGEST_END = max(map(len, _ENDS))
+_LONGEST_CHARACTER = 4  # bytes
 
 # First and last code points of scripts written without spaces: Thai and Lao, Burmese, Khmer, radicals and iteration marks of
 # Chinese, kana and bopomofo, ideographs, half-width kana, ideographs of the planes behind.
@@ -63,19 +64,28 @@ def boundary(piece: bytes) -> int:
     return WORD if apart else CHARACTER
 
 
+def _incomplete(piece: bytes) -> bool:
+    """Whether a piece ends before its first character does."""
+    return bool(piece) and len(piece) < 1 + sum(piece[0] >= lead for lead in (0xC0, 0xE0, 0xF0))
+
+
 class Pieces:
     """What follows from the pieces of a vocabulary: `pieces` are the bytes that each adds to a text, `special` (bool [V]) the
-    ids of which no text consists; each of them is a word, and ends no sentence."""
+    ids that encoding a text never produces; each of them is a word, and ends no sentence."""
 
     def __init__(self, pieces: Sequence[bytes], special: np.ndarray) -> None:
         self.bytes, self.special = pieces, special
         self.begins = np.fromiter(map(boundary, pieces), np.uint8, len(pieces))
         self.begins[special] = WORD
+        self.leads = np.fromiter(map(_incomplete, pieces), bool, len(pieces)) & ~special
         self.ends = np.fromiter((piece.endswith(_ENDS) for piece in pieces), bool, len(pieces)) & ~special
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
-        """uint8 [n]: how each token begins, by itself."""
-        return self.begins[tokens]
+        """uint8 [n]: how each token begins, by itself, or where it is the first byte of a character with those behind it."""
+        out = self.begins[tokens]
+        for i in np.flatnonzero(self.leads[tokens] & (out == CHARACTER)):
+            out[i] = boundary(b"".join(self.bytes[t] for t in tokens[i : i + _LONGEST_CHARACTER]))
+        return out
 
     def sentence_ends(self, tokens: np.ndarray) -> np.ndarray:
         """bool [n]: the text up to and with this token ends in one of `SENTENCE_ENDS`, whose bytes may be spread over it and
@@ -98,7 +108,7 @@ class Marked(Pieces):
         self.closes = closes if closes is not None and closes.any() else None
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
-        out = self.begins[tokens]
+        out = super().boundaries(tokens)
         if self.closes is not None:
             out[1:][self.closes[tokens[:-1]]] = WORD
         return out
@@ -127,7 +137,9 @@ class ByteLevel(Pieces):
     """Byte-level BPE, whose words are those of the file's own pre-tokenizer: a token alone does not tell where they begin.
 
     `split` gives the first characters of the words of a text. `apart` (bool [V]) are tokens that the pre-tokenizer does not
-    get to see: special ones, and those that were added to the vocabulary.
+    get to see: special ones, and those that were added to the vocabulary. `drops_spaces`: the pre-tokenizer removes white
+    space, so that a space in the tokens is one that it put before a word. (Where it removes them and puts none, tokens do not
+    tell where words begin, and a run without punctuation counts as one.)
     """
 
     def __init__(
@@ -136,16 +148,18 @@ class ByteLevel(Pieces):
         special: np.ndarray,
         apart: np.ndarray,
         split: Callable[[str], Sequence[int]],
+        drops_spaces: bool = False,
     ) -> None:
         super().__init__(pieces, special)
         self.apart, self.split = apart, split
         self.begins[apart] = WORD
+        self.opens = np.array([drops_spaces and piece[:1].isspace() for piece in pieces])
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
         """uint8 [n]. The first token of a window counts as a word's, unless it is INSIDE a character."""
         out = np.where(self.begins[tokens] == INSIDE, INSIDE, CHARACTER).astype(np.uint8)
         apart = self.apart[tokens]
-        out[apart] = WORD
+        out[apart | self.opens[tokens]] = WORD
         for run in np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(apart)) + 1):
             if len(run) and not apart[run[0]]:
                 out[run] = np.maximum(out[run], self._words(tokens[run]))

@@ -38,8 +38,12 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def byte_level(request):
+    return byte_level_bpe(KINDS[request.param])
+
+
+def byte_level_bpe(split):
     t = Tokenizer(models.BPE())
-    t.pre_tokenizer, t.decoder = KINDS[request.param](), decoders.ByteLevel()
+    t.pre_tokenizer, t.decoder = split(), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     settings = dict(vocab_size=420, special_tokens=["<s>", "</s>", "<mask>"], initial_alphabet=alphabet, show_progress=False)
     t.train_from_iterator(list(TEXTS.values()), trainers.BpeTrainer(**settings))
@@ -79,6 +83,15 @@ def test_without_spaces_every_character_is_a_word(byte_level, text):
     pieces = np.split(ids, np.flatnonzero(begins == WORD)[1:])
     assert all(len(t.decode(piece).strip()) <= 5 for piece in pieces)
     assert "\ufffd" not in "".join(map(t.decode, pieces))
+
+
+@pytest.mark.parametrize("language", TEXTS)
+def test_words_where_the_file_drops_spaces_and_puts_its_own(language):
+    """Those of the text are gone before byte-level BPE, which puts one before each word."""
+    split = lambda: pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel()])
+    raw, t = byte_level_bpe(split)
+    text = TEXTS[language] + " <tool>" + TEXTS[language]
+    np.testing.assert_array_equal(t.boundaries(t.encode(text)) == WORD, theirs(raw, text))
 
 
 def test_a_window_may_begin_and_end_inside_a_character(byte_level):
@@ -144,13 +157,36 @@ def test_parts_of_characters():
     assert text == "aaaé😀aa" and begins.tolist() == [0, 1, 2, 3, 5, 9, 10, 11]
 
 
-# ----------------------------------------------------------------------------------------------------------- sentences
-
-
 @pytest.fixture(scope="module")
 def trained():
     """Ours, to which most marks are bytes."""
     return train(["the law of the land " * 30] * 5, config.Tokenizer("bpe", 380))
+
+
+def bytes_of_a_file():
+    """LLaMA 2's kind of tokenizer.json: pieces that begin with a space, and bytes for all else."""
+    pieces = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    t = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
+    t.normalizer = normalizers.Replace(" ", "\u2581")
+    return HuggingFace(t.to_str().encode())
+
+
+@pytest.mark.parametrize("text", [CHINESE, THAI, "ab😀c—d “naïve” 漢", "שלום עולם", "a𠀀b"])
+def test_characters_in_bytes_begin_what_they_would_as_pieces(trained, text):
+    for t in (trained, bytes_of_a_file()):
+        ids = t.encode(text)
+        begins, at = t.boundaries(ids), 0
+        for character in text:
+            size = len(character.encode())
+            if not character.isascii():
+                assert begins[at : at + size].tolist() == [boundary(character.encode()), *[INSIDE] * (size - 1)]
+            at += size
+        assert at == len(ids)
+        lead = next(i for i, character in enumerate(text) if not character.isascii())
+        assert t.boundaries(ids[: lead + 1])[-1] == CHARACTER  # cut by the end of a window
+
+
+# ----------------------------------------------------------------------------------------------------------- sentences
 
 
 def ends(t, text):
