@@ -112,29 +112,28 @@ class RunDir:
         self._last = time.monotonic()
 
     def _locked(self) -> IO[str]:
+        """Takes the lock and writes this process's number into it. Busy where another run holds it."""
         path = self.path / ".lock"
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-            about = os.fstat(file)
-        except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.EISDIR):
-                raise
-            file = about = None
-        # What is written to the lock must not go into a file that another name leads to.
-        if file is None or about is None or not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
-            if file is not None:
-                os.close(file)
-            _warn(f"{path} is no file of its own; moved to {atomic.put_aside(path, self.aside)}")
-            return self._locked()
-        lock = open(file, "r+", encoding="utf-8", errors="replace")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = lock.read(100).strip() or "unknown"
-            lock.close()
-            raise Busy(
-                f"another run (process {owner}) is at work in {self.path}; wait for it, or take another --workdir"
-            ) from None
+        while True:
+            if (lock := _opened(path)) is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    owner = lock.read(100).strip() or "unknown"
+                    lock.close()
+                    raise Busy(
+                        f"another run (process {owner}) is at work in {self.path}; wait for it, or take another --workdir"
+                    ) from None
+                if not _is_at(lock, path):  # moved aside since it was opened, by a run that took a new one
+                    lock.close()
+                    continue
+                if os.fstat(lock.fileno()).st_nlink == 1:
+                    break
+            # Writing the number through a link would change a file elsewhere. A hard link may be moved only while it is
+            # locked: it may be the lock of a run that is at work (`cp -al` makes such links).
+            _warn(f"{path} is a link or not a regular file; moved to {atomic.put_aside(path, self.aside)}")
+            if lock is not None:
+                lock.close()
         lock.truncate(0)
         lock.write(f"{os.getpid()}")
         lock.flush()
@@ -175,6 +174,27 @@ class RunDir:
         for name, rows in logs.items():
             if any(row["step"] > step for row in rows):
                 jsonl.rewrite(self.path / name, [row for row in rows if row["step"] <= step])
+
+
+def _opened(path: Path) -> IO[str] | None:
+    """The file at `path`, made if there is none. None where it is a symbolic link, a folder, a pipe or a device."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        return None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        return None
+    return open(file, "r+", encoding="utf-8", errors="replace")
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _warn(text: str) -> None:
