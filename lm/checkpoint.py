@@ -123,11 +123,11 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until what was started is on disk. UserError where it is not there then."""
+        saved, self._saved = self._saved, None  # an error is told once
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise _save_error(error, self.directory, GOES_ON) from error
-        saved, self._saved = self._saved, None
         if saved is not None and distributed.leads() and not (self.directory / str(saved) / whole.DIGESTS).exists():
             raise UserError(f"step {saved} was saved without an error, and is not in {self.directory}: give another --workdir")
 
@@ -172,7 +172,8 @@ class Checkpoints:
             metrics, about = step / "metrics", step / "_CHECKPOINT_METADATA"
             if not step.is_dir():
                 damaged[step.name] = step
-            if (metrics / "metrics").exists() and not _is_json(metrics / "metrics", loss=(int, float)):
+            readable = not (metrics / "metrics").exists() or _is_json(metrics / "metrics", loss=(int, float))
+            if not readable or whole.changed(step, f"{whole.SIDE}/metrics"):
                 damaged[f"{step.name}.metrics"] = metrics
             if about.exists() and not _is_json(about):
                 damaged[f"{step.name}.metadata"] = about

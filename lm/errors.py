@@ -40,6 +40,14 @@ class HostMissing(Exception):
     """Another host of the run did not come to where this one waits."""
 
 
+ALSO = "also: "
+
+
+def add_also(error: BaseException, text: str) -> None:
+    """Adds a second cause, which `lm.shell` prints on the same line. It is a note with a mark: libraries add notes too."""
+    error.add_note(ALSO + text)
+
+
 def printable(text: str) -> str:
     """The text on one line: line ends, escapes and whatever else is not printed as it is, as Python writes it in a literal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

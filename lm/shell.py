@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, Stopped, UserError, printable
+from lm.errors import ALSO, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, Stopped, UserError, printable
 from lm.shown import redacted
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -68,7 +68,7 @@ class _Handler:
         self.last = now
         code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
         if self.note is not None and not (self.noted and number == signal.SIGINT):
-            self.noted = True
+            self.noted |= number == signal.SIGINT
             self.note(code)
         elif not self.raised:
             self.raised, _Asked.code = True, code
@@ -179,7 +179,14 @@ def _unraisable(info: Any) -> None:
 
 
 def ending(error: BaseException) -> tuple[str, int] | None:
-    """The line to print and the exit code where an exception is no fault of the program's; otherwise None."""
+    """The line to print and the exit code, or None where the exception is a bug, whose traceback should be seen."""
+    if (told := _ending(error)) is None:
+        return None
+    also = (note for note in getattr(error, "__notes__", []) if note.startswith(ALSO))
+    return "; ".join([told[0], *(printable(redacted(note)) for note in also)]), told[1]
+
+
+def _ending(error: BaseException) -> tuple[str, int] | None:
     code = _Asked.code if was_asked() else EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
     if isinstance(error, Stopped):
         return str(error), error.code

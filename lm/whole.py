@@ -55,6 +55,16 @@ def write(directory: epath.Path, *, step: int) -> None:
     (directory / DIGESTS).write_text(json.dumps({"step": step, "files": found}, indent=1), encoding="utf-8")
 
 
+def changed(directory: epath.Path, name: str) -> bool:
+    """Whether a file of a step differs from its digest in SHA256.json; False where there is no such file or no such digest."""
+    try:
+        said = json.loads((directory / DIGESTS).read_bytes())
+        expected = said.get("files", said).get(name)
+        return isinstance(expected, str) and digests(directory, [name])[name] != expected
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return False
+
+
 def damage(directory: epath.Path, *, step: int) -> str | None:
     """What is wrong with a step's directory: the first listed file that is missing or changed, or that it is of another step;
     None if it is whole. Files that are not listed do no harm and are passed over."""

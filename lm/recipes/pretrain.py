@@ -18,7 +18,7 @@ from lm.checkpoint import Checkpoints
 from lm.data.loader import Position, batches
 from lm.data.prepare import Prepared, prepare
 from lm.data.rows import Rows, blank
-from lm.errors import UserError, printable
+from lm.errors import UserError, add_also, printable
 from lm.evaluate.heldout import HeldOut
 from lm.generate.samples import check as check_samples
 from lm.generate.samples import samples
@@ -280,7 +280,7 @@ def _train(run: config.Run, rundir: RunDir, *, allow_changes: bool, quiet: bool,
             try:
                 checkpoints.wait()  # what was being saved is not lost with the process
             except Exception as also:  # the first error is the one to be told
-                error.add_note(f"the save under way failed as well: {also}")
+                add_also(error, f"the save under way failed: {also}")
         raise
     finally:
         stop.restore()

@@ -16,8 +16,11 @@ Row = dict[str, Any]
 
 
 def _number(value: Any) -> bool:
-    """Whether it is a number that a report can draw."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63  # of NaN it is not
+    """Whether it is a float that a report can draw and add up, or a 64-bit integer. Python parses integers of any length, and
+    fails where they become floats."""
+    if isinstance(value, float):
+        return abs(value) < 1e100  # a float32 is less than 1e39; false for NaN
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _step(row: Row) -> bool:

@@ -144,6 +144,7 @@ def test_arrays_that_a_library_puts_elsewhere_are_no_checkpoint(tmp_path):
     saved.save(state(1))
     with pytest.raises(UserError, match="cannot save in .*not whole: the arrays are not among its files"):
         saved.wait()
+    saved.wait()  # says nothing of a save that is known to have failed
     saved.close()
     assert steps(tmp_path / "a\\b") == []
 
@@ -204,6 +205,7 @@ SIDE = {  # what is damaged, and what is put aside
     "no loss": (lambda c: (c / "2/metrics/metrics").write_bytes(b'{"loss": "low"}'), "2.metrics"),
     "cut short": (lambda c: (c / "3/metrics/metrics").write_bytes(b'{"lo'), "3.metrics"),
     "empty": (lambda c: (c / "2/metrics/metrics").write_bytes(b""), "2.metrics"),
+    "another loss": (lambda c: (c / "3/metrics/metrics").write_bytes(b'{"loss": 0.5}'), "3.metrics"),
     "a directory": (lambda c: emptied(c / "2/metrics/metrics"), "2.metrics"),
     "about the items": (lambda c: (c / "3/_CHECKPOINT_METADATA").write_bytes(b"3"), "3.metadata"),
     "a file in place of a step": (lambda c: (c / "99").write_bytes(b""), "99"),
@@ -217,6 +219,13 @@ def test_damaged_metrics_cost_no_step(begun, case):
     with pytest.warns(UserWarning, match=f"is damaged; moved to .*damaged/{aside}, the run goes on without it") as said:
         assert resumed(begun) == (3, 3)
     assert len(said) == 1 and (begun / "damaged" / aside).exists()
+
+
+def test_a_loss_that_was_changed_does_not_cost_the_best_checkpoint(begun):
+    (begun / "checkpoints/1/metrics/metrics").write_bytes(b'{"loss": 0.5}')
+    with pytest.warns(UserWarning, match="1/metrics is damaged"):
+        save(begun, {4: 4.0})
+    assert steps(begun) == [2, 4]
 
 
 @pytest.mark.parametrize("listing", [b"[]", b"3", b"\xff", b"{}", b'{"files": 3}', b'{"a": 1}', b"[" * 100_000])

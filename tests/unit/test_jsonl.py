@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from lm.errors import Busy
-from lm.train import jsonl
+from lm.train import jsonl, rundir
 from lm.train.rundir import RunDir
 
 GOOD = {
@@ -29,6 +29,7 @@ BAD = {
     "a huge step": b'{"step": 1' + b"0" * 400 + b', "prompt": "", "text": "", "event": "x", "time": 1}\n',
     "a time that is none": b'{"event": "start", "time": NaN}\n',
     "deep": b"[" * 100_000 + b"\n",
+    "a number that is no float": b'{"step": 3, "loss": 1e999, "event": "x", "time": 1e999}\n',
     "two rows on one line": b'{"step": 3}{"step": 4}\n',
 }
 
@@ -52,6 +53,17 @@ def test_a_damaged_line_is_left_out_and_kept_elsewhere(tmp_path, name, bad):
     with warnings.catch_warnings():  # it is said once
         warnings.simplefilter("error")
         RunDir(tmp_path).close()
+
+
+def test_large_numbers_are_no_damage(tmp_path):
+    """The norm of float32 gradients may be 3e38."""
+    row = {"step": 2, "loss": -3.4e38, "grad_norm": 3.4e38, "tokens_seen": 2**62}
+    first = RunDir(tmp_path)
+    first.append("metrics.jsonl", row)
+    first.close()
+    again = RunDir(tmp_path)
+    assert again.rows("metrics.jsonl") == [row]
+    again.close()
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -152,13 +164,45 @@ def test_a_lock_that_leads_elsewhere_harms_nobody_and_still_locks(tmp_path, make
     run = tmp_path / "run"
     run.mkdir()
     make(run / ".lock", victim)
-    with pytest.warns(UserWarning, match=r"\.lock is no file of its own; moved to .*damaged/\.lock"):
+    with pytest.warns(UserWarning, match=r"\.lock is a link or not a regular file; moved to .*damaged/\.lock"):
         rundir = RunDir(run)
     assert victim.read_text() == "precious" and (run / ".lock").read_text() == str(os.getpid())
     with pytest.raises(Busy):
         RunDir(run)
     rundir.close()
     RunDir(run).close()
+
+
+def test_a_hard_link_to_the_lock_of_a_run_at_work_lets_no_second_run_in(tmp_path):
+    first = RunDir(tmp_path / "run")
+    (tmp_path / "snapshot").hardlink_to(tmp_path / "run/.lock")  # as `cp -al` does
+    for _ in range(2):
+        with pytest.raises(Busy, match=f"another run .process {os.getpid()}. is at work"):
+            RunDir(tmp_path / "run")
+    assert not (tmp_path / "run/damaged").exists()
+    first.close()
+    with pytest.warns(UserWarning, match="is a link or not a regular file"):
+        RunDir(tmp_path / "run").close()
+    assert (tmp_path / "snapshot").read_text() == str(os.getpid())
+
+
+def test_a_lock_that_another_run_replaced_while_this_one_opened_it_is_not_taken(tmp_path, monkeypatch):
+    """Else this run would hold a file that nobody asks any more, or move the other's lock away."""
+    first, opened = [], rundir._opened
+
+    def slowly(path):
+        lock = opened(path)
+        if not first:
+            monkeypatch.setattr(rundir, "_opened", opened)
+            path.unlink()
+            first.append(RunDir(tmp_path))
+        return lock
+
+    monkeypatch.setattr(rundir, "_opened", slowly)
+    with pytest.raises(Busy):
+        RunDir(tmp_path)
+    first[0].close()
+    assert not (tmp_path / "damaged").exists()
 
 
 def test_a_lock_with_bytes_of_another_program(tmp_path):

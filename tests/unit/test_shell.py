@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lm import shell
-from lm.errors import Stopped, UserError
+from lm.errors import Stopped, UserError, add_also
 
 ENDS = {
     "a mistake": (UserError("no such thing"), 2, "error: no such thing"),
@@ -45,6 +45,20 @@ def test_whatever_ends_a_command_is_one_line(capsys, case):
     assert shell.command(main)([]) == code
     err = capsys.readouterr().err
     assert err.startswith(line) and err.count("\n") == 1
+
+
+def test_a_second_cause_is_on_the_same_line(capsys):
+    """Such as a save that failed while the run ended for another reason. Notes of libraries are not shown."""
+
+    def main(argv):
+        error = UserError("the steps were skipped")
+        error.add_note("JAX has removed its internal frames")
+        add_also(error, "the save under way failed: no space in\nhttps://me:hush@h")
+        raise error
+
+    assert shell.command(main)([]) == 2
+    said = "error: the steps were skipped; also: the save under way failed: no space in\\nhttps://(redacted)@h\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_fault_of_the_program_keeps_its_trace():
@@ -104,7 +118,11 @@ def test_between_steps_it_is_noted_and_only_ctrl_c_is_impatient(now, left):
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
             signal.raise_signal(number)
             now.value += 2
-        assert noted == [75, 75, 75]
+        signal.raise_signal(signal.SIGINT)  # the first Ctrl-C: work is saved after a SIGTERM as well
+        now.value += 2
+        signal.raise_signal(signal.SIGTERM)
+        assert noted == [75, 75, 75, 130, 75]
+        now.value += 2
         with pytest.raises(shell.Ended):
             signal.raise_signal(signal.SIGINT)
         now.value += 2
