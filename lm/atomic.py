@@ -1,5 +1,6 @@
 """Files and folders written whole or not at all: whenever the process is killed, the old one or the new one is there."""
 
+import errno
 import fcntl
 import json
 import math
@@ -18,13 +19,18 @@ AnyPath = TypeVar("AnyPath", bound=Any)  # a pathlib.Path, or an epath.Path of a
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `<name>.<process>.tmp` and renames it. An error removes that file; after a kill it stays."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same at once
     temporary.unlink(missing_ok=True)  # of a killed process with the same number, or a link that leads elsewhere
-    with temporary.open("xb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("xb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,13 +102,27 @@ def _remove(folder: Path) -> None:
 
 
 def put_aside(path: AnyPath, folder: AnyPath, *, name: str | None = None) -> AnyPath:
-    """Moves a file or folder into `folder`, which is made, and returns where it is now: under `name` (default: its own), or
-    with `.2`, `.3`, ... where that is taken. Nothing is overwritten."""
+    """Moves a file or folder into `folder`, which is made, and returns its new path: under `name` (default: its own), or
+    with `.2`, `.3`, ... where that is taken. Nothing is overwritten.
+
+    Where `folder` is on another disk, a folder of the same name beside `path` takes its place: a checkpoint may be too large
+    to copy.
+    """
     if folder.exists() and not folder.is_dir():
         put_aside(folder, folder.parent / f"{folder.name}.2")
     folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():  # a bucket has no folders, and etils renames only into one that holds a file
+        (folder / ".keep").write_bytes(b"")
     name = name or path.name
     names = (name if i == 1 else f"{name}.{i}" for i in count(1))
     target = next(target for name in names if not (target := folder / name).exists())
-    path.rename(target)
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = path.parent / folder.name
+        if beside != folder:
+            return put_aside(path, beside, name=name)
+        shutil.move(path, target)  # `folder` is itself a link to another disk
     return target

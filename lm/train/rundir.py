@@ -77,7 +77,11 @@ class RunDir:
         return self.path / "damaged"
 
     def _repair(self) -> None:
-        """Of what other programs or a kill left, makes files that this run can add to and write over."""
+        """Makes what other programs or a kill left into files that this run can add to and replace."""
+        for name in (*FILES, "report.html"):
+            for unfinished in self.path.glob(f"{name}.[0-9]*.tmp"):  # of `atomic.write_bytes`; no other process writes here
+                if not unfinished.is_dir():
+                    unfinished.unlink()
         for name in ("config.json", "manifest.json", "summary.json", "report.html"):
             jsonl.regular(self.path / name, self.aside)
         for name in jsonl.LOGS:

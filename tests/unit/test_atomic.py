@@ -1,11 +1,15 @@
 """A file is the old one or the new one, in the order that was given."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lm import atomic
+from lm import atomic, config
+from lm.checkpoint import Checkpoints
 from lm.train.rundir import RunDir
 
 
@@ -20,6 +24,16 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         atomic.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    for name in ("summary.json", "metrics.jsonl"):
+        (tmp_path / f"{name}.123.tmp").write_text("{")
+    (tmp_path / "notes.tmp").write_text("of the user")
+    (tmp_path / "summary.json.7.tmp").mkdir()
+    RunDir(tmp_path).close()
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "notes.tmp", "summary.json.7.tmp"}
 
 
 def test_a_run_keeps_the_order_of_its_sources(tmp_path):
@@ -36,3 +50,62 @@ def test_what_is_no_number_is_written_as_text(tmp_path):
     atomic.write_json(tmp_path / "x.json", value)
     read = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
     assert read == {"loss": "nan", "of": ["inf", 1.5, ["-inf", None]], "2": {"flag": True, "n": 3}}
+
+
+# ---------------------------------------------------------------------------------------------------------- put aside
+
+
+class InBucket(type(Path())):
+    """Folders are part of names: making one does nothing, and writing a file makes those it is in."""
+
+    def mkdir(self, *args, **kwargs):
+        pass
+
+    def write_bytes(self, data):
+        os.makedirs(self.parent, exist_ok=True)
+        return super().write_bytes(data)
+
+
+def test_what_is_put_aside_in_a_bucket(tmp_path):
+    for step in (3, 4):
+        (InBucket(tmp_path) / f"checkpoints/{step}/state").write_bytes(b"x")
+        target = atomic.put_aside(InBucket(tmp_path) / f"checkpoints/{step}", InBucket(tmp_path) / "damaged")
+        assert (target / "state").read_bytes() == b"x" and target == tmp_path / f"damaged/{step}"
+
+
+@pytest.fixture
+def other_disk(tmp_path, monkeypatch):
+    """A folder that no file can be renamed into or out of."""
+    other, rename = tmp_path / "other", os.rename
+    other.mkdir()
+
+    def within(source, target):
+        def there(p):
+            return os.path.realpath(os.path.dirname(p)).startswith(f"{other}")
+
+        if there(source) != there(target):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", within)
+    return other
+
+
+def test_checkpoints_on_another_disk_are_put_aside_there(tmp_path, other_disk):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(other_disk)
+    (other_disk / "7").write_bytes(b"a file in place of a step")
+    with pytest.warns(UserWarning, match="checkpoints/7 is damaged; moved to .*checkpoints/damaged/7, the run goes on"):
+        found = Checkpoints(run, config.Checkpoint(), config.Run(config.Model(8, 8)), b"tokenizer")
+    assert found.latest_whole() is None and found.steps() == []
+    found.close()
+    assert (other_disk / "damaged/7").read_bytes() == b"a file in place of a step"
+
+
+def test_a_folder_of_damaged_files_that_is_on_another_disk(tmp_path, other_disk):
+    (tmp_path / "damaged").symlink_to(other_disk)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/y").write_text("y")
+    assert atomic.put_aside(tmp_path / "x", tmp_path / "damaged") == tmp_path / "damaged/x"
+    assert (other_disk / "x/y").read_text() == "y" and not (tmp_path / "x").exists()
