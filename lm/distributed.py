@@ -259,9 +259,6 @@ def run(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
         together = code in ORDERLY and not shell.was_asked()  # a signal before the steps reached this host alone
-    except KeyboardInterrupt:  # before there was a step to save, or for the second time
-        print("interrupted; the same command starts again", file=sys.stderr)
-        code = EXIT_INTERRUPTED
     except HostMissing as missing:
         print(f"error: {missing}", file=sys.stderr)
         code = EXIT_HOST_MISSING
@@ -276,7 +273,8 @@ def run(main: Callable[[], int]) -> NoReturn:
             traceback.print_exc()
             code = 1
     if together or not jax.distributed.is_initialized():
-        shell.leave(code)
+        # A host that is done waits for host 0's report. Hosts that were told to end do so at once, whoever is told again.
+        shell.leave(code, waits=code == 0 and jax.distributed.is_initialized())
     sys.stdout.flush()
     sys.stderr.flush()
     if me.process_id == 0:  # jax's service goes with host 0, and aborts whoever is still there: let them speak first

@@ -124,7 +124,10 @@ class _Stream(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         try:
-            return os.write(self.descriptor, data)
+            done = 0
+            while done < len(data):  # without a buffer above it nobody writes the rest
+                done += os.write(self.descriptor, memoryview(data)[done:])
+            return done
         except OSError as error:
             if self.descriptor == 2 or error.errno == errno.EPIPE:
                 return len(data)
@@ -142,8 +145,10 @@ def _unbreakable() -> None:
         old: Any = getattr(sys, name)
         encoding = getattr(old, "encoding", None) or "utf-8"
         lines = descriptor == 2 or os.isatty(descriptor)
-        raw = io.BufferedWriter(_Stream(descriptor))
-        setattr(sys, name, io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=lines))
+        at_once = getattr(old, "write_through", False)  # `python -u`, PYTHONUNBUFFERED
+        raw: Any = _Stream(descriptor) if at_once else io.BufferedWriter(_Stream(descriptor))
+        settings: dict[str, Any] = dict(errors="backslashreplace", line_buffering=lines, write_through=at_once)
+        setattr(sys, name, io.TextIOWrapper(raw, encoding, **settings))
 
 
 # ------------------------------------------------------------------------------------------------- beginning and end
@@ -222,10 +227,11 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
     return whole
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process. Nothing is left to be interrupted but the interpreter's own end, which would say so with a trace."""
+def leave(code: int, *, waits: bool = False) -> NoReturn:
+    """Ends the process. Signals are ignored from here on, since the interpreter would answer one with a traceback. Where it
+    `waits` for other processes before it ends, a signal kills it."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if waits else signal.SIG_IGN)
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -12,7 +12,7 @@ NAMED = re.compile(rf"(?:.*[_.\-])?(?:{NAMES})(?:[_.\-].*)?", re.IGNORECASE)
 ANYWHERE = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")  # of environment variables, whose names run together
 SHAPES = (  # what replaces the first group's text stays, the rest goes
     re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^/\s'\"]*(?=@)"),  # https://user:password@host
-    re.compile(r"(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}", re.IGNORECASE),
+    re.compile(r"(\bbearer\s+|\bauthorization['\"]?\s*[:=]\s*['\"]?basic\s+)[\w.~+/=-]{8,}", re.IGNORECASE),
     re.compile(r"([?&](?:[\w-]+[_-])?(?:key|token|sig|signature|secret|password|credential|auth)=)[^&\s'\"]+", re.IGNORECASE),
     re.compile(r"()\b(?:hf_|gh[opsur]_|github_pat_|glpat-|sk-|xox[abeprs]-|npm_|pypi-)[\w-]{12,}"),
     re.compile(r"()\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),  # AWS

@@ -1,5 +1,6 @@
 """How hosts find each other: what the environment says, and the roll call, over real sockets."""
 
+import signal
 import socket
 import threading
 import time
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import distributed
+from lm import distributed, shell
 from lm.errors import HostMissing, UserError
 
 THREE = {"JAX_COORDINATOR_ADDRESS": "node0:1234", "LM_PROCESSES": "3", "LM_PROCESS": "2"}
@@ -156,12 +157,29 @@ def test_alone_everything_is_at_hand():
     assert np.array_equal(distributed.fetched(x), x) and np.array_equal(np.concatenate([*distributed.pieces(x)]), x)
 
 
-def test_alone_a_process_ends_as_it_always_did():
+@pytest.fixture
+def handlers():
+    """Puts signal handlers back afterwards."""
+    before = {number: signal.getsignal(number) for number in shell.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_ends_a_host_that_is_done_and_waits_for_host_0(monkeypatch, handlers):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    for code, expected in ((0, signal.SIG_DFL), (75, signal.SIG_IGN), (130, signal.SIG_IGN)):
+        with pytest.raises(SystemExit):
+            distributed.run(lambda code=code: code)
+        assert {signal.getsignal(number) for number in shell.SIGNALS} == {expected}, code
+
+
+def test_alone_a_process_ends_as_it_always_did(handlers):
     def fails():
         raise OSError("planted")
 
     with pytest.raises(SystemExit) as ended:
         distributed.run(lambda: 2)
-    assert ended.value.code == 2
+    assert ended.value.code == 2 and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     with pytest.raises(OSError, match="planted"):
         distributed.run(fails)

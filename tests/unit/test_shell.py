@@ -224,6 +224,14 @@ def test_streams_that_are_gone_or_take_no_such_characters():
     )
 
 
+def test_unbuffered_output_is_still_unbuffered():
+    """`python -u`: what is printed without an end of line is out before anything else is written to the same descriptor."""
+    body = "import os; print('a', end=''); os.write(1, b'b'); print('c' * 300_000)"
+    for setting, order in (("1", "ab"), ("", "ba")):
+        process = script(body, env=os.environ | {"PYTHONUNBUFFERED": setting})
+        assert process.communicate(timeout=60)[0] == f"begun\n{order}{'c' * 300_000}\n"
+
+
 def test_no_text_depends_on_the_locale():
     """In an ASCII locale `open` reads and writes ASCII, and a run would end with its report."""
 

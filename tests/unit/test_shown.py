@@ -31,6 +31,8 @@ def test_credentials_in_urls_and_headers():
     assert redacted("https://token@host/a https://host/b") == "https://(redacted)@host/a https://host/b"
     assert redacted("https://h/a?X-Amz-Signature=0123abc&x=1") == "https://h/a?X-Amz-Signature=(redacted)&x=1"
     assert redacted("Authorization: Bearer abcdefgh12345") == "Authorization: Bearer (redacted)"
+    assert redacted("-H 'proxy-authorization:basic bWU6aHVzaA=='") == "-H 'proxy-authorization:basic (redacted)'"
+    assert redacted('{"Authorization": "Basic bWU6aHVzaA=="}') == '{"Authorization": "Basic (redacted)"}'
 
 
 def test_what_is_no_secret_stays():
@@ -39,6 +41,7 @@ def test_what_is_no_secret_stays():
         "--config=configs/quickstart.py:decoder.causal",
         "runs/a@b/c",
         "https://host/a/b@c",
+        "config file: basic settings/described not found",
         "0123456789abcdef0123456789abcdef01234567",
     ):
         assert redacted(text) == text and redacted_command([text]) == [text]
