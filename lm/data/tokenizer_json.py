@@ -1,8 +1,10 @@
 """Given tokenizer.json files, of the tokenizers library."""
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +15,10 @@ from lm.data.vocabulary import MASKS, ROLES, SENTINELS, SPACE, Given, leading, o
 from lm.data.words import ByteLevel, Marked, Pieces, byte_level_alphabet
 from lm.errors import UserError
 
+_PART = 1 << 20  # characters given to the library at once: it takes a hundred bytes for each of them
+_WHOLE = 1 << 22  # characters of a text that cannot be cut
+_AROUND = 1000  # characters on either side of a place that is tried as a cut
+_TRIED = 16  # places of each kind
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how the pieces of single bytes are written
 
 
@@ -65,12 +71,13 @@ class HuggingFace(Given):
         self.reserved = leading(self.special)
 
     def _unspeakable(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """The file with other names for its special tokens, of characters that no text has.
+        """The file with other names for its special tokens, drawn now, so that no text can have been written with them.
 
         The library does not look for special tokens in a text (`encode_special_tokens`), but many files have them among the
         ordinary pieces as well, and there a model finds them: T5's unigram model takes "</s>" for the likeliest of all.
         """
-        names = {piece: f"\U0010fffe{i}\U0010ffff" for piece, i in self._vocab.items() if self.special[i]}
+        drawn = secrets.token_hex(16)
+        names = {piece: f"\U0010fffe{drawn}{i}\U0010ffff" for piece, i in self._vocab.items() if self.special[i]}
         model, named = spec["model"], lambda piece: names.get(piece, piece)
         vocab = model["vocab"]
         model["vocab"] = (
@@ -133,15 +140,80 @@ class HuggingFace(Given):
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:
-        """int32 [n] for each text, without bos and eos; the library takes its own number of threads."""
+        """int32 [n] for each text, without bos and eos; the library takes its own number of threads.
+
+        UserError for a text of millions of characters in which there is no place to cut it."""
+        out, waiting, held = [], [], 0
+        for text in texts:
+            if len(text) > _PART:
+                out += [*self._encode(waiting), np.concatenate([self._encode([part])[0] for part in self._parts(text)])]
+                waiting, held = [], 0
+                continue
+            if held + len(text) > _PART:
+                out += self._encode(waiting)
+                waiting, held = [], 0
+            waiting.append(text)
+            held += len(text)
+        return out + self._encode(waiting)
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
         with trial.one_line():
-            found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(e.ids, np.int32) for e in found]
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """A long text in parts, whose tokens are those of the whole."""
+        at = 0
+        while len(text) - at > _PART:
+            cut = next((cut for cut in _cuts(text, at) if self._may_cut(text, *cut)), None)
+            if cut is None:
+                break
+            yield text[at : cut[0]]
+            at = cut[1]
+        if len(text) - at > _WHOLE:
+            raise UserError(
+                f"the given tokenizer takes a text of {len(text) - at:,} characters as one word, and a hundred times the memory; "
+                "divide the text, or drop it"
+            )
+        yield text[at:]
+
+    def _may_cut(self, text: str, stop: int, start: int) -> bool:
+        """Whether the text around a cut has the tokens of what is before `stop` and of what is from `start` on."""
+        left, right = text[max(0, stop - _AROUND) : stop], text[start : start + _AROUND]
+        whole, *both = self._encode([left + text[stop:start] + right, left, right])
+        return np.array_equal(whole, np.concatenate(both))
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [i for i in np.asarray(ids).tolist() if i < self.vocab_size and not self.special[i]]
         with trial.one_line():
             return self._tokenizer.decode(known, skip_special_tokens=False)
+
+
+def _cuts(text: str, at: int) -> Iterator[tuple[int, int]]:
+    """Places where a text may be cut, to be tried in this order: where the part from `at` on stops, and where the next starts.
+
+    They lie some _PART characters behind `at`, or before the next space where there is none so far. A space is also left out,
+    for files that put one before every text.
+    """
+    last, end = at + _PART, at + _WHOLE
+    lines = itertools.islice(_backwards(text, "\n", at, last), _TRIED)
+    spaces = itertools.islice(_backwards(text, " ", at, last), _TRIED)
+    further = itertools.islice((match.start() for match in re.compile("[ \n]").finditer(text, last, end)), _TRIED)
+    for i in lines:
+        yield i + 1, i + 1
+    for i in itertools.chain(spaces, further):
+        first = at + len(text[at:i].rstrip(" "))
+        if first > at:
+            yield first, first
+            yield first, first + 1
+    for i in range(last, last - _TRIED, -1):
+        yield i, i
+
+
+def _backwards(text: str, character: str, at: int, last: int) -> Iterator[int]:
+    """Where the character stands between `at` and `last`, from the end."""
+    while (last := text.rfind(character, at, last)) > at:
+        yield last
 
 
 def _kinds(part: Any) -> set[str]:

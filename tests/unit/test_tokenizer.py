@@ -10,6 +10,7 @@ import pytest
 
 from lm import config
 from lm.data import tokenizer as module
+from lm.data import tokenizer_json as json_module
 from lm.data.tokenizer import NUM_SENTINELS, ROLES, HuggingFace, from_bytes, load, train
 from lm.errors import UserError
 
@@ -289,6 +290,59 @@ def test_no_text_becomes_a_special_token(name):
         assert name == "words" or t.decode(t.encode(text)).replace(" ", "") == text
     silent = np.concatenate([[t.bos_id], t.encode("a"), [t.mask_id, t.eos_id]])
     assert t.decode(silent) == "a" and t.piece(t.eos_id) == "</s>"
+
+
+@pytest.mark.parametrize("name", ["unigram", "words", "merges", "byte level", "whole pieces", "behind"])
+def test_no_text_becomes_a_special_token_by_other_names_either(name):
+    """Which the pieces are given, so that no text has them."""
+    t = kinds_of_files()[name]
+    text = " ".join(f"\U0010fffe{i}\U0010ffff" for i in range(8))
+    assert not {t.pad_id, t.bos_id, t.eos_id, t.mask_id} & set(t.encode(text).tolist())
+
+
+def files_to_cut():
+    """Name -> a file, of which each puts its own mark where words or texts begin."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    raw = Tokenizer.from_str(byte_level())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    letters = [*"\u2581abcdefghijklmnopqrstuvwxyz0123456789"]
+    vocab = {p: i for i, p in enumerate(["<unk>", "\n", *letters, "\u2581t", "\u2581th", "\u2581the", "\u2581\u2581"])}
+    merges = [("\u2581", "t"), ("\u2581t", "h"), ("\u2581th", "e"), ("\u2581", "\u2581")]
+    prepends = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True))
+    prepends.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    scores = [("<unk>", 0.0), ("\n", -5.0), *((p, -4.0) for p in letters), ("\u2581the", -3.0), ("\u2581war", -3.0)]
+    unigram = Tokenizer(models.Unigram(scores, unk_id=0))
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    bert = Tokenizer(models.WordPiece({"[UNK]": 0, "the": 1, "war": 2, "##s": 3, ",": 4}, unk_token="[UNK]"))
+    bert.pre_tokenizer, bert.normalizer = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer()
+    files = {"byte level": byte_level(), "byte level, prefix": raw.to_str(), "prepends": prepends.to_str()}
+    return files | {"unigram": unigram.to_str(), "bert": bert.to_str()}
+
+
+@pytest.mark.parametrize("name", ["byte level", "byte level, prefix", "prepends", "unigram", "bert"])
+@pytest.mark.parametrize("part", [20, 50])
+def test_a_file_encodes_a_long_text_in_parts_and_as_a_whole_alike(monkeypatch, name, part):
+    t, rng = HuggingFace(files_to_cut()[name].encode()), random.Random(part)
+    cases = ["the war\n\nof  law\npeace " * 5, *texts()[:3], "漢字 e\u0301 " * 20, "the  wars, " * 30]
+    cases += ["".join(rng.choices(["the", "war", " ", "   ", "\n", "1945", ","], k=60)) for _ in range(20)]
+    whole = t.encode_batch(cases)
+    asked, encode = [], t._encode
+    monkeypatch.setattr(json_module, "_PART", part)
+    monkeypatch.setattr(t, "_encode", lambda texts: asked.append(max(map(len, texts), default=0)) or encode(texts))
+    monkeypatch.setattr(json_module, "_AROUND", 30)
+    for once, parts in zip(whole, t.encode_batch(cases), strict=True):
+        assert np.array_equal(parts, once)
+    assert len(asked) > 20 and max(asked) < 150 < max(map(len, cases))
+
+
+def test_a_file_refuses_a_long_text_that_it_cannot_cut(monkeypatch):
+    t = HuggingFace(files_to_cut()["bert"].encode())
+    monkeypatch.setattr(json_module, "_PART", 200)
+    monkeypatch.setattr(json_module, "_WHOLE", 2000)
+    assert t.encode("the " + "a" * 1900).tolist() == [1, 0]
+    with pytest.raises(UserError, match="takes a text of 2,002 characters as one word"):
+        t.encode("the " * 100 + "a" * 2001)
 
 
 def test_a_file_s_other_added_tokens_are_text():
