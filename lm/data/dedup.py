@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lm import config
+from lm.data.words import SENTENCE_ENDS, UNSPACED
 
 _SHINGLE = 5  # words
 _BLOCK = 1024  # shingles in one call: their hashes under all permutations stay in the processor's cache
@@ -24,14 +25,20 @@ _SEED = 1  # of the permutations; part of what the fingerprint of prepared data 
 # Vowel signs of Hindi, Thai or Hebrew are combining marks, and `\w` has none; Persian and Hindi join letters with ZWNJ, ZWJ.
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c)[0] == "M")
 _MARKS += "\u200c\u200d\U000e0100-\U000e01ef"
-# Sentence punctuation, which does not count behind a word; elsewhere it tells 1.5 from 15, and !x from x.
-_STOPS = ".,;:!?\u2026\u060c\u061b\u061f\u06d4\u0964\u0965\u3001\u3002\uff01\uff0c\uff0e\uff1a\uff1b\uff1f"
-_WORD = re.compile(rf"[\w{_MARKS}]+|(?!(?<=\S)[{_STOPS}]{{1,3}}(?:\s|\Z))\S")
-# Scripts that put no space between words (Thai, Lao, Myanmar, Khmer, kana, Han): each letter is a word.
-_SPACELESS = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\uff66-\uff9d\U00020000-\U0003ffff"
+# Sentence punctuation does not count behind a word at the end of a sentence; elsewhere it tells 1.5 from 15, n! = 5 from n = 5.
+# Where the next word goes on in lower case the sentence does too, and only a comma between two words does not count.
+_COMMAS = ",\u060c\u3001\uff0c"
+_STOPS = SENTENCE_ENDS.replace("\n", "") + _COMMAS + ":;\u061b\uff1a\uff1b"
+_LOWER = "".join(c for c in map(chr, range(0x1F000)) if c.islower())
+_LETTER_BEFORE = rf"(?:(?<=[^\W\d_])|(?<=[{_MARKS}]))"
+_END_BEHIND = rf"(?=\s*(?:\n|\Z)|\s+(?![{_LOWER}])[^\W\d_])"
+_WORD = re.compile(
+    rf"{_LETTER_BEFORE}(?:[{_STOPS}]{{1,3}}{_END_BEHIND}|[{_COMMAS}](?=\s+[^\W\d_]))"
+    rf"|(?<=\d)[.,\u3002\uff0c]{_END_BEHIND}"
+    rf"|([\w{_MARKS}]+|\S)"
 )
+# Of scripts that put no space between words each letter is a word.
+_SPACELESS = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
 _HAS_SPACELESS = re.compile(f"[{_SPACELESS}]")
 _LETTER = re.compile(f"[{_SPACELESS}][{_MARKS}]*|[^{_SPACELESS}]+")
 
@@ -54,14 +61,19 @@ class Dropped:
 def words(text: str) -> Iterator[str]:
     """The words of a text in lower case, and every symbol as a word of its own, as two texts are compared by.
 
-    What two texts may differ in and be the same: letter case, white space, and sentence punctuation that ends a word.
+    What two texts may differ in and be the same: letter case, white space, commas between two words, and punctuation behind a
+    word at the end of a line or sentence (what follows begins with a letter that is not in lower case, so that a text all in
+    lower case and its copy in capitals may differ in that).
     "if (x >= 1.5) Stop!" -> if ( x > = 1 . 5 ) stop
     """
-    for match in _WORD.finditer(text.lower()):
-        if _HAS_SPACELESS.search(match[0]):
-            yield from (letter[0] for letter in _LETTER.finditer(match[0]))
+    for match in _WORD.finditer(text):
+        if (word := match[1]) is None:
+            continue
+        word = word.lower()
+        if _HAS_SPACELESS.search(word):
+            yield from (letter[0] for letter in _LETTER.finditer(word))
         else:
-            yield match[0]
+            yield word
 
 
 def sign(text: str, settings: config.Dedup) -> Signature:

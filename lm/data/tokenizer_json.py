@@ -172,8 +172,8 @@ class HuggingFace(Given):
             at = cut[1]
         if len(text) - at > _WHOLE:
             raise UserError(
-                f"the given tokenizer takes a text of {len(text) - at:,} characters as one word, and a hundred times the memory; "
-                "divide the text, or drop it"
+                f"the given tokenizer takes a text of {len(text) - at:,} characters as one word, and a hundred times the "
+                "memory; divide the text, or drop it"
             )
         yield text[at:]
 

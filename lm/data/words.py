@@ -24,27 +24,26 @@ _LONGEST_CHARACTER = 4  # bytes
 
 # First and last code points of scripts written without spaces: Thai and Lao, Burmese, Khmer, radicals and iteration marks of
 # Chinese, kana and bopomofo, ideographs, half-width kana, ideographs of the planes behind.
-_UNSPACED = np.array(
-    [
-        (0x0E00, 0x0EFF),
-        (0x1000, 0x109F),
-        (0x1780, 0x17FF),
-        (0x2E80, 0x2FDF),
-        (0x3005, 0x3007),
-        (0x3040, 0x312F),
-        (0x31F0, 0x31FF),
-        (0x3400, 0x4DBF),
-        (0x4E00, 0x9FFF),
-        (0xF900, 0xFAFF),
-        (0xFF66, 0xFF9F),
-        (0x20000, 0x3FFFF),
-    ]
+UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x2E80, 0x2FDF),
+    (0x3005, 0x3007),
+    (0x3040, 0x312F),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),
+    (0x20000, 0x3FFFF),
 )
+_FIRST, _LAST = np.array(UNSPACED).T
 
 
 def unspaced(points: np.ndarray) -> np.ndarray:
     """bool, of code points: a character (no combining mark) of a script that is written without spaces."""
-    found = np.searchsorted(_UNSPACED[:, 0], points, side="right") > np.searchsorted(_UNSPACED[:, 1], points, side="left")
+    found = np.searchsorted(_FIRST, points, side="right") > np.searchsorted(_LAST, points, side="left")
     found[found] = [unicodedata.category(chr(point))[0] != "M" for point in points[found]]
     return found
 

@@ -54,6 +54,14 @@ def test_exact_ignores_case_and_punctuation():
         ("中文", "日文"),
         ("café", "cafe"),
         ("it's", "its"),
+        ("n! = 5", "n = 5"),
+        ("x; y", "x: y"),
+        ("x? y", "x! y"),
+        ("5! + 1", "5 + 1"),
+        ("a ? b : c", "a ? b ; c"),
+        ("x = [1, 2]", "x = [1 2]"),
+        ("std::a", "std:a"),
+        ("the factorial n! grows", "the factorial n grows"),
     ],
 )
 @pytest.mark.parametrize("around", ["{}", "In a sentence: {}, of a few words more."])
@@ -69,6 +77,9 @@ def test_texts_that_differ_in_letters_marks_or_symbols_are_different(one, two, a
         ("यह दिन है।", "यह दिन है"),
         ("你好，世界。", "你好，世界"),
         ("…and so on...", "…AND so on"),
+        ("He went; she, too, stayed. Émile? No.", "he went; she too stayed émile no"),
+        ("दिन है। रात है", "दिन है रात है"),
+        ("in 1945.\nThen", "In 1945\nthen"),
     ],
 )
 def test_case_space_and_sentence_punctuation_do_not_count(one, two):
