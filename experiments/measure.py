@@ -15,7 +15,7 @@ from lm.evaluate import comparable
 from lm.models.transformer import Transformer, abstract_params
 from lm.objectives import reads_prefix
 from lm.recipes.finetune import CORPUS, finetune
-from lm.train.rundir import read_rows
+from lm.train import jsonl
 
 SPANS = dict(count=256, left=64, span=16, right=32, seed=0)  # the same for every cell of every study
 LEDGER = ("model_flops", "tokens_seen", "tokens_with_loss", "raw_bytes", "parameters", "parameters_without_embeddings")
@@ -44,7 +44,7 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
             seed=run.train.seed,
         )
         metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
-    rows = read_rows(workdir / "metrics.jsonl")
+    rows = jsonl.read(workdir / "metrics.jsonl")
     seconds = trained(rows, summary) * jax.device_count()
     ledger = {name: summary[name] for name in LEDGER} | {"device_seconds": round(seconds, 1)}
     return {

@@ -1,9 +1,8 @@
 """Checkpoints: Orbax writes and reads them, and this file says whether they are whole.
 
-A step's directory holds `state`, `config`, `tokenizer`, `progress` (the rows that were read) and `SHA256.json`, a digest of
-every file (`lm/whole.py`). The digests are written before the directory gets its final name, so a directory without them, or
-whose files differ from them, is not whole: a kill at any moment leaves either a whole checkpoint or one that is never read.
-Steps are ordered by number.
+A step's directory holds `state`, `config`, `tokenizer`, `progress` (the number of rows that were read, and the losses that are
+not in the log yet) and `SHA256.json`, a digest of every file (`lm/whole.py`). The digests are written before the directory gets
+its final name, so a kill at any moment leaves either a whole checkpoint or one that is never read. Steps are ordered by number.
 """
 
 import asyncio
@@ -257,8 +256,8 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
 
 def check_files(directory: epath.PathLike, below: str) -> None:
     """Holds the files of a converted model to their digests: the one named `below`, or all in that folder. UserError with the
-    first that was changed or is missing. Files that are new in `hf/`, where a tokenizer may be put by hand, are not judged;
-    nor are any but `params/` in folders from before the digests covered all.
+    first that was changed or is missing. New files in `hf/` are allowed, since a tokenizer may be put there by hand. Older
+    conversions have digests of `params/` only.
     """
     path = _folder(directory)
     try:

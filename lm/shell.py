@@ -23,9 +23,9 @@ from lm.errors import ALSO, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, S
 from lm.shown import redacted
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-GAP = (
-    1.0  # seconds: a signal that follows another more closely is the same request, made twice by an impatient finger or parent
-)
+# Seconds. Signals closer together than this count as one request: a key may be pressed twice, and a parent process may pass
+# on what the terminal has sent to all.
+GAP = 1.0
 CURES = {
     errno.ENOSPC: "no disk space; free some and start again",
     errno.EDQUOT: "the disk quota is used up; free some space and start again",

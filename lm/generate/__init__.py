@@ -79,9 +79,8 @@ def decoded(
     Raises UserError where a stack has not learned so many positions.
     """
     length = prompt.tokens.shape[1] + new_tokens
-    check_room(
-        model.config, encoder, length - 1, cure="shorten the prompt, or ask for fewer new tokens"
-    )  # the last is not read
+    cure = "shorten the prompt, or ask for fewer new tokens"
+    check_room(model.config, encoder, length - 1, cure=cure)  # the last new token is not read again
     encoded = model.apply({"params": params}, encoder, method="encode") if encoder is not None else None
 
     def decode(cache: Any, stream: TokenStream, key: jax.Array, *across: Any) -> tuple[Any, jax.Array]:

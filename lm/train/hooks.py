@@ -1,6 +1,5 @@
 """Everything periodic: each hook is called after every step with (steps done, state, metrics) and decides for itself."""
 
-import math
 import os
 import signal
 import time
@@ -121,7 +120,7 @@ class Log:
 
     def write(self, row: dict[str, Any]) -> None:
         """A row of numbers to metrics.jsonl and TensorBoard."""
-        self.rundir.append("metrics.jsonl", {k: v if math.isfinite(v) else str(v) for k, v in row.items()})
+        self.rundir.append("metrics.jsonl", row)
         if self.writer is not None:
             for name, value in row.items():
                 self.writer.add_scalar(name, value, row["step"])

@@ -84,7 +84,7 @@ def rewrite(path: Path, rows: list[Row]) -> None:
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(row).encode() + b"\n"
+    return json.dumps(atomic.strict(row), allow_nan=False).encode() + b"\n"
 
 
 def repair(path: Path, aside: Path) -> None:
@@ -96,8 +96,7 @@ def repair(path: Path, aside: Path) -> None:
     rows, wrong = _parsed(content, path.name)
     if wrong:
         kept = atomic.put_aside(path, aside)
-        lines = f"{wrong} lines that are" if wrong > 1 else "a line that is"
-        text = f"{path} had {lines} none of its rows; the others are kept, and all of it is in {kept}"
+        text = f"dropped {wrong} invalid line{'s' * (wrong > 1)} from {path}; the original is in {kept}"
         warnings.warn(printable(text), stacklevel=2)
     if wrong or path.is_symlink() or (content and not content.endswith(b"\n")) or not os.access(path, os.W_OK):
         rewrite(path, rows)

@@ -48,7 +48,7 @@ class RunDir:
         self.in_bucket = str(workdir).startswith(BUCKETS)
         if self.in_bucket:
             staged = hashlib.sha256(str(workdir).rstrip("/").encode()).hexdigest()[:16]
-            self.path, self.home = paths.local(STAGING, name="the copy of a bucket") / staged, epath.Path(workdir)
+            self.path, self.home = paths.local(STAGING, name="the local copy of the bucket") / staged, epath.Path(workdir)
         elif "://" in str(workdir):
             raise UserError(f"--workdir={workdir}: only gs:// buckets and folders are known; mount another and give its folder")
         else:
@@ -160,7 +160,7 @@ class RunDir:
             jsonl.append(self.path / name, dict(row))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        return read_rows(self.path / name)
+        return jsonl.read(self.path / name)
 
     def forget_after(self, step: int) -> None:
         """Drops rows of steps that will be done again. Where none is kept, because there is no checkpoint, the logs as they
@@ -203,11 +203,6 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 def _warn(text: str) -> None:
     warnings.warn(printable(text), stacklevel=3)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; lines that are damaged or cut short are left out."""
-    return jsonl.read(path)
 
 
 def manifest(run: config.Run, *, data_fingerprint: str, tokenizer_fingerprint: str, mesh: Any) -> dict[str, Any]:

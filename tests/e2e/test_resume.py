@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lm import shell
+
 
 def summary(workdir):
     return json.loads((workdir / "summary.json").read_text())
@@ -180,7 +182,7 @@ def test_damaged_side_files_and_a_renamed_checkpoint_cost_no_step(train, uninter
     (workdir / "summary.json").unlink()
     (workdir / "summary.json").mkdir()
     (workdir / "checkpoints" / "12").rename(workdir / "checkpoints" / "11")
-    with pytest.warns(UserWarning, match="is damaged|none of its rows|no file that can be read") as said:
+    with pytest.warns(UserWarning, match="is damaged|dropped 1 invalid line|no file that can be read") as said:
         code, err = train(workdir)
     assert code == 0 and "going on from step 8" in err, err
     named = "".join(str(warning.message) for warning in said)
@@ -229,12 +231,23 @@ def test_a_signal_in_preparation_and_one_where_nobody_reads_what_is_said(command
     assert [p.name.isdigit() for p in (late / "checkpoints").iterdir()] == [True]
 
 
-def test_a_finished_run_started_again_says_the_same(train, uninterrupted, tmp_path):
+def test_a_finished_run_started_again_says_the_same(train, uninterrupted, tmp_path, monkeypatch):
+    """Also where a signal ended it while it wrote its report."""
     workdir = copy(uninterrupted, tmp_path)
     before = summary(workdir)
+    (workdir / "report.html").unlink()
+    restore = shell.catch()
+    try:
+        with monkeypatch.context() as told:
+            told.setattr(shell._Asked, "code", None)
+            told.setattr("lm.recipes.pretrain.write_report", lambda *_: signal.raise_signal(signal.SIGTERM))
+            code, err = train(workdir)
+    finally:
+        restore()
+    assert code == 75 and err.splitlines()[-1] == "told to end; the same command starts again", err
     with warnings.catch_warnings():
         code, err = train(workdir)
     after = summary(workdir)
     assert code == 0, err
     assert after["params_sha256"] == before["params_sha256"]
-    assert after["heldout"] == before["heldout"]
+    assert after["heldout"] == before["heldout"] and (workdir / "report.html").exists()

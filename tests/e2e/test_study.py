@@ -13,7 +13,7 @@ import pytest
 
 from experiments.run import execute, finished, folder, main, parse_shard, units, work
 from lm.errors import UserError
-from lm.train.rundir import read_rows
+from lm.train import jsonl
 from tests.e2e.tiny_study import study
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_a_cell_starts_from_the_end_of_another(corpus, whole):
     assert units(study(corpus, seeds=2))[:4] == [("causal", 0), ("later", 0), ("spans", 0), ("causal", 1)]
     first, then = (folder(whole, (name, 0)) / "run" for name in ("causal", "later"))
     assert json.loads((then / "config.json").read_text())["train"]["init_from"] == str(first)
-    fresh, adapted = ([r["loss"] for r in read_rows(run / "metrics.jsonl") if "loss" in r] for run in (first, then))
+    fresh, adapted = ([r["loss"] for r in jsonl.read(run / "metrics.jsonl") if "loss" in r] for run in (first, then))
     assert adapted[0] < fresh[0] - 0.5
 
 

@@ -1,5 +1,6 @@
 """What is kept through restarts, and what is said where nothing is whole; e2e/test_resume.py has whole runs."""
 
+import errno
 import json
 import shutil
 
@@ -155,6 +156,27 @@ def test_a_save_that_ends_without_its_directory_is_an_error(tmp_path):
     saved._manager.wait_until_finished()
     shutil.rmtree(tmp_path / "checkpoints" / "1")
     with pytest.raises(UserError, match="step 1 was saved without an error, and is not in"):
+        saved.wait()
+    saved.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EFBIG, "File too large"), r"a file grew past the limit of this shell; raise it \(ulimit -f\)"),
+        (ValueError("UNKNOWN: write failed: File too large"), "a file grew past the limit of this shell"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no disk space in"),
+        (ValueError("PERMISSION_DENIED: no"), "PERMISSION_DENIED: no; mend that"),
+    ],
+)
+def test_what_the_system_refuses_is_a_mistake_of_the_users(tmp_path, monkeypatch, error, said):
+    saved = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
+
+    def fails(*_, **__):
+        raise error
+
+    with monkeypatch.context() as failing, pytest.raises(UserError, match=said):
+        failing.setattr(saved._manager, "wait_until_finished", fails)
         saved.wait()
     saved.close()
 

@@ -43,7 +43,7 @@ def line(name):
 def test_a_damaged_line_is_left_out_and_kept_elsewhere(tmp_path, name, bad):
     path, content = tmp_path / name, line(name) + BAD[bad] + line(name)
     path.write_bytes(content)
-    with pytest.warns(UserWarning, match=f"{name} had a line that is none of its rows; .* all of it is in .*damaged") as said:
+    with pytest.warns(UserWarning, match=f"^dropped 1 invalid line from .*{name}; the original is in .*damaged") as said:
         rundir = RunDir(tmp_path)
     assert len(said) == 1
     rundir.append(name, GOOD[name])
@@ -64,6 +64,16 @@ def test_large_numbers_are_no_damage(tmp_path):
     again = RunDir(tmp_path)
     assert again.rows("metrics.jsonl") == [row]
     again.close()
+
+
+def test_what_is_no_number_is_written_as_text(tmp_path):
+    """Python would write NaN, which is not JSON; this holds for every log and every depth."""
+    row = {"event": "step", "time": 1.0, "step": 2, "seconds": {"train": float("inf")}, "loss": [float("nan")]}
+    jsonl.append(tmp_path / "x.jsonl", row)
+    jsonl.rewrite(tmp_path / "y.jsonl", [row])
+    for name in ("x.jsonl", "y.jsonl"):
+        read = json.loads((tmp_path / name).read_text(), parse_constant=pytest.fail)
+        assert read == row | {"seconds": {"train": "inf"}, "loss": ["nan"]}
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -28,7 +28,7 @@ def test_what_is_taken(tmp_path, monkeypatch):
         ("a\\b/r", r"changes '\\\\' in .*; give a folder without it"),
         ("x/gs:/r", "changes ':/' in"),
         (os.fsdecode(b"a\xff/r"), "not UTF-8; rename it"),
-        ("a\0b", "is no path"),
+        ("a\0b", "is not a path"),
         ("~nobody-has-this-name/r", "home directory.*absolute path"),
     ],
 )
@@ -37,6 +37,29 @@ def test_what_is_refused_before_anything_is_written(tmp_path, monkeypatch, given
     with pytest.raises(UserError, match=cause):
         RunDir(given)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", ["gs://b/run", "s3://b/run", "https://h/run"])
+def test_a_url_is_named_as_such(given):
+    with pytest.raises(UserError, match=f"^--from={given} is a URL, and a local folder is needed; copy it"):
+        paths.local(given, name="--from")
+    with pytest.raises(UserError, match=f"^the target .{given}. is a URL"):
+        paths.local(given, name="the target")
+
+
+def test_without_a_home_directory(monkeypatch, tmp_path):
+    """As in a container whose user has no entry in /etc/passwd."""
+
+    def nobody(*_):
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(UserError, match="^the local copy of the bucket .~/.cache/lm/runs.: .*home directory.*set HOME"):
+        RunDir("gs://bucket/run")
+    with pytest.raises(UserError, match="^--workdir=~/run: .*home directory.*set HOME"):
+        RunDir("~/run")
+    RunDir(tmp_path / "run").close()
 
 
 def test_a_link_to_a_folder_that_is_refused(tmp_path):
