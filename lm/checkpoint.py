@@ -413,7 +413,9 @@ def _no_space(directory: epath.Path, cause: str, cure: str) -> UserError:
 
 
 def _save_error(error: Exception, directory: epath.Path, cure: str) -> Exception:
-    text = " ".join(str(error).split())[:300]
+    text = " ".join(str(error).split())
+    if len(text) > 300:  # names of files stand first, the cause last
+        text = f"{text[:100]} ... {text[-200:]}"
     if "RESOURCE_EXHAUSTED" in text or "No space left" in text or getattr(error, "errno", None) in FULL:
         return _no_space(directory, text, cure)
     if "File too large" in text or getattr(error, "errno", None) == errno.EFBIG:

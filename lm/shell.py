@@ -163,7 +163,15 @@ def begin() -> None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Of what no `command` has caught, because it came while modules were imported."""
+    """Handles what no `command` has caught, because it came while modules were imported.
+
+    A library's own threads report an error in a callback here too, and that does not end the process. After a failed save,
+    TensorStore's other writes report to an event loop that is closed: its error has been told already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        if str(error) != "Event loop is closed":
+            sys.__excepthook__(kind, error, trace)
+        return
     if (told := ending(error)) is None:
         sys.__excepthook__(kind, error, trace)
         return

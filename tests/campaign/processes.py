@@ -182,7 +182,8 @@ def _overflow(flag: str) -> Injection:
         workdir = bench.folder()
         said: Said = bench.train(workdir, *(f"--config.{f}" for f in flag.split()))
         seen = refused(said, "finite")
-        rows(workdir / "metrics.jsonl")
+        if (workdir / "metrics.jsonl").exists():  # else it was refused before a step
+            rows(workdir / "metrics.jsonl")
         steps = sorted((workdir / "checkpoints").glob("[0-9]*")) if (workdir / "checkpoints").exists() else []
         for step in steps:
             assert _finite(step), f"checkpoint {step.name} is not finite"

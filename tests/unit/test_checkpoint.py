@@ -273,3 +273,12 @@ def test_what_is_put_aside_overwrites_nothing(tmp_path):
         atomic.put_aside(tmp_path / "x", tmp_path / "damaged")
     assert [(tmp_path / "damaged" / name).read_text() for name in ("x", "x.2", "x.3")] == ["a", "b", "c"]
     assert (tmp_path / "damaged.2" / "damaged").read_text() == "a file of that name"
+
+
+def test_a_file_that_grew_past_the_limit_is_told_so(tmp_path):
+    """TensorStore names the cause behind hundreds of characters of paths."""
+    from lm.checkpoint import _save_error
+
+    path = "/".join(["a-long-name"] * 40)
+    error = ValueError(f'OUT_OF_RANGE: Error writing "w/0" at "{path}": Failed to write 9 bytes to file 14: File too large')
+    assert "a file grew past the limit of this shell; raise it (ulimit -f)" in str(_save_error(error, tmp_path, ""))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_whatever_ends_a_command_is_one_line(capsys, case):
     assert shell.command(main)([]) == code
     err = capsys.readouterr().err
     assert err.startswith(line) and err.count("\n") == 1
+
+
+def test_an_error_in_a_callback_of_a_library_does_not_end_the_process(monkeypatch):
+    """Its thread is not Python's own. What a failed save leaves behind, of which the error was told, is not shown."""
+    shown = []
+    monkeypatch.setattr(sys, "__excepthook__", lambda kind, error, trace: shown.append(str(error)))
+    monkeypatch.setattr(shell.os, "_exit", lambda code: shown.append(code))
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("else"), OSError(errno.ENOSPC, "no space")):
+        thread = threading.Thread(target=shell._uncaught, args=(type(error), error, None))
+        thread.start()
+        thread.join()
+    assert shown == ["else", "[Errno 28] no space"]
 
 
 def test_a_second_cause_is_on_the_same_line(capsys):
