@@ -7,6 +7,7 @@ fine-tunings need.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from lm.errors import UserError
 
 REPORT = "report.json"
+DROPPED = "dropped.jsonl"  # for people to read
 _BLOCK = 1 << 20
 
 
@@ -44,10 +46,17 @@ def read_report(folder: Path, fingerprint: str) -> dict[str, Any]:
 
 
 def check(folder: Path, report: Mapping[str, Any]) -> None:
-    """UserError that names the first file which is missing or changed, of all but the texts and the chunks of stores."""
+    """UserError that names the first file which is missing or changed, of all but the texts and the chunks of stores. For the list of
+    dropped documents, which no program reads, it is a warning."""
     for name in report["files"]:
-        if not name.endswith(".jsonl.gz"):
+        if name.endswith(".jsonl.gz"):
+            continue
+        try:
             check_file(folder, report, name)
+        except UserError as error:
+            if name != DROPPED:
+                raise
+            warnings.warn(str(error), stacklevel=2)
 
 
 def check_file(folder: Path, report: Mapping[str, Any], name: str) -> None:

@@ -351,7 +351,7 @@ class _Build:
                 "splits": encoded[name],
             }
         report["tokenizer"] = {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
-        with (self.path / "dropped.jsonl").open("w", encoding="utf-8") as out:
+        with (self.path / intact.DROPPED).open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         kept = {p for p in self.path.rglob("*") if p.is_file()} - self._chunks() - self._scaffolding()
         atomic.write_json(self.path / intact.REPORT, intact.sealed(report, self.path, kept))

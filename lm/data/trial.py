@@ -1,8 +1,8 @@
 """A given tokenizer is tried on nasty texts in a process of its own, with limits of time and memory, before it is used.
 
 A tokenizer.json is a small program: its regular expressions may backtrack without end, its normaliser may turn a letter into
-gigabytes, and a fault of its library is a panic that no `except Exception` catches. None of this can be stopped in the own
-process. What a trial cannot show: a file may behave on the texts below and not on others. Expressions are therefore tried on
+gigabytes, and a fault of its library is a panic that no `except Exception` catches. None of this can be stopped from within our
+own process. What a trial cannot show: a file may behave on the texts below and not on others. Expressions are therefore tried on
 long runs of the characters that they name, and an error in a later text is still one line (`HuggingFace.encode_batch`).
 
     python -m lm.data.trial SECONDS BYTES < tokenizer.json      what is wrong with it, as JSON: {"fault": null}
@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def main() -> None:
     seconds, memory = map(int, sys.argv[1:])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    with suppress(ValueError, OSError):  # macOS refuses it; the limit of time still holds there
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     proto = sys.stdin.buffer.read()
     try:
         fault = _tried_json(proto) if proto.lstrip()[:1] == b"{" else _tried_sentencepiece(proto)

@@ -149,7 +149,7 @@ def test_a_repair_that_was_killed_goes_on(copy, monkeypatch):
         assert contents(prepare(data, progress=False).path) == before
 
 
-@pytest.mark.parametrize("file", ["tokenizer.model", "dropped.jsonl", "a/train/tokens/zarr.json", "a/train/tokens/c/0"])
+@pytest.mark.parametrize("file", ["tokenizer.model", "a/train/tokens/zarr.json", "a/train/tokens/c/0"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
 def test_a_damaged_file_is_named(copy, file, harm):
     data, path = copy
@@ -163,6 +163,14 @@ def test_a_damaged_file_is_named(copy, file, harm):
     named = path / "a/train" if file.endswith("zarr.json") else damaged
     with pytest.raises(UserError, match=rf"{named}.*; delete {path} and prepare the data again"):
         prepare(data, progress=False)
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink])
+def test_a_damaged_list_of_what_was_dropped_costs_no_run(copy, harm):
+    data, path = copy
+    harm(path / "dropped.jsonl")
+    with pytest.warns(UserWarning, match=r"corrupt prepared data: .*dropped\.jsonl .*; delete .* and prepare the data again"):
+        assert prepare(data, progress=False).train["a"].num_documents == 16
 
 
 def test_every_bit_of_the_tokenizer_counts(copy):

@@ -1,6 +1,8 @@
 """Hostile tokenizers are refused in one line; honest ones pass. Each trial is a process of 0.1 s."""
 
+import io
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,13 +106,27 @@ def test_hostile_ones_are_refused_in_one_line(case):
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-def test_limits_end_the_trial(monkeypatch):
-    """Whatever a file does: here the texts are too many for the limit of a second, and the memory for an import."""
+def test_a_limit_of_time_ends_the_trial(monkeypatch):
+    """Whatever a file does: here the texts take more than a second, one after the other. (Memory: "bomb" above.)"""
     monkeypatch.setattr(trial, "SECONDS", 1)
     monkeypatch.setattr(trial, "MEMORY", 2**32)
     slow = spec(normalizer=sequence(*[replace("String", "zz", "zzz")] * 60))
     with pytest.raises(UserError, match="takes more than 1 s for short texts"):
         trial.check(slow)
+
+
+def test_a_system_that_limits_no_memory(monkeypatch, capsys):
+    """macOS, whose setrlimit refuses RLIMIT_AS."""
+
+    def limits(which, _):
+        if which == trial.resource.RLIMIT_AS:
+            raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(trial.resource, "setrlimit", limits)
+    monkeypatch.setattr(trial.sys, "argv", ["trial", "20", str(2**31)])
+    monkeypatch.setattr(trial.sys, "stdin", SimpleNamespace(buffer=io.BytesIO(HONEST["gpt2"])))
+    trial.main()
+    assert json.loads(capsys.readouterr().out) == {"fault": None}
 
 
 def test_what_is_given_is_tried_wherever_it_comes_in(tmp_path):
