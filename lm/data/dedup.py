@@ -33,9 +33,10 @@ _LOWER = "".join(c for c in map(chr, range(0x1F000)) if c.islower())
 _LETTER_BEFORE = rf"(?:(?<=[^\W\d_])|(?<=[{_MARKS}]))"
 _END_BEHIND = rf"(?=\s*(?:\n|\Z)|\s+(?![{_LOWER}])[^\W\d_])"
 _WORD = re.compile(
-    rf"{_LETTER_BEFORE}(?:[{_STOPS}]{{1,3}}{_END_BEHIND}|[{_COMMAS}](?=\s+[^\W\d_]))"
+    rf"([\w{_MARKS}]+)"
+    rf"|{_LETTER_BEFORE}(?:[{_STOPS}]{{1,3}}{_END_BEHIND}|[{_COMMAS}](?=\s+[^\W\d_]))"
     rf"|(?<=\d)[.,\u3002\uff0c]{_END_BEHIND}"
-    rf"|([\w{_MARKS}]+|\S)"
+    r"|(\S)"
 )
 # Of scripts that put no space between words each letter is a word.
 _SPACELESS = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
@@ -67,9 +68,9 @@ def words(text: str) -> Iterator[str]:
     "if (x >= 1.5) Stop!" -> if ( x > = 1 . 5 ) stop
     """
     for match in _WORD.finditer(text):
-        if (word := match[1]) is None:
+        if match.lastindex is None:
             continue
-        word = word.lower()
+        word = match[0].lower()
         if _HAS_SPACELESS.search(word):
             yield from (letter[0] for letter in _LETTER.finditer(word))
         else:

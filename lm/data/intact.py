@@ -46,8 +46,8 @@ def read_report(folder: Path, fingerprint: str) -> dict[str, Any]:
 
 
 def check(folder: Path, report: Mapping[str, Any]) -> None:
-    """UserError that names the first file which is missing or changed, of all but the texts and the chunks of stores. For the list of
-    dropped documents, which no program reads, it is a warning."""
+    """UserError that names the first file which is missing or changed, of all but the texts and the chunks of stores. For the
+    list of dropped documents, which no program reads, it is a warning."""
     for name in report["files"]:
         if name.endswith(".jsonl.gz"):
             continue

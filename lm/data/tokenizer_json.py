@@ -15,7 +15,7 @@ from lm.data.vocabulary import MASKS, ROLES, SENTINELS, SPACE, Given, leading, o
 from lm.data.words import ByteLevel, Marked, Pieces, byte_level_alphabet
 from lm.errors import UserError
 
-_PART = 1 << 20  # characters given to the library at once: it takes a hundred bytes for each of them
+_PART = 1 << 18  # characters given to the library at once: it takes a hundred bytes or more for each of them
 _WHOLE = 1 << 22  # characters of a text that cannot be cut
 _AROUND = 1000  # characters on either side of a place that is tried as a cut
 _TRIED = 16  # places of each kind

@@ -1,9 +1,10 @@
 """A given tokenizer is tried on nasty texts in a process of its own, with limits of time and memory, before it is used.
 
 A tokenizer.json is a small program: its regular expressions may backtrack without end, its normaliser may turn a letter into
-gigabytes, and a fault of its library is a panic that no `except Exception` catches. None of this can be stopped from within our
-own process. What a trial cannot show: a file may behave on the texts below and not on others. Expressions are therefore tried on
-long runs of the characters that they name, and an error in a later text is still one line (`HuggingFace.encode_batch`).
+gigabytes, and a fault of its library is a panic that no `except Exception` catches. None of this can be stopped from within
+our own process. What a trial cannot show: a file may behave on the texts below and not on others. Expressions are therefore
+tried on long runs of the characters that they name, and an error in a later text is still one line
+(`HuggingFace.encode_batch`).
 
     python -m lm.data.trial SECONDS BYTES < tokenizer.json      what is wrong with it, as JSON: {"fault": null}
 """
