@@ -33,7 +33,7 @@ import numpy as np
 from lm import atomic, config, paths, resolve, shell
 from lm.data import clean, dedup, intact, sources, stages
 from lm.data.store import Store, write_store
-from lm.data.tokenizer import Tokenizer, from_bytes, load, train
+from lm.data.tokenizer import Tokenizer, from_bytes, load, read, train
 from lm.errors import UserError
 
 FORMAT = 2  # of the prepared folder and of what the stages do; a change of either makes everything be prepared anew
@@ -65,7 +65,7 @@ def fingerprint(data: config.Data) -> str:
     tree = resolve.to_dict(data)
     settings = {k: tree[k] for k in ("clean", "dedup", "tokenizer", "holdout", "on_corrupt")}
     if data.tokenizer.path:
-        settings["tokenizer"] = {"given": load(data.tokenizer.path).fingerprint}
+        settings["tokenizer"] = {"given": hashlib.sha256(read(data.tokenizer.path)).hexdigest()}
     whole = {
         "format": FORMAT,
         "sources": [[name, sources.identity(source)] for name, source in data.sources.items()],
@@ -146,7 +146,7 @@ def _open(path: Path, report: Mapping[str, Any]) -> Prepared:
         for split in source["splits"]:  # an empty one has no store
             stores[split][name] = Store.open(str(path / name / split))
     intact.check(path, report)
-    tokenizer = from_bytes((path / "tokenizer.model").read_bytes())
+    tokenizer = from_bytes((path / "tokenizer.model").read_bytes(), tried=True)
     return Prepared(path, path.name, stores["train"], stores["holdout"], tokenizer, report)
 
 
@@ -165,12 +165,14 @@ class _Build:
         else:
             return self._tidy()  # killed after the report was written, before the rename
         start = time.monotonic()
+        if self.data.tokenizer.path:
+            load(self.data.tokenizer.path)  # a file that is refused is refused now, and not after hours of cleaning
         with self.bar:
             cleaned = {name: self._stage(f"{name}/clean", lambda n=name: self._clean(n)) for name in self.data.sources}
             dropped = self._stage("dedup", lambda: self._dedup(cleaned))
             split = {n: self._stage(f"{n}/split", lambda n=n: self._split(n, dropped[n])) for n in self.data.sources}
             self._stage("tokenizer", lambda: self._tokenizer(split))
-            tokenizer = from_bytes((self.path / "tokenizer.model").read_bytes())
+            tokenizer = from_bytes((self.path / "tokenizer.model").read_bytes(), tried=True)
             encoded = {
                 n: {s: self._stage(f"{n}/{s}", lambda n=n, s=s: self._encode(n, s, tokenizer)) for s in _SPLITS if split[n][s]}
                 for n in self.data.sources

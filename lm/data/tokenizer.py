@@ -163,26 +163,33 @@ def _silenced(proto: bytes, ids: Sequence[int]) -> bytes:
     return model.SerializeToString()
 
 
-def from_bytes(proto: bytes) -> Tokenizer:
-    """The tokenizer in a file's bytes: JSON is a tokenizer.json, which is tried first, anything else a sentencepiece model."""
+def from_bytes(proto: bytes, *, tried: bool = False) -> Tokenizer:
+    """The tokenizer in a file's bytes: JSON is a tokenizer.json, anything else a sentencepiece model. The former is tried in a
+    process of its own (`lm.data.trial`) unless that was done before: `tried`."""
     if proto.lstrip()[:1] != b"{":
         return SentencePiece(proto)
-    trial.check(proto)
+    if not tried:
+        trial.check(proto)
     return HuggingFace(proto)
 
 
 def load(path: str) -> Tokenizer:
-    """A given model file, local or gs://."""
+    """A given model file, local or gs://, which is tried first."""
+    proto = read(path)
+    trial.check(proto)
+    return from_bytes(proto, tried=True)
+
+
+def read(path: str) -> bytes:
+    """A given model file as it is; UserError if it is not there."""
     from etils import epath
 
     try:
-        proto = epath.Path(path).expanduser().read_bytes()
+        return epath.Path(path).expanduser().read_bytes()
     except OSError:
         raise UserError(
             f"no tokenizer at {path}; give a sentencepiece .model or a tokenizer.json, or data.tokenizer.path=None to train one"
         ) from None
-    trial.check(proto)
-    return from_bytes(proto)
 
 
 def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lm.data.words import WORD, Pieces
+from lm.data.words import Pieces
 from lm.errors import UserError
 
 NUM_SENTINELS = 100
@@ -16,7 +16,7 @@ MASKS = (MASK, "[MASK]")
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(NUM_SENTINELS))
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 
-SPACE = "\u2581"  # what sentencepiece writes for a space inside; a real one in a text needs care
+SPACE = "\u2581"  # sentencepiece's stand-in for a space; a literal U+2581 in a text is encoded as bytes
 
 
 class Tokenizer(Protocol):
@@ -30,10 +30,8 @@ class Tokenizer(Protocol):
     mask_id: int | None
     sentinel_ids: tuple[int, ...]  # the first is <extra_id_0>
     role_ids: Mapping[str, int]  # "<|user|>" -> id
-    special: np.ndarray  # bool [vocab_size]: no text consists of it: control symbols, what stands for unknown text, unused ids
+    special: np.ndarray  # bool [vocab_size]: ids that encoding a text never produces, but for that of unknown text
     reserved: int  # ids 0..reserved-1 are special, and there may be others
-    word_start: np.ndarray  # bool [vocab_size]: by itself it begins a word (a space, a newline, punctuation, a special token)
-    sentence_end: np.ndarray  # bool [vocab_size]: by itself it ends in a full stop or another of `words.SENTENCE_ENDS`
     proto: bytes  # the model, from which `from_bytes` makes an equal tokenizer
     fingerprint: str  # SHA-256 of `proto`
 
@@ -78,14 +76,6 @@ class Given:
     @cached_property
     def _pieces(self) -> Pieces:
         raise NotImplementedError
-
-    @cached_property
-    def word_start(self) -> np.ndarray:
-        return self._pieces.begins == WORD
-
-    @cached_property
-    def sentence_end(self) -> np.ndarray:
-        return self._pieces.ends
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
         """uint8 [n]: whether a word, a character or nothing begins with each token, as in `lm.data.words`."""

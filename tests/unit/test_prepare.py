@@ -15,7 +15,7 @@ import pytest
 
 from lm import atomic, config
 from lm.data import prepare as module
-from lm.data import stages
+from lm.data import stages, trial
 from lm.data.prepare import prepare
 from lm.errors import UserError
 
@@ -402,6 +402,29 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, data):
     (tmp_path / "t.model").write_bytes(first.tokenizer.proto)
     given = prepare(replace(data, tokenizer=config.Tokenizer(path=str(tmp_path / "t.model"))), progress=False)
     assert given.tokenizer.fingerprint == first.tokenizer.fingerprint and given.fingerprint != first.fingerprint
+
+
+def test_a_given_file_is_tried_once_and_before_anything_is_done(tmp_path, data, monkeypatch):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    file = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    file.save(str(tmp_path / "tokenizer.json"))
+    given = replace(data, tokenizer=config.Tokenizer(path=str(tmp_path / "tokenizer.json")))
+    asked = []
+    monkeypatch.setattr(trial, "check", lambda proto: asked.append(proto))
+    prepare(given, progress=False)
+    assert set(asked) == {(tmp_path / "tokenizer.json").read_bytes()}
+    asked.clear()
+    assert prepare(given, progress=False).tokenizer.vocab_size == 256 and not asked  # its digest is that of the report
+
+    def refuses(proto):
+        raise UserError("the given tokenizer is refused")
+
+    monkeypatch.setattr(trial, "check", refuses)
+    with pytest.raises(UserError, match="is refused"):
+        prepare(replace(given, holdout=0.1), progress=False)
+    assert not list(Path(data.cache).rglob("clean.jsonl"))
 
 
 def test_a_full_disk(data, monkeypatch):

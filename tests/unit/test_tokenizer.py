@@ -13,6 +13,7 @@ from lm.data import tokenizer as module
 from lm.data import tokenizer_json as json_module
 from lm.data.tokenizer import NUM_SENTINELS, ROLES, HuggingFace, from_bytes, load, train
 from lm.errors import UserError
+from lm.types import WORD
 
 WORDS = ["the", "state", "of", "union", "and", "congress", "people", "war", "peace", "treasury", "law", "year", "1945"]
 NASTY = "ab Z09\n\r\t\0\x01\x7f\x85\u2028▁▅⁇é\u0301😀\u200d👩\ufeff<>/_&;漢字\ud7ff\ue000\uffff\U0010ffff  "
@@ -122,17 +123,17 @@ def test_control_symbols_are_silent(tokenizer):
 
 def test_word_starts(tokenizer):
     ids = tokenizer.encode("war, peace")
-    starts = tokenizer.word_start[ids]
+    starts = tokenizer.boundaries(ids) == WORD
     pieces = [tokenizer.piece(i) for i in ids]
     assert [p for p, s in zip(pieces, starts, strict=True) if s][0] == ","
     assert all(s == (p[0] in "▁,") for p, s in zip(pieces, starts, strict=True))
-    assert tokenizer.word_start.shape == (420,) and tokenizer.word_start[:111].all()
+    assert (tokenizer.boundaries(np.arange(111)) == WORD).all()
 
 
 def test_sentence_ends(tokenizer):
     ids = tokenizer.encode("The law. Of war!\nand, peace?")
-    assert tokenizer.sentence_end.shape == (420,) and not tokenizer.sentence_end[:110].any()
-    ends = np.flatnonzero(tokenizer.sentence_end[ids])
+    assert not tokenizer.sentence_ends(np.arange(110)).any()
+    ends = np.flatnonzero(tokenizer.sentence_ends(ids))
     assert [tokenizer.decode(ids[: i + 1])[-1] for i in ends] == [".", "!", "\n", "?"]  # "." and "?" go as bytes here
 
 
@@ -224,9 +225,10 @@ def test_a_given_tokenizer_json(tmp_path):
     text = "The state of the union, 1945.\n" + NASTY
     assert t.decode(t.encode(text)) == text
     assert t.encode(text).dtype == np.int32 and len(t.encode_batch([text, ""])[1]) == 0
-    assert t.word_start[t.encode(" state")[0]] and not t.word_start[t.encode("tate")[0]]
-    ends = t.sentence_end[t.encode("a b. c\n")]
-    assert ends.sum() == 2 and ends[-1] and not t.sentence_end[:2].any()
+    state = t.encode("a state")
+    assert (t.boundaries(state) == WORD).tolist() == [t.piece(i)[0] in "a\u0120" for i in state]
+    ends = t.sentence_ends(t.encode("a b. c\n"))
+    assert ends.sum() == 2 and ends[-1] and not t.sentence_ends(np.arange(2)).any()
     assert from_bytes(t.proto).fingerprint == t.fingerprint
     with pytest.raises(UserError, match="has no <extra_id_0>"):
         t.require("sentinels")
