@@ -10,6 +10,7 @@ not implement stops it by name. Dropout is not carried over: it is the training 
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -167,8 +168,9 @@ def _fill(family: Family, model: config.Model, found: Mapping[str, Stored], prog
     missing = sorted(expected.keys() - found.keys())
     unknown = sorted(k for k in found if k not in expected | copies | zeros and not BUFFERS.fullmatch(k))
     if missing or unknown:
+        drop = dropping(unknown, found.keys() - set(unknown))
         parts = [f"missing: {_some(missing)}"] if missing else []
-        parts += [f"not taken: {_some(unknown)} (to leave them out: --drop '{dropping(unknown)}')"] if unknown else []
+        parts += [f"not taken: {_some(unknown)} (to leave them out: --drop {shlex.quote(drop)})"] if unknown else []
         raise UserError(f"the tensors are not those that config.json describes; {'; '.join(parts)}")
     for key, tensor in expected.items():  # before memory is taken for what config.json says
         _check_shape(key, found[key].shape, tensor)

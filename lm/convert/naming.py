@@ -35,7 +35,16 @@ def spelled(family: Family, key: str, found: Collection[str]) -> str:
     return next((name for name in names if name in found), fallback)
 
 
-def dropping(unknown: Collection[str]) -> str:
-    """A regular expression for `--drop` that matches these tensors by module."""
-    modules = sorted({key.rpartition(".")[0] or key for key in unknown})
-    return "|".join(re.escape(m) + ".*" for m in modules[:5]) + ("|..." if len(modules) > 5 else "")
+def dropping(unknown: Collection[str], kept: Iterable[str]) -> str:
+    """A regular expression for `--drop` that matches all of these tensors and none of `kept`.
+
+    It names modules rather than tensors, and any layer rather than each, where that matches nothing else.
+    """
+    kept = set(kept)
+    chosen = dict[str, None]()  # in order, each once
+    for key in sorted(unknown):
+        exact, module = re.escape(key), key.rpartition(".")[0]
+        whole = re.escape(module) + r"\..*" if module else exact
+        wider = (re.sub(r"\d+", r"\\d+", whole), whole, re.sub(r"\d+", r"\\d+", exact), exact)
+        chosen[next(w for w in wider if w == exact or not any(re.fullmatch(w, k) for k in kept))] = None
+    return "|".join(chosen)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -17,6 +19,7 @@ from lm import atomic, checkpoint, convert
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
 from lm.convert import files
 from lm.convert.__main__ import main
+from lm.convert.naming import dropping
 from lm.errors import Busy, UserError
 from lm.models.transformer import abstract_params
 
@@ -274,6 +277,33 @@ def test_a_bad_drop_is_one_line(theirs, tmp_path, capsys, words):
     assert main(["from_hf", str(theirs()), str(tmp_path / "ours"), *words]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and not (tmp_path / "ours").exists()
+
+
+MORE = {
+    "biases that config.json denies": [f"model.layers.0.self_attn.{x}_proj.bias" for x in "qkvo"],
+    "a second layer's": ["model.layers.0.self_attn.q_proj.bias", "model.layers.1.mlp.up_proj.weight", "model.layers.10.x"],
+    "of many modules": [f"{name}.head.weight" for name in "abcdefgh"],
+    "names that begin alike": ["model.norm.weights", "model.normal.weight", "lm_head.weight.scale", "lm_head"],
+    "a quote, a bracket, a space": ["it's.weight", "[a b].weight", "$HOME.weight", "*"],
+}
+
+
+@pytest.mark.parametrize("case", MORE)
+def test_the_suggested_drop_leaves_out_what_is_named_and_no_more(theirs, tensors, case):
+    folder = theirs({name: np.ones(3, np.float32) for name in MORE[case]})
+    with pytest.raises(UserError) as error:
+        convert.read(folder)
+    flag = str(error.value).split("to leave them out: ")[1].removesuffix(")")
+    name, regex = shlex.split(flag)
+    assert name == "--drop" and not any(re.fullmatch(regex, key) for key in tensors[0])
+    assert convert.read(folder, drop=regex).model == convert.read(theirs()).model
+
+
+def test_the_suggested_drop_says_once_what_all_layers_have():
+    unknown = [f"h.{i}.attn.{x}.bias" for i in range(48) for x in "qkv"]
+    kept = [f"h.{i}.attn.{x}.weight" for i in range(48) for x in "qkv"]
+    assert dropping(unknown, kept) == r"h\.\d+\.attn\.k\.bias|h\.\d+\.attn\.q\.bias|h\.\d+\.attn\.v\.bias"
+    assert dropping(["h.1.x"], ["h.10.x", "h.2.y"]) == r"h\.1\..*"
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])

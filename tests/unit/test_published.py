@@ -4,6 +4,7 @@ stops it, and what is out of all bounds stops it before anything is allocated.
 
 import importlib
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,10 +59,13 @@ BASES = {said["model_type"]: name for name, said in reversed(PUBLISHED.items())}
 
 def taken(said: dict) -> Model:
     """The model of a config.json whose file has enough tensors, and those of a head if its class has one."""
+    return read_model(FAMILIES[said["model_type"]], said, keys_of(said))
+
+
+def keys_of(said: dict) -> list[str]:
     keys = [f"decoder.{i}" for i in range(2000)]
     headed = not said.get("architectures", [""])[0].endswith("BartModel")
-    keys += [HEADS.get(said["model_type"], "lm_head.weight")] if headed else []
-    return read_model(FAMILIES[said["model_type"]], said, keys)
+    return keys + ([HEADS.get(said["model_type"], "lm_head.weight")] if headed else [])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -281,6 +285,33 @@ def test_values_out_of_all_bounds_are_one_line(name, key, value, said):
     with pytest.raises(UserError) as error:
         model_of(name, **{key: value})
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+ODD = [None, True, 0, -1, 2**40, 0.5, float("nan"), "x", [], [1], [None], {}, {"full_attention": 5}, [{}]]
+SETTINGS = {"rope_scaling", "rope_parameters", "layer_types", "id2label", "architectures", "num_labels", "head_dim"} | set(
+    NEUTRAL
+)
+
+
+@pytest.mark.parametrize("name", BASES.values())
+def test_a_value_of_any_type_is_read_or_refused(name):
+    """Anything but a UserError would be a traceback."""
+    said, keys = PUBLISHED[name], keys_of(PUBLISHED[name])
+    for key in sorted(SETTINGS | FAMILIES[said["model_type"]].defaults.keys() | said.keys()):
+        for value in ODD:
+            try:
+                model = read_model(FAMILIES[said["model_type"]], said | {key: value}, keys)
+            except UserError as error:
+                assert "\n" not in str(error)
+            except Exception as error:
+                raise AssertionError(f"{key}={value!r} gives {error!r}") from error
+            else:
+                assert isinstance(model, Model)
+    for inner in ("full_attention", "sliding_attention", "rope_type", "type", "factor", "rope_theta", "partial_rotary_factor"):
+        for value in ODD:
+            for key in ("rope_parameters", "rope_scaling"):
+                with suppress(UserError):
+                    taken(said | {key: {inner: value}})
 
 
 def test_falcons_that_transformers_fails_on_are_refused():

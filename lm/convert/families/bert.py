@@ -24,7 +24,7 @@ SIZES = dict(
 
 
 def read(c: Hf, head: str, *, offset: int = 0, names: dict[str, str] = SIZES, eps: float | None = None) -> Model:
-    """A model has a head if the names of its tensors say so (`head` is in one of them), and a pooler likewise."""
+    """The head and the pooler are read if the file has their tensors; `head` is in the names of the head's."""
     c.only("position_embedding_type", "absolute")
     norm = Norm(eps=c.eps("layer_norm_eps") if eps is None else eps)
     act = activation(c, names["act"])
@@ -204,6 +204,8 @@ def read_modernbert(c: Hf) -> Model:
     ropes = c("rope_parameters") or {}
     if not isinstance(ropes, dict) or not ropes.keys() <= {"full_attention", "sliding_attention"}:
         raise UserError(f"config.json: rope_parameters={ropes!r} must be of full_attention and sliding_attention")
+    if not all(of is None or isinstance(of, dict) for of in ropes.values()):
+        raise UserError(f"config.json: rope_parameters={ropes!r} must give each kind of attention a table of its own")
 
     def rope(kind: str, old: str, default: float) -> Rope:
         given = Hf({k: v for k, v in (ropes.get(kind) or {}).items() if v is not None}, ())
