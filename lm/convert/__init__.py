@@ -11,7 +11,7 @@ import difflib
 import math
 import re
 import shlex
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,9 +73,12 @@ def read(
         family = _family_of(said, found)
         with _defaults_named(family, said):
             model = read_model(family, said, found)
-            kept, notes = (dtype, ()) if dtype else _dtype(found)
-            model = _scanned(replace(model, dtype=kept, param_dtype=kept), scan)
-            return Imported(model, _fill(family, model, found, progress), said["model_type"], notes)
+        kept, notes = (dtype, ()) if dtype else _dtype(found)
+        model = _scanned(replace(model, dtype=kept, param_dtype=kept), scan)
+        of = _taken(family, model, found)
+        with _defaults_named(family, said):  # before memory is taken for what config.json says
+            _check_shapes(of.tensors, found)
+        return Imported(model, _fill(model, found, of, progress), said["model_type"], notes)
 
 
 @contextmanager
@@ -90,30 +93,36 @@ def _defaults_named(family: Family, said: Mapping[str, Any]) -> Generator[None]:
         raise UserError(f"{error}{hint}") from None
 
 
-def _family(name: Any) -> Family:
+def check_family(name: Any, place: str) -> None:
+    """UserError if this is not the model_type of a family. `place`: where the user gave it."""
     if not isinstance(name, str) or name not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise UserError(f"model_type {name!r} of config.json is not known{nearest(str(name), FAMILIES)}; known: {known}")
-    return FAMILIES[name]
+        raise UserError(f"{place} {name!r} is not known{nearest(str(name), FAMILIES)}")
 
 
 def _family_of(said: Mapping[str, Any], found: Mapping[str, Stored]) -> Family:
-    """By `model_type`. Of one that is not known the message names another only if that one takes all of the file."""
+    """The family of the file's `model_type`. For a type that is not known, the error names those that take the whole file."""
     name = said.get("model_type")
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
-    known = ", ".join(sorted(FAMILIES))
-    for near in difflib.get_close_matches(str(name), FAMILIES, n=3):
-        try:
-            model = read_model(FAMILIES[near], said, found)
-            taken = named_in(FAMILIES[near], tensors(FAMILIES[near], model, _shapes(model)), found)
-        except UserError:
-            continue
-        if set(taken.values()) == {key for key in found if not BUFFERS.fullmatch(key)}:
-            raise UserError(
-                f"model_type {name!r} of config.json is not known; did you mean '{near}'? It takes all that is in the file"
-            )
-    raise UserError(f"model_type {name!r} of config.json is not known, and no other computes the same; known: {known}")
+    close = difflib.get_close_matches(str(name), FAMILIES, n=3)
+    fitting = [other for other in dict.fromkeys([*close, *FAMILIES]) if _takes(FAMILIES[other], said, found)]
+    if not fitting:
+        known = ", ".join(sorted(FAMILIES))
+        raise UserError(f"model_type {name!r} of config.json is not known, and no known family takes this file; known: {known}")
+    also = f", and so would {', '.join(fitting[1:])}" if fitting[1:] else ""
+    raise UserError(
+        f"model_type {name!r} of config.json is not known; did you mean '{fitting[0]}'? It takes all that is in the file{also}"
+    )
+
+
+def _takes(family: Family, said: Mapping[str, Any], found: Mapping[str, Stored]) -> bool:
+    """Whether the family reads this config.json and takes all of the file's tensors, each in its shape."""
+    try:
+        model = read_model(family, said, found)
+        _check_shapes(_taken(family, model, found).tensors, found)
+    except UserError:
+        return False
+    return True
 
 
 def _without(found: dict[str, Stored], drop: str | None) -> dict[str, Stored]:
@@ -156,10 +165,18 @@ def _shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_params(model), sep="/").items()}
 
 
-def _fill(family: Family, model: config.Model, found: Mapping[str, Stored], progress: Progress) -> dict[str, Any]:
-    """Our parameters from their tensors, file by file."""
-    shapes = _shapes(model)
-    expected = tensors(family, model, shapes)
+@dataclass(frozen=True)
+class _Taken:
+    """What is read of a file, by its names there."""
+
+    tensors: dict[str, Tensor]
+    copies: dict[str, str]  # a tensor -> the one that it must repeat
+    zeros: Collection[str]
+
+
+def _taken(family: Family, model: config.Model, found: Mapping[str, Stored]) -> _Taken:
+    """UserError if tensors are missing, or left over."""
+    expected = tensors(family, model, _shapes(model))
     copies, zeros = dict(family.copies), family.zeros(model)
     named = named_in(family, expected, found)
     expected = {named[k]: replace(t, key=named[k]) for k, t in expected.items()}
@@ -172,8 +189,12 @@ def _fill(family: Family, model: config.Model, found: Mapping[str, Stored], prog
         parts = [f"missing: {_some(missing)}"] if missing else []
         parts += [f"not taken: {_some(unknown)} (to leave them out: --drop {shlex.quote(drop)})"] if unknown else []
         raise UserError(f"the tensors are not those that config.json describes; {'; '.join(parts)}")
-    for key, tensor in expected.items():  # before memory is taken for what config.json says
-        _check_shape(key, found[key].shape, tensor)
+    return _Taken(expected, copies, zeros)
+
+
+def _fill(model: config.Model, found: Mapping[str, Stored], of: _Taken, progress: Progress) -> dict[str, Any]:
+    """Our parameters from their tensors, file by file."""
+    shapes, expected = _shapes(model), of.tensors
     dtype = DTYPES[model.param_dtype]
     leaves = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
     total = sum(leaf.nbytes for leaf in leaves.values())
@@ -186,10 +207,10 @@ def _fill(family: Family, model: config.Model, found: Mapping[str, Stored], prog
                     expected[key].split(_cast(key, theirs, dtype), leaves)
                     done += theirs.size * dtype.itemsize
                     progress(done, total)
-                elif key in zeros and f.get_tensor(key).any():
+                elif key in of.zeros and f.get_tensor(key).any():
                     raise UserError(f"{key} is not zero, and our model has no place for it")
-    for key in (k for k in copies if k in found and k not in expected):
-        _check_copy(key, found, expected[copies[key]], leaves)
+    for key in (k for k in of.copies if k in found and k not in expected):
+        _check_copy(key, found, expected[of.copies[key]], leaves)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
@@ -224,9 +245,10 @@ def _finite(array: np.ndarray) -> bool:
     return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
-def _check_shape(key: str, shape: tuple[int, ...], tensor: Tensor) -> None:
-    if tuple(shape) != tensor.shape:
-        raise UserError(f"{key} is {list(shape)} where config.json means {list(tensor.shape)}")
+def _check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Stored]) -> None:
+    for key, tensor in expected.items():
+        if tuple(found[key].shape) != tensor.shape:
+            raise UserError(f"{key} is {list(found[key].shape)} where config.json means {list(tensor.shape)}")
 
 
 def _check_copy(key: str, found: Mapping[str, Stored], tensor: Tensor, leaves: Mapping[str, np.ndarray]) -> None:
@@ -246,7 +268,7 @@ def describe(model: config.Model, family: str | None = None) -> tuple[str, dict[
     tried: dict[str, list[str]] = {}
     wanted, shapes = canonical(model), _shapes(model)
     if family:
-        _family(family)
+        check_family(family, "model_type")
     for name in [family] if family else FAMILIES:
         try:
             said = FAMILIES[name].write(model) | {"architectures": [FAMILIES[name].architecture(model)]}

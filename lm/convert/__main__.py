@@ -99,13 +99,15 @@ def _from_hf(flags: argparse.Namespace) -> None:
 
 def _to_hf(flags: argparse.Namespace) -> None:
     from lm import checkpoint
-    from lm.convert import files, write
+    from lm.convert import check_family, files, write
     from lm.models.transformer import abstract_params
 
     start = time.perf_counter()
     shard = flags.shard_gb * 1e9
     if not 1 <= shard < float("inf"):
         raise UserError(f"--shard_gb={flags.shard_gb} must be a finite number above 0")
+    if flags.family is not None:
+        check_family(flags.family, "--family")
     kept = flags.source / "hf"
     with atomic.new_folder(flags.target) as folder:
         model = checkpoint.load_model(flags.source)
@@ -113,7 +115,8 @@ def _to_hf(flags: argparse.Namespace) -> None:
         if kept.exists():
             checkpoint.check_files(flags.source, "hf")
         also = foreign.read_json(kept, "config.json") if foreign.has(kept, "config.json") else {}
-        family = flags.family or also.get("model_type")
+        if (family := flags.family or also.get("model_type")) is not None:
+            check_family(family, f"model_type of {kept / 'config.json'}")
         with _bar("writing") as progress:
             also = {k: v for k, v in also.items() if k.endswith("token_id") or k in LABELS}
             name = write(model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)

@@ -279,6 +279,41 @@ def test_a_bad_drop_is_one_line(theirs, tmp_path, capsys, words):
     assert err.startswith("error: ") and err.count("\n") == 1 and not (tmp_path / "ours").exists()
 
 
+@pytest.mark.parametrize("name", ["lama", "yi", "aquila", "smollm", "gpt_neo", 7])
+def test_an_unknown_model_type_names_the_families_that_take_the_file(theirs, name):
+    refused(theirs(model_type=name), f"{name!r} of config.json is not known; did you mean 'llama'? It takes all")
+
+
+def test_a_family_that_leaves_out_a_tensor_or_means_other_shapes_is_not_named(theirs):
+    said = "and no known family takes this file; known: bart"
+    refused(theirs({"model.extra.weight": np.ones(3, np.float32)}, model_type="lama"), said)
+    refused(theirs({NORM: np.ones(33, np.float32)}, model_type="lama"), said)
+    refused(theirs({NORM: None}, model_type="lama"), said)
+
+
+def test_sizes_by_default_are_named_for_what_they_can_cause_alone(theirs, tensors):
+    """A wrong shape, and not what is wrong with the file itself."""
+
+    def bare(changes):
+        folder = theirs(changes)
+        said = {k: v for k, v in tensors[1].items() if k != "max_position_embeddings"}
+        (folder / "config.json").write_text(json.dumps(said))
+        return folder
+
+    hint = "by transformers' default: max_position_embeddings=2048"
+    refused(
+        bare({NORM: np.ones(33, np.float32)}), f"{NORM} is [33] where config.json means [32] (not in config.json, so {hint}"
+    )
+    for change in (
+        {NORM: np.full(32, np.nan, np.float32)},
+        {QUERY: np.ones_like(tensors[0][QUERY]).astype(np.int8)},
+        {"model.extra.weight": np.ones(3, np.float32)},
+    ):
+        with pytest.raises(UserError) as error:
+            convert.read(bare(change))
+        assert hint not in str(error.value)
+
+
 MORE = {
     "biases that config.json denies": [f"model.layers.0.self_attn.{x}_proj.bias" for x in "qkvo"],
     "a second layer's": ["model.layers.0.self_attn.q_proj.bias", "model.layers.1.mlp.up_proj.weight", "model.layers.10.x"],
