@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax writes and reads them, and this file says whether they are whole.
+"""Checkpoints: written and read by Orbax, and checked here for being complete and unchanged ("whole").
 
 A step's directory holds `state`, `config`, `tokenizer`, `progress` (the number of rows that were read, and the losses that are
 not in the log yet) and `SHA256.json`, a digest of every file (`lm/whole.py`). The digests are written before the directory gets
@@ -38,12 +38,12 @@ STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's directory
 
 
 def _write_digests(path: atomicity.TemporaryPathBase) -> None:
-    if path.get_final().name.isdigit():  # a step; Orbax finishes each item in it in the same way, and first
+    if path.get_final().name.isdigit():  # a step, not one of its items, which Orbax finalizes in the same way before it
         whole.write(path.get(), step=int(path.get_final().name))
 
 
 class _Renamed(atomicity.AtomicRenameTemporaryPath):
-    """Orbax's way on a file system: a temporary directory, renamed when complete; here with the digests in it."""
+    """On a file system, Orbax renames a temporary directory when it is complete. This writes the digests into it first."""
 
     async def finalize(self) -> None:
         _write_digests(self)
@@ -51,7 +51,7 @@ class _Renamed(atomicity.AtomicRenameTemporaryPath):
 
 
 class _Marked(atomicity.CommitFileTemporaryPath):
-    """Orbax's way in a bucket, which cannot rename: a last file says that the rest is complete."""
+    """A bucket cannot rename: Orbax writes a last file when the rest is complete. This writes the digests before it."""
 
     async def finalize(self) -> None:
         _write_digests(self)
@@ -66,11 +66,11 @@ class Checkpoints:
         self.run, self.tokenizer, self.data = run, tokenizer, data
         if distributed.leads():
             self._put_side_files_aside()
-        distributed.meet("checkpoints")  # the others read what is there only now
-        self._saved: int | None = None  # the latest step that was given to Orbax
+        distributed.meet("checkpoints")  # the other hosts read the directory only after it was tidied
+        self._saved: int | None = None  # the step whose save was started and not yet waited for
         policies = checkpoint_managers
         keep: list[Any] = [policies.LatestN(c.keep)]
-        # Orbax takes NaN for the least of all; `save` gives none, but older runs did.
+        # Orbax takes NaN for the smallest loss. `save` passes none, but older versions did.
         loss = lambda metrics: metrics["loss"] if math.isfinite(metrics["loss"]) else math.inf
         if c.keep_best:
             keep.append(policies.BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False))
@@ -95,10 +95,10 @@ class Checkpoints:
     def save(
         self, state: TrainState, metrics: dict[str, float] | None = None, *, progress: Mapping[str, Any] | None = None
     ) -> None:
-        """Starts to save; the arrays may change as soon as this returns. UserError if the one before could not be written.
+        """Starts to save; the arrays may change as soon as this returns. UserError if the previous save failed.
 
-        `metrics`: the held-out loss by which the best is kept, as `{"loss": nats}`. One that is not finite is never the best.
-        `progress`: what else it takes to go on as if nothing had happened, as JSON; `saved_progress` gives it back.
+        `metrics`: `{"loss": nats}`, the held-out loss that decides which checkpoint is the best; ignored if not finite.
+        `progress`: whatever else a restart needs, as JSON; `saved_progress` returns it.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -121,8 +121,8 @@ class Checkpoints:
         self._saved = step
 
     def wait(self) -> None:
-        """Until what was started is on disk. UserError where it is not there then."""
-        saved, self._saved = self._saved, None  # an error is told once
+        """Waits until the save that was started is on disk. UserError where it failed."""
+        saved, self._saved = self._saved, None  # an error is raised once
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -137,8 +137,8 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def latest_whole(self) -> int | None:
-        """The latest step that is whole. Those after it are named in a warning and put aside in `damaged/`. Host 0 looks,
-        and tells the others."""
+        """The latest step that is whole, or None for a new run. Later steps are moved to `damaged/`, with a warning. Host 0
+        finds the step and tells the others."""
         distributed.meet("restore")
         found = distributed.told(self._latest_whole() if distributed.leads() else None)
         if not distributed.leads():
@@ -148,7 +148,7 @@ class Checkpoints:
     def _latest_whole(self) -> int | None:
         if not self.steps():
             return None
-        # Where none is whole nothing is moved, and nobody's hours are trained again without being asked.
+        # Where no step is whole this raises and moves nothing: hours of training are not repeated without asking.
         step, faults = _whole(self.directory, self.steps(), cure="begin anew in another --workdir")
         for damaged, fault in faults.items():
             path = self.directory / str(damaged)
@@ -160,9 +160,9 @@ class Checkpoints:
         return step
 
     def _put_side_files_aside(self) -> None:
-        """What Orbax would read of a step before anybody asks whether the step is whole, and what stands where a step will.
-        Without its metrics a checkpoint is as good as before, but is not taken for the best one."""
-        damaged: dict[str, epath.Path] = {}  # by the name that it gets there
+        """Moves damaged metrics and metadata to `damaged/`, since Orbax reads them before the steps are checked, and files that
+        stand where a directory belongs. A checkpoint without its metrics is still usable, but never counts as the best."""
+        damaged: dict[str, epath.Path] = {}  # new name -> path
         if self.directory.exists() and not self.directory.is_dir():
             damaged["checkpoints"] = self.directory
         for step in self.directory.iterdir() if self.directory.is_dir() else []:
@@ -181,7 +181,7 @@ class Checkpoints:
             warnings.warn(printable(f"{path} is damaged; moved to {aside}, the run goes on without it"), stacklevel=2)
 
     def saved_run(self, step: int) -> tuple[config.Run, bytes, str]:
-        """The config, the tokenizer and the data's fingerprint that a checkpoint was made with."""
+        """The config, the tokenizer and the data's fingerprint that a checkpoint was saved with."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
         saved: Any = self._manager.restore(step, args=items)
         return (
@@ -191,21 +191,21 @@ class Checkpoints:
         )
 
     def saved_progress(self, step: int) -> dict[str, Any]:
-        """The `progress` that a checkpoint was saved with; empty where an earlier version saved it."""
+        """The `progress` that a checkpoint was saved with; empty for checkpoints of earlier versions."""
         if not (self.directory / str(step) / "progress").exists():
             return {}
         saved: Any = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
         return saved.progress
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """The state of a step in the shardings of `target` (abstract). Another shape or dtype is refused, never cast."""
+        """The state of a step in the shardings of `target` (abstract). UserError where a shape or dtype differs."""
         if wrong := _differences(_described(self._manager.item_metadata(step)["state"]), _described(target)):
             raise UserError(
                 f"checkpoint {self.directory / str(step)} is of another model or optimizer: {wrong}. "
                 "Use the config it was made with, or another --workdir"
             )
         restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
-        if int(restored.state.step) != step:  # digests of earlier versions do not name the step
+        if int(restored.state.step) != step:  # SHA256.json of earlier versions does not name the step
             raise UserError(
                 f"checkpoint {self.directory / str(step)} is step {int(restored.state.step)}, and was renamed: rename it back, "
                 "or move it away"
@@ -213,13 +213,13 @@ class Checkpoints:
         return restored.state
 
     def _check_room(self, state: TrainState) -> None:
-        """Before a byte is written: twice the state, since a save is complete beside the one that it will replace."""
+        """UserError unless there is room for the state. Older checkpoints are deleted only after the new one is complete."""
         _check_free(self.directory, state, GOES_ON, margin=1.1)
 
 
 class _InTurn(ocp.type_handlers.NumpyHandler):
-    """Orbax copies all NumPy arrays and compresses them all at once: the model three times over. This copies none and
-    compresses one after the other."""
+    """Orbax copies all NumPy arrays and compresses them at the same time, which takes the memory of three models. This copies
+    none and compresses one after the other."""
 
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
@@ -228,12 +228,12 @@ class _InTurn(ocp.type_handlers.NumpyHandler):
         for value, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
             for written in await super().serialize([value], [info], [arg]):
                 await asyncio.to_thread(written.result)
-        return []  # nothing is left to wait for
+        return []  # there are no futures left to wait for
 
 
 def save_params(directory: str | Path, model: config.Model, params: Any) -> None:
-    """A model by itself, in a new folder: `params/`, `SHA256.json` with a digest of every file, those that are there already
-    too, and last `model.json`. What fails leaves a folder without `model.json`, which is no model."""
+    """Saves a model without a run: `params/`, `SHA256.json` with a digest of every file in the folder, also of those that were
+    there before, and `model.json`. The latter is written last, so a folder without it is an unfinished conversion."""
     path = _folder(directory)
     path.mkdir(parents=True, exist_ok=True)
     cure = "free some, or give another folder, and convert it again"
@@ -255,8 +255,8 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
 
 
 def check_files(directory: epath.PathLike, below: str) -> None:
-    """Holds the files of a converted model to their digests: the one named `below`, or all in that folder. UserError with the
-    first that was changed or is missing. New files in `hf/` are allowed, since a tokenizer may be put there by hand. Older
+    """Compares the files of a converted model with their digests: the file `below`, or all files in that folder. UserError for
+    the first that was changed or is missing. New files in `hf/` are allowed, since a tokenizer may be put there by hand. Older
     conversions have digests of `params/` only.
     """
     path = _folder(directory)
@@ -274,7 +274,7 @@ def check_files(directory: epath.PathLike, below: str) -> None:
 
 
 def _digests_of(path: epath.Path, below: str) -> dict[str, str]:
-    """As `digests`, of one file or folder in `path`, by names from `path` on; nothing if it is not there."""
+    """Path relative to `path` -> SHA-256, for the file `below` or all files in that folder; empty if there is none."""
     if (path / below).is_dir():
         return {f"{below}/{name}": digest for name, digest in whole.digests(path / below).items()}
     return {below: hashlib.sha256((path / below).read_bytes()).hexdigest()} if (path / below).exists() else {}
@@ -290,11 +290,10 @@ def load_model(directory: str | Path) -> config.Model:
 
 
 def load_params(directory: str | Path, target: Any) -> Any:
-    """Saved parameters in the dtypes and shardings of `target` (abstract), NumPy arrays where it names no sharding; of a run
-    their average, if any. UserError where they are not the target's, by name and shape.
+    """Saved parameters in the dtypes and shardings of `target` (abstract), as NumPy arrays where it has no shardings. Of a run,
+    the averaged parameters if there are any. UserError where names or shapes differ from the target's.
 
-    A run that trains other parts beside its model keeps them all by name ("model" is one); a target that has no such names
-    gets the model alone.
+    A run that trains several models saves them by name, one of them as "model"; a target without such names gets that one.
     """
     path = _folder(directory)
     if (path / MODEL).exists():
@@ -313,8 +312,8 @@ def load_params(directory: str | Path, target: Any) -> Any:
 
 
 def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target: Any) -> Any:
-    """What an Orbax directory has at the keys `inside`; refused unless it has the names and shapes of `target`, since Orbax
-    leaves out what is not asked for and gives a placeholder for what it lacks."""
+    """Restores the subtree at the keys `inside` of an Orbax directory. Names and shapes are compared with those of `target`,
+    since Orbax itself skips arrays that are not asked for and returns placeholders for missing ones."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved: Any = checkpointer.metadata(directory).item_metadata.tree
         for key in inside:
@@ -332,7 +331,7 @@ def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target
 
 
 def load_tokenizer(directory: str | Path) -> bytes | None:
-    """The tokenizer that a run was trained with, or the file that a converted model keeps in `hf/`; None if it has none."""
+    """The tokenizer that a run was trained with, or the one in the `hf/` of a converted model; None if it has none."""
     path = _folder(directory)
     if (path / MODEL).exists():
         name = next((f"hf/{name}" for name in TOKENIZERS if (path / "hf" / name).exists()), None)
@@ -343,14 +342,14 @@ def load_tokenizer(directory: str | Path) -> bytes | None:
 
 
 def _folder(directory: epath.PathLike) -> epath.Path:
-    """Absolute; UserError where Orbax would read or write in another place than the one named."""
+    """The absolute path. UserError where Orbax would read or write in another place than the one named."""
     return epath.Path(
         directory if str(directory).startswith("gs://") else paths.local(str(directory), name="the model's folder")
     )
 
 
 def _latest(workdir: epath.Path) -> epath.Path:
-    """The latest step that is whole."""
+    """The directory of the latest step that is whole."""
     steps = workdir / "checkpoints"
     found = [int(p.name) for p in steps.iterdir() if STEP.fullmatch(p.name) and p.is_dir()] if steps.is_dir() else []
     if not found:
@@ -359,7 +358,7 @@ def _latest(workdir: epath.Path) -> epath.Path:
 
 
 def _whole(directory: epath.Path, steps: list[int], *, cure: str) -> tuple[int, dict[int, str]]:
-    """The latest of these steps that is whole, and what is wrong with those after it; UserError where none is."""
+    """The latest of these steps that is whole, and step -> what is wrong for those after it. UserError where none is whole."""
     faults: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
         fault = whole.damage(directory / str(step), step=step)
@@ -371,7 +370,7 @@ def _whole(directory: epath.Path, steps: list[int], *, cure: str) -> tuple[int, 
 
 
 def _is_json(path: epath.Path, **types: tuple[type, ...]) -> bool:
-    """Whether a file is a JSON object that has these keys with values of these types."""
+    """Whether a file holds a JSON object with these keys and types of values."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -380,7 +379,7 @@ def _is_json(path: epath.Path, **types: tuple[type, ...]) -> bool:
 
 
 def _described(tree: Any, *, dtypes: bool = True) -> dict[str, str]:
-    """`{"params/embed/tokens/embedding": "float32[512,64]"}` of a tree of arrays or of their metadata."""
+    """`{"params/embed/tokens/embedding": "float32[512,64]"}` for a tree of arrays or of array metadata."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype if dtypes else ''}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -389,7 +388,7 @@ def _described(tree: Any, *, dtypes: bool = True) -> dict[str, str]:
 
 
 def _differences(saved: dict[str, str], wanted: dict[str, str]) -> str:
-    """Up to three differences of two that `_described` gave; empty where there are none."""
+    """Up to three differences between two results of `_described`, as text; empty where there are none."""
     wrong = [
         f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
         for name in sorted(saved.keys() | wanted.keys())
@@ -399,7 +398,7 @@ def _differences(saved: dict[str, str], wanted: dict[str, str]) -> str:
 
 
 def _check_free(directory: epath.Path, tree: Any, cure: str, margin: float = 1.0) -> None:
-    """UserError unless the file system has room for these arrays, with a margin."""
+    """UserError unless the file system has `margin` times the space that these arrays need."""
     if str(directory).startswith("gs://"):
         return
     needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,11 +1,11 @@
-"""What every command of lm does around its work: signals, streams that may be gone, one line for whatever ends it.
+"""What every command does around its work: it handles signals and closed streams, and ends with one line and an exit code.
 
-    SIGTERM, SIGHUP     exit code 75 (EX_TEMPFAIL): the same command goes on, or starts again
-    SIGINT (Ctrl-C)     exit code 130, and the same
+    SIGTERM, SIGHUP     exit code 75 (EX_TEMPFAIL): run the same command again to go on
+    SIGINT (Ctrl-C)     exit code 130: the same
     a user's mistake    exit code 2
 
-Where a run is between its steps, `catch(note)` lets it save first. Anywhere else the first signal raises `Ended`, and another
-one ends the process at once: whatever is on disk is whole at any moment.
+During training steps, `catch(note)` lets the run save before it ends. Elsewhere the first signal raises `Ended` and the second
+ends the process at once, which is safe because files on disk are complete at any moment.
 """
 
 import errno
@@ -44,13 +44,14 @@ class Ended(KeyboardInterrupt):
 
 
 class _Asked:
-    """Whether `Ended` was raised: libraries that are interrupted by it may raise something else."""
+    """The exit code of the latest `Ended`, or None. Kept here because a library that `Ended` interrupts may raise another
+    exception instead."""
 
     code: int | None = None
 
 
 def was_asked() -> bool:
-    """Whether a signal ends the process outside of its steps."""
+    """Whether a signal has raised `Ended`."""
     return _Asked.code is not None
 
 
@@ -79,8 +80,8 @@ class _Handler:
 
 
 def catch(note: Callable[[int], None] | None = None, signals: tuple[int, ...] = SIGNALS) -> Callable[[], None]:
-    """Handles signals until the function that is returned is called. The first one is given to `note` as an exit code, or
-    raises `Ended` where there is none, and so does a second Ctrl-C. What the shell wants ignored (nohup) stays ignored."""
+    """Handles signals until the returned function is called. Each signal calls `note` with an exit code; a second Ctrl-C raises
+    `Ended`, and so does the first signal where `note` is None. Signals that are ignored already (nohup) stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     handler = _Handler(note)
@@ -97,7 +98,7 @@ def catch(note: Callable[[int], None] | None = None, signals: tuple[int, ...] = 
 
 
 def say_now(text: str) -> None:
-    """To standard error, from within a signal handler, where `print` may be at work already."""
+    """Writes to standard error from a signal handler, which may have interrupted a `print`."""
     try:
         os.write(2, text.encode())
     except OSError:
@@ -108,7 +109,7 @@ def say_now(text: str) -> None:
 
 
 class _Stream(io.RawIOBase):
-    """A file descriptor whose reader may be gone. Nothing that is said to standard error is worth a run."""
+    """A file descriptor whose reader may be gone. Errors in writing to standard error never end a run."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
@@ -125,7 +126,7 @@ class _Stream(io.RawIOBase):
     def write(self, data: Any) -> int:
         try:
             done = 0
-            while done < len(data):  # without a buffer above it nobody writes the rest
+            while done < len(data):  # a buffer would write the rest, but with `python -u` there is none
                 done += os.write(self.descriptor, memoryview(data)[done:])
             return done
         except OSError as error:
@@ -135,11 +136,11 @@ class _Stream(io.RawIOBase):
 
 
 def _unbreakable() -> None:
-    """Standard streams that take every character and outlive their reader."""
+    """Replaces the standard streams by ones that write every character and ignore a reader that is gone."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file that is opened would get its number, and what is printed would go into it
+        except OSError:  # it is closed; the next file to be opened would get its number and what is printed
             os.open(os.devnull, os.O_RDWR)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old: Any = getattr(sys, name)
@@ -155,7 +156,7 @@ def _unbreakable() -> None:
 
 
 def begin() -> None:
-    """Called once, before anything slow is imported: `lm/__init__.py` does for every `python -m lm...`."""
+    """Sets up streams, signals and hooks. `lm/__init__.py` calls it for every `python -m lm...`, before any slow import."""
     _unbreakable()
     catch()
     sys.excepthook = _uncaught
@@ -163,7 +164,7 @@ def begin() -> None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Handles what no `command` has caught, because it came while modules were imported.
+    """Handles exceptions that are raised outside of a `command`, mostly while modules are imported.
 
     A library's own threads report an error in a callback here too, and that does not end the process. After a failed save,
     TensorStore's other writes report to an event loop that is closed: its error has been told already.
@@ -180,7 +181,7 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> No
 
 
 def _unraisable(info: Any) -> None:
-    """`Ended` came up in a destructor or callback, where Python drops it: the signal is sent again."""
+    """Sends the signal again where `Ended` was raised in a destructor or callback, whose exceptions Python drops."""
     if not issubclass(info.exc_type, Ended):
         sys.__unraisablehook__(info)
         return
@@ -192,7 +193,7 @@ def _unraisable(info: Any) -> None:
 
 
 def ending(error: BaseException) -> tuple[str, int] | None:
-    """The line to print and the exit code, or None where the exception is a bug, whose traceback should be seen."""
+    """The line to print and the exit code, or None where the exception is a bug and its traceback should be printed."""
     if (told := _ending(error)) is None:
         return None
     also = (note for note in getattr(error, "__notes__", []) if note.startswith(ALSO))
@@ -211,13 +212,13 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
         where = f" ({error.filename})" if error.filename else ""
         cause = CURES.get(error.errno, f"{error.strerror}; mend that and start again")
         return f"error: {printable(redacted(cause + where))}", EXIT_USER_ERROR
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of `expanduser`
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by `expanduser`
         return "error: there is no home directory for a path with '~'; set HOME, or give absolute paths", EXIT_USER_ERROR
     return None
 
 
 def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
-    """`main`, with one line on standard error and an exit code for what ends it, instead of an exception."""
+    """Wraps `main` so that it prints one line and returns an exit code where it would raise one of the above."""
 
     @functools.wraps(main)
     def whole(argv: list[str] | None = None) -> int:
@@ -236,8 +237,8 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
 
 
 def leave(code: int, *, waits: bool = False) -> NoReturn:
-    """Ends the process. Signals are ignored from here on, since the interpreter would answer one with a traceback. Where it
-    `waits` for other processes before it ends, a signal kills it."""
+    """Flushes standard output and ends the process. Signals are ignored meanwhile, since one that comes while the interpreter
+    shuts down prints a traceback. With `waits`, where this one may have to wait for other processes, a signal kills it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if waits else signal.SIG_IGN)
     try:

@@ -1,16 +1,18 @@
-"""Text that others read: without secrets."""
+"""Removes secrets from text that other people may read: logs, manifests, reports and error messages."""
 
 import re
 from collections.abc import Iterable, Iterator
 
-# Names of what is secret, as whole words of a name: "HF_TOKEN" and "--api-key", and not "tokenizer".
+# Words that mark a name as secret. They match whole words only: "HF_TOKEN" and "--api-key", but not "tokenizer".
 NAMES = (
     "key|apikey|token|secret|secrets|pass|passwd|password|passphrase|pwd|pat|auth|authorization|credential|credentials|cookie"
 )
 NAMES += "|signature|bearer"
 NAMED = re.compile(rf"(?:.*[_.\-])?(?:{NAMES})(?:[_.\-].*)?", re.IGNORECASE)
-ANYWHERE = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")  # of environment variables, whose names run together
-SHAPES = (  # what replaces the first group's text stays, the rest goes
+ANYWHERE = re.compile(
+    "KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL"
+)  # in names of environment variables, which may lack separators ("ACCESSTOKEN")
+SHAPES = (  # each match is replaced by its first group and "(redacted)"
     re.compile(r"(\b[a-zA-Z][\w+.-]*://)[^/\s'\"]*(?=@)"),  # https://user:password@host
     re.compile(r"(\bbearer\s+|\bauthorization['\"]?\s*[:=]\s*['\"]?basic\s+)[\w.~+/=-]{8,}", re.IGNORECASE),
     re.compile(r"([?&](?:[\w-]+[_-])?(?:key|token|sig|signature|secret|password|credential|auth)=)[^&\s'\"]+", re.IGNORECASE),
@@ -25,19 +27,20 @@ GONE = "(redacted)"
 
 
 def redacted(text: str) -> str:
-    """The text without what looks like a secret: credentials in URLs, bearer values, keys of known services."""
+    """Returns the text with "(redacted)" for what looks like a secret: credentials in URLs and headers, keys of known
+    services."""
     for shape in SHAPES:
         text = shape.sub(rf"\g<1>{GONE}", text)
     return text
 
 
 def redacted_value(name: str, value: str) -> str:
-    """The value of an environment variable or a flag: nothing of it where the name says that it is secret."""
+    """The redacted value of an environment variable or flag; all of it is hidden where the name marks it as secret."""
     return GONE if NAMED.fullmatch(name) else redacted(value)
 
 
 def redacted_command(words: Iterable[str]) -> list[str]:
-    """A command line: values of flags whose name says that they are secret, `--token=x` and `--token x`, and all shapes."""
+    """A redacted command line. Values of flags with a secret name are hidden, both as `--token=x` and as `--token x`."""
 
     def each() -> Iterator[str]:
         secret = False  # whether the word is the value of the flag before it

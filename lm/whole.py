@@ -1,9 +1,9 @@
-"""Whether what Orbax wrote is whole: `SHA256.json` lists every file of a saved directory with its digest.
+"""Tells whether a saved directory is complete and unchanged: `SHA256.json` lists every file in it with its digest.
 
     {"step": 8, "files": {"config/metadata": "9f86d0...", "state/manifest.ocdbt": "2c26b4...", ...}}
 
-It is written before the directory gets its final name, so a directory without it was not finished. It names the step, so a
-directory that was renamed is noticed. Checkpoints of earlier versions list the files alone.
+It is written before the directory gets its final name, so a directory without it is incomplete. It names the step, so a
+renamed directory is detected. Earlier versions wrote the content of "files" only.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from etils import epath
 
 DIGESTS = "SHA256.json"
 UNDIGESTED = {DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt"}  # Orbax writes the other two after the digests
-# Figures beside a state, of no use to whoever goes on from it: where they are damaged they are put aside, and the step stays.
+# Held-out metrics, which a run does not need to go on: a step with damaged ones is still whole.
 SIDE = "metrics"
 # TensorStore keeps arrays in a database (OCDBT): a manifest, and files of data named by a hash.
 ARRAYS = re.compile(r"(?:.*/)?d/[0-9a-f]{32}")
 
 
 def files(directory: epath.Path) -> list[str]:
-    """All files below that have a digest, as sorted relative paths."""
+    """Sorted relative paths of all files in a directory and its subdirectories, except those that have no digest."""
 
-    def below(d: epath.Path) -> Iterator[epath.Path]:  # epath has no `rglob`: a bucket has no directories to walk
+    def below(d: epath.Path) -> Iterator[epath.Path]:  # epath has no `rglob`
         for p in d.iterdir():
             yield from below(p) if p.is_dir() else [] if p.name in UNDIGESTED else [p]
 
@@ -33,11 +33,11 @@ def files(directory: epath.Path) -> list[str]:
 
 
 def digests(directory: epath.Path, names: Iterable[str] | None = None) -> dict[str, str]:
-    """SHA-256 of all files, or of these, read from the disk again, by relative path."""
+    """Relative path -> SHA-256 of the file on disk, for `names` or for all files."""
 
     def one(name: str) -> str:
         digest = hashlib.sha256()
-        with (directory / name).open("rb") as file:  # piece by piece: a file may be larger than what memory is left
+        with (directory / name).open("rb") as file:  # in pieces, since a file may be larger than the free memory
             while piece := file.read(2**20):
                 digest.update(piece)
         return digest.hexdigest()
@@ -48,7 +48,7 @@ def digests(directory: epath.Path, names: Iterable[str] | None = None) -> dict[s
 
 
 def write(directory: epath.Path, *, step: int) -> None:
-    """Writes SHA256.json of a step that was saved. OSError where the arrays are not in its directory."""
+    """Writes SHA256.json of a saved step. OSError where its arrays are missing."""
     found = digests(directory)
     if fault := lacks_arrays(found):
         raise OSError(f"the save of step {step} in {directory.parent} is not whole: {fault}")
@@ -66,8 +66,8 @@ def changed(directory: epath.Path, name: str) -> bool:
 
 
 def damage(directory: epath.Path, *, step: int) -> str | None:
-    """What is wrong with a step's directory: the first listed file that is missing or changed, or that it is of another step;
-    None if it is whole. Files that are not listed do no harm and are passed over."""
+    """What is wrong with a step's directory: it is another step, or the first listed file that is missing or changed. None if
+    nothing is. Files that are not listed are ignored."""
     try:
         said = json.loads((directory / DIGESTS).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -93,7 +93,7 @@ def damage(directory: epath.Path, *, step: int) -> str | None:
 
 
 def lacks_arrays(found: Iterable[str]) -> str | None:
-    """What is wrong if there are no files of arrays among these names."""
+    """What is wrong if these file names include no arrays, otherwise None."""
     if any(name.endswith("manifest.ocdbt") for name in found) and any(ARRAYS.fullmatch(name) for name in found):
         return None
     return "the arrays are not among its files"

@@ -1,5 +1,5 @@
-"""The logs of a run: a JSON object a line, only ever added to. A kill, a full disk or another program may leave anything in
-them; they are repaired when a run starts, and never stop it."""
+"""The logs of a run: one JSON object per line, appended. A kill, a full disk or another program may leave anything in them.
+They are repaired when a run starts, and never keep it from starting."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def _goodput(row: Row) -> bool:
     return _step(row) and isinstance(seconds, dict) and all(_number(spent) for spent in seconds.values())
 
 
-# What a row of each log must have for those who read it.
+# Log -> whether a row has the fields that its readers need.
 LOGS: dict[str, Callable[[Row], bool]] = {
     "metrics.jsonl": _metrics,
     "samples.jsonl": lambda row: _step(row) and all(isinstance(row.get(name), str) for name in ("prompt", "text")),
@@ -49,7 +49,7 @@ LOGS: dict[str, Callable[[Row], bool]] = {
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a log, without lines that are none; no rows where there is no file or none that can be read."""
+    """The valid rows of a log; an empty list where the file is missing or cannot be read."""
     try:
         return _parsed(path.read_bytes(), path.name)[0]
     except OSError:
@@ -57,7 +57,7 @@ def read(path: Path) -> list[Row]:
 
 
 def _parsed(content: bytes, name: str) -> tuple[list[Row], int]:
-    """The rows, and how many lines are none. A last line that a kill cut short is not counted."""
+    """The valid rows and the number of invalid lines. A last line that was cut short by a kill is not counted."""
     suits, lines = LOGS.get(name, lambda row: True), content.split(b"\n")
     rows, wrong = [], 0
     for i, line in enumerate(lines):
@@ -88,8 +88,8 @@ def _line(row: Row) -> bytes:
 
 
 def repair(path: Path, aside: Path) -> None:
-    """Makes a log one that rows can be added to. Where that loses anything but the line under way when the run was killed,
-    the file as it was is kept in `aside`, and a warning says so."""
+    """Makes a log one that rows can be appended to. Invalid lines are dropped with a warning, and the original file is moved
+    to `aside`. A last line that was cut short by a kill is dropped silently."""
     if not regular(path, aside):
         return
     content = path.read_bytes()
@@ -103,7 +103,7 @@ def repair(path: Path, aside: Path) -> None:
 
 
 def regular(path: Path, aside: Path) -> bool:
-    """Whether there is a file that can be read. What else stands in its place is moved to `aside`, with a warning."""
+    """Whether `path` is a readable file. Anything else at `path` is moved to `aside`, with a warning."""
     try:
         if stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK):
             return True
@@ -111,5 +111,5 @@ def regular(path: Path, aside: Path) -> bool:
         if not path.is_symlink() and not os.path.lexists(path):
             return False
     kept = atomic.put_aside(path, aside)
-    warnings.warn(printable(f"{path} is no file that can be read; moved to {kept}, and begun anew"), stacklevel=2)
+    warnings.warn(printable(f"{path} is not a readable file; moved to {kept}, and a new one is begun"), stacklevel=2)
     return False

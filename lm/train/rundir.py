@@ -32,12 +32,12 @@ PUBLISH = 60  # seconds between copies to a bucket, at least
 
 class RunDir:
     """`<workdir>/{config.json, manifest.json, metrics.jsonl, samples.jsonl, goodput.jsonl, summary.json, report.html,
-    tensorboard/, profile/}`, and the `checkpoints/` of `lm/checkpoint.py`. What is found damaged is moved to `damaged/`, and
-    the logs of steps whose checkpoints are gone to `earlier/`; nothing is removed. Of several hosts the first alone locks and
-    writes; at the others, writing does nothing.
+    tensorboard/, profile/}`, and the `checkpoints/` of `lm/checkpoint.py`. Damaged files are moved to `damaged/`, and logs of
+    steps whose checkpoints are gone to `earlier/`; only unfinished temporary files are removed. With several hosts, only host 0
+    locks and writes; on the others, writing does nothing.
 
-    A bucket has no locks and no appending: there `path` is a local folder, and what changes in it is copied to `home` once a
-    minute and at the end. Checkpoints go to `home` at once. A first host on a new machine begins with the bucket's files.
+    A bucket can neither lock nor append. There `path` is a local folder, whose changed files are copied to `home` once a minute
+    and at the end; checkpoints are written to `home` directly. On a new machine, the bucket's files are copied to `path` first.
     """
 
     def __init__(self, workdir: str | Path):
@@ -92,7 +92,7 @@ class RunDir:
                 _warn(f"{folder} is no folder; moved to {kept}")
 
     def _fetch(self) -> None:
-        """The bucket's files, but for rows that only we have: those of the last minute before a kill here."""
+        """Copies the bucket's files here, except logs that are longer here: a kill may have come before the last copy."""
         try:
             there = [name for name in FILES if (self.home / name).exists()]
         except ImportError as error:
@@ -103,7 +103,7 @@ class RunDir:
                 atomic.write_bytes(local, data)
 
     def publish(self, *, now: bool = False) -> None:
-        """Copies to the bucket what has changed since, if there is a bucket and the last time is long enough ago."""
+        """Copies changed files to the bucket, if there is one. Without `now`, at most once in PUBLISH seconds."""
         if not self.in_bucket or not self.writes or (not now and time.monotonic() - self._last < PUBLISH):
             return
         for file in (f for f in sorted(self.path.rglob("*")) if f.is_file() and f.name != ".lock"):
@@ -151,7 +151,7 @@ class RunDir:
                 self._lock.close()
 
     def write_json(self, name: str, tree: Any) -> None:
-        """Whole or not at all: a kill leaves the old file."""
+        """Replaces a file of the run; a kill leaves the old one."""
         if self.writes:
             atomic.write_json(self.path / name, tree)
 
@@ -163,8 +163,8 @@ class RunDir:
         return jsonl.read(self.path / name)
 
     def forget_after(self, step: int) -> None:
-        """Drops rows of steps that will be done again. Where none is kept, because there is no checkpoint, the logs as they
-        were are put aside, with a warning."""
+        """Drops rows of steps after `step`, which will be done again. At step 0, where a run with logs has no checkpoint left,
+        its logs are moved to `earlier/` instead, with a warning."""
         if not self.writes:
             return
         logs = {name: self.rows(name) for name in ("metrics.jsonl", "samples.jsonl")}

@@ -182,7 +182,7 @@ def test_damaged_side_files_and_a_renamed_checkpoint_cost_no_step(train, uninter
     (workdir / "summary.json").unlink()
     (workdir / "summary.json").mkdir()
     (workdir / "checkpoints" / "12").rename(workdir / "checkpoints" / "11")
-    with pytest.warns(UserWarning, match="is damaged|dropped 1 invalid line|no file that can be read") as said:
+    with pytest.warns(UserWarning, match="is damaged|dropped 1 invalid line|not a readable file") as said:
         code, err = train(workdir)
     assert code == 0 and "going on from step 8" in err, err
     named = "".join(str(warning.message) for warning in said)

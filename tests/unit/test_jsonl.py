@@ -101,7 +101,7 @@ def test_no_file_in_the_place_of_one(tmp_path, what):
     names = [*GOOD, "config.json", "manifest.json", "summary.json", "report.html"]
     for name in names:
         IN_ITS_PLACE[what](tmp_path / name)
-    with pytest.warns(UserWarning, match="is no file that can be read; moved to") as said:
+    with pytest.warns(UserWarning, match="is not a readable file; moved to") as said:
         rundir = RunDir(tmp_path)
     assert len(said) == len(names)
     for name in GOOD:
