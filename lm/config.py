@@ -475,7 +475,7 @@ class Source:
 class Clean:
     """By default only damage is mended; what may be part of a text is changed where you ask for it. The report counts all."""
 
-    unicode: bool = True  # mojibake and control characters mended (ftfy), newlines of one kind, NFC
+    unicode: bool = True  # mojibake and control characters mended (ftfy), newlines of one kind, NFC (U+FA19 becomes U+795E)
     width: bool = False  # full-width forms and ligatures become plain letters (ftfy): no good for Chinese and Japanese
     markup: bool = False  # HTML tags go, entities become the characters they stand for: no good for code
     directions: bool | None = None  # stage directions of a transcript ([Applause]) go; None: of our corpus `sotu` alone

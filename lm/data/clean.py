@@ -77,9 +77,11 @@ def clean(text: str, settings: config.Clean) -> tuple[str, Counter[str]]:
 
 
 def repair(text: str) -> str:
-    """Mojibake, control characters and line ends mended by ftfy; NFC. Nothing that a writer may have meant is changed.
+    """Mojibake, control characters and line ends mended by ftfy; NFC.
 
-    Quotation marks, ligatures, full-width letters and the space of Chinese and Japanese (U+3000) stay as they are.
+    Quotation marks, ligatures, full-width letters and the space of Chinese and Japanese (U+3000) stay as they are. NFC also
+    has one spelling for characters that Unicode calls the same and fonts may draw apart: compatibility ideographs, as in some
+    Japanese names, become the unified ones (U+FA19 -> U+795E), and the sign for angstrom becomes a letter (U+212B -> U+00C5).
     """
     import ftfy
 

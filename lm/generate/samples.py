@@ -145,7 +145,7 @@ def _sentinels(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng: np
 
 
 def _stretch(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng: np.random.Generator) -> Sequence[Any]:
-    """One stretch of masks, as long as the rest of the text; without a mark it stands behind the text."""
+    """One stretch of masks, as long as the rest of the text, at the mark; appended to the text if the prompt has no mark."""
     size = min(max(sum(map(len, parts)), 1), new_tokens)
     return [parts[0], np.full(size, tokenizer.mask_id, np.int32), *parts[1:]]
 

@@ -120,6 +120,7 @@ def test_html_goes():
 def test_repair_mends_mojibake_and_leaves_quotes():
     assert repair("schÃ¶n ﬁne “quoted”") == "schön ﬁne “quoted”"
     assert repair("e\u0301") == "é"
+    assert repair("\ufa19\u212b") == "\u795e\u00c5"  # as NFC has it, and the docstring says
 
 
 def test_whitespace_keeps_paragraphs_and_indentation():
