@@ -287,6 +287,14 @@ def describe(model: config.Model, family: str | None = None) -> tuple[str, dict[
     raise UserError(f"no Hugging Face family can say this model; the nearest is {closest}, but {why}")
 
 
+def _other_classifier(ours: list[str], theirs: Any) -> bool:
+    """Whether one is a classifier of tokens and the other of texts, which ModernBERT's heads do not tell."""
+    kinds = "ForSequenceClassification", "ForTokenClassification"
+    return any(
+        ours[0].endswith(kind) and theirs == [ours[0].removesuffix(kind) + other] for kind, other in (kinds, kinds[::-1])
+    )
+
+
 def write(
     model: config.Model,
     params: dict[str, Any],
@@ -297,10 +305,15 @@ def write(
     shard_bytes: int = 5 * 10**9,
     progress: Progress = lambda done, total: None,
 ) -> str:
-    """Writes config.json and safetensors, in the dtype of `params`; the family. `also`: more entries of config.json."""
+    """Writes config.json and safetensors, in the dtype of `params`; returns the family. `also`: more entries of config.json,
+    of which `architectures` stands if it is the same model's other kind of classifier."""
     name, said = describe(model, family)
     leaves = traverse_util.flatten_dict(params, sep="/")
     expected = tensors(FAMILIES[name], model, {path: leaf.shape for path, leaf in leaves.items()})
+    if _other_classifier(said["architectures"], theirs := (also or {}).get("architectures")):
+        other = said | {"architectures": theirs}
+        same = not differences(canonical(model), canonical(read_model(FAMILIES[name], other, expected)))
+        said = other if same else said
     zeros = FAMILIES[name].zeros(model)
     dtype = next(iter(leaves.values())).dtype
     shapes = {key: t.shape for key, t in expected.items()} | zeros

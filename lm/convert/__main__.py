@@ -17,7 +17,7 @@ from pathlib import Path
 from lm import atomic, foreign, paths, shell, startup
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, printable
 
-LABELS = ("id2label", "label2id", "problem_type")  # of a classifier: what its outputs mean
+KEPT = ("architectures", "id2label", "label2id", "problem_type")  # of a classifier: of what it is, what its outputs mean
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,7 +118,7 @@ def _to_hf(flags: argparse.Namespace) -> None:
         if (family := flags.family or also.get("model_type")) is not None:
             check_family(family, f"model_type of {kept / 'config.json'}")
         with _bar("writing") as progress:
-            also = {k: v for k, v in also.items() if k.endswith("token_id") or k in LABELS}
+            also = {k: v for k, v in also.items() if k.endswith("token_id") or k in KEPT}
             name = write(model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)
         carried = files.carry(kept, folder)
         if not kept.exists() and (proto := checkpoint.load_tokenizer(flags.source)):

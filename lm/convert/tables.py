@@ -113,8 +113,9 @@ def architecture(name: str, head: str = "ForCausalLM") -> Callable[[Model], str]
             return f"{name}Model" if m.decoder or not name.endswith("T5") else f"{name}EncoderModel"
         if m.head.outputs is None:
             return name + head
-        sequence = m.decoder is not None or m.head.transform is not None
-        return f"{name}ForSequenceClassification" if sequence else f"{name}ForTokenClassification"
+        # Of decoders, only a classifier of tokens has a bias; of encoders, only one of texts has a layer before its logits.
+        tokens = m.head.bias if m.decoder is not None else m.head.transform is None
+        return f"{name}ForTokenClassification" if tokens else f"{name}ForSequenceClassification"
 
     return of
 

@@ -15,6 +15,7 @@ hf = pytest.importorskip("transformers")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from lm import convert  # noqa: E402
+from lm.convert.__main__ import main  # noqa: E402
 from lm.errors import UserError  # noqa: E402
 from lm.models.transformer import Transformer  # noqa: E402
 from lm.types import Example  # noqa: E402
@@ -49,7 +50,9 @@ CLASSIFIERS = {
     "DistilBertForSequenceClassification": ("DistilBert", DISTIL),
     "ElectraForSequenceClassification": ("Electra", ELECTRA),
     "ModernBertForSequenceClassification": ("ModernBert", MODERN),
+    "ModernBertForTokenClassification": ("ModernBert", MODERN),
     "LlamaForSequenceClassification": ("Llama", tiny.GQA),
+    "LlamaForTokenClassification": ("Llama", tiny.GQA),
     "GPT2ForSequenceClassification": ("GPT2", tiny.GPT),
 }
 RENAMED = {
@@ -87,7 +90,9 @@ def both(theirs, imported) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def goes_back(imported, folder: Path, target: Path) -> None:
     said = json.loads((folder / "config.json").read_text())
-    convert.write(imported.model, imported.params, target, family=said["model_type"])
+    # Whether a ModernBERT classifies texts or tokens is in no tensor.
+    also = {"architectures": said["architectures"]} if said["model_type"] == "modernbert" else {}
+    convert.write(imported.model, imported.params, target, family=said["model_type"], also=also)
     assert json.loads((target / "config.json").read_text())["architectures"] == said["architectures"]
     before, after = load_file(folder / "model.safetensors"), load_file(target / "model.safetensors")
     assert before.keys() == after.keys()
@@ -128,6 +133,13 @@ def test_classifiers_keep_their_head_or_drop_it(cls, tmp_path):
         example, given, counted, _ = tiny.inputs_for(trunk.model)
         hidden = theirs.base_model(**given).last_hidden_state.numpy()
     np.testing.assert_allclose(outputs(trunk, example)[counted], hidden[counted], atol=2e-5, rtol=0)
+
+
+def test_a_classifier_of_tokens_stays_one_through_the_commands(tmp_path):
+    made("ModernBertForTokenClassification", ("ModernBert", MODERN), tmp_path / "theirs", num_labels=5)
+    assert main(["from_hf", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    assert main(["to_hf", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["ModernBertForTokenClassification"]
 
 
 @pytest.mark.parametrize("cls", RENAMED)
@@ -176,8 +188,8 @@ def test_older_names_are_the_same_model(case, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, got.params, wanted.params)
 
 
-def test_what_a_head_is_left_out_of_is_a_trunk(tmp_path):
-    """An untied trunk whose config.json names no class; and of BART's trunk, whose tensors a model with a head has as well."""
+def test_headless_untied_checkpoints_are_trunks(tmp_path):
+    """If config.json names no class. A class with a head makes its tensor missing."""
     tiny.CASES["llama"]().save_pretrained(tmp_path / "theirs")
     bare = lambda k: None if k == "lm_head.weight" else k.removeprefix("model.")
     assert convert.read(rewritten(tmp_path / "theirs", tmp_path / "bare", bare, architectures=None)).model.head is None
