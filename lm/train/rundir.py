@@ -89,7 +89,7 @@ class RunDir:
         for folder in (self.path / name for name in ("tensorboard", "profile")):
             if os.path.lexists(folder) and not folder.is_dir():
                 kept = atomic.put_aside(folder, self.aside)
-                _warn(f"{folder} is no folder; moved to {kept}")
+                _warn(f"{folder} is not a folder; moved to {kept}")
 
     def _fetch(self) -> None:
         """Copies the bucket's files here, except logs that are longer here: a kill may have come before the last copy."""

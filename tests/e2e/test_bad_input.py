@@ -5,6 +5,8 @@ import subprocess
 
 import pytest
 
+from lm.errors import UserError
+
 CASES = {
     "unknown key": (["--config.train.stpes=3"], "unknown key config.train.stpes; did you mean 'steps'"),
     "unknown section": (["--config.trian.steps=3"], "unknown key config.trian; did you mean 'train'"),
@@ -147,7 +149,13 @@ def test_no_disk_space_before_a_byte_is_written(train, tmp_path, monkeypatch):
     assert code == 0, err
 
 
-def test_gradients_that_stay_infinite_stop_the_run_with_good_parameters(train, tmp_path):
+def test_gradients_that_stay_infinite_stop_the_run_with_good_parameters(train, tmp_path, monkeypatch):
+    """A save that fails meanwhile is told as well."""
+
+    def fails(self):
+        raise UserError("no disk space")
+
+    monkeypatch.setattr("lm.checkpoint.Checkpoints.wait", fails)
     code, err = train(
         tmp_path,
         "decoder.causal",
@@ -158,6 +166,7 @@ def test_gradients_that_stay_infinite_stop_the_run_with_good_parameters(train, t
         "--config.checkpoint.every=1000",
     )
     assert code == 2 and "not finite" in err, err
+    assert err.splitlines()[-1].endswith("; also: the save under way failed: no disk space"), err
 
 
 def test_a_disk_that_is_really_full_keeps_what_is_saved_and_goes_on(command, tmp_path):

@@ -125,7 +125,7 @@ def test_a_log_that_is_a_link_is_read_and_its_target_is_left_alone(tmp_path):
 
 def test_folders_in_whose_place_is_a_file(tmp_path):
     (tmp_path / "tensorboard").write_text("x")
-    with pytest.warns(UserWarning, match="tensorboard is no folder; moved to"):
+    with pytest.warns(UserWarning, match="tensorboard is not a folder; moved to"):
         RunDir(tmp_path).close()
     assert (tmp_path / "damaged/tensorboard").read_text() == "x"
 
