@@ -89,7 +89,7 @@ class Buckets:
     max_distance: Count = 128
 
     def __post_init__(self) -> None:
-        # At the last exact distance of a decoder or an encoder, the logarithm's scale is 0. Below it all far ones are alike.
+        # max_distance equal to the number of exact buckets (of a decoder, of an encoder) makes the log scale 0.
         if self.max_distance in (self.num_buckets // 2, self.num_buckets // 4):
             raise UserError(
                 f"max_distance={self.max_distance} leaves no room for logarithmic buckets: half of num_buckets="
@@ -168,8 +168,6 @@ class Moe:
             raise UserError("an expert has no bias and no dropout: leave ffn.expert.bias and ffn.expert.dropout as they are")
         if not 1 <= self.top_k <= self.num_experts:
             raise UserError(f"ffn.top_k is {self.top_k}; it must be 1 to ffn.num_experts={self.num_experts}")
-        if self.capacity is not None and self.capacity <= 0:
-            raise UserError(f"ffn.capacity is {self.capacity}; it must be positive, or None for no limit")
 
 
 Ffn = Mlp | Moe  # another kind joins here and in `lm.models.transformer.FFN`
@@ -513,7 +511,10 @@ class Data:
     def __post_init__(self) -> None:
         if not self.sources:
             raise UserError("sources is empty: give at least one, such as sources.mine.path=texts/*.txt")
-        if not 0 < sum(source.weight for source in self.sources.values()) <= LARGEST:
+        total = sum(source.weight for source in self.sources.values())
+        if total > LARGEST:
+            raise UserError(f"weights of all sources sum to {total:g}, which is infinite in float32: give smaller ones")
+        if total == 0:
             raise UserError("weights of all sources are 0: they are shares of the rows, so give one of them more")
 
 

@@ -44,7 +44,7 @@ class Range:
             return None
         least = f"more than {_shown(self.low)}" if self.above else f"{_shown(self.low)} or more"
         most = f", {'less than' if self.below else 'at most'} {_shown(self.high)}"
-        # An end that is there only because numbers on a device end somewhere is no use to whom gave too little.
+        # Omit the upper bound when it is only a device limit and the value was too small.
         return f" {why}: give {least}{most if self.high < INT32 or why == 'is too large' else ''}{self.note}"
 
 

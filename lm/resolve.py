@@ -45,7 +45,8 @@ def build(hint: Any, value: Any, path: str = "config") -> Any:
     if value is None and types.NoneType in members:
         return None
     if classes:
-        return value if isinstance(value, tuple(classes)) else _build_dataclass(classes, value, path)
+        # A dataclass that a config file made has not been held against the types and ranges: it is built once more.
+        return _build_dataclass(classes, to_dict(value, hint) if isinstance(value, tuple(classes)) else value, path)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Mapping and isinstance(value, Mapping):
         return {build(args[0], k, f"{path} (a name)"): build(args[1], v, f"{path}.{k}") for k, v in value.items()}
@@ -90,8 +91,9 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
         raise UserError(f"{path} is {show(value)}; it must be a section with the fields of {classes[0].__name__}")
     given = dict(value)
     kinds = {kind_of(c): c for c in classes}
-    # A dataclass may have a field of its own named `kind` (Norm, Source); only a choice of classes reads it as one.
-    kind = given.pop("kind", kind_of(classes[0])) if len(classes) > 1 else kind_of(classes[0])
+    # In a dataclass with a field of that name (Norm, Source), `kind` is that field; elsewhere it is the class.
+    first = classes[0]
+    kind = kind_of(first) if "kind" in _hints(first) else given.pop("kind", kind_of(first))
     cls = kinds[_choice(tuple(kinds), kind, f"{path}.kind")]
     hints, fields = _hints(cls), {f.name: f for f in dataclasses.fields(cls)}
     for key in given:
@@ -119,7 +121,7 @@ def to_dict(value: Any, hint: Any = None) -> Any:
 
 
 def told(value: Any) -> Any:
-    """What of a config is not as it is by default, `{"class": ..., field: ...}`: fields that the code gains change nothing."""
+    """Non-default fields only, as `{"class": ..., field: ...}`, so that new fields keep old hashes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         own = {"class": type(value).__name__}
         for f in dataclasses.fields(value):
@@ -144,10 +146,12 @@ def parsed(text: str, name: str) -> Any:
     """The JSON of a file of this name. What JSON has no word for, and a key that stands twice, is refused as well."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in items]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise ValueError(f"the key {show(twice)} stands twice")
-        return dict(items)
+        section: dict[str, Any] = {}
+        for key, value in items:
+            if key in section:
+                raise ValueError(f"the key {show(key)} stands twice")
+            section[key] = value
+        return section
 
     def constant(word: str) -> None:
         raise ValueError(f"{word} is no JSON")
@@ -238,12 +242,19 @@ def _executed(path: Path, argument: str | None) -> Any:
             cure = f"takes no argument: leave out ':{argument}'" if given else f"needs an argument: --config={path}:ARGUMENT"
             raise UserError(f"get_config() of {path} {cure}")
         tree = make(*given)
-        return tree.to_dict() if hasattr(tree, "to_dict") else to_dict(tree)
+        if isinstance(tree, Run):
+            return to_dict(tree)
+        return _dicts(tree.to_dict() if hasattr(tree, "to_dict") else tree)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's program, and may fail in any way
         words = " ".join(str(error).split())
         raise UserError(f"config file {path} failed: {type(error).__name__}: {words}") from error
+
+
+def _dicts(value: Any) -> Any:
+    """Copies of all mappings, as dicts; dataclasses in them stay, since `build` knows which class a field takes."""
+    return {key: _dicts(v) for key, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _takes(function: Any, arguments: list[str]) -> bool:
@@ -264,6 +275,8 @@ def _override(tree: dict[str, Any], key: str, text: str) -> None:
     for name in sections:
         if tree.get(name) is None:
             tree[name] = {}
+        if dataclasses.is_dataclass(tree[name]):  # of a Python config: the override changes one of its fields
+            tree[name] = {"kind": kind_of(type(tree[name]))} | to_dict(tree[name])
         if not isinstance(below := tree[name], dict):
             raise UserError(f"--config.{key}: '{name}' is {show(below)}, not a section")
         tree = below
