@@ -8,18 +8,18 @@ Tensors are read and written one by one: memory stays near the model's own size.
 """
 
 import argparse
-import errno
 import resource
 import sys
 import time
 from pathlib import Path
 
 from lm import atomic, foreign, paths, shell, startup
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, printable
+from lm.errors import UserError, add_also, printable
 
 KEPT = ("architectures", "id2label", "label2id", "problem_type")  # of a classifier: of what it is, what its outputs mean
 
 
+@shell.command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lm.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -49,22 +49,15 @@ def main(argv: list[str] | None = None) -> int:
             flags.source = flags.source.expanduser()
             flags.target = paths.local(flags.target, name="the target")
             (_from_hf if flags.command == "from_hf" else _to_hf)(flags)
-    except (UserError, OSError, MemoryError) as error:
-        print(f"error: {printable(_told(error))}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt as error:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return error.code if isinstance(error, shell.Ended) else EXIT_INTERRUPTED
+    except MemoryError as error:
+        cure = "convert on a machine that has twice the size of the weights"
+        raise UserError(f"not enough memory{f' ({error})' if str(error) else ''}; {cure}") from None
+    except UserError:
+        raise
+    except BaseException as error:  # such as a full disk or a signal
+        add_also(error, "nothing was written")
+        raise
     return 0
-
-
-def _told(error: Exception) -> str:
-    """One line, with the way out."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no disk space ({error}); free some and give the same command again: nothing was written"
-    if isinstance(error, MemoryError):
-        return f"not enough memory ({error}); convert on a machine that has twice the size of the weights"
-    return str(error)
 
 
 def _from_hf(flags: argparse.Namespace) -> None:

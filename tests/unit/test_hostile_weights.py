@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 from contextlib import suppress
@@ -15,7 +16,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from lm import atomic, checkpoint, convert
+from lm import atomic, checkpoint, convert, shell
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
 from lm.convert import files
 from lm.convert.__main__ import main
@@ -382,7 +383,7 @@ def test_what_is_rounded_is_said(theirs, tmp_path, capsys):
 def test_what_fails_or_is_interrupted_leaves_nothing(theirs, tmp_path, capsys, monkeypatch):
     folder, target = theirs(), tmp_path / "ours"
     for error, code, said in (
-        (KeyboardInterrupt(), 130, "interrupted: nothing was written"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command starts again; also: nothing was written"),
         (OSError(28, "No space left on device"), 2, "no disk space"),
         (MemoryError(), 2, "not enough memory"),
         (PermissionError(13, "Permission denied", "x"), 2, "Permission denied"),
@@ -409,6 +410,31 @@ def test_what_fails_or_is_interrupted_leaves_nothing(theirs, tmp_path, capsys, m
         assert not (tmp_path / "back").exists() and not list(tmp_path.glob(".*"))
         monkeypatch.undo()
     assert main(["to_hf", str(target), str(tmp_path / "back")]) == 0
+
+
+def test_a_library_that_a_signal_interrupts_is_the_interruption(theirs, tmp_path, capsys, monkeypatch):
+    """Orbax raises an error of its own, or one that looks like the user's."""
+    folder, asked = theirs(), shell._Asked.code
+    restore = shell.catch()
+    try:
+        for error in (RuntimeError("cannot schedule new futures"), UserError("the save failed"), OSError("cut short")):
+
+            def interrupted(*_, error=error, **__):
+                try:
+                    signal.raise_signal(signal.SIGTERM)
+                except shell.Ended:
+                    raise error from None
+
+            signal.getsignal(signal.SIGTERM).raised = False
+            monkeypatch.setattr(signal.getsignal(signal.SIGTERM), "last", -shell.GAP)
+            monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", interrupted)
+            assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 75
+            err = capsys.readouterr().err
+            assert err.startswith("told to end; the same command starts again") and err.count("\n") == 1
+            assert not (tmp_path / "ours").exists()
+    finally:
+        restore()
+        shell._Asked.code = asked
 
 
 @pytest.mark.parametrize("target", ["", "a\\b", "{tmp}/c:/x"])
