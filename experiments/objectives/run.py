@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.filled import ROOT, fill
+from experiments.filled import ROOT, around, fill
+from lm import shell
+from lm.errors import UserError
 
 HERE = Path(__file__).parent
+READMES = (ROOT / "README.md", HERE / "README.md")
 PART = "objectives"  # of the two READMEs, between the lines that say so
 
 
@@ -52,12 +55,15 @@ CASES = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+@shell.command
+def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workdir", default="runs/objectives")
     p.add_argument("--table", action="store_true", help="write the tables of the results that there are, and run nothing")
     flags = p.parse_args(argv)
     kept = HERE / "results.json"
+    for readme in READMES:
+        around(readme, PART)
     if flags.table:
         results = json.loads(kept.read_text())
     else:
@@ -65,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         kept.write_text(json.dumps(results, indent=1) + "\n")
     write(results)
     print(table(results))
+    return 0
 
 
 def measured(name: str, case: Case, workdir: Path) -> dict[str, Any]:
@@ -72,7 +79,8 @@ def measured(name: str, case: Case, workdir: Path) -> dict[str, Any]:
     home = workdir / name
     if not (home / "summary.json").exists():
         words = [sys.executable, "-m", "lm.train", f"--config={ROOT}/configs/{case.config}.py", f"--workdir={home}"]
-        subprocess.run([*words, *case.flags], check=True, cwd=ROOT)
+        if code := subprocess.run([*words, *case.flags], cwd=ROOT).returncode:
+            raise UserError(f"the run of {name} ended with {code}; the same command goes on with it")
     s = json.loads((home / "summary.json").read_text())
     git = json.loads((home / "manifest.json").read_text())["git"]
     return {
@@ -91,7 +99,7 @@ def write(results: dict[str, dict[str, Any]]) -> None:
     """The table into the three files that have it."""
     text = table(results)
     (HERE / "table.md").write_text(text)
-    for readme in (ROOT / "README.md", HERE / "README.md"):
+    for readme in READMES:
         fill(readme, PART, text)
 
 
@@ -125,4 +133,4 @@ def notes(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    shell.leave(main())

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.filled import ROOT, fill
-from lm.errors import EXIT_USER_ERROR, UserError
+from experiments.filled import ROOT, around, fill
+from lm import shell
+from lm.errors import UserError
 
 HERE = Path(__file__).parent
 PART = "quickstart"  # of the two READMEs, between the lines that say so
@@ -24,21 +25,21 @@ SHOWN = "runs/quickstart"  # the folder that README.md's command names
 STEPS = 3  # lines of training that are shown
 
 
+@shell.command
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workdir", default="runs/quickstart_fresh", type=Path, help="a folder that is not there yet")
     flags = p.parse_args(argv)
-    try:
-        printed = trained(flags.workdir.resolve())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    readmes = {ROOT / "README.md": "experiments/quickstart/", HERE / "README.md": ""}
+    for readme in readmes:
+        around(readme, PART)
+    printed = trained(flags.workdir.resolve())
     summary = json.loads((flags.workdir / "summary.json").read_text())
     (HERE / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
     picture = re.search(r'data:image/png;base64,([\w+/=]+)"', (flags.workdir / "report.html").read_text())
     if picture:
         (HERE / "curves.png").write_bytes(base64.b64decode(picture.group(1)))
-    for readme, folder in ((ROOT / "README.md", "experiments/quickstart/"), (HERE / "README.md", "")):
+    for readme, folder in readmes.items():
         fill(readme, PART, told(summary, printed, folder))
     return 0
 
@@ -70,4 +71,4 @@ def told(summary: dict[str, Any], printed: str, folder: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    shell.leave(main())

@@ -96,6 +96,24 @@ def test_the_quickstart_measures_a_whole_run_only(tmp_path, capsys):
     assert "is there already: give a new folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("run", [quickstart_run, objectives_run])
+@pytest.mark.parametrize("gone", ["README.md", "here/README.md"])
+def test_a_readme_without_the_part_is_told_before_anything_runs(tmp_path, capsys, monkeypatch, run, gone):
+    here = tmp_path / "here"
+    here.mkdir()
+    readmes = (tmp_path / "README.md", here / "README.md")
+    for readme in readmes:
+        readme.write_text(f"<!-- {run.PART} -->\n<!-- /{run.PART} -->\n")
+    (tmp_path / gone).write_text("rewritten")
+    for name, value in dict(ROOT=tmp_path, HERE=here, READMES=readmes).items():
+        monkeypatch.setattr(run, name, value, raising=False)
+    ran = []
+    monkeypatch.setattr(run.subprocess, "run", lambda *words, **_: ran.append(words))
+    assert run.main([f"--workdir={tmp_path / 'new'}"]) == 2
+    err = capsys.readouterr().err
+    assert "has no part between" in err and err.count("\n") == 1 and not ran
+
+
 @pytest.mark.parametrize("file", ["README.md", "experiments/quickstart/README.md"])
 def test_the_quickstarts_part_is_in_the_readmes(file):
     text = (ROOT / file).read_text()
