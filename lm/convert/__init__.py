@@ -308,9 +308,10 @@ def write(
     """Writes config.json and safetensors, in the dtype of `params`; returns the family. `also`: more entries of config.json,
     of which `architectures` stands if it is the same model's other kind of classifier."""
     name, said = describe(model, family)
+    also = dict(also or {})
     leaves = traverse_util.flatten_dict(params, sep="/")
     expected = tensors(FAMILIES[name], model, {path: leaf.shape for path, leaf in leaves.items()})
-    if _other_classifier(said["architectures"], theirs := (also or {}).get("architectures")):
+    if _other_classifier(said["architectures"], theirs := also.pop("architectures", None)):
         other = said | {"architectures": theirs}
         same = not differences(canonical(model), canonical(read_model(FAMILIES[name], other, expected)))
         said = other if same else said
@@ -330,5 +331,5 @@ def write(
     files.check_room(target, total)
     files.write(target, shapes, dtype, get, shard_bytes)
     heading = {"model_type": name, "torch_dtype": dtype.name}
-    atomic.write_json(target / "config.json", {**(also or {}), **said, **heading})
+    atomic.write_json(target / "config.json", {**also, **said, **heading})
     return name
