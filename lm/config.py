@@ -347,6 +347,10 @@ class Masked:
     whole_word: bool = False
     dynamic: bool = True  # new masks each epoch (RoBERTa); False: a window keeps its masks
 
+    def __post_init__(self) -> None:
+        if self.mask + self.random > 1 + 1e-9:
+            raise UserError(f"mask={self.mask} and random={self.random} are shares of the same tokens: lower one to sum to 1")
+
 
 @dataclass(frozen=True)
 class SpanCorruption:
@@ -409,6 +413,10 @@ class Mixture:
     """Each piece under one of several objectives, drawn by weight; `mode` tells the model which (UL2, arXiv 2205.05131)."""
 
     parts: Mapping[Name, Part]
+
+    def __post_init__(self) -> None:
+        if not any(part.weight > 0 for part in self.parts.values()):
+            raise UserError("parts needs a part, and weights of 0 or more that are not all 0")
 
 
 @dataclass(frozen=True)

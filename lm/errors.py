@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 EXIT_USER_ERROR = 2
 EXIT_HOST_MISSING = 69  # sysexits' EX_UNAVAILABLE: another host did not come, or is gone; start all again
@@ -51,13 +50,6 @@ def add_also(error: BaseException, text: str) -> None:
 def printable(text: str) -> str:
     """The text on one line: line ends, escapes and whatever else is not printed as it is, as Python writes it in a literal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def at_least(values: Any, **least: float) -> None:
-    """UserError for the first of these flags whose value is smaller: `at_least(flags, rows=1, seed=0)`."""
-    for name, limit in least.items():
-        if not getattr(values, name) >= limit:
-            raise UserError(f"--{name}={getattr(values, name)} is too small; give {limit} or more")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,8 @@ import argparse
 from typing import Any
 
 from lm import config, shell, startup
-from lm.errors import UserError, at_least, nearest
+from lm.errors import UserError, nearest
+from lm.ranges import Count, Seed
 
 
 @shell.command
@@ -63,7 +64,9 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"--kinds: no kind of score '{kind}'{nearest(kind, KINDS)}")
-    at_least(flags, spans=1, left=1, span=1, right=1, seed=0, batch_size=1)
+    for name in ("spans", "left", "span", "right", "batch_size"):
+        resolve.build(Count, getattr(flags, name), f"--{name}")
+    resolve.build(Seed, flags.seed, "--seed")
     workdir = paths.local(flags.workdir, name="--workdir")
     if not (workdir / "config.json").exists():
         raise UserError(f"no run in --workdir={workdir}: it has no config.json; give the directory that lm.train wrote")

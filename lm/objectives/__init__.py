@@ -109,12 +109,7 @@ def _mask(v: Vocabulary, c: config.Objective) -> int:
     return v.mask_id
 
 
-def _noise(c: config.Masked, v: Vocabulary, place: str = "objective") -> Callable[..., Any]:
-    _shares(c, "rate", "mask", "random", place=place)
-    if c.mask + c.random > 1 + 1e-9:
-        raise UserError(
-            f"{place}.mask={c.mask} and {place}.random={c.random} are shares of the same tokens: lower one to sum to 1"
-        )
+def _noise(c: config.Masked, v: Vocabulary) -> Callable[..., Any]:
     return partial(
         masked.noise,
         rate=c.rate,
@@ -231,7 +226,7 @@ def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> 
         raise UserError("objective 'next_sentence' answers with two sentinels and the tokenizer has none; take 'masked'")
     predicted = min(length, 8 * int(np.ceil((length * c.masked.rate + 16) / 8)))  # each document asks one question more
     settings = dict(negatives=c.negatives, answers=v.sentinel_ids[:2], bos=v.bos_id, eos=v.eos_id)
-    make = partial(pairs.encoder, noise=_noise(c.masked, v, "objective.masked"), **settings)
+    make = partial(pairs.encoder, noise=_noise(c.masked, v), **settings)
     lengths = Lengths(length, None, predicted, types=True)
     return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, shortest=1, other=True, sentinels=2)
 
@@ -239,8 +234,6 @@ def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> 
 def _mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, architecture: str) -> Objective:
     """Parts in the order of their names: a config read back from JSON has no other."""
     weights = np.array([part.weight for _, part in sorted(c.parts.items())], float)
-    if not len(weights) or weights.min() < 0 or weights.sum() == 0:
-        raise UserError("objective.parts needs a part, and weights of 0 or more that are not all 0")
     modes = marks.modes(c, v.sentinel_ids)
     parts = [_part(name, part, architecture, data, v, modes) for name, part in sorted(c.parts.items())]
     if len({o.lengths.predicted is None for o in parts}) > 1:

@@ -45,7 +45,7 @@ def test_no_run(tmp_path, capsys):
 @pytest.mark.parametrize("flag", ["batch_size=0", "spans=0", "left=0", "span=0", "right=0", "seed=-1"])
 def test_values_out_of_range_are_named_before_anything_is_read(flag, tmp_path, capsys):
     assert main([f"--workdir={tmp_path}", f"--{flag}"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --{flag} is too small; give ")
+    assert capsys.readouterr().err.startswith(f"error: --{flag} is too small: give ")
 
 
 def test_home_and_interruption(tmp_path, capsys, monkeypatch):

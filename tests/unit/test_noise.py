@@ -469,8 +469,6 @@ def test_windows_of_a_mixture_overlap_where_a_part_needs_it():
 @pytest.mark.parametrize(
     "c,architecture,changes,words",
     [
-        (mix(), "decoder", {}, "parts needs a part"),
-        (mix(a=(config.Causal(), 0.0)), "decoder", {}, "not all 0"),
         (mix(a=(mix(b=(config.Causal(),)),)), "decoder", {}, "parts.a is a mixture itself"),
         (mix(a=(config.Causal(),), b=(config.Masked(),)), "decoder", {}, "'masked' does not suit the decoder"),
         (mix(a=(config.Masked(),), b=(config.Masked(dynamic=False),)), "encoder", {}, "dynamic and with static"),
@@ -481,10 +479,6 @@ def test_windows_of_a_mixture_overlap_where_a_part_needs_it():
         (config.NextSentence(negatives=1.5), "encoder", {}, "objective.negatives is 1.5; it is a share"),
         (config.Denoise(infill=30), "encoder_decoder", {}, "objective.infill is 30"),
         (config.Denoise(mean_span=0.0), "encoder_decoder", {}, "mean_span is 0.0; set it to 1"),
-        (config.Masked(rate=1.2), "encoder", {}, "objective.rate is 1.2; it is a share"),
-        (config.Masked(mask=0.8, random=0.3), "encoder_decoder", {}, "objective.mask=0.8 and objective.random=0.3 are shares"),
-        (config.NextSentence(masked=config.Masked(random=-0.1)), "encoder", {}, "objective.masked.random is -0.1"),
-        (config.ReplacedTokens(GENERATOR, rate=15), "encoder", {}, "objective.rate is 15; it is a share"),
         (config.ReplacedTokens(GENERATOR, rate=0.0), "encoder", {}, "objective.rate is 0.* set it above 0"),
         (mix(a=(config.ReplacedTokens(GENERATOR),)), "encoder", {}, "parts.a is 'replaced_tokens', which trains two models"),
         (config.Denoise(), "encoder_decoder", dict(mask_id=None), "'denoise' needs a mask token"),
