@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, at_least
-from lm.resolve import load, split_flags
+from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from lm.ranges import Count, NonNegative
+from lm.resolve import build, load, split_flags
 from tpu import actions, remote, topologies
 from tpu.babysit import Actions, babysit
 from tpu.flags import AVOID, flags_for, init_args
@@ -68,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         rest, overrides = split_flags(words[:cut])
         flags = parser().parse_args(rest)
-        at_least(flags, lines=1, wait=1, interval=0)
+        for name, allowed in (("lines", Count), ("wait", Count), ("interval", NonNegative)):
+            build(allowed, getattr(flags, name), f"--{name}")
         gcloud = Gcloud(flags.dry_run)
         say = _silent if flags.dry_run else _say
         if flags.action == "flags":
