@@ -1,8 +1,9 @@
 """`python -m experiments.objectives.run --workdir=runs/objectives`: every architecture under every objective, a table.
 
-Runs the one-minute configs one after the other (each in a process of its own; a finished one is not run again) and writes
-`results.json`, `table.md`, and the table of README.md and of this folder's README.md. Run it on a quiet machine: seconds are
-part of it. `--table` writes the tables of the results that there are, and runs nothing.
+Runs the one-minute configs one after the other, those without figures first, each in a process of its own; a finished one is
+not run again. After each it writes `results.json`, `table.md`, and the table of README.md and of this folder's README.md, so
+that it can be stopped at any time. Run it on a quiet machine: seconds are part of it. `--table` writes the tables of the
+results that there are, and runs nothing.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.filled import ROOT, around, fill
-from lm import shell
+from lm import atomic, shell
 from lm.errors import UserError
 
 HERE = Path(__file__).parent
@@ -64,11 +65,11 @@ def main(argv: list[str] | None = None) -> int:
     kept = HERE / "results.json"
     for readme in READMES:
         around(readme, PART)
-    if flags.table:
-        results = json.loads(kept.read_text())
-    else:
-        results = {name: measured(name, case, Path(flags.workdir)) for name, case in CASES.items()}
-        kept.write_text(json.dumps(results, indent=1) + "\n")
+    results = json.loads(kept.read_text())
+    for name in [] if flags.table else sorted(CASES, key=lambda name: name in results):
+        results[name] = measured(name, CASES[name], Path(flags.workdir))
+        atomic.write_json(kept, results)
+        write(results)
     write(results)
     print(table(results))
     return 0

@@ -312,8 +312,9 @@ def test_config():
             Moe(E, K, expert)
     with pytest.raises(UserError, match="ffn.top_k is 5; it must be 1 to ffn.num_experts=4"):
         Moe(E, 5, GATED)
-    with pytest.raises(UserError, match="ffn.capacity is 0.0; it must be positive"):
-        Moe(E, K, GATED, capacity=0.0)
+    for capacity in (0.0, -1.0):
+        with pytest.raises(UserError, match=rf"config.capacity={capacity:g}.* is too small: give more than 0"):
+            resolve.build(Moe, dict(num_experts=E, top_k=K, expert=resolve.to_dict(GATED), capacity=capacity))
 
 
 def test_flops_are_those_of_the_chosen():
