@@ -13,9 +13,10 @@ import importlib
 
 from ml_collections import config_dict
 
-from lm import config, resolve
+from lm import config
+from lm.config import resolve
 from lm.errors import UserError, nearest
-from lm.models.tiny import tiny, tiny_generator
+from lm.models.miniature import tiny, tiny_generator
 
 OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "span_corruption"}
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from ml_collections import config_dict
 
-from lm import config, resolve
-from lm.config import Alibi, Buckets, Model
+from lm import config
+from lm.config import Alibi, Buckets, Model, resolve
 from lm.errors import UserError, nearest
 from lm.models.presets.bert import BERT_LARGE
 from lm.models.presets.gpt import GPT3_175B

@@ -64,7 +64,7 @@ class Board:
 def plan_table(study: Study, workdir: Path) -> str:
     """Markdown: what each cell trains, before it is trained."""
     from experiments.run import counts, planned, training_rows
-    from lm.recipes.ledger import of_a_row
+    from lm.training.ledger import of_a_row
 
     lines = [
         "| cell | parameters | besides embeddings | steps | model FLOPs | tokens seen | tokens with loss |",

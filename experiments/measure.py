@@ -10,12 +10,12 @@ from experiments.study import Cell, Task
 from lm import config
 from lm.checkpoint import load_params
 from lm.data import labelled
-from lm.data.prepare import Prepared, prepare
-from lm.evaluate import comparable
+from lm.data.corpus.prepare import Prepared, prepare
+from lm.evaluation import spans
 from lm.models.transformer import Transformer, abstract_params
 from lm.objectives import reads_prefix
 from lm.recipes.finetune import CORPUS, finetune
-from lm.train import jsonl
+from lm.training import jsonl
 
 SPANS = dict(count=256, left=64, span=16, right=32, seed=0)  # the same for every cell of every study
 LEDGER = ("model_flops", "tokens_seen", "tokens_with_loss", "raw_bytes", "parameters", "parameters_without_embeddings")
@@ -27,9 +27,9 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
     params = load_params(workdir, abstract_params(run.model))
     metrics = {f"heldout/{name}": value for name, value in summary["heldout"].items()}
     flags: dict[str, str] = {}
-    spans = comparable.held_out_spans(data, **SPANS) if cell.scores else []
+    chosen = spans.held_out_spans(data, **SPANS) if cell.scores else []
     for kind in cell.scores:
-        score = comparable.score(Transformer(run.model), params, run.objective, data.tokenizer, spans, kind=kind)
+        score = spans.score(Transformer(run.model), params, run.objective, data.tokenizer, chosen, kind=kind)
         metrics |= {f"{kind}/bits_per_byte": score.bits_per_byte, f"{kind}/accuracy": score.accuracy}
         flags |= {} if score.normalised else {f"{kind}/bits_per_byte": f"not normalised: {score.note}"}
     for task in cell.tasks:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study import Study
-from lm import atomic, config, paths, resolve, shell, startup
+from lm import atomic, cli, config, paths, startup
+from lm.config import resolve
 from lm.errors import Busy, Diverged, UserError, nearest
 
 HERE = Path(__file__).parent
@@ -44,7 +45,7 @@ def load_study(name: str, settings: dict[str, Any]) -> Study:
 
 def training_rows(run: config.Run) -> Any:
     """The `Rows` that a run trains on."""
-    from lm.data.prepare import prepare
+    from lm.data.corpus.prepare import prepare
     from lm.objectives import build
     from lm.recipes import pretrain
 
@@ -58,16 +59,16 @@ def counts(run: config.Run, rows: Any) -> dict[str, int]:
     from flax import linen as nn
 
     from lm.data.rows import blank, stack
-    from lm.recipes import ledger, tasks
+    from lm.training import ledger, task
 
-    init = tasks.task(run).init
+    init = task.task(run).init
     params = jax.eval_shape(lambda key: init(key, stack([blank(rows.objective.lengths)])), jax.random.key(0))
     return ledger.parameters(nn.unbox(params))
 
 
 def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
     """The run of a unit: with its seed, its steps, and where it starts from."""
-    from lm.recipes import ledger
+    from lm.training import ledger
 
     cell, seed = study.cells[unit[0]], unit[1]
     start = None if cell.start is None else str(folder(workdir, (cell.start, seed)) / "run")
@@ -109,8 +110,9 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
     import jax
 
     from experiments.measure import measure
-    from lm.recipes import pretrain, resume
-    from lm.train.rundir import RunDir
+    from lm.recipes import pretrain
+    from lm.training import resume
+    from lm.training.rundir import RunDir
 
     place, cell = folder(workdir, unit), study.cells[unit[0]]
     rundir = RunDir(place)
@@ -180,7 +182,7 @@ def execute(study: Study, workdir: Path, shard: tuple[int, int] = (0, 1)) -> boo
     return all(finished(study, unit, workdir) for unit in units(study))
 
 
-@shell.command
+@cli.command
 def main(argv: list[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     settings = dict(setting(text) for text in flags.set)
@@ -245,5 +247,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    shell.begin()
-    shell.leave(main())
+    cli.begin()
+    cli.leave(main())

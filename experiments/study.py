@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lm import config, resolve
+from lm import config
+from lm.config import resolve
 from lm.errors import UserError
 
 Results = dict[str, dict[int, dict[str, Any]]]  # cell -> seed -> what its result.json holds
@@ -34,7 +35,7 @@ class Cell:
     facts: Mapping[str, str] = field(default_factory=dict)  # columns that describe it in the tables
     start: str | None = None  # the cell that it goes on from, at the same seed
     share: float = 1.0  # of the study's budget
-    scores: tuple[str, ...] = ()  # kinds of `lm.evaluate.comparable`
+    scores: tuple[str, ...] = ()  # kinds of `lm.evaluation.spans`
     tasks: tuple[Task, ...] = ()
 
 

@@ -5,6 +5,6 @@ import sys
 __version__ = "0.1.0"
 
 if sys.argv[:1] == ["-m"]:  # `python -m lm...`, whose module is being looked for: Ctrl-C may come before all is imported
-    from lm import shell
+    from lm import cli
 
-    shell.begin()
+    cli.begin()

@@ -1,8 +1,8 @@
 """Checkpoints: written and read by Orbax, and checked here for being complete and unchanged ("whole").
 
-A step's directory holds `state`, `config`, `tokenizer`, `progress` (the number of rows that were read, and the losses that are
-not in the log yet) and `SHA256.json`, a digest of every file (`lm/whole.py`). The digests are written before the directory gets
-its final name, so a kill at any moment leaves either a whole checkpoint or one that is never read. Steps are ordered by number.
+A step's directory holds `state`, `config`, `tokenizer`, `progress` (the number of rows read, and the losses that are not in the
+log yet) and `SHA256.json`, a digest of every file (`lm/integrity.py`). The digests are written before the directory gets its
+final name, so a kill at any moment leaves either a whole checkpoint or one that is never read. Steps are ordered by number.
 """
 
 import asyncio
@@ -25,7 +25,8 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
-from lm import atomic, config, distributed, foreign, paths, resolve, whole
+from lm import atomic, config, distributed, integrity, paths, untrusted
+from lm.config import resolve
 from lm.errors import UserError, printable
 from lm.types import TrainState
 
@@ -39,7 +40,7 @@ STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's directory
 
 def _write_digests(path: atomicity.TemporaryPathBase) -> None:
     if path.get_final().name.isdigit():  # a step, not one of its items, which Orbax finalizes in the same way before it
-        whole.write(path.get(), step=int(path.get_final().name))
+        integrity.write(path.get(), step=int(path.get_final().name))
 
 
 class _Renamed(atomicity.AtomicRenameTemporaryPath):
@@ -127,7 +128,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise _save_error(error, self.directory, GOES_ON) from error
-        if saved is not None and distributed.leads() and not (self.directory / str(saved) / whole.DIGESTS).exists():
+        if saved is not None and distributed.leads() and not (self.directory / str(saved) / integrity.DIGESTS).exists():
             raise UserError(f"step {saved} was saved without an error, and is not in {self.directory}: give another --workdir")
 
     def close(self) -> None:
@@ -172,7 +173,7 @@ class Checkpoints:
             if not step.is_dir():
                 damaged[step.name] = step
             readable = not (metrics / "metrics").exists() or _is_json(metrics / "metrics", loss=(int, float))
-            if not readable or whole.changed(step, f"{whole.SIDE}/metrics"):
+            if not readable or integrity.changed(step, f"{integrity.SIDE}/metrics"):
                 damaged[f"{step.name}.metrics"] = metrics
             if about.exists() and not _is_json(about):
                 damaged[f"{step.name}.metadata"] = about
@@ -245,10 +246,10 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
             checkpointer.save(path / "params", args=ocp.args.PyTreeSave(params), force=True)
         text = json.dumps(resolve.to_dict(model), indent=1) + "\n"
-        listing = whole.digests(path) | {MODEL: hashlib.sha256(text.encode()).hexdigest()}
-        if fault := whole.lacks_arrays(listing):
+        listing = integrity.digests(path) | {MODEL: hashlib.sha256(text.encode()).hexdigest()}
+        if fault := integrity.lacks_arrays(listing):
             raise OSError(f"the save of {path} is not whole: {fault}")
-        (path / whole.DIGESTS).write_text(json.dumps(listing, indent=1), encoding="utf-8")
+        (path / integrity.DIGESTS).write_text(json.dumps(listing, indent=1), encoding="utf-8")
         (path / MODEL).write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise _save_error(error, path, cure) from error
@@ -261,9 +262,9 @@ def check_files(directory: epath.PathLike, below: str) -> None:
     """
     path = _folder(directory)
     try:
-        listing = foreign.parse_json((path / whole.DIGESTS).read_bytes(), path / whole.DIGESTS)
+        listing = untrusted.parse_json((path / integrity.DIGESTS).read_bytes(), path / integrity.DIGESTS)
     except FileNotFoundError:
-        raise UserError(f"{path / whole.DIGESTS} is missing: the conversion was not finished; convert it again") from None
+        raise UserError(f"{path / integrity.DIGESTS} is missing: the conversion was not finished; convert it again") from None
     if MODEL not in listing:
         listing = {f"params/{name}": digest for name, digest in listing.items()}
     listed = {name: digest for name, digest in listing.items() if name == below or name.startswith(f"{below}/")}
@@ -276,7 +277,7 @@ def check_files(directory: epath.PathLike, below: str) -> None:
 def _digests_of(path: epath.Path, below: str) -> dict[str, str]:
     """Path relative to `path` -> SHA-256, for the file `below` or all files in that folder; empty if there is none."""
     if (path / below).is_dir():
-        return {f"{below}/{name}": digest for name, digest in whole.digests(path / below).items()}
+        return {f"{below}/{name}": digest for name, digest in integrity.digests(path / below).items()}
     return {below: hashlib.sha256((path / below).read_bytes()).hexdigest()} if (path / below).exists() else {}
 
 
@@ -285,7 +286,7 @@ def load_model(directory: str | Path) -> config.Model:
     path = _folder(directory)
     if (path / MODEL).exists():
         check_files(path, MODEL)
-        return resolve.build(config.Model, foreign.parse_json((path / MODEL).read_bytes(), path / MODEL))
+        return resolve.build(config.Model, untrusted.parse_json((path / MODEL).read_bytes(), path / MODEL))
     return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_bytes())).model
 
 
@@ -361,7 +362,7 @@ def _whole(directory: epath.Path, steps: list[int], *, cure: str) -> tuple[int, 
     """The latest of these steps that is whole, and step -> what is wrong for those after it. UserError where none is whole."""
     faults: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        fault = whole.damage(directory / str(step), step=step)
+        fault = integrity.damage(directory / str(step), step=step)
         if fault is None:
             return step, faults
         faults[step] = fault

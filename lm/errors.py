@@ -43,7 +43,7 @@ ALSO = "also: "
 
 
 def add_also(error: BaseException, text: str) -> None:
-    """Adds a second cause, which `lm.shell` prints on the same line. It is a note with a mark: libraries add notes too."""
+    """Adds a second cause, which `lm.cli` prints on the same line. It is a note with a mark: libraries add notes too."""
     error.add_note(ALSO + text)
 
 

@@ -16,9 +16,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from lm.config.ranges import Count, NonNegative
+from lm.config.resolve import build, load, split_flags
 from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
-from lm.ranges import Count, NonNegative
-from lm.resolve import build, load, split_flags
 from tpu import actions, remote, topologies
 from tpu.babysit import Actions, babysit
 from tpu.flags import AVOID, flags_for, init_args

@@ -14,11 +14,12 @@ import numpy as np
 from jax.experimental import topologies as jax_topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import config, flops, resolve, sharding
+from lm import config, flops, sharding
+from lm.config import resolve
 from lm.errors import UserError
-from lm.generate import following, sample_token
+from lm.generation import following, sample_token
 from lm.models.transformer import Transformer
-from lm.objectives.standin import StandIn
+from lm.objectives.dummy_vocabulary import StandIn
 from lm.recipes import pretrain
 from lm.types import TokenStream
 from tpu import hlo, libtpu, program

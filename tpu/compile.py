@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from lm.config import Run
+from lm.config.resolve import load, split_flags
 from lm.errors import EXIT_USER_ERROR, UserError
-from lm.resolve import load, split_flags
 from tpu import libtpu
 from tpu.flags import init_args
 from tpu.topologies import Topology, parse

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm import config, flops, objectives
+from lm.config.resolve import load, split_flags
 from lm.errors import EXIT_USER_ERROR, UserError
-from lm.objectives.standin import StandIn
-from lm.recipes.tasks import task
-from lm.resolve import load, split_flags
+from lm.objectives.dummy_vocabulary import StandIn
+from lm.training.task import task
 from tpu import topologies
 
 

@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import atomic, config, resolve
+from lm import atomic, config
+from lm.config import resolve
 from lm.errors import EXIT_USER_ERROR, UserError, nearest
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from tpu import libtpu
 
 def ours(case: Case) -> tuple[Any, Any, dict[str, Any]]:
     """(mesh, compile, facts)"""
-    from lm import resolve
+    from lm.config import resolve
     from lm.recipes import pretrain
     from tpu import aot
     from tpu.topologies import parse

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.filled import ROOT, around, fill
-from lm import atomic, shell
+from lm import atomic, cli
 from lm.errors import UserError
 
 HERE = Path(__file__).parent
@@ -56,7 +56,7 @@ CASES = {
 }
 
 
-@shell.command
+@cli.command
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workdir", default="runs/objectives")
@@ -134,4 +134,4 @@ def notes(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    shell.leave(main())
+    cli.leave(main())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.filled import ROOT, around, fill
-from lm import shell
+from lm import cli
 from lm.errors import UserError
 
 HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ SHOWN = "runs/quickstart"  # the folder that README.md's command names
 STEPS = 3  # lines of training that are shown
 
 
-@shell.command
+@cli.command
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workdir", default="runs/quickstart_fresh", type=Path, help="a folder that is not there yet")
@@ -71,4 +71,4 @@ def told(summary: dict[str, Any], printed: str, folder: str) -> str:
 
 
 if __name__ == "__main__":
-    shell.leave(main())
+    cli.leave(main())

@@ -1,4 +1,4 @@
-"""Decoding speed on a CPU: tokens/s of `lm.generate`, as it is, with all training flags, and without oneDNN.
+"""Decoding speed on a CPU: tokens/s of `lm.generation`, as it is, with all training flags, and without oneDNN.
 
     python -m experiments.speed.decode --workloads W1,W2 --dtypes float32,bfloat16 --batches 1,2,8,16 --rounds 5
 
@@ -21,9 +21,9 @@ from experiments.speed.workloads import WORKLOADS
 from lm import startup
 
 PROMPT, NEW = 32, 128
-# What `jax.jit` is told beside the flags of the process; None: what `lm.generate` itself says for this batch.
+# What `jax.jit` is told beside the flags of the process; None: what `lm.generation` itself says for this batch.
 VARIANTS: dict[str, dict[str, bool] | None] = {
-    "lm.generate": None,
+    "lm.generation": None,
     "training flags": {},
     "no oneDNN": {"xla_cpu_use_onednn": False},
 }
@@ -34,7 +34,7 @@ def programs(workload: str, dtype: str, batch: int) -> dict[str, Callable[[], An
     import flax.linen as nn
     import jax
 
-    from lm.generate import compiled, decoded, left_padded
+    from lm.generation import compiled, decoded, left_padded
     from lm.models.transformer import Transformer
     from lm.types import Example
 

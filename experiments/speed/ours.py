@@ -68,7 +68,7 @@ class Ours:
 
         from lm import losses, optim, sharding
         from lm.models.transformer import Transformer, head_params
-        from lm.train.step import blueprint, make_step
+        from lm.training.step import blueprint, make_step
 
         self.versions = {"jax": jax.__version__, "flax": flax.__version__}
         self.mesh, model = sharding.make_mesh(run.mesh), Transformer(run.model)

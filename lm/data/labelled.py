@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.data.prepare import Prepared
+from lm.data.corpus.prepare import Prepared
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError, nearest
 

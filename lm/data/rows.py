@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.store import Store
+from lm.data.corpus.store import Store
 from lm.errors import UserError
 from lm.objectives import Lengths, Objective
 from lm.types import Example, TokenStream

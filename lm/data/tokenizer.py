@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from lm import config
-from lm.data import trial
+from lm.data import tokenizer_check
 from lm.data.tokenizer_json import HuggingFace
 from lm.data.vocabulary import MASK, MASKS, NUM_SENTINELS, ROLES, SENTINELS, SPACE, Given, Tokenizer, leading, one_byte
-from lm.data.words import Pieces
+from lm.data.word_boundaries import Pieces
 from lm.errors import UserError
 
 _RESERVED = 5 + NUM_SENTINELS + len(ROLES)
@@ -165,18 +165,18 @@ def _silenced(proto: bytes, ids: Sequence[int]) -> bytes:
 
 def from_bytes(proto: bytes, *, tried: bool = False) -> Tokenizer:
     """The tokenizer in a file's bytes: JSON is a tokenizer.json, anything else a sentencepiece model. The former is tried in a
-    process of its own (`lm.data.trial`) unless that was done before: `tried`."""
+    process of its own (`lm.data.tokenizer_check`) unless that was done before: `tried`."""
     if proto.lstrip()[:1] != b"{":
         return SentencePiece(proto)
     if not tried:
-        trial.check(proto)
+        tokenizer_check.check(proto)
     return HuggingFace(proto)
 
 
 def load(path: str) -> Tokenizer:
     """A given model file, local or gs://, which is tried first."""
     proto = read(path)
-    trial.check(proto)
+    tokenizer_check.check(proto)
     return from_bytes(proto, tried=True)
 
 

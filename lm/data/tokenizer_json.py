@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from lm.data import trial
+from lm.data import tokenizer_check
 from lm.data.vocabulary import MASKS, ROLES, SENTINELS, SPACE, Given, leading, one_byte
-from lm.data.words import ByteLevel, Marked, Pieces, byte_level_alphabet
+from lm.data.word_boundaries import ByteLevel, Marked, Pieces, byte_level_alphabet
 from lm.errors import UserError
 
 _PART = 1 << 18  # characters given to the library at once: it takes a hundred bytes or more for each of them
@@ -121,7 +121,7 @@ class HuggingFace(Given):
         if split is not None and "ByteLevel" in _kinds(spec["pre_tokenizer"]) and not suffix:
 
             def words(text: str) -> list[int]:
-                with trial.one_line():
+                with tokenizer_check.one_line():
                     return [first for _, (first, _) in split.pre_tokenize_str(text)]
 
             drops_spaces = sum(last - first for _, (first, last) in split.pre_tokenize_str("a b")) < 3
@@ -157,7 +157,7 @@ class HuggingFace(Given):
         return out + self._encode(waiting)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        with trial.one_line():
+        with tokenizer_check.one_line():
             found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(e.ids, np.int32) for e in found]
 
@@ -185,7 +185,7 @@ class HuggingFace(Given):
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [i for i in np.asarray(ids).tolist() if i < self.vocab_size and not self.special[i]]
-        with trial.one_line():
+        with tokenizer_check.one_line():
             return self._tokenizer.decode(known, skip_special_tokens=False)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lm.data.words import Pieces
+from lm.data.word_boundaries import Pieces
 from lm.errors import UserError
 
 NUM_SENTINELS = 100
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...  # control symbols are silent
 
-    def boundaries(self, tokens: np.ndarray) -> np.ndarray: ...  # uint8 [n], as in `lm.data.words`
+    def boundaries(self, tokens: np.ndarray) -> np.ndarray: ...  # uint8 [n], as in `lm.data.word_boundaries`
 
     def sentence_ends(self, tokens: np.ndarray) -> np.ndarray: ...  # bool [n]
 
@@ -78,7 +78,7 @@ class Given:
         raise NotImplementedError
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
-        """uint8 [n]: whether a word, a character or nothing begins with each token, as in `lm.data.words`."""
+        """uint8 [n]: whether a word, a character or nothing begins with each token, as in `lm.data.word_boundaries`."""
         return self._pieces.boundaries(np.asarray(tokens))
 
     def sentence_ends(self, tokens: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.layers import Dropout, Norm, Projection
+from lm.models.matmul import batched
 from lm.models.positions import rotate
-from lm.models.products import batched
 from lm.sharding import kv_axis, shards
 from lm.types import Mask
 
@@ -120,7 +120,7 @@ class Attention(nn.Module):
             window=None if cross else c.window,
         )
         if self.kernel == "splash" and not self.is_initializing() and not self.is_mutable_collection("cache"):
-            from lm.models import splash  # Pallas takes a second to import
+            from lm.models.kernels import splash  # Pallas takes a second to import
 
             y = splash.attend(q, k, v, **how)
         else:

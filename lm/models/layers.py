@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import config
-from lm.models.products import affine
+from lm.models.matmul import affine
 from lm.sharding import PARAMETERS, apart, divides, shards
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.layers import ACTIVATIONS, Projection, parameter
-from lm.models.products import grouped
+from lm.models.matmul import grouped
 from lm.sharding import apart
 
 

@@ -5,7 +5,7 @@
     logits = model.apply({"params": p}, example)                        # both
 
 Two methods, because a loss need not hold all logits at once. Give `rngs={"dropout": key}` to train with dropout. Decoding
-is `decode` with `mutable=["cache"]`: see `lm.generate`.
+is `decode` with `mutable=["cache"]`: see `lm.generation`.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ import numpy as np
 
 from lm import config
 from lm.errors import UserError
-from lm.objectives import causal, denoise, marks, masked, middle, mixture, pairs, prefix, spans, stretch
+from lm.objectives import causal, denoise, fim, masked, mass, mixture, next_sentence, prefix, spans, special_tokens
 from lm.types import Example
 
 
@@ -205,18 +205,20 @@ def _deshuffle(c: config.Deshuffle, data: config.Data, v: Vocabulary) -> Objecti
 def _mass(c: config.Mass, data: config.Data, v: Vocabulary) -> Objective:
     _shares(c, "share")
     encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
-    window = stretch.window(encoder, decoder, c.share)
-    make = partial(stretch.encoder_decoder, share=c.share, mask_id=_mask(v, c), bos=v.bos_id, eos=v.eos_id)
+    window = mass.window(encoder, decoder, c.share)
+    make = partial(mass.encoder_decoder, share=c.share, mask_id=_mask(v, c), bos=v.bos_id, eos=v.eos_id)
     return Objective(make, Lengths(encoder, decoder), window, window, reach=window)
 
 
 def _middle(c: config.FillInMiddle, data: config.Data, v: Vocabulary) -> Objective:
     _shares(c, "rate", "suffix_first")
     length = _need(data, "decoder_length")
-    settings = dict(suffix_first=c.suffix_first, marks=marks.fill_in_middle(v.sentinel_ids), bos=v.bos_id, eos=v.eos_id)
-    make = partial(middle.decoder, rate=c.rate, **settings)
-    window = length - marks.MIDDLE  # three marks and eos come to it, and the last token is only predicted
-    return Objective(make, Lengths(None, length), window, window - 1, shortest=2, marks=marks.MIDDLE)
+    settings = dict(
+        suffix_first=c.suffix_first, marks=special_tokens.fill_in_middle(v.sentinel_ids), bos=v.bos_id, eos=v.eos_id
+    )
+    make = partial(fim.decoder, rate=c.rate, **settings)
+    window = length - special_tokens.MIDDLE  # three marks and eos come to it, and the last token is only predicted
+    return Objective(make, Lengths(None, length), window, window - 1, shortest=2, marks=special_tokens.MIDDLE)
 
 
 def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> Objective:
@@ -226,7 +228,7 @@ def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> 
         raise UserError("objective 'next_sentence' answers with two sentinels and the tokenizer has none; take 'masked'")
     predicted = min(length, 8 * int(np.ceil((length * c.masked.rate + 16) / 8)))  # each document asks one question more
     settings = dict(negatives=c.negatives, answers=v.sentinel_ids[:2], bos=v.bos_id, eos=v.eos_id)
-    make = partial(pairs.encoder, noise=_noise(c.masked, v), **settings)
+    make = partial(next_sentence.encoder, noise=_noise(c.masked, v), **settings)
     lengths = Lengths(length, None, predicted, types=True)
     return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, shortest=1, other=True, sentinels=2)
 
@@ -234,7 +236,7 @@ def _next_sentence(c: config.NextSentence, data: config.Data, v: Vocabulary) -> 
 def _mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, architecture: str) -> Objective:
     """Parts in the order of their names: a config read back from JSON has no other."""
     weights = np.array([part.weight for _, part in sorted(c.parts.items())], float)
-    modes = marks.modes(c, v.sentinel_ids)
+    modes = special_tokens.modes(c, v.sentinel_ids)
     parts = [_part(name, part, architecture, data, v, modes) for name, part in sorted(c.parts.items())]
     if len({o.lengths.predicted is None for o in parts}) > 1:
         raise UserError("a mixture cannot hold parts that predict at every place and parts that predict at some: split it")
@@ -278,7 +280,7 @@ def _part(
     length = _need(data, f"{read}_length")
     o = build(part.objective, architecture, replace(data, **{f"{read}_length": length - 1}), v)
     make = partial(mixture.with_mode, make=o.make, mode=modes[part.mode], aligned=o.reach is not None)
-    reach, used = None if o.reach is None else o.reach + 1, marks.MIDDLE + len(modes)
+    reach, used = None if o.reach is None else o.reach + 1, special_tokens.MIDDLE + len(modes)
     return replace(o, make=make, lengths=replace(o.lengths, **{read: length}), marks=used, reach=reach)
 
 

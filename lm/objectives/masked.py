@@ -71,8 +71,8 @@ def _whole_words(places: np.ndarray, begins: np.ndarray, budget: float, rng: np.
     """Places of whole words, `budget` of them on average: words in random order until one does not fit what is left. Whether
     that one is taken as well is a coin, whose probability is the part of it that fits.
 
-    `begins` (uint8 [n], see `lm.data.words`) says what begins at each place. A word is split into its characters if it is
-    over half of the text, or longer than any word usually is: text without spaces, an address, numbers in base 64.
+    `begins` (uint8 [n], see `lm.data.word_boundaries`) says what begins at each position. A word is split into its
+    characters if it is over half of the text, or longer than any word usually is: text without spaces, an address, base 64.
     """
     apart = np.diff(places, prepend=places[0] - 2) > 1
     words = np.split(places, np.flatnonzero((begins == WORD) | apart)[1:])

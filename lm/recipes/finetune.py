@@ -20,26 +20,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import atomic, checkpoint, config, flops, losses, optim, paths, resolve, sharding, shell, startup
+from lm import atomic, checkpoint, cli, config, flops, losses, optim, paths, sharding, startup
+from lm.config import resolve
+from lm.config.ranges import Seed
 from lm.data import labelled
 from lm.data import tokenizer as tokenizers
+from lm.data.corpus.prepare import prepare
+from lm.data.examples import Writer
 from lm.data.labelled import Extractive, Labelled
 from lm.data.loader import batches
-from lm.data.pairs import Writer
-from lm.data.prepare import prepare
 from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
-from lm.evaluate.answers import classified, exact, said_well
-from lm.generate import generate, left_padded
-from lm.generate.rank import rank
+from lm.evaluation.qa_metrics import classified, exact, said_well
+from lm.generation import generate, left_padded
+from lm.generation.rank import rank
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, abstract_params, head_params
 from lm.objectives import of_texts, reads_prefix
-from lm.ranges import Seed
-from lm.recipes.ledger import SAMPLE
-from lm.train import hooks, loop
-from lm.train.step import blueprint, counted, make_step
+from lm.training import hooks, loop
+from lm.training.ledger import SAMPLE
+from lm.training.step import blueprint, counted, make_step
 from lm.types import Example, TokenStream, TrainState
 
 How = Literal["text", "head"]
@@ -230,7 +231,7 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """Of the whole training, as `lm.recipes.ledger` counts: from the first rows, at no cost for padding."""
+        """Of the whole training, as `lm.training.ledger` counts: from the first rows, at no cost for padding."""
         rows = self.settings.steps * self.settings.batch_size
         count = min(rows, SAMPLE)
         return flops.of_rows(self.model, self.train_rows(np.arange(count))).train / count * rows
@@ -352,7 +353,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-@shell.command
+@cli.command
 def main(argv: list[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     startup.before_jax()  # in time although jax is imported: XLA reads its flags when the first array is made
@@ -362,4 +363,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    shell.leave(main())
+    cli.leave(main())

@@ -13,26 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lm import config, flops, optim, paths, resolve, sharding
+from lm import config, flops, optim, paths, sharding
 from lm.checkpoint import Checkpoints
+from lm.config import resolve
+from lm.data.corpus.prepare import Prepared, prepare
 from lm.data.loader import Position, batches
-from lm.data.prepare import Prepared, prepare
 from lm.data.rows import Rows, blank
 from lm.errors import UserError, add_also, printable
-from lm.evaluate.heldout import HeldOut
-from lm.generate.samples import check as check_samples
-from lm.generate.samples import samples
+from lm.evaluation.heldout import HeldOut
+from lm.generation.samples import check as check_samples
+from lm.generation.samples import samples
 from lm.models.positions import check_reach
 from lm.objectives import Lengths, Objective, Vocabulary, build, suited
-from lm.objectives.standin import StandIn
-from lm.recipes import resume
-from lm.recipes.ledger import SAMPLE, left_out, of_a_row, parameters
-from lm.recipes.tasks import Task, task
-from lm.train import hooks, loop
-from lm.train.goodput import account
-from lm.train.report import write_report
-from lm.train.rundir import RunDir, manifest, params_sha256
-from lm.train.step import Blueprint, blueprint, counted, make_step
+from lm.objectives.dummy_vocabulary import StandIn
+from lm.training import hooks, loop, resume
+from lm.training.goodput import account
+from lm.training.ledger import SAMPLE, left_out, of_a_row, parameters
+from lm.training.report import write_report
+from lm.training.rundir import RunDir, manifest, params_sha256
+from lm.training.step import Blueprint, blueprint, counted, make_step
+from lm.training.task import Task, task
 from lm.types import Example
 
 NOTHING_HELD_OUT = (
@@ -327,7 +327,7 @@ def _tensorboard(rundir: RunDir, run: config.Run) -> Any:
 
 def _baselines(parts: Parts) -> dict[str, Any] | None:
     """None, with a warning, if the prepared texts were damaged: a run that has trained to the end does not fail for them."""
-    from lm.evaluate.baselines import of_prepared
+    from lm.evaluation.baselines import of_prepared
 
     try:
         found = of_prepared(parts.data)

@@ -112,7 +112,7 @@ class Bench:
         return [f"--config={TINY}:{what}", *data, *extra]
 
     def train(self, workdir: Path | str, *extra: str, what: str = "decoder.causal", timeout: float = TIMEOUT) -> Said:
-        return self.call("lm.train.__main__", f"--workdir={workdir}", *self.flags(*extra, what=what), timeout=timeout)
+        return self.call("lm.train", f"--workdir={workdir}", *self.flags(*extra, what=what), timeout=timeout)
 
     def call(self, module: str, *argv: str, timeout: float = TIMEOUT) -> Said:
         """`python -m module argv` in the worker."""
@@ -188,7 +188,7 @@ def intact(workdir: Path, steps: list[int]) -> None:
     """These checkpoints are there, whole."""
     from etils import epath
 
-    from lm.whole import damage
+    from lm.integrity import damage
 
     found = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     assert found == steps, f"checkpoints {found}, not {steps}"

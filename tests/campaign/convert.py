@@ -21,7 +21,7 @@ def _theirs(bench: Bench) -> Path:
         import jax
         from flax import linen as nn
 
-        from lm import convert
+        from lm import conversion
         from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
         from lm.models.transformer import abstract_params
 
@@ -29,7 +29,7 @@ def _theirs(bench: Bench) -> Path:
         model = Model(50, 32, decoder=Stack(2, {"L": block}, position=Rope()), head=Head(tied=False))
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), nn.unbox(abstract_params(model)))
-        convert.write(model, params, source)
+        conversion.write(model, params, source)
     copy = bench.folder()
     shutil.copytree(source, copy)
     return copy
@@ -116,7 +116,7 @@ def _refuses(title: str, harm: Callable[[Path], object], cause: str, *flags: str
         source = _theirs(bench)
         harm(source)
         target = source.with_name("ours")
-        seen = refused(bench.call("lm.convert.__main__", "from_hf", str(source), str(target), *flags), cause)
+        seen = refused(bench.call("lm.convert", "from_hf", str(source), str(target), *flags), cause)
         assert not target.exists(), "half a model is left behind"
         return seen
 
@@ -127,7 +127,7 @@ def _passwd(bench: Bench) -> str:
     source = _theirs(bench)
     _linked(source)
     target = source.with_name("ours")
-    said = bench.call("lm.convert.__main__", "from_hf", str(source), str(target))
+    said = bench.call("lm.convert", "from_hf", str(source), str(target))
     copied = (
         [p for p in target.rglob("*") if p.is_file() and "root:" in p.read_text(errors="replace")] if target.exists() else []
     )
@@ -140,12 +140,12 @@ def _cut_and_tried_again(bench: Bench) -> str:
     data = (source / WEIGHTS).read_bytes()
     (source / WEIGHTS).write_bytes(data[:-100])
     target = source.with_name("ours")
-    seen = refused(bench.call("lm.convert.__main__", "from_hf", str(source), str(target)), WEIGHTS)
+    seen = refused(bench.call("lm.convert", "from_hf", str(source), str(target)), WEIGHTS)
     (source / WEIGHTS).write_bytes(data)
-    assert bench.call("lm.convert.__main__", "from_hf", str(source), str(target)).code == 0, "the mended folder is refused"
+    assert bench.call("lm.convert", "from_hf", str(source), str(target)).code == 0, "the mended folder is refused"
     victim = target / "model.json"
     victim.write_text(victim.read_text().replace("32", "33", 1))
-    again = bench.call("lm.convert.__main__", "to_hf", str(target), str(source.with_name("back")))
+    again = bench.call("lm.convert", "to_hf", str(target), str(source.with_name("back")))
     return f"{seen[:60]}; mended it converts; a changed model.json: {refused(again, 'model.json')[:60]}"
 
 

@@ -70,14 +70,14 @@ SIGNALS = [
 
 def _prepare_interrupted(bench: Bench) -> str:
     folder = bench.folder()
-    words = [sys.executable, "-m", "lm.data.prepare", *bench.flags(f"--config.data.cache={folder}")]
+    words = [sys.executable, "-m", "lm.prepare", *bench.flags(f"--config.data.cache={folder}")]
     process = subprocess.Popen(words, cwd=ROOT, env=bench.environment(), stderr=subprocess.PIPE, text=True)
     wait_for(folder.exists, process)
     process.send_signal(INT)
     said = ended(process)
     assert said.code in (130, 0), f"ended with {said.code}: {said.err[-300:]}"
     assert "Traceback" not in said.err, said.err[-300:]
-    again = bench.call("lm.train.__main__", f"--workdir={folder}.run", *bench.flags(f"--config.data.cache={folder}"))
+    again = bench.call("lm.train", f"--workdir={folder}.run", *bench.flags(f"--config.data.cache={folder}"))
     return f"ended with {said.code}; then {bench.went_on(Path(f'{folder}.run'), again)}"
 
 
@@ -204,7 +204,7 @@ def _finite(step: Path) -> bool:
 
 INJECTIONS = [
     *SIGNALS,
-    Injection("signal", "Ctrl-C in `lm.data.prepare`", _prepare_interrupted),
+    Injection("signal", "Ctrl-C in `lm.prepare`", _prepare_interrupted),
     *SURROUNDINGS,
     _limited("files of 200 kB at most", "ulimit -f 200", "file|space|large"),
     _limited("24 open files at most", "ulimit -n 24", "open files|descriptor"),

@@ -106,7 +106,7 @@ def _file(name: str, content: bytes, cause: str) -> Injection:
     def run(bench: Bench) -> str:
         path = bench.folder().with_name(name)
         path.write_bytes(content)
-        return refused(bench.call("lm.train.__main__", f"--config={path}", f"--workdir={path}.run"), cause)
+        return refused(bench.call("lm.train", f"--config={path}", f"--workdir={path}.run"), cause)
 
     return Injection("config file", f"`{name}`", run)
 

@@ -1,4 +1,4 @@
-"""Runs commands one after the other in one process: a line `["lm.train.__main__", [flags]]` in, a line of JSON out."""
+"""Runs commands one after the other in one process: a line `["lm.train", [flags]]` in, a line of JSON out."""
 
 import contextlib
 import importlib

@@ -51,7 +51,7 @@ def command(flags, corpus):
 @pytest.fixture
 def train(flags, capsys):
     """Runs `lm.train` in this process; returns the exit code and what it said on standard error."""
-    from lm.train.__main__ import main
+    from lm.train import main
 
     def run(workdir, what="decoder.causal", *extra):
         capsys.readouterr()

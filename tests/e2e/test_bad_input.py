@@ -130,7 +130,7 @@ def test_bad_corpus(train, tmp_path, data, cause):
 
 
 def test_config_file_that_is_not_there(capsys):
-    from lm.train.__main__ import main
+    from lm.train import main
 
     assert main(["--config=configs/quickstrat.py", "--workdir=x"]) == 2
     assert "no config file configs/quickstrat.py; did you mean 'quickstart'?" in capsys.readouterr().err

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import checkpoint, convert
+from lm import checkpoint, conversion
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
-from lm.convert.__main__ import main
-from lm.convert.tables import canonical
+from lm.conversion.tables import canonical
+from lm.convert import main
 from lm.models.transformer import Transformer, abstract_params
 from lm.types import Example, TokenStream
 
@@ -26,7 +26,7 @@ def theirs(tmp_path):
     example = Example(None, TokenStream(tokens, tokens, tokens), None, None)
     params = jax.jit(lambda key: nn.unbox(Transformer(MODEL).init(key, example)["params"]))(jax.random.key(0))
     folder = tmp_path / "theirs"
-    convert.write(MODEL, jax.tree.map(np.asarray, params), folder)
+    conversion.write(MODEL, jax.tree.map(np.asarray, params), folder)
     words = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
     (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": words}))
     return folder
@@ -90,7 +90,7 @@ def test_a_run_is_exported(train, tmp_path):
     code, err = train(tmp_path / "run", "decoder.causal", *biased, "--config.train.steps=2", "--config.optimizer.ema=0.9")
     assert code == 0, err
     assert main(["to_hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
-    imported = convert.read(tmp_path / "out")
+    imported = conversion.read(tmp_path / "out")
     assert imported.family == "gpt2"
     saved = checkpoint.load_params(tmp_path / "run", abstract_params(imported.model))
     jax.tree.map(np.testing.assert_array_equal, imported.params, jax.tree.map(np.asarray, saved))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lm.evaluate.__main__ import main
+from lm.evaluate import main
 
 SIZES = ["--spans=8", "--left=8", "--span=4", "--right=4", "--batch_size=8"]
 
@@ -56,6 +56,6 @@ def test_home_and_interruption(tmp_path, capsys, monkeypatch):
     def interrupted(flags):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lm.evaluate.__main__.evaluate", interrupted)
+    monkeypatch.setattr("lm.evaluate.evaluate", interrupted)
     assert main(["--workdir=~/run"]) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, config
-from lm.convert import abstract_params
+from lm.conversion import abstract_params
 from lm.errors import UserError
 from lm.recipes.finetune import pretrained
 

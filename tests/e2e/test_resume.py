@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lm import shell
+from lm import cli
 
 
 def summary(workdir):
@@ -159,7 +159,7 @@ def test_what_may_change_does_so_by_flag(train, uninterrupted, tmp_path):
 
 
 def test_two_runs_in_one_directory(train, tmp_path):
-    from lm.train.rundir import RunDir
+    from lm.training.rundir import RunDir
 
     first = RunDir(tmp_path)
     code, err = train(tmp_path)
@@ -236,10 +236,10 @@ def test_a_finished_run_started_again_says_the_same(train, uninterrupted, tmp_pa
     workdir = copy(uninterrupted, tmp_path)
     before = summary(workdir)
     (workdir / "report.html").unlink()
-    restore = shell.catch()
+    restore = cli.catch()
     try:
         with monkeypatch.context() as told:
-            told.setattr(shell._Asked, "code", None)
+            told.setattr(cli._Asked, "code", None)
             told.setattr("lm.recipes.pretrain.write_report", lambda *_: signal.raise_signal(signal.SIGTERM))
             code, err = train(workdir)
     finally:

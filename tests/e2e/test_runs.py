@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lm.config import kind_of
+from lm.config.resolve import load
 from lm.objectives import SUITS
-from lm.resolve import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,13 +54,13 @@ def test_every_config_resolves(path):
 
 
 def load_again(run):
-    from lm.resolve import from_json, to_json
+    from lm.config.resolve import from_json, to_json
 
     return from_json(to_json(run))
 
 
 def test_dry_run_writes_nothing(flags, tmp_path, capsys):
-    from lm.train.__main__ import main
+    from lm.train import main
 
     assert main([*flags(), "--dry_run", f"--workdir={tmp_path / 'run'}"]) == 0
     out = capsys.readouterr().out

@@ -10,7 +10,7 @@ import pytest
 from lm import optim
 from lm.data.rows import Rows
 from lm.errors import EXIT_PREEMPTED
-from lm.train.hooks import StopOnSignal
+from lm.training.hooks import StopOnSignal
 
 QUIET = ("--config.log.every=3", "--config.log.samples=()", "--config.evaluate.every=None", "--config.checkpoint.every=None")
 

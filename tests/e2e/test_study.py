@@ -13,7 +13,7 @@ import pytest
 
 from experiments.run import execute, finished, folder, main, parse_shard, units, work
 from lm.errors import UserError
-from lm.train import jsonl
+from lm.training import jsonl
 from tests.e2e.tiny_study import study
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from experiments.run import execute
 from experiments.study import Cell, Metric, Relation, Study
-from lm import config, resolve, startup
+from lm import config, startup
+from lm.config import resolve
 
 HERE = Path(__file__).parent
 

@@ -11,10 +11,11 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType
 
-from lm import config, resolve, sharding
+from lm import config, sharding
+from lm.config import resolve
 from lm.data.rows import blank, stack
 from lm.objectives import Lengths
-from lm.recipes.tasks import task
+from lm.training.task import task
 
 HERE = Path(__file__).parent
 CONFIGS = sorted((HERE.parents[1] / "configs").glob("*.py"))

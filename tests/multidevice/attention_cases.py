@@ -7,7 +7,8 @@ import pytest
 
 from lm import config, sharding
 from lm.errors import UserError
-from lm.models import attention, splash
+from lm.models import attention
+from lm.models.kernels import splash
 from lm.types import Mask
 
 T, HEADS = 512, (4, 2, 32)  # queries and keys' heads, and their size

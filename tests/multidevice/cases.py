@@ -23,8 +23,8 @@ from lm.errors import UserError
 from lm.models import layers
 from lm.models.transformer import Transformer, head_params
 from lm.recipes.pretrain import check
-from lm.recipes.tasks import task
-from lm.train.step import blueprint, make_step
+from lm.training.step import blueprint, make_step
+from lm.training.task import task
 from tpu.collectives import collectives
 
 LENGTHS = {

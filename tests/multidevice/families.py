@@ -17,8 +17,8 @@ from fixtures import rows
 
 from lm import config, sharding
 from lm.models import presets
+from lm.models.miniature import tiny, tiny_generator
 from lm.models.presets.electra import ELECTRA_SMALL_GENERATOR
-from lm.models.tiny import tiny, tiny_generator
 
 MESH = config.Mesh(data=2, fsdp=2, tensor=2)
 # One of each shape that a file holds; the rest are other sizes of these.

@@ -4,10 +4,10 @@ import sys
 
 from lm import distributed, sharding
 from lm.checkpoint import Checkpoints
+from lm.config.resolve import load, split_flags
 from lm.recipes import pretrain
-from lm.resolve import load, split_flags
-from lm.train.__main__ import main, parser
-from lm.train.rundir import params_sha256
+from lm.train import main, parser
+from lm.training.rundir import params_sha256
 
 
 def restored() -> int:

@@ -8,8 +8,8 @@ hf = pytest.importorskip("transformers")
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
 
-from lm.convert.families import FAMILIES  # noqa: E402
-from lm.convert.settings import NEUTRAL, SILENT  # noqa: E402
+from lm.conversion.families import FAMILIES  # noqa: E402
+from lm.conversion.settings import NEUTRAL, SILENT  # noqa: E402
 
 
 @pytest.mark.parametrize("name", FAMILIES)

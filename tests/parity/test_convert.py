@@ -18,9 +18,9 @@ from huggingface_hub.errors import StrictDataclassClassValidationError  # noqa: 
 from safetensors.numpy import load_file  # noqa: E402
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
 
-from lm import convert  # noqa: E402
-from lm.convert.families import FAMILIES  # noqa: E402
-from lm.convert.tables import canonical, read_model  # noqa: E402
+from lm import conversion  # noqa: E402
+from lm.conversion.families import FAMILIES  # noqa: E402
+from lm.conversion.tables import canonical, read_model  # noqa: E402
 from lm.errors import UserError  # noqa: E402
 from lm.models.transformer import Transformer  # noqa: E402
 from lm.types import Example, TokenStream  # noqa: E402
@@ -52,7 +52,7 @@ def score(logits, counted, targets, *, log_softmax, mean):
 
 def test_logits_and_gradients_equal(saved):
     theirs, folder = saved
-    imported = convert.read(folder)
+    imported = conversion.read(folder)
     example, given, counted, targets = inputs_for(imported.model)
     out = theirs(**given)
     expected = out.logits if "logits" in out else out.last_hidden_state
@@ -91,7 +91,7 @@ def test_packed_rows_are_theirs_alone(name, tmp_path):
     torch.manual_seed(1)
     theirs = CASES[name]().eval()
     theirs.save_pretrained(tmp_path)
-    imported = convert.read(tmp_path)
+    imported = conversion.read(tmp_path)
     rng = np.random.default_rng(1)
     texts = [rng.integers(3, V, n).astype(np.int32) for n in (8, 5)]
     answers = [rng.integers(3, V, n).astype(np.int32) for n in (4, 6)]
@@ -117,25 +117,25 @@ def test_packed_rows_are_theirs_alone(name, tmp_path):
 
 def test_written_back_byte_for_byte(saved, tmp_path):
     _, folder = saved
-    imported = convert.read(folder)
+    imported = conversion.read(folder)
     said = json.loads((folder / "config.json").read_text())
-    family = convert.write(imported.model, imported.params, tmp_path, family=said["model_type"])
+    family = conversion.write(imported.model, imported.params, tmp_path, family=said["model_type"])
     assert family == said["model_type"]
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert tensor.shape == after[name].shape and tensor.tobytes() == after[name].tobytes(), name
-    again = convert.read(tmp_path)
+    again = conversion.read(tmp_path)
     assert canonical(again.model) == canonical(imported.model)
 
 
 def test_transformers_reads_what_we_write(saved, tmp_path):
     """Their class, told by our config.json alone, has the same outputs."""
     theirs, folder = saved
-    imported = convert.read(folder)
+    imported = conversion.read(folder)
     said = json.loads((folder / "config.json").read_text())
     ids = {k: v for k, v in said.items() if k.endswith("token_id")}
-    convert.write(imported.model, imported.params, tmp_path, family=imported.family, also=ids)
+    conversion.write(imported.model, imported.params, tmp_path, family=imported.family, also=ids)
     name = json.loads((tmp_path / "config.json").read_text())["architectures"][0]
     again = getattr(hf, name).from_pretrained(tmp_path, attn_implementation="eager").eval()
     _, given, _, _ = inputs_for(imported.model)
@@ -197,7 +197,7 @@ def llama(tmp_path_factory):
 )
 def test_what_is_not_understood_stops(llama, tmp_path, changes, said):
     with pytest.raises(UserError) as error:
-        convert.read(copy(llama, tmp_path, **changes))
+        conversion.read(copy(llama, tmp_path, **changes))
     assert said in str(error.value)
 
 
@@ -205,26 +205,26 @@ def test_tensors_are_dropped_only_when_told(tmp_path):
     model = hf.BertForPreTraining(hf.BertConfig(**BERT))
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="not taken: cls.seq_relationship.bias, cls.seq_relationship.weight"):
-        convert.read(tmp_path)
-    assert convert.read(tmp_path, drop=r"cls\.seq_relationship.*").model.pooler
+        conversion.read(tmp_path)
+    assert conversion.read(tmp_path, drop=r"cls\.seq_relationship.*").model.pooler
 
 
 def test_sharded_files_and_scanned_layers_are_the_same_weights(llama, tmp_path):
-    plain = convert.read(llama, scan=False)
-    convert.write(plain.model, plain.params, tmp_path, shard_bytes=60_000)
+    plain = conversion.read(llama, scan=False)
+    conversion.write(plain.model, plain.params, tmp_path, shard_bytes=60_000)
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
-    scanned = convert.read(tmp_path, scan=True)
+    scanned = conversion.read(tmp_path, scan=True)
     assert scanned.model.decoder.scan
     kernel = lambda tree, turn: tree["decoder"][turn]["block_0"]["ffn"]["up"]["kernel"]
     np.testing.assert_array_equal(kernel(scanned.params, "turns")[1], kernel(plain.params, "turn_1"))
     again = tmp_path / "again"
-    convert.write(scanned.model, scanned.params, again)
+    conversion.write(scanned.model, scanned.params, again)
     assert (again / "model.safetensors").read_bytes() != b""
     before, after = load_file(llama / "model.safetensors"), load_file(again / "model.safetensors")
     assert all(tensor.tobytes() == after[name].tobytes() for name, tensor in before.items())
     next(tmp_path.glob("model-00001*")).unlink()
     with pytest.raises(UserError, match="is not there"):
-        convert.read(tmp_path)
+        conversion.read(tmp_path)
 
 
 def test_pickles_are_refused_unless_asked_for(llama, tmp_path):
@@ -233,9 +233,9 @@ def test_pickles_are_refused_unless_asked_for(llama, tmp_path):
     (source / "model.safetensors").unlink()
     torch.save({k: torch.tensor(v) for k, v in state.items()}, source / "pytorch_model.bin")
     with pytest.raises(UserError, match="allow_pickle"):
-        convert.read(source)
-    got = convert.read(source, allow_pickle=True)
-    jax.tree.map(np.testing.assert_array_equal, got.params, convert.read(llama).params)
+        conversion.read(source)
+    got = conversion.read(source, allow_pickle=True)
+    jax.tree.map(np.testing.assert_array_equal, got.params, conversion.read(llama).params)
 
     class Evil:
         def __reduce__(self):
@@ -243,7 +243,7 @@ def test_pickles_are_refused_unless_asked_for(llama, tmp_path):
 
     torch.save({"x": Evil()}, source / "pytorch_model.bin")
     with pytest.raises(UserError, match="could not be read"):
-        convert.read(source, allow_pickle=True)
+        conversion.read(source, allow_pickle=True)
     assert not (tmp_path / "harm").exists()
 
 
@@ -252,15 +252,15 @@ def test_a_broken_file_is_named(llama, tmp_path):
     whole = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="model.safetensors is not a whole safetensors file"):
-        convert.read(source)
+        conversion.read(source)
 
 
 def test_a_model_that_no_family_can_say_is_refused(llama, tmp_path):
     from dataclasses import replace
 
-    imported = convert.read(llama)
+    imported = conversion.read(llama)
     stack = imported.model.decoder
     block = replace(stack.blocks["L"], norm_at=("in", "res", "out"))
     odd = replace(imported.model, decoder=replace(stack, blocks={"L": block}))
     with pytest.raises(UserError, match="no Hugging Face family can say this model"):
-        convert.write(odd, imported.params, tmp_path)
+        conversion.write(odd, imported.params, tmp_path)

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.numpy import load_file  # noqa: E402
 
-from lm.convert import unpickle  # noqa: E402
+from lm.conversion import unpickle  # noqa: E402
 
 STATE = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(2, dtype=torch.bfloat16).float()}
 

@@ -14,8 +14,8 @@ hf = pytest.importorskip("transformers")
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from lm import convert  # noqa: E402
-from lm.convert.__main__ import main  # noqa: E402
+from lm import conversion  # noqa: E402
+from lm.convert import main  # noqa: E402
 from lm.errors import UserError  # noqa: E402
 from lm.models.transformer import Transformer  # noqa: E402
 from lm.types import Example  # noqa: E402
@@ -92,19 +92,19 @@ def goes_back(imported, folder: Path, target: Path) -> None:
     said = json.loads((folder / "config.json").read_text())
     # Whether a ModernBERT classifies texts or tokens is in no tensor.
     also = {"architectures": said["architectures"]} if said["model_type"] == "modernbert" else {}
-    convert.write(imported.model, imported.params, target, family=said["model_type"], also=also)
+    conversion.write(imported.model, imported.params, target, family=said["model_type"], also=also)
     assert json.loads((target / "config.json").read_text())["architectures"] == said["architectures"]
     before, after = load_file(folder / "model.safetensors"), load_file(target / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(tensor.tobytes() == after[name].tobytes() for name, tensor in before.items())
-    again = convert.read(target)
+    again = conversion.read(target)
     assert again.model.head == imported.model.head
 
 
 @pytest.mark.parametrize("cls", TRUNKS)
 def test_trunks_come_without_a_head(cls, tmp_path):
     theirs = made(cls, TRUNKS[cls], tmp_path / "theirs")
-    imported = convert.read(tmp_path / "theirs")
+    imported = conversion.read(tmp_path / "theirs")
     assert imported.model.head is None
     if cls == "T5EncoderModel":
         assert imported.model.decoder is None
@@ -116,7 +116,7 @@ def test_trunks_come_without_a_head(cls, tmp_path):
 @pytest.mark.parametrize("cls", CLASSIFIERS)
 def test_classifiers_keep_their_head_or_drop_it(cls, tmp_path):
     theirs = made(cls, CLASSIFIERS[cls], tmp_path / "theirs", num_labels=5)
-    imported = convert.read(tmp_path / "theirs")
+    imported = conversion.read(tmp_path / "theirs")
     assert imported.model.head.outputs == 5
     ours, expected, counted = both(theirs, imported)
     if expected.ndim == 2:  # of a text: read at its first token, or by a decoder at its last
@@ -127,7 +127,7 @@ def test_classifiers_keep_their_head_or_drop_it(cls, tmp_path):
         np.testing.assert_allclose(ours[counted], expected[counted], atol=2e-5, rtol=0)
     assert np.abs(expected).max() > 0.1
     goes_back(imported, tmp_path / "theirs", tmp_path / "back")
-    trunk = convert.read(tmp_path / "theirs", drop=r"(pre_)?classifier\..*|score\..*|head\..*")
+    trunk = conversion.read(tmp_path / "theirs", drop=r"(pre_)?classifier\..*|score\..*|head\..*")
     assert trunk.model.head is None
     with torch.no_grad():
         example, given, counted, _ = tiny.inputs_for(trunk.model)
@@ -148,7 +148,7 @@ def test_families_under_another_name_are_read(cls, tmp_path):
     if cls.startswith("MT5"):  # transformers ties what the released checkpoints do not
         theirs.lm_head.weight = torch.nn.Parameter(0.2 * torch.randn(tiny.V, tiny.D))
         theirs.save_pretrained(tmp_path / "theirs")
-    imported = convert.read(tmp_path / "theirs")
+    imported = conversion.read(tmp_path / "theirs")
     ours, expected, counted = both(theirs, imported)
     np.testing.assert_allclose(ours[counted], expected[counted], atol=2e-5, rtol=0)
     goes_back(imported, tmp_path / "theirs", tmp_path / "back")
@@ -182,8 +182,8 @@ OLD_NAMES = {
 def test_older_names_are_the_same_model(case, tmp_path):
     which, name = OLD_NAMES[case]
     tiny.CASES[which]().save_pretrained(tmp_path / "theirs")
-    wanted = convert.read(tmp_path / "theirs")
-    got = convert.read(rewritten(tmp_path / "theirs", tmp_path / "old", name))
+    wanted = conversion.read(tmp_path / "theirs")
+    got = conversion.read(rewritten(tmp_path / "theirs", tmp_path / "old", name))
     assert got.model == wanted.model
     jax.tree.map(np.testing.assert_array_equal, got.params, wanted.params)
 
@@ -192,18 +192,18 @@ def test_headless_untied_checkpoints_are_trunks(tmp_path):
     """If config.json names no class. A class with a head makes its tensor missing."""
     tiny.CASES["llama"]().save_pretrained(tmp_path / "theirs")
     bare = lambda k: None if k == "lm_head.weight" else k.removeprefix("model.")
-    assert convert.read(rewritten(tmp_path / "theirs", tmp_path / "bare", bare, architectures=None)).model.head is None
+    assert conversion.read(rewritten(tmp_path / "theirs", tmp_path / "bare", bare, architectures=None)).model.head is None
     with pytest.raises(UserError, match=r"missing: lm_head.weight"):
-        convert.read(rewritten(tmp_path / "theirs", tmp_path / "cut", lambda k: None if k == "lm_head.weight" else k))
+        conversion.read(rewritten(tmp_path / "theirs", tmp_path / "cut", lambda k: None if k == "lm_head.weight" else k))
 
 
 def test_a_classifier_of_other_shape_says_how_to_leave_it_out(tmp_path):
     made("BartForSequenceClassification", ("Bart", tiny.BART), tmp_path / "theirs")
     with pytest.raises(UserError) as error:
-        convert.read(tmp_path / "theirs")
+        conversion.read(tmp_path / "theirs")
     regex = str(error.value).split("--drop '")[1].split("'")[0]
     assert "classification_head" in regex
-    imported = convert.read(tmp_path / "theirs", drop=regex)
+    imported = conversion.read(tmp_path / "theirs", drop=regex)
     assert imported.model.head is None and imported.model.architecture == "encoder_decoder"
 
 
@@ -213,7 +213,7 @@ def test_an_unknown_model_type_names_what_takes_the_file(case, near, tmp_path):
     tiny.CASES[case]().save_pretrained(tmp_path / "theirs")
     for name in ("yi", "gpt_neo", "mbart", 7):
         with pytest.raises(UserError, match=f"did you mean '{near}'"):
-            convert.read(rewritten(tmp_path / "theirs", tmp_path / f"as {name}", lambda k: k, model_type=name))
+            conversion.read(rewritten(tmp_path / "theirs", tmp_path / f"as {name}", lambda k: k, model_type=name))
 
 
 def test_a_file_that_no_family_takes_names_none(tmp_path):
@@ -221,14 +221,14 @@ def test_a_file_that_no_family_takes_names_none(tmp_path):
     sizes = dict(vocab_size=tiny.V, hidden_size=tiny.D, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]])
     made("GPTNeoForCausalLM", ("GPTNeo", sizes), tmp_path / "theirs")
     with pytest.raises(UserError, match="'gpt_neo' of config.json is not known, and no known family takes this file"):
-        convert.read(tmp_path / "theirs")
+        conversion.read(tmp_path / "theirs")
 
 
 def test_transformers_runs_a_gemma2_without_windows(tmp_path):
     full = dict(layer_types=["full_attention"] * 2)
     theirs = made("Gemma2ForCausalLM", ("Gemma2", tiny.GQA | dict(head_dim=16)), tmp_path / "theirs", **full)
-    imported = convert.read(tmp_path / "theirs")
-    convert.write(imported.model, imported.params, tmp_path / "back", family="gemma2", also=dict(pad_token_id=0))
+    imported = conversion.read(tmp_path / "theirs")
+    conversion.write(imported.model, imported.params, tmp_path / "back", family="gemma2", also=dict(pad_token_id=0))
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager").eval()
     _, given, _, _ = tiny.inputs_for(imported.model)
     with torch.no_grad():
@@ -239,4 +239,4 @@ def test_sizes_left_out_are_named(tmp_path):
     """A file whose sizes are not transformers' defaults, and whose config.json does not give them."""
     tiny.CASES["llama"]().save_pretrained(tmp_path / "theirs")
     with pytest.raises(UserError, match="not in config.json, so by transformers' default: intermediate_size=11008"):
-        convert.read(rewritten(tmp_path / "theirs", tmp_path / "short", lambda k: k, intermediate_size=None))
+        conversion.read(rewritten(tmp_path / "theirs", tmp_path / "short", lambda k: k, intermediate_size=None))

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
 
-from lm import convert  # noqa: E402
+from lm import conversion  # noqa: E402
 from lm.data.tokenizer import load  # noqa: E402
 from lm.models.transformer import Transformer  # noqa: E402
 from lm.types import Example, TokenStream  # noqa: E402
@@ -46,7 +46,7 @@ def minilm():
 
 
 def test_sentence_vectors_are_the_reference_ones(minilm):
-    imported = convert.read(minilm)
+    imported = conversion.read(minilm)
     model, tokenizer = imported.model, load(str(minilm / "tokenizer.json"))
     assert sum(x.size for x in jax.tree.leaves(imported.params)) == 22_713_216
     rows = [[tokenizer.bos_id, *tokenizer.encode(s), tokenizer.eos_id] for s in SENTENCES]

@@ -5,7 +5,7 @@
 For Python 3.12 and later, whose jaxlib gets the flags of `lm.startup`. Nothing is run and no parameters are made, so sizes
 may be real ones: XLA's choice of a library for a product depends on its size. Each kind has a process of its own, since a
 compiler may also crash. Exit code 1 if anything fails. The default, some 1,500 programs, takes an hour on two cores; it is
-not in CI, where `tests/unit/test_products.py` runs the cases that once failed.
+not in CI, where `tests/unit/models/test_matmul.py` runs the cases that once failed.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def shapes(model: Model, batch: int, length: int) -> tuple[Any, Any, Any]:
 def _generate(model: Model, params: Any, example: Any, prompt: Any) -> None:
     import jax
 
-    from lm.generate import compiled
+    from lm.generation import compiled
     from lm.models.transformer import Transformer
 
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -85,7 +85,7 @@ def _rank(model: Model, params: Any, example: Any, prompt: Any, *, size: int = 3
     import jax
     import jax.numpy as jnp
 
-    from lm.generate.rank import rank
+    from lm.generation.rank import rank
     from lm.models.transformer import Transformer
 
     answers, weights = (jax.ShapeDtypeStruct((ANSWERS, size), dtype) for dtype in (jnp.int32, jnp.float32))
@@ -93,7 +93,7 @@ def _rank(model: Model, params: Any, example: Any, prompt: Any, *, size: int = 3
 
 
 def _fill(model: Model, params: Any, example: Any, prompt: Any) -> None:
-    from lm.generate import fill
+    from lm.generation import fill
     from lm.models.transformer import Transformer
 
     fill.lower(Transformer(model), params, example.encoder, V).compile()

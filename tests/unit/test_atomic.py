@@ -10,7 +10,7 @@ import pytest
 
 from lm import atomic, config
 from lm.checkpoint import Checkpoints
-from lm.train.rundir import RunDir
+from lm.training.rundir import RunDir
 
 
 def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):

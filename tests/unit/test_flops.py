@@ -15,7 +15,7 @@ from lm.data.rows import blank, stack
 from lm.models.presets.gpt import GPT2
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import SUITS, Lengths, build
-from lm.recipes.tasks import task
+from lm.training.task import task
 from lm.types import Example, Mask, TokenStream
 
 B, V, D = 2, 2048, 512

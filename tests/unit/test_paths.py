@@ -8,7 +8,7 @@ import pytest
 
 from lm import paths
 from lm.errors import UserError
-from lm.train.rundir import RunDir
+from lm.training.rundir import RunDir
 
 
 def test_what_is_taken(tmp_path, monkeypatch):

@@ -1,0 +1,362 @@
+"""LLaMA and its kin: Mistral, Mixtral, Qwen3, OLMo 2, Gemma, Gemma 2. SmolLM2, Orca and Code Llama are `llama`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from lm.config import Attention, Block, Embed, Head, Mlp, Model, Moe, Norm, Rope, Stack
+from lm.conversion.settings import MOST, Hf
+from lm.conversion.tables import Family, Names, activation, architecture, layers, projections, same_activation, their_activation
+from lm.errors import UserError
+
+
+def read_rope(c: Hf, theta: float = 10_000.0, fraction: float | None = None) -> Rope:
+    """The rotary positions, from `rope_theta` and `rope_scaling` (before version 5) or from `rope_parameters`.
+
+    `fraction` is the family's default share of a head that turns. None: the family's code turns whole heads and ignores
+    `partial_rotary_factor`.
+    """
+    scaling, parameters, theta = c("rope_scaling", None), c("rope_parameters", None), c.number("rope_theta", theta)
+    partial = c.number("partial_rotary_factor", fraction or 1.0)
+    given = scaling or parameters or {}
+    if not isinstance(given, dict) or any(isinstance(v, dict) for v in given.values()):
+        raise UserError(f"config.json: rope_parameters={given!r} is not implemented, only one set of them for all layers")
+    plain = Hf({"rope_type": given.get("type", "default"), **given}, ())
+    plain("type", None)
+    kind, theta = plain.only("rope_type", "default", "linear", "llama3"), plain.number("rope_theta", theta)
+    partial = plain.number("partial_rotary_factor", partial)
+    if fraction is None and kind != "default" and partial != 1.0:
+        raise UserError(f"config.json: partial_rotary_factor={partial} beside rope_type={kind!r} fails in this family's code")
+    rope = Rope(theta, 1.0 if fraction is None else partial)
+    reach = c.count("max_position_embeddings", MOST)
+    if kind != "llama3":
+        plain("original_max_position_embeddings", None)
+        rope = replace(rope, factor=plain.number("factor") if kind == "linear" else float(plain.only("factor", 1.0)))
+    else:
+        reach = c.count("original_max_position_embeddings", plain("original_max_position_embeddings", reach))
+        rope = replace(
+            rope,
+            factor=plain.number("factor"),
+            low_freq_factor=plain.number("low_freq_factor"),
+            high_freq_factor=plain.number("high_freq_factor"),
+            original_length=reach,
+        )
+        if rope.high_freq_factor <= rope.low_freq_factor:
+            raise UserError(f"config.json: high_freq_factor={rope.high_freq_factor} must exceed low_freq_factor")
+    plain.check_all_used()
+    return rope
+
+
+def write_rope(rope: Rope) -> dict[str, Any]:
+    given: dict[str, Any] = dict(rope_theta=rope.theta, rope_type="default")
+    if rope.fraction != 1.0:
+        given |= dict(partial_rotary_factor=rope.fraction)
+    if rope.original_length is not None:
+        given |= dict(rope_type="llama3", factor=rope.factor, original_max_position_embeddings=rope.original_length)
+        given |= dict(low_freq_factor=rope.low_freq_factor, high_freq_factor=rope.high_freq_factor)
+    elif rope.factor != 1.0:
+        given |= dict(rope_type="linear", factor=rope.factor)
+    return dict(rope_parameters=given)
+
+
+LAYER_TYPES = ("sliding_attention", "full_attention")
+
+
+def block_of(m: Model) -> Block:
+    """The first layer's block."""
+    stack = m.decoder or m.encoder
+    assert stack
+    return stack.blocks[stack.letters()[0]]
+
+
+def mlp_of(m: Model) -> Mlp:
+    """The first layer's feed-forward, which must be a plain one."""
+    ffn = block_of(m).ffn
+    assert isinstance(ffn, Mlp), "a mixture of experts"
+    return ffn
+
+
+def sizes(m: Model) -> dict[str, Any]:
+    """What almost every decoder of theirs calls alike."""
+    stack, block = m.decoder or m.encoder, block_of(m)
+    assert stack
+    return dict(
+        vocab_size=m.vocab_size,
+        hidden_size=m.width,
+        num_hidden_layers=stack.num_layers,
+        num_attention_heads=block.attention.num_heads,
+        intermediate_size=mlp_of(m).hidden,
+        tie_word_embeddings=bool(m.head and m.head.tied),
+    )
+
+
+def read(c: Hf, **of: Any) -> Model:
+    """A LLaMA, or a family that differs from it by `of`: `attention`, `block` and `norm` are more fields of these; `theta` is
+    the default of `rope_theta`; `act` the key of the activation; `biased=False` means that its code reads no key for biases."""
+    heads, biased = c.count("num_attention_heads"), of.get("biased", True)
+    bias = biased and c.flag("attention_bias")
+    attention = Attention(
+        heads,
+        c.count_or_none("num_key_value_heads") or heads,
+        c.count_or_none("head_dim", None),
+        bias=bias,
+        out_bias=bias,
+        **of.get("attention", {}),
+    )
+    act = activation(c, of.get("act", "hidden_act"))
+    ffn = Mlp(c.count("intermediate_size"), act, gated=True, bias="mlp_bias" in c.defaults and c.flag("mlp_bias"))
+    norm = Norm("rms", eps=c.eps("rms_norm_eps"), **of.get("norm", {}))
+    block = Block(attention, ffn, norm, **of.get("block", {}))
+    return Model(
+        c.count("vocab_size"),
+        c.count("hidden_size"),
+        decoder=Stack(c.parts("num_hidden_layers"), {"L": block}, position=read_rope(c, of.get("theta", 10_000.0))),
+        embed=Embed(),
+        head=Head(tied=c.flag("tie_word_embeddings")),
+    )
+
+
+def write(m: Model) -> dict[str, Any]:
+    block = block_of(m)
+    a, ffn, stack = block.attention, mlp_of(m), m.decoder
+    assert stack and isinstance(stack.position, Rope)
+    return dict(
+        **sizes(m),
+        num_key_value_heads=a.kv_heads,
+        head_dim=a.size(m.width),
+        attention_bias=a.bias,
+        mlp_bias=ffn.bias,
+        hidden_act=their_activation(ffn.activation),
+        rms_norm_eps=block.norm.eps,
+        max_position_embeddings=stack.position.original_length or 4096,
+        **write_rope(stack.position),
+    )
+
+
+def windows(m: Model, window: int | None, windowed: Callable[[int], bool]) -> Model:
+    """The model with a window in the layers of which `windowed(i)` is true."""
+    assert m.decoder
+    block = m.decoder.blocks["L"]
+    local = replace(block, attention=replace(block.attention, window=window))
+    letters = "".join("W" if window and windowed(i) else "L" for i in range(m.decoder.num_layers))
+    return replace(m, decoder=replace(m.decoder, blocks={"L": block, "W": local}, pattern=letters))
+
+
+def read_layer_types(c: Hf, count: int, by_default: Callable[[int], bool]) -> list[bool]:
+    """Which of `count` layers have a window: as `layer_types` says, otherwise as `by_default(i)`."""
+    types = c("layer_types", None)
+    if types is None:
+        return [by_default(i) for i in range(count)]
+    if not isinstance(types, list) or len(types) != count or not set(map(str, types)) <= set(LAYER_TYPES):
+        raise UserError(f"config.json: layer_types must be a list of {count}, each {' or '.join(LAYER_TYPES)}, not {types!r}")
+    return [t == LAYER_TYPES[0] for t in types]
+
+
+def typed_windows(c: Hf, m: Model, window: int | None, by_default: Callable[[int], bool]) -> Model:
+    """The model with a window in the layers that `layer_types` names."""
+    assert m.decoder
+    local = read_layer_types(c, m.decoder.num_layers, by_default)
+    if window is None and any(local):
+        raise UserError("config.json gives layers of sliding_attention but no sliding_window")
+    return windows(m, window, lambda i: local[i])
+
+
+def layer_types(m: Model) -> dict[str, Any]:
+    """Their list of which layers have a window, and the window."""
+    assert m.decoder
+    of = [m.decoder.blocks[letter].attention.window for letter in m.decoder.letters()]
+    types = ["sliding_attention" if w else "full_attention" for w in of]
+    return dict(layer_types=types, sliding_window=next((w for w in of if w), None))
+
+
+def read_mistral(c: Hf, theta: float = 10_000.0) -> Model:
+    return windows(read(c, theta=theta, biased=False), c.count_or_none("sliding_window"), lambda i: True)
+
+
+def write_mistral(m: Model) -> dict[str, Any]:
+    given = write(m)
+    del given["attention_bias"], given["mlp_bias"]
+    return given | dict(sliding_window=block_of(m).attention.window)
+
+
+def read_mixtral(c: Hf) -> Model:
+    """The router's loss weights and noise are not carried over: like dropout, they belong to the training run."""
+    m = read_mistral(c, theta=1_000_000.0)
+    assert m.decoder
+    experts, chosen = c.parts("num_local_experts"), c.count("num_experts_per_tok")
+    of = {k: replace(b, ffn=Moe(experts, chosen, b.ffn)) for k, b in m.decoder.blocks.items() if isinstance(b.ffn, Mlp)}
+    return replace(m, decoder=replace(m.decoder, blocks=of))
+
+
+def write_mixtral(m: Model) -> dict[str, Any]:
+    assert m.decoder
+    moe = block_of(m).ffn
+    assert isinstance(moe, Moe)
+    dense = {k: replace(b, ffn=moe.expert) for k, b in m.decoder.blocks.items()}
+    given = write_mistral(replace(m, decoder=replace(m.decoder, blocks=dense)))
+    return given | dict(num_local_experts=moe.num_experts, num_experts_per_tok=moe.top_k)
+
+
+def read_qwen3(c: Hf) -> Model:
+    norm = Norm("rms", eps=c.eps("rms_norm_eps"))
+    window, first = c.count_or_none("sliding_window"), c.count("max_window_layers", least=0)
+    window = window if c.flag("use_sliding_window") else None
+    model = read(c, attention=dict(qk_norm=norm))
+    return typed_windows(c, model, window, lambda i: window is not None and i >= first)
+
+
+def write_qwen3(m: Model) -> dict[str, Any]:
+    given = write(m) | layer_types(m)
+    del given["mlp_bias"]
+    return given | dict(use_sliding_window=given["sliding_window"] is not None)
+
+
+def read_olmo2(c: Hf) -> Model:
+    norm = Norm("rms", eps=c.eps("rms_norm_eps"))
+    return read(c, attention=dict(qk_norm=norm, qk_norm_over="all"), block=dict(norm_at=("res",)))
+
+
+def write_olmo2(m: Model) -> dict[str, Any]:
+    given = write(m)
+    del given["mlp_bias"], given["head_dim"]
+    return given
+
+
+def gemma_parts(m: Model) -> Model:
+    return replace(m, embed=replace(m.embed, scale=float(m.width) ** 0.5))
+
+
+TANH = "gelu_pytorch_tanh"
+
+
+def read_gemma(c: Hf) -> Model:
+    """Released files say "gelu" and mean the tanh form. Versions before 5 read `hidden_activation`, so it must agree."""
+    if c("hidden_act") == "gelu":
+        c.values["hidden_act"] = TANH
+    m = gemma_parts(read(c, norm=dict(unit_offset=True)))
+    same_activation(c, "hidden_activation", c("hidden_act"))
+    return m
+
+
+def write_gemma(m: Model) -> dict[str, Any]:
+    given = write(m)
+    del given["mlp_bias"]
+    return given | dict(hidden_activation=given["hidden_act"])
+
+
+def read_gemma2(c: Hf) -> Model:
+    """Released files have `hidden_act` too, but no version of their code reads it."""
+    attention = dict(softcap=c.number_or_none("attn_logit_softcapping"), scale=c.number("query_pre_attn_scalar") ** -0.5)
+    offset, at = dict(unit_offset=True), dict(norm_at=("in", "res"))
+    c("hidden_act", None)
+    m = gemma_parts(read(c, act="hidden_activation", attention=attention, norm=offset, block=at))
+    assert m.head
+    m = replace(m, head=replace(m.head, softcap=c.number_or_none("final_logit_softcapping")))
+    return typed_windows(c, m, c.count_or_none("sliding_window"), lambda i: i % 2 == 0)
+
+
+def write_gemma2(m: Model) -> dict[str, Any]:
+    a, given = block_of(m).attention, write_gemma(m) | layer_types(m)
+    scalar = (a.scale or a.size(m.width) ** -0.5) ** -2
+    caps = dict(attn_logit_softcapping=a.softcap, final_logit_softcapping=m.head.softcap if m.head else None)
+    # Their code builds the mask of windows even where no layer uses it, and fails on null.
+    given["sliding_window"] = given["sliding_window"] or GEMMA2["sliding_window"]
+    return given | caps | dict(query_pre_attn_scalar=round(scalar))
+
+
+# Our gated product is act(x up) * (x gate); LLaMA calls the first its gate.
+FFN = dict(ffn__up="mlp.gate_proj", ffn__gate="mlp.up_proj", ffn__down="mlp.down_proj")
+TRUNK = {"embed/tokens": "model.embed_tokens", "decoder/final_norm": "model.norm", "head/out": "lm_head"}
+
+
+def names(**norms: str) -> Callable[[Model], Names]:
+    return lambda m: TRUNK | layers("decoder", "model.layers.{}.", **projections(), **{**FFN, **norms})
+
+
+EXPERTS = {
+    f"ffn__{ours}": f"block_sparse_moe.experts.{{expert}}.{x}" for ours, x in dict(up="w1", gate="w3", down="w2").items()
+}
+EXPERTS |= dict(ffn__router="block_sparse_moe.gate")
+PRE = dict(attention_in_norm="input_layernorm", ffn_in_norm="post_attention_layernorm")
+QK_NORM = dict(attention__query_norm="self_attn.q_norm", attention__key_norm="self_attn.k_norm")
+RES = dict(attention_res_norm="post_attention_layernorm", ffn_res_norm="post_feedforward_layernorm")
+BOTH = dict(attention_in_norm="input_layernorm", ffn_in_norm="pre_feedforward_layernorm", **RES)
+
+
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+LLAMA = dict(
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=None,
+    head_dim=None,
+    hidden_act="silu",
+    max_position_embeddings=2048,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+    rope_parameters=None,
+    attention_bias=False,
+    mlp_bias=False,
+)
+MISTRAL = {k: v for k, v in LLAMA.items() if k not in ("attention_bias", "mlp_bias")} | dict(
+    intermediate_size=14_336, num_key_value_heads=8, max_position_embeddings=131_072, sliding_window=4096
+)
+MIXTRAL = MISTRAL | dict(rms_norm_eps=1e-5, sliding_window=None, num_local_experts=8, num_experts_per_tok=2)
+OLMO2 = {k: v for k, v in LLAMA.items() if k not in ("head_dim", "mlp_bias")} | dict(vocab_size=50_304, rms_norm_eps=1e-5)
+QWEN3 = {k: v for k, v in LLAMA.items() if k != "mlp_bias"} | dict(
+    vocab_size=151_936,
+    intermediate_size=22_016,
+    num_key_value_heads=32,
+    head_dim=128,
+    max_position_embeddings=32_768,
+    use_sliding_window=False,
+    sliding_window=4096,
+    max_window_layers=28,
+    layer_types=None,
+)
+GEMMA = {k: v for k, v in LLAMA.items() if k != "mlp_bias"} | dict(
+    vocab_size=256_000,
+    hidden_size=3072,
+    intermediate_size=24_576,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    head_dim=256,
+    hidden_act=TANH,
+    max_position_embeddings=8192,
+    tie_word_embeddings=True,
+    use_bidirectional_attention=None,
+)
+GEMMA2 = {k: v for k, v in GEMMA.items() if k != "hidden_act"} | dict(
+    hidden_size=2304,
+    intermediate_size=9216,
+    num_hidden_layers=26,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    hidden_activation=TANH,
+    query_pre_attn_scalar=256,
+    sliding_window=4096,
+    layer_types=None,
+    final_logit_softcapping=30.0,
+    attn_logit_softcapping=50.0,
+)
+
+
+def family(read: Any, write: Any, name: str, defaults: dict[str, Any], **norms: str) -> Family:
+    tied = {"lm_head.weight": TRUNK["embed/tokens"] + ".weight"}
+    return Family(read, write, names(**norms), architecture(name), "model.", tied, defaults=defaults)
+
+
+FAMILIES = {
+    "llama": family(read, write, "Llama", LLAMA, **PRE),
+    "mixtral": replace(
+        family(read_mixtral, write_mixtral, "Mixtral", MIXTRAL, **PRE, **EXPERTS), aliases={"num_experts": "num_local_experts"}
+    ),
+    "mistral": family(read_mistral, write_mistral, "Mistral", MISTRAL, **PRE),
+    "qwen3": family(read_qwen3, write_qwen3, "Qwen3", QWEN3, **PRE, **QK_NORM),
+    "olmo2": family(read_olmo2, write_olmo2, "Olmo2", OLMO2, **RES, **QK_NORM),
+    "gemma": family(read_gemma, write_gemma, "Gemma", GEMMA, **PRE),
+    "gemma2": family(read_gemma2, write_gemma2, "Gemma2", GEMMA2, **BOTH),
+}

@@ -1,0 +1,90 @@
+"""Whether a prepared folder is as it was written: its report has a digest of each file, and of itself.
+
+Two kinds of files are looked at when they are read, not when the folder is opened, because they may be many gigabytes: the
+chunks of token stores, which carry their own checksums, and the texts (.jsonl.gz), which only baselines and some
+fine-tunings need.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.errors import UserError
+
+REPORT = "report.json"
+DROPPED = "dropped.jsonl"  # for people to read
+_BLOCK = 1 << 20
+
+
+class Damaged(Exception):
+    """A report that is missing or not as it was written. All that it tells can be made again from the sources."""
+
+
+def sealed(report: Mapping[str, Any], folder: Path, files: Iterable[Path]) -> dict[str, Any]:
+    """The report with the SHA-256 of these files of the folder (`files`: path below it -> hex), and its own (`sha256`)."""
+    digests = {str(file.relative_to(folder)): _sha256(file) for file in sorted(files) if file != folder / REPORT}
+    whole = {**report, "files": digests}
+    return whole | {"sha256": _digest(whole)}
+
+
+def read_report(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """The report of the folder. Raises Damaged, with the cause, if it is missing, changed, or that of other data."""
+    try:
+        report = json.loads((folder / REPORT).read_bytes())
+    except FileNotFoundError:
+        raise Damaged(f"{REPORT} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{REPORT} cannot be read ({' '.join(str(error).split())[:100]})") from None
+    if not isinstance(report, dict) or report.get("sha256") != _digest(report):
+        raise Damaged(f"{REPORT} is not as it was written")
+    if report["fingerprint"] != fingerprint:
+        raise Damaged(f"{REPORT} is of other data")
+    return report
+
+
+def check(folder: Path, report: Mapping[str, Any]) -> None:
+    """UserError that names the first file which is missing or changed, of all but the texts and the chunks of stores. For the
+    list of dropped documents, which no program reads, it is a warning."""
+    for name in report["files"]:
+        if name.endswith(".jsonl.gz"):
+            continue
+        try:
+            check_file(folder, report, name)
+        except UserError as error:
+            if name != DROPPED:
+                raise
+            warnings.warn(str(error), stacklevel=2)
+
+
+def check_file(folder: Path, report: Mapping[str, Any], name: str) -> None:
+    """UserError if this file of the folder is missing or changed."""
+    try:
+        found = _sha256(folder / name)
+    except OSError as error:
+        fault = f"cannot be read ({error.strerror})"
+    else:
+        if found == report["files"].get(name):
+            return
+        fault = "is not as it was written"
+    raise UserError(f"corrupt prepared data: {folder / name} {fault}; {again(folder)}")
+
+
+def again(folder: Path) -> str:
+    """The cure: what is prepared is prepared as a whole."""
+    return f"delete {folder} and prepare the data again (python -m lm.prepare)"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(report: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in report.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

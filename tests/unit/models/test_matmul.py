@@ -1,0 +1,83 @@
+"""The forms of products that a CPU's libraries take, and that none is left which no library takes."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import startup
+from lm.config import Attention, Block, Head, Mlp, Model, Rope, Stack
+from lm.generation import compiled, generate, left_padded
+from lm.models.matmul import batched
+from lm.models.transformer import Transformer, abstract_params
+
+ROOT = Path(__file__).parents[3]
+SHAPES = [(1, 64, 7), (5, 64, 1), (5, 1, 7), (1, 1, 1), (3, 4, 5)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("rows", "inner", "columns"), SHAPES)
+def test_batched_products(rows, inner, columns, dtype):
+    """Values and gradients of matrices and vectors; nothing gets another dtype."""
+    rng = np.random.default_rng(0)
+    x, y = (jnp.asarray(rng.normal(size=(2, 3, *shape)), dtype) for shape in ((rows, inner), (inner, columns)))
+    gradients = jax.jit(jax.grad(lambda x, y: jnp.sum(batched(x, y).astype("float32")), argnums=(0, 1)))(x, y)
+    made = batched(x, y)
+    assert made.dtype == dtype and [g.dtype for g in gradients] == [dtype, dtype]
+    a, b = (np.asarray(v, np.float64) for v in (x, y))
+    exact = [a @ b, np.broadcast_to(b.sum(-1)[..., None, :], a.shape), np.broadcast_to(a.sum(-2)[..., None], b.shape)]
+    for got, right in zip((made, *gradients), exact, strict=True):
+        np.testing.assert_allclose(np.asarray(got, np.float64), right, rtol=1e-5, atol=0.15 if dtype == "bfloat16" else 1e-5)
+
+
+def test_decoding_in_bfloat16_has_no_batch_of_vectors():
+    """Of the whole program: XLA's CPU compiler (jaxlib 0.12) leaves such a product to a library, and the library declines."""
+    block = Block(Attention(4), Mlp(32))
+    model = Model(50, 32, decoder=Stack(1, {"L": block}, position=Rope()), head=Head(), dtype="bfloat16")
+    prompt = left_padded([np.arange(1, 4, dtype=np.int32)] * 8)
+    lowered = compiled(single=False).lower(
+        Transformer(model), abstract_params(model), prompt, jax.random.key(0), new_tokens=3, temperature=0.0
+    )
+    products = [line for line in lowered.as_text().splitlines() if "dot_general" in line and "batching_dims = [0" in line]
+    assert len(products) >= 4, "prompt and step each look at keys and at values"
+    for line in products:
+        left, right = (shape.split("x") for shape in re.findall(r"tensor<([^>]*)>", line)[:2])
+        assert "bf16" not in (left[-1], right[-1]) or "1" not in (*left[2:4], *right[2:4]), line
+
+
+def test_a_single_text_is_decoded_by_other_code_than_training(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
+    assert startup.decoding_options(single=True) is None, "nothing is changed where nothing was set"
+    monkeypatch.setenv("XLA_FLAGS", " ".join(startup.FLAGS))
+    assert startup.decoding_options(single=True) == {"xla_cpu_use_onednn": False}
+    assert startup.decoding_options(single=False) is None
+
+
+def test_one_text_is_decoded_as_among_several():
+    model = Model(50, 32, decoder=Stack(1, {"L": Block(Attention(4), Mlp(32))}, position=Rope()))
+    prompts = [np.arange(1, 4, dtype=np.int32), np.arange(5, 10, dtype=np.int32)]
+    params = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), abstract_params(model))
+    say = lambda prompts: generate(
+        Transformer(model), params, left_padded(prompts), jax.random.key(0), new_tokens=4, temperature=0.0
+    )
+    np.testing.assert_array_equal(np.concatenate([say([p]) for p in prompts]), say(prompts))
+
+
+@pytest.mark.skipif(
+    tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2]) < (0, 12), reason="the flags are of jaxlib 0.12"
+)
+def test_what_decodes_in_bfloat16_compiles_with_our_flags():
+    """The worst of `tests/sweeps/cpu_products.py`: batches and caches large enough for XLA to call a library."""
+    words = [sys.executable, "-m", "tests.sweeps.cpu_products", "--together", "--kinds=mha;limited;both", "--dtypes=bfloat16"]
+    words += ["--programs=generate,rank letters", "--batches=33", "--lengths=33"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "LM_CPU_TUNING": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count(" ok\n") == 6

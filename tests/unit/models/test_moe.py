@@ -1,0 +1,351 @@
+"""A mixture of experts against loops over its experts, written down here; its losses; where its parameters belong."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lm import config, flops, losses, optim
+from lm.config import Attention, Block, Head, Mlp, Model, Moe, Rope, Stack, resolve
+from lm.errors import UserError
+from lm.models import moe
+from lm.models.layers import ACTIVATIONS
+from lm.models.matmul import BLOCK, grouped
+from lm.models.transformer import Transformer, head_params, stack_turns
+from lm.types import Example, TokenStream
+
+B, T, D, F, E, K, V = 3, 10, 8, 12, 4, 2, 23
+GATED, PLAIN = Mlp(F, "silu", gated=True), Mlp(F, "gelu_tanh")
+MOE = Moe(E, K, GATED)
+EXPERTS = {
+    "gated": MOE,
+    "plain": replace(MOE, expert=PLAIN),
+    "gated, not renormalized": replace(MOE, renormalize=False),
+    "one of four": replace(MOE, top_k=1, renormalize=False),
+}
+
+
+def close(a, b, atol=1e-5, rtol=0.0):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=rtol), a, b)
+
+
+def normal(tree, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), tree)
+
+
+def params_of(c: Moe):
+    x = jax.ShapeDtypeStruct((B, T, D), jnp.float32)
+    return normal(nn.unbox(jax.eval_shape(moe.Moe(c).init, jax.random.key(0), x))["params"], scale=0.3)
+
+
+X = normal(jax.ShapeDtypeStruct((B, T, D), jnp.float32), 1)
+
+
+@partial(jax.jit, static_argnums=0)
+def run(c: Moe, params, x):
+    """(y, the router's loss)."""
+    y, sown = moe.Moe(c).apply({"params": params}, x, mutable=["losses"])
+    (loss,) = jax.tree.leaves(sown)
+    return y, loss
+
+
+def by_hand(c: Moe, params, x, kept=None):
+    """Every expert on every token, times its weight if the token chose it (and `kept` [B, T, E] says it found a place)."""
+    shares = jax.nn.softmax(x @ params["router"]["kernel"])
+    chosen = shares >= jnp.sort(shares)[..., -c.top_k, None]
+    weights = jnp.where(chosen, shares, 0.0)
+    if c.renormalize:
+        weights /= weights.sum(-1, keepdims=True)
+    y = jnp.zeros_like(x)
+    for e in range(c.num_experts):
+        kernel = lambda name, e=e: params[name]["kernel"][e]
+        hidden = ACTIVATIONS[c.expert.activation](x @ kernel("up"))
+        if c.expert.gated:
+            hidden *= x @ kernel("gate")
+        y += weights[..., e, None] * (1.0 if kept is None else kept[..., e, None]) * (hidden @ kernel("down"))
+    return y
+
+
+# ------------------------------------------------------------------------------------------------------------ experts
+
+
+@pytest.mark.parametrize("capacity", [None, 4.0])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_mixture_is_a_loop_over_its_experts(name, capacity):
+    """Values and gradients, with no limit and with one that no expert reaches."""
+    c = EXPERTS[name]
+    params = params_of(c)
+    got = lambda p, x: jnp.sum(jnp.sin(run(replace(c, capacity=capacity), p, x)[0]))
+    expected = lambda p, x: jnp.sum(jnp.sin(by_hand(c, p, x)))
+    close(run(replace(c, capacity=capacity), params, X)[0], jax.jit(by_hand, static_argnums=0)(c, params, X))
+    close(*(jax.jit(jax.grad(f, argnums=(0, 1)))(params, X) for f in (got, expected)))
+
+
+@pytest.mark.parametrize(("capacity", "places"), [(0.1, 1), (0.4, 2), (0.75, 4)])
+def test_tokens_over_the_capacity_are_dropped_in_their_order(capacity, places):
+    c = replace(MOE, capacity=capacity)
+    params = params_of(c)
+    logits = np.asarray(X @ params["router"]["kernel"])
+    kept = np.zeros((B, T, E), np.float32)
+    for b in range(B):
+        free = [places] * E
+        for t in range(T):
+            for e in np.argsort(logits[b, t])[-K:]:
+                kept[b, t, e] = free[e] > 0
+                free[e] -= 1
+    assert 0 < kept.sum() < B * T * K
+    close(run(c, params, X)[0], jax.jit(by_hand, static_argnums=0)(c, params, X, kept))
+
+
+def test_all_tokens_to_one_expert():
+    """The worst case of a sort: groups without rows, and one with all of them."""
+    params = params_of(c := replace(MOE, top_k=1))
+    params["router"]["kernel"] = jnp.zeros((D, E)).at[:, 2].set(100.0)
+    x = jnp.abs(X)
+    close(run(c, params, x)[0], jax.jit(by_hand, static_argnums=0)(c, params, x))
+
+
+def test_grouped_products():
+    """Groups longer than a block, empty ones, and their gradients."""
+    sizes = np.array([2 * BLOCK + 3, 0, BLOCK, 7, 0])
+    owner = np.repeat(np.arange(5), sizes)
+    x, w = normal((jax.ShapeDtypeStruct((len(owner), 6), jnp.float32), jax.ShapeDtypeStruct((5, 6, 4), jnp.float32)))
+    plain = lambda x, w: jnp.einsum("mi,mio->mo", x, w[owner])
+    ours = lambda x, w: grouped(x, w, sizes)
+    close(jax.jit(ours)(x, w), jax.jit(plain)(x, w))
+    gradient = lambda f: jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(f(x, w))), argnums=(0, 1)))(x, w)
+    close(gradient(ours), gradient(plain))
+
+
+@pytest.mark.parametrize("capacity", [None, 1.0])
+def test_bfloat16(capacity):
+    """Experts compute in bfloat16, the router in float32: it chooses as in a float32 model, whose answer is near."""
+    c = replace(MOE, capacity=capacity)
+    params = params_of(c)
+    y, loss = jax.jit(lambda p, x: moe.Moe(c, dtype="bfloat16").apply({"params": p}, x, mutable=["losses"]))(params, X)
+    exact, exact_loss = run(c, params, X)
+    assert y.dtype == jnp.bfloat16
+    close(y.astype(jnp.float32), exact, atol=0.05 * float(jnp.abs(exact).max()))
+    close(jax.tree.leaves(loss)[0], exact_loss, 1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- losses
+
+
+def test_balance_loss():
+    """1 if experts share alike; E if one takes all; by the formula otherwise."""
+    even = jnp.full((B, 8, E), 1 / E)
+    turns = jnp.broadcast_to(jnp.stack([jnp.arange(8) % E, (jnp.arange(8) + 1) % E], -1), (B, 8, 2))
+    balance = jax.jit(moe.balance_loss)
+    close(balance(even, turns), 1.0, 1e-6)
+    close(balance(jax.nn.one_hot(jnp.zeros((B, T), int), E), jnp.zeros((B, T, 1), int)), E, 1e-6)
+    shares = np.asarray(jax.nn.softmax(normal(jax.ShapeDtypeStruct((B, T, E), jnp.float32), 2)))
+    chosen = np.argsort(shares)[..., -K:]
+    f = np.bincount(chosen.ravel(), minlength=E) / chosen.size
+    close(balance(shares, chosen), E * sum(f[e] * shares[..., e].mean() for e in range(E)), 1e-5)
+
+
+def test_router_losses_are_weighted_and_sown():
+    params = params_of(c := replace(MOE, balance=0.3, z=0.7))
+    logits = np.asarray(X @ params["router"]["kernel"], np.float64)
+    z = np.mean(np.log(np.exp(logits).sum(-1)) ** 2)
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    f = np.bincount(np.argsort(shares)[..., -K:].ravel(), minlength=E) / (B * T * K)
+    close(run(c, params, X)[1], 0.3 * E * np.sum(f * shares.mean((0, 1))) + 0.7 * z)
+    close(run(replace(c, z=0.0, capacity=0.1), params, X)[1], 0.3 * E * np.sum(f * shares.mean((0, 1))))
+    params["router"]["kernel"] = jnp.zeros((D, E))
+    close(run(replace(c, z=0.0), params, X)[1], 0.3, 1e-6)
+
+
+def test_router_losses_are_means_over_the_text():
+    """Of a batch with padding they are those of its text in one row, whatever stands in the padding."""
+    params = params_of(c := replace(MOE, balance=0.3, z=0.7))
+    real = np.random.default_rng(3).random((B, T)) < 0.5
+    loss = jax.jit(lambda p, x, real: jax.tree.leaves(moe.Moe(c).apply({"params": p}, x, real, mutable=["losses"])[1])[0])
+    text = X[real][None]
+    expected = loss(params, text, np.ones(text.shape[:2], bool))
+    for padding in (0.0, 1.0, 1e4):
+        close(loss(params, jnp.where(real[..., None], X, padding), real), expected, rtol=1e-5)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params, X, np.zeros_like(real))
+    assert value == 0 and jax.tree.all(jax.tree.map(lambda g: (g == 0).all(), gradient)), "no text: nothing to balance"
+
+
+def test_padding_takes_no_place_of_an_expert():
+    """Wherever it stands, also in front of the text; what it gets itself is 0."""
+    params = params_of(c := replace(MOE, capacity=0.4))
+    mixture = jax.jit(lambda x, real: moe.Moe(c).apply({"params": params}, x, real))
+    text, n = X[:, :6], T - 6
+    behind, front = (jnp.pad(text, ((0, 0), pad, (0, 0)), constant_values=0.5) for pad in ((0, n), (n, 0)))
+    real = np.broadcast_to(np.arange(T) < 6, (B, T))
+    expected = mixture(behind, real)
+    close(expected[:, :6], mixture(behind, np.ones_like(real))[:, :6], 0.0)  # behind, it never took one
+    assert (expected[:, 6:] == 0).all() and (expected[:, :6] != 0).any()
+    close(mixture(front, real[:, ::-1])[:, n:], expected[:, :6])
+    assert not np.allclose(mixture(front, np.ones_like(real))[:, n:], expected[:, :6], atol=1e-3)
+
+
+def model_of(*, capacity=None, balance=0.5, z=0.2, **stack) -> Model:
+    """Two turns of a plain layer and one with experts."""
+    experts = replace(MOE, balance=balance, z=z, capacity=capacity)
+    blocks = {"L": Block(Attention(2), PLAIN), "M": Block(Attention(2), experts)}
+    return Model(V, D, decoder=Stack(4, blocks, "LM", position=Rope(), **stack), head=Head())
+
+
+def batch() -> Example:
+    tokens = np.random.default_rng(0).integers(1, V, (B, T + 1)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    weights = (np.arange(T) < np.array([[T], [4], [1]])).astype(np.float32)
+    stream = TokenStream(tokens[:, :-1], positions, weights.astype(np.int32))
+    return jax.tree.map(jnp.asarray, Example(None, stream, tokens[:, 1:], weights))
+
+
+@cache
+def start(model: Model):
+    shapes = nn.unbox(jax.eval_shape(Transformer(model).init, jax.random.key(0), batch()))
+    assert set(shapes) == {"params"}, "an init gives parameters alone, no losses"
+    return normal(shapes["params"], scale=0.3)
+
+
+def loss_of(model: Model):
+    return lambda p: losses.cross_entropy(p, Transformer(model).apply, batch(), head_params=head_params, vocab_size=V).total
+
+
+def test_the_loss_takes_what_routers_sow():
+    model, example = model_of(), batch()
+    params, apply = start(model), Transformer(model).apply
+    _, sown = jax.jit(lambda p: apply({"params": p}, example, mutable=["losses"]))(params)
+    sown = jax.tree.leaves(sown)
+    assert len(sown) == 2 and all(x.shape == () and x.dtype == jnp.float32 and x > 0.5 for x in sown)
+    scores = jax.jit(lambda p: losses.scores(p, apply, example, head_params=head_params, vocab_size=V))(params)
+    expected = scores["loss"].total + example.weights.sum() * sum(sown)
+    close(jax.jit(loss_of(model))(params), expected, rtol=1e-6)
+
+
+def test_a_model_without_experts_has_its_old_loss():
+    model, example = Model(V, D, decoder=Stack(2, {"L": Block(Attention(2), PLAIN)}, position=Rope())), batch()
+    params, apply = start(model), Transformer(model).apply
+    logits = jax.jit(lambda p: apply({"params": p}, example))(params)
+    expected = jnp.sum(example.weights * losses.token_losses(logits, example.targets))
+    close(jax.jit(loss_of(model))(params), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_scanned_is_unrolled(remat):
+    """Loss, with the routers' in it, and gradients."""
+    model = model_of()
+    value, gradient = jax.jit(jax.value_and_grad(loss_of(model)))(params := start(model))
+    scanned = jax.jit(jax.value_and_grad(loss_of(model_of(scan=True, remat=remat))))(stack_turns(params))
+    close(scanned, (value, stack_turns(gradient)), atol=1e-4, rtol=1e-4)
+    close(jax.jit(loss_of(model_of(remat=remat)))(params), value, rtol=1e-6)
+
+
+def padded(example: Example, *, length: int = 0, rows: int = 0) -> Example:
+    """The same text in longer rows, and with rows of padding alone."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, rows), (0, length))), example)
+
+
+@pytest.mark.parametrize(("capacity", "stack"), [(None, {"scan": True, "remat": "full"}), (40.0, {})])
+def test_the_loss_is_the_same_however_far_a_row_is_padded(capacity, stack):
+    """Loss, with the routers' in it, and gradients; as well with rows of padding alone, which are finite on their own."""
+    model = model_of(capacity=capacity, **stack)
+    params = stack_turns(start(model_of())) if stack else start(model_of())
+
+    def loss(p, example):
+        return losses.cross_entropy(p, Transformer(model).apply, example, head_params=head_params, vocab_size=V).total
+
+    both = jax.jit(jax.value_and_grad(loss))
+    value, gradient = both(params, batch())
+    close(both(params, padded(batch(), length=6, rows=2)), (value, gradient), atol=1e-4, rtol=1e-5)
+    nothing, none = both(params, jax.tree.map(jnp.zeros_like, batch()))
+    assert nothing == 0 and jax.tree.all(jax.tree.map(lambda g: (g == 0).all(), none))
+
+
+def test_microbatches_add_up_to_the_batch():
+    """Of different weight, and one without a token. The balance loss is a product of means, so it adds up nearly."""
+    example = padded(batch(), rows=1)
+    for settings, rtol in (({"balance": 0.0, "z": 0.5}, 1e-6), ({"balance": 0.05, "z": 0.0}, 0.02)):
+        model = model_of(**settings)
+        params, apply = start(model_of()), Transformer(model).apply
+        mean = jax.jit(lambda e: losses.cross_entropy(params, apply, e, head_params=head_params, vocab_size=V))  # noqa: B023
+        parts = [mean(jax.tree.map(lambda x, i=i: x[i : i + 1], example)) for i in range(4)]
+        close(sum(parts[1:], parts[0]).mean, mean(example).mean, rtol=rtol)
+        assert parts[-1].total == 0 and parts[-1].weight == 0
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_decoded_is_whole(scan):
+    """Token by token through the cache, which is no collection of losses."""
+    model, stream = model_of(scan=scan), batch().decoder
+    stream = stream.replace(segments=jnp.ones_like(stream.segments))
+    module, params = Transformer(model), start(model)
+    whole = jax.jit(lambda p: module.apply({"params": p}, Example(None, stream, None, None), method="hidden"))(params)
+
+    @jax.jit
+    def step(cache, part):
+        return module.apply({"params": params} | cache, part, cache_length=T, method="decode", mutable=["cache"])
+
+    cache, parts = {}, []
+    for t in range(T):
+        part, cache = step(cache, jax.tree.map(lambda x, t=t: x[:, t : t + 1], stream))
+        assert set(cache) == {"cache"}
+        parts.append(part)
+    close(np.concatenate(parts, 1), whole, 2e-5)
+
+
+# -------------------------------------------------------------------------------------------- config, ledger, optimizer
+
+
+def test_config():
+    model = model_of()
+    tree = resolve.to_dict(model)
+    assert [tree["decoder"]["blocks"][b]["ffn"]["kind"] for b in "LM"] == ["mlp", "moe"]
+    assert resolve.build(Model, tree) == model and hash(resolve.build(Model, tree)) == hash(model)
+    del tree["decoder"]["blocks"]["L"]["ffn"]["kind"]
+    assert resolve.build(Model, tree) == model, "a file without kinds means what it meant"
+    for expert in (Mlp(F, bias=True), Mlp(F, dropout=0.1)):
+        with pytest.raises(UserError, match="an expert has no bias and no dropout"):
+            Moe(E, K, expert)
+    with pytest.raises(UserError, match="ffn.top_k is 5; it must be 1 to ffn.num_experts=4"):
+        Moe(E, 5, GATED)
+    for capacity in (0.0, -1.0):
+        with pytest.raises(UserError, match=rf"config.capacity={capacity:g}.* is too small: give more than 0"):
+            resolve.build(Moe, dict(num_experts=E, top_k=K, expert=resolve.to_dict(GATED), capacity=capacity))
+
+
+def test_flops_are_those_of_the_chosen():
+    count = lambda ffn: flops.count(Model(V, D, decoder=Stack(1, {"L": Block(Attention(2), ffn)})), batch=B, decoder=T).ffn
+    assert count(MOE) == K * count(GATED) + 2 * B * T * D * E
+    assert count(replace(MOE, num_experts=64)) == K * count(GATED) + 2 * B * T * D * 64
+
+
+def test_initial_experts():
+    """Each expert begins as a feed-forward of its own would, and writes as little to the stream as that."""
+    model = Model(V, 64, decoder=Stack(8, {"L": Block(Attention(2), Moe(E, K, Mlp(128)))}, scan=True))
+    params = jax.jit(lambda k: nn.unbox(Transformer(model).init(k, batch()))["params"])(jax.random.key(0))
+    ffn = params["decoder"]["turns"]["block_0"]["ffn"]
+    stds = {name: ffn[name]["kernel"].std((-2, -1)) for name in ("router", "up", "down")}
+    close(stds["router"], 64**-0.5, atol=0, rtol=0.2)
+    close(stds["up"], 64**-0.5, atol=0, rtol=0.05)
+    close(stds["down"], 128**-0.5 / 4, atol=0, rtol=0.05)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_experts_decay_and_muon_turns_each(scan):
+    params = start(model_of(scan=scan))
+    block = lambda tree: tree["decoder"]["turns" if scan else "turn_1"]["block_1"]["ffn"]
+    assert all(block(optim.is_matrix(params))[name]["kernel"] for name in ("router", "up", "gate", "down"))
+    turned, first = block(optim.muon_dimensions(params)), int(scan)
+    assert turned["router"]["kernel"] == ((first,), (first + 1,))
+    for name in ("up", "gate", "down"):
+        assert turned[name]["kernel"] == ((first + 1,), (first + 2,))
+    plain = optim.muon_dimensions(params)["decoder"]["turns" if scan else "turn_1"]["block_0"]
+    assert plain["ffn"]["up"]["kernel"] == ((first,), (first + 1,))
+    assert plain["attention"]["out"]["kernel"] == ((first, first + 1), (first + 2,))
+    tx, _ = optim.make(config.Optimizer("muon"), 10)
+    updates, _ = jax.jit(lambda p: tx.update(p, tx.init(p), p))(params)
+    assert jax.tree.all(jax.tree.map(lambda x: jnp.isfinite(x).all(), updates))

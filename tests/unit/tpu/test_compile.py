@@ -1,0 +1,214 @@
+"""`tpu.compile` without libtpu: what it asks for, what it says of mistakes, and the parts that need no compiler."""
+
+import dataclasses
+import re
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from lm import config
+from lm.config import resolve
+from lm.objectives import build
+from lm.objectives.dummy_vocabulary import StandIn
+from lm.recipes import pretrain
+from lm.sharding import make_mesh
+from tpu import aot, libtpu
+from tpu.compile import main
+from tpu.topologies import CHIPS, GIB
+
+BLOCK = config.Block(config.Attention(2), config.Mlp(64))
+DECODER = config.Stack(2, {"L": BLOCK}, position=config.Rope())
+RUN = config.Run(
+    config.Model(256, 32, decoder=DECODER), config.Data(decoder_length=16), train=config.Train(batch_size=4, microbatches=2)
+)
+
+
+@pytest.fixture
+def said(tmp_path, capsys, monkeypatch):
+    """What the command says of a small run and these flags, and its exit code."""
+    monkeypatch.delenv(libtpu.PATH, raising=False)
+    monkeypatch.setattr(libtpu.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "config.json").write_text(resolve.to_json(RUN))
+
+    def run(*flags):
+        code = main([f"--config={tmp_path}/config.json", *flags])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+MISTAKES = {
+    "no pod": ([], "the config names no pod; add --topology"),
+    "no libtpu": (["--topology=v5e:2x4"], r"libtpu.* is not installed: pip install 'jax\[tpu\]'.*TPU_LIBRARY_PATH"),
+    "generation": (["--topology=v5:2x4"], "no generation 'v5'; did you mean 'v5p'"),
+    "dimensions": (["--topology=v5p:2x4"], "v5p has 3 dimensions, as in 'v5p:4x4x4'"),
+    "slices": (["--topology=v5e:2x4", "--slices=0"], "--slices=0 is too small"),
+    "nowhere to write": (["--topology=v5e:2x4", "--json=/nowhere/r.json"], "--json=/nowhere/r.json: there is no such folder"),
+    "both": (["--topology=v5e:2x4", "--decode", "--advise"], "leave --decode out"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(said, name):
+    flags, cause = MISTAKES[name]
+    code, err = said(*flags)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert re.search(cause, err), err
+
+
+def test_a_library_that_is_not_there(said, monkeypatch):
+    monkeypatch.setenv(libtpu.PATH, "/nowhere/libtpu.so")
+    assert "TPU_LIBRARY_PATH=/nowhere/libtpu.so is no file" in said("--topology=v5e:2x4")[1]
+
+
+def test_the_pod_of_the_config_and_flags_before_it():
+    from tpu.compile import parser, pod_of
+
+    run = dataclasses.replace(RUN, pod=config.Pod("v5e:16x16", slices=2))
+    flags = lambda *words: parser().parse_args(["--config=F", *words])
+    shown = lambda pod: (str(pod[0]), pod[1])
+    assert shown(pod_of(run, flags())) == ("v5e:16x16", 2)
+    assert shown(pod_of(run, flags("--slices=1"))) == ("v5e:16x16", 1)
+    assert shown(pod_of(run, flags("--topology=v6e:4x4"))) == ("v6e:4x4", 1)  # another machine: its own number of slices
+    assert shown(pod_of(RUN, flags("--topology=v4:2x2x1", "--slices=3"))) == ("v4:2x2x1", 3)
+
+
+def test_what_xla_says_when_memory_runs_out():
+    """Words of libtpu 0.0.42, and of other versions."""
+    first = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (60.84G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert aot.out_of_memory(first) == (60.84 * GIB, 15.75 * GIB)
+    assert aot.out_of_memory("(2.02T) exceeds available HBM (512.00M)") == (2.02 * 1024 * GIB, 512 * 2**20)
+    other = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 18.10G of 15.75G hbm."
+    )
+    assert aot.out_of_memory(other) == (18.10 * GIB, 15.75 * GIB)
+    assert aot.out_of_memory("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem.") is None
+
+
+# Of libtpu 0.0.42, for t5_11b_v4; its analysis gave 5.914 GiB of temporaries.
+LOG = """I1122 18:57:51.950804   12319 deepsea_compiler_backend.cc:2171] Total hbm usage >= 5.91G:
+    reserved          1.25G
+    program           4.31G
+    arguments       355.55M
+I1122 18:57:51.950852   12319 deepsea_compiler_backend.cc:2175] Program sflag requirement 556B:
+    HLO temp           228B (100.0% utilization: Unpadded (224B) Padded (224B), 1.8% fragmentation (4B))
+Program hbm requirement 4.31G:
+    global            2.63M
+    scoped            4.75M
+    HLO temp          4.18G (100.0% utilization: Unpadded (2.44G) Padded (2.44G), 41.5% fragmentation (1.74G))
+    overlays        126.70M
+Program cmem requirement 128.00M:
+    HLO temp        128.00M (0.0% utilization: Unpadded (0B) Padded (0B), 100.0% fragmentation (128.00M))
+"""
+
+
+def test_fragmentation_is_that_of_the_last_program():
+    assert libtpu.fragmentation(LOG) == 1.74 * GIB
+    later = "Program hbm requirement 9.0M:\n    HLO temp  8.0M (50% utilization: Unpadded (4.0M), 25% fragmentation (2.00M))\n"
+    assert libtpu.fragmentation(LOG + later) == 2 * 2**20
+    assert libtpu.fragmentation(LOG + later.replace("hbm", "cmem")) == 1.74 * GIB and libtpu.fragmentation("") is None
+    assert libtpu.fragmentation(LOG + "Program hbm requirement 1.5M:\n    overlays  1.5M\n") == 0  # no temporaries
+
+
+def test_the_peak_is_what_xla_adds_up():
+    mib = 2**20
+    m = dict(argument=355.55 * mib, output=355.18 * mib, alias=355.17 * mib, temp=5.914 * GIB, generated_code=129.33 * mib)
+    total = 1.25 * GIB + libtpu.peak(m, libtpu.fragmentation(LOG))
+    assert total == pytest.approx(5.91 * GIB, abs=0.02 * GIB)  # the log has three digits
+    assert libtpu.peak(m, None) == pytest.approx(libtpu.peak(m, 1.74 * GIB) + 1.74 * GIB)  # too much, where no log tells
+
+
+def test_changes_of_a_config():
+    changed = aot.changed(RUN, {"mesh.fsdp": 4, "train.microbatches": 4, "model.decoder.remat": "full"})
+    assert resolve.diff(RUN, changed) == {
+        "mesh.fsdp": (1, 4),
+        "train.microbatches": (2, 4),
+        "model.decoder.remat": ("none", "full"),
+    }
+
+
+def test_pairs_that_a_mask_leaves():
+    assert aot.seen_pairs(RUN) == 0.5
+    encoder = dataclasses.replace(RUN.model, encoder=DECODER, decoder=None)
+    both_ways = dataclasses.replace(RUN, model=encoder, data=config.Data(encoder_length=16))
+    assert aot.seen_pairs(both_ways) == 1.0
+
+
+def test_the_dimensions_that_an_axis_lies_along():
+    """Four chips in a square: one axis along each, or one along both."""
+    chips = np.array([SimpleNamespace(coords=(x, y, 0)) for x in range(2) for y in range(2)], object)
+    mesh = lambda **axes: SimpleNamespace(devices=chips.reshape(tuple(axes.values())), axis_names=tuple(axes))
+    assert aot.torus_dims(mesh(a=2, b=2)) == {"a": {0}, "b": {1}}
+    assert aot.torus_dims(mesh(a=1, b=4)) == {"a": set(), "b": {0, 1}}
+
+
+def test_xla_plans_with_about_all_of_the_memory():
+    for name, chip in CHIPS.items():
+        assert 0.9 < chip.usable / chip.hbm < 1.02, name
+
+
+def tokenizer_of(size):
+    """Special tokens at other places than a stand-in's: rows are as long."""
+    return SimpleNamespace(
+        vocab_size=size,
+        bos_id=7,
+        eos_id=8,
+        mask_id=9,
+        sentinel_ids=tuple(range(100, 200)),
+        reserved=10,
+        special=np.isin(np.arange(size), [*range(10), *range(100, 200)]),
+        boundaries=np.ones_like,
+        sentence_ends=np.zeros_like,
+    )
+
+
+OBJECTIVES = {
+    "decoder": [config.Causal(), config.Prefix(), config.SpanCorruption(), config.FillInMiddle()],
+    "encoder": [config.Masked(), config.NextSentence()],
+    "encoder_decoder": [config.SpanCorruption(), config.Denoise(), config.Mass(), config.Masked()],
+}
+
+
+@pytest.mark.parametrize("architecture", OBJECTIVES)
+def test_a_stand_in_gives_the_shapes_of_a_tokenizer(architecture):
+    data = config.Data(encoder_length=64, decoder_length=48)
+    for objective in OBJECTIVES[architecture]:
+        shapes = [build(objective, architecture, data, v).lengths for v in (StandIn(512), tokenizer_of(512))]
+        assert shapes[0] == shapes[1]
+
+
+def test_a_run_is_made_without_data_and_costs_what_it_costs():
+    mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+    made = pretrain.training(RUN, mesh, aot.lengths_of(RUN))
+    assert {x.shape for x in jax.tree.leaves(made.batch)} == {(4, 16)}
+    assert made.flops_per_step > 0 and jax.tree.leaves(made.plan.targets())[0].sharding.mesh == mesh
+    params = sum(x.size for x in jax.tree.leaves(made.plan.abstract.params))
+    assert pretrain.bytes_a_device(made.plan.targets().params) == 4 * params
+
+
+def test_a_decoding_step_is_made_of_the_cache_and_one_token():
+    mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+    job = aot.decode_job(RUN, mesh)
+    shapes = sorted(x.shape for x in jax.tree.leaves(job.batch))
+    # Keys and values of two layers [B, S, K, H], their segments and prefix, the length, and the token and its position.
+    assert shapes == [(), (4,), (4,), (4, 16), (4, 16), *[(4, 16, 2, 16)] * 4]
+    done = job.lower().compile()
+    params = jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), job.parameters)
+    cache, token, position = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), job.batch)
+    cache, token = done(params, cache, token, position)
+    assert token.shape == (4,) and int(cache["cache"]["length"]) == 1
+    width, hidden, head, vocab = 32, 64, 16, 256
+    layer = 4 * width * 2 * head + 2 * width * hidden
+    seen = 2 * 2 * 2 * head * (16 - 0.5)  # the last of 16 causal places: half of what the 16th adds to a square
+    assert job.model_flops == pytest.approx(4 * (2 * (2 * layer + seen) + 2 * width * vocab))
+
+
+def test_an_encoder_decodes_nothing():
+    encoder = dataclasses.replace(RUN.model, encoder=DECODER, decoder=None)
+    with pytest.raises(aot.UserError, match="leave --decode out"):
+        aot.decode_job(dataclasses.replace(RUN, model=encoder), make_mesh(config.Mesh(), jax.devices()[:1]))
