@@ -102,7 +102,15 @@ class Study:
         its default nothing is noted, so that fields may be added. What a cell starts from is part of it."""
         cell = self.cells[name]
         before = None if cell.start is None else self.mark(cell.start)
-        parts = (resolve.told(cell.run), cell.share, cell.scores, resolve.told(cell.tasks), self.match, self.budget, before)
+        parts = (
+            resolve.non_defaults(cell.run),
+            cell.share,
+            cell.scores,
+            resolve.non_defaults(cell.tasks),
+            self.match,
+            self.budget,
+            before,
+        )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def root(self, name: str) -> str:

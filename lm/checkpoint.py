@@ -65,9 +65,9 @@ class Checkpoints:
     def __init__(self, workdir: epath.PathLike, c: config.Checkpoint, run: config.Run, tokenizer: bytes, data: str = ""):
         self.directory = epath.Path(workdir).resolve() / "checkpoints"
         self.run, self.tokenizer, self.data = run, tokenizer, data
-        if distributed.leads():
+        if distributed.is_main_process():
             self._put_side_files_aside()
-        distributed.meet("checkpoints")  # the other hosts read the directory only after it was tidied
+        distributed.barrier("checkpoints")  # the other hosts read the directory only after it was tidied
         self._saved: int | None = None  # the step whose save was started and not yet waited for
         policies = checkpoint_managers
         keep: list[Any] = [policies.LatestN(c.keep)]
@@ -108,7 +108,7 @@ class Checkpoints:
             metrics = None
         self._check_room(state)
         self.wait()
-        distributed.meet(f"save of step {step}")
+        distributed.barrier(f"save of step {step}")
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             config=ocp.args.JsonSave(resolve.to_dict(self.run)),
@@ -128,7 +128,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise _save_error(error, self.directory, GOES_ON) from error
-        if saved is not None and distributed.leads() and not (self.directory / str(saved) / integrity.DIGESTS).exists():
+        if (
+            saved is not None
+            and distributed.is_main_process()
+            and not (self.directory / str(saved) / integrity.DIGESTS).exists()
+        ):
             raise UserError(f"step {saved} was saved without an error, and is not in {self.directory}: give another --workdir")
 
     def close(self) -> None:
@@ -140,9 +144,9 @@ class Checkpoints:
     def latest_whole(self) -> int | None:
         """The latest step that is whole, or None for a new run. Later steps are moved to `damaged/`, with a warning. Host 0
         finds the step and tells the others."""
-        distributed.meet("restore")
-        found = distributed.told(self._latest_whole() if distributed.leads() else None)
-        if not distributed.leads():
+        distributed.barrier("restore")
+        found = distributed.broadcast(self._latest_whole() if distributed.is_main_process() else None)
+        if not distributed.is_main_process():
             self._manager.reload()
         return found
 

@@ -2,7 +2,7 @@
 
     host 0                      host 1
     start   <- roll call ->     start       within LM_BARRIER_SECONDS, or an error that names who is not there
-    meet("restore")             meet("restore")
+    barrier("restore")             barrier("restore")
     ...                         killed
     ends within LM_HEARTBEAT_SECONDS
 
@@ -182,7 +182,7 @@ def _report(host: str, port: int, process: int, seconds: float) -> list[int]:
     return [0]
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits until all hosts are here; HostMissing names those who are not after LM_BARRIER_SECONDS."""
     if not jax.distributed.is_initialized():
         return
@@ -211,12 +211,12 @@ def _absent(missing: list[int], processes: int, name: str, seconds: float) -> Ho
 # -------------------------------------------------------------------------------------------------- what hosts share
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this is host 0, who alone writes and speaks."""
     return jax.process_index() == 0
 
 
-def told(value: int | None) -> int | None:
+def broadcast(value: int | None) -> int | None:
     """What host 0 has as `value`, at all hosts."""
     if jax.process_count() == 1:
         return value

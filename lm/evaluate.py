@@ -6,7 +6,7 @@
     infill   the span given the text on both sides
     pll      each of its tokens given all the others
 
-Prints a table and writes it to RUN/comparable.json, with the nats of each span. Runs over the same data and tokenizer get
+Prints a table and writes it to RUN/span_scores.json, with the nats of each span. Runs over the same data and tokenizer get
 the same spans (their `digest` says so), so figures of the same kind stand beside each other. A figure that is flagged is
 no probability of the span; its note says why. Exit codes: 2 a mistake in the input, which one line names, 75 SIGTERM or SIGHUP,
 130 Ctrl-C.
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
-    """What comparable.json holds."""
+    """What span_scores.json holds."""
     from dataclasses import asdict
 
     import jax
@@ -57,7 +57,7 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
     from lm.config import resolve
     from lm.data.corpus.prepare import prepare
     from lm.data.tokenizer import from_bytes
-    from lm.evaluation.span_prompts import KINDS, ONE_SIDED, ways
+    from lm.evaluation.span_prompts import KINDS, ONE_SIDED, span_prompts
     from lm.evaluation.spans import digest, held_out_spans, score
     from lm.models.transformer import Transformer, abstract_params
 
@@ -73,7 +73,7 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"no run in --workdir={workdir}: it has no config.json; give the directory that lm.train wrote")
     run = resolve.load(str(workdir / "config.json"))
     model = Transformer(checkpoint.load_model(workdir))
-    known = ways(model.config.architecture, run.objective)
+    known = span_prompts(model.config.architecture, run.objective)
     proto = checkpoint.load_tokenizer(workdir)
     assert proto is not None, "a run has a tokenizer"
     tokenizer, data = from_bytes(proto), prepare(run.data)
@@ -101,7 +101,7 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
         "scores": scores,
     }
     if jax.process_index() == 0:
-        atomic.write_json(workdir / "comparable.json", whole)
+        atomic.write_json(workdir / "span_scores.json", whole)
     return whole
 
 

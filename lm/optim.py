@@ -60,7 +60,7 @@ def muon_dimensions(params: Any) -> Any:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         if names[-1] != "kernel" or names[-2] == "copy" or "head" in names:
             return None
-        first = 1 if "turns" in names else 0
+        first = 1 if "groups" in names else 0
         first += "ffn" in names and leaf.ndim - first == 3  # experts
         axes = tuple(range(first, leaf.ndim))
         split = 2 if len(axes) == 3 and names[-2] == "out" else 1

@@ -171,7 +171,7 @@ def spec(*names: str | None) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else MEANING[name] for name in names))
 
 
-def apart(fn: Callable[..., Any], inputs: tuple[Names, ...], output: Names, *, summed: Names) -> Callable[..., Any]:
+def shard_map_by_axes(fn: Callable[..., Any], inputs: tuple[Names, ...], output: Names, *, summed: Names) -> Callable[..., Any]:
     """`fn`, run by each device on its own part of every argument; outside of `use`, `fn` itself.
 
     `inputs` and `output` name the axes, the latter those of each result. Results are added up over the devices that hold
@@ -191,32 +191,34 @@ def apart(fn: Callable[..., Any], inputs: tuple[Names, ...], output: Names, *, s
     return call
 
 
-WHOLE, OWN = PartitionSpec(), PartitionSpec(ROWS, ACTIVATIONS["length"])
+REPLICATED, TOKEN_SHARDED = PartitionSpec(), PartitionSpec(ROWS, ACTIVATIONS["length"])
 
 
-def by_places(fn: Callable[..., Any], inputs: tuple[PartitionSpec, ...], outputs: Any) -> Callable[..., Any]:
-    """`fn`, run by each device on its own rows and places of them; outside of `use`, `fn` itself.
+def shard_map_tokens(fn: Callable[..., Any], inputs: tuple[PartitionSpec, ...], outputs: Any) -> Callable[..., Any]:
+    """Returns `fn`, run by each device on its own rows and tokens; outside of `use`, `fn` itself.
 
-    Of arguments, and of the tree of results, each is WHOLE, on every device, or OWN: arrays [B, T, ...]. Results that are
-    whole are what `fn` adds up by `added`. What else is cut, as a vocabulary, is left to the compiler; so are rows that do
-    not divide over the devices.
+    Specs are REPLICATED or TOKEN_SHARDED (arrays [B, T, ...]), one for each argument and for each subtree of the results;
+    replicated results must be summed with `psum_tokens`. Other sharded axes, such as a vocabulary, are left to the compiler,
+    and so are rows that do not divide over the devices.
     """
 
     def call(*arguments: Any) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
-        own = [x for given, where in zip(arguments, inputs, strict=True) if where == OWN for x in jax.tree.leaves(given)]
+        own = [
+            x for given, where in zip(arguments, inputs, strict=True) if where == TOKEN_SHARDED for x in jax.tree.leaves(given)
+        ]
         if mesh.empty or not all(divides(x, ("batch", "length")) for x in own):
             return fn(*arguments)
-        over = {axis for part in OWN for axis in _names(part)}
+        over = {axis for part in TOKEN_SHARDED for axis in _names(part)}
         return jax.shard_map(fn, in_specs=inputs, out_specs=outputs, axis_names=over, check_vma=False)(*arguments)
 
     return call
 
 
-def added(x: jax.Array) -> jax.Array:
-    """The sum over all devices' own places, within `by_places`.
+def psum_tokens(x: jax.Array) -> jax.Array:
+    """The sum over all devices' own tokens, replicated; for use within `shard_map_tokens`.
 
-    Whole on each: to scatter it there, where a vocabulary is cut over "tensor", XLA would gather that first.
+    Not scattered over the devices: where a vocabulary is sharded over "tensor", XLA would gather it before the scatter.
     """
     over = jax.sharding.get_abstract_mesh().manual_axes
     total = lambda x: jax.lax.psum(x, over)

@@ -17,9 +17,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import config, flops, sharding
 from lm.config import resolve
 from lm.errors import UserError
-from lm.generation import following, sample_token
+from lm.generation import decode_step, sample_token
 from lm.models.transformer import Transformer
-from lm.objectives.dummy_vocabulary import StandIn
+from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import pretrain
 from lm.types import TokenStream
 from tpu import hlo, libtpu, program
@@ -78,7 +78,7 @@ def train_job(run: config.Run, mesh: Mesh) -> Job:
 
 
 def lengths_of(run: config.Run) -> Any:
-    return pretrain.objective_of(run, StandIn(run.model.vocab_size)).lengths
+    return pretrain.objective_of(run, DummyVocabulary(run.model.vocab_size)).lengths
 
 
 def decode_job(run: config.Run, mesh: Mesh) -> Job:
@@ -99,7 +99,7 @@ def decode_job(run: config.Run, mesh: Mesh) -> Job:
     if run.model.encoder is not None:
         encoded = jax.ShapeDtypeStruct((size, lengths.encoder, run.model.width), run.model.dtype)
         across = (encoded, jax.ShapeDtypeStruct((size, lengths.encoder), jnp.int32))
-    start = lambda params, stream, *across: following(model, params, {}, stream, *across, length=length)[0]
+    start = lambda params, stream, *across: decode_step(model, params, {}, stream, *across, length=length)[0]
     cache = jax.eval_shape(start, params, TokenStream(row, row, row), *across)
 
     def place(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -117,7 +117,7 @@ def decode_job(run: config.Run, mesh: Mesh) -> Job:
 
     def step(params: Any, cache: Any, token: jax.Array, position: jax.Array) -> tuple[Any, jax.Array]:
         stream = TokenStream(token[:, None], position[:, None], jnp.ones_like(token)[:, None])
-        cache, logits = following(model, params, cache, stream, length=length)
+        cache, logits = decode_step(model, params, cache, stream, length=length)
         return cache, sample_token(jax.random.key(run.train.seed), logits, jnp.zeros(()))
 
     def lower() -> Any:

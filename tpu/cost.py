@@ -16,7 +16,7 @@ from typing import Any
 from lm import config, flops, objectives
 from lm.config.resolve import load, split_flags
 from lm.errors import EXIT_USER_ERROR, UserError
-from lm.objectives.dummy_vocabulary import StandIn
+from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.training.task import task
 from tpu import topologies
 
@@ -57,7 +57,7 @@ class Cost:
 
 def lengths(run: config.Run) -> objectives.Lengths:
     """Places in a run's rows, which an objective knows without words."""
-    return objectives.build(run.objective, run.model.architecture, run.data, StandIn(run.model.vocab_size)).lengths
+    return objectives.build(run.objective, run.model.architecture, run.data, DummyVocabulary(run.model.vocab_size)).lengths
 
 
 def of(run: config.Run, tokens: float | None = None) -> Cost:

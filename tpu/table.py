@@ -41,7 +41,7 @@ def made_of(run: config.Run) -> str:
     assert run.pod
     rows = run.data.encoder_length, run.data.decoder_length
     machine = run.pod.topology, run.pod.slices
-    settings = [resolve.told(part) for part in (run.model, run.objective, run.optimizer, run.train, run.mesh)]
+    settings = [resolve.non_defaults(part) for part in (run.model, run.objective, run.optimizer, run.train, run.mesh)]
     return hashlib.sha256(json.dumps([settings, rows, machine], sort_keys=True).encode()).hexdigest()[:16]
 
 

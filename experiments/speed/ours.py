@@ -68,7 +68,7 @@ class Ours:
 
         from lm import losses, optim, sharding
         from lm.models.transformer import Transformer, head_params
-        from lm.training.step import blueprint, make_step
+        from lm.training.step import make_step, plan_state
 
         self.versions = {"jax": jax.__version__, "flax": flax.__version__}
         self.mesh, model = sharding.make_mesh(run.mesh), Transformer(run.model)
@@ -80,7 +80,7 @@ class Ours:
             return losses.cross_entropy(params, model.apply, example, rngs=rngs, head_params=head_params, vocab_size=VOCAB)
 
         with self.use():
-            plan = blueprint(lambda key: model.init(key, made[0])["params"], tx, self.mesh, ema=False)
+            plan = plan_state(lambda key: model.init(key, made[0])["params"], tx, self.mesh, ema=False)
             self.step = make_step(loss, tx, plan, optimizer=run.optimizer, train=run.train)
             self.state = plan.create(run.train.seed)
         self.parameters = sum(p.size for p in jax.tree.leaves(self.state.params))

@@ -120,18 +120,18 @@ def to_dict(value: Any, hint: Any = None) -> Any:
     return tuple(to_dict(v) for v in value) if isinstance(value, (tuple, list)) else value
 
 
-def told(value: Any) -> Any:
+def non_defaults(value: Any) -> Any:
     """Non-default fields only, as `{"class": ..., field: ...}`, so that new fields keep old hashes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         own = {"class": type(value).__name__}
         for f in dataclasses.fields(value):
             default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
             if getattr(value, f.name) != default:
-                own[f.name] = told(getattr(value, f.name))
+                own[f.name] = non_defaults(getattr(value, f.name))
         return own
     if isinstance(value, Mapping):
-        return {k: told(v) for k, v in sorted(value.items())}
-    return [told(v) for v in value] if isinstance(value, (tuple, list)) else value
+        return {k: non_defaults(v) for k, v in sorted(value.items())}
+    return [non_defaults(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
 def to_json(run: Run) -> str:

@@ -217,7 +217,7 @@ class Tensor:
             start = end
 
 
-LAYER = re.compile(r"(encoder|decoder)/turn(?:_(\d+)|s)/block_(\d+)/(.+)")
+LAYER = re.compile(r"(encoder|decoder)/group(?:_(\d+)|s)/block_(\d+)/(.+)")
 
 
 def tensors(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ def tensors(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]])
         else:
             stack: Stack = getattr(model, at[1])
             module, size = f"{at[1]}/L/{at[4]}", len(stack.pattern)
-            if at[2] is None:  # scanned: the first axis is of turns
+            if at[2] is None:  # scanned: the first axis is of groups
                 places = [((t,), t * size + int(at[3])) for t in range(shape[0])]
             else:
                 places = [((), int(at[2]) * size + int(at[3]))]

@@ -22,7 +22,7 @@ def shorten(tokens: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([tokens[: length - tail], tokens[len(tokens) - tail :]])
 
 
-class Writer:
+class ExampleBuilder:
     """Makes Examples for one architecture. `length` is places for a text with its ends, `answer` for an answer and its eos.
 
     `prefix`: a decoder sees the whole text from both sides.

@@ -38,7 +38,7 @@ def token_f1(said: str, answer: str) -> float:
     return 2 * common / (len(a) + len(b))
 
 
-def said_well(said: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+def qa_metrics(said: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """Exact match and F1, means over the answers."""
     pairs = list(zip(said, answers, strict=True))
     return {name: float(np.mean([f(s, a) for s, a in pairs])) for name, f in (("exact", exact), ("f1", token_f1))}

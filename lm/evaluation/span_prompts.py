@@ -7,7 +7,7 @@ Three kinds of score of a target that stands between `left` and `right` in its d
     pll      pseudo-log-likelihood: each token given all the others (arXiv 1910.14659). The later tokens of a word are
              hidden with it, so that a word cannot be guessed from its own end (arXiv 2305.10588, "PLL-word-l2r")
 
-`WAYS` is the table of what is asked of which model. A way is a pure function `(Span, Vocabulary) -> [Example]` with its
+`SPAN_PROMPTS` is the table of what is asked of which model. A way is a pure function `(Span, Vocabulary) -> [Example]` with its
 targets at the counted places alone (`where`), every weight 1. An infill's way is also that of a suffix: with no `right`.
 A new objective gets its rows here.
 """
@@ -43,7 +43,7 @@ Ask = Callable[[Span, Vocabulary], list[Example]]
 
 
 @dataclass(frozen=True)
-class Way:
+class SpanPrompt:
     """`normalised`: the probabilities of all targets of that many tokens sum to 1. If not, the score ranks targets of the
     same kind and model, and is no code length. `aligned`: the decoder's positions are those of the encoder's text."""
 
@@ -154,7 +154,7 @@ def masked_both_pll(span: Span, v: Vocabulary) -> list[Example]:
     return out
 
 
-def middle_decoder(span: Span, v: Vocabulary) -> list[Example]:
+def fim_decoder(span: Span, v: Vocabulary) -> list[Example]:
     """`P left S right M target`: prefix, suffix, middle, as the objective marks them; the target counts."""
     p, s, m = ([mark] for mark in special_tokens.fill_in_middle(v.sentinel_ids))
     return [answer(join(p, span.left, s, span.right, m, span.target), len(span.target))]
@@ -166,7 +166,7 @@ def infilled_both(span: Span, v: Vocabulary) -> list[Example]:
     return [answer(join([v.bos_id], span.left, span.target), len(span.target), encoder=encoder)]
 
 
-def stretch_both(span: Span, v: Vocabulary) -> list[Example]:
+def mass_both(span: Span, v: Vocabulary) -> list[Example]:
     """encoder `left M..M right eos`, decoder `M target` at the target's positions in the text; all of it counts."""
     n = len(span.target)
     e = answer(join([_mask(v)], span.target), n, encoder=stream(join(hidden(span, 0, n, _mask(v)), [v.eos_id])))
@@ -217,63 +217,63 @@ TWO_SIDED = "behind its sentinel, which never ended an input in training as `rig
 REVEALED = "given its length in masks, revealed left to right"
 REWRITTEN = "given its length in masks, the decoder rewriting the text up to it"
 GAP = "given a gap of unknown length, the decoder rewriting the text up to it"
-MIDDLE = "behind the mark of the middle; where it ends is not counted"
-STRETCH = "given its length in masks, left to right"
+FIM = "behind the mark of the middle; where it ends is not counted"
+MASS = "given its length in masks, left to right"
 EACH = "each token given the rest, words left to right"
 EACH_WORD = "each word by itself, given the rest"
 
-WAYS: dict[tuple[str, type], Mapping[str, Way]] = {
+SPAN_PROMPTS: dict[tuple[str, type], Mapping[str, SpanPrompt]] = {
     ("decoder", config.Causal): {
-        "suffix": Way(causal_decoder, True, CHAIN),
-        "infill": Way(causal_decoder, False, JOINT),
+        "suffix": SpanPrompt(causal_decoder, True, CHAIN),
+        "infill": SpanPrompt(causal_decoder, False, JOINT),
     },
     ("decoder", config.Prefix): {
-        "suffix": Way(prefix_decoder, True, CHAIN),
-        "infill": Way(prefix_decoder, False, JOINT),
+        "suffix": SpanPrompt(prefix_decoder, True, CHAIN),
+        "infill": SpanPrompt(prefix_decoder, False, JOINT),
     },
     ("decoder", config.SpanCorruption): {
-        "suffix": Way(spans_decoder, True, ANSWER),
-        "infill": Way(spans_decoder, True, TWO_SIDED),
-        "pll": Way(words(spans_decoder), False, EACH_WORD),
+        "suffix": SpanPrompt(spans_decoder, True, ANSWER),
+        "infill": SpanPrompt(spans_decoder, True, TWO_SIDED),
+        "pll": SpanPrompt(words(spans_decoder), False, EACH_WORD),
     },
     ("decoder", config.FillInMiddle): {
-        "suffix": Way(causal_decoder, True, CHAIN),
-        "infill": Way(middle_decoder, True, MIDDLE),
-        "pll": Way(words(middle_decoder), False, EACH_WORD),
+        "suffix": SpanPrompt(causal_decoder, True, CHAIN),
+        "infill": SpanPrompt(fim_decoder, True, FIM),
+        "pll": SpanPrompt(words(fim_decoder), False, EACH_WORD),
     },
     ("encoder", config.Masked): {
-        "suffix": Way(masked_encoder, True, REVEALED),
-        "infill": Way(masked_encoder, True, REVEALED),
-        "pll": Way(masked_encoder_pll, False, EACH),
+        "suffix": SpanPrompt(masked_encoder, True, REVEALED),
+        "infill": SpanPrompt(masked_encoder, True, REVEALED),
+        "pll": SpanPrompt(masked_encoder_pll, False, EACH),
     },
     ("encoder", config.NextSentence): {
-        "suffix": Way(between_ends(masked_encoder), True, REVEALED),
-        "infill": Way(between_ends(masked_encoder), True, REVEALED),
-        "pll": Way(between_ends(masked_encoder_pll), False, EACH),
+        "suffix": SpanPrompt(between_ends(masked_encoder), True, REVEALED),
+        "infill": SpanPrompt(between_ends(masked_encoder), True, REVEALED),
+        "pll": SpanPrompt(between_ends(masked_encoder_pll), False, EACH),
     },
     ("encoder_decoder", config.Prefix): {
-        "suffix": Way(prefix_both, True, CHAIN),
-        "infill": Way(prefix_both, False, JOINT),
+        "suffix": SpanPrompt(prefix_both, True, CHAIN),
+        "infill": SpanPrompt(prefix_both, False, JOINT),
     },
     ("encoder_decoder", config.Masked): {
-        "suffix": Way(masked_both, True, REWRITTEN),
-        "infill": Way(masked_both, True, REWRITTEN),
-        "pll": Way(masked_both_pll, False, EACH),
+        "suffix": SpanPrompt(masked_both, True, REWRITTEN),
+        "infill": SpanPrompt(masked_both, True, REWRITTEN),
+        "pll": SpanPrompt(masked_both_pll, False, EACH),
     },
     ("encoder_decoder", config.Denoise): {
-        "suffix": Way(infilled_both, True, GAP),
-        "infill": Way(infilled_both, True, GAP),
-        "pll": Way(words(infilled_both), False, EACH_WORD),
+        "suffix": SpanPrompt(infilled_both, True, GAP),
+        "infill": SpanPrompt(infilled_both, True, GAP),
+        "pll": SpanPrompt(words(infilled_both), False, EACH_WORD),
     },
     ("encoder_decoder", config.Mass): {
-        "suffix": Way(stretch_both, True, STRETCH, aligned=True),
-        "infill": Way(stretch_both, True, STRETCH, aligned=True),
-        "pll": Way(words(stretch_both), False, EACH_WORD, aligned=True),
+        "suffix": SpanPrompt(mass_both, True, MASS, aligned=True),
+        "infill": SpanPrompt(mass_both, True, MASS, aligned=True),
+        "pll": SpanPrompt(words(mass_both), False, EACH_WORD, aligned=True),
     },
     ("encoder_decoder", config.SpanCorruption): {
-        "suffix": Way(spans_both, True, ANSWER),
-        "infill": Way(spans_both, True, TWO_SIDED),
-        "pll": Way(words(spans_both), False, EACH_WORD),
+        "suffix": SpanPrompt(spans_both, True, ANSWER),
+        "infill": SpanPrompt(spans_both, True, TWO_SIDED),
+        "pll": SpanPrompt(words(spans_both), False, EACH_WORD),
     },
 }
 
@@ -286,28 +286,28 @@ NO_WAY: dict[tuple[str, type], str] = {
 ONE_SIDED = "it reads left to right, and nothing can be asked of it given what follows; take 'suffix'"
 
 
-def ways(architecture: str, objective: config.Objective) -> Mapping[str, Way]:
+def span_prompts(architecture: str, objective: config.Objective) -> Mapping[str, SpanPrompt]:
     """What may be asked of a model, by kind; UserError for an objective that the table does not know."""
     key = (architecture, type(objective))
     if isinstance(objective, config.Mixture):
         return _of_a_part(architecture, objective)
     if key in NO_WAY:
         raise UserError(NO_WAY[key])
-    if key not in WAYS:
-        known = [config.kind_of(o) for a, o in WAYS if a == architecture]
+    if key not in SPAN_PROMPTS:
+        known = [config.kind_of(o) for a, o in SPAN_PROMPTS if a == architecture]
         kind = config.kind_of(key[1])
         raise UserError(f"no way to score spans under a model of '{kind}' ({architecture}){nearest(kind, known)}")
     if architecture == "decoder" and not reads_prefix(architecture, objective):
-        return {kind: replace(way, ask=partial(_left_to_right, ask=way.ask)) for kind, way in WAYS[key].items()}
-    return WAYS[key]
+        return {kind: replace(way, ask=partial(_left_to_right, ask=way.ask)) for kind, way in SPAN_PROMPTS[key].items()}
+    return SPAN_PROMPTS[key]
 
 
-def _of_a_part(architecture: str, mixture: config.Mixture) -> Mapping[str, Way]:
+def _of_a_part(architecture: str, mixture: config.Mixture) -> Mapping[str, SpanPrompt]:
     """Each kind as the first part by name that has it is asked, its mode's token in front."""
-    found: dict[str, Way] = {}
+    found: dict[str, SpanPrompt] = {}
     for name, part in sorted(mixture.parts.items()):
         try:
-            known = ways(architecture, part.objective)
+            known = span_prompts(architecture, part.objective)
         except UserError:
             continue
         for kind, way in known.items():
@@ -339,6 +339,6 @@ def _left_to_right(span: Span, v: Vocabulary, *, ask: Ask) -> list[Example]:
     return [replace(e, decoder=replace(e.decoder, prefix=None)) for e in asked]
 
 
-def examples(way: Way, kind: str, span: Span, vocabulary: Vocabulary) -> list[Example]:
+def examples(way: SpanPrompt, kind: str, span: Span, vocabulary: Vocabulary) -> list[Example]:
     """What is asked about a span: a suffix has nothing on its right."""
     return way.ask(replace(span, right=span.right[:0]) if kind == "suffix" else span, vocabulary)

@@ -20,7 +20,7 @@ from lm.data.corpus.store import Store
 from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError, nearest
-from lm.evaluation.span_prompts import KINDS, ONE_SIDED, Span, examples, ways
+from lm.evaluation.span_prompts import KINDS, ONE_SIDED, Span, examples, span_prompts
 from lm.losses import token_losses
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, head_params
@@ -132,7 +132,7 @@ def score(
 
     Raises UserError for an objective or a kind without a way, and where the rows are longer than the model's positions.
     """
-    known = ways(model.config.architecture, objective)
+    known = span_prompts(model.config.architecture, objective)
     if kind not in KINDS:
         raise UserError(f"no kind of score '{kind}'{nearest(kind, KINDS)}")
     if kind not in known:

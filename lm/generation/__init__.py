@@ -34,7 +34,7 @@ def sample_token(key: jax.Array, logits: jax.Array, temperature: jax.Array) -> j
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
 
 
-def following(
+def decode_step(
     model: Transformer, params: Any, cache: Any, stream: TokenStream, *across: jax.Array, length: int
 ) -> tuple[Any, jax.Array]:
     """(cache, logits [B, V]) behind the tokens of `stream` ([B, T]), which follow those of the cache; the first is {}.
@@ -84,7 +84,7 @@ def decoded(
     encoded = model.apply({"params": params}, encoder, method="encode") if encoder is not None else None
 
     def decode(cache: Any, stream: TokenStream, key: jax.Array, *across: Any) -> tuple[Any, jax.Array]:
-        cache, logits = following(model, params, cache, stream, *across, length=length)
+        cache, logits = decode_step(model, params, cache, stream, *across, length=length)
         logits = logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits)
         return cache, sample_token(key, logits, jnp.asarray(temperature, jnp.float32))
 

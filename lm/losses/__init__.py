@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.sharding import OWN, WHOLE, added, by_places, shards
+from lm.sharding import REPLICATED, TOKEN_SHARDED, psum_tokens, shard_map_tokens, shards
 from lm.types import Example, WeightedMean
 
 Apply = Callable[..., Any]
@@ -48,10 +48,12 @@ def chunked_sum(
     def total(params: Any, hidden: jax.Array, rest: Any) -> tuple[jax.Array, Any]:
         def own(params: Any, hidden: jax.Array, rest: Any) -> tuple[jax.Array, Any]:
             parts, also = jax.lax.map(lambda xs: fn(params, *xs), (cut(hidden), jax.tree.map(cut, rest)))
-            return added(jnp.sum(parts, axis=0)), jax.tree.map(join, also)
+            return psum_tokens(jnp.sum(parts, axis=0)), jax.tree.map(join, also)
 
         params = jax.tree.map(lambda x: like(x, hidden.dtype), params)
-        return by_places(own, (WHOLE, OWN, OWN), (WHOLE, OWN))(params, hidden, rest)
+        return shard_map_tokens(own, (REPLICATED, TOKEN_SHARDED, TOKEN_SHARDED), (REPLICATED, TOKEN_SHARDED))(
+            params, hidden, rest
+        )
 
     def forward(params: Any, hidden: jax.Array, rest: Any) -> tuple[Any, Any]:
         gradient = jax.value_and_grad(fn, argnums=(0, 1), has_aux=True)
@@ -64,10 +66,12 @@ def chunked_sum(
             zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (jnp.zeros(()), params))
             (value, d_params), whole = jax.lax.scan(step, zero, (cut(hidden), jax.tree.map(cut, rest)))
             also, d_hidden = jax.tree.map(join, whole)
-            return (added(value), also), (jax.tree.map(lambda g: added(like(g, hidden.dtype)), d_params), d_hidden)
+            return (psum_tokens(value), also), (jax.tree.map(lambda g: psum_tokens(like(g, hidden.dtype)), d_params), d_hidden)
 
         whole = jax.tree.map(lambda x: like(x, hidden.dtype), params)
-        value, gradients = by_places(own, (WHOLE, OWN, OWN), ((WHOLE, OWN), (WHOLE, OWN)))(whole, hidden, rest)
+        value, gradients = shard_map_tokens(
+            own, (REPLICATED, TOKEN_SHARDED, TOKEN_SHARDED), ((REPLICATED, TOKEN_SHARDED), (REPLICATED, TOKEN_SHARDED))
+        )(whole, hidden, rest)
         # Keeps XLA from delaying the head-gradient reduction past the backward pass.
         d_params, d_hidden = jax.lax.optimization_barrier(gradients)
         return value, (jax.tree.map(lambda g, x: g.astype(x.dtype), d_params, params), d_hidden)

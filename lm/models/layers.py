@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.matmul import affine
-from lm.sharding import PARAMETERS, apart, divides, shards
+from lm.sharding import PARAMETERS, divides, shard_map_by_axes, shards
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -84,7 +84,7 @@ class Norm(nn.Module):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def looked_up(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str]) -> jax.Array:
+def embedding_lookup(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str]) -> jax.Array:
     """Rows `ids` [B, T] of a table whose axes have these names, in `dtype`: [B, T, D].
 
     What is less travels: the table to the tokens, or the tokens to all parts of the table and their vectors back. A
@@ -99,7 +99,7 @@ def looked_up(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str
         found = jax.lax.all_to_all(vectors, PARTS, 0, vectors.ndim - 2).reshape(*ids.shape, -1)
         return jnp.where(((ids >= 0) & (ids < len(table)))[..., None], found, jnp.nan)  # an id that is none
 
-    return apart(look, (PLACE, axes), (*PLACE, None), summed=axes[:1])(ids, table.astype(dtype))
+    return shard_map_by_axes(look, (PLACE, axes), (*PLACE, None), summed=axes[:1])(ids, table.astype(dtype))
 
 
 PLACE = ("batch", "length")
@@ -118,11 +118,11 @@ def _own_rows(ids: jax.Array, rows: int, axis: str) -> jax.Array:
     return jnp.where((at >= 0) & (at < rows), at, rows)
 
 
-def _looked_up(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str]) -> tuple[jax.Array, Any]:
-    return looked_up(table, ids, dtype, axes), (table, ids)
+def _embedding_lookup_forward(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str]) -> tuple[jax.Array, Any]:
+    return embedding_lookup(table, ids, dtype, axes), (table, ids)
 
 
-def _added_up(dtype: str, axes: tuple[str, str], kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+def _embedding_lookup_backward(dtype: str, axes: tuple[str, str], kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
     """The gradient is summed in the table's own precision on a device; a whole table's, between devices, in `dtype`."""
     table, ids = kept
     rows = len(table) // shards(axes[0])
@@ -141,13 +141,13 @@ def _added_up(dtype: str, axes: tuple[str, str], kept: Any, gradient: jax.Array)
         return add(jnp.zeros((rows, gradient.shape[-1]), table.dtype), ids, gradient).astype(dtype)
 
     if _tokens_travel(table, ids, axes):
-        summed = apart(exchanged, (PLACE, (*PLACE, None)), axes, summed=("batch_by_table",))
+        summed = shard_map_by_axes(exchanged, (PLACE, (*PLACE, None)), axes, summed=("batch_by_table",))
     else:
-        summed = apart(whole, (PLACE, (*PLACE, None)), (axes[0], None), summed=PLACE)
+        summed = shard_map_by_axes(whole, (PLACE, (*PLACE, None)), (axes[0], None), summed=PLACE)
     return summed(ids, gradient).astype(table.dtype), None
 
 
-looked_up.defvjp(_looked_up, _added_up)
+embedding_lookup.defvjp(_embedding_lookup_forward, _embedding_lookup_backward)
 
 
 class Table(nn.Module):
@@ -165,7 +165,7 @@ class Table(nn.Module):
         self.embedding = parameter(self, "embedding", init, shape, self.axes, self.param_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return looked_up(self.embedding, ids, self.dtype, self.axes)
+        return embedding_lookup(self.embedding, ids, self.dtype, self.axes)
 
     def attend(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """x [..., D] -> its products with every vector, plus bias [V]: [..., V], the tied output layer."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lm import config
 from lm.models.layers import ACTIVATIONS, Projection, parameter
 from lm.models.matmul import grouped
-from lm.sharding import apart
+from lm.sharding import shard_map_by_axes
 
 
 class Kernels(nn.Module):
@@ -55,7 +55,9 @@ class Moe(nn.Module):
             logits_BTE = router(x)
         shares_BTE = jax.nn.softmax(logits_BTE)
         row = ("batch", "length", None)
-        best = apart(partial(jax.lax.top_k, k=c.top_k), (row,), row, summed=())  # else XLA may gather all rows to sort them
+        best = shard_map_by_axes(
+            partial(jax.lax.top_k, k=c.top_k), (row,), row, summed=()
+        )  # else XLA may gather all rows to sort them
         weights_BTK, chosen_BTK = best(shares_BTE)
         if c.renormalize:
             weights_BTK = weights_BTK / jnp.sum(weights_BTK, axis=-1, keepdims=True)
@@ -75,7 +77,7 @@ class Moe(nn.Module):
             return limited(x, weights_BTK, chosen_BTK, *w, config=c, real=real)
         # Every device has its own tokens sorted, by all experts: their kernels travel, as any parameters' do under fsdp.
         ways = [(None, None, "hidden")] * (len(w) - 1) + [(None, "hidden", None)]
-        return apart(partial(dropless, config=c), (row, row, row, *ways), row, summed=("hidden",))(
+        return shard_map_by_axes(partial(dropless, config=c), (row, row, row, *ways), row, summed=("hidden",))(
             x, weights_BTK, chosen_BTK, *w
         )
 

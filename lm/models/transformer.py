@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.core.scope import LazyRng
 
 from lm import config
 from lm.models.attention import Attention
@@ -92,12 +93,23 @@ class Block(nn.Module):
         return std * (2 * self.stack.num_layers) ** -0.5
 
 
-class Turn(nn.Module):
-    """One turn of the stack's pattern: the unit that `nn.scan` repeats."""
+class LayerGroup(nn.Module):
+    """x [B, T, D] through the layers of one repetition of the stack's pattern: the unit that `nn.scan` repeats.
+
+    Flax derives a module's random keys from the names on its path. A group draws under the name that it had in the first
+    layout of parameters (`turns`, `turn_0`), so that a seed still gives the same parameters and the same dropout.
+    """
 
     stack: config.Stack
     model: config.Model
     letters: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.parent, nn.Module) and self.scope is not None:  # its scope was made just now, under its name
+            drawn_as = str(self.name).replace("group", "turn")
+            rngs = self.scope.rngs.items()
+            self.scope.rngs = {kind: LazyRng(rng.rng, (*rng.suffix[:-1], drawn_as)) for kind, rng in rngs}
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, None]:
@@ -110,7 +122,7 @@ REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full
 
 
 class Stack(nn.Module):
-    """x [B, T, D] through all layers, scanned (parameters stacked under `turns`) or unrolled (`turn_0`, `turn_1`, ...)."""
+    """x [B, T, D] through all layers, scanned (parameters stacked under `groups`) or unrolled (`group_0`, `group_1`, ...)."""
 
     config: config.Stack
     model: config.Model
@@ -122,23 +134,23 @@ class Stack(nn.Module):
         num_heads = next(iter(c.blocks.values())).attention.num_heads
         bias = Bias(c.position, num_heads, self.causal, m.param_dtype, name="position_bias")(context.mask.distance())
         context = dataclasses.replace(context, bias=bias)
-        turn = Turn
+        group = LayerGroup
         if c.remat != "none":
-            turn = nn.remat(Turn, prevent_cse=not c.scan, policy=REMAT[c.remat])
+            group = nn.remat(LayerGroup, prevent_cse=not c.scan, policy=REMAT[c.remat])
         if c.scan:
-            turn = nn.scan(
-                turn,
+            group = nn.scan(
+                group,
                 variable_axes={"params": 0, "cache": 0, "losses": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
-                length=num_turns(c),
+                length=num_groups(c),
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x, _ = turn(c, m, c.pattern, name="turns")(x, context)
+            x, _ = group(c, m, c.pattern, name="groups")(x, context)
         else:
             letters, size = c.letters(), len(c.pattern)
             for i in range(0, c.num_layers, size):
-                x, _ = turn(c, m, letters[i : i + size], name=f"turn_{i // size}")(x, context)
+                x, _ = group(c, m, letters[i : i + size], name=f"group_{i // size}")(x, context)
         if c.final_norm:
             norm = c.blocks[c.letters()[-1]].norm
             x = Norm(norm, name="final_norm", dtype=m.dtype, param_dtype=m.param_dtype)(x)
@@ -290,12 +302,12 @@ def abstract_params(model: config.Model, device: jax.Device | None = None) -> di
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
-def num_turns(stack: config.Stack) -> int:
-    """How often the pattern goes round; a scanned stack needs it to come out even."""
-    turns, rest = divmod(stack.num_layers, len(stack.pattern))
+def num_groups(stack: config.Stack) -> int:
+    """Repetitions of the pattern over the layers. ValueError where they do not divide: a scanned stack needs them to."""
+    groups, rest = divmod(stack.num_layers, len(stack.pattern))
     if rest:
         raise ValueError(f"{stack.num_layers} layers are no multiple of the pattern '{stack.pattern}': scan=False takes it")
-    return turns
+    return groups
 
 
 def head_params(params: dict[str, Any]) -> dict[str, Any]:
@@ -322,12 +334,12 @@ def with_tables(params: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]
     return params | {"embed": _tables(other) | params.get("embed", {})}
 
 
-def stack_turns(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of an unrolled model -> those of the scanned one: `turn_0`, `turn_1`, ... become a leading axis."""
+def stack_groups(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of an unrolled model -> those of the scanned one: `group_0`, `group_1`, ... become a leading axis."""
 
     def convert(tree: dict[str, Any]) -> dict[str, Any]:
-        names = sorted((n for n in tree if re.fullmatch(r"turn_\d+", n)), key=lambda n: int(n[5:]))
+        names = sorted((n for n in tree if re.fullmatch(r"group_\d+", n)), key=lambda n: int(n[5:]))
         rest = {n: t for n, t in tree.items() if n not in names}
-        return rest | {"turns": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[n] for n in names))}
+        return rest | {"groups": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[n] for n in names))}
 
     return {name: convert(tree) if name in ("encoder", "decoder") else tree for name, tree in params.items()}

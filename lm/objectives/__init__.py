@@ -179,7 +179,7 @@ def _span_settings(c: config.SpanCorruption, v: Vocabulary, window: int) -> dict
     return dict(rate=c.rate, mean_span=c.mean_span, sentinels=sentinels, bos=v.bos_id, eos=v.eos_id)
 
 
-def _given_back(noise: denoise.Noise, data: config.Data, v: Vocabulary) -> Objective:
+def _reconstruct(noise: denoise.Noise, data: config.Data, v: Vocabulary) -> Objective:
     encoder, decoder = _need(data, "encoder_length"), _need(data, "decoder_length")
     make = partial(denoise.encoder_decoder, noise=noise, bos=v.bos_id, eos=v.eos_id)
     window = min(encoder, decoder) - 1
@@ -195,11 +195,11 @@ def _denoise(c: config.Denoise, data: config.Data, v: Vocabulary) -> Objective:
     if c.mean_span < 1:
         raise UserError(f"objective.mean_span is {c.mean_span}; set it to 1 or more")
     mask_id = _mask(v, c) if c.infill or c.mask else None
-    return _given_back(partial(denoise.noise, c=c, mask_id=mask_id, sentence_ends=v.sentence_ends), data, v)
+    return _reconstruct(partial(denoise.noise, c=c, mask_id=mask_id, sentence_ends=v.sentence_ends), data, v)
 
 
 def _deshuffle(c: config.Deshuffle, data: config.Data, v: Vocabulary) -> Objective:
-    return _given_back(denoise.shuffle, data, v)
+    return _reconstruct(denoise.shuffle, data, v)
 
 
 def _mass(c: config.Mass, data: config.Data, v: Vocabulary) -> Objective:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lm import config
-from lm.objectives.masked import given_back, rounded, without_ends
+from lm.objectives.masked import reconstruct, rounded, without_ends
 from lm.types import Example
 
 Noise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -120,4 +120,4 @@ def encoder_decoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Nois
     weights   [ 1  1  1  1  1]
     """
     tokens = without_ends(tokens, bos, eos)
-    return given_back(tokens, noise(tokens, rng), bos=bos, eos=eos)
+    return reconstruct(tokens, noise(tokens, rng), bos=bos, eos=eos)

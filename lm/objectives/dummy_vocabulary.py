@@ -6,7 +6,7 @@ from lm.objectives import Vocabulary
 from lm.types import WORD
 
 
-class StandIn(Vocabulary):
+class DummyVocabulary(Vocabulary):
     """Special tokens in number and place as in a tokenizer that is trained here (`lm.data.tokenizer`)."""
 
     def __init__(self, vocab_size: int) -> None:

@@ -115,10 +115,10 @@ def encoder_decoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Nois
     weights   [ 1  1  1  1  1]
     """
     tokens = without_ends(tokens, bos, eos)
-    return given_back(tokens, noise(tokens, rng)[0], bos=bos, eos=eos)
+    return reconstruct(tokens, noise(tokens, rng)[0], bos=bos, eos=eos)
 
 
-def given_back(tokens: np.ndarray, noised: np.ndarray, *, bos: int, eos: int) -> Example:
+def reconstruct(tokens: np.ndarray, noised: np.ndarray, *, bos: int, eos: int) -> Example:
     """The encoder reads `noised` and eos; the decoder gives `tokens` and eos."""
     targets = np.concatenate([tokens, [eos]]).astype(np.int32)
     return Example(

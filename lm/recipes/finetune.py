@@ -26,13 +26,13 @@ from lm.config.ranges import Seed
 from lm.data import labelled
 from lm.data import tokenizer as tokenizers
 from lm.data.corpus.prepare import prepare
-from lm.data.examples import Writer
+from lm.data.examples import ExampleBuilder
 from lm.data.labelled import Extractive, Labelled
 from lm.data.loader import batches
 from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
-from lm.evaluation.qa_metrics import classified, exact, said_well
+from lm.evaluation.qa_metrics import classified, exact, qa_metrics
 from lm.generation import generate, left_padded
 from lm.generation.rank import rank
 from lm.models.positions import check_reach
@@ -40,7 +40,7 @@ from lm.models.transformer import Transformer, abstract_params, head_params
 from lm.objectives import of_texts, reads_prefix
 from lm.training import hooks, loop
 from lm.training.ledger import SAMPLE
-from lm.training.step import blueprint, counted, make_step
+from lm.training.step import counted, make_step, plan_state
 from lm.types import Example, TokenStream, TrainState
 
 How = Literal["text", "head"]
@@ -162,7 +162,7 @@ class Work:
         self.train = config.Train(steps=settings.steps, batch_size=settings.batch_size, seed=seed)
         if isinstance(task, Labelled):
             answer = 1 + max(len(ids) for ids in tokenizer.encode_batch([f" {c}" for c in task.classes]))
-        self.writer = Writer(tokenizer, model.architecture, length=settings.length, answer=answer, prefix=prefix)
+        self.writer = ExampleBuilder(tokenizer, model.architecture, length=settings.length, answer=answer, prefix=prefix)
         if how == "head":
             if not isinstance(task, Labelled):
                 raise UserError(f"task '{task.name}' has no classes that a head could tell apart: take --how=text")
@@ -205,7 +205,7 @@ class Work:
         outputs = model.head.outputs if model.head and model.head.outputs else model.vocab_size
         settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs)
         loss = lambda p, example, rngs: losses.cross_entropy(p, self.network.apply, example, rngs=rngs, **settings)
-        plan = blueprint(lambda key: self.network.init(key, shape)["params"], tx, self.mesh, ema=False)
+        plan = plan_state(lambda key: self.network.init(key, shape)["params"], tx, self.mesh, ema=False)
         step = make_step(loss, tx, plan, optimizer=optimizer, train=self.train)
         state = plan.create(self.seed)  # AdamW's moments begin at 0, whatever the parameters are
         grown, new = transplant(params, state.params, fresh=("head",) if self.how == "head" else ())
@@ -250,7 +250,7 @@ class Work:
         loss = jax.jit(lambda p, example: score(p, self.network.apply, example)["loss"])
         parts = [jax.device_get(loss(params, self._rows(self.test_items, chunk))) for chunk in chunks]
         nll = sum(p.total for p in parts) / sum(p.weight for p in parts)
-        return said_well(said, [str(item[-1]) for item in self.tested]) | {"nll": float(nll)}
+        return qa_metrics(said, [str(item[-1]) for item in self.tested]) | {"nll": float(nll)}
 
     def majority(self) -> float:
         """What one gets who always says what is commonest in training."""

@@ -25,13 +25,13 @@ from lm.generation.samples import check as check_samples
 from lm.generation.samples import samples
 from lm.models.positions import check_reach
 from lm.objectives import Lengths, Objective, Vocabulary, build, suited
-from lm.objectives.dummy_vocabulary import StandIn
+from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.training import hooks, loop, resume
 from lm.training.goodput import account
 from lm.training.ledger import SAMPLE, left_out, of_a_row, parameters
 from lm.training.report import write_report
 from lm.training.rundir import RunDir, manifest, params_sha256
-from lm.training.step import Blueprint, blueprint, counted, make_step
+from lm.training.step import StatePlan, counted, make_step, plan_state
 from lm.training.task import Task, task
 from lm.types import Example
 
@@ -49,7 +49,7 @@ class Training:
     mesh: Mesh
     task: Task
     lengths: Lengths
-    plan: Blueprint
+    plan: StatePlan
     step: Any
     schedule: Any
 
@@ -127,7 +127,7 @@ def check(run: config.Run, mesh: Mesh) -> None:
                 f"data.{name}={getattr(run.data, name)} does not divide over mesh.sequence={parts}; change one of them"
             )
     if run.data.tokenizer.path is None:  # the special tokens of a tokenizer that is trained here are known before it is
-        objective_of(run, StandIn(run.model.vocab_size))
+        objective_of(run, DummyVocabulary(run.model.vocab_size))
     platform = mesh.devices.flat[0].platform
     for place, model in models.items():
         if model.kernel == "splash" and platform != "tpu":
@@ -167,7 +167,7 @@ def training(run: config.Run, mesh: Mesh, lengths: Lengths) -> Training:
     shapes = abstract_batch(lengths, run.train.batch_size)
     example = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # Outside of `sharding.use`: Optax makes a few numbers at once, which would have to lie on the mesh.
-    plan = blueprint(lambda key: what.init(key, example()), tx, mesh, ema=run.optimizer.ema is not None)
+    plan = plan_state(lambda key: what.init(key, example()), tx, mesh, ema=run.optimizer.ema is not None)
     step = make_step(what.loss, tx, plan, optimizer=run.optimizer, train=run.train)
     return Training(run, mesh, what, lengths, plan, step, schedule)
 

@@ -12,7 +12,7 @@ from lm.config import resolve
 from lm.data.corpus.prepare import Prepared
 from lm.data.loader import Position
 from lm.errors import UserError
-from lm.training.step import Blueprint, finite, first_average
+from lm.training.step import StatePlan, finite, first_average
 from lm.types import TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: none decides a parameter
@@ -20,7 +20,7 @@ LOOSE = ("scan", "remat", "dtype", "dropout", "kernel")  # of a model: they deci
 PLACES = ("data.cache", "train.init_from")  # may have moved: what is in them is in the checkpoint, or told by its fingerprint
 
 
-def first_state(run: config.Run, data: Prepared, plan: Blueprint) -> TrainState:
+def first_state(run: config.Run, data: Prepared, plan: StatePlan) -> TrainState:
     """From the seed; the parameters from `train.init_from` if that is given."""
     state, folder = plan.create(run.train.seed), run.train.init_from
     if folder is None:

@@ -42,7 +42,7 @@ class RunDir:
     """
 
     def __init__(self, workdir: str | Path):
-        self.writes = distributed.leads()
+        self.writes = distributed.is_main_process()
         self._lock: IO[str] | None = None
         self._published: dict[Path, tuple[int, int]] = {}  # size and time of change of what `home` has
         self._last = time.monotonic()

@@ -23,7 +23,7 @@ Metrics = dict[str, jax.Array]
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class StatePlan:
     """A state described: how to make it, its abstract form, and the sharding of every array in it."""
 
     init: Callable[[jax.Array], TrainState]
@@ -39,7 +39,9 @@ class Blueprint:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, self.shardings)
 
 
-def blueprint(init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool) -> Blueprint:
+def plan_state(
+    init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+) -> StatePlan:
     """From `init_params(key)`, whose parameters carry logical axis names, and the optimizer."""
 
     def init(key: jax.Array) -> TrainState:
@@ -63,7 +65,7 @@ def blueprint(init_params: Callable[[jax.Array], Any], tx: optax.GradientTransfo
         is_leaf=_is_masked,
     )
     shardings = TrainState(rest, params, moments, params if ema else None, rest, rest, rest)
-    return Blueprint(init, abstract, shardings)
+    return StatePlan(init, abstract, shardings)
 
 
 def first_average(params: Any) -> Any:
@@ -88,7 +90,7 @@ def _like_parameter(rest: Any) -> Callable[[Any, Any, Any], Any]:
 
 
 def make_step(
-    loss: Loss, tx: optax.GradientTransformation, plan: Blueprint, *, optimizer: config.Optimizer, train: config.Train
+    loss: Loss, tx: optax.GradientTransformation, plan: StatePlan, *, optimizer: config.Optimizer, train: config.Train
 ) -> Callable[[TrainState, Example], tuple[TrainState, Metrics]]:
     """The jitted step `(state, batch) -> (state, metrics)`; metrics are scalars on the device."""
 

@@ -17,7 +17,7 @@ def test_two_objectives_compare(train, tmp_path, capsys):
         assert main([f"--workdir={run}", *SIZES]) == 0
         out = capsys.readouterr().out
         assert "bits per byte" in out and "suffix" in out
-        results.append(json.loads((run / "comparable.json").read_text()))
+        results.append(json.loads((run / "span_scores.json").read_text()))
     causal, masked = results
     assert causal["digest"] == masked["digest"] and causal["data"] == masked["data"]
     flags = [{s["kind"]: s.get("normalised") for s in result["scores"]} for result in results]

@@ -23,7 +23,7 @@ from lm.errors import UserError
 from lm.models import layers
 from lm.models.transformer import Transformer, head_params
 from lm.recipes.pretrain import check
-from lm.training.step import blueprint, make_step
+from lm.training.step import make_step, plan_state
 from lm.training.task import task
 from tpu.collectives import collectives
 
@@ -52,7 +52,7 @@ def start(r, data, devices=None):
     tx, _ = optim.make(r.optimizer, r.train.steps)
     example = jax.tree.map(jnp.asarray, stack([blank(data.objective.lengths)] * 8))
     with sharding.use(mesh):
-        plan = blueprint(lambda key: what.init(key, example), tx, mesh, ema=False)
+        plan = plan_state(lambda key: what.init(key, example), tx, mesh, ema=False)
         step = make_step(what.loss, tx, plan, optimizer=r.optimizer, train=r.train)
     return mesh, plan, step
 
@@ -111,7 +111,7 @@ def test_queries_are_cut_though_their_only_key_is_not():
         for mesh, devices in ((config.Mesh(), jax.devices()[:1]), (MESHES["tensor"], None))
     )
     np.testing.assert_allclose(many[1], one[1], rtol=2e-5)
-    attention = many[0].params["decoder"]["turn_0"]["block_0"]["attention"]
+    attention = many[0].params["decoder"]["group_0"]["block_0"]["attention"]
     cut = {name: attention[name]["kernel"].size / shard(attention[name]["kernel"]) for name in attention}
     assert cut == {"query": 4, "key": 1, "value": 1, "out": 4}
 
@@ -188,14 +188,14 @@ def test_a_table_is_looked_up_and_its_gradient_added_up(strategy, vocab):
     expected = np.zeros((vocab, width))
     np.add.at(expected, ids, ways)
 
-    def looked_up(table, ids):
-        vectors = layers.looked_up(table, ids, "float32", ("vocab", "embed"))
+    def embedding_lookup(table, ids):
+        vectors = layers.embedding_lookup(table, ids, "float32", ("vocab", "embed"))
         return jnp.sum(vectors * ways), vectors
 
     with sharding.use(mesh):
         place = lambda x, dtype, *names: jax.device_put(x.astype(dtype), NamedSharding(mesh, sharding.spec(*names)))
         given = place(table, "float32", "vocab", "embed"), place(ids, "int32", "batch", "length")
-        step = jax.jit(jax.grad(looked_up, has_aux=True)).lower(*given).compile()
+        step = jax.jit(jax.grad(embedding_lookup, has_aux=True)).lower(*given).compile()
         gradient, vectors = step(*given)
     np.testing.assert_array_equal(vectors, table.astype("float32")[ids])
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
@@ -214,7 +214,7 @@ def test_sharded_experts_are_unsharded(kind, strategy):
     np.testing.assert_allclose(many[0], one[0], rtol=2e-5)
     for a, b in zip(jax.tree.leaves(many[1]), jax.tree.leaves(one[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    ffn = state.params["decoder"]["turns" if strategy == "expert" else "turn_1"]["block_0"]["ffn"]
+    ffn = state.params["decoder"]["groups" if strategy == "expert" else "group_1"]["block_0"]["ffn"]
     assert all(8 * shard(ffn[name]["kernel"]) == c.data * ffn[name]["kernel"].size for name in ("up", "down"))
     assert "all-to-all" in text or kind == "dropless", "tokens go to their experts and come back"
 

@@ -10,7 +10,7 @@ def hangs() -> int:
     distributed.start()
     if os.environ["LM_PROCESS"] != "0":
         time.sleep(100)
-    distributed.meet("restore")
+    distributed.barrier("restore")
     return 0
 
 

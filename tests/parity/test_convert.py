@@ -216,7 +216,7 @@ def test_sharded_files_and_scanned_layers_are_the_same_weights(llama, tmp_path):
     scanned = conversion.read(tmp_path, scan=True)
     assert scanned.model.decoder.scan
     kernel = lambda tree, turn: tree["decoder"][turn]["block_0"]["ffn"]["up"]["kernel"]
-    np.testing.assert_array_equal(kernel(scanned.params, "turns")[1], kernel(plain.params, "turn_1"))
+    np.testing.assert_array_equal(kernel(scanned.params, "groups")[1], kernel(plain.params, "group_1"))
     again = tmp_path / "again"
     conversion.write(scanned.model, scanned.params, again)
     assert (again / "model.safetensors").read_bytes() != b""

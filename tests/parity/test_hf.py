@@ -232,7 +232,7 @@ def taken(params, table: dict[str, str], state: dict[str, np.ndarray], pattern: 
         module, _, kind = path.rpartition("/")
         found = re.search(r"turn_(\d+)/block_(\d+)", path)
         layer = int(found[1]) * len(pattern) + int(found[2]) if found else None
-        theirs = table[re.sub(r"turn_\d+/block_\d+", "L", module)].format(layer)
+        theirs = table[re.sub(r"group_\d+/block_\d+", "L", module)].format(layer)
         w = state.pop(f"{theirs}.{'bias' if kind == 'bias' else 'weight'}")
         return (w.T if kind == "kernel" else w).reshape(leaf.shape)
 

@@ -18,7 +18,7 @@ from lm.data.corpus.prepare import prepare
 from lm.data.corpus.store import Store
 from lm.data.tokenizer import HuggingFace
 from lm.errors import UserError
-from lm.evaluation.span_prompts import KINDS, WAYS, examples, ways, word_ends
+from lm.evaluation.span_prompts import KINDS, SPAN_PROMPTS, examples, span_prompts, word_ends
 from lm.evaluation.spans import Span, digest, held_out_spans, score
 from lm.models.transformer import Transformer
 from lm.objectives import SUITS, Suit
@@ -27,7 +27,7 @@ from lm.types import CHARACTER, WORD, Example, TokenStream
 BOS, EOS, MASK, S0, TEXT, V = 1, 2, 3, 4, 5, 9  # texts are tokens 5 to 8
 SENTINELS, WIDE = (S0, 9, 10), 11  # the model's vocabulary is wider than the tokenizer's
 GENERATOR = Model(WIDE, 16, encoder=Stack(1, {"L": Block(Attention(2), Mlp(16))}))
-ASKED = [(*key, kind) for key, known in WAYS.items() for kind in known]
+ASKED = [(*key, kind) for key, known in SPAN_PROMPTS.items() for kind in known]
 NAMES = [f"{a}-{o.__name__}-{k}" for a, o, k in ASKED]
 
 
@@ -106,11 +106,11 @@ def test_all_targets_together(architecture, objective, kind):
         result = score(module, copying(params), objective(), WORDS, EVERY, kind=kind)
     else:
         result = scored(architecture, objective, EVERY, kind=kind)
-    assert result.normalised == WAYS[architecture, objective][kind].normalised
+    assert result.normalised == SPAN_PROMPTS[architecture, objective][kind].normalised
     assert (abs(total(result) - 1) < 1e-4) if result.normalised else (abs(total(result) - 1) > 1e-2)
 
 
-@pytest.mark.parametrize("architecture,objective", [k for k in WAYS if "pll" in WAYS[k]], ids=str)
+@pytest.mark.parametrize("architecture,objective", [k for k in SPAN_PROMPTS if "pll" in SPAN_PROMPTS[k]], ids=str)
 def test_pll_of_one_word_is_a_probability(architecture, objective):
     """Left to right within a word it is a chain: what breaks the sum above are words that are hidden in turn."""
     result = scored(architecture, objective, EVERY, kind="pll", v=vocabulary([False] * V))
@@ -161,7 +161,7 @@ def test_batches_and_padding_change_nothing(architecture, objective, kind):
 
 
 def asked(architecture, objective, kind, span=SPAN, v=WORDS):
-    return examples(WAYS[architecture, objective][kind], kind, span, v)
+    return examples(SPAN_PROMPTS[architecture, objective][kind], kind, span, v)
 
 
 @pytest.mark.parametrize("architecture,objective,kind", ASKED, ids=NAMES)
@@ -173,7 +173,9 @@ def test_every_target_token_is_counted_once(architecture, objective, kind):
         if row.decoder is not None:  # a place predicts the token behind it
             equal(read[row.where[1:]], row.targets[:-1].tolist())
     counted = np.concatenate([row.targets for row in rows]).tolist()
-    assert counted == ([8, 5, 6, 8] if WAYS[architecture, objective][kind].note.startswith("log p(target, right") else [8, 5])
+    assert counted == (
+        [8, 5, 6, 8] if SPAN_PROMPTS[architecture, objective][kind].note.startswith("log p(target, right") else [8, 5]
+    )
 
 
 def test_what_a_decoder_of_spans_reads():
@@ -232,7 +234,7 @@ def test_a_model_of_pairs_reads_bos_and_eos_around_the_text():
 def test_a_mixture_is_asked_as_the_part_that_can_best():
     spans = config.Part(config.SpanCorruption(), mode="R")
     mixture = config.Mixture({"a": config.Part(config.Prefix()), "b": spans})
-    known = ways("decoder", mixture)
+    known = span_prompts("decoder", mixture)
     assert known["suffix"].note.startswith("as part 'a'") and known["infill"].note.startswith("as part 'b'")
     assert known["infill"].normalised and set(known) == set(KINDS)
     v = SimpleNamespace(**vars(WORDS) | dict(sentinel_ids=(S0, 11, 12, 13, 14)))
@@ -242,11 +244,11 @@ def test_a_mixture_is_asked_as_the_part_that_can_best():
     equal(row.decoder.prefix, [True, *plain.decoder.prefix])
     equal(row.where, (plain.where + 1).tolist())
     masked = config.Mixture({"a": config.Part(config.Masked(), mode="M")})
-    first = examples(ways("encoder", masked)["infill"], "infill", SPAN, v)[0]
+    first = examples(span_prompts("encoder", masked)["infill"], "infill", SPAN, v)[0]
     equal(first.encoder.tokens, [11, 5, 7, 6, MASK, MASK, 6, 8])
     equal(first.where, [4])
     stretch = config.Mixture({"a": config.Part(config.Mass(), mode="M")})
-    (row,) = examples(ways("encoder_decoder", stretch)["suffix"], "suffix", SPAN, v)
+    (row,) = examples(span_prompts("encoder_decoder", stretch)["suffix"], "suffix", SPAN, v)
     equal(row.encoder.tokens, [11, 5, 7, 6, MASK, MASK, EOS])
     equal(row.decoder.tokens, [MASK, 8])
     equal(row.decoder.positions, [4, 5])  # where the masks stand
@@ -254,7 +256,7 @@ def test_a_mixture_is_asked_as_the_part_that_can_best():
 
 
 def test_a_decoder_that_reads_left_to_right_is_asked_so():
-    (row,) = examples(ways("decoder", config.SpanCorruption(prefix=False))["infill"], "infill", SPAN, WORDS)
+    (row,) = examples(span_prompts("decoder", config.SpanCorruption(prefix=False))["infill"], "infill", SPAN, WORDS)
     assert row.decoder.prefix is None
 
 
@@ -282,9 +284,9 @@ def test_later_tokens_of_the_word_are_hidden_with_it():
 def test_every_objective_has_its_ways():
     # One sees all tokens of a text, or none, and the other never a mask: no span can be hidden from them.
     none = {("encoder_decoder", config.Deshuffle), ("encoder", config.ReplacedTokens)}
-    assert set(SUITS) - set(WAYS) - none == {(a, config.Mixture) for a in ("encoder", "decoder", "encoder_decoder")}
-    assert set(WAYS) <= set(SUITS)
-    assert all({"suffix", "infill"} <= set(known) <= set(KINDS) for known in WAYS.values())
+    assert set(SUITS) - set(SPAN_PROMPTS) - none == {(a, config.Mixture) for a in ("encoder", "decoder", "encoder_decoder")}
+    assert set(SPAN_PROMPTS) <= set(SUITS)
+    assert all({"suffix", "infill"} <= set(known) <= set(KINDS) for known in SPAN_PROMPTS.values())
 
 
 class Backwards:
@@ -293,27 +295,27 @@ class Backwards:
 
 def test_a_new_objective_is_refused_by_name_or_asked_as_its_entry_says(monkeypatch):
     with pytest.raises(UserError, match="no way to score spans under a model of 'backwards' .decoder."):
-        ways("decoder", Backwards())
-    monkeypatch.setitem(WAYS, ("decoder", Backwards), WAYS["decoder", config.Prefix])
+        span_prompts("decoder", Backwards())
+    monkeypatch.setitem(SPAN_PROMPTS, ("decoder", Backwards), SPAN_PROMPTS["decoder", config.Prefix])
     with pytest.raises(UserError, match="'backwards' does not suit the decoder"):
-        ways("decoder", Backwards())
+        span_prompts("decoder", Backwards())
     for reads in (True, False):
         suit = Suit(lambda c, data, v: None, factors=False, reads_prefix=reads)
         monkeypatch.setitem(SUITS, ("decoder", Backwards), suit)
-        (row,) = examples(ways("decoder", Backwards())["suffix"], "suffix", SPAN, WORDS)
+        (row,) = examples(span_prompts("decoder", Backwards())["suffix"], "suffix", SPAN, WORDS)
         assert (row.decoder.prefix is not None) == reads
 
 
 def test_refusals():
     with pytest.raises(UserError, match="'causal' .encoder.; known: masked"):
-        ways("encoder", config.Causal())
+        span_prompts("encoder", config.Causal())
     with pytest.raises(UserError, match="'pll' cannot be had.*take 'suffix'"):
         scored("decoder", config.Causal, [SPAN], kind="pll")
     for predict in ("replaced", "replaced_chosen", "masked", "all"):
         with pytest.raises(UserError, match="never saw a mask token"):
-            ways("encoder", config.ReplacedTokens(GENERATOR, predict=predict))
+            span_prompts("encoder", config.ReplacedTokens(GENERATOR, predict=predict))
     with pytest.raises(UserError, match="no part of this mixture"):
-        ways("encoder_decoder", config.Mixture({"a": config.Part(config.Deshuffle())}))
+        span_prompts("encoder_decoder", config.Mixture({"a": config.Part(config.Deshuffle())}))
     with pytest.raises(UserError, match="no kind of score 'sufix'; did you mean 'suffix'"):
         scored("decoder", config.Causal, [SPAN], kind="sufix")
     with pytest.raises(UserError, match="takes 4 positions of the decoder, which has learned 3: shorten left, span or right"):

@@ -12,7 +12,7 @@ from flax import linen as nn
 from lm import config, losses, optim, sharding
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Schedule, Stack
 from lm.models.transformer import Transformer, head_params
-from lm.training.step import blueprint, counted, make_step
+from lm.training.step import counted, make_step, plan_state
 from lm.types import Example, TokenStream, WeightedMean
 
 B, T, D, V = 4, 12, 16, 37
@@ -136,7 +136,7 @@ def stepper(optimizer=None, **train):
     mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
     loss = lambda params, example, rngs: LOSS(params, example=example, rngs=rngs)
     init = lambda key: Transformer(MODEL).init(key, batch())["params"]
-    plan = blueprint(init, tx, mesh, ema=optimizer.ema is not None)
+    plan = plan_state(init, tx, mesh, ema=optimizer.ema is not None)
     return plan, make_step(loss, tx, plan, optimizer=optimizer, train=config.Train(**train)), mesh
 
 
@@ -146,7 +146,7 @@ SGD = optax.sgd(1.0)
 def one_gradient(params, example, microbatches):
     """The gradient of a step, from a step of plain descent of rate 1."""
     mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
-    plan = blueprint(lambda key: Transformer(MODEL).init(key, batch())["params"], SGD, mesh, ema=False)
+    plan = plan_state(lambda key: Transformer(MODEL).init(key, batch())["params"], SGD, mesh, ema=False)
     loss = lambda params, example, rngs: LOSS(params, example=example, rngs=rngs)
     settings = dict(optimizer=config.Optimizer(clip=None), train=config.Train(microbatches=microbatches))
     step = make_step(loss, SGD, plan, **settings)
@@ -250,7 +250,7 @@ def test_what_decays_and_what_muon_turns(scan):
     assert turned["head/out/kernel"] is None
     assert {n for n, x in turned.items() if x} == {n for n in flat if n.endswith("/kernel")} - {"head/out/kernel"}
     shift = 1 if scan else 0
-    block = "decoder/turns/block_0" if scan else "decoder/turn_1/block_0"
+    block = "decoder/groups/block_0" if scan else "decoder/group_1/block_0"
     sizes = lambda n, axes: int(np.prod([flat[n].shape[a] for a in axes]))
     for n, inputs, outputs in (("attention/query", D, D), ("attention/out", D, D), ("ffn/up", D, 32), ("ffn/down", 32, D)):
         x, n = turned[f"{block}/{n}/kernel"], f"{block}/{n}/kernel"

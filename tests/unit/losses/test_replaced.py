@@ -13,7 +13,7 @@ from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Moe, R
 from lm.errors import UserError
 from lm.losses import replaced
 from lm.models.transformer import Transformer, own_tables, with_tables
-from lm.training.step import blueprint, make_step
+from lm.training.step import make_step, plan_state
 from lm.training.task import task
 from lm.types import Example, TokenStream
 
@@ -199,7 +199,7 @@ def test_tables_are_one_and_learn_from_both():
     generators, both = gradient(0.0), gradient(7.0)
     table = lambda g: np.asarray(g["model"]["embed"]["tokens"]["embedding"])
     assert np.abs(table(generators)).max() > 1e-3, "the generator's own loss reaches the model's table"
-    assert np.abs(generators["model"]["encoder"]["turn_0"]["block_0"]["ffn"]["up"]["kernel"]).max() == 0
+    assert np.abs(generators["model"]["encoder"]["group_0"]["block_0"]["ffn"]["up"]["kernel"]).max() == 0
     assert np.abs(table(both) - table(generators)).max() > 1e-3
     for a, b in zip(jax.tree.leaves(generators["generator"]), jax.tree.leaves(both["generator"]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)  # nothing goes back through what was drawn
@@ -230,7 +230,7 @@ def test_it_learns(predict, microbatches):
     t = task(run)
     scores = jax.jit(lambda p: {k: v.mean for k, v in t.scores(p, batch()).items()})
     with sharding.use(mesh):
-        plan = blueprint(lambda key: t.init(key, batch()), tx, mesh, ema=False)
+        plan = plan_state(lambda key: t.init(key, batch()), tx, mesh, ema=False)
         step = make_step(t.loss, tx, plan, optimizer=optimizer, train=config.Train(microbatches=microbatches))
         state = plan.create(0)
         before = scores(state.params)

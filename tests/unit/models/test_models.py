@@ -16,7 +16,7 @@ from lm.generation import fill, generate, left_padded
 from lm.models.attention import attend
 from lm.models.layers import ACTIVATIONS
 from lm.models.positions import rotate
-from lm.models.transformer import Transformer, num_turns, stack_turns
+from lm.models.transformer import Transformer, num_groups, stack_groups
 from lm.types import Example, Mask, TokenStream
 
 V, D, T = 23, 16, 10
@@ -245,7 +245,7 @@ def unrolled_and_scanned(name):
     """Both models, and parameters for each."""
     unrolled, scanned = (with_stacks(DECODERS[name], scan=scan) for scan in (False, True))
     params = start(unrolled)[1]
-    stacked = stack_turns(params)
+    stacked = stack_groups(params)
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, start(scanned)[1])
     return unrolled, scanned, params, stacked
 
@@ -261,7 +261,7 @@ def test_scanned_gradients_are_unrolled_ones():
     value, grads = value_and_gradients(unrolled, params, example_for(unrolled))
     scanned_value, scanned_grads = value_and_gradients(scanned, stacked, example_for(unrolled))
     close(scanned_value, value, 1e-6)
-    jax.tree.map(lambda a, b: close(a, b, 1e-6), scanned_grads, stack_turns(grads))
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), scanned_grads, stack_groups(grads))
 
 
 @pytest.mark.parametrize("remat,scan", [("dots", False), ("full", True)])
@@ -279,15 +279,15 @@ def test_a_pattern_repeats_to_the_depth():
     stack = Stack(5, {"S": small, "L": large}, "SSL")
     assert stack.letters() == "SSLSS"
     with pytest.raises(ValueError, match="no multiple of the pattern 'SSL'"):
-        num_turns(stack)
+        num_groups(stack)
     shapes = start(decoder(blocks=stack.blocks, pattern="SSL", num_layers=5))[1]["decoder"]
-    hidden = {(t, b): shapes[t][b]["ffn"]["up"]["kernel"].shape[1] for t in ("turn_0", "turn_1") for b in shapes[t]}
+    hidden = {(t, b): shapes[t][b]["ffn"]["up"]["kernel"].shape[1] for t in ("group_0", "group_1") for b in shapes[t]}
     assert hidden == {
-        ("turn_0", "block_0"): 8,
-        ("turn_0", "block_1"): 8,
-        ("turn_0", "block_2"): 40,
-        ("turn_1", "block_0"): 8,
-        ("turn_1", "block_1"): 8,
+        ("group_0", "block_0"): 8,
+        ("group_0", "block_1"): 8,
+        ("group_0", "block_2"): 40,
+        ("group_1", "block_0"): 8,
+        ("group_1", "block_1"): 8,
     }
 
 
@@ -361,8 +361,8 @@ def test_dropout_differs_from_layer_to_layer_when_scanned():
     example = example_for(model)
     _, params = start(model)
 
-    twin = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), params["decoder"]["turns"])
-    tree = params | {"decoder": params["decoder"] | {"turns": twin}}
+    twin = jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), params["decoder"]["groups"])
+    tree = params | {"decoder": params["decoder"] | {"groups": twin}}
 
     def record(call, args, kwargs, context):
         out = call(*args, **kwargs)
@@ -398,7 +398,7 @@ def test_where_norms_sit(norm_at, parallel):
     model = decoder(block, num_layers=1, final_norm=False, head=Head())
     example = example_for(model)
     module, params = start(model)
-    p = jax.tree.map(np.asarray, params["decoder"]["turn_0"]["block_0"])
+    p = jax.tree.map(np.asarray, params["decoder"]["group_0"]["block_0"])
     kernel = lambda *path: (lambda q: q["kernel"])(p[path[0]][path[1]])
 
     def attention(x):
@@ -486,7 +486,7 @@ def test_a_gated_mlp():
     model = decoder(replace(BLOCK, ffn=Mlp(24, "silu", gated=True, bias=True)), num_layers=1)
     example = example_for(model)
     module, params = start(model)
-    ffn, captured = params["decoder"]["turn_0"]["block_0"]["ffn"], {}
+    ffn, captured = params["decoder"]["group_0"]["block_0"]["ffn"], {}
 
     def record(call, args, kwargs, context):
         out = call(*args, **kwargs)

@@ -15,7 +15,7 @@ from lm.errors import UserError
 from lm.models import moe
 from lm.models.layers import ACTIVATIONS
 from lm.models.matmul import BLOCK, grouped
-from lm.models.transformer import Transformer, head_params, stack_turns
+from lm.models.transformer import Transformer, head_params, stack_groups
 from lm.types import Example, TokenStream
 
 B, T, D, F, E, K, V = 3, 10, 8, 12, 4, 2, 23
@@ -239,8 +239,8 @@ def test_scanned_is_unrolled(remat):
     """Loss, with the routers' in it, and gradients."""
     model = model_of()
     value, gradient = jax.jit(jax.value_and_grad(loss_of(model)))(params := start(model))
-    scanned = jax.jit(jax.value_and_grad(loss_of(model_of(scan=True, remat=remat))))(stack_turns(params))
-    close(scanned, (value, stack_turns(gradient)), atol=1e-4, rtol=1e-4)
+    scanned = jax.jit(jax.value_and_grad(loss_of(model_of(scan=True, remat=remat))))(stack_groups(params))
+    close(scanned, (value, stack_groups(gradient)), atol=1e-4, rtol=1e-4)
     close(jax.jit(loss_of(model_of(remat=remat)))(params), value, rtol=1e-6)
 
 
@@ -253,7 +253,7 @@ def padded(example: Example, *, length: int = 0, rows: int = 0) -> Example:
 def test_the_loss_is_the_same_however_far_a_row_is_padded(capacity, stack):
     """Loss, with the routers' in it, and gradients; as well with rows of padding alone, which are finite on their own."""
     model = model_of(capacity=capacity, **stack)
-    params = stack_turns(start(model_of())) if stack else start(model_of())
+    params = stack_groups(start(model_of())) if stack else start(model_of())
 
     def loss(p, example):
         return losses.cross_entropy(p, Transformer(model).apply, example, head_params=head_params, vocab_size=V).total
@@ -327,7 +327,7 @@ def test_initial_experts():
     """Each expert begins as a feed-forward of its own would, and writes as little to the stream as that."""
     model = Model(V, 64, decoder=Stack(8, {"L": Block(Attention(2), Moe(E, K, Mlp(128)))}, scan=True))
     params = jax.jit(lambda k: nn.unbox(Transformer(model).init(k, batch()))["params"])(jax.random.key(0))
-    ffn = params["decoder"]["turns"]["block_0"]["ffn"]
+    ffn = params["decoder"]["groups"]["block_0"]["ffn"]
     stds = {name: ffn[name]["kernel"].std((-2, -1)) for name in ("router", "up", "down")}
     close(stds["router"], 64**-0.5, atol=0, rtol=0.2)
     close(stds["up"], 64**-0.5, atol=0, rtol=0.05)
@@ -337,13 +337,13 @@ def test_initial_experts():
 @pytest.mark.parametrize("scan", [False, True])
 def test_experts_decay_and_muon_turns_each(scan):
     params = start(model_of(scan=scan))
-    block = lambda tree: tree["decoder"]["turns" if scan else "turn_1"]["block_1"]["ffn"]
+    block = lambda tree: tree["decoder"]["groups" if scan else "group_1"]["block_1"]["ffn"]
     assert all(block(optim.is_matrix(params))[name]["kernel"] for name in ("router", "up", "gate", "down"))
     turned, first = block(optim.muon_dimensions(params)), int(scan)
     assert turned["router"]["kernel"] == ((first,), (first + 1,))
     for name in ("up", "gate", "down"):
         assert turned[name]["kernel"] == ((first + 1,), (first + 2,))
-    plain = optim.muon_dimensions(params)["decoder"]["turns" if scan else "turn_1"]["block_0"]
+    plain = optim.muon_dimensions(params)["decoder"]["groups" if scan else "group_1"]["block_0"]
     assert plain["ffn"]["up"]["kernel"] == ((first,), (first + 1,))
     assert plain["attention"]["out"]["kernel"] == ((first, first + 1), (first + 2,))
     tx, _ = optim.make(config.Optimizer("muon"), 10)

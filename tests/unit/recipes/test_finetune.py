@@ -13,11 +13,11 @@ from flax import linen as nn
 
 from lm import flops, losses
 from lm.config import Attention, Block, Finetune, Head, Learned, Mlp, Model, Norm, Rope, Stack
-from lm.data.examples import Writer, shorten
+from lm.data.examples import ExampleBuilder, shorten
 from lm.data.labelled import Extractive, Labelled
 from lm.data.rows import pack, stack
 from lm.errors import Diverged, UserError
-from lm.evaluation.qa_metrics import classified, exact, said_well, token_f1
+from lm.evaluation.qa_metrics import classified, exact, qa_metrics, token_f1
 from lm.generation import left_padded
 from lm.generation.rank import rank
 from lm.models.transformer import Transformer
@@ -154,14 +154,14 @@ def test_it_learns_to_extract(architecture):
 def test_a_long_text_keeps_both_ends():
     np.testing.assert_array_equal(shorten(np.arange(5, 10), 4), [5, 6, 8, 9])
     np.testing.assert_array_equal(shorten(np.arange(5, 8), 4), [5, 6, 7])
-    writer = Writer(TOKENIZER, "decoder", length=6, answer=2, prefix=False)
+    writer = ExampleBuilder(TOKENIZER, "decoder", length=6, answer=2, prefix=False)
     assert [len(t) for t in writer.encode([" ".join(["w1"] * 9)])] == [4]
 
 
 @pytest.mark.parametrize("prefix", [False, True])
 def test_loss_only_on_the_answer(prefix):
     text, answer = np.array([7, 8]), np.array([20, 2])
-    writer = Writer(TOKENIZER, "decoder", length=6, answer=3, prefix=prefix)
+    writer = ExampleBuilder(TOKENIZER, "decoder", length=6, answer=3, prefix=prefix)
     row = pack([writer.say(text, answer)], writer.lengths)
     np.testing.assert_array_equal(row.decoder.tokens, [1, 7, 8, 2, 20, 0, 0, 0])
     np.testing.assert_array_equal(row.where, [3, 4, 0])
@@ -173,7 +173,7 @@ def test_loss_only_on_the_answer(prefix):
 
 
 def test_an_encoder_decoder_reads_the_text_and_says_the_answer():
-    writer = Writer(TOKENIZER, "encoder_decoder", length=6, answer=3, prefix=True)
+    writer = ExampleBuilder(TOKENIZER, "encoder_decoder", length=6, answer=3, prefix=True)
     row = pack([writer.say(np.array([7, 8]), np.array([20, 2]))], writer.lengths)
     np.testing.assert_array_equal(row.encoder.tokens, [7, 8, 2, 0, 0, 0])
     np.testing.assert_array_equal(row.decoder.tokens, [1, 20, 0])
@@ -183,7 +183,7 @@ def test_an_encoder_decoder_reads_the_text_and_says_the_answer():
 
 @pytest.mark.parametrize("architecture,place", [("encoder", 0), ("decoder", 3), ("encoder_decoder", 3)])
 def test_a_head_reads_one_place(architecture, place):
-    writer = Writer(TOKENIZER, architecture, length=6, answer=1, prefix=False)
+    writer = ExampleBuilder(TOKENIZER, architecture, length=6, answer=1, prefix=False)
     row = pack([writer.read(np.array([7, 8]), 1)], writer.reading)
     for name in ("encoder", "decoder"):
         if name in architecture:
@@ -201,7 +201,7 @@ def test_ranking_is_every_candidate_by_itself(architecture, prefix):
     network, p = Transformer(m), jax.tree.map(lambda x: 3 * x, params(m))
     texts = [np.array([7, 8, 9]), np.array([10])]
     answers = [np.array([YES, 2]), np.array([VERY, NO, 2])]
-    writer = Writer(TOKENIZER, architecture, length=7, answer=3, prefix=prefix)
+    writer = ExampleBuilder(TOKENIZER, architecture, length=7, answer=3, prefix=prefix)
     whole = jax.tree.map(jnp.asarray, stack([pack([writer.say(t, a)], writer.lengths) for t in texts for a in answers]))
     logits = jax.jit(network.apply)({"params": p}, whole)
     expected = -np.asarray(jnp.sum(whole.weights * losses.token_losses(logits, whole.targets), axis=1)).reshape(2, 2)
@@ -237,7 +237,7 @@ def test_answers(said, answer, is_exact, f1):
 
 
 def test_answers_are_averaged():
-    assert said_well(["yes", "no no"], ["yes", "no"]) == {"exact": 0.5, "f1": pytest.approx((1 + 2 / 3) / 2)}
+    assert qa_metrics(["yes", "no no"], ["yes", "no"]) == {"exact": 0.5, "f1": pytest.approx((1 + 2 / 3) / 2)}
 
 
 # -------------------------------------------------------------------------------------------------------------- surgery

@@ -11,7 +11,7 @@ import pytest
 from lm import config
 from lm.config import resolve
 from lm.objectives import build
-from lm.objectives.dummy_vocabulary import StandIn
+from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import pretrain
 from lm.sharding import make_mesh
 from tpu import aot, libtpu
@@ -178,7 +178,7 @@ OBJECTIVES = {
 def test_a_stand_in_gives_the_shapes_of_a_tokenizer(architecture):
     data = config.Data(encoder_length=64, decoder_length=48)
     for objective in OBJECTIVES[architecture]:
-        shapes = [build(objective, architecture, data, v).lengths for v in (StandIn(512), tokenizer_of(512))]
+        shapes = [build(objective, architecture, data, v).lengths for v in (DummyVocabulary(512), tokenizer_of(512))]
         assert shapes[0] == shapes[1]
 
 

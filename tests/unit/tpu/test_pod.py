@@ -16,7 +16,7 @@ from lm.data.rows import blank, stack
 from lm.errors import UserError
 from lm.models.positions import check_reach
 from lm.objectives import Lengths
-from lm.training.step import blueprint
+from lm.training.step import plan_state
 from lm.training.task import task
 from tpu import table, topologies
 
@@ -38,7 +38,7 @@ def state_bytes(run, mesh):
     """(parameters, optimizer's state) on one device."""
     row = stack([blank(Lengths(16 if run.model.encoder else None, 16 if run.model.decoder else None))])
     tx, _ = optim.make(run.optimizer, run.train.steps)
-    plan = blueprint(lambda key: task(run).init(key, row), tx, mesh, ema=False)
+    plan = plan_state(lambda key: task(run).init(key, row), tx, mesh, ema=False)
     held = lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
     sizes = jax.tree.map(held, plan.abstract, plan.shardings)
     return sum(jax.tree.leaves(sizes.params)), sum(jax.tree.leaves(sizes.opt_state))

@@ -15,7 +15,7 @@ from lm.errors import UserError
 from lm.models.transformer import abstract_params
 from lm.objectives import Lengths
 from lm.training.ledger import left_out, of_a_row, parameters, steps_for
-from lm.training.step import blueprint, counted, make_step
+from lm.training.step import counted, make_step, plan_state
 from lm.training.task import task
 from lm.types import Example, TokenStream
 
@@ -115,7 +115,7 @@ def test_a_step_counts_what_the_ledger_says(predict, dtype):
     tx, _ = optim.make(run.optimizer, 10)
     batch = jax.tree.map(jnp.asarray, example)
     with sharding.use(mesh):
-        plan = blueprint(lambda key: what.init(key, batch), tx, mesh, ema=False)
+        plan = plan_state(lambda key: what.init(key, batch), tx, mesh, ema=False)
         step = make_step(what.loss, tx, plan, optimizer=run.optimizer, train=run.train)
         state, _ = step(plan.create(0), batch)
     assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, plan.targets())

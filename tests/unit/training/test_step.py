@@ -18,7 +18,7 @@ from lm.data.loader import Position
 from lm.errors import Diverged, UserError
 from lm.training import hooks, resume
 from lm.training.loop import Clock
-from lm.training.step import blueprint, finite, make_step
+from lm.training.step import finite, make_step, plan_state
 from lm.types import Example, TokenStream, WeightedMean
 
 N = 6
@@ -46,7 +46,7 @@ def start(optimizer=None, dtype=jnp.float32, tx=None, **train):
     init = lambda key: {"ffn": {"up": {"kernel": placed(N, N)}}, "norm": {"scale": placed(N)}}
     mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
     tx = tx or optim.make(optimizer, 1000)[0]
-    plan = blueprint(init, tx, mesh, ema=optimizer.ema is not None)
+    plan = plan_state(init, tx, mesh, ema=optimizer.ema is not None)
     return plan.create(0), make_step(loss, tx, plan, optimizer=optimizer, train=config.Train(**train)), mesh
 
 
