@@ -108,8 +108,8 @@ class LayerGroup(nn.Module):
         super().__post_init__()
         if isinstance(self.parent, nn.Module) and self.scope is not None:  # its scope was made just now, under its name
             drawn_as = str(self.name).replace("group", "turn")
-            rngs = self.scope.rngs.items()
-            self.scope.rngs = {kind: LazyRng(rng.rng, (*rng.suffix[:-1], drawn_as)) for kind, rng in rngs}
+            rngs: dict[str, Any] = dict(self.scope.rngs)  # each a LazyRng: a key, and the names to fold into it
+            self.scope.rngs = {kind: LazyRng(rng.rng, (*rng.suffix[:-1], drawn_as)) for kind, rng in rngs.items()}
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, None]:
