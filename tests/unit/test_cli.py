@@ -197,7 +197,7 @@ def test_a_signal_in_a_process(tmp_path):
     """In a loop, in a destructor, where Python drops exceptions, and while modules are imported."""
     (tmp_path / "slow.py").write_text("import time; print('begun', flush=True); time.sleep(60)")
     destructor = "class D:\n        def __del__(self): print('begun', flush=True); time.sleep(60)\n    D(); time.sleep(60)"
-    imported = SCRIPT.split("@shell")[0] + f"sys.path.insert(0, {str(tmp_path)!r})\nimport slow\n"
+    imported = SCRIPT.split("@cli")[0] + f"sys.path.insert(0, {str(tmp_path)!r})\nimport slow\n"
     cases = {
         (signal.SIGTERM, 75): script("time.sleep(60)"),
         (signal.SIGINT, 130): script(destructor),

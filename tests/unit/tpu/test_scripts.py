@@ -298,7 +298,7 @@ def test_mistakes_are_one_line(world, capsys, words, says):
 
 
 def test_a_config_names_its_pod(world, capsys):
-    source = "def get_config(name):\n    from lm import config, resolve\n    run = resolve.load('REPO/configs/quickstart.py')\n"
+    source = "def get_config(name):\n    from lm import config\n    from lm.config import resolve\n    run = resolve.load('REPO/configs/quickstart.py')\n"
     source += "    import dataclasses\n    return dataclasses.replace(run, pod=config.Pod(topology=name, slices=2))\n"
     root = Path(__file__).parents[3]
     (actions.ROOT / "configs/pod.py").write_text(source.replace("REPO", str(root)))
