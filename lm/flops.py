@@ -64,7 +64,8 @@ def count(
 ) -> Flops:
     """FLOPs of a forward pass over `batch` rows of these lengths, with logits at `predicted` places a row (None: all).
 
-    `causal_share` 1.0 counts every pair, seen or not: what plain XLA attention executes of rows up to `lm.types.BLOCK`.
+    `causal_share` 1.0 counts every pair, visible or not: what plain XLA attention computes for rows of up to
+    `lm.models.mask.MIN_BLOCK` tokens.
     """
     total, every = Flops(), causal_share == 1.0
     if model.encoder:

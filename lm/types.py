@@ -1,4 +1,4 @@
-"""What flows through the house: token streams, examples, masks, weighted means, the training state.
+"""What flows through the house: token streams, examples, weighted means, the training state.
 
 Axis letters, here and in every file: B batch, T query length, S key length, P predicted places, D width, N heads,
 K key-value heads, G query heads to a key-value head, H head dim, F hidden, V vocabulary, L layers.
@@ -6,7 +6,6 @@ K key-value heads, G query heads to a key-value head, H head dim, F hidden, V vo
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -46,49 +45,6 @@ class Example:
     targets: Array
     weights: Array
     where: Array | None = None
-
-
-BLOCK, MAX_BLOCKS = 256, 8  # queries in a block of causal attention, at least; blocks in a row, at most
-
-
-@struct.dataclass
-class Mask:
-    """Which keys a query may see, described; `dense` builds it.
-
-    Same segment, and, if causal, not after the query unless the key is of the prefix; within the window, if any.
-    Order is order in the row: within a segment it is that of the positions.
-    """
-
-    q_segments: Array  # [B, T]
-    k_segments: Array  # [B, S]
-    k_prefix: Array | None = None  # [B, S] bool
-    q_start: Array | int = 0  # place of the first query among the keys: where a decoding cache stands
-    causal: bool = struct.field(pytree_node=False, default=False)
-
-    def distance(self) -> jax.Array:
-        """int32 [T, S]: how far behind the query a key stands."""
-        t, s = self.q_segments.shape[-1], self.k_segments.shape[-1]
-        return self.q_start + jnp.arange(t)[:, None] - jnp.arange(s)[None, :]
-
-    def blocks(self, window: int | None = None) -> list[tuple[slice, slice]]:
-        """Queries cut in blocks, each with the keys that its queries can see at all: half of all pairs if causal."""
-        t, s = self.q_segments.shape[-1], self.k_segments.shape[-1]
-        if not self.causal or self.k_prefix is not None or t != s or not isinstance(self.q_start, int):
-            return [(slice(0, t), slice(0, s))]
-        size = max(BLOCK, -(-t // MAX_BLOCKS))
-        starts = range(0, t, size)
-        return [(slice(i, min(i + size, t)), slice(max(0, i - window + 1) if window else 0, min(i + size, t))) for i in starts]
-
-    def dense(self, window: int | None = None, queries: slice = slice(None), keys: slice = slice(None)) -> jax.Array:
-        """bool [B, T, S], True where the query may look; of the given queries and keys."""
-        distance = self.distance()[queries, keys]
-        seen = self.q_segments[:, queries, None] == self.k_segments[:, None, keys]
-        if window is not None:
-            seen &= distance < window if self.causal else jnp.abs(distance) <= window // 2
-        if self.causal:
-            past = distance >= 0
-            seen &= past if self.k_prefix is None else past | self.k_prefix[:, None, keys]
-        return seen
 
 
 @struct.dataclass

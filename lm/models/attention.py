@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.layers import Dropout, Norm, Projection
+from lm.models.mask import Mask
 from lm.models.matmul import batched
 from lm.models.positions import rotate
 from lm.sharding import kv_axis, shards
-from lm.types import Mask
 
 # Finite, so that a row with nothing to see (padding) becomes a mean instead of NaN; softmax gives exactly 0 beside
 # any visible key.

@@ -23,9 +23,10 @@ from lm import config
 from lm.models.attention import Attention
 from lm.models.heads import Head
 from lm.models.layers import Dropout, Mlp, Norm, Projection, Table
+from lm.models.mask import Mask
 from lm.models.moe import Moe
 from lm.models.positions import Bias, sinusoidal
-from lm.types import Example, Mask, TokenStream
+from lm.types import Example, TokenStream
 
 # A new kind of feed-forward is registered here. Each is called with x [B, T, D] and bool [B, T]: which tokens are text.
 FFN: dict[type, Any] = {config.Mlp: Mlp, config.Moe: Moe}

@@ -9,7 +9,7 @@ from lm import config, sharding
 from lm.errors import UserError
 from lm.models import attention
 from lm.models.kernels import splash
-from lm.types import Mask
+from lm.models.mask import Mask
 
 T, HEADS = 512, (4, 2, 32)  # queries and keys' heads, and their size
 MESHES = {

@@ -12,11 +12,12 @@ from flax import linen as nn
 from lm import config, flops, losses
 from lm.config import Attention, Block, Head, Mlp, Model, Rope, Stack
 from lm.data.rows import blank, stack
+from lm.models.mask import Mask
 from lm.models.presets.gpt import GPT2
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import SUITS, Lengths, build
 from lm.training.task import task
-from lm.types import Example, Mask, TokenStream
+from lm.types import Example, TokenStream
 
 B, V, D = 2, 2048, 512
 BLOCK = Block(Attention(4), Mlp(4 * D, "relu"), norm=config.Norm("rms"))

@@ -1,9 +1,11 @@
-"""Attention by splash, the TPU kernel that ships with JAX: tile by tile, so that no [T, S] array ever exists.
+"""Attention by splash, the TPU kernel that ships with JAX: computed tile by tile, so that no [T, S] array ever exists.
 
-It takes the masks of `lm.types.Mask`: segments go to the kernel as they are, order and windows decide which tiles are done
-at all, and a prefix, which differs from row to row, becomes a mask in memory. Each device has its rows, its heads and its
-part of the queries, and all of their keys; of causal rows it takes an early part and a late one, so that all have as much
-to do (the zigzag of context parallelism, as in arXiv 2407.21783, section 3.3.2).
+A `lm.models.mask.Mask` is passed in three ways: segments go to the kernel as they are; causal order and windows form a
+static mask, whose empty tiles are skipped; a prefix, which differs from row to row, becomes a dense mask in memory.
+
+Each device holds its rows, heads and queries, and all keys of those rows. With causal rows it holds an early and a late
+chunk of the queries, so that all devices do the same work (the zigzag of context parallelism, as in arXiv 2407.21783,
+section 3.3.2).
 """
 
 from dataclasses import replace
@@ -19,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import sharding
 from lm.errors import UserError
-from lm.types import Mask
+from lm.models.mask import Mask
 
 TILES = (512, 384, 256, 128)  # the first that divides the places of a device
 INTERPRET = False  # on a CPU, for tests

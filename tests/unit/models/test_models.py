@@ -15,9 +15,10 @@ from lm.config import Alibi, Attention, Block, Buckets, Embed, Head, Learned, Ml
 from lm.generation import fill, generate, left_padded
 from lm.models.attention import attend
 from lm.models.layers import ACTIVATIONS
+from lm.models.mask import Mask
 from lm.models.positions import rotate
 from lm.models.transformer import Transformer, num_groups, stack_groups
-from lm.types import Example, Mask, TokenStream
+from lm.types import Example, TokenStream
 
 V, D, T = 23, 16, 10
 BLOCK = Block(Attention(4), Mlp(24))
@@ -457,7 +458,7 @@ def test_attention_in_blocks_is_attention(window, monkeypatch):
     segments = jnp.repeat(jnp.asarray([[1, 1, 2], [1, 2, 2]]), 4, axis=1)
 
     def run(block):
-        monkeypatch.setattr("lm.types.BLOCK", block)
+        monkeypatch.setattr("lm.models.mask.MIN_BLOCK", block)
         mask = Mask(segments, segments, causal=True)
         look = lambda q, k, v: attend(q, k, v, mask=mask, scale=0.3, window=window)
         gradient = jax.grad(lambda *qkv: jnp.sum(jnp.sin(look(*qkv))), argnums=(0, 1, 2))

@@ -1,0 +1,55 @@
+"""Which keys a query may attend to, described by a few small arrays; the dense mask is built a block at a time.
+
+Axes: B batch, T query length, S key length.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+# Causal attention is computed in blocks of at least MIN_BLOCK queries, and in at most MAX_BLOCKS blocks a row.
+MIN_BLOCK, MAX_BLOCKS = 256, 8
+
+
+@struct.dataclass
+class Mask:
+    """A query sees the keys of its segment, within `window` if one is given, and, if `causal`, none after itself but those
+    of the prefix.
+
+    "After" is by index in the row, which within a segment is the order of the positions.
+    """
+
+    q_segments: jax.Array  # int32 [B, T]
+    k_segments: jax.Array  # int32 [B, S]
+    k_prefix: jax.Array | None = None  # bool [B, S]: keys that all queries of their segment see; None: no key
+    q_start: jax.Array | int = 0  # index of the first query among the keys; not 0 when decoding with a cache
+    causal: bool = struct.field(pytree_node=False, default=False)
+
+    def distance(self) -> jax.Array:
+        """Returns query index - key index, int32 [T, S]."""
+        t, s = self.q_segments.shape[-1], self.k_segments.shape[-1]
+        return self.q_start + jnp.arange(t)[:, None] - jnp.arange(s)[None, :]
+
+    def blocks(self, window: int | None = None) -> list[tuple[slice, slice]]:
+        """Returns (queries, keys) slices that cover every visible pair.
+
+        Causal rows are cut into blocks of queries, each with the keys up to its end and from the window's start: about
+        half of all pairs are left out. Any other mask is one block.
+        """
+        t, s = self.q_segments.shape[-1], self.k_segments.shape[-1]
+        if not self.causal or self.k_prefix is not None or t != s or not isinstance(self.q_start, int):
+            return [(slice(0, t), slice(0, s))]
+        size = max(MIN_BLOCK, -(-t // MAX_BLOCKS))
+        starts = range(0, t, size)
+        return [(slice(i, min(i + size, t)), slice(max(0, i - window + 1) if window else 0, min(i + size, t))) for i in starts]
+
+    def dense(self, window: int | None = None, queries: slice = slice(None), keys: slice = slice(None)) -> jax.Array:
+        """Returns bool [B, T, S], True where the query sees the key; T and S are those of the given slices."""
+        distance = self.distance()[queries, keys]
+        visible = self.q_segments[:, queries, None] == self.k_segments[:, None, keys]
+        if window is not None:
+            visible &= distance < window if self.causal else jnp.abs(distance) <= window // 2
+        if self.causal:
+            past = distance >= 0
+            visible &= past if self.k_prefix is None else past | self.k_prefix[:, None, keys]
+        return visible
