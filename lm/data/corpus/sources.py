@@ -1,13 +1,14 @@
 """Documents by index from TFDS, text files, JSON lines and ArrayRecord, behind one small protocol.
 
-Files are taken in the order of their names, so that index i is the same document on every machine. Keys do not hold
-the folder that a glob starts from, so that moving a corpus changes neither its split nor its fingerprint.
+Files are sorted by name, so index i is the same document on every machine. A document's key is relative to the folder that a
+glob starts from, so moving a corpus changes neither its train/holdout split nor its fingerprint.
 """
 
 import codecs
 import contextlib
 import gzip
 import hashlib
+import importlib
 import io
 import json
 import mmap
@@ -22,13 +23,15 @@ import numpy as np
 from lm import config
 from lm.errors import UserError, nearest
 
-_BLOCK = 1 << 24  # bytes looked at in one turn when a file is hashed or its lines are found
+_BLOCK = 1 << 24  # bytes read at a time when hashing a file or finding its lines
 _BLANK = b" \t\r\v\f"
 _SKIP = "mend the file, or count and skip such records with data.on_corrupt=skip"
+# tfds builders of this package: modules of lm.data.corpus with `version()` and `builder(data_dir)`.
+_BUNDLED = ("sotu",)
 
 
 class CorruptRecord(UserError):
-    """One record, or one file, that cannot be read: what `on_corrupt=skip` may skip."""
+    """A record or a file that cannot be read. `on_corrupt="skip"` skips these and no other errors."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,13 @@ class Document:
 
 
 class Documents(Protocol):
-    """Random access by index. `source[i]` raises CorruptRecord for the unreadable, UserError for a wrong setting."""
+    """Random access by index. `documents[i]` raises CorruptRecord if it cannot be read, UserError for a wrong setting."""
 
     @property
-    def unreadable(self) -> Sequence[str]: ...  # why whole files were left out; none unless on_corrupt="skip"
+    def unreadable(self) -> Sequence[str]: ...  # an error text for each skipped file; empty unless on_corrupt="skip"
+
+    @property
+    def transcripts(self) -> bool: ...  # the documents are transcripts of speech, with stage directions in brackets
 
     def __len__(self) -> int: ...
 
@@ -49,9 +55,9 @@ class Documents(Protocol):
 
 
 def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt: str = "fail") -> Documents:
-    """The documents of `source`. A tfds builder is downloaded and prepared on first use (ours below `cache`).
+    """Opens the documents of `source`. A tfds builder is downloaded and prepared on first use (a bundled one below `cache`).
 
-    Raises UserError if nothing is there, and CorruptRecord for a file that cannot be opened, unless told to skip.
+    Raises UserError if nothing is found, and CorruptRecord for a file that cannot be opened unless `on_corrupt` is "skip".
     """
     if source.kind == "tfds":
         return _Tfds(source, cache)
@@ -60,15 +66,16 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
 
 
 def identity(source: config.Source) -> dict[str, Any]:
-    """What `source` holds, as JSON: equal for equal contents.
+    """A JSON tree that identifies the contents of `source`: equal for equal contents.
 
-    Local files go by name and hash, remote ones by name, size and time, tfds by builder, split and version.
+    Local files are identified by name and hash, remote files by name, size and modification time, tfds by builder, split and
+    version.
     """
     if source.kind == "tfds":
-        what: dict[str, Any] = {"path": source.path, "split": source.split, **_tfds_version(source)}
+        contents: dict[str, Any] = {"path": source.path, "split": source.split, "version": _tfds_version(source.path)}
     else:
-        what = {"files": [[f.key, *_file_identity(f)] for f in _find(source)], "encoding": source.encoding}
-    return {"kind": source.kind, "field": source.field, **what}
+        contents = {"files": [[f.key, *_file_identity(f)] for f in _find(source)], "encoding": source.encoding}
+    return {"kind": source.kind, "field": source.field, **contents}
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -76,8 +83,8 @@ def identity(source: config.Source) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _File:
-    key: str  # its path below the folder where the glob starts
-    path: Any  # pathlib.Path, or an etils path if remote
+    key: str  # its path relative to the folder where the glob starts
+    path: Any  # pathlib.Path, or an etils epath if remote
 
     @property
     def remote(self) -> bool:
@@ -85,7 +92,7 @@ class _File:
 
 
 def _find(source: config.Source) -> list[_File]:
-    """The files that match, sorted by key."""
+    """The files that match `source.path` (a path or a glob), sorted by key. Raises UserError if there are none."""
     pattern = source.path
     parts = pattern.split("/")
     fixed = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
@@ -109,6 +116,7 @@ def _find(source: config.Source) -> list[_File]:
 
 
 def _file_identity(file: _File) -> list[Any]:
+    """[size in bytes, SHA-256] of a local file, [size in bytes, modification time] of a remote one."""
     try:
         if file.remote:
             stat = file.path.stat()
@@ -124,17 +132,17 @@ def _file_identity(file: _File) -> list[Any]:
 
 
 def _line(error: BaseException) -> str:
-    """An error of a library on one line."""
-    words = " ".join(str(error).split())
-    return words[:200] or type(error).__name__
+    """A library's error message on one line, at most 200 characters; its type if it has no message."""
+    message = " ".join(str(error).split())
+    return message[:200] or type(error).__name__
 
 
 def _decode(raw: bytes, encoding: str, where: str, offset: int = 0) -> str:
-    """`raw` as text without a byte order mark; the error names the byte, counted from `offset`."""
+    """Decodes `raw` and drops a byte order mark. Raises CorruptRecord with the position of the bad byte, plus `offset`."""
     try:
         text = raw.decode(encoding).removeprefix("\ufeff")
         if not _is_utf8(encoding):
-            text.encode()  # a few codecs give halves of surrogate pairs, which are no characters
+            text.encode()  # a few codecs produce lone surrogates, which are not characters
         return text
     except UnicodeError as error:
         at = f" at byte {offset + error.start}" if isinstance(error, UnicodeDecodeError) else ""
@@ -148,7 +156,7 @@ def _is_utf8(encoding: str) -> bool:
 
 
 def _json(line: str, where: str) -> Any:
-    """The value of a line of JSON."""
+    """Parses a line of JSON. Raises CorruptRecord if it is malformed."""
     try:
         return json.loads(line)
     except RecursionError:
@@ -158,7 +166,7 @@ def _json(line: str, where: str) -> Any:
 
 
 def _field(record: Any, name: str, where: str) -> str:
-    """The text of a JSON object."""
+    """The text in field `name` of a JSON object. UserError if the field is missing, CorruptRecord if it is not valid text."""
     if not isinstance(record, dict):
         raise CorruptRecord(f"{where}: a JSON {type(record).__name__}, not an object with a {name!r}; {_SKIP}")
     if name not in record:
@@ -167,15 +175,16 @@ def _field(record: Any, name: str, where: str) -> str:
         raise CorruptRecord(f"{where}: field {name!r} is a {type(record[name]).__name__}, not text; {_SKIP}")
     try:
         record[name].encode()
-    except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, "\\ud83d", which is no character
+    except UnicodeEncodeError as error:  # JSON can spell a lone surrogate, "\\ud83d", which is not a character
         raise CorruptRecord(f"{where}: half a surrogate pair at character {error.start}; {_SKIP}") from None
     return record[name]
 
 
 class _Text:
-    """A file a document."""
+    """One document per file."""
 
     unreadable: Sequence[str] = ()
+    transcripts = False
 
     def __init__(self, source: config.Source, files: list[_File], on_corrupt: str) -> None:
         self._encoding, self._files = source.encoding, files
@@ -193,7 +202,13 @@ class _Text:
 
 
 class _Sharded:
-    """Records in files: which file, and which record of it, index i means. A file that cannot be opened is left out."""
+    """Many records per file: maps a document's index to a file and a record in it.
+
+    `count` opens a file and returns its number of records. Files on which it raises CorruptRecord are listed in `unreadable` if
+    `on_corrupt` is "skip".
+    """
+
+    transcripts = False
 
     def __init__(self, files: list[_File], count: Callable[[_File], int], on_corrupt: str) -> None:
         self.unreadable: list[str] = []
@@ -214,29 +229,32 @@ class _Sharded:
 
     def _locate(self, index: int) -> tuple[_File, int]:
         if not 0 <= index < len(self):
-            raise IndexError(index)  # ends a plain `for document in documents`
+            raise IndexError(index)  # ends the iteration of `for document in documents`
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self._files[number], index - (int(self._ends[number - 1]) if number else 0)
 
 
 class _JsonLines(_Sharded):
-    """A line a document, plain or gzipped. Plain local files are mapped; others are held whole, one at a time."""
+    """One JSON object per line, plain or gzipped. Plain local files are memory-mapped; others are read into memory, one at a
+    time."""
 
     def __init__(self, source: config.Source, files: list[_File], on_corrupt: str) -> None:
         self._source = source
-        # In UTF-16 and the like the byte of a newline is part of other characters too: such files are decoded as a whole.
+        # In encodings such as UTF-16 the newline byte also occurs within other characters, so the file is decoded before it is
+        # split into lines.
         self._bytewise = "\n".encode(source.encoding) == b"\n"
-        self._lines: dict[str, np.ndarray] = {}  # key -> int64 [lines, 3]: number from 1, first byte, byte after the last
+        self._lines: dict[str, np.ndarray] = {}  # key -> int64 [lines, 3]: line number from 1, first byte, end byte
         self._open: tuple[str, Any] = ("", b"")
         super().__init__(files, self._count, on_corrupt)
 
     def _buffer(self, file: _File) -> Any:
         if self._open[0] != file.key:
-            self._open = ("", b"")  # the last is given up before the next is read
+            self._open = ("", b"")  # frees the previous file before the next is read
             self._open = (file.key, self._load(file))
         return self._open[1]
 
     def _load(self, file: _File) -> Any:
+        """The file's bytes, in the source's encoding, or in UTF-8 where that encoding cannot be split at newline bytes."""
         try:
             if file.key.endswith(".gz"):
                 raw: Any = gzip.decompress(file.path.read_bytes())
@@ -244,13 +262,14 @@ class _JsonLines(_Sharded):
                 raw = file.path.read_bytes()
             else:
                 with file.path.open("rb") as stream:
-                    empty = file.path.stat().st_size == 0  # which cannot be mapped
+                    empty = file.path.stat().st_size == 0  # mmap refuses empty files
                     return b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, EOFError, zlib.error) as error:
             raise CorruptRecord(f"{file.path}: cannot be read ({_line(error)}); {_SKIP}") from None
         return raw if self._bytewise else _decode(raw, self._source.encoding, str(file.path)).encode()
 
     def _count(self, file: _File) -> int:
+        """Finds the lines of the file that are not blank, and returns their number."""
         buffer = self._buffer(file)
         ends = [
             np.flatnonzero(np.frombuffer(buffer[at : at + _BLOCK], np.uint8) == ord("\n")) + at
@@ -262,7 +281,7 @@ class _JsonLines(_Sharded):
         first = np.fromiter((buffer[i] if i < len(buffer) else 0 for i in starts.tolist()), np.uint8, len(starts))
         maybe = (stops == starts) | np.isin(first, np.frombuffer(_BLANK + codecs.BOM_UTF8[:1], np.uint8))
         blank = [i for i in np.flatnonzero(maybe).tolist() if _is_blank(buffer[starts[i] : stops[i]])]
-        self._lines[file.key] = np.delete(lines, blank, axis=0)  # blank lines are no documents
+        self._lines[file.key] = np.delete(lines, blank, axis=0)
         return len(self._lines[file.key])
 
     def __getitem__(self, index: int) -> Document:
@@ -279,7 +298,7 @@ def _is_blank(line: bytes) -> bool:
 
 
 class _ArrayRecord(_Sharded):
-    """A record a document: JSON objects with the field, or text as it is."""
+    """One document per record: a JSON object with the field, or plain text."""
 
     def __init__(self, source: config.Source, files: list[_File], on_corrupt: str) -> None:
         self._source = source
@@ -287,6 +306,7 @@ class _ArrayRecord(_Sharded):
         super().__init__(files, lambda file: self._reader(file).num_records(), on_corrupt)
 
     def _reader(self, file: _File) -> Any:
+        """An open reader of the file; at most one is open at a time."""
         if self._open[0] == file.key:
             return self._open[1]
         if file.remote:
@@ -298,8 +318,8 @@ class _ArrayRecord(_Sharded):
         self._open = ("", None)
         try:
             reader = ArrayRecordReader(str(file.path), options="readahead_buffer_size:0,max_parallelism:0")
-            if not reader.ok() or not reader.num_records():  # a broken footer opens as no records
-                reader.close()  # raises with the reason
+            if not reader.ok() or not reader.num_records():  # a file with a broken footer opens with 0 records
+                reader.close()  # raises RuntimeError with the reason
                 raise RuntimeError("no records")
         except (RuntimeError, ValueError, OSError) as error:
             raise CorruptRecord(f"{file.path}: corrupt ArrayRecord ({_line(error)}); {_SKIP}") from None
@@ -312,14 +332,14 @@ class _ArrayRecord(_Sharded):
         try:
             raw = self._reader(file).read([record])[0]
         except (RuntimeError, ValueError, IndexError) as error:
-            self._open = ("", None)  # a reader stays broken after a failed read
+            self._open = ("", None)  # after a failed read, a reader fails at every record
             raise CorruptRecord(f"{where}: corrupt ArrayRecord ({_line(error)}); {_SKIP}") from None
         text = _decode(raw, self._source.encoding, where)
         if text.startswith("{"):
             try:
                 value = json.loads(text)
             except ValueError:
-                pass  # a text that happens to begin with a brace
+                pass  # plain text that happens to begin with a brace
             except RecursionError:
                 raise CorruptRecord(f"{where}: JSON nested too deep; {_SKIP}") from None
             else:
@@ -330,26 +350,27 @@ class _ArrayRecord(_Sharded):
 # --------------------------------------------------------------------------------------------------------------- tfds
 
 
-def _tfds_version(source: config.Source) -> dict[str, str]:
-    if source.path == "sotu":
-        from lm.data.corpus.sotu import version  # without tensorflow_datasets, whose import takes seconds
+def _bundled(name: str) -> Any:
+    """The module of a builder in this package."""
+    return importlib.import_module(f"lm.data.corpus.{name}")
 
-        return {"version": version()}
-    builder = _builder(source.path, "")
-    return {"version": str(builder.info.full_name)}
+
+def _tfds_version(name: str) -> str:
+    if name in _BUNDLED:
+        return _bundled(name).version()  # does not import tensorflow_datasets, which takes seconds
+    return str(_builder(name, "").info.full_name)
 
 
 def _builder(name: str, data_dir: str) -> Any:
+    """The tfds builder of that name. A bundled one writes below `data_dir`, others to tfds's own folder."""
+    if name in _BUNDLED:
+        return _bundled(name).builder(data_dir)
     import tensorflow_datasets as tfds
 
-    if name == "sotu":
-        from lm.data.corpus import sotu
-
-        return sotu.builder(data_dir)
     try:
         return tfds.builder(name, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
-        known = [*tfds.list_builders(with_community_datasets=False), "sotu"]
+        known = [*tfds.list_builders(with_community_datasets=False), *_BUNDLED]
         hint = nearest(name.split("/")[0].split(":")[0], known)
         hint = hint if "did you mean" in hint else "; see https://www.tensorflow.org/datasets/catalog"
         raise UserError(f"no tfds builder is named {name!r}{hint}") from None
@@ -359,13 +380,13 @@ def _builder(name: str, data_dir: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Without tfds's bars and messages, for a builder that takes a second."""
+    """Suppresses tfds's progress bars and messages: a bundled builder takes about a second."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
 class _Tfds:
-    """A split of a TFDS builder, as ArrayRecord, read without TensorFlow."""
+    """A split of a tfds builder, stored as ArrayRecord and read without TensorFlow."""
 
     unreadable: Sequence[str] = ()
 
@@ -377,15 +398,16 @@ class _Tfds:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             builder = _builder(source.path, str(folder / "tfds"))
-            with FileLock(folder / f"tfds-{source.path.replace('/', '-')}.lock"):  # two processes must not download both
-                with _quiet() if source.path == "sotu" else contextlib.nullcontext():
+            with FileLock(folder / f"tfds-{source.path.replace('/', '-')}.lock"):  # so that one process downloads
+                with _quiet() if source.path in _BUNDLED else contextlib.nullcontext():
                     builder.download_and_prepare(file_format="array_record")
         except UserError:
             raise
-        except Exception as error:  # a download fails in as many ways as there are builders
+        except Exception as error:  # builders raise whatever their download raises
             raise UserError(
                 f"tfds {source.path!r} could not be prepared: {_line(error)}; check network and disk, and {folder / 'tfds'}"
             ) from None
+        self.transcripts: bool = getattr(builder, "TRANSCRIPTS", False)
         if source.split.split("[")[0] not in builder.info.splits:
             raise UserError(f"tfds {source.path!r} has no split {source.split!r}{nearest(source.split, builder.info.splits)}")
         features: Mapping[str, Any] = builder.info.features
@@ -411,7 +433,7 @@ class _Tfds:
         except (RuntimeError, ValueError) as error:
             raise CorruptRecord(f"{where}: corrupt ({_line(error)}); {_SKIP}") from None
         text = record[self._source.field]
-        if text is None:  # what a file gives that was cut short
+        if text is None:  # the record of a truncated file
             raise CorruptRecord(f"{where}: nothing there; {_SKIP}")
         if not isinstance(text, (bytes, str)):
             raise UserError(f"{where}: field {self._source.field!r} is not text; set field= of the source")

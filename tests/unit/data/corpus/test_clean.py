@@ -5,10 +5,9 @@ import hashlib
 import pytest
 
 from lm import config
-from lm.data.corpus.clean import clean, directions, markup, repair, settled, spaces
+from lm.data.corpus.clean import clean, directions, markup, repair, resolved, spaces
 
 ALL = config.Clean(width=True, markup=True, directions=True, spaces=True)
-SOTU = config.Source()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +70,7 @@ def test_text_stays(text):
     ],
 )
 def test_what_may_be_text_stays_by_default(text):
-    assert clean(text, settled(config.Clean(), config.Source(kind="text", path="x"))) == (text, {})
+    assert clean(text, resolved(config.Clean(), transcripts=False)) == (text, {})
 
 
 def test_what_is_damaged_is_mended_by_default():
@@ -92,11 +91,11 @@ def test_each_option_does_its_own_and_counts_it(option, before, after, counts):
     assert clean(before, config.Clean(**option)) == (after, counts)
 
 
-def test_only_our_corpus_of_speeches_loses_its_directions_by_itself():
-    code = config.Source(kind="text", path="sotu")
-    assert settled(config.Clean(), SOTU).directions and not settled(config.Clean(), code).directions
-    assert settled(config.Clean(directions=True), code).directions
-    assert not settled(config.Clean(directions=False), SOTU).directions
+@pytest.mark.parametrize("transcripts", [True, False])
+def test_only_transcripts_lose_their_directions_by_default(transcripts):
+    assert resolved(config.Clean(), transcripts=transcripts).directions is transcripts
+    for setting in (True, False):
+        assert resolved(config.Clean(directions=setting), transcripts=transcripts).directions is setting
 
 
 def test_sotu_is_cleaned_as_ever():
@@ -106,7 +105,7 @@ def test_sotu_is_cleaned_as_ever():
 
     digest = hashlib.sha256()
     for file in sotu.speeches()[-16:]:
-        text, counts = clean(file.read_text(encoding="utf-8"), settled(config.Clean(), SOTU))
+        text, counts = clean(file.read_text(encoding="utf-8"), resolved(config.Clean(), transcripts=True))
         digest.update(text.encode())
     assert counts["marker"] and digest.hexdigest() == "2a084f2f504c8251960a94f52720dd12a852e56aaf9688af9bd9f3be718bdf67"
 

@@ -103,13 +103,13 @@ def test_near_duplicates_of_a_script_without_spaces():
 
 def test_a_long_text_is_signed_in_pieces(monkeypatch):
     whole = sign(text(1, 1000), NEAR)
-    monkeypatch.setattr(dedup, "_HELD", 7)
+    monkeypatch.setattr(dedup, "_CHUNK", 7)
     pieces = sign(text(1, 1000), NEAR)
     assert pieces.exact == whole.exact and np.array_equal(pieces.near, whole.near)
 
 
 def test_a_long_text_costs_a_few_times_its_size(monkeypatch):
-    monkeypatch.setattr(dedup, "_HELD", 1 << 10)  # words, beside which 60,000 are many
+    monkeypatch.setattr(dedup, "_CHUNK", 1 << 10)  # words, beside which 60,000 are many
     long = "some word and, then, another one. " * 10_000
     sign("what is imported at first", NEAR)
     tracemalloc.start()

@@ -263,6 +263,7 @@ def test_sotu_through_tfds(tmp_path, monkeypatch):
         documents = open_source(source("tfds", "sotu"), cache=str(tmp_path))
         assert [d.key for d in every(documents)] == [file.stem for file in some]
         assert documents[1].text == some[1].read_text()
+        assert documents.transcripts
     with pytest.raises(UserError, match=r"no split 'tran'; did you mean 'train'"):
         open_source(source("tfds", "sotu", split="tran"), cache=str(tmp_path))
     with pytest.raises(UserError, match=r"no field 'body'; known: id, text"):
