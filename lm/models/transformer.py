@@ -339,7 +339,7 @@ def stack_groups(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters of an unrolled model -> those of the scanned one: `group_0`, `group_1`, ... become a leading axis."""
 
     def convert(tree: dict[str, Any]) -> dict[str, Any]:
-        names = sorted((n for n in tree if re.fullmatch(r"group_\d+", n)), key=lambda n: int(n[5:]))
+        names = sorted((n for n in tree if re.fullmatch(r"group_\d+", n)), key=lambda n: int(n.removeprefix("group_")))
         rest = {n: t for n, t in tree.items() if n not in names}
         return rest | {"groups": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(tree[n] for n in names))}
 
