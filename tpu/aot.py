@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lm import config, flops, sharding
 from lm.config import resolve
 from lm.errors import UserError
-from lm.generation import decode_step, sample_token
+from lm.generation.decoding import decode_step, sample_token
 from lm.models.transformer import Transformer
 from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import pretrain

@@ -34,7 +34,7 @@ def programs(workload: str, dtype: str, batch: int) -> dict[str, Callable[[], An
     import flax.linen as nn
     import jax
 
-    from lm.generation import compiled, decoded, left_padded
+    from lm.generation.decoding import decode, jitted_decode, left_padded
     from lm.models.transformer import Transformer
     from lm.types import Example
 
@@ -44,9 +44,9 @@ def programs(workload: str, dtype: str, batch: int) -> dict[str, Callable[[], An
     params = jax.tree.map(lambda x: x.astype(dtype), init(jax.random.key(0)))
     found = {}
     for name, options in VARIANTS.items():
-        jitted = compiled(single=batch == 1)
+        jitted = jitted_decode(single=batch == 1)
         if options is not None:
-            jitted = jax.jit(decoded, static_argnames=("model", "new_tokens"), compiler_options=options)
+            jitted = jax.jit(decode, static_argnames=("model", "new_tokens"), compiler_options=options)
         given = {"new_tokens": NEW, "temperature": 0.0}
         run = lambda jitted=jitted, given=given: jax.block_until_ready(
             jitted(model, params, prompt, jax.random.key(0), **given)

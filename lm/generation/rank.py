@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.generation import check_room
+from lm.generation.decoding import check_lengths
 from lm.models.transformer import Transformer
 from lm.types import TokenStream
 
@@ -28,7 +28,7 @@ def rank(
     many positions.
     """
     variables, length = {"params": params}, prompt.tokens.shape[1] + candidates.shape[1] - 1
-    check_room(model.config, encoder, length, cure="shorten the prompt, or take shorter candidates")
+    check_lengths(model.config, encoder, length, cure="shorten the prompt, or take shorter candidates")
     across: Any = ()
     if encoder is not None:
         across = (model.apply(variables, encoder, method="encode"), encoder.segments)

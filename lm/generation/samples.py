@@ -9,7 +9,7 @@ import numpy as np
 
 from lm import config, distributed
 from lm.errors import UserError
-from lm.generation import fill, generate, left_padded
+from lm.generation.decoding import fill, generate, left_padded
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer
 from lm.objectives import of_texts, reads_prefix, special_tokens

@@ -33,7 +33,7 @@ from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.evaluation.qa_metrics import classified, exact, qa_metrics
-from lm.generation import generate, left_padded
+from lm.generation.decoding import generate, left_padded
 from lm.generation.rank import rank
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, abstract_params, head_params

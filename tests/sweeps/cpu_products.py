@@ -73,12 +73,12 @@ def shapes(model: Model, batch: int, length: int) -> tuple[Any, Any, Any]:
 def _generate(model: Model, params: Any, example: Any, prompt: Any) -> None:
     import jax
 
-    from lm.generation import compiled
+    from lm.generation.decoding import jitted_decode
     from lm.models.transformer import Transformer
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     given = {"new_tokens": NEW, "temperature": 0.0, "encoder": example.encoder}
-    compiled(single=prompt.tokens.shape[0] == 1).lower(Transformer(model), params, prompt, key, **given).compile()
+    jitted_decode(single=prompt.tokens.shape[0] == 1).lower(Transformer(model), params, prompt, key, **given).compile()
 
 
 def _rank(model: Model, params: Any, example: Any, prompt: Any, *, size: int = 3) -> None:
@@ -93,7 +93,7 @@ def _rank(model: Model, params: Any, example: Any, prompt: Any, *, size: int = 3
 
 
 def _fill(model: Model, params: Any, example: Any, prompt: Any) -> None:
-    from lm.generation import fill
+    from lm.generation.decoding import fill
     from lm.models.transformer import Transformer
 
     fill.lower(Transformer(model), params, example.encoder, V).compile()

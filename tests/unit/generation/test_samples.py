@@ -11,8 +11,8 @@ from flax import linen as nn
 from lm import config, objectives
 from lm.config import Attention, Block, Learned, Mlp, Model, Stack
 from lm.errors import UserError
-from lm.generation import fill, generate, left_padded
 from lm.generation import samples as module
+from lm.generation.decoding import fill, generate, left_padded
 from lm.generation.rank import rank
 from lm.models.transformer import Transformer
 from lm.types import Example, TokenStream

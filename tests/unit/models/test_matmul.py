@@ -14,7 +14,7 @@ import pytest
 
 from lm import startup
 from lm.config import Attention, Block, Head, Mlp, Model, Rope, Stack
-from lm.generation import compiled, generate, left_padded
+from lm.generation.decoding import generate, jitted_decode, left_padded
 from lm.models.matmul import batched
 from lm.models.transformer import Transformer, abstract_params
 
@@ -42,7 +42,7 @@ def test_decoding_in_bfloat16_has_no_batch_of_vectors():
     block = Block(Attention(4), Mlp(32))
     model = Model(50, 32, decoder=Stack(1, {"L": block}, position=Rope()), head=Head(), dtype="bfloat16")
     prompt = left_padded([np.arange(1, 4, dtype=np.int32)] * 8)
-    lowered = compiled(single=False).lower(
+    lowered = jitted_decode(single=False).lower(
         Transformer(model), abstract_params(model), prompt, jax.random.key(0), new_tokens=3, temperature=0.0
     )
     products = [line for line in lowered.as_text().splitlines() if "dot_general" in line and "batching_dims = [0" in line]

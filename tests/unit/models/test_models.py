@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from lm import config
 from lm.config import Alibi, Attention, Block, Buckets, Embed, Head, Learned, Mlp, Model, Norm, Rope, Sinusoidal, Stack, resolve
-from lm.generation import fill, generate, left_padded
+from lm.generation.decoding import fill, generate, left_padded
 from lm.models.attention import attend
 from lm.models.layers import ACTIVATIONS
 from lm.models.mask import Mask

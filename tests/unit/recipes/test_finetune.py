@@ -18,7 +18,7 @@ from lm.data.labelled import Extractive, Labelled
 from lm.data.rows import pack, stack
 from lm.errors import Diverged, UserError
 from lm.evaluation.qa_metrics import classified, exact, qa_metrics, token_f1
-from lm.generation import left_padded
+from lm.generation.decoding import left_padded
 from lm.generation.rank import rank
 from lm.models.transformer import Transformer
 from lm.recipes.finetune import Work, finetune, main, transplant
