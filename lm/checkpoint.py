@@ -294,13 +294,16 @@ def load_model(directory: str | Path) -> config.Model:
     return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_bytes())).model
 
 
-def load_params(directory: str | Path, target: Any) -> Any:
+def load_params(directory: str | Path, target: Any, *, fresh: Mapping[str, Any] | None = None) -> Any:
     """Saved parameters in the dtypes and shardings of `target` (abstract), as NumPy arrays where it has no shardings. Of a run,
     the averaged parameters if there are any. UserError where names or shapes differ from the target's.
 
+    `fresh` is `{name: parameters}` for top-level names, such as a new head: nothing is read or compared below these, and the
+    given parameters are returned there. All other names must be both saved and in the target.
+
     A run that trains several models saves them by name, one of them as "model"; a target without such names gets that one.
     """
-    path = _folder(directory)
+    path, fresh = _folder(directory), fresh or {}
     if (path / MODEL).exists():
         check_files(path, "params")
         tree, inside, parts = path / "params", [], False
@@ -313,16 +316,17 @@ def load_params(directory: str | Path, target: Any) -> Any:
     if "model" in target and not parts:
         others = " and ".join(f"'{name}'" for name in sorted(target.keys() - {"model"}))
         raise UserError(f"{path} holds one model alone, and {others} cannot begin from it; take a run of the same objective")
-    return _restored(path, tree, inside + ["model"] * (parts and "model" not in target), target)
+    return _restored(path, tree, inside + ["model"] * (parts and "model" not in target), target, fresh)
 
 
-def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target: Any) -> Any:
-    """Restores the subtree at the keys `inside` of an Orbax directory. Names and shapes are compared with those of `target`,
-    since Orbax itself skips arrays that are not asked for and returns placeholders for missing ones."""
+def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target: Any, fresh: Mapping[str, Any]) -> Any:
+    """Restores the subtree at the keys `inside` of an Orbax directory, except what is `fresh`. Names and shapes are compared
+    with those of `target`, since Orbax itself skips arrays that are not asked for and returns placeholders for missing ones."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved: Any = checkpointer.metadata(directory).item_metadata.tree
         for key in inside:
             saved = saved[key]
+        saved, target = ({name: below for name, below in tree.items() if name not in fresh} for tree in (saved, target))
         if wrong := _differences(*(_described(tree, dtypes=False) for tree in (saved, target))):
             raise UserError(f"the parameters in {said} are of another model: {wrong}. Take the model that they were saved from")
         item = target
@@ -332,7 +336,7 @@ def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target
         restored = checkpointer.restore(directory, args=args)
         for key in inside:
             restored = restored[key]
-        return restored
+        return {**restored, **fresh}
 
 
 def load_tokenizer(directory: str | Path) -> bytes | None:

@@ -4,7 +4,9 @@ import errno
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lm import checkpoint, config
@@ -282,3 +284,52 @@ def test_a_file_that_grew_past_the_limit_is_told_so(tmp_path):
     path = "/".join(["a-long-name"] * 40)
     error = ValueError(f'OUT_OF_RANGE: Error writing "w/0" at "{path}": Failed to write 9 bytes to file 14: File too large')
     assert "a file grew past the limit of this shell; raise it (ulimit -f)" in str(_save_error(error, tmp_path, ""))
+
+
+# --------------------------------------------------------------------------- parameters of which some are made anew
+
+
+TRUNK = {"embed": {"tokens": np.arange(16.0, dtype=np.float32).reshape(8, 2)}, "encoder": {"norm": np.ones(2, np.float32)}}
+OLD_HEAD, NEW_HEAD = {"out": np.ones((2, 8), np.float32)}, {"out": np.full((2, 3), 7.0, np.float32), "bias": np.zeros(3)}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted")
+    checkpoint.save_params(folder, config.Model(8, 2), TRUNK | {"head": OLD_HEAD})
+    return folder
+
+
+def load(folder, wanted, **fresh):
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), wanted)
+    return checkpoint.load_params(folder, abstract, fresh=fresh)
+
+
+def test_a_fresh_head_on_the_saved_trunk(converted):
+    wanted = TRUNK | {"head": NEW_HEAD}
+    found = load(converted, wanted, head=NEW_HEAD)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert found["head"] is NEW_HEAD
+    kept = load(converted, TRUNK | {"head": OLD_HEAD})
+    jax.tree.map(np.testing.assert_array_equal, kept, TRUNK | {"head": OLD_HEAD})
+
+
+def test_a_head_that_is_not_saved_is_no_hindrance(converted, tmp_path):
+    """A tied head has no parameters of its own; and a model may come without a head where it had one."""
+    checkpoint.save_params(tmp_path, config.Model(8, 2), TRUNK)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path, TRUNK | {"head": NEW_HEAD}, head=NEW_HEAD)["head"], NEW_HEAD)
+    without = {"embed": TRUNK["embed"], "encoder": TRUNK["encoder"]}
+    assert load(converted, without, head={})["head"] == {}
+
+
+def test_all_but_the_fresh_must_be_both_saved_and_wanted(converted):
+    wanted = TRUNK | {"head": NEW_HEAD}
+    more = wanted | {"encoder": {"norm": np.ones(2), "bias": np.ones(2)}}
+    for tree, fresh, cause in (
+        (more, {"head": NEW_HEAD}, r"encoder/bias: saved nothing, wanted \[2\]"),
+        ({"embed": TRUNK["embed"]}, {"head": NEW_HEAD}, r"encoder/norm: saved \[2\], wanted nothing"),
+        (wanted | {"embed": {"tokens": np.ones((9, 2))}}, {"head": NEW_HEAD}, r"embed/tokens: saved \[8, 2\], wanted \[9, 2\]"),
+        (wanted, {}, r"head/bias: saved nothing, wanted \[3\]; head/out: saved \[2, 8\], wanted \[2, 3\]"),
+    ):
+        with pytest.raises(UserError, match=f"are of another model: {cause}"):
+            load(converted, tree, **fresh)
