@@ -1,4 +1,4 @@
-"""Batches by step, made ahead of time by a background thread (Grain), and which rows are in them."""
+"""Which rows of the data each step reads, and batches by step, prefetched by a background thread (Grain)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Position:
-    """Where a process begins in the data, in rows: a step number alone would not say it, as a run may go on with another
-    batch size. After `step` steps `rows` rows have been read, and each step from there on reads the next `size`."""
+    """A position in the data: after `step` steps `rows` rows have been read, and each further step reads `size` more. The step
+    alone does not determine it, because a run may be resumed with another batch size."""
 
     step: int
     rows: int
     size: int
 
     def after(self, step: int) -> int:
-        """Rows that have been read when `step` steps are done."""
+        """The number of rows read after `step` steps."""
         return self.rows + (step - self.step) * self.size
 
     def of(self, step: int) -> np.ndarray:
-        """The numbers of the rows that the step after `step` steps reads: int64 [size]."""
+        """int64 [size]: the indices of the rows that the next step after `step` steps reads."""
         return np.arange(self.after(step), self.after(step + 1))
 
 
 def batches(make: Callable[[int], Any], *, first: int, last: int, ahead: int = 2) -> Iterator[Any]:
-    """`make(step)` for steps first .. last - 1; `ahead` of them are ready before they are asked for."""
+    """Yields `make(step)` for steps first .. last - 1, and prefetches up to `ahead` of them."""
     if first >= last:
         return iter(())
     steps = grain.MapDataset.range(first, last).map(lambda step: make(int(step)))

@@ -1,11 +1,11 @@
-"""Text to token ids and back: sentencepiece (trained here, or given), and given tokenizer.json files.
+"""Text to token ids and back: sentencepiece models (trained here or given) and given tokenizer.json files.
 
-A tokenizer that we train has its reserved ids at fixed places, so that models and objectives can rely on them:
+A tokenizer that is trained here has its reserved ids at fixed numbers:
 
     0 <pad>   1 <s>   2 </s>   3 <unk>   4 <mask>   5..104 <extra_id_0>..<extra_id_99>   105..109 role markers
     110 newline   111..366 the 256 bytes   367.. learned pieces
 
-Ids below `reserved` (110) are control symbols: no text encodes to them, whatever it contains.
+Ids below `reserved` (110) are control symbols: no text encodes to them, even if it contains their names.
 """
 
 import io
@@ -21,22 +21,22 @@ import numpy as np
 from lm import config
 from lm.data import tokenizer_check
 from lm.data.tokenizer_json import HuggingFace
-from lm.data.vocabulary import MASK, MASKS, NUM_SENTINELS, ROLES, SENTINELS, SPACE, Given, Tokenizer, leading, one_byte
+from lm.data.vocabulary import MASK, MASKS, NUM_SENTINELS, ROLES, SENTINELS, SPACE, Tokenizer, byte_value
 from lm.data.word_boundaries import Pieces
 from lm.errors import UserError
 
 _RESERVED = 5 + NUM_SENTINELS + len(ROLES)
-# A constant, not the machine's count: unigram training sums probabilities thread by thread, and the model must be the
-# same everywhere. (It also is written into the model.)
+# A constant, not the number of cores: unigram training sums probabilities per thread, so the number changes the model. (It is
+# also stored in the model file.)
 _TRAIN_THREADS = 2
-_PART = 1 << 20  # characters given to sentencepiece at once: it takes some hundred bytes for each of them
+_PART = 1 << 20  # characters per call of sentencepiece, which needs some hundred bytes of memory for each of them
 
 
-class SentencePiece(Given):
-    """A sentencepiece model, trained here or given. One of ours satisfies `decode(encode(x)) == x` for every text.
+class SentencePiece(Tokenizer):
+    """A sentencepiece model. For one trained here, `decode(encode(x)) == x` holds for every text.
 
-    Mask, sentinels and roles are control symbols whatever type the model gives them: as symbols that a user defined, or as
-    ordinary pieces, their names in a text would turn into them. Other symbols that a user defined are text.
+    Mask, sentinels and roles are made control symbols whatever type the model file gives them. As user-defined symbols or
+    ordinary pieces, they would be produced by their names in a text. Other user-defined symbols are text.
     """
 
     def __init__(self, proto: bytes) -> None:
@@ -55,25 +55,24 @@ class SentencePiece(Given):
         self.mask_id = next((i for name in MASKS if (i := self._find(name)) is not None), None)
         self.sentinel_ids: tuple[int, ...] = tuple(i for piece in SENTINELS if (i := self._find(piece)) is not None)
         self.role_ids: Mapping[str, int] = {piece: i for piece in ROLES if (i := self._find(piece)) is not None}
-        if spoken := [i for i in self._with_roles() if not (sp.is_control(i) or sp.is_unknown(i))]:
-            self._sp = sp = sentencepiece.SentencePieceProcessor(model_proto=_silenced(proto, spoken))
+        if reachable := [i for i in self._assigned_ids() if not (sp.is_control(i) or sp.is_unknown(i))]:
+            self._sp = sp = sentencepiece.SentencePieceProcessor(model_proto=_with_controls(proto, reachable))
         kinds = (sp.is_control, sp.is_unknown, sp.is_unused)
         self.special = np.array([any(kind(i) for kind in kinds) for i in range(self.vocab_size)], bool)
-        self.reserved = leading(self.special)
-        # A newline that never is part of another piece: lines can be encoded one by one, which is several times faster.
+        # If no piece spans a newline, lines can be encoded one by one, which is several times faster.
         newline = self._find("\n")
-        self._newline = newline if newline is not None and self._cuts(newline) else None
+        self._newline = newline if newline is not None and self._separates_lines(newline) else None
         self._space_bytes = [self._find(f"<0x{b:02X}>") for b in SPACE.encode()]
 
-    def _cuts(self, newline: int) -> bool:
-        """Whether what stands on either side of a newline is encoded as if it stood alone."""
+    def _separates_lines(self, newline: int) -> bool:
+        """Whether the text on either side of a newline is encoded as it would be alone."""
         alone = self._sp.encode("a")
         if self._sp.encode("a\na") != [*alone, newline, *alone]:  # a space is put before every text, or newlines become spaces
             return False
         return not any("\n" in self._sp.id_to_piece(i) for i in range(self.vocab_size) if i != newline)
 
     def _find(self, piece: str) -> int | None:
-        """The id of exactly this piece, or None."""
+        """The id of exactly this piece; None if there is none (`piece_to_id` then gives the id of unk)."""
         i = self._sp.piece_to_id(piece)
         return i if self._sp.id_to_piece(i) == piece else None
 
@@ -81,22 +80,18 @@ class SentencePiece(Given):
     def _pieces(self) -> Pieces:
         def stands_for(i: int) -> bytes:
             piece = self._sp.id_to_piece(i)
-            return one_byte(piece) if self._sp.is_byte(i) else piece.replace(SPACE, " ").encode()
+            return byte_value(piece) if self._sp.is_byte(i) else piece.replace(SPACE, " ").encode()
 
         return Pieces([stands_for(i) for i in range(self.vocab_size)], self.special)
 
     def piece(self, i: int) -> str:
-        """The piece as the model writes it, for people to read."""
         return self._sp.id_to_piece(int(i))
 
-    def _names(self, name: str) -> str:
+    def _spelling(self, name: str) -> str:
         return {"mask": MASK}.get(name, f"<{name}>")
 
-    def encode(self, text: str) -> np.ndarray:
-        return self.encode_batch([text], threads=1)[0]
-
     def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:
-        """int32 [n] for each text; `threads` None: one per core. UnicodeEncodeError for lone surrogates."""
+        """int32 [n] for each text; `threads=None`: one per core. Raises UnicodeEncodeError for lone surrogates."""
         threads = threads or os.cpu_count() or 1
         newline = self._newline
         if newline is None:
@@ -106,11 +101,11 @@ class SentencePiece(Given):
         return [np.concatenate([self._encode_by_lines([p], newline, threads)[0] for p in self._parts(text)]) for text in texts]
 
     def _parts(self, text: str) -> Iterator[str]:
-        """A text in parts of at most _PART characters, which encode to what the whole does: cut behind a newline or before a
-        space. Only a longer run that has neither is cut anywhere; its tokens are others there, and stand for the same text.
+        """Splits a text into parts of at most _PART characters, after a newline or before a space, so that the tokens of the
+        parts are those of the text. A longer run is cut at _PART: tokens differ there, but decode to the same text.
         """
         alone, spaced = (self._sp.encode(a) for a in ("a", " a"))
-        keeps_spaces = self._sp.encode("a a") == alone + spaced  # a given model may drop those at a text's beginning
+        keeps_spaces = self._sp.encode("a a") == alone + spaced  # a given model may drop a leading space
         at = 0
         while len(text) - at > _PART:
             stop = text.rfind("\n", at, at + _PART) + 1
@@ -124,7 +119,7 @@ class SentencePiece(Given):
         yield text[at:]
 
     def _encode_by_lines(self, texts: Sequence[str], newline: int, threads: int) -> list[np.ndarray]:
-        """int32 [n] for each text, all of their lines in one call."""
+        """int32 [n] for each text; the lines of all texts are encoded in one call."""
         split = [text.split("\n") for text in texts]
         lines = list(itertools.chain.from_iterable(split))
         if any(SPACE in line for line in lines):
@@ -142,7 +137,7 @@ class SentencePiece(Given):
         return out
 
     def _encode_line(self, line: str) -> list[int]:
-        """A U+2581 in a text would come back as a space: it goes as its three bytes."""
+        """Encodes a U+2581 as its three bytes, because its own piece decodes to a space."""
         ids: list[int] = []
         for i, part in enumerate(line.split(SPACE)):
             ids += (self._space_bytes if i and None not in self._space_bytes else []) + self._sp.encode(part)
@@ -152,8 +147,8 @@ class SentencePiece(Given):
         return self._sp.decode(np.asarray(ids).tolist())
 
 
-def _silenced(proto: bytes, ids: Sequence[int]) -> bytes:
-    """A sentencepiece model with these pieces as control symbols."""
+def _with_controls(proto: bytes, ids: Sequence[int]) -> bytes:
+    """The sentencepiece model `proto` with the pieces `ids` turned into control symbols."""
     from sentencepiece import sentencepiece_model_pb2
 
     format: Any = sentencepiece_model_pb2
@@ -163,25 +158,25 @@ def _silenced(proto: bytes, ids: Sequence[int]) -> bytes:
     return model.SerializeToString()
 
 
-def from_bytes(proto: bytes, *, tried: bool = False) -> Tokenizer:
-    """The tokenizer in a file's bytes: JSON is a tokenizer.json, anything else a sentencepiece model. The former is tried in a
-    process of its own (`lm.data.tokenizer_check`) unless that was done before: `tried`."""
+def from_bytes(proto: bytes, *, checked: bool = False) -> Tokenizer:
+    """The tokenizer in a file's bytes: JSON is a tokenizer.json, anything else a sentencepiece model. Unless `checked`, a
+    tokenizer.json is first tried in a process of its own (`lm.data.tokenizer_check`)."""
     if proto.lstrip()[:1] != b"{":
         return SentencePiece(proto)
-    if not tried:
+    if not checked:
         tokenizer_check.check(proto)
     return HuggingFace(proto)
 
 
 def load(path: str) -> Tokenizer:
-    """A given model file, local or gs://, which is tried first."""
+    """Loads a given model file, local or gs://, after `tokenizer_check` has tried it. Raises UserError if it is unusable."""
     proto = read(path)
     tokenizer_check.check(proto)
-    return from_bytes(proto, tried=True)
+    return from_bytes(proto, checked=True)
 
 
 def read(path: str) -> bytes:
-    """A given model file as it is; UserError if it is not there."""
+    """The bytes of a given model file, local or gs://. Raises UserError if there is none."""
     from etils import epath
 
     try:
@@ -193,16 +188,16 @@ def read(path: str) -> bytes:
 
 
 def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:
-    """A new tokenizer; the same texts and settings give the same bytes.
+    """Trains a tokenizer. The same texts and settings give the same bytes.
 
-    Raises UserError if the texts do not yield `vocab_size` pieces, naming the largest number they do.
+    Raises UserError if `vocab_size` is too small, or larger than the texts allow; the message names the limit.
     """
     import sentencepiece
 
     smallest = _RESERVED + 1 + 256 + 1
     if settings.vocab_size < smallest:
         raise UserError(
-            f"data.tokenizer.vocab_size={settings.vocab_size} is below {smallest}, which reserved ids and bytes take"
+            f"data.tokenizer.vocab_size={settings.vocab_size} is below {smallest}, the least that reserved ids and bytes need"
         )
     model = io.BytesIO()
     try:
@@ -229,16 +224,17 @@ def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(_too_large(str(error), settings)) from None
+        raise UserError(_training_error(str(error), settings)) from None
     return SentencePiece(model.getvalue())
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """What sentencepiece calls sentences. No piece crosses a newline, which is a piece of its own."""
+    """The nonempty lines: sentencepiece's "sentences". No piece spans a newline, which is a piece of its own."""
     return (line for text in texts for line in text.split("\n") if line)
 
 
-def _too_large(message: str, settings: config.Tokenizer) -> str:
+def _training_error(message: str, settings: config.Tokenizer) -> str:
+    """Turns sentencepiece's message into one about `data.tokenizer.vocab_size`."""
     limit = re.search(r"value <= (\d+)", message) or re.search(r"pieces_size\(\)\) \((?:\d+) vs\. (\d+)\)", message)
     if limit:
         return (

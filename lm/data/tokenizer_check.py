@@ -1,12 +1,11 @@
-"""A given tokenizer is tried on nasty texts in a process of its own, with limits of time and memory, before it is used.
+"""Tries a given tokenizer on adversarial texts in a subprocess with limits of time and memory, before it is used.
 
-A tokenizer.json is a small program: its regular expressions may backtrack without end, its normaliser may turn a letter into
-gigabytes, and a fault of its library is a panic that no `except Exception` catches. None of this can be stopped from within
-our own process. What a trial cannot show: a file may behave on the texts below and not on others. Expressions are therefore
-tried on long runs of the characters that they name, and an error in a later text is still one line
-(`HuggingFace.encode_batch`).
+A tokenizer.json is a small program: its regular expressions may backtrack endlessly, its normalizer may expand a letter to
+gigabytes, and a fault in the library is a Rust panic that `except Exception` does not catch. None of this can be stopped from
+within the process itself. A file may still pass this check and fail on other texts. Expressions are therefore tried on long
+runs of the characters that they name, and an error on a later text becomes a UserError (`library_errors`).
 
-    python -m lm.data.trial SECONDS BYTES < tokenizer.json      what is wrong with it, as JSON: {"fault": null}
+    python -m lm.data.tokenizer_check SECONDS BYTES < tokenizer.json      prints the fault as JSON: {"fault": null}
 """
 
 import hashlib
@@ -25,21 +24,21 @@ from typing import Any
 from lm import untrusted
 from lm.errors import UserError
 
-SECONDS = 20  # of a processor; one more for each MB of the file
-MEMORY = 2 * 2**30  # bytes of address space; a file takes some ten times its size
-WALL = 600  # seconds, for what waits instead of computing
-GROWTH = 64  # tokens or characters from one byte of text; the largest honest growth, of NFKC, is 11
-RUN = 1000  # characters of a run: 10**9 steps of an expression that is cubic, which its library gives up
+SECONDS = 20  # CPU time; one more for each MB of the file
+MEMORY = 2 * 2**30  # bytes of address space, plus 64 per byte of the file; loading takes about ten times the file's size
+WALL = 600  # seconds of wall time, in case it waits instead of computing
+GROWTH = 64  # largest number of tokens or characters per byte of text; a legitimate maximum is NFKC's 11
+RUN = 1000  # characters in a run: a cubic expression takes 10**9 steps, at which the regex library gives up
 RUNS = "aAzZ09 \n\t!.-_'\"<é漢😀\u0301\u2581\u3000"
 TEXT = (
     "The quick brown fox's 1,234 Émile-words, e\u0301, \u6f22\u5b57, \u0939\u093f\u0928\u094d, \u05e2\u05d1 \u2581 <s></s> "
     "\U0001f600\U0001f469\u200d\U0001f467 \n\n\tx = a<b>[c]{d};  \x00\x7f\ufffd\n"
 )
-_passed = set[str]()
+_passed = set[str]()  # SHA-256 of the files that passed in this process
 
 
 def check(proto: bytes, *, name: str = "the given tokenizer", cure: str = "give another tokenizer file") -> None:
-    """UserError unless the tokenizer in the bytes of a file passes; a process tries each file once."""
+    """Raises UserError if the tokenizer in the bytes `proto` of a file misbehaves. Each file is tried once per process."""
     digest = hashlib.sha256(proto).hexdigest()
     if digest in _passed:
         return
@@ -52,65 +51,70 @@ def check(proto: bytes, *, name: str = "the given tokenizer", cure: str = "give 
         run = subprocess.run(command, input=proto, capture_output=True, env=env, timeout=WALL)
         fault = _fault(run, seconds, memory)
     except subprocess.TimeoutExpired:
-        fault = f"it is not done with short texts after {WALL} s"
+        fault = f"it does not finish short texts in {WALL} s"
     if fault:
         raise UserError(f"{name} is refused: {fault}; {cure}")
     _passed.add(digest)
 
 
 @contextmanager
-def one_line() -> Generator[None]:
-    """Turns what the tokenizers library raises over a text, a panic too, into a UserError. What is wrong with the text (half of
-    a surrogate pair) stays what it is."""
+def library_errors() -> Generator[None]:
+    """Turns errors of the tokenizers library on a text, panics included, into a UserError. Errors that are the text's fault,
+    such as a lone surrogate, pass unchanged."""
     try:
         yield
     except (UnicodeError, TypeError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise UserError(f"the given tokenizer fails at a text: {_said(error)}; give another tokenizer file") from None
+        raise UserError(f"the given tokenizer fails at a text: {_message(error)}; give another tokenizer file") from None
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
+    """The error's message on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _fault(run: subprocess.CompletedProcess[bytes], seconds: int, memory: int) -> str | None:
+    """Why the trial failed; None if it passed."""
     if run.returncode == 0:
         return json.loads(run.stdout.splitlines()[-1])["fault"]
-    said = run.stderr.decode(errors="replace").strip()
+    output = run.stderr.decode(errors="replace").strip()
     if run.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"it takes more than {seconds} s for short texts (an expression that backtracks, or a normaliser without end)"
-    if "memory allocation" in said or "MemoryError" in said or "bad_alloc" in said:
+        return (
+            f"it takes more than {seconds} s for short texts (a regular expression that backtracks, or an endless normalizer)"
+        )
+    if "memory allocation" in output or "MemoryError" in output or "bad_alloc" in output:
         return f"it takes more than {memory / 2**30:.1f} GiB of memory for short texts"
-    return f"its library died of it: {(said.splitlines() or [f'exit code {run.returncode}'])[-1][:200]}"
+    return f"its library crashed: {(output.splitlines() or [f'exit code {run.returncode}'])[-1][:200]}"
 
 
 def main() -> None:
     seconds, memory = map(int, sys.argv[1:])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    with suppress(ValueError, OSError):  # macOS refuses it; the limit of time still holds there
+    with suppress(ValueError, OSError):  # macOS refuses it; there, only the time limit applies
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     proto = sys.stdin.buffer.read()
     try:
-        fault = _tried_json(proto) if proto.lstrip()[:1] == b"{" else _tried_sentencepiece(proto)
+        fault = _try_json(proto) if proto.lstrip()[:1] == b"{" else _try_sentencepiece(proto)
     except ImportError:
-        fault = None  # whoever is to use it says so
+        fault = None  # the caller reports the missing library when it loads the tokenizer
     except MemoryError:
         raise
-    except BaseException as error:  # a panic of the library is no Exception
-        fault = _said(error)
+    except BaseException as error:  # a panic of the library is not an Exception
+        fault = _message(error)
     print(json.dumps({"fault": fault}))
 
 
-def _tried_json(proto: bytes) -> str | None:
+def _try_json(proto: bytes) -> str | None:
+    """The first fault of a tokenizer.json, or None."""
     import tokenizers
 
     spec = untrusted.parse_json(proto, "it")
     try:
         tokenizer = tokenizers.Tokenizer.from_str(proto.decode())
     except BaseException as error:
-        return f"it is not a tokenizer.json that the tokenizers library reads: {_said(error)}"
+        return f"it is not a tokenizer.json that the tokenizers library reads: {_message(error)}"
     tokenizer.no_padding()
     tokenizer.no_truncation()
     vocab = tokenizer.get_vocab(with_added_tokens=True)
@@ -123,7 +127,7 @@ def _tried_json(proto: bytes) -> str | None:
         if tokenizer.normalizer is not None:
             grown = len(tokenizer.normalizer.normalize_str(text))
             if grown > GROWTH * size + 1000:
-                return f"its normaliser makes {grown:,} characters of a text of {size:,} bytes"
+                return f"its normalizer makes {grown:,} characters of a text of {size:,} bytes"
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         if len(ids) > GROWTH * size + 1000:
             return f"it makes {len(ids):,} tokens of a text of {size:,} bytes"
@@ -135,7 +139,8 @@ def _tried_json(proto: bytes) -> str | None:
     return None
 
 
-def _tried_sentencepiece(proto: bytes) -> str | None:
+def _try_sentencepiece(proto: bytes) -> str | None:
+    """The first fault of a sentencepiece model, or None."""
     import sentencepiece
 
     try:
@@ -153,8 +158,8 @@ def _tried_sentencepiece(proto: bytes) -> str | None:
 
 
 def probes(spec: dict[str, Any]) -> Iterator[str]:
-    """Texts to try a tokenizer on: an ordinary one, and long runs of what its file replaces or looks for, each by itself and
-    with an end that an expression may have to go back from."""
+    """Texts to try a tokenizer on: an ordinary one, and long runs of the strings and characters that its file replaces or
+    searches for, each alone and followed by a character that makes an expression fail late and backtrack."""
     yield ""
     yield TEXT * 4
     parts = (spec.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"))
@@ -170,7 +175,7 @@ def probes(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _patterns(part: Any) -> Iterator[str]:
-    """All strings below `{"Regex": ...}` or `{"String": ...}`, and others that a part may look for or add."""
+    """All strings in a section of the file that are patterns, or texts that it searches for or adds, cut at RUN characters."""
     if isinstance(part, dict):
         for key, value in part.items():
             if key in ("Regex", "String", "content", "prepend") and isinstance(value, str):
@@ -187,7 +192,7 @@ _PROPERTIES = {"L": "aé漢", "Lu": "A", "Ll": "a", "Lo": "漢", "M": "\u0301", 
 
 
 def _characters(pattern: str) -> Iterator[str]:
-    """Characters that an expression may match: those that it names, and some of each class."""
+    """Characters that a regular expression may match: those that it names, and a few of each class."""
     for escaped, name, code, plain in re.findall(
         r"\\(?:([^pPxu])|[pP]\{\^?(\w+)\}|[xu]\{?([0-9a-fA-F]{2,6})\}?)|([^\\])", pattern
     ):

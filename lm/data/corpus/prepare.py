@@ -142,7 +142,7 @@ def _open(path: Path, report: Mapping[str, Any]) -> Prepared:
         for split in source["splits"]:  # an empty one has no store
             stores[split][name] = Store.open(str(path / name / split))
     integrity.check(path, report)
-    tokenizer = from_bytes((path / "tokenizer.model").read_bytes(), tried=True)
+    tokenizer = from_bytes((path / "tokenizer.model").read_bytes(), checked=True)
     return Prepared(path, path.name, stores["train"], stores["holdout"], tokenizer, report)
 
 
@@ -168,7 +168,7 @@ class _Build:
             dropped = self._stage("dedup", lambda: self._dedup(cleaned))
             split = {n: self._stage(f"{n}/split", lambda n=n: self._split(n, dropped[n])) for n in self.data.sources}
             self._stage("tokenizer", lambda: self._tokenizer(split))
-            tokenizer = from_bytes((self.path / "tokenizer.model").read_bytes(), tried=True)
+            tokenizer = from_bytes((self.path / "tokenizer.model").read_bytes(), checked=True)
             encoded = {
                 n: {s: self._stage(f"{n}/{s}", lambda n=n, s=s: self._encode(n, s, tokenizer)) for s in _SPLITS if split[n][s]}
                 for n in self.data.sources

@@ -332,7 +332,7 @@ def test_a_file_encodes_a_long_text_in_parts_and_as_a_whole_alike(monkeypatch, n
     asked, encode = [], t._encode
     monkeypatch.setattr(json_module, "_PART", part)
     monkeypatch.setattr(t, "_encode", lambda texts: asked.append(max(map(len, texts), default=0)) or encode(texts))
-    monkeypatch.setattr(json_module, "_AROUND", 30)
+    monkeypatch.setattr(json_module, "_CONTEXT", 30)
     for once, parts in zip(whole, t.encode_batch(cases), strict=True):
         assert np.array_equal(parts, once)
     assert len(asked) > 20 and max(asked) < 150 < max(map(len, cases))
@@ -341,7 +341,7 @@ def test_a_file_encodes_a_long_text_in_parts_and_as_a_whole_alike(monkeypatch, n
 def test_a_file_refuses_a_long_text_that_it_cannot_cut(monkeypatch):
     t = HuggingFace(files_to_cut()["bert"].encode())
     monkeypatch.setattr(json_module, "_PART", 200)
-    monkeypatch.setattr(json_module, "_WHOLE", 2000)
+    monkeypatch.setattr(json_module, "_LONGEST_PART", 2000)
     assert t.encode("the " + "a" * 1900).tolist() == [1, 0]
     with pytest.raises(UserError, match="takes a text of 2,002 characters as one word"):
         t.encode("the " * 100 + "a" * 2001)

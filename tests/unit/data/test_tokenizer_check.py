@@ -54,8 +54,8 @@ HOSTILE = {
     "alternatives": (spec(normalizer=replace("Regex", r"(?:a|b|ab)*c\b", "")), "retry-limit"),
     "of a decoder": (spec(decoder=replace("Regex", "(a|aa)+$", "")), "retry-limit"),
     "bomb": (spec(normalizer=sequence(*[replace("String", "a", "a" * 10)] * 12)), "GiB of memory"),
-    "bomb of a rare letter": (spec(normalizer=replace("String", "\u0436", "y" * 10**5)), "its normaliser makes"),
-    "prepends": (spec(normalizer=dict(type="Prepend", prepend="a" * 10**6)), "its normaliser makes"),
+    "bomb of a rare letter": (spec(normalizer=replace("String", "\u0436", "y" * 10**5)), "its normalizer makes"),
+    "prepends": (spec(normalizer=dict(type="Prepend", prepend="a" * 10**6)), "its normalizer makes"),
     "decodes to much": (spec(decoder=replace("String", "a", "b" * 10**5)), "its decoder makes"),
     "broken table": (spec(normalizer=dict(type="Precompiled", precompiled_charsmap="AAAA")), "Precompiled"),
     "no expression": (spec(pre_tokenizer=split("(")), "parenthesis"),
@@ -123,7 +123,7 @@ def test_a_system_that_limits_no_memory(monkeypatch, capsys):
             raise ValueError("current limit exceeds maximum limit")
 
     monkeypatch.setattr(tokenizer_check.resource, "setrlimit", limits)
-    monkeypatch.setattr(tokenizer_check.sys, "argv", ["trial", "20", str(2**31)])
+    monkeypatch.setattr(tokenizer_check.sys, "argv", ["tokenizer_check", "20", str(2**31)])
     monkeypatch.setattr(tokenizer_check.sys, "stdin", SimpleNamespace(buffer=io.BytesIO(HONEST["gpt2"])))
     tokenizer_check.main()
     assert json.loads(capsys.readouterr().out) == {"fault": None}
