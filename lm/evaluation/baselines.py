@@ -1,8 +1,8 @@
-"""What no neural network is needed for: bits per byte of the held-out text under xz and under n-gram models.
+"""Bits per byte of the held-out text under baselines without a neural network: xz and n-gram models.
 
-A model that is not clearly below these has learned little. All are measured on the same held-out documents as a neural
-model, and with the same accounting: every token of a document after its bos is predicted, eos included, and the total
-is divided by the UTF-8 bytes of the documents alone.
+A model that is not clearly below these has learned little. All are measured on the same held-out documents as a model, and with
+the same accounting: every token of a document after its bos is predicted, eos included, and the sum is divided by the UTF-8
+bytes of the documents.
 """
 
 import json
@@ -25,10 +25,10 @@ from lm import atomic
 from lm.errors import UserError
 from lm.evaluation import xz
 
-XZ_TRAIN_BYTES = 1 << 24  # of training text before the held-out text at most, the last ones: xz takes 1 to 2 s a MB
-TRAIN_TOKENS = 1 << 26  # an n-gram model counts at most so many, the first ones
-FIGURES = {"xz", "xz_after_train", "bigram", "trigram", "bytes", "seconds"}  # of `baselines`
-_SEPARATOR = b"\0"  # ends a document for xz, as eos does for the others
+XZ_TRAIN_BYTES = 1 << 24  # of training text that xz sees before the held-out text, the last ones: xz takes 1 to 2 s per MB
+TRAIN_TOKENS = 1 << 26  # per source that an n-gram model counts, the first ones
+FIGURES = {"xz", "xz_after_train", "bigram", "trigram", "bytes", "seconds"}  # the keys of `baselines`
+_SEPARATOR = b"\0"  # ends each document for xz, as eos does for the n-gram models
 
 
 def baselines(
@@ -39,11 +39,13 @@ def baselines(
     heldout_tokens: Sequence[np.ndarray],
     vocab_size: int,
 ) -> dict[str, float]:
-    """Bits per byte of the held-out documents under each baseline, and the seconds that all took.
+    """Bits per byte of the held-out documents under each baseline.
 
-    Tokens are documents, int [n] each, that begin with the same bos. Keys: `xz` (-9, of the held-out text alone),
-    `xz_after_train` (of what it adds to the compressed training text), `bigram`, `trigram` (interpolated modified
-    Kneser-Ney), `bytes` (the held-out UTF-8 bytes), `seconds`.
+    train_tokens, heldout_tokens: documents, int [n] each, all beginning with the same bos.
+
+    Returns {xz: `xz -9` of the held-out text alone, xz_after_train: what it adds to the compressed training text, bigram,
+    trigram: interpolated modified Kneser-Ney, bytes: UTF-8 bytes of the held-out text, seconds: the time all this took}.
+    Raises ValueError if there is no held-out text.
     """
     start = time.monotonic()
     heldout = [text.encode() for text in heldout_texts]
@@ -64,7 +66,7 @@ def baselines(
 
 
 def _last(documents: Iterable[bytes], size: int) -> deque[bytes]:
-    """The last documents, as few as hold `size` bytes; no more are ever in memory."""
+    """The fewest last documents that hold `size` bytes. Keeps no more than these in memory."""
     kept: deque[bytes] = deque()
     total = 0
     for document in documents:
@@ -76,10 +78,10 @@ def _last(documents: Iterable[bytes], size: int) -> deque[bytes]:
 
 
 def of_prepared(prepared: Any) -> dict[str, float]:
-    """`baselines` over all sources of a `Prepared` (`lm.data.corpus.prepare`), computed once: they are written beside the data.
-    Where writing fails there is a warning, and the figures are returned all the same."""
-    kept = prepared.path / "baselines.json"
-    if (earlier := _earlier(kept)) is not None:
+    """`baselines` over all sources of a `Prepared` (`lm.data.corpus.prepare`), cached in its folder as baselines.json. If that
+    cannot be written, warns and returns them all the same. Raises UserError if no documents are held out."""
+    cached = prepared.path / "baselines.json"
+    if (earlier := _read_cached(cached)) is not None:
         return earlier
     if not prepared.holdout:
         raise UserError("baselines need held-out documents; set data.holdout above 0, or evaluate.baselines=False")
@@ -93,16 +95,16 @@ def of_prepared(prepared: Any) -> dict[str, float]:
         vocab_size=prepared.tokenizer.vocab_size,
     )
     try:
-        if kept.exists() and not kept.is_file():
-            atomic.put_aside(kept, kept.parent, name=f"{kept.name}.bad")
-        atomic.write_json(kept, found)
+        if cached.exists() and not cached.is_file():
+            atomic.put_aside(cached, cached.parent, name=f"{cached.name}.bad")
+        atomic.write_json(cached, found)
     except OSError as error:
-        warnings.warn(f"the baselines are not kept, as {kept} cannot be written ({error.strerror})", stacklevel=2)
+        warnings.warn(f"the baselines are not kept, as {cached} cannot be written ({error.strerror})", stacklevel=2)
     return found
 
 
-def _earlier(path: Path) -> dict[str, float] | None:
-    """Baselines computed before; None, with a warning if they are damaged, where they are to be computed."""
+def _read_cached(path: Path) -> dict[str, float] | None:
+    """The cached baselines; None if there are none, or, with a warning, if the file is damaged."""
     if not path.exists():
         return None
     try:
@@ -116,7 +118,7 @@ def _earlier(path: Path) -> dict[str, float] | None:
 
 
 def _documents(stores: Mapping[str, Any], limit: int | None) -> list[np.ndarray]:
-    """The documents of all stores, up to `limit` tokens of each."""
+    """The documents of all stores, int [n] each: from each store the first ones that fit `limit` tokens, at least one."""
     out: list[np.ndarray] = []
     for store in stores.values():
         last = store.num_documents if limit is None else max(1, int(np.searchsorted(store.offsets, limit, "right")) - 1)
@@ -129,12 +131,12 @@ def _joined(texts: Iterable[bytes]) -> bytes:
 
 
 def _xz(data: bytes) -> int:
-    """Bytes under `xz -9`, without container."""
+    """The size under `xz -9` without the container format, in bytes."""
     return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=xz.FILTERS))
 
 
 def _xz_added(before: bytes, after: bytes) -> int:
-    """Bytes that `after` adds behind `before`: the difference of the two sizes, exactly."""
+    """By how many bytes `before + after` compresses larger than `before`, in a process of its own."""
     command = [sys.executable, "-I", xz.__file__, str(len(before))]
     done = subprocess.run(command, input=before + after, stdout=subprocess.PIPE, check=True)
     first, both = map(int, done.stdout.split())
@@ -146,15 +148,15 @@ def _xz_added(before: bytes, after: bytes) -> int:
 
 @dataclass(frozen=True)
 class _Level:
-    """The n-grams of one order: their discounted probability, and what is left for the order below.
+    """The n-grams of one order: their discounted probabilities, and the mass left to the next lower order.
 
-    Sorted int64 codes, a digit of base `vocab_size` for each token, stand for n-grams and for their contexts.
+    An n-gram or context is coded as an int64 with one digit of base `vocab_size` per token; codes are sorted.
     """
 
     grams: np.ndarray  # int64 [n]
     probability: np.ndarray  # float64 [n], max(count - discount, 0) / (sum of counts in the context)
     contexts: np.ndarray  # int64 [m]
-    left: np.ndarray  # float64 [m], the share that goes to the order below
+    left: np.ndarray  # float64 [m], the probability mass left to the next lower order
     discounts: tuple[float, float, float]
 
     @classmethod
@@ -167,24 +169,24 @@ class _Level:
         return cls(grams, (counts - taken) / total[inverse], contexts, left, d)
 
     def mix(self, grams: np.ndarray, context: np.ndarray, below: np.ndarray) -> np.ndarray:
-        """Probabilities, given those of the order below; an unseen context leaves everything to it."""
+        """float64 [n]: probabilities of `grams`, given those of the lower order; an unseen context leaves all mass to it."""
         own = np.where((at := _find(self.grams, grams)) >= 0, self.probability[at], 0.0)
         left = np.where((at := _find(self.contexts, context)) >= 0, self.left[at], 1.0)
         return own + left * below
 
 
 def _find(sorted_codes: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """int64 [n]: where each code stands, or -1."""
+    """int64 [n]: the index of each code in `sorted_codes`, or -1."""
     at = np.minimum(np.searchsorted(sorted_codes, codes), len(sorted_codes) - 1)
     return np.where(sorted_codes[at] == codes, at, -1)
 
 
 def _discounts(counts: np.ndarray) -> tuple[float, float, float]:
-    """For n-grams seen once, twice, and more: Chen and Goodman (1998), equation 26, from the training counts alone."""
+    """Discounts of n-grams seen once, twice, and more often: Chen and Goodman (1998), equation 26."""
     n1, n2, n3, n4 = (max(1, int(np.sum(counts == k))) for k in (1, 2, 3, 4))
     y = n1 / (n1 + 2 * n2)
     raw = 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3
-    # Tiny or odd counts (no singletons) make the estimate senseless: keep it inside (0, k).
+    # Few counts, or none of a kind, make the estimate meaningless: clip it inside (0, k).
     d1, d2, d3 = (float(np.clip(d, 0.1 * k, 0.95 * k)) for k, d in enumerate(raw, 1))
     return d1, d2, d3
 
@@ -194,8 +196,8 @@ class NGram:
     """Interpolated modified Kneser-Ney over token ids (Chen and Goodman, "An empirical study of smoothing techniques
     for language modeling", TR-10-98, section 3).
 
-    The discounts come from the training counts in closed form: nothing is fitted on held-out data. Below the highest
-    order, an n-gram counts once for each different token seen before it; the lowest is mixed with 1 / vocab_size.
+    The discounts are a closed form of the training counts; nothing is fitted on held-out data. Below the highest order, an
+    n-gram counts once per distinct token seen before it; the lowest order is mixed with 1 / vocab_size.
     """
 
     order: int
@@ -204,7 +206,7 @@ class NGram:
 
     @classmethod
     def fit(cls, documents: Sequence[np.ndarray], *, order: int, vocab_size: int) -> "NGram":
-        """Counts int [n] documents, each of which begins with bos. Raises ValueError if codes pass 63 bits."""
+        """Counts the n-grams of `documents`, int [n] each, beginning with bos. Raises ValueError if codes exceed 63 bits."""
         if vocab_size**order >= 1 << 63:
             raise ValueError(f"a vocabulary of {vocab_size} is too large for an n-gram of order {order}")
         grams, counts = np.unique(_codes(documents, order, vocab_size), return_counts=True)
@@ -215,7 +217,7 @@ class NGram:
         return cls(order, vocab_size, tuple(reversed(levels)))
 
     def probability(self, codes: np.ndarray) -> np.ndarray:
-        """float64 [n] of the last token of each n-gram, given those before. `codes`: int64 [n], of `_codes`."""
+        """float64 [n]: the probability of the last token of each n-gram given the others. `codes`: int64 [n], from `_codes`."""
         p = np.full(len(codes), 1.0 / self.vocab_size)
         for n, level in enumerate(self.levels, 1):
             grams = codes % self.vocab_size**n
@@ -223,12 +225,13 @@ class NGram:
         return p
 
     def nats(self, documents: Sequence[np.ndarray]) -> float:
-        """The total over every token after bos."""
+        """The negative log-likelihood of all tokens after bos, in nats."""
         return float(-np.log(self.probability(_codes(documents, self.order, self.vocab_size))).sum())
 
 
 def _codes(documents: Sequence[np.ndarray], order: int, vocab_size: int) -> np.ndarray:
-    """int64 [tokens after bos]: each token with the `order - 1` before it; before the beginning there is only bos."""
+    """int64 [tokens after bos]: the code of each token with the `order - 1` before it; documents are padded with bos on the
+    left."""
     out = []
     for document in documents:
         if len(document) < 2:

@@ -1,21 +1,21 @@
-"""How much a text adds to the `xz -9` of another. A program of its own, because it forks, and jax must not be there.
+"""How many bytes a text adds to the `xz -9` of another. A separate program, because it forks, which is unsafe under jax.
 
-    python lm/evaluation/xz.py N < DATA        prints the compressed bytes of DATA[:N] and of DATA
+    python lm/evaluation/xz.py N < DATA        prints the compressed sizes of DATA[:N] and of DATA, in bytes
 
-One pass serves for both: a copy of the process ends the stream at N while the other goes on.
+One pass gives both sizes: after N bytes the process forks, and the child ends the stream while the parent continues.
 """
 
 import lzma
 import os
 import sys
 
-# -9 without the container. Its dictionary is 64 MiB; more text before would not be seen.
+# xz -9 without the container format.
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
-WINDOW = 1 << 26
+WINDOW = 1 << 26  # bytes of its dictionary: earlier text has no effect
 
 
 def sizes(before: bytes, after: bytes) -> tuple[int, int]:
-    """Compressed bytes of `before` and of `before + after`."""
+    """The compressed sizes of `before` and of `before + after`, in bytes."""
     compressor = lzma.LZMACompressor(format=lzma.FORMAT_RAW, filters=FILTERS)
     count = len(compressor.compress(before))
     reading, writing = os.pipe()

@@ -1,22 +1,22 @@
-"""Goodput: of the hours that a run took, over all its starts, how much became steps that count.
+"""Goodput: the share of a run's wall time, over all its processes, that went into steps whose result was kept.
 
-`goodput.jsonl` is only ever added to, so a kill loses no more than what came after its last row (and that row, if it is cut):
+`goodput.jsonl` is append-only, so a kill loses at most the time since the last complete row:
 
-    {"event": "start", "time": 1000.0}                                                a process begins
-    {"event": "step", "time": 1020.0, "step": 40, "seconds": {"compile": 9, ...}}     it stands at step 40; its clock so far
+    {"event": "start", "time": 1000.0}                                                a process starts
+    {"event": "step", "time": 1020.0, "step": 40, "seconds": {"compile": 9, ...}}     it is at step 40; its clock so far
     {"event": "step", "time": 1090.0, "step": 60, "seconds": {...}}                   at every log, and at its end
-    {"event": "start", "time": 1200.0}                                                110 s later the next begins
-    {"event": "step", "time": 1215.0, "step": 50, "seconds": {...}}                   from step 50: ten steps are done again
-    {"event": "done", "time": 1300.0, "step": 90, "seconds": {...}}                   all steps; what waits after it is not down
+    {"event": "start", "time": 1200.0}                                                the next process starts 110 s later
+    {"event": "step", "time": 1215.0, "step": 50, "seconds": {...}}                   at step 50: ten steps run a second time
+    {"event": "done", "time": 1300.0, "step": 90, "seconds": {...}}                   finished; time after this is not `down`
 
-What the kinds mean, in seconds of wall time:
-    productive   steps whose result the run goes on from
-    lost         steps done again after a restart: between rows a step counts as long as its neighbours
+Kinds, in seconds of wall time:
+    productive   steps whose result was kept
+    lost         steps that ran again after a restart; all steps between two rows count as equally long
     data_wait    waiting for a batch
     compile      the first step of each process
-    prepare      data, model and step before the first one
-    checkpoint   saving, waiting for it, restoring
-    evaluate     held-out figures, samples, baselines
+    prepare      everything before the first step: data, model, tracing
+    checkpoint   saving, waiting for a save, restoring
+    evaluate     held-out evaluation, samples, baselines
     profile      starting and writing a trace
     down         from the last row of a process to the start of the next: killed, waiting for machines, or unlogged work
 """
@@ -26,16 +26,18 @@ from typing import Any
 
 Row = dict[str, Any]
 KINDS = ("productive", "lost", "data_wait", "compile", "prepare", "checkpoint", "evaluate", "profile", "down")
-# The kinds of lm.training.loop.Clock by the name that they have here; what is not listed keeps its own, and `train` is divided.
+# Kinds of `lm.training.loop.Clock` that have another name here. Its `train` is divided into productive and lost.
 NAMES = {"restore": "checkpoint", "sample": "evaluate", "baselines": "evaluate"}
 
 
 def account(rows: list[Row]) -> dict[str, Any]:
-    """`{"starts", "wall_seconds", "share", "seconds": {kind: seconds}}` of what goodput.jsonl holds. The seconds add up to the
-    wall time, and none is negative whatever rows were lost."""
+    """Sums up the rows of goodput.jsonl: {"starts": processes, "wall_seconds", "share": productive share, "seconds": {kind:
+    s}}.
+
+    The seconds add up to wall_seconds, and none is negative, whichever rows were lost."""
     lives = _lives(rows)
     seconds = dict.fromkeys(KINDS, 0.0)
-    kept = float("inf")  # of a process, the step up to which no later one did its steps again
+    kept = float("inf")  # the step from which a later process ran the steps again
     for life in reversed(lives):
         steps = [row for row in life if "step" in row]
         if steps:
@@ -44,7 +46,7 @@ def account(rows: list[Row]) -> dict[str, Any]:
                     name = NAMES.get(kind, kind)
                     seconds[name] = seconds.get(name, 0.0) + max(0.0, spent)
             end = max(0.0, _train(steps[-1]))
-            begun = min(max(0.0, _train(steps[0])), end)  # what belonged to no kind before there were steps
+            begun = min(max(0.0, _train(steps[0])), end)  # time before the first step that the clock put under no other kind
             counted = min(max(begun, _trained(steps, kept)), end)
             seconds["prepare"] += begun
             seconds["productive"] += counted - begun
@@ -60,8 +62,8 @@ def account(rows: list[Row]) -> dict[str, Any]:
 
 
 def _lives(rows: list[Row]) -> list[list[Row]]:
-    """Rows of each process, its start first. Where the line of a start was lost, the start is worked out from the clock of the
-    next row; rows at the beginning of a file that has lost its first start are left out."""
+    """The rows of each process, its start first. A lost start is reconstructed from the clock of the process's first row,
+    except at the beginning of the file, where rows before the first start are dropped."""
     lives: list[list[Row]] = []
     for row in rows:
         if row["event"] == "start":
@@ -74,7 +76,7 @@ def _lives(rows: list[Row]) -> list[list[Row]]:
 
 
 def _another_process(before: Row, row: Row) -> bool:
-    """Whether the step or any clock went back from one row to the next, which within a process none does."""
+    """Whether the step or a clock decreased between two rows, which happens only between processes."""
     if "step" not in before or "step" not in row:
         return False
     rounding = 0.002  # seconds: clocks are written to the millisecond
@@ -88,7 +90,7 @@ def _train(row: Row) -> float:
 
 
 def _trained(steps: list[Row], kept: float) -> float:
-    """Seconds of training that a process had behind it at step `kept`, or at its end if that comes first."""
+    """Seconds of training that a process had done by step `kept`, or by its end if that comes first; linear between rows."""
     if kept <= steps[0]["step"]:
         return _train(steps[0])
     for a, b in pairwise(steps):

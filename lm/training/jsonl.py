@@ -1,5 +1,7 @@
-"""The logs of a run: one JSON object per line, appended. A kill, a full disk or another program may leave anything in them.
-They are repaired when a run starts, and never keep it from starting."""
+"""The logs of a run: append-only files with one JSON object per line.
+
+A kill, a full disk or another program may leave anything in them. They are repaired when a run starts, and never prevent it
+from starting."""
 
 import json
 import os
@@ -16,10 +18,10 @@ Row = dict[str, Any]
 
 
 def _number(value: Any) -> bool:
-    """Whether it is a float that a report can draw and add up, or a 64-bit integer. Python parses integers of any length, and
-    fails where they become floats."""
+    """Whether it is a float of moderate size or a 64-bit integer. Python's JSON parser accepts integers of any length, and
+    converting those to float fails."""
     if isinstance(value, float):
-        return abs(value) < 1e100  # a float32 is less than 1e39; false for NaN
+        return abs(value) < 1e100  # float32 ends at 3.4e38; False for NaN
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
@@ -40,7 +42,7 @@ def _goodput(row: Row) -> bool:
     return _step(row) and isinstance(seconds, dict) and all(_number(spent) for spent in seconds.values())
 
 
-# Log -> whether a row has the fields that its readers need.
+# Log -> predicate: whether a row has the fields that its readers need.
 LOGS: dict[str, Callable[[Row], bool]] = {
     "metrics.jsonl": _metrics,
     "samples.jsonl": lambda row: _step(row) and all(isinstance(row.get(name), str) for name in ("prompt", "text")),
@@ -49,7 +51,7 @@ LOGS: dict[str, Callable[[Row], bool]] = {
 
 
 def read(path: Path) -> list[Row]:
-    """The valid rows of a log; an empty list where the file is missing or cannot be read."""
+    """The valid rows of a log; none if the file is missing or cannot be read."""
     try:
         return _parsed(path.read_bytes(), path.name)[0]
     except OSError:
@@ -57,9 +59,9 @@ def read(path: Path) -> list[Row]:
 
 
 def _parsed(content: bytes, name: str) -> tuple[list[Row], int]:
-    """The valid rows and the number of invalid lines. A last line that was cut short by a kill is not counted."""
-    suits, lines = LOGS.get(name, lambda row: True), content.split(b"\n")
-    rows, wrong = [], 0
+    """The valid rows and the number of invalid lines. A truncated last line, as a kill leaves it, is not counted."""
+    valid, lines = LOGS.get(name, lambda row: True), content.split(b"\n")
+    rows, invalid = [], 0
     for i, line in enumerate(lines):
         if not line.strip():
             continue
@@ -67,11 +69,11 @@ def _parsed(content: bytes, name: str) -> tuple[list[Row], int]:
             row = json.loads(line.decode())
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and suits(row):
+        if isinstance(row, dict) and valid(row):
             rows.append(row)
         elif i < len(lines) - 1 or row is not None:
-            wrong += 1
-    return rows, wrong
+            invalid += 1
+    return rows, invalid
 
 
 def append(path: Path, row: Row) -> None:
@@ -88,17 +90,17 @@ def _line(row: Row) -> bytes:
 
 
 def repair(path: Path, aside: Path) -> None:
-    """Makes a log one that rows can be appended to. Invalid lines are dropped with a warning, and the original file is moved
-    to `aside`. A last line that was cut short by a kill is dropped silently."""
+    """Makes sure that rows can be appended to a log. Invalid lines are dropped with a warning, and the original file is moved
+    to `aside`. A truncated last line is dropped silently."""
     if not regular(path, aside):
         return
     content = path.read_bytes()
-    rows, wrong = _parsed(content, path.name)
-    if wrong:
+    rows, invalid = _parsed(content, path.name)
+    if invalid:
         kept = atomic.put_aside(path, aside)
-        text = f"dropped {wrong} invalid line{'s' * (wrong > 1)} from {path}; the original is in {kept}"
+        text = f"dropped {invalid} invalid line{'s' * (invalid > 1)} from {path}; the original is in {kept}"
         warnings.warn(printable(text), stacklevel=2)
-    if wrong or path.is_symlink() or (content and not content.endswith(b"\n")) or not os.access(path, os.W_OK):
+    if invalid or path.is_symlink() or (content and not content.endswith(b"\n")) or not os.access(path, os.W_OK):
         rewrite(path, rows)
 
 
@@ -111,5 +113,5 @@ def regular(path: Path, aside: Path) -> bool:
         if not path.is_symlink() and not os.path.lexists(path):
             return False
     kept = atomic.put_aside(path, aside)
-    warnings.warn(printable(f"{path} is not a readable file; moved to {kept}, and a new one is begun"), stacklevel=2)
+    warnings.warn(printable(f"{path} is not a readable file; moved to {kept}; a new one is started"), stacklevel=2)
     return False

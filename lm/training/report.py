@@ -1,4 +1,4 @@
-"""`report.html`: one file with the curves, the samples and the figures of a run."""
+"""`report.html`: a single page with the figures, curves, samples, config and manifest of a run."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ img{width:100%}table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;
 pre{background:#f6f6f6;padding:.8rem;overflow:auto;white-space:pre-wrap}h2{margin-top:2rem}
 .time{display:flex;height:1.4rem;margin:.6rem 0}.key{display:inline-block;width:.8rem;height:.8rem;margin-right:.5rem}"""
 
-# Kinds of goodput: what counts in a dark colour, what is paid for it in lighter ones, what is lost in red.
+# Kinds of goodput (`lm.training.goodput`): productive time dark, overhead lighter, lost time red.
 COLOURS = {
     "productive": "#2a6f4e",
     "data_wait": "#c9b458",
@@ -30,7 +30,8 @@ COLOURS = {
 
 
 def write_report(rundir: RunDir, summary: dict[str, Any]) -> Path:
-    """Draws what metrics.jsonl and samples.jsonl hold; without matplotlib the report says so and has no curves."""
+    """Writes report.html from the run's logs and `summary`, and returns its path. Without matplotlib, it has a note instead of
+    curves."""
     rows, samples = rundir.rows("metrics.jsonl"), rundir.rows("samples.jsonl")
     last = max((s["step"] for s in samples), default=None)
     pieces = [
@@ -53,7 +54,7 @@ def write_report(rundir: RunDir, summary: dict[str, Any]) -> Path:
     ]
     page = f"<!doctype html><meta charset=utf-8><title>{html.escape(rundir.path.name)}</title><style>{STYLE}</style>"
     path = rundir.path / "report.html"
-    # Text of other programs' making may have halves of characters, which no encoding takes.
+    # Text from other programs may contain lone surrogates, which UTF-8 cannot encode.
     atomic.write_bytes(path, (page + "\n".join(pieces)).encode(errors="backslashreplace"))
     return path
 
@@ -74,7 +75,7 @@ def _table(values: dict[str, Any]) -> str:
 
 
 def _goodput(goodput: dict[str, Any]) -> str:
-    """A bar of the run's seconds by kind over all its starts, and the figures; lm/training/goodput.py says what they mean."""
+    """A bar and a table of the run's seconds by kind; `lm.training.goodput` defines the kinds."""
     wall, seconds = max(goodput["wall_seconds"], 1e-9), goodput["seconds"]
     kinds = {k: seconds[k] for k in [*COLOURS, *seconds] if seconds.get(k, 0) > 0}  # known ones in their order, then others
     colour = lambda kind: COLOURS.get(kind, "#999")

@@ -1,4 +1,4 @@
-"""The directory of a run, which explains itself: config, manifest, metrics, and a lock against a second run."""
+"""The directory of a run: its config, manifest, logs and reports, and a lock that keeps a second run out."""
 
 import errno
 import fcntl
@@ -27,24 +27,27 @@ from lm.training import jsonl
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "sentencepiece", "numpy")
 FILES = ("config.json", "manifest.json", *jsonl.LOGS, "summary.json")
 BUCKETS = ("gs://",)
-STAGING = "~/.cache/lm/runs"  # local copies of what runs keep in buckets
-PUBLISH = 60  # seconds between copies to a bucket, at least
+STAGING = "~/.cache/lm/runs"  # local folders of runs whose workdir is in a bucket
+PUBLISH = 60  # minimum seconds between copies to a bucket
 
 
 class RunDir:
     """`<workdir>/{config.json, manifest.json, metrics.jsonl, samples.jsonl, goodput.jsonl, summary.json, report.html,
     tensorboard/, profile/}`, and the `checkpoints/` of `lm/checkpoint.py`. Damaged files are moved to `damaged/`, and logs of
-    steps whose checkpoints are gone to `earlier/`; only unfinished temporary files are removed. With several hosts, only host 0
-    locks and writes; on the others, writing does nothing.
+    steps whose checkpoints are gone to `earlier/`; only unfinished temporary files are deleted. With several hosts, only host 0
+    locks and writes; on the others, the writing methods do nothing.
 
-    A bucket can neither lock nor append. There `path` is a local folder, whose changed files are copied to `home` once a minute
-    and at the end; checkpoints are written to `home` directly. On a new machine, the bucket's files are copied to `path` first.
+    Buckets support neither locks nor appending. For one, `path` is a local folder whose changed files are copied to `home`
+    once a minute and at the end; checkpoints are written to `home` directly. On a new machine, the bucket's files are copied
+    to `path` first.
+
+    Raises Busy if another run holds the lock, and UserError if the workdir cannot be used.
     """
 
     def __init__(self, workdir: str | Path):
         self.writes = distributed.is_main_process()
         self._lock: IO[str] | None = None
-        self._published: dict[Path, tuple[int, int]] = {}  # size and time of change of what `home` has
+        self._published: dict[Path, tuple[int, int]] = {}  # file -> (size, mtime) when it was copied to `home`
         self._last = time.monotonic()
         self.in_bucket = str(workdir).startswith(BUCKETS)
         if self.in_bucket:
@@ -61,7 +64,7 @@ class RunDir:
             raise UserError(f"--workdir={workdir} is a file; give a directory")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = self._locked()
+            self._lock = self._acquire_lock()
         except OSError as error:
             raise UserError(f"cannot write in --workdir={workdir}: {error.strerror}; give another directory") from error
         try:
@@ -74,13 +77,14 @@ class RunDir:
 
     @property
     def aside(self) -> Path:
-        """Where damaged files are kept."""
+        """The folder that damaged files are moved to."""
         return self.path / "damaged"
 
     def _repair(self) -> None:
-        """Makes what other programs or a kill left into files that this run can add to and replace."""
+        """Makes sure that every file of the run can be replaced or appended to, whatever a kill or another program left
+        there."""
         for name in (*FILES, "report.html"):
-            for unfinished in self.path.glob(f"{name}.[0-9]*.tmp"):  # of `atomic.write_bytes`; no other process writes here
+            for unfinished in self.path.glob(f"{name}.[0-9]*.tmp"):  # of `atomic.write_bytes`; we hold the lock
                 if not unfinished.is_dir():
                     unfinished.unlink()
         for name in ("config.json", "manifest.json", "summary.json", "report.html"):
@@ -93,18 +97,20 @@ class RunDir:
                 _warn(f"{folder} is not a folder; moved to {kept}")
 
     def _fetch(self) -> None:
-        """Copies the bucket's files here, except logs that are longer here: a kill may have come before the last copy."""
+        """Copies the bucket's files to `path`. A longer local file is newer (the process was killed before it was copied) and
+        stays."""
         try:
-            there = [name for name in FILES if (self.home / name).exists()]
+            published = [name for name in FILES if (self.home / name).exists()]
         except ImportError as error:
             raise UserError(f"--workdir={self.home} needs gcsfs ({error}): pip install gcsfs") from error
-        for name in there:
+        for name in published:
             local, data = self.path / name, (self.home / name).read_bytes()
             if not local.exists() or local.stat().st_size < len(data):
                 atomic.write_bytes(local, data)
 
     def publish(self, *, now: bool = False) -> None:
-        """Copies changed files to the bucket, if there is one. Without `now`, at most once in PUBLISH seconds."""
+        """Copies changed files to the bucket, if the workdir is in one: at once if `now`, else at most every PUBLISH
+        seconds."""
         if not self.in_bucket or not self.writes or (not now and time.monotonic() - self._last < PUBLISH):
             return
         for file in (f for f in sorted(self.path.rglob("*")) if f.is_file() and f.name != ".lock"):
@@ -116,11 +122,11 @@ class RunDir:
                 self._published[file] = state
         self._last = time.monotonic()
 
-    def _locked(self) -> IO[str]:
-        """Takes the lock and writes this process's number into it. Busy where another run holds it."""
+    def _acquire_lock(self) -> IO[str]:
+        """Locks `.lock` and writes this process's id into it. Raises Busy if another run holds it."""
         path = self.path / ".lock"
         while True:
-            if (lock := _opened(path)) is not None:
+            if (lock := _open_regular(path)) is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -129,13 +135,13 @@ class RunDir:
                     raise Busy(
                         f"another run (process {owner}) is at work in {self.path}; wait for it, or take another --workdir"
                     ) from None
-                if not _is_at(lock, path):  # moved aside since it was opened, by a run that took a new one
+                if not _is_at(lock, path):  # another run moved it aside after we opened it, and made a new one
                     lock.close()
                     continue
                 if os.fstat(lock.fileno()).st_nlink == 1:
                     break
-            # Writing the number through a link would change a file elsewhere. A hard link may be moved only while it is
-            # locked: it may be the lock of a run that is at work (`cp -al` makes such links).
+            # Writing our id through a link would change a file elsewhere. A hard link is moved only while we hold its lock: it
+            # may be the lock of a live run (`cp -al` makes such links).
             _warn(f"{path} is a link or not a regular file; moved to {atomic.put_aside(path, self.aside)}")
             if lock is not None:
                 lock.close()
@@ -152,27 +158,29 @@ class RunDir:
                 self._lock.close()
 
     def write_json(self, name: str, tree: Any) -> None:
-        """Replaces a file of the run; a kill leaves the old one."""
+        """Replaces a JSON file of the run atomically."""
         if self.writes:
             atomic.write_json(self.path / name, tree)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Appends a row to a log."""
         if self.writes:
             jsonl.append(self.path / name, dict(row))
 
     def rows(self, name: str) -> list[dict[str, Any]]:
+        """The valid rows of a log."""
         return jsonl.read(self.path / name)
 
     def forget_after(self, step: int) -> None:
-        """Drops rows of steps after `step`, which will be done again. At step 0, where a run with logs has no checkpoint left,
-        its logs are moved to `earlier/` instead, with a warning."""
+        """Drops the logs' rows of steps after `step`, which will run again. If `step` is 0, no checkpoint is left, and the logs
+        are moved to `earlier/` instead, with a warning."""
         if not self.writes:
             return
         logs = {name: self.rows(name) for name in ("metrics.jsonl", "samples.jsonl")}
         if step == 0 and (last := max((row["step"] for rows in logs.values() for row in rows), default=0)):
             kept = [str(atomic.put_aside(self.path / name, self.path / "earlier")) for name, rows in logs.items() if rows]
             _warn(
-                f"{self.path} has logs up to step {last} and no checkpoint: the run begins anew, and the logs of before are in "
+                f"{self.path} has logs up to step {last} and no checkpoint: the run starts over; its old logs are in "
                 f"{' and '.join(kept)}"
             )
             return
@@ -181,8 +189,8 @@ class RunDir:
                 jsonl.rewrite(self.path / name, [row for row in rows if row["step"] <= step])
 
 
-def _opened(path: Path) -> IO[str] | None:
-    """The file at `path`, made if there is none. None where it is a symbolic link, a folder, a pipe or a device."""
+def _open_regular(path: Path) -> IO[str] | None:
+    """Opens or creates a regular file. None if `path` is a symbolic link, a folder, a pipe or a device."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -196,6 +204,7 @@ def _opened(path: Path) -> IO[str] | None:
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether `path` still refers to the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
     except FileNotFoundError:
@@ -207,7 +216,8 @@ def _warn(text: str) -> None:
 
 
 def manifest(run: config.Run, *, data_fingerprint: str, tokenizer_fingerprint: str, mesh: Any) -> dict[str, Any]:
-    """What else decides a run beside its config: code, versions, devices, data. Secrets of the environment are left out."""
+    """What a run depends on besides its config, as JSON: code, library versions, devices, environment, data. Secrets in the
+    command line and the environment are redacted."""
     prefixes = ("JAX_", "XLA_", "LIBTPU_", "TPU_", "LM_")
     environment = redact.redacted_environment((k, v) for k, v in os.environ.items() if k.startswith(prefixes))
     return {
@@ -227,7 +237,7 @@ def manifest(run: config.Run, *, data_fingerprint: str, tokenizer_fingerprint: s
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit and whether files differ from it; None outside a checkout."""
+    """{"commit": hash, "changed": lines of `git status`}; None outside a checkout."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -242,7 +252,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def params_sha256(params: Any) -> str:
-    """A digest over all parameters in the order of their paths: name, dtype, shape, bytes. All hosts must ask for it."""
+    """SHA-256 over the name, dtype, shape and bytes of all parameters, sorted by path. A collective: all hosts must call it."""
     digest = hashlib.sha256()
     flat = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf

@@ -134,9 +134,7 @@ def test_logs_without_a_checkpoint_are_kept_and_said(tmp_path):
     rundir = RunDir(tmp_path)
     for name in GOOD:
         rundir.append(name, GOOD[name])
-    with pytest.warns(
-        UserWarning, match="logs up to step 2 and no checkpoint: the run begins anew, and the logs of before are"
-    ):
+    with pytest.warns(UserWarning, match="logs up to step 2 and no checkpoint: the run starts over; its old logs are in"):
         rundir.forget_after(0)
     assert jsonl.read(tmp_path / "earlier/metrics.jsonl") == [GOOD["metrics.jsonl"]]
     assert jsonl.read(tmp_path / "earlier/samples.jsonl") == [GOOD["samples.jsonl"]]
@@ -197,18 +195,18 @@ def test_a_hard_link_to_the_lock_of_a_run_at_work_lets_no_second_run_in(tmp_path
 
 
 def test_a_lock_that_another_run_replaced_while_this_one_opened_it_is_not_taken(tmp_path, monkeypatch):
-    """Else this run would hold a file that nobody asks any more, or move the other's lock away."""
-    first, opened = [], rundir._opened
+    """Otherwise this run would lock a file that no other run looks at, or move the other run's lock aside."""
+    first, opened = [], rundir._open_regular
 
     def slowly(path):
         lock = opened(path)
         if not first:
-            monkeypatch.setattr(rundir, "_opened", opened)
+            monkeypatch.setattr(rundir, "_open_regular", opened)
             path.unlink()
             first.append(RunDir(tmp_path))
         return lock
 
-    monkeypatch.setattr(rundir, "_opened", slowly)
+    monkeypatch.setattr(rundir, "_open_regular", slowly)
     with pytest.raises(Busy):
         RunDir(tmp_path)
     first[0].close()
