@@ -144,7 +144,7 @@ def test_no_disk_space_before_a_byte_is_written(train, tmp_path, monkeypatch):
     code, err = train(tmp_path)
     assert code == 2 and re.search(r"no disk space in .*takes 0\.\d MB and 0\.0 MB are free.*intact", err), err
     monkeypatch.undo()
-    with pytest.warns(UserWarning, match="logs up to step 4 and no checkpoint: the run begins anew"):
+    with pytest.warns(UserWarning, match="logs up to step 4 and no checkpoint: the run starts over"):
         code, err = train(tmp_path)
     assert code == 0, err
 

@@ -205,9 +205,7 @@ def test_without_its_checkpoints_a_run_begins_anew_and_keeps_its_logs(train, uni
     workdir = copy(uninterrupted, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints")
     before = (workdir / "metrics.jsonl").read_bytes()
-    with pytest.warns(
-        UserWarning, match="logs up to step 12 and no checkpoint: the run begins anew, and the logs of before are"
-    ):
+    with pytest.warns(UserWarning, match="logs up to step 12 and no checkpoint: the run starts over; its old logs are"):
         code, err = train(workdir)
     assert code == 0 and (workdir / "earlier" / "metrics.jsonl").read_bytes() == before, err
     assert summary(workdir)["params_sha256"] == summary(uninterrupted)["params_sha256"]

@@ -74,8 +74,8 @@ def test_killed_and_started_again_gives_the_same(corpus, whole, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = (tmp_path / "causal/seed0/result.json").stat().st_mtime_ns
-    with warnings.catch_warnings():  # killed before its first checkpoint, a run says that it begins anew
-        warnings.filterwarnings("ignore", "(?s).*no checkpoint: the run begins anew")
+    with warnings.catch_warnings():  # killed before its first checkpoint, a run warns that it starts over
+        warnings.filterwarnings("ignore", "(?s).*no checkpoint: the run starts over")
         assert execute(study(corpus), tmp_path)
     assert (tmp_path / "causal/seed0/result.json").stat().st_mtime_ns == before
     ours, theirs = results(tmp_path), results(whole)
