@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-from experiments.study import Metric, Results, Task
+from experiments.study import Finetune, Metric, Results, Task
 from lm import config
 from lm.config import Attention, Block, Data, Evaluate, Log, Mlp, Model, Norm, Optimizer, Rope, Run, Schedule, Stack, Train
 
@@ -59,7 +59,7 @@ def run(
 def tasks(how: Literal["text", "head"], *names: str) -> tuple[Task, ...]:
     """Fine-tunings of a size that tells cells apart: said in text, an answer takes some hundred steps more to be learned."""
     steps = 800 if how == "text" else 200
-    return tuple(Task(n, how, config.Finetune(steps=steps, batch_size=16, length=TASKS[n], rows=500)) for n in names)
+    return tuple(Task(n, how, Finetune(steps=steps, batch_size=16, length=TASKS[n], rows=500)) for n in names)
 
 
 def task_metrics(*names: str) -> tuple[Metric, ...]:

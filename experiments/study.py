@@ -12,9 +12,25 @@ from typing import Any, Literal
 
 from lm import config
 from lm.config import resolve
+from lm.config.ranges import Count, NonNegative, Share
 from lm.errors import UserError
 
 Results = dict[str, dict[int, dict[str, Any]]]  # cell -> seed -> what its result.json holds
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """The budget of a fine-tuning; the learning rate rises over the warm-up and falls to 0. Its names are part of the digests
+    of results (`Study.mark`)."""
+
+    steps: Count = 200
+    batch_size: Count = 32
+    learning_rate: NonNegative = 1e-3
+    warmup: Share = 0.1  # of the steps (BERT, arXiv 1810.04805, appendix A.2)
+    weight_decay: NonNegative = 0.01  # the same
+    length: Count = config.Finetune.length
+    answer: Count = config.Finetune.answer
+    rows: Count = 1000  # of the held-out records that are tested, at most
 
 
 @dataclass(frozen=True)
@@ -23,7 +39,7 @@ class Task:
 
     name: str  # see `lm.data.labelled`
     how: Literal["text", "head"]
-    settings: config.Finetune = config.Finetune()
+    settings: Finetune = Finetune()
 
 
 @dataclass(frozen=True)

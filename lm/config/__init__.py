@@ -584,18 +584,26 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Finetune:
-    """A small budget on a labelled set (`lm.recipes.finetune`); the rate rises over the warm-up and falls to 0."""
+class Pretrain:
+    """Train on text under the run's objective."""
 
-    steps: Count = 200
-    batch_size: Count = 32
-    learning_rate: NonNegative = 1e-3
-    warmup: Share = 0.1  # of the steps (BERT, arXiv 1810.04805, appendix A.2)
-    weight_decay: NonNegative = 0.01  # the same
-    # Of 3 places one is a token between its ends; passages that `lm.data.labelled` cuts from documents need more, and say so.
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train on labelled records or on questions with answers (`lm.recipes.finetune`), and test on those that are held out.
+
+    What is left out is taken from the run or the converted model in `train.init_from`: the model, the objective, the tokenizer.
+    """
+
+    how: Literal["head", "text"] = "head"  # a new head reads one position; or the model, which has a decoder, writes the answer
+    # Three tokens are a token between its ends; passages that are cut from documents need more, and say so.
     length: Annotated[int, Range(3, INT32)] = 64  # tokens of a text with its ends; of a longer one both ends are kept
-    answer: Annotated[int, Range(2, INT32)] = 16  # tokens of an extracted answer with its end, at most
-    rows: Count = 1000  # of the test items, at most
+    answer: Annotated[int, Range(2, INT32)] = 16  # tokens of an answer with its end, at most; a class's words are never cut
+    prefix: bool | None = None  # a decoder sees the text from both sides; None: as it was pretrained
+    classes: tuple[Name, ...] | None = None  # of labelled records, in the order of the head's outputs; None: those of the data
+
+
+Recipe = Pretrain | Finetune
 
 
 @dataclass(frozen=True)
@@ -635,7 +643,12 @@ class Log:
 
 @dataclass(frozen=True)
 class Run:
-    model: Model
+    """One training, complete but for `model`, which is None where the recipe takes it from `train.init_from`.
+
+    Its type leaves None out because the recipe has filled it in before anything else reads it.
+    """
+
+    model: Model = None  # ty: ignore[invalid-assignment]
     data: Data = Data()
     objective: Objective = Causal()
     optimizer: Optimizer = Optimizer()
@@ -645,8 +658,11 @@ class Run:
     mesh: Mesh = Mesh()
     pod: Pod | None = None
     log: Log = Log()
+    recipe: Recipe = Pretrain()
 
     def __post_init__(self) -> None:
+        if self.model is None and isinstance(self.recipe, Pretrain):
+            raise UserError("model is missing; pretraining needs it: give one, as configs/quickstart.py does")
         tokens = self.train.batch_size * max(self.data.encoder_length or 0, self.data.decoder_length or 0)
         if tokens > INT32:
             raise UserError(

@@ -102,7 +102,11 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
     for name, f in fields.items():
         if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}.{name} is missing; {cls.__name__} needs it")
-    values = {key: build(hints[key], v, f"{path}.{key}") for key, v in given.items()}
+    # None is also allowed where it is the default of a field whose type leaves it out (`Run.model`).
+    values = {
+        key: None if v is None and fields[key].default is None else build(hints[key], v, f"{path}.{key}")
+        for key, v in given.items()
+    }
     try:
         return cls(**values)
     except UserError as error:  # of fields that do not go together, by their names within the section

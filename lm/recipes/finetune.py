@@ -14,7 +14,7 @@ import itertools
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import numpy as np
 
 from lm import atomic, checkpoint, cli, config, flops, losses, optim, paths, sharding, startup
 from lm.config import resolve
-from lm.config.ranges import Seed
+from lm.config.ranges import INT32, Count, NonNegative, Range, Seed, Share
 from lm.data import labelled
 from lm.data import tokenizer as tokenizers
 from lm.data.corpus.prepare import prepare
@@ -44,7 +44,23 @@ from lm.training.step import counted, make_step, plan_state
 from lm.types import Example, TokenStream, TrainState
 
 How = Literal["text", "head"]
-DEFAULTS = config.Finetune()
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """A small budget on a labelled set; the rate rises over the warm-up and falls to 0."""
+
+    steps: Count = 200
+    batch_size: Count = 32
+    learning_rate: NonNegative = 1e-3
+    warmup: Share = 0.1  # of the steps (BERT, arXiv 1810.04805, appendix A.2)
+    weight_decay: NonNegative = 0.01  # the same
+    length: Annotated[int, Range(3, INT32)] = 64  # tokens of a text with its ends; of a longer one both ends are kept
+    answer: Annotated[int, Range(2, INT32)] = 16  # tokens of an extracted answer with its end, at most
+    rows: Count = 1000  # of the test items, at most
+
+
+DEFAULTS = Finetune()
 CORPUS = {"spans": labelled.spans, "infill": labelled.infill}  # tasks from the documents of a run
 
 
@@ -56,7 +72,7 @@ def finetune(
     *,
     how: How,
     prefix: bool = False,
-    settings: config.Finetune = DEFAULTS,
+    settings: Finetune = DEFAULTS,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, float]:
@@ -154,7 +170,7 @@ class Work:
         task: Labelled | Extractive,
         how: How,
         prefix: bool,
-        settings: config.Finetune,
+        settings: Finetune,
         seed: int,
     ) -> None:
         self.task, self.how, self.settings, self.seed, self.tokenizer = task, how, settings, seed, tokenizer
@@ -307,7 +323,7 @@ def pretrained(directory: str | Path) -> tuple[config.Model, Any, Tokenizer]:
 
 def command(flags: argparse.Namespace) -> dict[str, Any]:
     """What `main` does once its flags are read; returns what it wrote."""
-    settings = resolve.of_flags(config.Finetune, flags)
+    settings = resolve.of_flags(Finetune, flags)
     seed = resolve.build(Seed, flags.seed, "--seed")
     directory = paths.local(flags.source, name="--from")
     model, params, tokenizer = pretrained(directory)
@@ -348,7 +364,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=int, default=0, help="of the new head, the order and dropout (default 0)")
     p.add_argument("--cache", default="~/.cache/lm", help="where wheels are kept (default ~/.cache/lm)")
-    for f in dataclasses.fields(config.Finetune):
+    for f in dataclasses.fields(Finetune):
         p.add_argument(f"--{f.name}", type=type(f.default), default=f.default, help=f"default {f.default}")
     return p
 

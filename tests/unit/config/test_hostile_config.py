@@ -50,7 +50,7 @@ RETURNS = "def get_config(*args):\n    return "
         (RETURNS + "[1, 2]", r"made.py gives \[1, 2\]|made.py gives \(1, 2\)"),
         (RETURNS + "'text'", "made.py gives 'text'"),
         (RETURNS + "7", "made.py gives 7"),
-        (RETURNS + "{}", "config.model is missing; Run needs it"),
+        (RETURNS + "{}", "config: model is missing; pretraining needs it"),
         (RETURNS + "{1: 2}", "unknown key config.1"),
         (RETURNS + "{None: 2}", "unknown key config.None"),
         (RETURNS + "{('a', 'b'): 2}", r"unknown key config.\('a', 'b'\)"),

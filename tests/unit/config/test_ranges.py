@@ -34,7 +34,7 @@ def sections(hint, found: dict) -> dict:
     return found
 
 
-SECTIONS = sections(config.Run, {}) | {"Finetune": config.Finetune}
+SECTIONS = sections(config.Run, {})
 FIELDS = [
     pytest.param(name, field, hint, id=f"{name}.{field}")
     for name, section in SECTIONS.items()
@@ -159,4 +159,4 @@ def test_every_cell_of_a_study_is_within_the_ranges(path):
     for name, cell in study.cells.items():
         assert resolve.build(config.Run, resolve.to_dict(cell.run)) == cell.run, name
         for task in cell.tasks:
-            assert resolve.build(config.Finetune, resolve.to_dict(task.settings)) == task.settings, name
+            assert resolve.build(experiments.study.Finetune, resolve.to_dict(task.settings)) == task.settings, name

@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 from lm import flops, losses
-from lm.config import Attention, Block, Finetune, Head, Learned, Mlp, Model, Norm, Rope, Stack
+from lm.config import Attention, Block, Head, Learned, Mlp, Model, Norm, Rope, Stack
 from lm.data.examples import ExampleBuilder, shorten
 from lm.data.labelled import Extractive, Labelled
 from lm.data.rows import pack, stack
@@ -21,7 +21,7 @@ from lm.evaluation.qa_metrics import classified, exact, qa_metrics, token_f1
 from lm.generation.decoding import left_padded
 from lm.generation.rank import rank
 from lm.models.transformer import Transformer
-from lm.recipes.finetune import Work, finetune, main, transplant
+from lm.recipes.finetune import Finetune, Work, finetune, main, transplant
 from lm.types import Example, TokenStream
 
 WORDS = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(20)), "yes", "no", "very"]
