@@ -1,6 +1,6 @@
-"""Weights on disk in Hugging Face's format: safetensors, one file or several with an index. Pickles only when asked for.
+"""Weight files in Hugging Face's format: safetensors, one file or several with an index; pickles if the user allows them.
 
-Everything here may come from a stranger: `lm.untrusted` says which files are read.
+Files may come from a stranger; `lm.untrusted` decides which are read.
 """
 
 import json
@@ -22,10 +22,10 @@ from lm import atomic, untrusted
 from lm.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CODES = {"float32": "F32", "bfloat16": "BF16"}  # of dtypes, in a safetensors header
-CARRIED_BYTES = 256 * 2**20  # of one of the files below; the largest tokenizer.json that is published has 34 MB
+CODES = {"float32": "F32", "bfloat16": "BF16"}  # names of dtypes in a safetensors header
+MAX_CARRIED_BYTES = 256 * 2**20  # of each file below; the largest published tokenizer.json has 34 MB
 Get = Callable[[str], np.ndarray]
-CARRIED = (  # what belongs to the tokenizer and the way it is used
+CARRIED = (  # files that are copied as they are: the tokenizer and how it is used
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -43,7 +43,7 @@ CARRIED = (  # what belongs to the tokenizer and the way it is used
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies, and what the file's header says of it."""
+    """A tensor in a file, as the file's header describes it."""
 
     file: Path
     dtype: str  # as safetensors writes it: "F32", "BF16", "I64", ...
@@ -51,8 +51,8 @@ class Stored:
 
 
 def weight_files(source: Path) -> list[Path]:
-    """The safetensors files of a folder, in the order in which transformers looks for them: the one of the usual name, those
-    that the index names, or all that there are."""
+    """Returns the folder's safetensors files. As in transformers: `model.safetensors` if it exists, else the files that the
+    index names, else all."""
     if untrusted.has(source, SINGLE):
         return [untrusted.inside(source, SINGLE)]
     if untrusted.has(source, INDEX):
@@ -61,10 +61,10 @@ def weight_files(source: Path) -> list[Path]:
 
 
 def _indexed(source: Path) -> list[Path]:
-    """The files that the index names; each must hold the tensors that the index says it has."""
+    """Returns the files that the index names; each must hold the tensors that the index assigns to it."""
     places = untrusted.read_json(source, INDEX).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise UserError(f"{source / INDEX} has no weight_map from the names of tensors to those of files")
+        raise UserError(f"{source / INDEX} has no weight_map from names of tensors to names of files")
     held = {name: header(untrusted.inside(source, name)) for name in sorted(set(places.values()))}
     for key, name in places.items():
         if key not in held[name]:
@@ -74,27 +74,27 @@ def _indexed(source: Path) -> list[Path]:
 
 @contextmanager
 def opened(file: Path) -> Generator[Any]:
-    """A safetensors file: `keys()`, `get_tensor(key)`, nothing read before it is asked for."""
+    """Yields an open safetensors file with `keys()` and `get_tensor(key)`, which reads one tensor."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "np") as f:
             yield f
     except SafetensorError as error:
-        raise UserError(f"{file} is not a whole safetensors file: {error}") from None
+        raise UserError(f"{file} is not a complete safetensors file: {error}") from None
 
 
 def header(file: Path) -> dict[str, Stored]:
-    """All tensors of a safetensors file by name, none of them read."""
-    with opened(file):  # the library holds lengths, offsets and sizes against the file
+    """Returns a safetensors file's tensors by name, from its header alone."""
+    with opened(file):  # the library checks lengths, offsets and sizes
         pass
     with file.open("rb") as f:
-        said = untrusted.parse_json(f.read(int.from_bytes(f.read(8), "little")), f"the header of {file}")
-    return {key: Stored(file, t["dtype"], tuple(t["shape"])) for key, t in said.items() if key != "__metadata__"}
+        entries = untrusted.parse_json(f.read(int.from_bytes(f.read(8), "little")), f"the header of {file}")
+    return {key: Stored(file, t["dtype"], tuple(t["shape"])) for key, t in entries.items() if key != "__metadata__"}
 
 
 def keys(files: list[Path]) -> dict[str, Stored]:
-    """All tensors of these files by name."""
+    """Returns the tensors of these files by name; UserError if two files have one of the same name."""
     found: dict[str, Stored] = {}
     for file in files:
         for key, stored in header(file).items():
@@ -105,7 +105,8 @@ def keys(files: list[Path]) -> dict[str, Stored]:
 
 
 def write(target: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, get: Get, shard_bytes: int) -> list[str]:
-    """Writes the tensors that `get` gives, in files of up to `shard_bytes` in the order of `shapes`; the names of the files."""
+    """Writes the tensors that `get(name)` returns to files of up to `shard_bytes`, in the order of `shapes`; returns the
+    names of the files."""
     sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     shards: list[list[str]] = [[]]
     room = shard_bytes
@@ -127,8 +128,11 @@ def write(target: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, 
 
 
 def _write_one(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, get: Get) -> None:
-    """The bytes that `safetensors.numpy.save_file` writes, which wants all tensors at once: the header's length in 8 bytes,
-    the header in JSON padded to a multiple of 8, the tensors (huggingface.co/docs/safetensors, "Format")."""
+    """Writes the same bytes as `safetensors.numpy.save_file`, which needs all tensors in memory at once.
+
+    The format is the header's length in 8 bytes, the header as JSON padded to a multiple of 8 bytes, and the tensors
+    (huggingface.co/docs/safetensors, "Format").
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -147,17 +151,20 @@ def _write_one(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtyp
 
 
 def carry(source: Path, target: Path) -> list[str]:
-    """Copies the tokenizer's files, and names them."""
+    """Copies the files of CARRIED that `source` has, and returns their names."""
     found = [name for name in CARRIED if untrusted.has(source, name)]
     for name in found:
-        shutil.copyfile(untrusted.inside(source, name, largest=CARRIED_BYTES), target / name)
+        shutil.copyfile(untrusted.inside(source, name, largest=MAX_CARRIED_BYTES), target / name)
     return found
 
 
 @contextmanager
 def unpickled(source: Path, scratch: Path | None = None) -> Generator[list[Path]]:
-    """The weights of a folder of pickles as safetensors, in a folder below `scratch` (None: of the system) that goes away;
-    read by a process of its own."""
+    """Yields safetensors copies of the folder's `pytorch_model*.bin` files, in a temporary folder below `scratch` (None: the
+    system's).
+
+    A process of its own reads the pickles, so that whatever a file does to its reader ends with that process.
+    """
     pickles = [untrusted.inside(source, path.name) for path in sorted(source.glob("pytorch_model*.bin"))]
     with tempfile.TemporaryDirectory(prefix="lm-convert-", dir=scratch) as folder:
         for file in pickles:
@@ -170,8 +177,28 @@ def unpickled(source: Path, scratch: Path | None = None) -> Generator[list[Path]
         yield sorted(Path(folder).glob("*.safetensors"))
 
 
-def check_room(folder: Path, needed: int) -> None:
-    """Before a byte is written."""
+def cast(name: str, theirs: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns the tensor in `dtype`; UserError if a value is not finite, or is too large for `dtype`."""
+    with np.errstate(over="ignore"):
+        ours = theirs.astype(dtype, copy=False)
+    if _all_finite(ours):
+        return ours
+    count = np.sum(~np.isfinite(theirs))
+    if count:
+        raise UserError(
+            f"{name} has {count:,} values that are NaN or infinite, of {theirs.size:,}; the file is damaged or its run diverged"
+        )
+    largest = np.max(np.abs(theirs))
+    raise UserError(f"{name} has values as large as {largest:.3g}, which {dtype.name} cannot hold")
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """`np.isfinite(array).all()` without an array of booleans; `max` and `min` propagate NaN."""
+    return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Raises UserError if `folder` has less than `needed` bytes free, before anything is written."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(

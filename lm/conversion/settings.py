@@ -54,7 +54,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "use_qk_norm": (False,),
     "use_sliding_window": (False,),
 }
-MOST = 2**31 - 1  # of a size: what indices of 32 bits reach
+MAX_SIZE = 2**31 - 1  # the largest index of 32 bits
 TRUNK = re.compile(
     r"(?!.*(LMHead|DoubleHeads)).*Model|.*For(Sequence|Token)Classification|.*For(QuestionAnswering|MultipleChoice)"
 )
@@ -93,23 +93,24 @@ class Hf:
         return default[0]
 
     def count(self, name: str, *default: Any, least: int = 1) -> int:
+        """An integer from `least` on."""
         value = self(name, *default)
-        if type(value) is not int or not least <= value <= MOST:
-            raise UserError(f"config.json: {name}={value!r} must be a whole number from {least} to {MOST}")
+        if type(value) is not int or not least <= value <= MAX_SIZE:
+            raise UserError(f"config.json: {name}={value!r} must be an integer from {least} to {MAX_SIZE}")
         return value
 
     def count_or_none(self, name: str, *default: Any) -> int | None:
         return None if self(name, *default) is None else self.count(name, *default)
 
     def parts(self, name: str) -> int:
-        """A number of layers or experts. Each has at least one tensor, so there cannot be more than tensors."""
+        """A number of layers or experts: no more than the file has tensors, since each has at least one."""
         value = self.count(name)
         if value > max(len(self.keys), 1):
             raise UserError(f"config.json says {name}={value}, but the weights are {len(self.keys)} tensors in all")
         return value
 
     def number(self, name: str, *default: Any, least: float | None = None) -> float:
-        """A finite number: above 0, or from `least` on."""
+        """A finite number: positive, or at least `least` if that is given."""
         value = self(name, *default)
         fine = type(value) in (int, float) and math.isfinite(value) and (value > 0 if least is None else value >= least)
         if not fine:
@@ -131,7 +132,7 @@ class Hf:
         return value
 
     def only(self, name: str, *allowed: Any) -> Any:
-        """The value, which must be one that we implement. The first is the default if the family's table has none."""
+        """The value, which must be one of `allowed`. The first is the default if the family's table has none."""
         value = self(name, allowed[0])
         value = allowed[0] if value is None and not allowed[0] else value
         if value not in allowed:
@@ -140,20 +141,20 @@ class Hf:
         return value
 
     def agrees(self, name: str, value: Any) -> None:
-        """Checks a key that repeats another: if it is there, it must be `value`."""
+        """Raises UserError unless the key, which repeats another, is missing, null or equal to `value`."""
         self._used.add(name)
         if self.values.get(name) not in (None, value):
             raise UserError(f"config.json: {name}={self.values[name]!r} contradicts the rest of it, which means {value!r}")
 
     def labels(self) -> int:
-        """The number of a classifier's outputs. transformers omits it when it is 2."""
+        """The number of a classifier's outputs, which transformers omits when it is 2."""
         named = self("id2label", None)
         return (
             len(named) if isinstance(named, Mapping) and named else self.count("num_labels", self.values.get("_num_labels", 2))
         )
 
     def has(self, ending: str) -> bool:
-        """Whether a tensor's name ends so."""
+        """Whether the name of any tensor ends with `ending`."""
         return any(key.endswith(ending) for key in self.keys)
 
     @property
@@ -172,7 +173,7 @@ class Hf:
         return not self.has_head and TRUNK.fullmatch(self.architecture) is not None
 
     def check_all_used(self, model: Model | None = None) -> None:
-        """UserError that names the keys which were not read and may change what `model` computes."""
+        """Raises UserError if there are keys that were not read and may change what `model` computes."""
         neutral = {**NEUTRAL, **(_implied(model) if model else {})}
 
         def passes(name: str, value: Any) -> bool:
@@ -180,8 +181,8 @@ class Hf:
             return bool(known) or value is None or name in neutral and value in neutral[name]
 
         if left := [n for n, v in self.values.items() if not passes(n, v)]:
-            said = ", ".join(f"{n}={self.values[n]!r}" for n in left)
-            raise UserError(f"config.json has attributes that are not implemented for this family: {said}")
+            unread = ", ".join(f"{n}={self.values[n]!r}" for n in left)
+            raise UserError(f"config.json has attributes that are not implemented for this family: {unread}")
 
 
 def _implied(model: Model) -> dict[str, tuple[Any, ...]]:

@@ -1,8 +1,8 @@
-"""What a family says for its conversion, and how one tensor of theirs holds those of ours. The rules that all share.
+"""What a family declares for conversion, and the rules that all families share.
 
-A family is three things: `read` (their config.json -> our Model), `write` (back), and `names`, a table from our modules to
-theirs. In the table `L` stands for a layer, `{}` in their names for its number, `{expert}` for an expert's. Every leaf
-follows from the module: our kernel, table and scale are their `weight`, our bias their `bias`.
+A family is `read` (their config.json -> our Model), `write` (the way back) and `names`, a table from our modules to theirs.
+In the table `L` stands for any layer, `{}` in their names for the layer's number, `{expert}` for an expert's. Leaves follow
+from the module: our kernel, embedding and scale are their `weight`, our bias is their `bias`.
 """
 
 import dataclasses
@@ -12,56 +12,61 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from lm import config
 from lm.config import Head, Model, Stack
 from lm.conversion.settings import Hf
 from lm.errors import UserError
+from lm.models.transformer import abstract_params
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Theirs is [outputs, inputs] (`torch.nn.Linear`), or if `conv1d` [inputs, outputs]. Where several of ours lie in one of
-    theirs, the outputs are in `groups`: each holds its share of the first of ours, then of the second, ..."""
+    """How a matrix of theirs is stored: [outputs, inputs] (`torch.nn.Linear`), or with `conv1d` [inputs, outputs].
+
+    If several of ours are fused in it, its outputs form `groups`, and each group holds a slice of the first of ours, then
+    one of the second, and so on.
+    """
 
     conv1d: bool = False
     groups: int = 1
 
 
 @dataclass(frozen=True)
-class At:
-    """A place in a tensor of theirs: its module, and which of the parts in it."""
+class Slice:
+    """Part number `part` of the fused tensor of their module `module`."""
 
     module: str
     part: int = 0
     layout: Layout = Layout()
 
 
-Names = Mapping[str, str | At]
+Names = Mapping[str, str | Slice]
 
 
 @dataclass(frozen=True)
 class Family:
     read: "Callable[[Hf], Model]"
-    write: Callable[[Model], dict[str, Any]]  # raises or returns; what it cannot say shows when it is read back
+    write: Callable[[Model], dict[str, Any]]  # the result is read back and compared, so it need not check the model
     names: Callable[[Model], Names]
-    architecture: Callable[[Model], str]
-    prefix: str = ""  # of all names of a model with a head; a bare trunk goes without
-    copies: Mapping[str, str] = field(default_factory=dict)  # tensors of theirs that repeat another
-    zeros: Callable[[Model], dict[str, tuple[int, ...]]] = lambda model: {}  # theirs alone; anything but 0 is refused
-    classifier: Callable[[Model], Names] = lambda model: {"head/out": "score"}  # of a head that is not over the vocabulary
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of their config class, for keys that a file leaves out
-    aliases: Mapping[str, str] = field(default_factory=dict)  # other names of keys (their `attribute_map`)
+    architecture: Callable[[Model], str]  # the name of their class
+    prefix: str = ""  # of the trunk's names in a model with a head; a trunk saved alone lacks it
+    copies: Mapping[str, str] = field(default_factory=dict)  # tensors of theirs -> the tensors that they equal
+    zeros: Callable[[Model], dict[str, tuple[int, ...]]] = lambda model: {}  # tensors that only they have; they must be 0
+    classifier: Callable[[Model], Names] = lambda model: {"head/out": "score"}  # names in a head with `outputs`
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # their config class's, for keys that a file lacks
+    aliases: Mapping[str, str] = field(default_factory=dict)  # other names of keys: their `attribute_map`
 
 
 def read_model(family: Family, values: Mapping[str, Any], keys: Iterable[str]) -> Model:
-    """The model that a config.json and the names of its tensors describe."""
+    """Returns the model that a config.json (`values`) and the names of its tensors (`keys`) describe."""
     c = Hf(values, keys, family.defaults, family.aliases)
     try:
         model = family.read(c)
-    except UserError as error:  # of the model's own fields, if it does not name config.json
-        said = str(error)
-        raise UserError(said if "config.json" in said else f"config.json describes a model that cannot run: {said}") from None
+    except UserError as error:
+        text = str(error)  # without "config.json" if our own config classes refused the values
+        raise UserError(text if "config.json" in text else f"config.json describes a model that cannot run: {text}") from None
     if model.decoder and model.head and model.head.outputs is None:
         model = replace(model, head=_decoder_head(family, c, model.head, alone=model.encoder is None))
     c.check_all_used(model)
@@ -69,11 +74,11 @@ def read_model(family: Family, values: Mapping[str, Any], keys: Iterable[str]) -
 
 
 def _decoder_head(family: Family, c: Hf, head: Head, *, alone: bool) -> Head | None:
-    """A classifier's head if the file has one, None if it is a trunk that was saved without a head, otherwise `head`."""
+    """Returns the classifier's head if the file has one, None if it holds a trunk alone, otherwise `head`."""
     if alone and "score.weight" in c.keys:
         return Head(tied=False, bias="score.bias" in c.keys, norm=None, outputs=c.labels())
-    bare = not any(key.startswith(family.prefix) for key in c.keys)
-    headless = not head.tied and not c.architecture and bare and not c.has_head
+    unprefixed = not any(key.startswith(family.prefix) for key in c.keys)
+    headless = not head.tied and not c.architecture and unprefixed and not c.has_head
     return None if c.is_trunk or headless else head
 
 
@@ -96,7 +101,7 @@ def activation(c: Hf, name: str) -> Any:
 
 
 def same_activation(c: Hf, name: str, value: str) -> None:
-    """Checks a key that repeats the activation `value`, perhaps by another of its names."""
+    """Raises UserError unless the key is missing or names the activation `value`, under any of its names."""
     if ACTIVATIONS.get(str(c(name, None))) != ACTIVATIONS.get(value):
         c.agrees(name, value)
 
@@ -106,22 +111,23 @@ def their_activation(name: str, tanh: str = "gelu_pytorch_tanh") -> str:
 
 
 def architecture(name: str, head: str = "ForCausalLM") -> Callable[[Model], str]:
-    """A function from a model to the name of their class for it, which depends on the head."""
+    """Returns a function from a model to the name of their class for it, which depends on the head."""
 
-    def of(m: Model) -> str:
+    def class_name(m: Model) -> str:
         if m.head is None:
             return f"{name}Model" if m.decoder or not name.endswith("T5") else f"{name}EncoderModel"
         if m.head.outputs is None:
             return name + head
-        # Of decoders, only a classifier of tokens has a bias; of encoders, only one of texts has a layer before its logits.
+        # Token classifiers have a bias in decoders; in encoders they lack the layer that text classifiers have before logits.
         tokens = m.head.bias if m.decoder is not None else m.head.transform is None
         return f"{name}ForTokenClassification" if tokens else f"{name}ForSequenceClassification"
 
-    return of
+    return class_name
 
 
 def canonical(model: Model) -> Model:
-    """The model with what says nothing of its function set to one value: two that compute alike are equal."""
+    """Returns the model with every field that does not change its outputs at a fixed value, so that models are equal if they
+    compute the same function."""
     blank = dict(dropout=0.0)
 
     def block(b: config.Block) -> config.Block:
@@ -136,14 +142,14 @@ def canonical(model: Model) -> Model:
         if s is None:
             return None
         letters, seen = s.letters(), dict[config.Block, str]()
-        of = [block(s.blocks[letter]) for letter in letters]
+        blocks = [block(s.blocks[letter]) for letter in letters]
         position = s.position
-        if isinstance(position, config.Rope):  # said of the stack or of each layer
-            of = [replace(b, attention=replace(b.attention, rope=b.attention.rope or position)) for b in of]
+        if isinstance(position, config.Rope):  # a stack's rope is that of each layer which has none of its own
+            blocks = [replace(b, attention=replace(b.attention, rope=b.attention.rope or position)) for b in blocks]
             position = None
-        pattern = "".join(seen.setdefault(b, chr(ord("A") + len(seen))) for b in of)
-        blocks = {letter: b for b, letter in seen.items()}
-        return replace(s, blocks=blocks, pattern=pattern, position=position, scan=False, remat="none", **blank)
+        pattern = "".join(seen.setdefault(b, chr(ord("A") + len(seen))) for b in blocks)
+        by_letter = {letter: b for b, letter in seen.items()}
+        return replace(s, blocks=by_letter, pattern=pattern, position=position, scan=False, remat="none", **blank)
 
     return replace(
         model,
@@ -159,15 +165,15 @@ def canonical(model: Model) -> Model:
 
 @dataclass(frozen=True)
 class Part:
-    """A slice of a leaf of ours that lies in a tensor of theirs: a matrix [inputs, outputs], a table or a vector."""
+    """The part of one of our leaves that a tensor of theirs holds: a matrix [inputs, outputs], a table or a vector."""
 
     path: str
     index: tuple[int, ...]
-    shape: tuple[int, ...]  # of the slice
-    kind: str  # the leaf's name
+    shape: tuple[int, ...]  # of leaf[index]
+    kind: str  # the leaf's name: kernel, bias, scale or embedding
 
     def rows(self, leaf: np.ndarray) -> np.ndarray:
-        """[outputs, inputs], or the table or vector itself."""
+        """Returns the part as [outputs, inputs] if it is a matrix, otherwise as it is."""
         part = leaf[self.index]
         return part.reshape(self._matrix()).T if self.kind == "kernel" else part.reshape(self.rows_shape())
 
@@ -175,19 +181,19 @@ class Part:
         leaf[self.index] = (rows.T if self.kind == "kernel" else rows).reshape(self.shape)
 
     def rows_shape(self) -> tuple[int, ...]:
-        if self.kind == "bias":  # of heads: [heads, head dim]
+        if self.kind == "bias":  # attention's are [heads, head dim]
             return (int(np.prod(self.shape)),)
         return self._matrix()[::-1] if self.kind == "kernel" else self.shape
 
     def _matrix(self) -> tuple[int, int]:
-        # Attention's output is [heads, head dim, width], all others have one axis of inputs.
+        # Attention's output projection is [heads, head dim, width]; all other kernels have one axis of inputs.
         inputs = 2 if self.path.endswith("/out/kernel") and len(self.shape) == 3 else 1
         return int(np.prod(self.shape[:inputs])), int(np.prod(self.shape[inputs:]))
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of theirs and the parts of ours in it."""
+    """One tensor of theirs, and the parts of ours that it holds, in order."""
 
     key: str
     parts: tuple[Part, ...]
@@ -200,6 +206,7 @@ class Tensor:
         return shape[::-1] if self.layout.conv1d else shape
 
     def join(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns their tensor, made from our leaves (path -> array)."""
         rows = [p.rows(leaves[p.path]) for p in self.parts]
         if len(rows) > 1:
             grouped = [r.reshape(self.layout.groups, -1, *r.shape[1:]) for r in rows]
@@ -207,7 +214,7 @@ class Tensor:
         return np.ascontiguousarray(rows[0].T if self.layout.conv1d else rows[0])
 
     def split(self, theirs: np.ndarray, leaves: Mapping[str, np.ndarray]) -> None:
-        """Writes the parts into our leaves."""
+        """Writes their tensor into our leaves (path -> array), in place."""
         rows = theirs.T if self.layout.conv1d else theirs
         grouped = rows.reshape(self.layout.groups, -1, *rows.shape[1:])
         start = 0
@@ -220,8 +227,13 @@ class Tensor:
 LAYER = re.compile(r"(encoder|decoder)/group(?:_(\d+)|s)/block_(\d+)/(.+)")
 
 
+def param_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the model's parameters by path: `{"embed/tokens/embedding": (512, 64), ...}`."""
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_params(model), sep="/").items()}
+
+
 def tensors(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Their tensors by name, for parameters of these shapes by path. A leaf of ours that the table does not name raises."""
+    """Returns their tensors by name, for our parameters (path -> shape). UserError for a parameter that has no name there."""
     names, found = dict(family.names(model)), dict[str, list[tuple[int, Part, Layout]]]()
     if model.head and model.head.outputs is not None:
         names |= family.classifier(model)
@@ -229,26 +241,26 @@ def tensors(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]])
         module, kind = path.rpartition("/")[::2]
         at = LAYER.fullmatch(module)
         if at is None:
-            places = [((), None)]
+            layers = [((), None)]  # (index into the leaf, number of the layer)
         else:
             stack: Stack = getattr(model, at[1])
             module, size = f"{at[1]}/L/{at[4]}", len(stack.pattern)
-            if at[2] is None:  # scanned: the first axis is of groups
-                places = [((t,), t * size + int(at[3])) for t in range(shape[0])]
+            if at[2] is None:  # scanned: the first axis counts groups
+                layers = [((group,), group * size + int(at[3])) for group in range(shape[0])]
             else:
-                places = [((), int(at[2]) * size + int(at[3]))]
+                layers = [((), int(at[2]) * size + int(at[3]))]
         name = names.get(module)
         if name is None:
-            raise UserError(f"this family has no place for our {path}")
-        name = At(name) if isinstance(name, str) else name
+            raise UserError(f"this family has no tensor for our {path}")
+        name = Slice(name) if isinstance(name, str) else name
         suffix = "bias" if kind == "bias" else "weight"
-        for index, layer in places:
+        for index, layer in layers:
             rest = shape[len(index) :]
-            experts = range(rest[0]) if "{expert}" in name.module else [None]  # the next axis is of experts
+            experts = range(rest[0]) if "{expert}" in name.module else [None]  # the next axis counts experts
             for expert in experts:
-                where = index if expert is None else (*index, expert)
+                full_index = index if expert is None else (*index, expert)
                 key = f"{name.module.format(layer, expert=expert)}.{suffix}"
-                part = Part(path, where, shape[len(where) :], kind)
+                part = Part(path, full_index, shape[len(full_index) :], kind)
                 found.setdefault(key, []).append((name.part, part, name.layout))
     prefix = family.prefix if model.head else ""
 
@@ -260,28 +272,29 @@ def tensors(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]])
     return {drop(key): one(drop(key), parts) for key, parts in found.items()}
 
 
-def layers(stack: str, module: str, **ours: str | At) -> dict[str, str | At]:
-    """`{"decoder/L/attention/query": "h.{}.attn.q"}` from `module="h.{}."` and `attention__query="attn.q"`."""
-    table: dict[str, str | At] = {}
+def layers(stack: str, module: str, **ours: str | Slice) -> dict[str, str | Slice]:
+    """Returns names in a layer: `layers("decoder", "h.{}.", attention__query="attn.q")` is
+    `{"decoder/L/attention/query": "h.{}.attn.q"}`."""
+    table: dict[str, str | Slice] = {}
     for name, theirs in ours.items():
-        full = replace(theirs, module=module + theirs.module) if isinstance(theirs, At) else module + theirs
+        full = replace(theirs, module=module + theirs.module) if isinstance(theirs, Slice) else module + theirs
         table[f"{stack}/L/{name.replace('__', '/')}"] = full
     return table
 
 
 def projections(module: str = "self_attn.{}_proj", out: str = "o", ours: str = "attention") -> dict[str, str]:
-    """Queries, keys and values under their first letters, and the output under `out`."""
+    """Returns names for `layers`: query, key and value by their first letters in `module`, the output by `out`."""
     theirs = dict(query="q", key="k", value="v", out=out)
     return {f"{ours}__{name}": module.replace("{}", letter) for name, letter in theirs.items()}
 
 
-def fused(module: str, *ours: str, layout: Layout = Layout()) -> dict[str, At]:
-    """Several of ours in one of theirs, in this order."""
-    return {name: At(module, i, layout) for i, name in enumerate(ours)}
+def fused(module: str, *ours: str, layout: Layout = Layout()) -> dict[str, Slice]:
+    """Returns names for `layers`, where one tensor of theirs holds several of ours in this order."""
+    return {name: Slice(module, i, layout) for i, name in enumerate(ours)}
 
 
 def differences(a: Model, b: Model) -> list[str]:
-    """Where two models differ, as `path: a is not b`."""
+    """Returns where two models differ, each as `path: value in a is not value in b`."""
 
     def walk(x: Any, y: Any, path: str) -> Iterable[str]:
         if dataclasses.is_dataclass(x) and type(x) is type(y):

@@ -115,7 +115,7 @@ def test_of_a_run_of_two_models_comes_the_one_it_is_about(train, tmp_path):
         (["from_hf", "{nothing}", "{new}"], "has no config.json"),
         (["from_hf", "{theirs}", "{theirs}"], "is not an empty folder"),
         (["to_hf", "{theirs}", "{new}"], "neither a converted model"),
-        (["to_hf", "{ours}", "{new}", "--family=gpt2"], "model_type gpt2 cannot say this model"),
+        (["to_hf", "{ours}", "{new}", "--family=gpt2"], "model_type gpt2 cannot express this model"),
         (["to_hf", "{ours}", "{new}", "--family=lama"], "--family 'lama' is not known; did you mean 'llama'"),
     ],
 )

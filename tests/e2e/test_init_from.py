@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lm import checkpoint, config
-from lm.conversion import abstract_params
 from lm.errors import UserError
+from lm.models.transformer import abstract_params
 from lm.recipes.finetune import pretrained
 
 FEW = "--config.train.steps=2"

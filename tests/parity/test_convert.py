@@ -251,16 +251,16 @@ def test_a_broken_file_is_named(llama, tmp_path):
     source = copy(llama, tmp_path)
     whole = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="model.safetensors is not a whole safetensors file"):
+    with pytest.raises(UserError, match="model.safetensors is not a complete safetensors file"):
         conversion.read(source)
 
 
-def test_a_model_that_no_family_can_say_is_refused(llama, tmp_path):
+def test_a_model_that_no_family_can_express_is_refused(llama, tmp_path):
     from dataclasses import replace
 
     imported = conversion.read(llama)
     stack = imported.model.decoder
     block = replace(stack.blocks["L"], norm_at=("in", "res", "out"))
     odd = replace(imported.model, decoder=replace(stack, blocks={"L": block}))
-    with pytest.raises(UserError, match="no Hugging Face family can say this model"):
+    with pytest.raises(UserError, match="no Hugging Face family can express this model"):
         conversion.write(odd, imported.params, tmp_path)

@@ -220,7 +220,7 @@ def test_a_file_that_no_family_takes_names_none(tmp_path):
     """A GPT-Neo's name is near to GPT-NeoX, and it is another model."""
     sizes = dict(vocab_size=tiny.V, hidden_size=tiny.D, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]])
     made("GPTNeoForCausalLM", ("GPTNeo", sizes), tmp_path / "theirs")
-    with pytest.raises(UserError, match="'gpt_neo' of config.json is not known, and no known family takes this file"):
+    with pytest.raises(UserError, match="'gpt_neo' of config.json is not known, and no known family fits this file"):
         conversion.read(tmp_path / "theirs")
 
 

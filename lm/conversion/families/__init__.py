@@ -1,6 +1,15 @@
-"""One small map for each family that transformers has, by the `model_type` of its config.json."""
+"""All families that transformers has, by the `model_type` of their config.json."""
+
+from typing import Any
 
 from lm.conversion.families import bert, gpt, llama, neox, opt, t5
 from lm.conversion.tables import Family
+from lm.errors import UserError, nearest
 
 FAMILIES: dict[str, Family] = llama.FAMILIES | gpt.FAMILIES | neox.FAMILIES | opt.FAMILIES | bert.FAMILIES | t5.FAMILIES
+
+
+def check_family(name: Any, place: str) -> None:
+    """Raises UserError unless `name` is a known model_type; `place` says where the user gave it."""
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"{place} {name!r} is not known{nearest(str(name), FAMILIES)}")

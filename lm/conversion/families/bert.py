@@ -1,7 +1,8 @@
-"""BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA (both its halves), ModernBERT. Small BERTs and MiniLM are `bert`.
+"""BERT (as are MiniLM and the small BERTs), RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, ELECTRA's generator and
+discriminator, ModernBERT.
 
-A classifier keeps its head, which here gives a vector of logits for every token. Where theirs classifies a whole text, its
-logits are those of the first token.
+A classifier keeps its head, which here gives logits for every token; those of a text classifier of theirs are the first
+token's.
 """
 
 from dataclasses import replace
@@ -24,7 +25,7 @@ SIZES = dict(
 
 
 def read(c: Hf, head: str, *, offset: int = 0, names: dict[str, str] = SIZES, eps: float | None = None) -> Model:
-    """The head and the pooler are read if the file has their tensors; `head` is in the names of the head's."""
+    """Reads a BERT; its head and pooler if the file has their tensors. `head` is part of the names of the head's tensors."""
     c.only("position_embedding_type", "absolute")
     norm = Norm(eps=c.eps("layer_norm_eps") if eps is None else eps)
     act = activation(c, names["act"])
@@ -45,8 +46,8 @@ def read(c: Hf, head: str, *, offset: int = 0, names: dict[str, str] = SIZES, ep
 
 
 def classified(c: Hf, m: Model, act: Any, dense: str, out: str = "classifier") -> Model:
-    """The model with the classifier's head, if the file has one. A classifier of texts is the layers `dense` and `out` with
-    `act` between them, a classifier of tokens the layer `classifier` alone."""
+    """Returns the model with a classifier's head if the file has one: layers `dense`, `act`, `out` for texts, a layer
+    `classifier` for tokens."""
     if m.head is not None or c.architecture.endswith("ForMultipleChoice"):
         return m
     if {f"{dense}.weight", f"{out}.weight"} <= c.keys and not c.architecture.endswith("ForTokenClassification"):
@@ -74,10 +75,10 @@ def write(m: Model) -> dict[str, Any]:
 
 
 def read_roberta(c: Hf) -> Model:
-    m = read(c, "lm_head.", offset=c.count("pad_token_id", least=0) + 1)  # positions count from behind the padding's id
+    m = read(c, "lm_head.", offset=c.count("pad_token_id", least=0) + 1)  # positions start after the padding's id
     if m.head is None:
         return classified(c, m, "tanh", "classifier.dense", "classifier.out_proj")
-    return replace(m, head=replace(m.head, transform="gelu"))  # whatever the trunk's
+    return replace(m, head=replace(m.head, transform="gelu"))  # whatever the trunk has
 
 
 def write_roberta(m: Model) -> dict[str, Any]:
@@ -90,7 +91,7 @@ DISTILBERT = dict(width="dim", layers="n_layers", heads="n_heads", hidden="hidde
 
 
 def read_distilbert(c: Hf) -> Model:
-    c("sinusoidal_pos_embds")  # how the table was initialised; the file has it in either case
+    c("sinusoidal_pos_embds")  # how the table was initialised; it is in the file either way
     return classified(c, read(c, "vocab_", names=DISTILBERT, eps=1e-12), "relu", "pre_classifier")
 
 
@@ -102,7 +103,7 @@ def write_distilbert(m: Model) -> dict[str, Any]:
 
 
 def read_electra(c: Hf) -> Model:
-    """The generator predicts tokens from the embedding's width, the discriminator one number for each."""
+    """Reads a generator, which predicts tokens, or a discriminator, which gives one logit per token."""
     m = read(c, "generator_")
     width = c.count("embedding_size")
     m = replace(m, embed=replace(m.embed, width=width if width != m.width else None))
@@ -133,7 +134,7 @@ def bert_layers(prefix: str) -> dict[str, Any]:
 
 
 def names(prefix: str, **head: str) -> Names:
-    """`prefix` of the trunk; `head`: our modules of the head."""
+    """Returns the names: `prefix` is that of their trunk, `head` maps modules of our head to theirs."""
     return (
         {
             "embed/tokens": f"{prefix}embeddings.word_embeddings",
@@ -181,14 +182,14 @@ def names_electra(m: Model) -> Names:
 
 
 def classifier(dense: str, out: str = "classifier") -> Any:
-    """Names of a classifier's modules: `dense` and `out` for texts, `classifier` for tokens."""
+    """Returns a function to the names of a classifier's head: `dense` and `out` for texts, `classifier` for tokens."""
     return lambda m: {"head/transform": dense, "head/out": out} if m.head.transform else {"head/out": "classifier"}
 
 
 def classifier_electra(m: Model) -> Names:
     if m.head and m.head.outputs == 1:
-        own = "discriminator_predictions."
-        return {"head/transform": f"{own}dense", "head/out": f"{own}dense_prediction"}
+        prefix = "discriminator_predictions."
+        return {"head/transform": f"{prefix}dense", "head/out": f"{prefix}dense_prediction"}
     return classifier("classifier.dense", "classifier.out_proj")(m)
 
 
@@ -203,8 +204,8 @@ def read_modernbert(c: Hf) -> Model:
     local = read_layer_types(c, count, lambda i: i % every != 0)
     ropes = c("rope_parameters") or {}
     if not isinstance(ropes, dict) or not ropes.keys() <= {"full_attention", "sliding_attention"}:
-        raise UserError(f"config.json: rope_parameters={ropes!r} must be of full_attention and sliding_attention")
-    if not all(of is None or isinstance(of, dict) for of in ropes.values()):
+        raise UserError(f"config.json: rope_parameters={ropes!r} must have the keys full_attention and sliding_attention")
+    if not all(rope is None or isinstance(rope, dict) for rope in ropes.values()):
         raise UserError(f"config.json: rope_parameters={ropes!r} must give each kind of attention a table of its own")
 
     def rope(kind: str, old: str, default: float) -> Rope:
@@ -216,8 +217,8 @@ def read_modernbert(c: Hf) -> Model:
 
     norm = Norm(eps=c.eps("norm_eps"), bias=c.flag("norm_bias"))
     full = Attention(heads, rope=rope("full_attention", "global_rope_theta", 160_000.0))
-    theirs = rope("sliding_attention", "local_rope_theta", 10_000.0)
-    window = replace(full, rope=theirs, window=c.count("local_attention"))
+    local_rope = rope("sliding_attention", "local_rope_theta", 10_000.0)
+    window = replace(full, rope=local_rope, window=c.count("local_attention"))
     ffn = Mlp(c.count("intermediate_size"), activation(c, "hidden_activation"), gated=True)
     blocks = {"G": Block(full, ffn, norm), "W": Block(window, ffn, norm)}
     pattern = "".join("W" if windowed else "G" for windowed in local)
@@ -239,9 +240,9 @@ def read_modernbert(c: Hf) -> Model:
 def write_modernbert(m: Model) -> dict[str, Any]:
     stack, block = m.encoder, block_of(m)
     assert stack
-    of = [stack.blocks[letter].attention for letter in stack.letters()]
-    window = next((a.window for a in of if a.window), 128)
-    ropes = [(bool(a.window), a.rope or stack.position) for a in of]
+    by_layer = [stack.blocks[letter].attention for letter in stack.letters()]
+    window = next((a.window for a in by_layer if a.window), 128)
+    ropes = [(bool(a.window), a.rope or stack.position) for a in by_layer]
     theta = {windowed: rope.theta for windowed, rope in ropes if isinstance(rope, Rope)}
     given = sizes(m)
     return given | dict(
@@ -249,7 +250,7 @@ def write_modernbert(m: Model) -> dict[str, Any]:
         norm_eps=block.norm.eps,
         norm_bias=block.norm.bias,
         local_attention=window,
-        layer_types=["sliding_attention" if a.window else "full_attention" for a in of],
+        layer_types=["sliding_attention" if a.window else "full_attention" for a in by_layer],
         rope_parameters={
             "full_attention": dict(rope_type="default", rope_theta=theta.get(False, 160_000.0)),
             "sliding_attention": dict(rope_type="default", rope_theta=theta.get(True, 10_000.0)),
@@ -286,7 +287,7 @@ def electra_architecture(m: Model) -> str:
 
 
 def tied(prefix: str, *names: str, bias: str | None = None) -> dict[str, str]:
-    """What older files repeat: the table of embeddings under other names, the bias of the logits."""
+    """Returns the copies in older files: the token embeddings under `names`, and the logits' `bias`."""
     table = f"{prefix}embeddings.word_embeddings.weight"
     return {name: table for name in names} | ({bias.replace("bias", "decoder.bias"): bias} if bias else {})
 

@@ -1,4 +1,4 @@
-"""GPT-1, GPT-2 and GPT-3's layout, StarCoder (`gpt_bigcode`) and StarCoder2."""
+"""GPT-1, GPT-2 (whose layout GPT-3 shares), StarCoder (`gpt_bigcode`) and StarCoder2."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ def read(c: Hf, *, norm_at: Any = ("in",), kv: int | None = None, act: str = "ac
     hidden = c.count_or_none("n_inner", None) or 4 * width
     attention = Attention(heads, kv, bias=True, out_bias=True)
     block = Block(attention, Mlp(hidden, activation(c, act), bias=True), Norm(eps=c.eps("layer_norm_epsilon")), norm_at)
-    reach = c.count("n_positions")
-    c("n_ctx", None)  # the longest text of training; positions go by n_positions
-    stack = Stack(c.parts("n_layer"), {"L": block}, position=Learned(reach), final_norm="in" in norm_at)
+    position = Learned(c.count("n_positions"))
+    c("n_ctx", None)  # the context length of training; the table has n_positions rows
+    stack = Stack(c.parts("n_layer"), {"L": block}, position=position, final_norm="in" in norm_at)
     return Model(c.count("vocab_size"), width, decoder=stack, head=Head(tied=c.flag("tie_word_embeddings")))
 
 
@@ -37,7 +37,7 @@ def write(m: Model, act: str = "activation_function") -> dict[str, Any]:
 
 
 def read_gpt1(c: Hf) -> Model:
-    # In this family alone "gelu" is the tanh form, and few other names exist.
+    # In this family "gelu" is the tanh form, and its code knows only these names.
     c.values["afn"] = {"gelu": "gelu_new"}.get(c.only("afn", "gelu", "relu", "silu", "swish"), c("afn"))
     c("n_inner", None)
     c.values["n_inner"] = None  # their code does not read it
@@ -63,7 +63,7 @@ def write_bigcode(m: Model) -> dict[str, Any]:
 
 def read_starcoder2(c: Hf) -> Model:
     c.only("norm_type", "layer_norm"), c.only("mlp_type", "default")
-    c("activation_function", None), c("layer_norm_epsilon", None)  # leftovers in released files; not read
+    c("activation_function", None), c("layer_norm_epsilon", None)  # in released files, but their code does not read them
     bias = c.flag("use_bias")
     attention = Attention(c.count("num_attention_heads"), c.count("num_key_value_heads"), bias=bias, out_bias=bias)
     ffn = Mlp(c.count("intermediate_size"), activation(c, "hidden_act"), bias=bias)
@@ -99,7 +99,7 @@ TRUNK = {
 
 
 def conv1d(**norms: str) -> dict[str, Any]:
-    """The layers of GPT-1 and 2, whose matrices are [inputs, outputs]."""
+    """Returns names in the layers of GPT-1 and 2, whose matrices are [inputs, outputs]."""
     plain = fused("attn.c_proj", "attention__out", layout=CONV)
     plain |= fused("mlp.c_fc", "ffn__up", layout=CONV) | fused("mlp.c_proj", "ffn__down", layout=CONV)
     return layers("decoder", "transformer.h.{}.", **fused("attn.c_attn", *QKV, layout=CONV), **plain, **norms)

@@ -1,26 +1,26 @@
-"""LLaMA and its kin: Mistral, Mixtral, Qwen3, OLMo 2, Gemma, Gemma 2. SmolLM2, Orca and Code Llama are `llama`."""
+"""LLaMA (as are SmolLM2, Orca and Code Llama) and families built like it: Mistral, Mixtral, Qwen3, OLMo 2, Gemma, Gemma 2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from lm.config import Attention, Block, Embed, Head, Mlp, Model, Moe, Norm, Rope, Stack
-from lm.conversion.settings import MOST, Hf
+from lm.conversion.settings import MAX_SIZE, Hf
 from lm.conversion.tables import Family, Names, activation, architecture, layers, projections, same_activation, their_activation
 from lm.errors import UserError
 
 
 def read_rope(c: Hf, theta: float = 10_000.0, fraction: float | None = None) -> Rope:
-    """The rotary positions, from `rope_theta` and `rope_scaling` (before version 5) or from `rope_parameters`.
+    """Reads rotary positions from `rope_parameters`, or from `rope_theta` and `rope_scaling` (transformers before 5).
 
-    `fraction` is the family's default share of a head that turns. None: the family's code turns whole heads and ignores
-    `partial_rotary_factor`.
+    `fraction` is the family's default for `partial_rotary_factor`; None: the family's code rotates the full head dim and
+    ignores that key.
     """
     scaling, parameters, theta = c("rope_scaling", None), c("rope_parameters", None), c.number("rope_theta", theta)
     partial = c.number("partial_rotary_factor", fraction or 1.0)
     given = scaling or parameters or {}
     if not isinstance(given, dict) or any(isinstance(v, dict) for v in given.values()):
-        raise UserError(f"config.json: rope_parameters={given!r} is not implemented, only one set of them for all layers")
+        raise UserError(f"config.json: rope_parameters={given!r} is not implemented, only one set for all layers")
     plain = Hf({"rope_type": given.get("type", "default"), **given}, ())
     plain("type", None)
     kind, theta = plain.only("rope_type", "default", "linear", "llama3"), plain.number("rope_theta", theta)
@@ -28,7 +28,7 @@ def read_rope(c: Hf, theta: float = 10_000.0, fraction: float | None = None) -> 
     if fraction is None and kind != "default" and partial != 1.0:
         raise UserError(f"config.json: partial_rotary_factor={partial} beside rope_type={kind!r} fails in this family's code")
     rope = Rope(theta, 1.0 if fraction is None else partial)
-    reach = c.count("max_position_embeddings", MOST)
+    reach = c.count("max_position_embeddings", MAX_SIZE)
     if kind != "llama3":
         plain("original_max_position_embeddings", None)
         rope = replace(rope, factor=plain.number("factor") if kind == "linear" else float(plain.only("factor", 1.0)))
@@ -59,6 +59,7 @@ def write_rope(rope: Rope) -> dict[str, Any]:
     return dict(rope_parameters=given)
 
 
+EMPTY: Mapping[str, Any] = {}
 LAYER_TYPES = ("sliding_attention", "full_attention")
 
 
@@ -70,14 +71,14 @@ def block_of(m: Model) -> Block:
 
 
 def mlp_of(m: Model) -> Mlp:
-    """The first layer's feed-forward, which must be a plain one."""
+    """The first layer's feed-forward; AssertionError if it is a mixture of experts."""
     ffn = block_of(m).ffn
     assert isinstance(ffn, Mlp), "a mixture of experts"
     return ffn
 
 
 def sizes(m: Model) -> dict[str, Any]:
-    """What almost every decoder of theirs calls alike."""
+    """The keys that almost every decoder of theirs has under these names."""
     stack, block = m.decoder or m.encoder, block_of(m)
     assert stack
     return dict(
@@ -90,27 +91,37 @@ def sizes(m: Model) -> dict[str, Any]:
     )
 
 
-def read(c: Hf, **of: Any) -> Model:
-    """A LLaMA, or a family that differs from it by `of`: `attention`, `block` and `norm` are more fields of these; `theta` is
-    the default of `rope_theta`; `act` the key of the activation; `biased=False` means that its code reads no key for biases."""
-    heads, biased = c.count("num_attention_heads"), of.get("biased", True)
-    bias = biased and c.flag("attention_bias")
-    attention = Attention(
-        heads,
-        c.count_or_none("num_key_value_heads") or heads,
-        c.count_or_none("head_dim", None),
-        bias=bias,
-        out_bias=bias,
-        **of.get("attention", {}),
+def read(
+    c: Hf,
+    *,
+    attention: Mapping[str, Any] = EMPTY,
+    block: Mapping[str, Any] = EMPTY,
+    norm: Mapping[str, Any] = EMPTY,
+    theta: float = 10_000.0,
+    act: str = "hidden_act",
+    has_bias: bool = True,
+) -> Model:
+    """Reads LLaMA, or a family that differs from it in a few settings.
+
+    attention, block, norm: further fields of these dataclasses.
+    theta: default of `rope_theta`.
+    act: key of the activation.
+    has_bias: whether the family's code reads `attention_bias`.
+    """
+    heads, bias = c.count("num_attention_heads"), has_bias and c.flag("attention_bias")
+    kv_heads, head_dim = c.count_or_none("num_key_value_heads") or heads, c.count_or_none("head_dim", None)
+    activation_name = activation(c, act)
+    mlp_bias = "mlp_bias" in c.defaults and c.flag("mlp_bias")
+    layer = Block(
+        Attention(heads, kv_heads, head_dim, bias=bias, out_bias=bias, **attention),
+        Mlp(c.count("intermediate_size"), activation_name, gated=True, bias=mlp_bias),
+        Norm("rms", eps=c.eps("rms_norm_eps"), **norm),
+        **block,
     )
-    act = activation(c, of.get("act", "hidden_act"))
-    ffn = Mlp(c.count("intermediate_size"), act, gated=True, bias="mlp_bias" in c.defaults and c.flag("mlp_bias"))
-    norm = Norm("rms", eps=c.eps("rms_norm_eps"), **of.get("norm", {}))
-    block = Block(attention, ffn, norm, **of.get("block", {}))
     return Model(
         c.count("vocab_size"),
         c.count("hidden_size"),
-        decoder=Stack(c.parts("num_hidden_layers"), {"L": block}, position=read_rope(c, of.get("theta", 10_000.0))),
+        decoder=Stack(c.parts("num_hidden_layers"), {"L": layer}, position=read_rope(c, theta)),
         embed=Embed(),
         head=Head(tied=c.flag("tie_word_embeddings")),
     )
@@ -134,7 +145,7 @@ def write(m: Model) -> dict[str, Any]:
 
 
 def windows(m: Model, window: int | None, windowed: Callable[[int], bool]) -> Model:
-    """The model with a window in the layers of which `windowed(i)` is true."""
+    """Returns the model with attention windows in the layers i where `windowed(i)` is true."""
     assert m.decoder
     block = m.decoder.blocks["L"]
     local = replace(block, attention=replace(block.attention, window=window))
@@ -143,7 +154,7 @@ def windows(m: Model, window: int | None, windowed: Callable[[int], bool]) -> Mo
 
 
 def read_layer_types(c: Hf, count: int, by_default: Callable[[int], bool]) -> list[bool]:
-    """Which of `count` layers have a window: as `layer_types` says, otherwise as `by_default(i)`."""
+    """Returns for each layer whether it has a window: by `layer_types`, or if that is missing by `by_default(i)`."""
     types = c("layer_types", None)
     if types is None:
         return [by_default(i) for i in range(count)]
@@ -153,7 +164,7 @@ def read_layer_types(c: Hf, count: int, by_default: Callable[[int], bool]) -> li
 
 
 def typed_windows(c: Hf, m: Model, window: int | None, by_default: Callable[[int], bool]) -> Model:
-    """The model with a window in the layers that `layer_types` names."""
+    """Returns the model with attention windows in the layers that `layer_types` names."""
     assert m.decoder
     local = read_layer_types(c, m.decoder.num_layers, by_default)
     if window is None and any(local):
@@ -162,15 +173,15 @@ def typed_windows(c: Hf, m: Model, window: int | None, by_default: Callable[[int
 
 
 def layer_types(m: Model) -> dict[str, Any]:
-    """Their list of which layers have a window, and the window."""
+    """Returns their keys `layer_types` and `sliding_window`."""
     assert m.decoder
-    of = [m.decoder.blocks[letter].attention.window for letter in m.decoder.letters()]
-    types = ["sliding_attention" if w else "full_attention" for w in of]
-    return dict(layer_types=types, sliding_window=next((w for w in of if w), None))
+    by_layer = [m.decoder.blocks[letter].attention.window for letter in m.decoder.letters()]
+    types = ["sliding_attention" if w else "full_attention" for w in by_layer]
+    return dict(layer_types=types, sliding_window=next((w for w in by_layer if w), None))
 
 
 def read_mistral(c: Hf, theta: float = 10_000.0) -> Model:
-    return windows(read(c, theta=theta, biased=False), c.count_or_none("sliding_window"), lambda i: True)
+    return windows(read(c, theta=theta, has_bias=False), c.count_or_none("sliding_window"), lambda i: True)
 
 
 def write_mistral(m: Model) -> dict[str, Any]:
@@ -180,12 +191,12 @@ def write_mistral(m: Model) -> dict[str, Any]:
 
 
 def read_mixtral(c: Hf) -> Model:
-    """The router's loss weights and noise are not carried over: like dropout, they belong to the training run."""
+    """The router's loss weights and noise are not converted: like dropout, they belong to a training run."""
     m = read_mistral(c, theta=1_000_000.0)
     assert m.decoder
     experts, chosen = c.parts("num_local_experts"), c.count("num_experts_per_tok")
-    of = {k: replace(b, ffn=Moe(experts, chosen, b.ffn)) for k, b in m.decoder.blocks.items() if isinstance(b.ffn, Mlp)}
-    return replace(m, decoder=replace(m.decoder, blocks=of))
+    blocks = {k: replace(b, ffn=Moe(experts, chosen, b.ffn)) for k, b in m.decoder.blocks.items() if isinstance(b.ffn, Mlp)}
+    return replace(m, decoder=replace(m.decoder, blocks=blocks))
 
 
 def write_mixtral(m: Model) -> dict[str, Any]:
@@ -222,7 +233,7 @@ def write_olmo2(m: Model) -> dict[str, Any]:
     return given
 
 
-def gemma_parts(m: Model) -> Model:
+def scale_embeddings(m: Model) -> Model:
     return replace(m, embed=replace(m.embed, scale=float(m.width) ** 0.5))
 
 
@@ -230,10 +241,10 @@ TANH = "gelu_pytorch_tanh"
 
 
 def read_gemma(c: Hf) -> Model:
-    """Released files say "gelu" and mean the tanh form. Versions before 5 read `hidden_activation`, so it must agree."""
+    """Released files have "gelu" for the tanh form. transformers before 5 reads `hidden_activation`, which must agree."""
     if c("hidden_act") == "gelu":
         c.values["hidden_act"] = TANH
-    m = gemma_parts(read(c, norm=dict(unit_offset=True)))
+    m = scale_embeddings(read(c, norm=dict(unit_offset=True)))
     same_activation(c, "hidden_activation", c("hidden_act"))
     return m
 
@@ -247,9 +258,10 @@ def write_gemma(m: Model) -> dict[str, Any]:
 def read_gemma2(c: Hf) -> Model:
     """Released files have `hidden_act` too, but no version of their code reads it."""
     attention = dict(softcap=c.number_or_none("attn_logit_softcapping"), scale=c.number("query_pre_attn_scalar") ** -0.5)
-    offset, at = dict(unit_offset=True), dict(norm_at=("in", "res"))
     c("hidden_act", None)
-    m = gemma_parts(read(c, act="hidden_activation", attention=attention, norm=offset, block=at))
+    m = scale_embeddings(
+        read(c, act="hidden_activation", attention=attention, norm=dict(unit_offset=True), block=dict(norm_at=("in", "res")))
+    )
     assert m.head
     m = replace(m, head=replace(m.head, softcap=c.number_or_none("final_logit_softcapping")))
     return typed_windows(c, m, c.count_or_none("sliding_window"), lambda i: i % 2 == 0)
@@ -259,12 +271,12 @@ def write_gemma2(m: Model) -> dict[str, Any]:
     a, given = block_of(m).attention, write_gemma(m) | layer_types(m)
     scalar = (a.scale or a.size(m.width) ** -0.5) ** -2
     caps = dict(attn_logit_softcapping=a.softcap, final_logit_softcapping=m.head.softcap if m.head else None)
-    # Their code builds the mask of windows even where no layer uses it, and fails on null.
+    # Their code builds the windowed mask even if no layer uses it, and fails on null.
     given["sliding_window"] = given["sliding_window"] or GEMMA2["sliding_window"]
     return given | caps | dict(query_pre_attn_scalar=round(scalar))
 
 
-# Our gated product is act(x up) * (x gate); LLaMA calls the first its gate.
+# Our gated MLP is act(x up) * (x gate); theirs is act(x gate) * (x up).
 FFN = dict(ffn__up="mlp.gate_proj", ffn__gate="mlp.up_proj", ffn__down="mlp.down_proj")
 TRUNK = {"embed/tokens": "model.embed_tokens", "decoder/final_norm": "model.norm", "head/out": "lm_head"}
 

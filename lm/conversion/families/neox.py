@@ -1,4 +1,4 @@
-"""Pythia and GPT-NeoX, BLOOM, Falcon, Phi: fused or parallel attention of the years after GPT-3."""
+"""GPT-NeoX and Pythia, BLOOM, Falcon, Phi: decoders after GPT-3 with fused projections or parallel blocks."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ QKV = ("attention__query", "attention__key", "attention__value")
 
 
 def per_head(m: Model, module: str) -> dict[str, Any]:
-    """Queries of a key's group, then the key, then the value, group by group."""
+    """Returns names for `layers` where `module` fuses, group by group, the queries of a key head, the key and the value."""
     a = block_of(m).attention
     return fused(module, *QKV, layout=Layout(groups=a.kv_heads))
 
@@ -26,8 +26,8 @@ def model(c: Hf, block: Block, position: Any, layers: str = "num_hidden_layers")
 
 
 def read_neox(c: Hf) -> Model:
-    """The keys are `rotary_emb_base` and `rotary_pct`. `rope_theta` and `partial_rotary_factor` are not read by their code, so
-    they must agree with what is."""
+    """Their code reads `rotary_emb_base` and `rotary_pct`, not `rope_theta` and `partial_rotary_factor`, which must agree if
+    they are there."""
     bias = c.flag("attention_bias")
     block = Block(
         Attention(c.count("num_attention_heads"), bias=bias, out_bias=bias),
@@ -35,9 +35,9 @@ def read_neox(c: Hf) -> Model:
         Norm(eps=c.eps("layer_norm_eps")),
         parallel="separate" if c.flag("use_parallel_residual") else "no",
     )
-    beside = {name: c.values.pop(name, None) for name in ("rope_theta", "partial_rotary_factor")}
+    unread = {name: c.values.pop(name, None) for name in ("rope_theta", "partial_rotary_factor")}
     rope = read_rope(c, c.number("rotary_emb_base", 10_000.0), c.number("rotary_pct", 0.25))
-    c.values |= beside
+    c.values |= unread
     c.agrees("rope_theta", rope.theta), c.agrees("partial_rotary_factor", rope.fraction)
     return model(c, block, rope)
 
@@ -74,7 +74,7 @@ def names_neox(m: Model) -> Names:
 def read_bloom(c: Hf) -> Model:
     c.only("apply_residual_connection_post_layernorm", False)
     for name in ("slow_but_exact", "seq_length", "n_inner", "offset_alibi", *FUSED):
-        c(name, None)  # settings of the training code, which transformers does not read
+        c(name, None)  # settings of the training code, unread by transformers
     norm, width = Norm(eps=c.eps("layer_norm_epsilon")), c.count("hidden_size")
     attention = Attention(c.count("n_head"), bias=True, out_bias=True)
     block = Block(attention, Mlp(4 * width, "gelu_tanh", bias=True), norm)
@@ -113,7 +113,7 @@ def names_bloom(m: Model) -> Names:
 
 
 def read_falcon(c: Hf) -> Model:
-    """Two generations: one norm and one key (7B), or a norm each and groups of keys (40B, 180B)."""
+    """The 7B has one norm per layer and one key-value head; 40B and 180B have a norm for each part and several heads."""
     heads, bias, width = c.count("num_attention_heads"), c.flag("bias"), c.count("hidden_size")
     c.only("alibi", False)
     grouped, one_key, parallel = c.flag("new_decoder_architecture"), c.flag("multi_query"), c.flag("parallel_attn")
@@ -277,7 +277,7 @@ OLD = {"n_embed": "hidden_size"}
 
 
 def family(read: Any, write: Any, names: Any, name: str, defaults: dict[str, Any], prefix: str, **rest: Any) -> Family:
-    """`rest`: `head` and `table` are their modules of the logits and the token embeddings; `aliases` go to the Family."""
+    """rest: `head` and `table`, their modules for logits and token embeddings; the others are fields of Family."""
     tied = {f"{rest.pop('head', 'lm_head')}.weight": f"{prefix}{rest.pop('table')}.weight"}
     return Family(read, write, names, architecture(name), prefix, tied, defaults=defaults, **rest)
 

@@ -1,4 +1,4 @@
-"""T5 and its versions 1.1, Flan and mT5 (the encoder alone as well), BART."""
+"""T5, T5 1.1, Flan-T5 and mT5 (also their encoders alone), BART."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,11 +11,11 @@ from lm.errors import UserError
 
 
 def feed_forward(c: Hf) -> Mlp:
-    """From `feed_forward_proj`. `dense_act_fn` and `is_gated_act` must agree with it, or replace it where it is missing."""
+    """Reads `feed_forward_proj`; `dense_act_fn` and `is_gated_act` must agree with it, or stand in for it if it is missing."""
     proj = c("feed_forward_proj")
     gated, _, act = proj.rpartition("-") if isinstance(proj, str) else ("no text", "", "")
     if gated not in ("", "gated"):
-        raise UserError(f"config.json: feed_forward_proj={proj!r} must be an activation, or 'gated-' and one")
+        raise UserError(f"config.json: feed_forward_proj={proj!r} must be an activation, or 'gated-' and an activation")
     # "gated-gelu" has always meant the tanh form.
     act, gate = "gelu_new" if proj == "gated-gelu" else act, bool(gated)
     if "feed_forward_proj" in c.values:
@@ -25,16 +25,16 @@ def feed_forward(c: Hf) -> Mlp:
 
 
 def read(c: Hf, *, scales: bool = True) -> Model:
-    """A T5; the encoder alone if the file has no tensors of a decoder.
+    """Reads a T5, or its encoder alone if the file has no decoder tensors.
 
-    `tie_word_embeddings=false` (version 1.1) means that logits are not scaled, and come from a matrix of their own if the file
-    has one. With `scales=False` (mT5) they are never scaled.
+    With `tie_word_embeddings=false` (T5 1.1) logits are not scaled, and are untied if the file has a matrix for them. With
+    `scales=False` (mT5) logits are never scaled.
     """
     width, heads, ffn = c.count("d_model"), c.count("num_heads"), feed_forward(c)
-    c("is_encoder_decoder", True), c("n_positions", None)  # length of training rows; positions are relative
+    c("is_encoder_decoder", True), c("n_positions", None)  # the length of training rows: positions are relative
     tied = c.flag("tie_word_embeddings", True)
     scaled = c.flag("scale_decoder_outputs", tied) if scales else False
-    own = c.has("lm_head.weight") and not scaled
+    untied = c.has("lm_head.weight") and not scaled
     norm = Norm("rms", eps=c.eps("layer_norm_epsilon"))
     attention = Attention(heads, head_dim=c.count("d_kv"), scale=1.0)
     buckets = Buckets(c.count("relative_attention_num_buckets", least=4), c.count("relative_attention_max_distance"))
@@ -48,7 +48,7 @@ def read(c: Hf, *, scales: bool = True) -> Model:
         c("num_decoder_layers")
         return m
     deep = c.parts("num_decoder_layers") if c("num_decoder_layers") is not None else count
-    return replace(m, decoder=stack(deep, cross=True), head=Head(tied=not own, scale=width**-0.5 if scaled else None))
+    return replace(m, decoder=stack(deep, cross=True), head=Head(tied=not untied, scale=width**-0.5 if scaled else None))
 
 
 def write(m: Model) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def write(m: Model) -> dict[str, Any]:
 
 
 def t5_layers(stack: str, *parts: tuple[str, str]) -> dict[str, Any]:
-    """The parts of a layer are numbered: attention, cross-attention, feed-forward."""
+    """Returns names in a layer, whose parts are numbered: attention, cross-attention (if any), feed-forward."""
     named: dict[str, str] = {}
     for i, (ours, theirs) in enumerate(parts):
         named |= {f"{ours}__{x}": f"layer.{i}.{theirs}.{x[0]}" for x in ("query", "key", "value", "out")}

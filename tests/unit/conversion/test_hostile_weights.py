@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from lm import atomic, checkpoint, cli, conversion
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
 from lm.conversion import files
-from lm.conversion.naming import dropping
+from lm.conversion.naming import drop_pattern
 from lm.convert import main
 from lm.errors import Busy, UserError
 from lm.models.transformer import abstract_params
@@ -282,11 +282,11 @@ def test_a_bad_drop_is_one_line(theirs, tmp_path, capsys, words):
 
 @pytest.mark.parametrize("name", ["lama", "yi", "aquila", "smollm", "gpt_neo", 7])
 def test_an_unknown_model_type_names_the_families_that_take_the_file(theirs, name):
-    refused(theirs(model_type=name), f"{name!r} of config.json is not known; did you mean 'llama'? It takes all")
+    refused(theirs(model_type=name), f"{name!r} of config.json is not known; did you mean 'llama'? It fits everything")
 
 
 def test_a_family_that_leaves_out_a_tensor_or_means_other_shapes_is_not_named(theirs):
-    said = "and no known family takes this file; known: bart"
+    said = "and no known family fits this file; known: bart"
     refused(theirs({"model.extra.weight": np.ones(3, np.float32)}, model_type="lama"), said)
     refused(theirs({NORM: np.ones(33, np.float32)}, model_type="lama"), said)
     refused(theirs({NORM: None}, model_type="lama"), said)
@@ -338,8 +338,8 @@ def test_the_suggested_drop_leaves_out_what_is_named_and_no_more(theirs, tensors
 def test_the_suggested_drop_says_once_what_all_layers_have():
     unknown = [f"h.{i}.attn.{x}.bias" for i in range(48) for x in "qkv"]
     kept = [f"h.{i}.attn.{x}.weight" for i in range(48) for x in "qkv"]
-    assert dropping(unknown, kept) == r"h\.\d+\.attn\.k\.bias|h\.\d+\.attn\.q\.bias|h\.\d+\.attn\.v\.bias"
-    assert dropping(["h.1.x"], ["h.10.x", "h.2.y"]) == r"h\.1\..*"
+    assert drop_pattern(unknown, kept) == r"h\.\d+\.attn\.k\.bias|h\.\d+\.attn\.q\.bias|h\.\d+\.attn\.v\.bias"
+    assert drop_pattern(["h.1.x"], ["h.10.x", "h.2.y"]) == r"h\.1\..*"
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "inf"])
@@ -392,7 +392,7 @@ def test_what_fails_or_is_interrupted_leaves_nothing(theirs, tmp_path, capsys, m
         def fail(*_, error=error, **__):
             raise error
 
-        place = (checkpoint.ocp.Checkpointer, "save") if code == 2 else (conversion, "_fill")
+        place = (checkpoint.ocp.Checkpointer, "save") if code == 2 else (conversion.reader, "_load_params")
         monkeypatch.setattr(*place, fail)
         assert main(["from_hf", str(folder), str(target)]) == code
         err = capsys.readouterr().err

@@ -243,7 +243,7 @@ HOSTILE = {
         ("n_head", 7, "num_heads=7 does not divide width=768"),
         ("n_head", True, "n_head=True"),
         ("n_layer", 1_000_000_000, "n_layer=1000000000, but the weights are 2001 tensors"),
-        ("n_layer", 10**30, "whole number"),
+        ("n_layer", 10**30, "integer"),
         ("n_layer", -1, "n_layer=-1"),
         ("n_embd", 0, "n_embd=0"),
         ("n_embd", 768.0, "n_embd=768.0"),
