@@ -452,18 +452,26 @@ Objective = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from. `field` is that of a tfds, jsonl or JSON ArrayRecord record; `encoding` is not for tfds.
+    """Where documents, or records to fine-tune on, come from. `field` is that of a tfds, jsonl or JSON ArrayRecord record.
 
     kind `tfds`: `path` is a builder name ("sotu" is ours; "lm1b", "c4/en"...), `split` one of its splits.
     kind `text`: `path` is a glob of files, local or gs://, a file a document.
     kind `jsonl`: a glob of .jsonl or .jsonl.gz, a line a document. kind `array_record`: a glob, a record a document.
+    kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split.
+    kind `cloze`: `path` is "spans" or "infill", questions about the documents of other prepared data (`lm.data.corpus.cloze`).
+
+    `format` says what a document is: a text, or a record with the fields of `lm.data.records`. Records are neither cleaned
+    nor compared for near duplicates.
     """
 
-    kind: Literal["tfds", "text", "jsonl", "array_record"] = "tfds"
+    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze"] = "tfds"
     path: Name = "sotu"
     split: Name = "train"
     field: Name = "text"  # of the record that holds the text (tfds, jsonl)
-    encoding: Name = "utf-8"
+    format: Literal["text", "labelled", "pair", "messages"] = "text"
+    encoding: Name = "utf-8"  # of files
+    documents: Name | None = None  # cloze: the folder of prepared data; None: that of the run in train.init_from
+    length: Length | None = None  # cloze: tokens of a context and its question, at most; None: what a record has room for
     weight: NonNegative = 1.0  # of this source in the mixture, in rows
 
     def __post_init__(self) -> None:
@@ -472,9 +480,19 @@ class Source:
         except (LookupError, ValueError):  # a codec that gives no text, such as hex, is a LookupError too
             raise UserError(f"unknown encoding {self.encoding!r} of {self.path}; for example utf-8, utf-16, latin-1") from None
         scheme, colon, _ = self.path.partition("://")
-        if colon and (scheme != "gs" or self.kind == "tfds"):
-            what = "a builder's name" if self.kind == "tfds" else "local files and gs://"
+        formats = _FORMATS.get(self.kind, ("text", "labelled", "pair", "messages"))
+        if self.format not in formats:
+            raise UserError(
+                f"format={self.format} of {self.path}: a source of kind {self.kind} has format={' or '.join(formats)}"
+            )
+        if colon and (scheme != "gs" or self.kind not in ("text", "jsonl", "array_record")):
+            names = {"tfds": "a builder's name", "package": "a set's name", "cloze": "'spans' or 'infill'"}
+            what = names.get(self.kind, "local files and gs://")
             raise UserError(f"path={self.path} is not read, {what} is: copy it to a local folder and give that")
+
+
+# Of kinds that have not all of them.
+_FORMATS: Mapping[str, tuple[str, ...]] = {"tfds": ("text",), "text": ("text",), "package": ("labelled",), "cloze": ("pair",)}
 
 
 @dataclass(frozen=True)
@@ -513,6 +531,8 @@ class Data:
     train_share: PositiveShare = 1.0  # of the training documents that are read at all: to study how data repeats
     encoder_length: Length | None = None  # tokens in a row of the encoder
     decoder_length: Length | None = None
+    packing: bool = False  # records, as many in a row as fit into these lengths; a text's documents always share rows
+    on_long: Literal["fail", "skip"] = "fail"  # an answer for which a record has no room: stop, or leave it out and count it
     cache: Name = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>
     on_corrupt: Literal["fail", "skip"] = "fail"  # an unreadable record: stop and name it, or count it and go on
 

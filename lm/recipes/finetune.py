@@ -186,7 +186,7 @@ class Work:
             self.model = dataclasses.replace(model, head=head)
         elif model.head is None or model.head.outputs is not None:
             raise UserError("the model has no head over the vocabulary, so it gives no text: take --how=head")
-        self.lengths = self.writer.reading if how == "head" else self.writer.lengths
+        self.lengths = self.writer.label_lengths if how == "head" else self.writer.answer_lengths
         check_reach(self.model, self.lengths.encoder, self.lengths.decoder, cure="shorten it with --length")
         self.mesh = sharding.make_mesh(config.Mesh())
         sharding.check_batch(settings.batch_size, 1, self.mesh)
@@ -202,12 +202,12 @@ class Work:
 
     def _examples(self, items: Any, texts: list[np.ndarray]) -> list[Example]:
         if self.how == "head":
-            return [self.writer.read(text, item[1]) for text, item in zip(texts, items, strict=True)]
+            return [self.writer.label_example(text, item[1]) for text, item in zip(texts, items, strict=True)]
         if isinstance(self.task, Labelled):
             words = self.writer.answers(list(self.task.classes))
-            return [self.writer.say(text, words[item[1]]) for text, item in zip(texts, items, strict=True)]
+            return [self.writer.answer_example(text, words[item[1]]) for text, item in zip(texts, items, strict=True)]
         answers = self.writer.answers([item[2] for item in items])
-        return [self.writer.say(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        return [self.writer.answer_example(text, answer) for text, answer in zip(texts, answers, strict=True)]
 
     # --------------------------------------------------------------------------------------------------------- training
 
@@ -300,7 +300,7 @@ class Work:
 
     def _prompts(self, chunk: range) -> tuple[TokenStream, TokenStream | None]:
         """What comes before the answers of a chunk, padded to one shape; past the last item its last is repeated."""
-        asked = [self.writer.question(self.test_texts[min(i, len(self.test_texts) - 1)]) for i in chunk]
+        asked = [self.writer.prompt(self.test_texts[min(i, len(self.test_texts) - 1)]) for i in chunk]
         begun, read = [a[1] for a in asked], [a[0] for a in asked if a[0] is not None]
         if read:
             return left_padded(begun), left_padded(read, length=self.settings.length)

@@ -21,6 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from lm import config
+from lm.data import records
+from lm.data.corpus import cloze, packages
 from lm.errors import UserError, nearest
 
 _BLOCK = 1 << 24  # bytes read at a time when hashing a file or finding its lines
@@ -61,6 +63,8 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
     """
     if source.kind == "tfds":
         return _Tfds(source, cache)
+    if source.kind == "package":
+        return Splits(packages.load(source.path, cache))
     kinds = {"text": _Text, "jsonl": _JsonLines, "array_record": _ArrayRecord}
     return kinds[source.kind](source, _find(source), on_corrupt)
 
@@ -69,13 +73,47 @@ def identity(source: config.Source) -> dict[str, Any]:
     """A JSON tree that identifies the contents of `source`: equal for equal contents.
 
     Local files are identified by name and hash, remote files by name, size and modification time, tfds by builder, split and
-    version.
+    version, a package's set by the digest of its file, cloze questions by the prepared data that they are about.
     """
+    if source.kind == "package":
+        return {
+            "kind": source.kind,
+            "path": source.path,
+            "version": packages.VERSION,
+            "sha256": packages.find(source.path).sha256,
+        }
+    if source.kind == "cloze":
+        if source.documents is None or source.length is None:
+            raise UserError(
+                "a source of kind cloze asks about the documents of prepared data: set documents= and length= of it, which a "
+                "fine-tuning takes from the run in train.init_from"
+            )
+        about = {"documents": Path(source.documents).name, "length": source.length}
+        return {"kind": source.kind, "path": source.path, "version": cloze.VERSION, **about}
     if source.kind == "tfds":
         contents: dict[str, Any] = {"path": source.path, "split": source.split, "version": _tfds_version(source.path)}
     else:
         contents = {"files": [[f.key, *_file_identity(f)] for f in _find(source)], "encoding": source.encoding}
+    if source.format != "text":  # texts keep the fingerprint that they had before there were other formats
+        return {"kind": source.kind, "format": source.format, "version": records.VERSION, **contents}
     return {"kind": source.kind, "field": source.field, **contents}
+
+
+class Splits:
+    """Records of a set that has its own held-out split. Keys are `train/0`, ..., `holdout/0`, ..."""
+
+    unreadable: Sequence[str] = ()
+    transcripts = False
+
+    def __init__(self, splits: Mapping[str, Sequence[records.Record]]) -> None:
+        self._records = [(f"{split}/{i}", record) for split, some in splits.items() for i, record in enumerate(some)]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Document:
+        key, record = self._records[index]
+        return Document(key, records.to_json(record))
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -163,6 +201,16 @@ def _json(line: str, where: str) -> Any:
         raise CorruptRecord(f"{where}: JSON nested too deep; {_SKIP}") from None
     except ValueError as error:
         raise CorruptRecord(f"{where}: malformed JSON ({_line(error)}); {_SKIP}") from None
+
+
+def _content(value: Any, source: config.Source, where: str) -> str:
+    """The text of a JSON object; where the source's format is not text, its record as a line of JSON."""
+    if source.format == "text":
+        return _field(value, source.field, where)
+    try:
+        return records.to_json(records.parse(value, source.format))
+    except records.InvalidRecord as error:
+        raise CorruptRecord(f"{where}: {error}; {_SKIP}") from None
 
 
 def _field(record: Any, name: str, where: str) -> str:
@@ -290,7 +338,7 @@ class _JsonLines(_Sharded):
         where = f"{file.path}, line {number}"
         encoding = self._source.encoding if self._bytewise else "utf-8"
         record = _json(_decode(self._buffer(file)[start:stop], encoding, where, start), where)
-        return Document(f"{file.key}:{number}", _field(record, self._source.field, where))
+        return Document(f"{file.key}:{number}", _content(record, self._source, where))
 
 
 def _is_blank(line: bytes) -> bool:
@@ -335,7 +383,9 @@ class _ArrayRecord(_Sharded):
             self._open = ("", None)  # after a failed read, a reader fails at every record
             raise CorruptRecord(f"{where}: corrupt ArrayRecord ({_line(error)}); {_SKIP}") from None
         text = _decode(raw, self._source.encoding, where)
-        if text.startswith("{"):
+        if self._source.format != "text":
+            text = _content(_json(text, where), self._source, where)
+        elif text.startswith("{"):
             try:
                 value = json.loads(text)
             except ValueError:
@@ -343,7 +393,7 @@ class _ArrayRecord(_Sharded):
             except RecursionError:
                 raise CorruptRecord(f"{where}: JSON nested too deep; {_SKIP}") from None
             else:
-                text = _field(value, self._source.field, where)
+                text = _content(value, self._source, where)
         return Document(f"{file.key}:{record}", text)
 
 

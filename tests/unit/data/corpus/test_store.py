@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.data.corpus import store as module
-from lm.data.corpus.store import Store, write_store
+from lm.data.corpus.store import Entry, Store, write_store
 from lm.errors import UserError
 
 
@@ -19,7 +19,7 @@ def small_chunks(monkeypatch):
 @pytest.fixture
 def documents():
     rng = np.random.default_rng(0)
-    return [(rng.integers(1, 60_000, n), int(n) * 4) for n in [700, 1, 5000, 0, 1300, 999]]
+    return [Entry(rng.integers(1, 60_000, n), int(n) * 4) for n in [700, 1, 5000, 0, 1300, 999]]
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def path(tmp_path, documents):
 
 @pytest.mark.parametrize("in_memory", [1 << 30, 0])
 def test_round_trip(path, documents, in_memory):
-    s, whole = Store.open(path, in_memory=in_memory), np.concatenate([d for d, _ in documents])
+    s, whole = Store.open(path, in_memory=in_memory), np.concatenate([d.ids for d in documents])
     assert s.num_tokens == len(whole) == 8000 and s.num_documents == 6 and s.num_bytes == 32_000
     assert s.offsets.tolist() == [0, 700, 701, 5701, 5701, 7001, 8000]
-    assert s.byte_lengths.tolist() == [size for _, size in documents]
-    assert np.array_equal(s.tokens(), whole) and np.array_equal(s.document(4), documents[4][0])
+    assert s.byte_lengths.tolist() == [d.num_bytes for d in documents]
+    assert np.array_equal(s.tokens(), whole) and np.array_equal(s.document(4), documents[4].ids)
     starts = np.array([0, 7990, 3, 3, 2999])
     rows = s.read(starts, 10)
     assert rows.dtype == np.int32 and rows.shape == (5, 10)
@@ -51,13 +51,13 @@ def test_windows_outside_are_refused(path):
 @pytest.mark.parametrize("vocab_size, width", [(65_536, 2), (65_537, 4)])
 def test_ids_take_two_bytes_where_they_fit(tmp_path, vocab_size, width):
     ids = np.array([0, vocab_size - 1])
-    write_store(str(tmp_path / "s"), [(ids, 3)], vocab_size=vocab_size)
+    write_store(str(tmp_path / "s"), [Entry(ids, 3)], vocab_size=vocab_size)
     assert Store.open(str(tmp_path / "s"))._tokens.dtype.itemsize == width
     assert Store.open(str(tmp_path / "s")).tokens().tolist() == ids.tolist()
 
 
 def test_an_old_store_is_overwritten(path):
-    write_store(path, [(np.array([7]), 1)], vocab_size=10)
+    write_store(path, [Entry(np.array([7]), 1)], vocab_size=10)
     assert Store.open(path).tokens().tolist() == [7]
 
 
@@ -85,7 +85,7 @@ def test_a_large_store_misses_its_chunks_when_it_is_opened(tmp_path, path, harm)
 
 
 def test_arrays_that_disagree(tmp_path, path):
-    write_store(str(tmp_path / "t"), [(np.array([1, 2]), 2)], vocab_size=60_000)
+    write_store(str(tmp_path / "t"), [Entry(np.array([1, 2]), 2)], vocab_size=60_000)
     (tmp_path / "s" / "offsets").rename(tmp_path / "away")
     (tmp_path / "t" / "offsets").rename(tmp_path / "s" / "offsets")
     with pytest.raises(UserError, match="its arrays disagree"):
@@ -103,12 +103,12 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "_append", full)
     with pytest.raises(UserError, match="no disk space at .*data.cache"):
-        write_store(str(tmp_path / "s"), [(np.array([1]), 1)], vocab_size=10)
+        write_store(str(tmp_path / "s"), [Entry(np.array([1]), 1)], vocab_size=10)
 
 
 def test_shares_are_whole_documents_and_nested(tmp_path):
     documents = [np.arange(10 * i, 10 * i + 3 + i % 4, dtype=np.int32) for i in range(40)]
-    write_store(str(tmp_path / "s"), ((d, i) for i, d in enumerate(documents)), vocab_size=500)
+    write_store(str(tmp_path / "s"), (Entry(d, i) for i, d in enumerate(documents)), vocab_size=500)
     store = Store.open(str(tmp_path / "s"))
     of = lambda part: [part.document(i).tolist() for i in range(part.num_documents)]
     some, more = store.share(0.25), store.share(0.5)

@@ -1,0 +1,261 @@
+"""Records: the formats of what a source holds, read from JSON, and rendered as token ids with a loss mask.
+
+    text      {"text": "..."}
+    labelled  {"text": "...", "label": "spam"}                         a label is a word or a whole number
+    pair      {"question": "...", "answer": "...", "context": "..."}   `context` may be left out
+    messages  {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+
+Other fields of the object are ignored, because data sets number and date their records; a message has no others, because
+they would change what is said.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lm.data.tokenizer import Tokenizer
+from lm.errors import UserError, nearest
+
+VERSION = 1  # of the parsers and of `render`; a change makes records be prepared anew
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class InvalidRecord(UserError):
+    """A JSON value that is no record of its format: which field is at fault, and how."""
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    text: str
+    label: str  # the class as a word, so that a model can also write it
+
+
+@dataclass(frozen=True)
+class Pair:
+    question: str  # may be empty where there is a context
+    answer: str
+    context: str = ""  # is read before the question
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str  # one of ROLES
+    content: str
+
+
+@dataclass(frozen=True)
+class Messages:
+    messages: tuple[Message, ...]
+
+
+Record = Text | Labelled | Pair | Messages
+
+
+# --------------------------------------------------------------------------------------------------------- from JSON
+
+
+def parse(value: Any, format: str) -> Record:
+    """The record of this format in a JSON value. Raises InvalidRecord, which names the field."""
+    if not isinstance(value, dict):
+        raise InvalidRecord(f"a JSON {_kind(value)}, not an object with {' and '.join(map(repr, _FIELDS[format]))}")
+    return _PARSERS[format](value)
+
+
+def to_json(record: Record) -> str:
+    """One line of JSON, which `parse` reads back; equal records give equal lines."""
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False)
+
+
+def _text(value: Mapping[str, Any]) -> Text:
+    return Text(_string(value, "text"))
+
+
+def _labelled(value: Mapping[str, Any]) -> Labelled:
+    label = value.get("label")
+    if type(label) is int:
+        value = {**value, "label": str(label)}
+    return Labelled(_string(value, "text"), " ".join(_string(value, "label").split()))
+
+
+def _pair(value: Mapping[str, Any]) -> Pair:
+    if "context" not in value and (near := [k for k in value if "did you mean" in nearest("context", [k])]):
+        raise InvalidRecord(f"field {near[0]!r} is unknown; did you mean 'context'?")
+    context = _string(value, "context", empty=True) if "context" in value else ""
+    return Pair(_string(value, "question", empty=bool(context.strip())), _string(value, "answer"), context)
+
+
+def _messages(value: Mapping[str, Any]) -> Messages:
+    """After an optional system message, the user's; what the assistant says follows a message of the user or of a tool."""
+    given = value.get("messages")
+    if "messages" not in value:
+        raise InvalidRecord(f"no field 'messages'{nearest('messages', value)}")
+    if not isinstance(given, list):
+        raise InvalidRecord(f"field 'messages' is a {_kind(given)}, not a list")
+    turns: list[Message] = []
+    for i, one in enumerate(given):
+        where = f"messages[{i}]"
+        if not isinstance(one, dict):
+            raise InvalidRecord(f"{where} is a {_kind(one)}, not an object with 'role' and 'content'")
+        if unknown := sorted(one.keys() - {"role", "content"}):
+            raise InvalidRecord(f"{where} has a field {unknown[0]!r}, and a message has 'role' and 'content' alone")
+        role = _string(one, "role", where)
+        if role not in ROLES:
+            raise InvalidRecord(f"{where} has the role {role[:40]!r}{nearest(role, ROLES)}")
+        before = turns[-1].role if turns else None
+        if role not in _FOLLOWS[before]:
+            after = f"follows the {before}'s" if before else "is the first"
+            raise InvalidRecord(f"{where} is the {role}'s and {after}; there it is one of {', '.join(_FOLLOWS[before])}")
+        turns.append(Message(role, _string(one, "content", where)))
+    if not any(turn.role == "assistant" for turn in turns):
+        raise InvalidRecord("no message is the assistant's, so there is nothing to learn")
+    return Messages(tuple(turns))
+
+
+# Which roles may follow one; None: at the beginning.
+_FOLLOWS: Mapping[str | None, tuple[str, ...]] = {
+    None: ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant", "user"),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool", "user"),
+}
+_FIELDS = {"text": ("text",), "labelled": ("text", "label"), "pair": ("question", "answer"), "messages": ("messages",)}
+_PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
+    "text": _text,
+    "labelled": _labelled,
+    "pair": _pair,
+    "messages": _messages,
+}
+
+
+def _string(value: Mapping[str, Any], name: str, within: str = "", *, empty: bool = False) -> str:
+    """A field's text, which has characters other than white space unless it may be `empty`."""
+    field = f"field {name!r}" + (f" of {within}" if within else "")
+    if name not in value:
+        raise InvalidRecord(f"no {field}{nearest(name, map(str, value))}")
+    text = value[name]
+    if not isinstance(text, str):
+        raise InvalidRecord(f"{field} is a {_kind(text)}, not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, "\\ud83d", which is no character
+        raise InvalidRecord(f"{field} has half a surrogate pair at character {error.start}") from None
+    if not empty and not text.strip():
+        raise InvalidRecord(f"{field} is empty")
+    return text
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+# ------------------------------------------------------------------------------------------------ what is compared
+
+
+def texts(record: Record) -> str:
+    """All that a record says, line by line: what a tokenizer is trained on, and whose bytes are counted."""
+    if isinstance(record, Messages):
+        return "\n".join(turn.content for turn in record.messages)
+    return "\n".join(
+        filter(
+            None,
+            (getattr(record, name) for name in ("context", "text", "question", "label", "answer") if hasattr(record, name)),
+        )
+    )
+
+
+def asked(record: Record) -> bytes:
+    """A SHA-256 of what a record asks, but for case, punctuation and white space: records that ask the same are held out
+    together, so that no question of the training data is asked again in the test."""
+    match record:
+        case Messages(turns):
+            first = next(i for i, turn in enumerate(turns) if turn.role == "assistant")
+            said = [turn.content for turn in turns[:first]]
+        case Pair():
+            said = [record.context, record.question]
+        case _:
+            said = [record.text]
+    whole = "\n".join(said)
+    key = "".join(filter(str.isalnum, whole.casefold())) or whole
+    return hashlib.sha256(key.encode()).digest()
+
+
+# -------------------------------------------------------------------------------------------------------- rendering
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A record as the model reads it.
+
+    ids   int32 [n]
+    loss  bool [n]: tokens that the model is to predict, each from those before it
+    """
+
+    ids: np.ndarray
+    loss: np.ndarray
+
+
+def render(records: Sequence[Record], tokenizer: Tokenizer) -> list[Rendered]:
+    """Each record as ids with a loss mask. Loss is on what the model is to write, and on the token that ends it, so that it
+    learns to stop; never on what it is asked.
+
+    text      bos a text eos                 labelled  bos a text eos spam eos      pair  bos context question eos answer eos
+    loss       1  1   1   1                  loss       0  0   0   0    1   1       loss   0     0       0      0    1     1
+
+    messages  bos <|user|> Hello <|end|> <|assistant|> Good day <|end|>
+    loss       0      0      0      0          0        1    1     1
+
+    A tokenizer without role tokens gets `user:` as text and eos for <|end|>. A conversation ends with the assistant's last
+    message: what follows is answered by nobody. Each part is encoded on its own, so that the ids of what was said do not
+    change with what follows.
+    """
+    parts = [_parts(record, tokenizer) for record in records]
+    encoded = iter(tokenizer.encode_batch([part for one in parts for part, _ in one if isinstance(part, str)]))
+    out = []
+    for one in parts:
+        ids = [next(encoded) if isinstance(part, str) else np.array(part, np.int32) for part, _ in one]
+        loss = [np.full(len(some), wanted) for some, (_, wanted) in zip(ids, one, strict=True)]
+        out.append(Rendered(np.concatenate(ids).astype(np.int32), np.concatenate(loss)))
+    return out
+
+
+Parts = list[tuple[str | list[int], bool]]  # a text to encode or ids, and whether there is loss on it
+
+
+def _parts(record: Record, tokenizer: Tokenizer) -> Parts:
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    match record:
+        case Text(text):
+            return [(bos, True), (text, True), (eos, True)]
+        case Labelled(text, label):
+            given, answer = text, label
+        case Pair(question, answer, context):
+            given = "\n".join(filter(None, (context, question)))
+        case Messages():
+            return [(bos, False), *_turns(record, tokenizer)]
+    end = [tokenizer.require("eos")]
+    return [(bos, False), (given, False), (end, False), (f" {answer}", True), (end, True)]
+
+
+def _turns(record: Messages, tokenizer: Tokenizer) -> Parts:
+    last = max(i for i, turn in enumerate(record.messages) if turn.role == "assistant")
+    roles = tokenizer.role_ids
+    end = [roles["<|end|>"]] if "<|end|>" in roles else [tokenizer.require("eos")]
+    parts: Parts = []
+    for turn in record.messages[: last + 1]:
+        mark, said = f"<|{turn.role}|>", turn.role == "assistant"
+        known = mark in roles and "<|end|>" in roles
+        parts.append(([roles[mark]] if known else f"{turn.role}:", False))
+        parts += [(turn.content if known else f" {turn.content}", said), (end, said)]
+    return parts
