@@ -166,7 +166,8 @@ def activations(program: Program) -> int:
     that an instruction of the first writes, and one of the second in the same computation reads, has waited between them:
     the stacks that scanned layers leave as well as the results of unrolled ones. Each counts once, tiles whole. What XLA
     kept on the chip takes no HBM and does not count, nor do the parameters, whoever reads them. What the loss has made
-    of the gradient in its forward pass (`lm.losses`) counts: that of the hidden vectors, and of an unrolled model the head's.
+    of the gradient in its forward pass (`lm.losses.chunked`) counts: that of the hidden vectors, and of an unrolled model the
+    head's.
     """
     kept: dict[tuple[str, str, int], int] = {}
     seen = set()

@@ -21,7 +21,7 @@ from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError, nearest
 from lm.evaluation.span_prompts import KINDS, ONE_SIDED, Span, examples, span_prompts
-from lm.losses import token_losses
+from lm.losses.log_probs import token_scores
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths, Vocabulary, of_texts
@@ -142,12 +142,12 @@ def score(
     rows = [example for of_span in asked for example in of_span]
     lengths = _lengths(rows)
     check_reach(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure="shorten left, span or right")
-    text = of_texts(tokenizer, model.config.vocab_size)
+    forbidden = ~of_texts(tokenizer, model.config.vocab_size)
     nats, right = np.zeros(len(spans)), 0.0
     for first in range(0, len(rows), batch_size):
         packed = [pack([example], lengths) for example in rows[first : first + batch_size]]
         packed += [blank(lengths)] * (batch_size - len(packed))  # so that the shape stays
-        losses, hits = (np.asarray(x, float) for x in _of_rows(model, params, stack(packed), text))
+        losses, hits = (np.asarray(x, float) for x in _row_scores(model, params, stack(packed), forbidden))
         mine = owner[first : first + batch_size]
         np.add.at(nats, mine, losses[: len(mine)])
         right += hits.sum()
@@ -159,14 +159,12 @@ def score(
 
 
 @partial(jax.jit, static_argnames="model")
-def _of_rows(model: Transformer, params: Any, batch: Example, text: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 [B] each: nats of a row's counted places among the tokens of `text` (bool [V]), and how many of them the
-    likeliest gets right."""
-    hidden = model.apply({"params": params}, batch, method="hidden")
-    logits: Any = model.apply({"params": head_params(params)}, hidden, method="logits")
-    logits = jnp.where(text, logits.astype(jnp.float32), -1e30)  # not -inf: what is padding would be 0 times infinity
-    hits = jnp.argmax(logits, axis=-1) == batch.targets
-    return jnp.sum(batch.weights * token_losses(logits, batch.targets), axis=1), jnp.sum(batch.weights * hits, axis=1)
+def _row_scores(model: Transformer, params: Any, batch: Example, forbidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32 [B] each: nats of a row's weighted targets among the tokens that are not `forbidden` (bool [V]), and how many
+    of them are the most likely token."""
+    sizes: dict[str, Any] = dict(head_params=head_params, vocab_size=model.config.vocab_size)
+    found = token_scores(params, model.apply, batch, forbidden=forbidden, **sizes)
+    return -jnp.sum(batch.weights * found.log_probs, axis=1), jnp.sum(batch.weights * found.is_top, axis=1)
 
 
 def _lengths(rows: Sequence[Example]) -> Lengths:

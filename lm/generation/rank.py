@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lm.generation.decoding import check_lengths
-from lm.models.transformer import Transformer
+from lm.losses.log_probs import token_log_probs
+from lm.models.transformer import Transformer, head_params
 from lm.types import TokenStream
 
 
@@ -37,24 +38,20 @@ def rank(
         hidden, cache = model.apply(variables | cache, stream, *across, cache_length=length, method="decode", mutable=["cache"])
         return hidden, cache
 
-    def log_probabilities(hidden: jax.Array) -> jax.Array:
-        logits: Any = model.apply(variables, hidden, method="logits")
-        return jax.nn.log_softmax(logits.astype(jnp.float32))
+    def log_probs(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+        return token_log_probs(head_params(params), model.apply, hidden, targets, vocab_size=model.config.vocab_size)
 
     hidden, cache = look(prompt, {}, *across)
-    first = log_probabilities(hidden[:, -1])  # [B, V]
     last = prompt.positions[:, -1:]
+    first = log_probs(hidden[:, -1:], jnp.broadcast_to(candidates[:, 0], (len(last), 1, len(candidates))))[:, 0]  # [B, C]
 
-    def one(candidate: jax.Array, weight: jax.Array) -> jax.Array:
-        total = weight[0] * first[:, candidate[0]]
-        if candidate.shape[0] == 1:
-            return total
-        shape = (last.shape[0], candidate.shape[0] - 1)
+    def rest(candidate: jax.Array, weight: jax.Array) -> jax.Array:
+        """float32 [B]: the log-probability of all of a candidate but its first token."""
+        shape = (len(last), candidate.shape[0] - 1)
         seen = jnp.broadcast_to(jnp.int32(weight[:-1] > 0), shape)
         positions = last + 1 + jnp.arange(shape[1])
         hidden, _ = look(TokenStream(jnp.broadcast_to(candidate[:-1], shape), positions, seen), cache)
-        targets = jnp.broadcast_to(candidate[1:], shape)
-        chosen = jnp.take_along_axis(log_probabilities(hidden), targets[..., None], axis=-1)[..., 0]
-        return total + chosen @ weight[1:]
+        return log_probs(hidden, jnp.broadcast_to(candidate[1:], shape)) @ weight[1:]
 
-    return jax.lax.map(lambda c: one(*c), (candidates, weights)).T
+    total = first * weights[:, 0]
+    return total if candidates.shape[1] == 1 else total + jax.lax.map(lambda c: rest(*c), (candidates, weights)).T

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.losses import Apply, over_logits, token_losses
+from lm.losses.chunked import Apply, chunked_sum, over_logits
+from lm.losses.cross_entropy import token_losses
 from lm.types import Example, WeightedMean
 
 Judge = Callable[..., tuple[jax.Array, jax.Array]]  # (outputs, targets, inputs, z_loss) -> losses and bools: right
@@ -140,7 +141,7 @@ def _round(
     ) -> tuple[Any, Any, Any]:
         variables, dropout = {"params": params[name]}, None if rngs is None else {"dropout": key}
         hidden, sown = apply[name](variables, example, method="hidden", rngs=dropout, mutable=["losses"])
-        total, also = over_logits(part, head_params(params[name]), apply[name], hidden, over, outputs, chunks)
+        total, also = over_logits(chunked_sum, part, head_params(params[name]), apply[name], hidden, over, outputs, chunks)
         return total, also, sum((jnp.sum(extra) for extra in jax.tree.leaves(sown)), jnp.zeros(()))
 
     over = (example.targets, example.weights, jax.random.uniform(keys[0], example.targets.shape))

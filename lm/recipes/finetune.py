@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import atomic, checkpoint, cli, config, flops, losses, optim, paths, sharding, startup
+from lm import atomic, checkpoint, cli, config, flops, optim, paths, sharding, startup
 from lm.config import resolve
 from lm.config.ranges import INT32, Count, NonNegative, Range, Seed, Share
 from lm.data import labelled
@@ -35,6 +35,7 @@ from lm.errors import UserError
 from lm.evaluation.qa_metrics import classified, exact, qa_metrics
 from lm.generation.decoding import generate, left_padded
 from lm.generation.rank import rank
+from lm.losses.cross_entropy import cross_entropy, scores
 from lm.models.positions import check_reach
 from lm.models.transformer import Transformer, abstract_params, head_params
 from lm.objectives import of_texts, reads_prefix
@@ -220,7 +221,7 @@ class Work:
         shape = jax.tree.map(jnp.asarray, self._rows([], range(s.batch_size)))
         outputs = model.head.outputs if model.head and model.head.outputs else model.vocab_size
         settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs)
-        loss = lambda p, example, rngs: losses.cross_entropy(p, self.network.apply, example, rngs=rngs, **settings)
+        loss = lambda p, example, rngs: cross_entropy(p, self.network.apply, example, rngs=rngs, **settings)
         plan = plan_state(lambda key: self.network.init(key, shape)["params"], tx, self.mesh, ema=False)
         step = make_step(loss, tx, plan, optimizer=optimizer, train=self.train)
         state = plan.create(self.seed)  # AdamW's moments begin at 0, whatever the parameters are
@@ -259,10 +260,10 @@ class Work:
         chunks = [range(first, first + size) for first in range(0, count, size)]
         if isinstance(self.task, Labelled):
             score = self._by_head if self.how == "head" else self._by_rank
-            scores = np.concatenate([score(params, chunk) for chunk in chunks])[:count]
-            return classified(scores, np.array([item[-1] for item in self.tested]))
+            ranked = np.concatenate([score(params, chunk) for chunk in chunks])[:count]
+            return classified(ranked, np.array([item[-1] for item in self.tested]))
         said = [text for chunk in chunks for text in self._say(params, chunk)][:count]
-        score = partial(losses.scores, head_params=head_params, vocab_size=self.model.vocab_size)
+        score = partial(scores, head_params=head_params, vocab_size=self.model.vocab_size)
         loss = jax.jit(lambda p, example: score(p, self.network.apply, example)["loss"])
         parts = [jax.device_get(loss(params, self._rows(self.test_items, chunk))) for chunk in chunks]
         nll = sum(p.total for p in parts) / sum(p.weight for p in parts)

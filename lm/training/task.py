@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm import config, losses
+from lm import config
 from lm.errors import UserError
 from lm.losses import replaced
+from lm.losses.cross_entropy import cross_entropy, scores
 from lm.models.layers import Projection
 from lm.models.transformer import Transformer, head_params, own_tables, with_tables
 from lm.objectives import Lengths
@@ -43,10 +44,10 @@ def _tokens(run: config.Run) -> Task:
     return Task(
         models={"model": run.model},
         init=lambda key, example: model.init(key, example)["params"],
-        loss=lambda params, example, rngs: losses.cross_entropy(
+        loss=lambda params, example, rngs: cross_entropy(
             params, model.apply, example, rngs=rngs, z_loss=run.train.z_loss, **settings
         ),
-        scores=lambda params, example: losses.scores(params, model.apply, example, **settings),
+        scores=lambda params, example: scores(params, model.apply, example, **settings),
         passes=lambda lengths: [(run.model, lengths.predicted)],
         writer=lambda params: (model, params),
     )

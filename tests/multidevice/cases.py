@@ -16,10 +16,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fixtures import rows, run
 
-from lm import config, losses, optim, sharding
+from lm import config, optim, sharding
 from lm.checkpoint import Checkpoints
 from lm.data.rows import blank, stack
 from lm.errors import UserError
+from lm.losses.cross_entropy import cross_entropy
+from lm.losses.log_probs import log_probs
 from lm.models import layers
 from lm.models.transformer import Transformer, head_params
 from lm.recipes.pretrain import check
@@ -223,11 +225,38 @@ def loss_and_gradients(kind, c, devices, scan):
     data = rows("decoder", config.Causal(), decoder_length=16)
     r = run("decoder", config.Causal(), c, ffn=EXPERTS[kind], scan=scan)
     mesh, plan, _ = start(r, data, devices)
-    loss = partial(losses.cross_entropy, apply=Transformer(r.model).apply, head_params=head_params, vocab_size=512)
+    loss = partial(cross_entropy, apply=Transformer(r.model).apply, head_params=head_params, vocab_size=512)
     with sharding.use(mesh):
         state, batch = plan.create(0), sharding.global_batch(lambda index: cut(data.rows(index), index), np.arange(8), mesh)
         step = jax.jit(jax.value_and_grad(lambda p, e: loss(p, example=e).mean)).lower(state.params, batch).compile()
         return step(state.params, batch), state, step.as_text()
+
+
+@pytest.mark.parametrize("strategy", ["data", "all", "fsdp and sequence", "all of a pod"])
+def test_sharded_log_probs_are_unsharded(strategy):
+    """Values of every token and the gradient of a function of them; half of the vocabulary is forbidden."""
+    data = rows("decoder", config.Causal(), decoder_length=16)
+
+    def values_and_gradient(c, devices):
+        r = run("decoder", config.Causal(), c)
+        mesh, plan, _ = start(r, data, devices)
+        ours = partial(log_probs, apply=Transformer(r.model).apply, head_params=head_params, vocab_size=512, chunks=2)
+
+        def loss(params, example, forbidden):
+            values = ours(params, example=example, forbidden=forbidden)
+            return jnp.sum(example.weights * jnp.cos(values)), values
+
+        with sharding.use(mesh):
+            state, batch = plan.create(0), sharding.global_batch(lambda index: cut(data.rows(index), index), np.arange(8), mesh)
+            forbidden = jnp.arange(512) % 2 == 1
+            batch = batch.replace(targets=batch.targets // 2 * 2)
+            (_, values), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, batch, forbidden)
+            return values, gradient
+
+    one, many = values_and_gradient(config.Mesh(), jax.devices()[:1]), values_and_gradient(MESHES[strategy], None)
+    assert many[0].shape == (8, 16) and shard(many[0]) == 128 // (4 if strategy in ("all", "all of a pod") else 8)
+    assert np.abs(jax.tree.leaves(one[1])[0]).max() > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), many, one)
 
 
 def cut(example, index):

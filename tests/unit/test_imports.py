@@ -29,7 +29,7 @@ MAY = {
     "losses": {"types", "errors", "sharding", "losses"},
     "checkpoint": CORE | {"integrity"},
     "models": MODELS,
-    "generation": MODELS | {"generation", "objectives", "startup"},
+    "generation": MODELS | {"losses", "generation", "objectives", "startup"},
     "conversion": MODELS | {"conversion"},
     "objectives": CORE | {"objectives"},
     "data": DATA,

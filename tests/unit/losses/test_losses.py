@@ -9,8 +9,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from lm import config, losses, optim, sharding
+from lm import config, optim, sharding
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Schedule, Stack
+from lm.losses.chunked import num_chunks
+from lm.losses.cross_entropy import cross_entropy, scores, token_losses
 from lm.models.transformer import Transformer, head_params
 from lm.training.step import counted, make_step, plan_state
 from lm.types import Example, TokenStream, WeightedMean
@@ -18,7 +20,7 @@ from lm.types import Example, TokenStream, WeightedMean
 B, T, D, V = 4, 12, 16, 37
 MODEL = Model(V, D, decoder=Stack(1, {"L": Block(Attention(2), Mlp(32))}, position=Rope()), head=Head(bias=True))
 APPLY = Transformer(MODEL).apply
-LOSS = partial(losses.cross_entropy, apply=APPLY, head_params=head_params, vocab_size=V)
+LOSS = partial(cross_entropy, apply=APPLY, head_params=head_params, vocab_size=V)
 
 
 def batch(seed=0, rows=B) -> Example:
@@ -49,12 +51,12 @@ def close(a, b, rtol=1e-5, atol=1e-6):
 def test_token_losses_are_optax():
     rng = np.random.default_rng(0)
     logits, targets = (4 * rng.normal(size=(3, 5, V))).astype(np.float32), rng.integers(0, V, (3, 5))
-    got = jax.jit(losses.token_losses)(logits, targets)
+    got = jax.jit(token_losses)(logits, targets)
     expected = jax.jit(optax.softmax_cross_entropy_with_integer_labels)(logits, targets)
     close(got, expected)
     log_z = np.log(np.exp(logits.astype(np.float64)).sum(-1))
-    close(jax.jit(partial(losses.token_losses, z_loss=0.1))(logits, targets), expected + 0.1 * log_z**2)
-    half = jax.jit(losses.token_losses)(jnp.asarray(logits, jnp.bfloat16), targets)
+    close(jax.jit(partial(token_losses, z_loss=0.1))(logits, targets), expected + 0.1 * log_z**2)
+    half = jax.jit(token_losses)(jnp.asarray(logits, jnp.bfloat16), targets)
     assert half.dtype == jnp.float32
 
 
@@ -63,7 +65,7 @@ def test_chunks_change_nothing(params):
 
     def plain(p):
         logits = APPLY({"params": p}, example)
-        return jnp.sum(example.weights * losses.token_losses(logits, example.targets, 0.01))
+        return jnp.sum(example.weights * token_losses(logits, example.targets, 0.01))
 
     whole = jax.jit(jax.value_and_grad(plain))(params)
     for chunks in (1, 3, 12):
@@ -107,12 +109,12 @@ def test_chunked_logits_never_live_whole(params, chunks, whole):
     [((2, 8, 100), 1), ((32, 1024, 50_257), 32), ((8, 80, 30_522), 1), ((1, 7, 2**26), 7), ((4096, 3, 50_000), 3)],
 )
 def test_num_chunks(shape, expected):
-    n = losses.num_chunks(*shape)
+    n = num_chunks(*shape)
     assert n == expected and shape[1] % n == 0
 
 
 def test_scores(params):
-    got = jax.jit(lambda p, e: losses.scores(p, APPLY, e, head_params=head_params, vocab_size=V))(params, batch())
+    got = jax.jit(lambda p, e: scores(p, APPLY, e, head_params=head_params, vocab_size=V))(params, batch())
     logits, e = jax.jit(APPLY)({"params": params}, batch()), batch()
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, e.targets)
     close(got["loss"].mean, np.average(loss, weights=e.weights))

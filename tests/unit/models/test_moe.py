@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import config, flops, losses, optim
+from lm import config, flops, optim
 from lm.config import Attention, Block, Head, Mlp, Model, Moe, Rope, Stack, resolve
 from lm.errors import UserError
+from lm.losses.cross_entropy import cross_entropy, scores, token_losses
 from lm.models import moe
 from lm.models.layers import ACTIVATIONS
 from lm.models.matmul import BLOCK, grouped
@@ -212,7 +213,7 @@ def start(model: Model):
 
 
 def loss_of(model: Model):
-    return lambda p: losses.cross_entropy(p, Transformer(model).apply, batch(), head_params=head_params, vocab_size=V).total
+    return lambda p: cross_entropy(p, Transformer(model).apply, batch(), head_params=head_params, vocab_size=V).total
 
 
 def test_the_loss_takes_what_routers_sow():
@@ -221,8 +222,8 @@ def test_the_loss_takes_what_routers_sow():
     _, sown = jax.jit(lambda p: apply({"params": p}, example, mutable=["losses"]))(params)
     sown = jax.tree.leaves(sown)
     assert len(sown) == 2 and all(x.shape == () and x.dtype == jnp.float32 and x > 0.5 for x in sown)
-    scores = jax.jit(lambda p: losses.scores(p, apply, example, head_params=head_params, vocab_size=V))(params)
-    expected = scores["loss"].total + example.weights.sum() * sum(sown)
+    found = jax.jit(lambda p: scores(p, apply, example, head_params=head_params, vocab_size=V))(params)
+    expected = found["loss"].total + example.weights.sum() * sum(sown)
     close(jax.jit(loss_of(model))(params), expected, rtol=1e-6)
 
 
@@ -230,7 +231,7 @@ def test_a_model_without_experts_has_its_old_loss():
     model, example = Model(V, D, decoder=Stack(2, {"L": Block(Attention(2), PLAIN)}, position=Rope())), batch()
     params, apply = start(model), Transformer(model).apply
     logits = jax.jit(lambda p: apply({"params": p}, example))(params)
-    expected = jnp.sum(example.weights * losses.token_losses(logits, example.targets))
+    expected = jnp.sum(example.weights * token_losses(logits, example.targets))
     close(jax.jit(loss_of(model))(params), expected, rtol=1e-6)
 
 
@@ -256,7 +257,7 @@ def test_the_loss_is_the_same_however_far_a_row_is_padded(capacity, stack):
     params = stack_groups(start(model_of())) if stack else start(model_of())
 
     def loss(p, example):
-        return losses.cross_entropy(p, Transformer(model).apply, example, head_params=head_params, vocab_size=V).total
+        return cross_entropy(p, Transformer(model).apply, example, head_params=head_params, vocab_size=V).total
 
     both = jax.jit(jax.value_and_grad(loss))
     value, gradient = both(params, batch())
@@ -271,7 +272,7 @@ def test_microbatches_add_up_to_the_batch():
     for settings, rtol in (({"balance": 0.0, "z": 0.5}, 1e-6), ({"balance": 0.05, "z": 0.0}, 0.02)):
         model = model_of(**settings)
         params, apply = start(model_of()), Transformer(model).apply
-        mean = jax.jit(lambda e: losses.cross_entropy(params, apply, e, head_params=head_params, vocab_size=V))  # noqa: B023
+        mean = jax.jit(lambda e: cross_entropy(params, apply, e, head_params=head_params, vocab_size=V))  # noqa: B023
         parts = [mean(jax.tree.map(lambda x, i=i: x[i : i + 1], example)) for i in range(4)]
         close(sum(parts[1:], parts[0]).mean, mean(example).mean, rtol=rtol)
         assert parts[-1].total == 0 and parts[-1].weight == 0

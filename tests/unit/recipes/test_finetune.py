@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import flops, losses
+from lm import flops
 from lm.config import Attention, Block, Head, Learned, Mlp, Model, Norm, Rope, Stack
 from lm.data.examples import ExampleBuilder, shorten
 from lm.data.labelled import Extractive, Labelled
@@ -20,6 +20,7 @@ from lm.errors import Diverged, UserError
 from lm.evaluation.qa_metrics import classified, exact, qa_metrics, token_f1
 from lm.generation.decoding import left_padded
 from lm.generation.rank import rank
+from lm.losses.cross_entropy import token_losses
 from lm.models.transformer import Transformer
 from lm.recipes.finetune import Finetune, Work, finetune, main, transplant
 from lm.types import Example, TokenStream
@@ -206,7 +207,7 @@ def test_ranking_is_every_candidate_by_itself(architecture, prefix):
         jnp.asarray, stack([pack([writer.answer_example(t, a)], writer.answer_lengths) for t in texts for a in answers])
     )
     logits = jax.jit(network.apply)({"params": p}, whole)
-    expected = -np.asarray(jnp.sum(whole.weights * losses.token_losses(logits, whole.targets), axis=1)).reshape(2, 2)
+    expected = -np.asarray(jnp.sum(whole.weights * token_losses(logits, whole.targets), axis=1)).reshape(2, 2)
     candidates = np.array([[YES, 2, 0], [VERY, NO, 2]], np.int32)
     asked = [writer.prompt(t) for t in texts]
     encoder = left_padded([a[0] for a in asked], length=7) if architecture != "decoder" else None

@@ -1,0 +1,59 @@
+"""Cross-entropy of an Example's targets, for training and for evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lm.losses.chunked import Apply, chunked_sum, over_logits
+from lm.losses.log_probs import target_logits, token_scores
+from lm.types import Example, WeightedMean
+
+
+def token_losses(logits: jax.Array, targets: jax.Array, z_loss: float = 0.0) -> jax.Array:
+    """-log softmax(logits)[target] + z_loss * log(Z)^2, float32 [...], for logits [..., V] and targets [...]."""
+    chosen, log_z = target_logits(logits, targets)
+    return log_z - chosen + z_loss * log_z**2
+
+
+def cross_entropy(
+    params: Any,
+    apply: Apply,
+    example: Example,
+    *,
+    head_params: Callable[[Any], Any],
+    vocab_size: int,
+    z_loss: float = 0.0,
+    rngs: dict[str, jax.Array] | None = None,
+    chunks: int | None = None,
+) -> WeightedMean:
+    """The weighted sum of the token losses of an Example, and the sum of its weights.
+
+    What the model itself sows in "losses" (a router's, see `lm.models.moe`) is added to the mean over tokens: it enters the sum
+    times the weight, so that each of several microbatches counts by its weight.
+
+    `head_params` selects the parameters that `apply(..., method="logits")` reads, so that only their gradient is carried
+    through the chunks.
+    """
+
+    def part(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.sum(weights * token_losses(logits, targets, z_loss)), None
+
+    hidden, sown = apply({"params": params}, example, method="hidden", rngs=rngs, mutable=["losses"])
+    rest = (example.targets, example.weights)
+    total, _ = over_logits(chunked_sum, part, head_params(params), apply, hidden, rest, vocab_size, chunks)
+    weight = jnp.sum(example.weights)
+    return WeightedMean(sum((jnp.sum(extra) * weight for extra in jax.tree.leaves(sown)), total), weight)
+
+
+def scores(
+    params: Any, apply: Apply, example: Example, *, head_params: Callable[[Any], Any], vocab_size: int
+) -> dict[str, WeightedMean]:
+    """For evaluation: `loss` in nats (no z-loss) and `accuracy` of the most likely token, over the weighted targets."""
+    found = token_scores(params, apply, example, head_params=head_params, vocab_size=vocab_size)
+    weight = jnp.sum(example.weights)
+    return {
+        "loss": WeightedMean(-jnp.sum(example.weights * found.log_probs), weight),
+        "accuracy": WeightedMean(jnp.sum(example.weights * found.is_top), weight),
+    }
