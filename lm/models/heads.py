@@ -1,4 +1,4 @@
-"""From hidden vectors to logits."""
+"""The head: hidden vectors -> logits. Axes: D width, V vocabulary (or the head's own number of outputs)."""
 
 from typing import Any
 
@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from lm import config
-from lm.models.layers import ACTIVATIONS, Norm, Projection, Table, parameter
+from lm.models.embedding import Table
+from lm.models.layers import ACTIVATIONS, Norm, Projection, parameter
 
 
 class Head(nn.Module):
-    """x [..., D] -> logits [..., V] in the computation's dtype; tied heads take the embedding table."""
+    """x [..., D] -> logits [..., V] in the dtype of the computation. A tied head multiplies by the token table."""
 
     config: config.Head
     vocab_size: int
@@ -23,12 +24,12 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, table: Table) -> jax.Array:
         c = self.config
-        kinds: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        dtypes: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if c.transform:
             width = self.table_width if c.tied else x.shape[-1]
-            x = Projection((width,), ("embed", "embed_out"), bias=c.transform_bias, std=self.std, name="transform", **kinds)(x)
+            x = Projection((width,), ("embed", "embed_out"), bias=c.transform_bias, std=self.std, name="transform", **dtypes)(x)
             x = ACTIVATIONS[c.transform](x)
-            x = Norm(c.norm, "embed_out", name="transform_norm", **kinds)(x) if c.norm else x
+            x = Norm(c.norm, "embed_out", name="transform_norm", **dtypes)(x) if c.norm else x
         if c.tied:
             bias = None
             if c.bias:
@@ -37,7 +38,7 @@ class Head(nn.Module):
             logits = table.attend(x, bias)
         else:
             axis = "vocab" if c.outputs is None else "outputs"
-            logits = Projection((c.outputs or self.vocab_size,), ("embed", axis), c.bias, self.std, name="out", **kinds)(x)
+            logits = Projection((c.outputs or self.vocab_size,), ("embed", axis), c.bias, self.std, name="out", **dtypes)(x)
         if c.scale is not None:
             logits = logits * c.scale
         if c.softcap is not None:

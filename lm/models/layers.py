@@ -1,12 +1,13 @@
-"""The small parts: projection, norm, embedding, feed-forward. Axis letters stand in `lm.types`.
+"""Building blocks: projection, norm, dropout, MLP.
 
-Every parameter names its axes where it is made; `lm.sharding` says what a name means on a mesh. Dropout is on exactly
-when the caller gives a "dropout" rng, so there is no train flag to pass along.
+Axes: B batch, T length, D width, F hidden, I a projection's inputs, O its outputs.
+
+Every parameter names its axes where it is made; `lm.sharding` maps the names to mesh axes. Dropout is on exactly if the
+caller passes a "dropout" rng, so there is no train flag.
 """
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.matmul import affine
-from lm.sharding import PARAMETERS, divides, shard_map_by_axes, shards
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -29,18 +29,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def parameter(
     module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str
 ) -> jax.Array:
-    """A parameter of `module` whose axes have logical names."""
+    """Declares a parameter of `module` with logical axis names, and returns its value."""
     value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(dtype))
     return value
 
 
 class Projection(nn.Module):
-    """x [..., *inputs] -> [..., *outputs]: its last axes contracted with a kernel of shape inputs + outputs."""
+    """x [..., *I] -> [..., *O]: contracts the last axes of x with a kernel [*I, *O]."""
 
     outputs: tuple[int, ...]
     axes: tuple[str, ...]  # logical names of the kernel's axes, inputs first
     bias: bool = False
-    std: float | None = None  # of the initial kernel; None: fan-in ** -0.5
+    std: float | None = None  # of the kernel's initial values; None: fan-in ** -0.5
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -59,7 +59,7 @@ class Projection(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer norm (arXiv 1607.06450) or root-mean-square norm (arXiv 1910.07467) over the last axis, in float32."""
+    """Layer norm (arXiv 1607.06450) or RMS norm (arXiv 1910.07467) over the last axis, computed in float32."""
 
     config: config.Norm
     axis: str = "embed"
@@ -83,97 +83,8 @@ class Norm(nn.Module):
         return y.astype(self.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def embedding_lookup(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str]) -> jax.Array:
-    """Rows `ids` [B, T] of a table whose axes have these names, in `dtype`: [B, T, D].
-
-    What is less travels: the table to the tokens, or the tokens to all parts of the table and their vectors back. A
-    partitioner, left to itself, makes the look-up of the whole batch on every device.
-    """
-    if not _tokens_travel(table, ids, axes):
-        return jnp.take(nn.with_logical_constraint(table.astype(dtype), (axes[0], None)), ids, axis=0)
-
-    def look(ids: jax.Array, part: jax.Array) -> jax.Array:
-        every = jax.lax.all_gather(ids, PARTS)
-        vectors = jnp.take(part, _own_rows(every, len(part), axes[0]), axis=0, mode="fill", fill_value=0)
-        found = jax.lax.all_to_all(vectors, PARTS, 0, vectors.ndim - 2).reshape(*ids.shape, -1)
-        return jnp.where(((ids >= 0) & (ids < len(table)))[..., None], found, jnp.nan)  # an id that is none
-
-    return shard_map_by_axes(look, (PLACE, axes), (*PLACE, None), summed=axes[:1])(ids, table.astype(dtype))
-
-
-PLACE = ("batch", "length")
-PARTS = PARAMETERS["embed"]
-
-
-def _tokens_travel(table: jax.Array, ids: jax.Array, axes: tuple[str, str]) -> bool:
-    if axes[1] != "embed" or shards("embed") == 1 or not divides(ids, PLACE):
-        return False
-    return ids.size // (shards("batch") * shards("length")) < len(table) // shards(axes[0])
-
-
-def _own_rows(ids: jax.Array, rows: int, axis: str) -> jax.Array:
-    """Places in this device's part, `rows` of a table's first axis; what is another's gets `rows`, which is nowhere."""
-    at = ids - rows * jax.lax.axis_index("tensor") if shards(axis) > 1 else ids
-    return jnp.where((at >= 0) & (at < rows), at, rows)
-
-
-def _embedding_lookup_forward(table: jax.Array, ids: jax.Array, dtype: str, axes: tuple[str, str]) -> tuple[jax.Array, Any]:
-    return embedding_lookup(table, ids, dtype, axes), (table, ids)
-
-
-def _embedding_lookup_backward(dtype: str, axes: tuple[str, str], kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
-    """The gradient is summed in the table's own precision on a device; a whole table's, between devices, in `dtype`."""
-    table, ids = kept
-    rows = len(table) // shards(axes[0])
-
-    def add(sums: jax.Array, ids: jax.Array, gradient: jax.Array) -> jax.Array:
-        return sums.at[_own_rows(ids, rows, axes[0])].add(gradient.astype(table.dtype), mode="drop")
-
-    def exchanged(ids: jax.Array, gradient: jax.Array) -> jax.Array:
-        """A device's tokens after the other's: all in float32 at once, few numbers each, would fill gigabytes of tiles."""
-        parts = gradient.reshape(*ids.shape, shards("embed"), -1)
-        every = jax.lax.all_gather(ids, PARTS), jax.lax.all_to_all(parts, PARTS, parts.ndim - 2, 0)
-        zero = jnp.zeros((rows, parts.shape[-1]), table.dtype)
-        return jax.lax.scan(lambda sums, xs: (add(sums, *xs), None), zero, every)[0]
-
-    def whole(ids: jax.Array, gradient: jax.Array) -> jax.Array:
-        return add(jnp.zeros((rows, gradient.shape[-1]), table.dtype), ids, gradient).astype(dtype)
-
-    if _tokens_travel(table, ids, axes):
-        summed = shard_map_by_axes(exchanged, (PLACE, (*PLACE, None)), axes, summed=("batch_by_table",))
-    else:
-        summed = shard_map_by_axes(whole, (PLACE, (*PLACE, None)), (axes[0], None), summed=PLACE)
-    return summed(ids, gradient).astype(table.dtype), None
-
-
-embedding_lookup.defvjp(_embedding_lookup_forward, _embedding_lookup_backward)
-
-
-class Table(nn.Module):
-    """Vectors by index: int32 [...] -> [..., D]."""
-
-    size: int
-    width: int
-    axes: tuple[str, str]
-    std: float
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-
-    def setup(self) -> None:
-        init, shape = nn.initializers.normal(self.std), (self.size, self.width)
-        self.embedding = parameter(self, "embedding", init, shape, self.axes, self.param_dtype)
-
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        return embedding_lookup(self.embedding, ids, self.dtype, self.axes)
-
-    def attend(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        """x [..., D] -> its products with every vector, plus bias [V]: [..., V], the tied output layer."""
-        return affine(x.astype(self.dtype), self.embedding.T.astype(self.dtype), bias)
-
-
 class Dropout(nn.Module):
-    """Zeroes a share `rate` of x and scales the rest, if a "dropout" rng was given."""
+    """Zeroes elements with probability `rate` and scales up the others, if a "dropout" rng was passed."""
 
     rate: float
 
@@ -183,9 +94,9 @@ class Dropout(nn.Module):
 
 
 class Mlp(nn.Module):
-    """x [..., D] -> act(x W) V, or gated: (act(x W) * x U) V (GLU variants, arXiv 2002.05202).
+    """x [B, T, D] -> act(x W) V, or gated (act(x W) * x U) V (GLU variants, arXiv 2002.05202): [B, T, D].
 
-    `real`, which tokens are text, makes no difference here: every token is on its own.
+    `token_mask` is unused: it is here because every kind of feed-forward is called with it.
     """
 
     config: config.Mlp
@@ -195,13 +106,13 @@ class Mlp(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, token_mask: jax.Array | None = None) -> jax.Array:
         c, width = self.config, x.shape[-1]
-        kinds: dict[str, Any] = dict(bias=c.bias, dtype=self.dtype, param_dtype=self.param_dtype)
-        hidden = Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="up", **kinds)(x)
-        hidden = ACTIVATIONS[c.activation](hidden.astype(jnp.float32)).astype(self.dtype)
+        options: dict[str, Any] = dict(bias=c.bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        hidden_BTF = Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="up", **options)(x)
+        hidden_BTF = ACTIVATIONS[c.activation](hidden_BTF.astype(jnp.float32)).astype(self.dtype)
         if c.gated:
-            hidden = hidden * Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="gate", **kinds)(x)
-        hidden = nn.with_logical_constraint(hidden, ("batch", "length", "hidden"))
-        hidden = Dropout(c.dropout)(hidden)
-        return Projection((width,), ("hidden", "embed"), std=self.out_std, name="down", **kinds)(hidden)
+            hidden_BTF = hidden_BTF * Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="gate", **options)(x)
+        hidden_BTF = nn.with_logical_constraint(hidden_BTF, ("batch", "length", "hidden"))
+        hidden_BTF = Dropout(c.dropout)(hidden_BTF)
+        return Projection((width,), ("hidden", "embed"), std=self.out_std, name="down", **options)(hidden_BTF)

@@ -1,4 +1,4 @@
-"""A preset in miniature: every switch of the family, none of its size. For tests, and to try a family in a minute."""
+"""Shrinks a preset to a tiny model with all settings of its family, for tests and for trying a family in a minute."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,9 +9,9 @@ WIDTH, HEADS, HEAD_DIM, HIDDEN, LAYERS = 64, 4, 16, 96, 2
 
 
 def tiny(model: config.Model, *, vocab_size: int, length: int = 128) -> config.Model:
-    """The family of `model` at width 64, with 2 layers or the first 4 of a longer pattern, and no dropout.
+    """Returns `model` at width 64, with 2 layers (4 if its pattern is longer), `length` learned positions and no dropout.
 
-    A model without a head gets BERT's: what is trained here answers.
+    A model without a head gets BERT's, so that every result can be trained and predicts tokens.
     """
 
     def attention(a: config.Attention) -> config.Attention:
@@ -53,6 +53,7 @@ def tiny(model: config.Model, *, vocab_size: int, length: int = 128) -> config.M
 
 
 def tiny_generator(generator: config.Model, model: config.Model, *, length: int = 128) -> config.Model:
-    """What fills in masks for the miniature `model` (ELECTRA), with tables as wide as its: they are shared."""
+    """Returns the tiny generator of an ELECTRA whose tiny discriminator is `model`; its tables, which are shared, have the same
+    width."""
     small = tiny(generator, vocab_size=model.vocab_size, length=length)
     return replace(small, embed=replace(small.embed, width=model.embed.width or model.width))

@@ -1,6 +1,6 @@
-"""A mixture of experts: a router sends each token to a few of many feed-forwards.
+"""Mixture of experts: a router sends each token to a few of many MLPs.
 
-Axis letters of `lm.types`, and E experts, K experts of a token, C places of an expert in a row, M = B T K assignments.
+Axes: B batch, T length, D width, F hidden, E experts, K experts per token, C slots per expert and row, M = B T K assignments.
 """
 
 import math
@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.layers import ACTIVATIONS, Projection, parameter
-from lm.models.matmul import grouped
+from lm.models.matmul import grouped_matmul
 from lm.sharding import shard_map_by_axes
 
 
-class Kernels(nn.Module):
-    """The kernels of E projections, [E, I, O]; each starts as that of a `Projection` does."""
+class ExpertKernels(nn.Module):
+    """The kernels [E, I, O] of E projections; each is initialised like that of a `Projection`."""
 
     shape: tuple[int, int, int]
     axes: tuple[str, str, str]
@@ -33,12 +33,14 @@ class Kernels(nn.Module):
 
 
 class Moe(nn.Module):
-    """x [B, T, D] -> the weighted sum of what K experts, each an `lm.models.layers.Mlp` without biases, make of a token.
+    """x [B, T, D] -> [B, T, D]: for each token the weighted sum of K experts, each an `lm.models.layers.Mlp` without biases.
 
-    Weights are the router's softmax over all experts, in float32, by default scaled so that those of the chosen sum to 1.
-    `real` bool [B, T] says which tokens are text; None: all. The router's own losses are sown in "losses" as one weighted
-    scalar, a mean over the text alone. Padding takes no place of an expert with a capacity; without one it is routed as
-    text is, and nobody reads the result.
+    Weights are the router's softmax over all experts, in float32; with `renormalize` those of the chosen K sum to 1.
+
+    token_mask: bool [B, T], False at padding; None: no padding. Padding takes no slot of an expert with a capacity; without a
+    capacity it is routed like any token, and its output is not used.
+
+    The router's losses are sown in the collection "losses" as one weighted scalar, a mean over tokens without padding.
     """
 
     config: config.Moe
@@ -48,25 +50,24 @@ class Moe(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, real: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, token_mask: jax.Array | None = None) -> jax.Array:
         c, (e, d, f) = self.config, (self.config.num_experts, x.shape[-1], self.config.expert.hidden)
-        with jax.default_matmul_precision("highest"):  # a TPU's default for float32 is bfloat16
+        with jax.default_matmul_precision("highest"):  # a TPU multiplies float32 in bfloat16 by default
             router = Projection((e,), ("embed", "outputs"), std=self.std, param_dtype=self.param_dtype, name="router")
             logits_BTE = router(x)
-        shares_BTE = jax.nn.softmax(logits_BTE)
-        row = ("batch", "length", None)
-        best = shard_map_by_axes(
-            partial(jax.lax.top_k, k=c.top_k), (row,), row, summed=()
-        )  # else XLA may gather all rows to sort them
-        weights_BTK, chosen_BTK = best(shares_BTE)
+        probs_BTE = jax.nn.softmax(logits_BTE)
+        by_row = ("batch", "length", None)
+        # By device, because XLA may gather all rows to sort them.
+        top_k = shard_map_by_axes(partial(jax.lax.top_k, k=c.top_k), (by_row,), by_row, summed=())
+        weights_BTK, experts_BTK = top_k(probs_BTE)
         if c.renormalize:
             weights_BTK = weights_BTK / jnp.sum(weights_BTK, axis=-1, keepdims=True)
         if not self.is_initializing():
-            losses = c.balance * balance_loss(shares_BTE, chosen_BTK, real) + c.z * z_loss(logits_BTE, real)
+            losses = c.balance * balance_loss(probs_BTE, experts_BTK, token_mask) + c.z * z_loss(logits_BTE, token_mask)
             self.sow("losses", "routing", losses)
 
         def kernels(name: str, inputs: int, outputs: int, axes: tuple[str, str, str], std: float | None) -> jax.Array:
-            return Kernels((e, inputs, outputs), axes, std, self.param_dtype, name=name)().astype(self.dtype)
+            return ExpertKernels((e, inputs, outputs), axes, std, self.param_dtype, name=name)().astype(self.dtype)
 
         w = [kernels("up", d, f, ("experts", "embed", "hidden"), self.std)]
         if c.expert.gated:
@@ -74,90 +75,94 @@ class Moe(nn.Module):
         w.append(kernels("down", f, d, ("experts", "hidden", "embed"), self.out_std))
         x = x.astype(self.dtype)
         if c.capacity is not None:
-            return limited(x, weights_BTK, chosen_BTK, *w, config=c, real=real)
-        # Every device has its own tokens sorted, by all experts: their kernels travel, as any parameters' do under fsdp.
-        ways = [(None, None, "hidden")] * (len(w) - 1) + [(None, "hidden", None)]
-        return shard_map_by_axes(partial(dropless, config=c), (row, row, row, *ways), row, summed=("hidden",))(
-            x, weights_BTK, chosen_BTK, *w
-        )
+            return with_capacity(x, weights_BTK, experts_BTK, *w, config=c, token_mask=token_mask)
+        # Every device sorts its own tokens by all experts; it gathers the kernels, as any parameters under fsdp.
+        kernel_axes = [(None, None, "hidden")] * (len(w) - 1) + [(None, "hidden", None)]
+        inputs = (by_row, by_row, by_row, *kernel_axes)
+        on_device = shard_map_by_axes(partial(dropless, config=c), inputs, by_row, summed=("hidden",))
+        return on_device(x, weights_BTK, experts_BTK, *w)
 
 
-def balance_loss(shares_BTE: jax.Array, chosen_BTK: jax.Array, real: jax.Array | None = None) -> jax.Array:
-    """E times the sum over experts of their share of assignments times their mean softmax: 1 if all have the same.
+def balance_loss(probs_BTE: jax.Array, experts_BTK: jax.Array, token_mask: jax.Array | None = None) -> jax.Array:
+    """Returns E times the sum over experts of (share of assignments) * (mean probability): 1 if the load is uniform.
 
-    Switch Transformer (arXiv 2101.03961, equations 4 to 6), with K assignments to a token. Means are over the tokens that
-    are `real`: all padding is alike and goes to the same experts, so counting it would make a balanced router look unbalanced.
+    Switch Transformer (arXiv 2101.03961, equations 4 to 6), with K assignments per token. Means exclude padding: all of it
+    goes to the same experts, so counting it would make a balanced router look unbalanced.
     """
-    e = shares_BTE.shape[-1]
-    assigned_BTE = jnp.mean(jax.nn.one_hot(chosen_BTK, e), axis=2)
-    return e * jnp.sum(mean_over(real, assigned_BTE) * mean_over(real, shares_BTE))
+    e = probs_BTE.shape[-1]
+    assigned_BTE = jnp.mean(jax.nn.one_hot(experts_BTK, e), axis=2)
+    return e * jnp.sum(token_mean(assigned_BTE, token_mask) * token_mean(probs_BTE, token_mask))
 
 
-def z_loss(logits_BTE: jax.Array, real: jax.Array | None = None) -> jax.Array:
-    """Mean of log(Z)^2 over `real` tokens, which keeps a router's logits small (ST-MoE, arXiv 2202.08906, equation 5)."""
-    return mean_over(real, jax.nn.logsumexp(logits_BTE, axis=-1) ** 2)
+def z_loss(logits_BTE: jax.Array, token_mask: jax.Array | None = None) -> jax.Array:
+    """Returns the mean of log(Z)^2, which keeps the router's logits small (ST-MoE, arXiv 2202.08906, equation 5)."""
+    return token_mean(jax.nn.logsumexp(logits_BTE, axis=-1) ** 2, token_mask)
 
 
-def mean_over(real: jax.Array | None, x: jax.Array) -> jax.Array:
-    """The mean of x [B, T, ...] over the tokens where `real` [B, T] holds, all of them if None; 0 if there are none."""
-    if real is None:
+def token_mean(x: jax.Array, token_mask: jax.Array | None) -> jax.Array:
+    """Returns the mean of x [B, T, ...] over the tokens of the mask [B, T] (None: all); 0 if there are none."""
+    if token_mask is None:
         return jnp.mean(x, axis=(0, 1))
-    inside = real.reshape(*real.shape, *(1,) * (x.ndim - 2))
-    return jnp.sum(jnp.where(inside, x, 0.0), axis=(0, 1)) / jnp.maximum(jnp.sum(real), 1)
+    mask = token_mask.reshape(*token_mask.shape, *(1,) * (x.ndim - 2))
+    return jnp.sum(jnp.where(mask, x, 0.0), axis=(0, 1)) / jnp.maximum(jnp.sum(token_mask), 1)
 
 
-def feed(x: jax.Array, w: Any, activation: str, product: Callable[..., jax.Array]) -> jax.Array:
-    """`lm.models.layers.Mlp`, with w = (up, down) or (up, gate, down), by a product that knows whose rows of x are whose."""
-    hidden = ACTIVATIONS[activation](product(x, w[0], "hidden").astype(jnp.float32)).astype(x.dtype)
+def expert_mlp(x: jax.Array, w: Any, activation: str, matmul: Callable[..., jax.Array]) -> jax.Array:
+    """`lm.models.layers.Mlp` of all experts, with w = (up, down) or (up, gate, down).
+
+    `matmul(x, kernels, axis)` multiplies each row of x by its expert's kernel; `axis` names the result's last axis.
+    """
+    hidden = ACTIVATIONS[activation](matmul(x, w[0], "hidden").astype(jnp.float32)).astype(x.dtype)
     if len(w) == 3:
-        hidden = hidden * product(x, w[1], "hidden")
-    return product(hidden, w[-1], "embed_act")
+        hidden = hidden * matmul(x, w[1], "hidden")
+    return matmul(hidden, w[-1], "embed_act")
 
 
-def dropless(x: jax.Array, weights_BTK: jax.Array, chosen_BTK: jax.Array, *w: jax.Array, config: config.Moe) -> jax.Array:
-    """x [B, T, D] -> [B, T, D]: assignments sorted by expert, so that each expert has its tokens in a row (MegaBlocks)."""
-    order_M = jnp.argsort(chosen_BTK.reshape(-1))  # stable
-    sizes_E = jnp.bincount(chosen_BTK.reshape(-1), length=config.num_experts)
+def dropless(x: jax.Array, weights_BTK: jax.Array, experts_BTK: jax.Array, *w: jax.Array, config: config.Moe) -> jax.Array:
+    """x [B, T, D] -> [B, T, D], without a capacity: sorts assignments by expert and multiplies by group (MegaBlocks, arXiv
+    2211.15841)."""
+    order_M = jnp.argsort(experts_BTK.reshape(-1))  # stable
+    sizes_E = jnp.bincount(experts_BTK.reshape(-1), length=config.num_experts)
     tokens_MD = x.reshape(-1, x.shape[-1])[order_M // config.top_k]
-    made_MD = feed(tokens_MD, w, config.expert.activation, lambda a, b, _: grouped(a, b, sizes_E))
-    made_BTKD = made_MD[jnp.argsort(order_M)].reshape(*chosen_BTK.shape, -1)
-    return jnp.einsum("btkd,btk->btd", made_BTKD, weights_BTK.astype(x.dtype))
+    out_MD = expert_mlp(tokens_MD, w, config.expert.activation, lambda a, b, _: grouped_matmul(a, b, sizes_E))
+    out_BTKD = out_MD[jnp.argsort(order_M)].reshape(*experts_BTK.shape, -1)
+    return jnp.einsum("btkd,btk->btd", out_BTKD, weights_BTK.astype(x.dtype))
 
 
-def limited(
+def with_capacity(
     x: jax.Array,
     weights_BTK: jax.Array,
-    chosen_BTK: jax.Array,
+    experts_BTK: jax.Array,
     *w: jax.Array,
     config: config.Moe,
-    real: jax.Array | None = None,
+    token_mask: jax.Array | None = None,
 ) -> jax.Array:
-    """x [B, T, D] -> [B, T, D]: an expert has C places in each row, and tokens take them in their order.
+    """x [B, T, D] -> [B, T, D], with C slots per expert and row, which tokens take in their order; the rest is dropped.
 
-    One-hot sends there and back, which shard over an axis of experts (GShard, arXiv 2006.16668, section 3.2), but no
-    second choice waits for later tokens' first: whether a token finds a place depends on the tokens before it alone.
-    C is therefore a share of the row's length and not of its text, and tokens that are not `real` take no place: they get 0.
+    Dispatches and combines by one-hot einsums, which shard over experts (GShard, arXiv 2006.16668, section 3.2). Unlike in
+    GShard, first choices of later tokens do not take precedence over second choices: whether a token gets a slot depends on
+    earlier tokens alone. Hence C is a share of the row's length, padding included, although padding takes no slot and gets 0.
     """
     t, e = x.shape[1], config.num_experts
     assert config.capacity is not None
-    places = min(t, math.ceil(config.capacity * t * config.top_k / e))
-    chosen_BTKE = jax.nn.one_hot(chosen_BTK, e, dtype=jnp.int32)
-    taken_BTE = jnp.sum(chosen_BTKE, axis=2)
-    if real is not None:
-        taken_BTE = jnp.where(real[..., None], taken_BTE, 0)
-    before_BTE = jnp.cumsum(taken_BTE, axis=1) - taken_BTE
-    send_BTEC = jax.nn.one_hot(jnp.where(taken_BTE == 1, before_BTE, places), places, dtype=x.dtype)  # 0 from `places` on
-    weights_BTE = jnp.einsum("btke,btk->bte", chosen_BTKE, weights_BTK)
+    slots = min(t, math.ceil(config.capacity * t * config.top_k / e))
+    experts_BTKE = jax.nn.one_hot(experts_BTK, e, dtype=jnp.int32)
+    assigned_BTE = jnp.sum(experts_BTKE, axis=2)
+    if token_mask is not None:
+        assigned_BTE = jnp.where(token_mask[..., None], assigned_BTE, 0)
+    slot_BTE = jnp.cumsum(assigned_BTE, axis=1) - assigned_BTE
+    dispatch_BTEC = jax.nn.one_hot(jnp.where(assigned_BTE == 1, slot_BTE, slots), slots, dtype=x.dtype)  # 0 from `slots` on
+    weights_BTE = jnp.einsum("btke,btk->bte", experts_BTKE, weights_BTK)
 
-    def product(a: jax.Array, b: jax.Array, axis: str) -> jax.Array:
+    def matmul(a: jax.Array, b: jax.Array, axis: str) -> jax.Array:
         y = jnp.einsum("beci,eio->beco", a, b)
         return nn.with_logical_constraint(y, ("batch_by_expert", "experts", "capacity", axis))
 
-    # Twice constrained, so that between a device's own rows and its own experts' lies an all-to-all: from one to the other
-    # in a single product, XLA adds up partial sums over experts and then gathers all rows of the batch.
-    own, theirs = (("batch", None, "capacity", "embed_act"), ("batch_by_expert", "experts", "capacity", "embed_act"))
-    sent_BECD = nn.with_logical_constraint(jnp.einsum("btec,btd->becd", send_BTEC, x), own)
-    made_BECD = feed(nn.with_logical_constraint(sent_BECD, theirs), w, config.expert.activation, product)
-    made_BECD = nn.with_logical_constraint(made_BECD, own)
-    back_BTEC = send_BTEC * weights_BTE[..., None].astype(x.dtype)
-    return jnp.einsum("btec,becd->btd", back_BTEC, made_BECD)
+    # Constrained twice, so that XLA puts an all-to-all between sharding by row and sharding by expert. With one constraint it
+    # sums partial results over experts and then gathers all rows of the batch.
+    by_row, by_expert = ("batch", None, "capacity", "embed_act"), ("batch_by_expert", "experts", "capacity", "embed_act")
+    in_BECD = nn.with_logical_constraint(jnp.einsum("btec,btd->becd", dispatch_BTEC, x), by_row)
+    out_BECD = expert_mlp(nn.with_logical_constraint(in_BECD, by_expert), w, config.expert.activation, matmul)
+    out_BECD = nn.with_logical_constraint(out_BECD, by_row)
+    combine_BTEC = dispatch_BTEC * weights_BTE[..., None].astype(x.dtype)
+    return jnp.einsum("btec,becd->btd", combine_BTEC, out_BECD)

@@ -1,4 +1,7 @@
-"""How a token's place enters: added vectors, rotations, biases on the attention logits."""
+"""Positions: sinusoidal vectors, rotations of queries and keys, biases on the attention logits.
+
+Axes: B batch, T query length, S key length, D width, N heads, H head dim.
+"""
 
 import math
 
@@ -13,10 +16,10 @@ from lm.models.layers import parameter
 
 
 def check_reach(model: config.Model, encoder: int | None, decoder: int | None, *, cure: str, what: str = "a row takes") -> None:
-    """UserError where tokens have more positions than a stack has learned; `cure` says what to do, of this "{stack}", and
-    `what` who needs them.
+    """Raises UserError if `encoder` or `decoder` tokens (None: that stack is not used) exceed the stack's learned positions.
 
-    Past the table there is nothing to look up, and the model gives NaN.
+    Beyond its table the model returns NaN. `what` says in the error who needs the positions; `cure` says what to do, with
+    "{stack}" for the stack's name.
     """
     for name, needed in (("encoder", encoder), ("decoder", decoder)):
         position = getattr(getattr(model, name), "position", None)
@@ -27,14 +30,15 @@ def check_reach(model: config.Model, encoder: int | None, decoder: int | None, *
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
-    """int32 [B, T] -> float32 [B, T, D], sines in the even places, cosines in the odd (arXiv 1706.03762, section 3.5)."""
+    """int32 [B, T] -> float32 [B, T, D]: sines at even indices, cosines at odd (arXiv 1706.03762, section 3.5)."""
     rates = 10_000.0 ** (-jnp.arange(0, width, 2) / width)
     angles = positions[..., None].astype(jnp.float32) * rates
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, -1)[..., :width]
 
 
 def rope_frequencies(rope: config.Rope, dim: int) -> np.ndarray:
-    """float64 [dim / 2]: radians a position. With `original_length`, low frequencies alone are stretched (LLaMA 3.1)."""
+    """Returns radians per position, float64 [dim / 2]: divided by `factor`, or if `original_length` is set (LLaMA 3.1) only
+    the low frequencies."""
     frequencies = rope.theta ** (-np.arange(0, dim, 2) / dim)
     if rope.original_length is None:
         return frequencies / rope.factor
@@ -45,23 +49,28 @@ def rope_frequencies(rope: config.Rope, dim: int) -> np.ndarray:
 
 
 def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, rope: config.Rope) -> jax.Array:
-    """Turns the first `fraction` of the head dim by the position (arXiv 2104.09864, eq. 34), in float32."""
+    """Rotates the first `fraction` of the head dim by the position (arXiv 2104.09864, equation 34), in float32; [B, T, N, H]
+    in the dtype of x."""
     head_dim = x_BTNH.shape[-1]
     dim = int(head_dim * rope.fraction)
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * rope_frequencies(rope, dim).astype(np.float32)
     sin, cos = jnp.sin(angles), jnp.cos(angles)
-    # Cut before the cast and joined after it: whole arrays of heads in float32 would stand in a TPU's memory.
+    # Split before the cast to float32 and join after it: otherwise a TPU holds the complete array in float32.
     x, rest = x_BTNH[..., :dim], x_BTNH[..., dim:]
     halves = (x[..., 0::2], x[..., 1::2]) if rope.interleaved else jnp.split(x, 2, axis=-1)
     a, b = (half.astype(jnp.float32) for half in halves)
-    turned = [y.astype(x.dtype) for y in (a * cos - b * sin, b * cos + a * sin)]
+    rotated = [y.astype(x.dtype) for y in (a * cos - b * sin, b * cos + a * sin)]
     if rope.interleaved:
-        return jnp.concatenate([jnp.stack(turned, axis=-1).reshape(x.shape), rest], axis=-1)
-    return jnp.concatenate([*turned, rest], axis=-1)
+        return jnp.concatenate([jnp.stack(rotated, axis=-1).reshape(x.shape), rest], axis=-1)
+    return jnp.concatenate([*rotated, rest], axis=-1)
 
 
-def bucket(distance: jax.Array, buckets: config.Buckets, *, causal: bool) -> jax.Array:
-    """int32 distances query - key -> bucket numbers: half of them exact, the rest logarithmic up to `max_distance`."""
+def relative_bucket(distance: jax.Array, buckets: config.Buckets, *, causal: bool) -> jax.Array:
+    """Maps distances query - key (int32) to bucket numbers, as T5 does (arXiv 1910.10683, section 2.1).
+
+    Half of the buckets hold one distance each, the rest grow logarithmically up to `max_distance`. Unless `causal`, the
+    second half of all buckets is for keys after the query.
+    """
     count, offset = buckets.num_buckets, 0
     if causal:
         distance = jnp.maximum(distance, 0)
@@ -76,7 +85,8 @@ def bucket(distance: jax.Array, buckets: config.Buckets, *, causal: bool) -> jax
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """float32 [N]: 2^(-8/N), 2^(-16/N), ...; for N not a power of two, filled up from the next (arXiv 2108.12409)."""
+    """Returns float32 [N]: 2^(-8/N), 2^(-16/N), ... (arXiv 2108.12409). If N is no power of two, those of the power below,
+    then every other one of the power above."""
 
     def geometric(n: int) -> list[float]:
         return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
@@ -85,8 +95,8 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     return np.array((geometric(below) + geometric(2 * below)[0::2])[:num_heads], np.float32)
 
 
-class Bias(nn.Module):
-    """int32 [T, S] distances query - key -> float32 [N, T, S] added to the attention logits, or None."""
+class PositionBias(nn.Module):
+    """Distances query - key (int32 [T, S]) -> float32 [N, T, S] to add to the attention logits, or None."""
 
     position: config.Position | None
     num_heads: int
@@ -99,9 +109,9 @@ class Bias(nn.Module):
             case config.Buckets() as buckets:
                 shape, axes = (buckets.num_buckets, self.num_heads), ("buckets", "heads")
                 table = parameter(self, "embedding", nn.initializers.normal(0.02), shape, axes, self.param_dtype)
-                bias = jnp.take(table, bucket(distance, buckets, causal=self.causal), axis=0)
+                bias = jnp.take(table, relative_bucket(distance, buckets, causal=self.causal), axis=0)
                 return jnp.moveaxis(bias, -1, 0).astype(jnp.float32)
             case config.Alibi():
-                away = -jnp.abs(distance).astype(jnp.float32)
-                return jnp.asarray(alibi_slopes(self.num_heads))[:, None, None] * away
+                negative = -jnp.abs(distance).astype(jnp.float32)
+                return jnp.asarray(alibi_slopes(self.num_heads))[:, None, None] * negative
         return None

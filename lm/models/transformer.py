@@ -1,11 +1,13 @@
-"""The trunk: blocks in stacks, one or two stacks in a transformer. Everything a family is stands in `lm.config.Model`.
+"""The trunk: blocks in stacks, one or two stacks in a transformer. `lm.config.Model` describes every family.
 
-    hidden = model.apply({"params": p}, example, method="hidden")       # [B, P, D], at the places that are predicted
+    hidden = model.apply({"params": p}, example, method="hidden")       # [B, P, D] at the predicted positions
     logits = model.apply({"params": p}, hidden, method="logits")        # [B, P, V]
     logits = model.apply({"params": p}, example)                        # both
 
-Two methods, because a loss need not hold all logits at once. Give `rngs={"dropout": key}` to train with dropout. Decoding
-is `decode` with `mutable=["cache"]`: see `lm.generation`.
+They are two methods so that a loss need not hold all logits at once. To train with dropout pass `rngs={"dropout": key}`. To
+decode call `decode` with `mutable=["cache"]`, as `lm.generation.decoding` does.
+
+Axes: B batch, T query length, S key length, P predicted positions, D width, N heads, V vocabulary.
 """
 
 import dataclasses
@@ -21,30 +23,34 @@ from flax.core.scope import LazyRng
 
 from lm import config
 from lm.models.attention import Attention
+from lm.models.embedding import Embed
 from lm.models.heads import Head
-from lm.models.layers import Dropout, Mlp, Norm, Projection, Table
+from lm.models.layers import Dropout, Mlp, Norm, Projection
 from lm.models.mask import Mask
 from lm.models.moe import Moe
-from lm.models.positions import Bias, sinusoidal
+from lm.models.positions import PositionBias
 from lm.types import Example, TokenStream
 
-# A new kind of feed-forward is registered here. Each is called with x [B, T, D] and bool [B, T]: which tokens are text.
+# The kinds of feed-forward. Each maps x [B, T, D] and a token mask (bool [B, T], False at padding) to [B, T, D].
 FFN: dict[type, Any] = {config.Mlp: Mlp, config.Moe: Moe}
 
 
 @struct.dataclass
 class Context:
-    """What every layer of a stack shares."""
+    """Inputs that all layers of a stack share."""
 
     mask: Mask
     positions: jax.Array  # [B, T]
     bias: jax.Array | None = None  # [N, T, S]
     encoded: jax.Array | None = None  # [B, S', D]
-    cross_mask: Any = None  # a Mask of T queries over S' keys
+    cross_mask: Any = None  # a Mask of T queries and S' keys
 
 
 class Block(nn.Module):
-    """Attention, cross-attention if asked, feed-forward; each as `y = out(x + res(f(in(x))))`."""
+    """Self-attention, cross-attention if `cross`, feed-forward: each is `y = out_norm(x + res_norm(f(in_norm(x))))`.
+
+    `norm_at` says which of the three norms exist. With `parallel`, attention and feed-forward are one sum.
+    """
 
     config: config.Block
     stack: config.Stack
@@ -53,18 +59,18 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         c, m = self.config, self.model
-        kinds: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
+        dtypes: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
         rope = self.stack.position if isinstance(self.stack.position, config.Rope) else None
-        how: dict[str, Any] = kinds | dict(kernel=m.kernel)
-        attention = Attention(c.attention, rope, m.init_std, self.out_std(c.attention), name="attention", **how)
-        ffn = FFN[type(c.ffn)](c.ffn, m.init_std, self.out_std(c.ffn), name="ffn", **kinds)
-        feed = partial(ffn, real=context.mask.q_segments > 0)
+        options: dict[str, Any] = dtypes | dict(kernel=m.kernel)
+        attention = Attention(c.attention, rope, m.init_std, self.out_std(c.attention), name="attention", **options)
+        ffn = FFN[type(c.ffn)](c.ffn, m.init_std, self.out_std(c.ffn), name="ffn", **dtypes)
+        feed = partial(ffn, token_mask=context.mask.q_segments > 0)
 
         def norm(at: str, name: str, y: jax.Array) -> jax.Array:
-            bare = name in c.bare or at not in c.norm_at
-            return y if bare else Norm(c.norm, name=f"{name}_{at}_norm", **kinds)(y)
+            absent = name in c.bare or at not in c.norm_at
+            return y if absent else Norm(c.norm, name=f"{name}_{at}_norm", **dtypes)(y)
 
-        def look(y: jax.Array) -> jax.Array:
+        def attend(y: jax.Array) -> jax.Array:
             return attention(y, mask=context.mask, positions=context.positions, bias=context.bias)
 
         def add(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -75,17 +81,18 @@ class Block(nn.Module):
             return add(name, x, f(norm("in", name, x)))
 
         if c.parallel == "shared":
-            return residual("block", lambda y: look(y) + feed(y), x)
+            return residual("block", lambda y: attend(y) + feed(y), x)
         if c.parallel == "separate":
-            return add("block", x, look(norm("in", "attention", x)) + feed(norm("in", "ffn", x)))
-        x = residual("attention", look, x)
-        if c.cross and context.cross_mask is not None:  # shared layers are an encoder's too, which has nothing to look at
-            cross = Attention(c.attention, None, m.init_std, self.out_std(c.attention), name="cross", **how)
+            return add("block", x, attend(norm("in", "attention", x)) + feed(norm("in", "ffn", x)))
+        x = residual("attention", attend, x)
+        if c.cross and context.cross_mask is not None:  # shared layers also serve as the encoder, which has no source
+            cross = Attention(c.attention, None, m.init_std, self.out_std(c.attention), name="cross", **options)
             x = residual("cross", lambda y: cross(y, mask=context.cross_mask, source=context.encoded, cross=True), x)
         return residual("ffn", feed, x)
 
     def out_std(self, child: config.Attention | config.Ffn) -> float | None:
-        """Of what writes to the residual stream: smaller with depth where nothing normalises the sum (GPT-2, section 2.3)."""
+        """Returns the initial std of the projection into the residual stream, which is divided by sqrt(2 * layers) if no norm
+        follows the sum (GPT-2, section 2.3)."""
         if "in" not in self.config.norm_at:
             return self.model.init_std
         child = child.expert if isinstance(child, config.Moe) else child
@@ -95,7 +102,7 @@ class Block(nn.Module):
 
 
 class LayerGroup(nn.Module):
-    """x [B, T, D] through the layers of one repetition of the stack's pattern: the unit that `nn.scan` repeats.
+    """Applies the layers of one repetition of the stack's pattern to x [B, T, D]: the unit that `nn.scan` repeats.
 
     Flax derives a module's random keys from the names on its path. A group draws under the name that it had in the first
     layout of parameters (`turns`, `turn_0`), so that a seed still gives the same parameters and the same dropout.
@@ -107,10 +114,10 @@ class LayerGroup(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.parent, nn.Module) and self.scope is not None:  # its scope was made just now, under its name
-            drawn_as = str(self.name).replace("group", "turn")
+        if isinstance(self.parent, nn.Module) and self.scope is not None:  # the scope was just made under its name
+            rng_name = str(self.name).replace("group", "turn")
             rngs: dict[str, Any] = dict(self.scope.rngs)  # each a LazyRng: a key, and the names to fold into it
-            self.scope.rngs = {kind: LazyRng(rng.rng, (*rng.suffix[:-1], drawn_as)) for kind, rng in rngs.items()}
+            self.scope.rngs = {kind: LazyRng(rng.rng, (*rng.suffix[:-1], rng_name)) for kind, rng in rngs.items()}
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, None]:
@@ -123,7 +130,7 @@ REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full
 
 
 class Stack(nn.Module):
-    """x [B, T, D] through all layers, scanned (parameters stacked under `groups`) or unrolled (`group_0`, `group_1`, ...)."""
+    """Applies all layers to x [B, T, D], scanned (parameters are stacked under `groups`) or unrolled (`group_0`, ...)."""
 
     config: config.Stack
     model: config.Model
@@ -133,7 +140,7 @@ class Stack(nn.Module):
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         c, m = self.config, self.model
         num_heads = next(iter(c.blocks.values())).attention.num_heads
-        bias = Bias(c.position, num_heads, self.causal, m.param_dtype, name="position_bias")(context.mask.distance())
+        bias = PositionBias(c.position, num_heads, self.causal, m.param_dtype, name="position_bias")(context.mask.distance())
         context = dataclasses.replace(context, bias=bias)
         group = LayerGroup
         if c.remat != "none":
@@ -158,77 +165,33 @@ class Stack(nn.Module):
         return Dropout(c.dropout)(x)
 
 
-class Embed(nn.Module):
-    """Tokens and, where the stack adds them, positions -> [B, T, D]. The token table is one for both stacks and a tied head."""
-
-    config: config.Model
-
-    def setup(self) -> None:
-        m = self.config
-        kinds: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
-        width, axis = (m.width, "embed") if m.embed.width is None else (m.embed.width, "embed_in")
-        self.tokens = Table(m.vocab_size, width, ("vocab", axis), m.embed_init_std, **kinds)
-        if m.embed.width is not None:
-            self.project = Projection((m.width,), ("embed_in", "embed"), True, m.init_std, name="project", **kinds)
-        if m.embed.types:
-            self.types = Table(m.embed.types, width, ("types", axis), m.embed_init_std, **kinds)
-        for name in ("encoder", "decoder"):
-            stack = getattr(m, name)
-            if stack and isinstance(stack.position, config.Learned):
-                size = stack.position.max_length + stack.position.offset
-                table = Table(size, width, ("position", axis), m.embed_init_std, **kinds, name=f"{name}_positions")
-                setattr(self, f"{name}_positions", table)
-            if stack and m.embed.norm:
-                setattr(self, f"{name}_norm", Norm(m.embed.norm, axis, **kinds, name=f"{name}_norm"))
-        self.dropout = Dropout(m.embed.dropout)
-
-    def __call__(self, stream: TokenStream, name: str) -> jax.Array:
-        m = self.config
-        x = self.tokens(stream.tokens)
-        if m.embed.scale is not None:
-            x = x * jnp.asarray(m.embed.scale, x.dtype)
-        match getattr(m, name).position:
-            case config.Learned(offset=offset):
-                x = x + getattr(self, f"{name}_positions")(stream.positions + offset)
-            case config.Sinusoidal():
-                x = x + sinusoidal(stream.positions, m.width).astype(x.dtype)
-        if m.embed.types:
-            x = x + self.types(jnp.zeros_like(stream.tokens) if stream.types is None else stream.types)
-        if m.embed.norm:
-            x = getattr(self, f"{name}_norm")(x)
-        x = self.dropout(x)
-        if m.embed.width is not None:
-            x = self.project(x)
-        return nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
-
-
 class Transformer(nn.Module):
-    """Encoder-only, decoder-only or encoder-decoder, as `config` has stacks."""
+    """Encoder-only, decoder-only or encoder-decoder: `config` has one of the stacks or both."""
 
     config: config.Model
 
     def setup(self) -> None:
         m = self.config
-        kinds: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
+        dtypes: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
         self.embed = Embed(m)
         if m.encoder and not m.shared:
             self.encoder = Stack(m.encoder, m, causal=False)
         if m.decoder:
             self.decoder = Stack(m.decoder, m, causal=True)
         if m.pooler:
-            self.pooler = Projection((m.width,), ("embed", "embed_out"), True, m.init_std, **kinds)
+            self.pooler = Projection((m.width,), ("embed", "embed_out"), True, m.init_std, **dtypes)
         if m.head:
-            self.head = Head(m.head, m.vocab_size, m.embed.width or m.width, m.init_std, **kinds)
+            self.head = Head(m.head, m.vocab_size, m.embed.width or m.width, m.init_std, **dtypes)
 
     def __call__(self, example: Example) -> jax.Array:
-        """Logits [B, P, V] at the predicted places; hidden vectors [B, P, D] of a model without a head."""
+        """Returns logits [B, P, V] at the predicted positions; of a model without a head, hidden vectors [B, P, D]."""
         hidden = self.hidden(example)
         if self.config.pooler and self.is_initializing():
             self.pooled(hidden)
         return self.logits(hidden) if self.config.head else hidden
 
     def hidden(self, example: Example) -> jax.Array:
-        """Hidden vectors [B, P, D] at the predicted places: all T of them if `example.where` is None."""
+        """Returns hidden vectors [B, P, D] at the predicted positions: all T positions if `example.where` is None."""
         encoder, decoder = example.encoder, example.decoder
         x: Any = self.encode(encoder) if encoder is not None else None
         if decoder is not None:
@@ -238,15 +201,15 @@ class Transformer(nn.Module):
         return x
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> [..., V]."""
+        """Hidden vectors [..., D] -> logits [..., V]."""
         return self.head(hidden, self.embed.tokens)
 
     def pooled(self, hidden: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, D]: what BERT's classifiers read (arXiv 1810.04805, section 4.1)."""
+        """BERT's pooler: [B, T, D] -> tanh of a projection of the first vector, [B, D] (arXiv 1810.04805, section 4.1)."""
         return jnp.tanh(self.pooler(hidden[:, 0]))
 
     def encode(self, stream: TokenStream) -> jax.Array:
-        """[B, S] tokens -> [B, S, D]."""
+        """Tokens [B, S] -> the encoder's hidden vectors [B, S, D]."""
         mask = Mask(stream.segments, stream.segments)
         stack = self.decoder if self.config.shared else self.encoder
         return stack(self.embed(stream, "encoder"), Context(mask, stream.positions))
@@ -259,14 +222,16 @@ class Transformer(nn.Module):
         *,
         cache_length: int = 0,
     ) -> jax.Array:
-        """[B, T] tokens (and what they attend to across) -> [B, T, D].
+        """Tokens [B, T] -> the decoder's hidden vectors [B, T, D].
 
-        With `mutable=["cache"]` the T tokens follow those of earlier calls: the first call makes room for
-        `cache_length` tokens and takes `encoded`; later ones find both in the cache.
+        encoded, encoded_segments: [B, S, D] and [B, S], the encoder's output, which cross-attention reads.
+
+        With `mutable=["cache"]` the tokens follow those of earlier calls. The first call allocates `cache_length` slots and
+        stores `encoded`; later calls omit it.
         """
         segments, prefix, start = stream.segments, stream.prefix, 0
         if self.is_mutable_collection("cache") and not self.is_initializing():
-            segments, prefix, start = self._remember(stream, cache_length)
+            segments, prefix, start = self._append_to_cache(stream, cache_length)
             if encoded_segments is not None:
                 self.put_variable("cache", "encoded_segments", encoded_segments)
             encoded_segments = self.get_variable("cache", "encoded_segments")
@@ -275,36 +240,36 @@ class Transformer(nn.Module):
         context = Context(mask, stream.positions, None, encoded, cross)
         return self.decoder(self.embed(stream, "decoder"), context)
 
-    def _remember(self, stream: TokenStream, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Writes segments and prefix of the new tokens behind those of the cache: both [B, S], and where the new start."""
+    def _append_to_cache(self, stream: TokenStream, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Appends segments and prefix of the new tokens; returns both, [B, S], and the index of the first new token."""
         start = self.get_variable("cache", "length", jnp.zeros((), jnp.int32))
-        room = (stream.tokens.shape[0], length)
+        shape = (stream.tokens.shape[0], length)
         prefix = stream.prefix if stream.prefix is not None else jnp.zeros(stream.tokens.shape, bool)
-        kept = []
+        merged = []
         for name, new in (("segments", stream.segments), ("prefix", prefix)):
-            old = self.get_variable("cache", name, jnp.zeros(room, new.dtype))
-            kept.append(jax.lax.dynamic_update_slice_in_dim(old, new, start, 1))
-            self.put_variable("cache", name, kept[-1])
+            old = self.get_variable("cache", name, jnp.zeros(shape, new.dtype))
+            merged.append(jax.lax.dynamic_update_slice_in_dim(old, new, start, 1))
+            self.put_variable("cache", name, merged[-1])
         self.put_variable("cache", "length", start + stream.tokens.shape[1])
-        return kept[0], kept[1], start
+        return merged[0], merged[1], start
 
 
 def abstract_params(model: config.Model, device: jax.Device | None = None) -> dict[str, Any]:
-    """The parameters' shapes and dtypes, nested as `Transformer.init` makes them, at no cost; on `device` if one is given.
+    """Returns the parameters' shapes and dtypes, nested as `Transformer.init` nests them, without allocating any.
 
-    What `lm.checkpoint.load_params` takes: with a device come arrays there, without one NumPy arrays.
+    `lm.checkpoint.load_params` takes the result: with `device` it loads arrays there, without one NumPy arrays.
     """
     one = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     stream = TokenStream(one, one, one)
     example = Example(stream if model.encoder else None, stream if model.decoder else None, None, None)
     module = Transformer(model)
     tree = jax.eval_shape(lambda key, e: nn.unbox(module.init(key, e)["params"]), jax.random.key(0), example)
-    place = None if device is None else jax.sharding.SingleDeviceSharding(device)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+    sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def num_groups(stack: config.Stack) -> int:
-    """Repetitions of the pattern over the layers. ValueError where they do not divide: a scanned stack needs them to."""
+    """Returns how often the pattern repeats; ValueError if the layers are no multiple of it, as a scanned stack needs."""
     groups, rest = divmod(stack.num_layers, len(stack.pattern))
     if rest:
         raise ValueError(f"{stack.num_layers} layers are no multiple of the pattern '{stack.pattern}': scan=False takes it")
@@ -312,7 +277,7 @@ def num_groups(stack: config.Stack) -> int:
 
 
 def head_params(params: dict[str, Any]) -> dict[str, Any]:
-    """The part of the parameters that `Transformer.logits` reads: of a tied head the table of tokens, and what is its own."""
+    """Returns the parameters that `Transformer.logits` reads: the head's own, and the token table if the head is tied."""
     head = {"head": params["head"]} if "head" in params else {}
     return head if "out" in head.get("head", {}) else head | {"embed": {"tokens": params["embed"]["tokens"]}}
 
@@ -336,7 +301,7 @@ def with_tables(params: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]
 
 
 def stack_groups(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of an unrolled model -> those of the scanned one: `group_0`, `group_1`, ... become a leading axis."""
+    """Converts parameters of an unrolled model to those of the scanned one: `group_0`, `group_1`, ... become a leading axis."""
 
     def convert(tree: dict[str, Any]) -> dict[str, Any]:
         names = sorted((n for n in tree if re.fullmatch(r"group_\d+", n)), key=lambda n: int(n.removeprefix("group_")))

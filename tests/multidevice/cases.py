@@ -22,7 +22,7 @@ from lm.data.rows import blank, stack
 from lm.errors import UserError
 from lm.losses.cross_entropy import cross_entropy
 from lm.losses.log_probs import log_probs
-from lm.models import layers
+from lm.models import embedding
 from lm.models.transformer import Transformer, head_params
 from lm.recipes.pretrain import check
 from lm.training.step import make_step, plan_state
@@ -191,7 +191,7 @@ def test_a_table_is_looked_up_and_its_gradient_added_up(strategy, vocab):
     np.add.at(expected, ids, ways)
 
     def embedding_lookup(table, ids):
-        vectors = layers.embedding_lookup(table, ids, "float32", ("vocab", "embed"))
+        vectors = embedding.embedding_lookup(table, ids, "float32", ("vocab", "embed"))
         return jnp.sum(vectors * ways), vectors
 
     with sharding.use(mesh):

@@ -15,7 +15,7 @@ import pytest
 from lm import startup
 from lm.config import Attention, Block, Head, Mlp, Model, Rope, Stack
 from lm.generation.decoding import generate, jitted_decode, left_padded
-from lm.models.matmul import batched
+from lm.models.matmul import batched_matmul
 from lm.models.transformer import Transformer, abstract_params
 
 ROOT = Path(__file__).parents[3]
@@ -28,8 +28,8 @@ def test_batched_products(rows, inner, columns, dtype):
     """Values and gradients of matrices and vectors; nothing gets another dtype."""
     rng = np.random.default_rng(0)
     x, y = (jnp.asarray(rng.normal(size=(2, 3, *shape)), dtype) for shape in ((rows, inner), (inner, columns)))
-    gradients = jax.jit(jax.grad(lambda x, y: jnp.sum(batched(x, y).astype("float32")), argnums=(0, 1)))(x, y)
-    made = batched(x, y)
+    gradients = jax.jit(jax.grad(lambda x, y: jnp.sum(batched_matmul(x, y).astype("float32")), argnums=(0, 1)))(x, y)
+    made = batched_matmul(x, y)
     assert made.dtype == dtype and [g.dtype for g in gradients] == [dtype, dtype]
     a, b = (np.asarray(v, np.float64) for v in (x, y))
     exact = [a @ b, np.broadcast_to(b.sum(-1)[..., None, :], a.shape), np.broadcast_to(a.sum(-2)[..., None], b.shape)]

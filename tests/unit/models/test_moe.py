@@ -15,7 +15,7 @@ from lm.errors import UserError
 from lm.losses.cross_entropy import cross_entropy, scores, token_losses
 from lm.models import moe
 from lm.models.layers import ACTIVATIONS
-from lm.models.matmul import BLOCK, grouped
+from lm.models.matmul import BLOCK_ROWS, grouped_matmul
 from lm.models.transformer import Transformer, head_params, stack_groups
 from lm.types import Example, TokenStream
 
@@ -113,11 +113,11 @@ def test_all_tokens_to_one_expert():
 
 def test_grouped_products():
     """Groups longer than a block, empty ones, and their gradients."""
-    sizes = np.array([2 * BLOCK + 3, 0, BLOCK, 7, 0])
+    sizes = np.array([2 * BLOCK_ROWS + 3, 0, BLOCK_ROWS, 7, 0])
     owner = np.repeat(np.arange(5), sizes)
     x, w = normal((jax.ShapeDtypeStruct((len(owner), 6), jnp.float32), jax.ShapeDtypeStruct((5, 6, 4), jnp.float32)))
     plain = lambda x, w: jnp.einsum("mi,mio->mo", x, w[owner])
-    ours = lambda x, w: grouped(x, w, sizes)
+    ours = lambda x, w: grouped_matmul(x, w, sizes)
     close(jax.jit(ours)(x, w), jax.jit(plain)(x, w))
     gradient = lambda f: jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(f(x, w))), argnums=(0, 1)))(x, w)
     close(gradient(ours), gradient(plain))
