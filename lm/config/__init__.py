@@ -470,7 +470,7 @@ class Source:
     field: Name = "text"  # of the record that holds the text (tfds, jsonl)
     format: Literal["text", "labelled", "pair", "messages"] = "text"
     encoding: Name = "utf-8"  # of files
-    documents: Name | None = None  # cloze: the folder of prepared data; None: that of the run in train.init_from
+    documents: "Data | None" = None  # cloze: the data that is asked about; None: that of the run in train.init_from
     length: Length | None = None  # cloze: tokens of a context and its question, at most; None: what a record has room for
     weight: NonNegative = 1.0  # of this source in the mixture, in rows
 

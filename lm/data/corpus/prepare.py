@@ -71,11 +71,23 @@ def fingerprint(data: config.Data, tokenizer: Tokenizer | None = None) -> str:
         settings["tokenizer"] = {"given": hashlib.sha256(proto).hexdigest()}
     whole = {
         "format": build.FORMAT,
-        "sources": [[name, sources.identity(source)] for name, source in data.sources.items()],
+        "sources": [[name, _identity(name, source)] for name, source in data.sources.items()],
         "settings": settings,
         "libraries": {name: version(name) for name in ("ftfy", "datasketch", "sentencepiece")},
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(name: str, source: config.Source) -> dict[str, Any]:
+    if source.kind != "cloze":
+        return sources.identity(source)
+    if source.documents is None or source.length is None:
+        raise UserError(
+            f"data.sources.{name} asks about the documents of other data: set its documents and length; a fine-tuning takes "
+            "them from the run in train.init_from"
+        )
+    about = {"documents": fingerprint(source.documents), "length": source.length}
+    return {"kind": source.kind, "path": source.path, "version": cloze.VERSION, **about}
 
 
 def prepare(data: config.Data, *, tokenizer: Tokenizer | None = None, progress: bool = True) -> Prepared:
@@ -120,12 +132,8 @@ def prepare(data: config.Data, *, tokenizer: Tokenizer | None = None, progress: 
 def _open_source(source: config.Source, data: config.Data) -> sources.Documents:
     if source.kind != "cloze":
         return sources.open_source(source, cache=data.cache, on_corrupt=data.on_corrupt)
-    folder = Path(source.documents or "")
-    try:
-        report = integrity.read_report(folder, folder.name)
-    except integrity.Damaged as damage:
-        raise UserError(f"no prepared data in {folder} ({damage}); prepare it again, or set documents= of the source") from None
-    return sources.Splits(cloze.load(source.path, _open(folder, report), length=source.length or 0))
+    assert source.documents and source.length  # or it had no fingerprint
+    return sources.Splits(cloze.load(source.path, prepare(source.documents, progress=False), length=source.length))
 
 
 def _report(done: Path) -> dict[str, Any] | None:

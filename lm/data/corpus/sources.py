@@ -22,7 +22,7 @@ import numpy as np
 
 from lm import config
 from lm.data import records
-from lm.data.corpus import cloze, packages
+from lm.data.corpus import packages
 from lm.errors import UserError, nearest
 
 _BLOCK = 1 << 24  # bytes read at a time when hashing a file or finding its lines
@@ -73,7 +73,7 @@ def identity(source: config.Source) -> dict[str, Any]:
     """A JSON tree that identifies the contents of `source`: equal for equal contents.
 
     Local files are identified by name and hash, remote files by name, size and modification time, tfds by builder, split and
-    version, a package's set by the digest of its file, cloze questions by the prepared data that they are about.
+    version, a package's set by the digest of its file. (Cloze questions: see `lm.data.corpus.prepare.fingerprint`.)
     """
     if source.kind == "package":
         return {
@@ -82,14 +82,6 @@ def identity(source: config.Source) -> dict[str, Any]:
             "version": packages.VERSION,
             "sha256": packages.find(source.path).sha256,
         }
-    if source.kind == "cloze":
-        if source.documents is None or source.length is None:
-            raise UserError(
-                "a source of kind cloze asks about the documents of prepared data: set documents= and length= of it, which a "
-                "fine-tuning takes from the run in train.init_from"
-            )
-        about = {"documents": Path(source.documents).name, "length": source.length}
-        return {"kind": source.kind, "path": source.path, "version": cloze.VERSION, **about}
     if source.kind == "tfds":
         contents: dict[str, Any] = {"path": source.path, "split": source.split, "version": _tfds_version(source.path)}
     else:
