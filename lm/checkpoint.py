@@ -287,11 +287,20 @@ def _digests_of(path: epath.Path, below: str) -> dict[str, str]:
 
 def load_model(directory: str | Path) -> config.Model:
     """The model of a folder that `save_params` wrote, or of the latest whole checkpoint of a run."""
+    run = load_run(directory)
+    if run is not None:
+        return run.model
+    path = _folder(directory)
+    check_files(path, MODEL)
+    return resolve.build(config.Model, untrusted.parse_json((path / MODEL).read_bytes(), path / MODEL))
+
+
+def load_run(directory: str | Path) -> config.Run | None:
+    """The config that the latest whole checkpoint of a run was saved with; None for a converted model."""
     path = _folder(directory)
     if (path / MODEL).exists():
-        check_files(path, MODEL)
-        return resolve.build(config.Model, untrusted.parse_json((path / MODEL).read_bytes(), path / MODEL))
-    return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_bytes())).model
+        return None
+    return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_bytes()))
 
 
 def load_params(directory: str | Path, target: Any, *, fresh: Mapping[str, Any] | None = None) -> Any:

@@ -13,14 +13,8 @@ from flax import linen as nn
 
 from lm import flops
 from lm.config import Attention, Block, Head, Learned, Mlp, Model, Norm, Rope, Stack
-from lm.data.examples import ExampleBuilder, shorten
 from lm.data.labelled import Extractive, Labelled
-from lm.data.rows import pack, stack
 from lm.errors import Diverged, UserError
-from lm.evaluation.qa_metrics import classified, exact, qa_metrics, token_f1
-from lm.generation.decoding import left_padded
-from lm.generation.rank import rank
-from lm.losses.cross_entropy import token_losses
 from lm.models.transformer import Transformer
 from lm.recipes.finetune import Finetune, Work, finetune, main, transplant
 from lm.types import Example, TokenStream
@@ -147,100 +141,6 @@ def test_it_learns_to_extract(architecture):
     got = finetune(m, params(m), TOKENIZER, task, how="text", settings=dataclasses.replace(QUICK, steps=300))
     assert got["exact"] > 0.9 and got["f1"] >= got["exact"] and got["nll"] < 0.3, got
     assert got["majority"] < 0.2
-
-
-# ------------------------------------------------------------------------------------------------ what is read and said
-
-
-def test_a_long_text_keeps_both_ends():
-    np.testing.assert_array_equal(shorten(np.arange(5, 10), 4), [5, 6, 8, 9])
-    np.testing.assert_array_equal(shorten(np.arange(5, 8), 4), [5, 6, 7])
-    writer = ExampleBuilder(TOKENIZER, "decoder", length=6, answer=2, prefix=False)
-    assert [len(t) for t in writer.encode([" ".join(["w1"] * 9)])] == [4]
-
-
-@pytest.mark.parametrize("prefix", [False, True])
-def test_loss_only_on_the_answer(prefix):
-    text, answer = np.array([7, 8]), np.array([20, 2])
-    writer = ExampleBuilder(TOKENIZER, "decoder", length=6, answer=3, prefix=prefix)
-    row = pack([writer.answer_example(text, answer)], writer.answer_lengths)
-    np.testing.assert_array_equal(row.decoder.tokens, [1, 7, 8, 2, 20, 0, 0, 0])
-    np.testing.assert_array_equal(row.where, [3, 4, 0])
-    np.testing.assert_array_equal(row.targets, [20, 2, 0])
-    np.testing.assert_array_equal(row.weights, [1, 1, 0])
-    assert (row.decoder.prefix is None) != prefix
-    if prefix:
-        np.testing.assert_array_equal(row.decoder.prefix, [1, 1, 1, 1, 0, 0, 0, 0])
-
-
-def test_an_encoder_decoder_reads_the_text_and_says_the_answer():
-    writer = ExampleBuilder(TOKENIZER, "encoder_decoder", length=6, answer=3, prefix=True)
-    row = pack([writer.answer_example(np.array([7, 8]), np.array([20, 2]))], writer.answer_lengths)
-    np.testing.assert_array_equal(row.encoder.tokens, [7, 8, 2, 0, 0, 0])
-    np.testing.assert_array_equal(row.decoder.tokens, [1, 20, 0])
-    np.testing.assert_array_equal(row.weights, [1, 1, 0])
-    assert row.where is None and row.decoder.prefix is None
-
-
-@pytest.mark.parametrize("architecture,place", [("encoder", 0), ("decoder", 3), ("encoder_decoder", 3)])
-def test_a_head_reads_one_place(architecture, place):
-    writer = ExampleBuilder(TOKENIZER, architecture, length=6, answer=1, prefix=False)
-    row = pack([writer.label_example(np.array([7, 8]), 1)], writer.label_lengths)
-    for name in ("encoder", "decoder"):
-        if name in architecture:
-            np.testing.assert_array_equal(getattr(row, name).tokens, [1, 7, 8, 2, 0, 0])
-    assert (row.where.tolist(), row.targets.tolist(), row.weights.tolist()) == ([place], [1], [1.0])
-
-
-# --------------------------------------------------------------------------------------------------------------- scores
-
-
-@pytest.mark.parametrize("architecture,prefix", [("decoder", False), ("decoder", True), ("encoder_decoder", False)])
-def test_ranking_is_every_candidate_by_itself(architecture, prefix):
-    """Against a full forward pass over each text with each candidate behind it, with no cache and padding on the right."""
-    m = model(architecture)
-    network, p = Transformer(m), jax.tree.map(lambda x: 3 * x, params(m))
-    texts = [np.array([7, 8, 9]), np.array([10])]
-    answers = [np.array([YES, 2]), np.array([VERY, NO, 2])]
-    writer = ExampleBuilder(TOKENIZER, architecture, length=7, answer=3, prefix=prefix)
-    whole = jax.tree.map(
-        jnp.asarray, stack([pack([writer.answer_example(t, a)], writer.answer_lengths) for t in texts for a in answers])
-    )
-    logits = jax.jit(network.apply)({"params": p}, whole)
-    expected = -np.asarray(jnp.sum(whole.weights * token_losses(logits, whole.targets), axis=1)).reshape(2, 2)
-    candidates = np.array([[YES, 2, 0], [VERY, NO, 2]], np.int32)
-    asked = [writer.prompt(t) for t in texts]
-    encoder = left_padded([a[0] for a in asked], length=7) if architecture != "decoder" else None
-    prompt = left_padded([a[1] for a in asked], prefix=prefix)
-    got = rank(network, p, prompt, candidates, (candidates > 0).astype(np.float32), encoder=encoder)
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
-    assert np.ptp(expected) > 0.1
-
-
-def test_classified():
-    got = classified(np.log([[0.2, 0.6], [0.3, 0.1], [0.1, 0.1]]), np.array([1, 1, 0]))
-    assert got["accuracy"] == pytest.approx(2 / 3)
-    assert got["nll"] == pytest.approx(-np.mean(np.log([0.75, 0.25, 0.5])))
-
-
-@pytest.mark.parametrize(
-    "said,answer,is_exact,f1",
-    [
-        ("the Senate.", "Senate", True, 1.0),
-        (" 1,945", "1945", True, 1.0),
-        ("Senate of the House", "the Senate", False, 0.5),
-        ("a b b", "b c", False, 0.5),
-        ("war", "peace", False, 0.0),
-        ("", "peace", False, 0.0),
-        ("", "the", True, 1.0),
-    ],
-)
-def test_answers(said, answer, is_exact, f1):
-    assert exact(said, answer) == is_exact and token_f1(said, answer) == pytest.approx(f1)
-
-
-def test_answers_are_averaged():
-    assert qa_metrics(["yes", "no no"], ["yes", "no"]) == {"exact": 0.5, "f1": pytest.approx((1 + 2 / 3) / 2)}
 
 
 # -------------------------------------------------------------------------------------------------------------- surgery

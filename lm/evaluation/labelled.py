@@ -1,0 +1,138 @@
+"""How a model answers held-out records: which class its head gives, which class's words it ranks first, or what it writes."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lm import distributed, sharding
+from lm.data.examples import ExampleBuilder
+from lm.data.record_rows import RecordRows
+from lm.evaluation.qa_metrics import classified, exact, qa_metrics
+from lm.generation.decoding import generate, left_padded
+from lm.generation.rank import rank
+from lm.losses.cross_entropy import scores
+from lm.models.transformer import Transformer, head_params
+from lm.objectives import of_texts
+from lm.types import Example, TokenStream
+
+Batch = Callable[[np.ndarray], Example]  # the rows of these numbers; blank past the last
+
+
+@dataclass(frozen=True)
+class HeldOutRecords:
+    """Call with parameters -> the metrics of the held-out records, and `majority`, the floor that a model has to beat.
+
+    With `classes`: `accuracy`, and `nll` in nats a record, over the classes. Without: `exact` match and `f1` of the answers
+    that the model writes, and `nll` in nats a token of the right ones. `items` is how many records were tested.
+    """
+
+    network: Transformer
+    rows: RecordRows  # held out
+    answers: Sequence[str]  # of the records that are tested: the first so many of the rows
+    trained: Sequence[str]  # answers of all training records
+    classes: tuple[str, ...]
+    batch_size: int
+    mesh: Mesh
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        batch = lambda index: sharding.global_batch(self.rows.rows, index, self.mesh)
+        sizes: dict[str, int] = dict(count=len(self.answers), batch_size=self.batch_size)
+        if self.rows.how == "head":
+            metrics = self._classified(head_logits(self.network, params, batch, **sizes))
+        else:
+            prompts = Prompts(self.rows.builder, self.rows.prompts(np.arange(len(self.answers))))
+            if self.classes:
+                found = prompts.class_log_probs(self.network, params, self.classes, batch_size=self.batch_size)
+                metrics = self._classified(found)
+            else:
+                written = prompts.answers(self.network, params, batch_size=self.batch_size)
+                metrics = qa_metrics(written, self.answers) | {"nll": answer_loss(self.network, params, batch, **sizes)}
+        same = str.__eq__ if self.classes else exact
+        return metrics | {"majority": majority(self.trained, self.answers, same), "items": float(len(self.answers))}
+
+    def _classified(self, scores: np.ndarray) -> dict[str, float]:
+        return classified(scores, np.array([self.classes.index(answer) for answer in self.answers]))
+
+
+def head_logits(network: Transformer, params: Any, batch: Batch, *, count: int, batch_size: int) -> np.ndarray:
+    """float32 [count, C]: the head's logits of rows 0 .. count - 1, each of which is asked at one position."""
+    found = [distributed.fetched(_logits(network, params, batch(index)))[:, 0] for index in _batches(count, batch_size)]
+    return np.concatenate(found)[:count]
+
+
+def answer_loss(network: Transformer, params: Any, batch: Batch, *, count: int, batch_size: int) -> float:
+    """Nats a token of the answers in rows 0 .. count - 1."""
+    parts = [jax.device_get(_loss(network, params, batch(index))) for index in _batches(count, batch_size)]
+    return sum(float(part.total) for part in parts) / sum(float(part.weight) for part in parts)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What a model reads before it answers, by record: ids for the encoder, if there is one, and for the decoder."""
+
+    builder: ExampleBuilder
+    read: Sequence[tuple[np.ndarray | None, np.ndarray]]
+
+    def class_log_probs(self, network: Transformer, params: Any, classes: Sequence[str], *, batch_size: int) -> np.ndarray:
+        """float32 [N, C]: the log-probability of each class's words, and of their end, behind each prompt."""
+        words = self.builder.answers(list(classes))
+        candidates = np.zeros((len(words), max(map(len, words))), np.int32)
+        weights = np.zeros(candidates.shape, np.float32)
+        for i, ids in enumerate(words):
+            candidates[i, : len(ids)], weights[i, : len(ids)] = ids, 1.0
+        found = []
+        for index in _batches(len(self.read), batch_size):
+            prompt, encoder = self._batch(index)
+            found.append(distributed.fetched(rank(network, params, prompt, candidates, weights, encoder=encoder)))
+        return np.concatenate(found)[: len(self.read)]
+
+    def answers(self, network: Transformer, params: Any, *, batch_size: int) -> list[str]:
+        """The model's most likely answer to each prompt, token by token up to its end."""
+        tokenizer = self.builder.tokenizer
+        forbidden = ~of_texts(tokenizer, network.config.vocab_size)
+        forbidden[tokenizer.eos_id] = False
+        settings: dict[str, Any] = dict(new_tokens=self.builder.answer, temperature=0.0, eos_id=tokenizer.eos_id)
+        found: list[str] = []
+        for index in _batches(len(self.read), batch_size):
+            prompt, encoder = self._batch(index)
+            ids = generate(network, params, prompt, jax.random.key(0), encoder=encoder, forbidden=forbidden, **settings)
+            for row in distributed.fetched(ids).tolist():
+                found.append(tokenizer.decode(list(itertools.takewhile(lambda i: i != tokenizer.eos_id, row))))
+        return found[: len(self.read)]
+
+    def _batch(self, index: np.ndarray) -> tuple[TokenStream, TokenStream | None]:
+        """Prompts of one shape, for the decoder and the encoder; past the last record the last is repeated."""
+        chosen = [self.read[min(i, len(self.read) - 1)] for i in index.tolist()]
+        begun, encoded = [decoder for _, decoder in chosen], [encoder for encoder, _ in chosen if encoder is not None]
+        if encoded:
+            return left_padded(begun), left_padded(encoded, length=self.builder.length)
+        return left_padded(begun, prefix=self.builder.prefix, length=self.builder.length), None
+
+
+def majority(trained: Sequence[str], held_out: Sequence[str], same: Callable[[str, str], bool]) -> float:
+    """The share of held-out answers that are the most common one of the training records: the floor of every model."""
+    commonest = Counter(trained).most_common(1)[0][0]
+    return float(np.mean([same(commonest, answer) for answer in held_out]))
+
+
+def _batches(count: int, size: int) -> list[np.ndarray]:
+    """int64 [size] each: 0 .. count - 1 and, in the last, numbers past the end."""
+    return [np.arange(first, first + size) for first in range(0, count, size)]
+
+
+@partial(jax.jit, static_argnames="network")
+def _logits(network: Transformer, params: Any, example: Example) -> Any:
+    return network.apply({"params": params}, example)
+
+
+@partial(jax.jit, static_argnames="network")
+def _loss(network: Transformer, params: Any, example: Example) -> Any:
+    settings: dict[str, Any] = dict(head_params=head_params, vocab_size=network.config.vocab_size)
+    return scores(params, network.apply, example, **settings)["loss"]

@@ -1,0 +1,72 @@
+"""Held-out records: what a head gives, which words rank first, what is written; whatever the batch size."""
+
+import jax
+import numpy as np
+import pytest
+
+from lm.data.examples import ExampleBuilder
+from lm.data.rows import blank, pack, stack
+from lm.evaluation.labelled import Prompts, answer_loss, head_logits, majority
+from lm.evaluation.qa_metrics import exact
+from lm.losses.cross_entropy import token_losses
+from lm.models.transformer import Transformer
+from lm.types import Example
+from tests.fakes import WORDS, WordTokenizer, small_model, small_params
+
+TOKENIZER = WordTokenizer()
+TEXTS = [np.array(ids, np.int32) for ids in ([7, 8], [9, 10, 11], [12], [4, 5, 6, 7], [21])]
+
+
+def rows(examples, lengths):
+    """As a run's rows: blank past the last."""
+    return lambda index: stack([pack([examples[i]], lengths) if i < len(examples) else blank(lengths) for i in index])
+
+
+def builder(architecture, prefix=False):
+    return ExampleBuilder(TOKENIZER, architecture, length=6, answer=3, prefix=prefix)
+
+
+@pytest.mark.parametrize("architecture", ["encoder", "decoder", "encoder_decoder"])
+def test_a_heads_logits_are_those_of_each_row_alone(architecture):
+    m = small_model(architecture, outputs=3)
+    b, network, params = builder(architecture), Transformer(m), small_params(m)
+    examples = [b.label_example(text, i % 3) for i, text in enumerate(TEXTS)]
+    batch = rows(examples, b.label_lengths)
+    found = head_logits(network, params, batch, count=5, batch_size=2)
+    assert found.shape == (5, 3) and np.ptp(found) > 0.1
+    for i in range(5):
+        alone = network.apply({"params": params}, batch(np.array([i])))[0, 0]
+        np.testing.assert_allclose(found[i], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_is_a_mean_over_tokens_not_rows_or_batches():
+    m = small_model("decoder")
+    b, network, params = builder("decoder"), Transformer(m), small_params(m)
+    answers = [np.array(ids, np.int32) for ids in ([20, 2], [21, 22, 2], [23, 2], [24, 4, 2], [5, 2])]
+    batch = rows([b.answer_example(t, a) for t, a in zip(TEXTS, answers, strict=True)], b.answer_lengths)
+    everything: Example = batch(np.arange(5))
+    logits = network.apply({"params": params}, everything)
+    each = np.asarray(token_losses(logits, everything.targets)) * everything.weights
+    expected = each.sum() / sum(map(len, answers))
+    assert answer_loss(network, params, batch, count=5, batch_size=2) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture,prefix", [("decoder", False), ("decoder", True), ("encoder_decoder", False)])
+def test_prompts_give_the_same_in_any_batch(architecture, prefix):
+    m = small_model(architecture)
+    network, params = Transformer(m), jax.tree.map(lambda x: 3 * x, small_params(m))
+    b = builder(architecture, prefix)
+    prompts = Prompts(b, [b.prompt(text) for text in TEXTS])
+    classes = ("yes", "very no")
+    found, again = (prompts.class_log_probs(network, params, classes, batch_size=size) for size in (2, 5))
+    assert found.shape == (5, 2) and np.ptp(found) > 0.1
+    np.testing.assert_allclose(found, again, rtol=1e-5, atol=1e-5)
+    few, many = (prompts.answers(network, params, batch_size=size) for size in (2, 5))
+    assert few == many and len(few) == 5
+    assert all(word in WORDS[3:] for answer in few for word in answer.split())  # neither padding nor marks
+    assert max(len(answer.split()) for answer in few) <= 3
+
+
+def test_majority_is_the_commonest_training_answer():
+    assert majority(["a", "b", "b"], ["b", "a", "a", "b"], str.__eq__) == 0.5
+    assert majority(["The Senate", "war"], ["senate.", "peace"], exact) == 0.5
