@@ -1,1 +1,1 @@
-"""Pods: what chips there are, whether a run fits them, what it costs, and the commands that bring them up and down."""
+"""TPU pods: their topologies, whether a run fits one, what it costs, and commands that create, use and delete one."""

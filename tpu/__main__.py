@@ -1,13 +1,13 @@
-"""`python -m tpu ACTION NAME --config=F --zone=Z ...`: a pod comes up, trains, goes down. See tpu/README.md.
+"""`python -m tpu ACTION NAME --config=F --zone=Z ...`: creates a TPU pod, trains on it, deletes it. See tpu/README.md.
 
-  create   asks for the machines and waits for them       kill      stops the run on all hosts; it saves
-  setup    the commit and its packages, on all hosts       delete    the machines; asks first
-  launch   `python -m lm.train` on all hosts               babysit   all of these until the run is done
-  logs     of one host or all                              profile   fetches traces from the workdir
-  status   of machines and run                             flags     XLA's flags; NAME is a generation
+  create   requests the machines and waits for them       kill      stops the run on all hosts; it saves
+  setup    installs the commit and its packages            delete    deletes the machines; asks first
+  launch   starts `python -m lm.train` on all hosts        babysit   all of these until the run is done
+  logs     shows the log of one host, or of all            profile   copies traces from the workdir
+  status   shows the state of machines and run             flags     prints XLA's flags; NAME is a generation
 
-The pod is --topology=v5e:16x16 [--slices=N], or the `pod` section of --config. Words after `--` go to lm.train as they are.
-With --dry_run the commands are printed and nothing runs. Exit codes: 0, 2 (one line says why), 130.
+The pod is --topology=v5e:16x16 [--slices=N], or the `pod` section of --config. Arguments after `--` go to lm.train.
+With --dry_run the commands are printed and nothing runs. Exit codes: 0, 2 (a one-line error), 130.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def _needed(value: str | None, name: str, example: str) -> str:
 def _print_flags(generation: str, slices: int) -> None:
     if generation not in topologies.CHIPS:
         raise UserError(f"no generation '{generation}'; known: {', '.join(topologies.CHIPS)}")
-    print(init_args(generation, slices))  # as LIBTPU_INIT_ARGS takes them; what explains them goes another way
+    print(init_args(generation, slices))  # stdout can be used as LIBTPU_INIT_ARGS; explanations go to stderr
     for flag in flags_for(generation, slices):
         print(f"{flag}\n    {flag.why} [{flag.source}]", file=sys.stderr)
     for name, why in AVOID.items():
@@ -185,7 +185,7 @@ def _say(text: str) -> None:
 
 
 def _silent(text: str) -> None:
-    """Of a dry run nothing has happened that could be told."""
+    """Ignores the messages of a dry run, in which nothing happens."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the command line can do with a pod: each a function of its machines. No jax."""
+"""The actions of `python -m tpu`, as functions of a pod's machines. No jax."""
 
 import shlex
 import subprocess
@@ -18,12 +18,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def create(pod: Machines, sleep: Callable[[], None], say: Callable[[str], None]) -> None:
-    """Asks for it and waits until its hosts are there."""
+    """Requests the pod and waits until its hosts are ready. Raises UserError if it fails."""
     pod.create()
     before = None
     while (state := pod.state()).kind != "ready":
         if state.kind in ("gone", "absent"):
-            raise UserError(f"'{pod.wanted.name}' will not come: {state.detail}; delete it before the next attempt")
+            raise UserError(f"'{pod.wanted.name}' cannot be created: {state.detail}; delete it before the next attempt")
         if state != before:
             say(f"waiting: {state.detail}")
         before = state
@@ -49,14 +49,15 @@ def commit(root: Path) -> str:
 
 @contextmanager
 def bundle(root: Path = ROOT, *, dry_run: bool = False):
-    """A file with the commit that is checked out, and what led to it: a run's manifest then names it."""
+    """A git bundle of the checked-out commit with its history, so that a run's manifest names the commit. Raises UserError if
+    there are uncommitted changes."""
     if dry_run:
         print(shlex.join(["git", "bundle", "create", remote.BUNDLE, "HEAD"]))
         yield remote.BUNDLE
         return
     if changed := git(root, "status", "--porcelain").splitlines():
         raise UserError(
-            f"{len(changed)} files differ from the commit, such as {changed[0][3:]}; what runs is a commit: commit them"
+            f"{len(changed)} files differ from the commit, such as {changed[0][3:]}; hosts run a commit: commit them"
         )
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / remote.BUNDLE)
@@ -65,29 +66,31 @@ def bundle(root: Path = ROOT, *, dry_run: bool = False):
 
 
 def setup(pod: Machines, file: str, prepare: str, say: Callable[[str], None]) -> None:
-    """Commit and packages on all hosts; some minutes the first time."""
+    """Installs the bundle `file` and its packages on all hosts; takes minutes the first time."""
     pod.copy(file, remote.BUNDLE)
     say(pod.shell(remote.setup(prepare)).strip() or "set up")
 
 
 def command(config: str, workdir: str, overrides: dict[str, str], more: list[str], root: Path = ROOT) -> list[str]:
-    """The words after `python` on a host: the config by its path in the checkout."""
+    """The arguments of `python` on a host, with the config's path relative to the checkout. Raises UserError if it is
+    outside."""
     name, colon, argument = config.partition(":")
     try:
         inside = Path(name).resolve().relative_to(root.resolve())
     except ValueError:
         raise UserError(f"config {name} lies outside {root}; hosts get the checkout and nothing else") from None
-    told = [f"--config.{key}={value}" for key, value in overrides.items()]
-    return ["-m", "lm.train", f"--config={inside}{colon}{argument}", f"--workdir={workdir}", *told, *more]
+    flags = [f"--config.{key}={value}" for key, value in overrides.items()]
+    return ["-m", "lm.train", f"--config={inside}{colon}{argument}", f"--workdir={workdir}", *flags, *more]
 
 
 def environment(pod: Machines, workdir: str, libtpu_args: str | None) -> dict[str, str]:
-    """Of a run: a host without its TPU stops instead of training on its CPU, and a pod compiles once."""
+    """Environment variables of a run: XLA's flags, a compilation cache that all hosts share, and platforms that make a host
+    without its TPU stop instead of training on its CPU. Raises UserError if the hosts do not share `workdir`."""
     scheme, _, path = workdir.rpartition("://")
     root, _, inside = path.removeprefix("/").rpartition("/")
     if scheme not in ("", "gs") or (not scheme and not path.startswith("/")) or not root or not inside:
         raise UserError(
-            f"--workdir={workdir}: hosts see a bucket, or what is mounted on all of them; give gs://BUCKET/RUN or /MOUNT/RUN"
+            f"--workdir={workdir}: all hosts must see it: a bucket or a mounted share; give gs://BUCKET/RUN or /MOUNT/RUN"
         )
     shared = f"gs://{root.partition('/')[0]}" if scheme else f"/{root}"
     args = init_args(pod.wanted.topology.generation, pod.wanted.slices) if libtpu_args is None else libtpu_args
@@ -116,12 +119,13 @@ def status(pod: Machines, say: Callable[[str], None]) -> State:
 
 
 def kill(pod: Machines, wait: int, say: Callable[[str], None], *, mark: bool = True) -> None:
-    """Stops the run on all hosts and waits until it has saved; UserError where it lives on."""
+    """Stops the run on all hosts and waits up to `wait` seconds for it to save. Raises UserError if it is still running
+    then."""
     seen = remote.hosts(pod.shell(remote.kill(wait, mark=mark)))
     for host in seen:
         say(str(host))
     if left := [host.name for host in seen if host.state == "running"]:
-        raise UserError(f"after {wait} s the run still lives on {', '.join(left)}; look at its log, or delete the pod")
+        raise UserError(f"after {wait} s the run still runs on {', '.join(left)}; look at its log, or delete the pod")
 
 
 def logs(pod: Machines, host: str, lines: int, *, follow: bool) -> None:
@@ -146,17 +150,17 @@ def delete(pod: Machines, *, yes: bool, say: Callable[[str], None]) -> None:
     if pod.delete():
         say(f"'{pod.wanted.name}' is deleted")
     else:
-        place = " ".join(pod.wanted.place) or "gcloud's own project and zone"
+        place = " ".join(pod.wanted.location) or "gcloud's own project and zone"
         say(f"there is no '{pod.wanted.name}' in {place}: nothing was deleted")
 
 
 def profile(gcloud: Gcloud, workdir: str, out: str, say: Callable[[str], None]) -> None:
-    """Brings the traces that `lm.train --profile=FIRST:COUNT` has written."""
+    """Copies the traces that `lm.train --profile=FIRST:COUNT` wrote from `workdir` to `out`."""
     gcloud("storage", "cp", f"{workdir.rstrip('/')}/profile", out, "--recursive")
     say(f"traces are in {out}/profile; look at them with `pip install xprof && xprof --logdir={out}/profile`")
 
 
 def hint(pod: Machines) -> str:
-    """What a user should know who stops waiting for it."""
-    there = "its request stays in the queue" if isinstance(pod, Queued) else "what was asked for stays"
-    return f"{there}, and costs once it is there: `status` tells, `delete` withdraws it"
+    """What remains, and costs, when the user stops waiting for a pod."""
+    remains = "the request stays in the queue" if isinstance(pod, Queued) else "what was created stays"
+    return f"{remains} and costs money once the hosts exist: see `status`; `delete` withdraws it"

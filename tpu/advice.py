@@ -1,6 +1,7 @@
-"""The nearest change of a config that fits the memory of its devices: candidates, and the search among them. No jax.
+"""Searches for the cheapest change of a config that fits the memory of its devices. No jax.
 
-What is known without compiling prunes: the bytes of the state, and of what did not fit, how much it needed.
+Compiling is slow, so candidates are pruned by what is known without it: the size of their state, and the memory that earlier
+candidates needed.
 """
 
 import math
@@ -8,22 +9,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-TRIES = 8
-# What each change is expected to cost of a step's time, so that candidates stand in order. Full remat does the forward
-# pass twice (4 passes for 3), dots saves the products; each halving of a microbatch gathers the parameters once more.
+TRIES = 8  # candidates that are compiled
+# Estimated factors on the time of a step, by which candidates are sorted. Full remat runs the forward pass twice (4 passes
+# instead of 3); dots keeps the results of matmuls; each halving of a microbatch gathers the parameters once more.
 REMAT = {"none": 1.0, "dots": 1.1, "full": 4 / 3}
 COST = {"microbatches": 1.04, "fsdp": 1.02, "tensor": 1.15, "sequence": 1.2}  # for each doubling
-MOST = 6  # doublings of one thing
+MOST = 6  # doublings of the number of microbatches
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Values of a config, what they may cost, and what decides how much a forward pass keeps."""
+    """A change of a config, its estimated cost, and what determines the size of its activations."""
 
     changes: Mapping[str, Any] = field(hash=False)  # "mesh.fsdp": 16
-    slowdown: float
+    slowdown: float  # estimated factor on the time of a step
     remat: str
-    load: float  # rows of a microbatch on a device, over what else cuts activations: what is kept grows with it
+    load: float  # rows of a microbatch per device, divided by the other axes that shard activations, which grow with it
 
     @property
     def flags(self) -> str:
@@ -32,17 +33,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of compiling a candidate: bytes of a device at the peak, and of these its state."""
+    """The memory of a compiled candidate, in bytes per device."""
 
     fits: bool
     peak: float
-    state: float
+    state: float  # the part of the peak that is parameters, optimizer and batch
 
 
 def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, remat: Mapping[str, str]) -> list[Candidate]:
-    """All changes of remat, microbatches and mesh that are worth a thought, the cheapest first.
+    """All sensible changes of remat, microbatches and mesh, cheapest first.
 
-    `mesh` has a size for each axis; `remat` is what each stack has: {"model.decoder.remat": "none"}.
+    mesh: axis -> size.
+    remat: config key -> policy of each stack, {"model.decoder.remat": "none"}.
     """
     found = []
     least = max(REMAT[r] for r in remat.values())
@@ -65,7 +67,7 @@ def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, rema
 
 
 def _meshes(mesh: Mapping[str, int]) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
-    """(sizes, doublings of each axis): devices move from data to fsdp, and from both to tensor and to sequence."""
+    """Yields (axis -> size, axis -> doublings): devices move from data to fsdp, and from both to tensor and sequence."""
     for tensor in range(4):
         for sequence in range(4):
             sizes = dict(mesh)
@@ -78,7 +80,7 @@ def _meshes(mesh: Mapping[str, int]) -> Iterator[tuple[dict[str, int], dict[str,
 
 
 def _take(sizes: dict[str, int], axis: str, factor: int) -> bool:
-    """`factor` times the axis, out of data, then out of fsdp; False where these do not have it."""
+    """Multiplies `axis` by `factor` in place, dividing data, then fsdp. False if their sizes do not allow it."""
     for source in ("data", "fsdp"):
         part = math.gcd(sizes[source], factor)
         sizes[source] //= part
@@ -96,11 +98,15 @@ def search(
     attempt: Callable[[Candidate], Outcome],
     tries: int = TRIES,
 ) -> Candidate | None:
-    """The first candidate that fits; None where none does, or none of as many as may be compiled.
+    """The first candidate that fits; None if none does, or if none of the first `tries` compiled ones does.
 
-    `first` is what did not fit: its remat, its load, its outcome. `state` gives a candidate's bytes of parameters,
-    optimizer and batch without compiling, None where the config does not allow it. What is needed beyond the state does
-    not shrink faster than the load and the state both do, nor with less remat: so a failed attempt rules out others.
+    first: (remat, load, outcome) of the config that did not fit.
+    capacity: bytes per device.
+    state: bytes per device of a candidate's parameters, optimizer and batch, without compiling; None if it is not a valid
+    config. attempt: compiles a candidate.
+
+    A failed attempt rules out others: memory beyond the state does not shrink faster than the load and the state, nor with less
+    remat.
     """
     failed = [first]
     for c in found:

@@ -1,4 +1,4 @@
-"""A run's step, compiled by libtpu for a pod that is not here. Imports jax: call `tpu.libtpu.prepare` first."""
+"""Compiles a run's step for a pod with libtpu, without the pod. Imports jax: call `tpu.libtpu.prepare` first."""
 
 import dataclasses
 import math
@@ -31,20 +31,20 @@ from tpu.topologies import GIB, Topology
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be compiled: abstract arguments that know where they lie, and the FLOPs that the ledger gives it."""
+    """A step to compile, with its arguments as jax.ShapeDtypeStruct with shardings."""
 
     mesh: Mesh
     name: str  # "train" or "decode"
-    lower: Callable[[], Any]
+    lower: Callable[[], Any]  # -> jax.stages.Lowered
     parameters: Any
-    optimizer: Any  # and the rest of the state
-    batch: Any
-    model_flops: float
-    tokens: int
+    optimizer: Any  # the rest of the state
+    batch: Any  # in decoding, the cache and the last tokens
+    model_flops: float  # per step, by `lm.flops`
+    tokens: int  # per step
 
     @property
     def state(self) -> float:
-        """Bytes that lie on a device from the first to the last instruction."""
+        """Bytes per device of all arguments, which stay in memory for the whole step."""
         return sum(pretrain.bytes_a_device(part) for part in (self.parameters, self.optimizer, self.batch))
 
 
@@ -54,7 +54,7 @@ def pod_mesh(run: config.Run, topology: Topology, slices: int) -> Mesh:
 
 
 def devices(topology: Topology, slices: int) -> list[Any]:
-    """As JAX would see them there; of a slice after the other."""
+    """The devices that JAX would see on that pod, sorted by slice. Raises UserError if libtpu does not know the topology."""
     settings: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     settings["wrap"] = topology.wrap
     if topology.generation == "v4":
@@ -69,6 +69,7 @@ def devices(topology: Topology, slices: int) -> list[Any]:
 
 
 def train_job(run: config.Run, mesh: Mesh) -> Job:
+    """The training step of a run."""
     pretrain.check(run, mesh)
     made = pretrain.training(run, mesh, lengths_of(run))
     state = made.plan.targets()
@@ -78,42 +79,42 @@ def train_job(run: config.Run, mesh: Mesh) -> Job:
 
 
 def lengths_of(run: config.Run) -> Any:
+    """The objective's `Lengths` for the run."""
     return pretrain.objective_of(run, DummyVocabulary(run.model.vocab_size)).lengths
 
 
 def decode_job(run: config.Run, mesh: Mesh) -> Job:
-    """One token for each of `train.batch_size` rows, whose caches hold `data.decoder_length` tokens.
+    """A decoding step: one token for each of `train.batch_size` rows, with caches of `data.decoder_length` tokens.
 
-    Of the cache rows lie as those of a batch do, heads as those of the parameters.
+    The cache is sharded by rows like a batch, and by heads like the parameters. Raises UserError for an encoder alone.
     """
     if run.model.decoder is None:
-        raise UserError("an encoder alone decodes no tokens; leave --decode out")
+        raise UserError("an encoder does not decode; leave --decode out")
     size, length = run.train.batch_size, run.data.decoder_length
     sharding.check_batch(size, 1, mesh)
     lengths = lengths_of(run)
     assert length is not None
-    model, at = Transformer(run.model), lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+    model, sharded = Transformer(run.model), lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
     params = pretrain.training(run, mesh, lengths).plan.targets().params
     row = jax.ShapeDtypeStruct((size, 1), jnp.int32)
-    across = ()
+    cross = ()  # the encoder's output and its segments
     if run.model.encoder is not None:
         encoded = jax.ShapeDtypeStruct((size, lengths.encoder, run.model.width), run.model.dtype)
-        across = (encoded, jax.ShapeDtypeStruct((size, lengths.encoder), jnp.int32))
-    start = lambda params, stream, *across: decode_step(model, params, {}, stream, *across, length=length)[0]
-    cache = jax.eval_shape(start, params, TokenStream(row, row, row), *across)
+        cross = (encoded, jax.ShapeDtypeStruct((size, lengths.encoder), jnp.int32))
+    start = lambda params, stream, *cross: decode_step(model, params, {}, stream, *cross, length=length)[0]
+    cache = jax.eval_shape(start, params, TokenStream(row, row, row), *cross)
 
     def place(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """Keys and values are [B, S, K, H], with a leading axis of scanned layers; all else [B, S], or a number."""
-        heads = path[-1].key in ("key", "value")
-        if not heads:
+        """Adds a sharding. Keys and values are [B, S, K, H], or with scanned layers [L, B, S, K, H]; the rest [B, S] or []."""
+        if path[-1].key not in ("key", "value"):
             axes: tuple[Any, ...] = (sharding.ROWS, None)[: x.ndim]
         else:
-            cut = sharding.ACTIVATIONS[sharding.kv_axis(x.shape[-2])]
-            axes = (*(None,) * (x.ndim - 4), sharding.ROWS, None, cut, None)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at(*axes))
+            heads_axis = sharding.ACTIVATIONS[sharding.kv_axis(x.shape[-2])]
+            axes = (*(None,) * (x.ndim - 4), sharding.ROWS, None, heads_axis, None)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded(*axes))
 
     cache = jax.tree_util.tree_map_with_path(place, cache)
-    tokens = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=at(sharding.ROWS))
+    tokens = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharded(sharding.ROWS))
 
     def step(params: Any, cache: Any, token: jax.Array, position: jax.Array) -> tuple[Any, jax.Array]:
         stream = TokenStream(token[:, None], position[:, None], jnp.ones_like(token)[:, None])
@@ -126,18 +127,20 @@ def decode_job(run: config.Run, mesh: Mesh) -> Job:
             return jax.jit(step, donate_argnums=1, out_shardings=(placed, tokens.sharding)).lower(params, cache, tokens, tokens)
 
     counts = dict(batch=size, encoder=lengths.encoder)
-    last = [flops.count(run.model, decoder=n, **counts).forward for n in (length, length - 1)]  # the row's last token alone
+    last = [flops.count(run.model, decoder=n, **counts).forward for n in (length, length - 1)]  # of the row's last token
     return Job(mesh, "decode", lower, params, None, (cache, tokens, tokens), last[0] - last[1], size)
 
 
 class OutOfMemory(Exception):
+    """XLA found that a program does not fit; bytes per device."""
+
     def __init__(self, needed: float, capacity: float) -> None:
         super().__init__(f"{needed / GIB:.2f} GiB of {capacity / GIB:.2f} GiB")
         self.needed, self.capacity = needed, capacity
 
 
 def compiled(job: Job) -> Any:
-    """By XLA; OutOfMemory where it says that a device's memory does not suffice."""
+    """Compiles the job. Raises OutOfMemory if it does not fit the memory of a device."""
     try:
         return job.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -147,13 +150,14 @@ def compiled(job: Job) -> Any:
         raise OutOfMemory(*found) from None
 
 
-def peak_of(done: Any) -> float:
-    """Bytes of HBM that the program compiled last takes."""
-    return libtpu.peak(libtpu.memory(done), libtpu.fragmentation(libtpu.log()))
+def peak_of(executable: Any) -> float:
+    """Peak bytes of HBM per device of the program that was compiled last (libtpu's log does not name programs)."""
+    return libtpu.peak(libtpu.memory(executable), libtpu.fragmentation(libtpu.log()))
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:
-    """(needed, available) bytes of a device, from XLA's words; what it calls temporaries is all, arguments as well.
+    """(needed, available) bytes per device, parsed from XLA's error; None for another error. What it calls temporaries includes
+    the arguments.
 
     "... required for HLO temporaries (60.84G) exceeds available HBM (15.75G)", or "Used 18.10G of 15.75G hbm"
     """
@@ -168,7 +172,7 @@ def out_of_memory(message: str) -> tuple[float, float] | None:
 
 
 def measure(run: config.Run, topology: Topology, slices: int, *, name: str, decode: bool) -> tuple[Report, Job]:
-    """Compiles the step and reads the program; of one that does not fit only what needs no program."""
+    """Compiles the step and analyses the program. The report of a step that does not fit has only what needs no program."""
     mesh = pod_mesh(run, topology, slices)
     job = decode_job(run, mesh) if decode else train_job(run, mesh)
     sizes = [pretrain.bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]
@@ -176,19 +180,19 @@ def measure(run: config.Run, topology: Topology, slices: int, *, name: str, deco
     found: list[Any] = []
     executed, roof, kept = None, Roofline(), 0.0
     try:
-        done = compiled(job)
-        peak = peak_of(done)
+        executable = compiled(job)
+        peak = peak_of(executable)
         fits = True
     except OutOfMemory as error:
         peak, capacity, fits = error.needed, error.capacity, False
     seconds = time.monotonic() - began
     if fits:
-        text = done.as_text()
-        read = hlo.parse(text)
+        text = executable.as_text()
+        parsed = hlo.parse(text)
         found = collectives(text, dict(mesh.shape))
-        executed = mesh.size * program.executed_flops(read, done.cost_analysis()["flops"], pairs=seen_pairs(run))
-        kept = min(float(program.activations(read)), max(peak - sum(sizes), 0.0))
-        figures = dict(model_flops=job.model_flops, executed_flops=executed, hbm_bytes=program.hbm_traffic(read))
+        executed = mesh.size * program.executed_flops(parsed, executable.cost_analysis()["flops"], pairs=unmasked_share(run))
+        kept = min(float(program.activations(parsed)), max(peak - sum(sizes), 0.0))
+        figures = dict(model_flops=job.model_flops, executed_flops=executed, hbm_bytes=program.hbm_traffic(parsed))
         roof = roofline(topology, slices, collectives=found, dims=torus_dims(mesh), **figures)
     hbm = Hbm(capacity, *map(float, sizes), kept, peak - sum(sizes) - kept, peak)
     report = Report(
@@ -216,28 +220,28 @@ def measure(run: config.Run, topology: Topology, slices: int, *, name: str, deco
     return report, job
 
 
-def seen_pairs(run: config.Run) -> float:
-    """The share of all pairs of queries and keys that masks leave, by the ledger."""
+def unmasked_share(run: config.Run) -> float:
+    """The share of all query-key pairs that the masks leave, by `lm.flops`."""
     lengths: dict[str, Any] = dict(batch=1, encoder=run.data.encoder_length, decoder=run.data.decoder_length)
-    seen, every = (flops.count(run.model, **lengths, causal_share=share).attention for share in (0.5, 1.0))
-    return seen / every
+    unmasked, every = (flops.count(run.model, **lengths, causal_share=share).attention for share in (0.5, 1.0))
+    return unmasked / every
 
 
 def torus_dims(mesh: Mesh) -> dict[str, frozenset[int]]:
-    """The dimensions of the torus in which chips differ along each axis of the mesh."""
+    """Mesh axis -> the dimensions of the torus along which its chips differ."""
     at = np.array([d.coords for d in mesh.devices.flat]).reshape(*mesh.devices.shape, -1)
     differ = lambda k: (at != at.take([0], axis=k)).reshape(-1, at.shape[-1]).any(axis=0)
     return {axis: frozenset(np.flatnonzero(differ(k)).tolist()) for k, axis in enumerate(mesh.axis_names)}
 
 
 def remat_of(run: config.Run) -> dict[str, str]:
-    """What each stack recomputes, by its key in the config."""
+    """Config key -> remat policy of each stack: {"model.decoder.remat": "full"}."""
     stacks = {name: getattr(run.model, name) for name in ("encoder", "decoder")}
     return {f"model.{name}.remat": stack.remat for name, stack in stacks.items() if stack is not None}
 
 
 def changed(run: config.Run, changes: Any) -> config.Run:
-    """The run with other values at dotted keys."""
+    """The run with `changes`, {dotted config key: value}, applied."""
     tree = resolve.to_dict(run)
     for key, value in changes.items():
         *sections, last = key.split(".")
@@ -251,14 +255,14 @@ def changed(run: config.Run, changes: Any) -> config.Run:
 def advise(
     run: config.Run, topology: Topology, slices: int, report: Report, job: Job, say: Callable[[str], None]
 ) -> str | None:
-    """Flags of the nearest config that fits, each attempt told; None where none was found."""
+    """The flags of the cheapest change of the config that fits; None if none is found. Prints each attempt by `say`."""
     remat = remat_of(run)
     found = candidates(report.mesh, run.train.batch_size, run.train.microbatches, remat)
     rows = math.prod(job.mesh.shape[axis] for axis in sharding.ROWS)
-    cut = job.mesh.shape["tensor"] * job.mesh.shape["sequence"]
-    load = run.train.batch_size / (rows * run.train.microbatches * cut)
+    split = job.mesh.shape["tensor"] * job.mesh.shape["sequence"]
+    load = run.train.batch_size / (rows * run.train.microbatches * split)
     first = Outcome(False, report.hbm.peak, job.state)
-    states: dict[tuple[Any, ...], float | None] = {}  # by mesh: nothing else decides them
+    states: dict[tuple[Any, ...], float | None] = {}  # by the changes of the mesh, on which alone they depend
 
     def job_of(c: Candidate) -> Job:
         other = changed(run, c.changes)
@@ -269,7 +273,7 @@ def advise(
         if key not in states:
             try:
                 states[key] = job_of(c).state
-            except UserError:  # heads, hidden units or places that do not divide over such a mesh
+            except UserError:  # heads, hidden units or positions do not divide over this mesh
                 states[key] = None
         return states[key]
 

@@ -1,8 +1,8 @@
-"""Keeps a run going on machines that may be taken away: makes them anew, sets them up, launches, until it is done. No jax.
+"""Keeps a run going on machines that may be preempted: creates them again, sets them up and launches until it is done. No jax.
 
-A spot host is deleted and made again, never restarted. A mistake is not retried for ever: exit code 2 stops at once, and the
-same failure at the same step twice in a row as well. What it decides follows from what Google and the hosts say, not from
-what it remembers, so that it may itself be stopped and started again.
+A preempted spot host is deleted and created again, never restarted. Errors are not retried for ever: exit code 2 (a user's
+mistake) stops at once, and so does the same failure at the same step twice in a row. Decisions depend on the state that Google
+and the hosts report, not on memory, so the babysitter may be stopped and started again at any time.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from tpu.gcloud import GcloudFailed
 from tpu.machines import State
 from tpu.remote import Host
 
-TROUBLE = 10  # calls of gcloud that fail in a row, or requests that are refused, before it gives up
-GRACE = 2  # looks at a run that lives on some hosts only before the rest is stopped: they may be about to end
+TROUBLE = 10  # consecutive failures of gcloud, or refused requests, before it gives up
+GRACE = 2  # polls that find the run on some hosts only before the rest is stopped: these may be about to end
 
 
 @dataclass(frozen=True)
 class Actions:
-    """What it can do, given by the command line; each may raise GcloudFailed."""
+    """The actions of a babysitter; each may raise GcloudFailed."""
 
     state: Callable[[], State]
     create: Callable[[], None]  # returns when the request is made
@@ -27,11 +27,15 @@ class Actions:
     setup: Callable[[], None]
     launch: Callable[[], None]
     look: Callable[[], list[Host]]
-    stop: Callable[[], None]  # what runs still; it saves
+    stop: Callable[[], None]  # stops the hosts that still run; they save
 
 
 def babysit(do: Actions, hosts: int, *, sleep: Callable[[], None], say: Callable[[str], None]) -> None:
-    """Returns when the run has ended with 0 on all hosts; UserError when it will not by itself."""
+    """Returns when the run has ended with exit code 0 on all `hosts` hosts. Raises UserError if it needs the user.
+
+    sleep: waits until the next poll.
+    say: prints a line.
+    """
     trouble, refused, partial, failed, detail = 0, 0, 0, None, None
     while True:
         try:
@@ -41,13 +45,13 @@ def babysit(do: Actions, hosts: int, *, sleep: Callable[[], None], say: Callable
             detail = state.kind, state.detail
             if state.kind == "absent":
                 do.create()
-                failed = None  # what hosts of before have done was perhaps their own end
+                failed = None  # the failure may have been caused by the preemption
             elif state.kind == "gone":
                 do.delete()
-                say("deleted; it is made anew")
+                say("deleted; it will be created again")
                 refused += 1
                 if refused == TROUBLE:
-                    raise UserError(f"{TROUBLE} requests in a row came to nothing, the last: {state.detail}")
+                    raise UserError(f"{TROUBLE} requests in a row failed, the last: {state.detail}")
             elif state.kind == "ready":
                 refused = 0
                 seen = do.look()
@@ -60,12 +64,12 @@ def babysit(do: Actions, hosts: int, *, sleep: Callable[[], None], say: Callable
                 if verdict == "failed":
                     failed = _again(seen, failed)
                 if verdict in ("start", "failed"):
-                    say("launches" if verdict == "start" else f"launches again after {failed}")
+                    say("launching" if verdict == "start" else f"launching again after {failed}")
                     if any(h.state == "bare" for h in seen):
                         do.setup()
                     do.launch()
                 if partial > GRACE:
-                    say("some hosts ended and others did not: stops the rest")
+                    say("some hosts ended and others did not: stopping the rest")
                     do.stop()
             trouble = 0
         except GcloudFailed as error:
@@ -77,7 +81,9 @@ def babysit(do: Actions, hosts: int, *, sleep: Callable[[], None], say: Callable
 
 
 def judge(seen: list[Host], hosts: int) -> str:
-    """`running`, `done`, `stopped`, `start` (nothing was launched, or it saved and may go on), `failed`, or `partial`."""
+    """The state of the run on `hosts` hosts, given those that answered: `running`, `done`, `stopped` (by `kill`), `failed`,
+    `start` (not launched yet, or it saved and can continue), or `partial` (it ended on some hosts only, or some do not
+    answer)."""
     states = [h.state for h in seen]
     codes = [h.code for h in seen if h.state == "ended"]
     if len(seen) >= hosts and codes == [0] * len(seen):
@@ -95,14 +101,14 @@ def judge(seen: list[Host], hosts: int) -> str:
 
 
 def _again(seen: list[Host], before: str | None) -> str:
-    """What failed, in words; UserError if it is a mistake, or what failed before."""
+    """Describes the failure. Raises UserError if it is a user's mistake, or equals the failure `before`."""
     bad = [h for h in seen if h.state == "lost" or h.code not in (0, EXIT_PREEMPTED, None)]
-    # The others end because one of them did.
+    # The host that ended first: the others end with EXIT_HOST_MISSING because it did.
     worst = min(bad, key=lambda h: (h.code != EXIT_USER_ERROR, h.code == EXIT_HOST_MISSING))
-    # Which host names it, and its last line, may differ from one time to the next.
-    what = ("a death without an exit code" if worst.code is None else f"exit code {worst.code}") + f" at step {worst.step}"
+    # Without the host and its last line, which may differ between two occurrences of the same failure.
+    failure = ("a death without an exit code" if worst.code is None else f"exit code {worst.code}") + f" at step {worst.step}"
     if worst.code == EXIT_USER_ERROR:
         raise UserError(f"the run ended with a mistake in its input, on {worst.name}: {worst.last}")
-    if what == before:
-        raise UserError(f"the run failed twice in the same way, {what}; {worst.name} says: {worst.last}")
-    return what
+    if failure == before:
+        raise UserError(f"the run failed twice in the same way, {failure}; the last line of {worst.name}: {worst.last}")
+    return failure

@@ -1,19 +1,19 @@
-"""What a compiled program sends between devices: each collective, along which axes of the mesh, how many bytes. No jax.
+"""The collectives of a compiled program: along which mesh axes they communicate, and how many bytes they send. No jax.
 
     for c in collectives(compiled.as_text(), {"data": 2, "fsdp": 4}):
         print(c.kind, c.axes, c.shape, c.dtype, c.bytes, c.times)      # all-gather ('fsdp',) (4096, 1024) bf16 ...
 
-Bytes are those that a device sends, and as many arrive, by the algorithms that send least (a ring; Patarasuk and Yuan,
-"Bandwidth optimal all-reduce algorithms", 2009), in a group of n devices and of an array of s bytes, whole:
+Bytes are those that each device sends (it receives as many), by bandwidth-optimal algorithms (rings; Patarasuk and Yuan,
+"Bandwidth optimal all-reduce algorithms", 2009), for a group of n devices and a full array of s bytes:
 
-    all-gather            (n-1)/n s      of what comes out
-    reduce-scatter        (n-1)/n s      of what goes in
-    all-reduce           2(n-1)/n s      one after the other
+    all-gather            (n-1)/n s      s: the output
+    reduce-scatter        (n-1)/n s      s: the input
+    all-reduce           2(n-1)/n s      a reduce-scatter, then an all-gather
     all-to-all            (n-1)/n s
-    collective-permute            s      of a device that sends to another
+    collective-permute            s      for a device that sends to another
 
-Of a pod of several slices XLA makes a program a slice: its groups hold devices of one slice, and what goes to the others
-is handed to the host (`send` with a megascale transfer type). That is along the first axis of the mesh, the slices'.
+For a pod of several slices, XLA compiles a program per slice. Its device groups are within a slice, and data for other slices
+is handed to the host (`send` with a megascale transfer type). Those transfers are along the mesh's first axis, `slice`.
 """
 
 import math
@@ -36,24 +36,26 @@ SENT = {
 
 @dataclass(frozen=True)
 class Collective:
-    """One array of a collective: an all-reduce of several arrays is several of these, with one `name`."""
+    """One array of a collective. An all-reduce of several arrays is several of these with the same `name`."""
 
     kind: str  # a key of SENT
-    axes: tuple[str, ...]  # of the mesh, along which devices exchange; in the mesh's order
-    shape: tuple[int, ...]  # where the array is largest: what is gathered, what is reduced before it is scattered
+    axes: tuple[str, ...]  # mesh axes along which devices communicate, in the mesh's order
+    shape: tuple[int, ...]  # of the full array: the output of a gather, the input of a reduce-scatter
     dtype: str  # XLA's name: "bf16"
-    bytes: int  # that a device sends in all `times` together
-    times: int  # in a run of the program
+    bytes: int  # sent per device, over all `times`
+    times: int  # how often it runs in one run of the program
     name: str  # of the instruction
-    op_name: str = ""  # where in the traced program it comes from
+    op_name: str = ""  # its origin in the traced program
 
 
 def collectives(text: str, mesh_axes: Mapping[str, int]) -> list[Collective]:
-    """All of a program for a mesh with these axes, in the mesh's order. Groups of one device send nothing and are left out.
+    """The collectives of a program, from its HLO text. Groups of one device send nothing and are left out.
 
-    Libtpu writes an asynchronous collective, with its `chain_id`, into the fusion where it starts, the one where it ends
-    and all between, be they in loops: it counts where it starts. An all-reduce of which a fusion keeps a part is a
-    reduce-scatter.
+    mesh_axes: axis -> size, in the mesh's order.
+
+    libtpu repeats an asynchronous collective, with its `chain_id`, in every fusion from the one where it starts to the one
+    where it ends, also within loops; it is counted where it starts. An all-reduce of which a fusion keeps only a part is
+    counted as a reduce-scatter.
     """
     found: list[Collective] = []
     program, devices = hlo.parse(text), math.prod(mesh_axes.values())
@@ -74,28 +76,29 @@ def collectives(text: str, mesh_axes: Mapping[str, int]) -> list[Collective]:
         axes = axes_of(groups, mesh_axes)
         if not axes:
             continue
-        for array in _whole(i, kind, groups.shape[1]):
+        for array in _full_arrays(i, kind, groups.shape[1]):
             size = int(array.bytes * SENT[kind](groups.shape[1])) * step.times
             found.append(Collective(kind, axes, array.shape, array.dtype, size, step.times, i.name, i.op_name))
     return found
 
 
 def _between_slices(i: hlo.Instruction, transfer: str, times: int, mesh_axes: Mapping[str, int]) -> Collective:
+    """The collective that a `send` with megascale transfer type `transfer` is part of."""
     axis, n = next(iter(mesh_axes.items()))
     kind = {"ONE_TO_ONE": "collective-permute"}.get(transfer, transfer.lower().replace("_", "-"))
     array = i.arrays[0]
-    whole = array.bytes * (n if kind == "all-gather" else 1)
-    return Collective(kind, (axis,), array.shape, array.dtype, int(whole * SENT[kind](n)) * times, times, i.name, i.op_name)
+    full = array.bytes * (n if kind == "all-gather" else 1)
+    return Collective(kind, (axis,), array.shape, array.dtype, int(full * SENT[kind](n)) * times, times, i.name, i.op_name)
 
 
-def _whole(i: hlo.Instruction, kind: str, n: int) -> list[hlo.Array]:
-    """The arrays of a collective where they are largest."""
+def _full_arrays(i: hlo.Instruction, kind: str, n: int) -> list[hlo.Array]:
+    """The full arrays of a collective over `n` devices: the outputs of a gather, the inputs of a reduce-scatter."""
     count = len(i.operands)
     arrays = list(i.arrays)
-    if i.opcode in ("all-gather-start", "collective-permute-start"):  # (what goes in, what comes out, contexts)
+    if i.opcode in ("all-gather-start", "collective-permute-start"):  # (inputs, outputs, contexts)
         arrays = arrays[count : 2 * count]
     if i.opcode != "reduce-scatter":
-        if kind == "all-to-all" and count > 1:  # an operand for each device: one array, cut
+        if kind == "all-to-all" and count > 1:  # one operand per device: slices of one array
             return [hlo.Array(arrays[0].dtype, (count, *arrays[0].shape))]
         return arrays[:count]
     axis = int(i.attribute(r"dimensions=\{(\d+)\}") or 0)
@@ -104,13 +107,13 @@ def _whole(i: hlo.Instruction, kind: str, n: int) -> list[hlo.Array]:
 
 
 def device_groups(rest: str, devices: int) -> np.ndarray:
-    """int [groups, n]: which places of the mesh exchange, from what stands behind a collective's operands.
+    """int [groups, n]: the devices of each group, as indices into the flattened mesh, from the attributes of a collective.
 
-    replica_groups={{0,1},{2,3}}                                     written out; {}: all
-    replica_groups=[2,4]<=[4,2]T(1,0)                                0..7 as [4,2], transposed, cut in 2 groups of 4
-    replica_groups=mesh['a'=4,'b'=2] {'a'}                           along axes of a mesh of XLA's own making,
-    replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a':(2)2}      in another order, along part of an axis
-    source_target_pairs={{0,1},{1,2}}                                pairs of two that differ
+    replica_groups={{0,1},{2,3}}                                     explicit; {}: all devices
+    replica_groups=[2,4]<=[4,2]T(1,0)                                0..7 as [4,2], transposed, split into 2 groups of 4
+    replica_groups=mesh['a'=4,'b'=2] {'a'}                           along axes of a mesh that XLA made up,
+    replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a':(2)2}      with other device order, along part of an axis
+    source_target_pairs={{0,1},{1,2}}                                pairs (source, target); (i, i) is left out
     """
     pairs = re.search(r"source_target_pairs=\{([{}\d, ]*)\}", rest)
     if pairs:
@@ -137,7 +140,7 @@ def _mesh_groups(text: str) -> np.ndarray:
         order = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", found[2])
         ids = _iota(order[1], order[2]) if order else np.array(re.findall(r"\d+", found[2]), int)
     axes = {name: (int(pre or 1), int(n or 0)) for name, pre, n in re.findall(r"'?([\w.]+)'?(?::\((\d+)\)(\d+))?", found[3])}
-    shape, inside = [], []  # each axis cut in three: before the part that is grouped, the part, behind it
+    shape, inside = [], []  # each axis is split in three: before the grouped part, that part, after it
     for name, size in sizes.items():
         pre, n = axes.get(name, (size, 1))
         n = n or size
@@ -162,7 +165,7 @@ def _lists(text: str) -> list[list[int]]:
 
 
 def axes_of(groups: np.ndarray, mesh_axes: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes along which members of a group differ. A device's number is its place in the mesh's flattened order."""
+    """The mesh axes along which the members of a group differ. `groups`: int [groups, n], indices into the flattened mesh."""
     if not groups.size:
         return ()
     coordinates = np.unravel_index(groups, tuple(mesh_axes.values()))

@@ -1,12 +1,12 @@
-"""`python -m tpu.compile --config=F`: will it fit the pod, and how fast can it be? Asked on any machine with a CPU.
+"""`python -m tpu.compile --config=F`: does a run fit a pod, and how fast can it be at best? Runs on any machine with a CPU.
 
-Compiles the very step that a run takes (with --decode: one token of decoding) for the TPUs of the config's `pod`, or of
---topology and --slices, with the compiler that TPUs have (libtpu); nothing is run and no data is read. It says what a
-device's memory holds, what is computed and sent, and the best time and MFU that these allow. XLA has the flags that
-`python -m tpu launch` gives it (tpu/flags.py), or those of LIBTPU_INIT_ARGS.
+Compiles the run's training step (with --decode: one token of decoding) for the TPUs of the config's `pod`, or of
+--topology and --slices, with the TPU compiler (libtpu); nothing is run and no data is read. Prints the memory of a
+device by kind, FLOPs, bytes sent, and the best time and MFU that these allow. XLA has the flags that `python -m tpu
+launch` sets (tpu/flags.py), or those of LIBTPU_INIT_ARGS.
 
-Any value of the config is set with --config.KEY=VALUE. Exit codes: 0 it fits, 1 it does not (--advise looks for what
-does), 2 a mistake in the input.
+Any value of the config is set with --config.KEY=VALUE. Exit codes: 0 it fits, 1 it does not (--advise looks for a change
+that does), 2 a mistake in the input.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         if flags.decode and flags.advise:
             raise UserError("--advise changes how a run trains; leave --decode out")
         if flags.json and not Path(flags.json).absolute().parent.is_dir():
-            raise UserError(f"--json={flags.json}: there is no such folder; make it first")
+            raise UserError(f"--json={flags.json}: there is no such folder; create it first")
         libtpu.prepare(init_args(topology.generation, slices))
         from tpu import aot
         from tpu.report import table
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def pod_of(run: Run, flags: argparse.Namespace) -> tuple[Topology, int]:
-    """What to compile for: flags before the config."""
+    """(topology, slices) to compile for: the flags, otherwise config.pod. Raises UserError without either."""
     name = flags.topology or (run.pod and run.pod.topology)
     if not name:
         raise UserError("the config names no pod; add --topology, such as --topology=v5e:16x16, or config.pod.topology")

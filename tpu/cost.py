@@ -1,11 +1,10 @@
-"""What a run costs: FLOPs from the ledger, days and chip-hours at an MFU, money at a price. Needs no device.
+"""What a run costs: FLOPs by `lm.flops`, days and chip-hours at an MFU, money at a price. Needs no device.
 
     python -m tpu.cost --config=configs/pod.py:llama2_7b_v5e [--tokens=2e12] [--config.pod.mfu=0.5] [--config.pod.price=1.2]
 
-Tokens are the places of all stacks' rows; without --tokens, those of the config's steps. A row counts as one document that
-fills it, which is the most that its attention can cost. FLOPs are model FLOPs and `mfu` is their share of the chips' peak, as
-`lm.train` logs it: what remat repeats and what a mask hides is no work. No price is built in: give yours, in USD for an hour
-of a chip.
+Tokens are the positions in the rows of all stacks; without --tokens, those of the config's steps. Each row counts as a single
+document, for which attention costs most. FLOPs are model FLOPs, and `mfu` is their share of the chips' peak, as `lm.train` logs
+it: recomputation and masked pairs do not count. There is no default price: give yours, in USD per chip-hour.
 """
 
 import argparse
@@ -26,15 +25,15 @@ class Cost:
     tokens: float
     tokens_a_row: int
     rows_a_step: int
-    parts: flops.Flops  # of a row's forward pass
+    parts: flops.Flops  # forward pass of one row
     chips: int
-    peak: float  # FLOP/s of all chips
+    peak: float  # FLOP/s, all chips together
     mfu: float
     price: float | None
 
     @property
     def flops(self) -> float:
-        """Forward and backward, of all tokens."""
+        """Model FLOPs of the forward and backward passes over all tokens."""
         return self.parts.train * self.tokens / self.tokens_a_row
 
     @property
@@ -51,23 +50,23 @@ class Cost:
 
     @property
     def money(self) -> float | None:
-        """USD, if there is a price."""
+        """USD; None without a price."""
         return None if self.price is None else self.price * self.chip_hours
 
 
 def lengths(run: config.Run) -> objectives.Lengths:
-    """Places in a run's rows, which an objective knows without words."""
+    """The objective's `Lengths` for the run; needs no tokenizer."""
     return objectives.build(run.objective, run.model.architecture, run.data, DummyVocabulary(run.model.vocab_size)).lengths
 
 
 def of(run: config.Run, tokens: float | None = None) -> Cost:
-    """The cost of so many tokens, or of the run's own steps; UserError where the config names no pod."""
+    """The cost of training on `tokens`, by default those of the run's steps. Raises UserError if the config has no pod."""
     if run.pod is None:
-        raise UserError("this config names no machine: set --config.pod.topology=v5e:16x16, or another")
-    places = lengths(run)
-    each = (places.encoder or 0) + (places.decoder or 0)
-    sizes: dict[str, Any] = dict(encoder=places.encoder, decoder=places.decoder)
-    passes = [flops.count(m, batch=1, predicted=p, **sizes) for m, p in task(run).passes(places)]
+        raise UserError("the config has no pod section: set --config.pod.topology=v5e:16x16, or another")
+    rows = lengths(run)
+    each = (rows.encoder or 0) + (rows.decoder or 0)
+    sizes: dict[str, Any] = dict(encoder=rows.encoder, decoder=rows.decoder)
+    passes = [flops.count(m, batch=1, predicted=p, **sizes) for m, p in task(run).passes(rows)]
     topology = topologies.parse(run.pod.topology)
     chips = topology.chips * run.pod.slices
     return Cost(
@@ -83,7 +82,7 @@ def of(run: config.Run, tokens: float | None = None) -> Cost:
 
 
 def show(cost: Cost, pod: config.Pod) -> str:
-    """A figure a line, and what it is of."""
+    """The cost as text, one figure per line."""
     parts, forward = cost.parts, cost.parts.forward
     shares = ", ".join(f"{name} {share / forward:.1%}" for name, share in vars(parts).items() if share)
     lines = [

@@ -1,7 +1,7 @@
-"""XLA's flags for TPUs as data: which, for what, and who says so. They go to libtpu through LIBTPU_INIT_ARGS. No jax.
+"""XLA's flags for TPUs as data: value, reason and source. libtpu reads them from LIBTPU_INIT_ARGS. No jax.
 
-Defaults come first: asynchronous collectives are on already, and a flag that nobody has measured on a model of one's own is
-a guess. A name that libtpu does not know ends the process at its start, so a test asks libtpu for each of them.
+Few flags are set: asynchronous collectives are on by default, and a flag that was not measured on one's own model is a guess.
+libtpu ends the process at a name that it does not know, so a test checks each of them with libtpu.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Flag:
     value: str
     why: str
     source: str
-    generations: tuple[str, ...] = ("v4", "v5e", "v5p", "v6e")  # that the source uses it for
-    slices: int = 1  # from this number of slices on
+    generations: tuple[str, ...] = ("v4", "v5e", "v5p", "v6e")  # on which the source uses it
+    slices: int = 1  # minimum number of slices
 
     def __str__(self) -> str:
         return f"--{self.name}={self.value}"
@@ -26,7 +26,7 @@ FLAGS = (
     Flag(
         "xla_tpu_scoped_vmem_limit_kib",
         "98304",
-        "a fusion may take 96 of the 128 MiB of vector memory: larger tiles, fewer trips to HBM",
+        "a fusion may use 96 of the 128 MiB of vector memory: larger tiles, fewer transfers from HBM",
         MAXTEXT,
         generations=("v6e",),
     ),
@@ -45,41 +45,41 @@ FLAGS = (
     Flag(
         "xla_tpu_overlap_compute_collective_tc",
         "true",
-        "fsdp: products and collectives share the tensor core's time",
+        "fsdp: matmuls and collectives overlap on the tensor core",
         MAXTEXT,
     ),
-    Flag("xla_enable_async_all_gather", "true", "fsdp: gathers start before they are needed", MAXTEXT),
+    Flag("xla_enable_async_all_gather", "true", "fsdp: gathers start before their results are needed", MAXTEXT),
     Flag(
         "xla_jf_spmd_threshold_for_windowed_einsum_mib",
         "1000000",
-        "fsdp of small slices: parameters are gathered before a product, which is else cut in as many parts as there are "
-        "devices and its sums written once for each; the best time of smollm2_135m_v5e with two layers falls from 42 to 28 ms",
+        "fsdp on small slices: gathers parameters before a matmul, instead of splitting it into one part per device and "
+        "writing its partial sums for each; the best time of smollm2_135m_v5e with two layers falls from 42 to 28 ms",
         "python -m tpu.compile, with and without",
     ),
     Flag(
         "xla_tpu_enable_data_parallel_all_reduce_opt",
         "true",
-        "several slices: gradients cross the data-centre network while the backward pass goes on",
+        "several slices: gradients cross the data-centre network during the backward pass",
         MAXTEXT,
         slices=2,
     ),
     Flag(
         "xla_tpu_data_parallel_opt_different_sized_ops",
         "true",
-        "several slices: the same where these reductions differ in size",
+        "several slices: the same for reductions of different sizes",
         MAXTEXT,
         slices=2,
     ),
 )
 
 AVOID = {
-    "xla_tpu_spmd_rng_bit_generator_unsafe": "random bits then depend on how an array is cut: a run is not the same on another "
-    "mesh, nor after a restart on another pod",
+    "xla_tpu_spmd_rng_bit_generator_unsafe": "random bits would depend on the sharding of an array: a run would differ on "
+    "another mesh, and after a restart on another pod",
 }
 
 
 def flags_for(generation: str, slices: int = 1) -> tuple[Flag, ...]:
-    """Those that a run on so many slices of this generation starts with; none where no source measured any."""
+    """The flags of a run on `slices` slices of this generation; none if no source measured any for it."""
     return tuple(flag for flag in FLAGS if generation in flag.generations and slices >= flag.slices)
 
 

@@ -1,4 +1,4 @@
-"""Runs `gcloud`, or only prints what it would run. No jax."""
+"""Runs `gcloud`, or in a dry run prints the commands. No jax."""
 
 import re
 import shlex
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from lm.errors import UserError
 
-AT_ONCE = 64  # processes of gcloud side by side
+AT_ONCE = 64  # concurrent gcloud processes
 
 
 class GcloudFailed(UserError):
-    """gcloud ended with an error; the message is the line of its stderr that says why."""
+    """gcloud failed; the message has its `reason` on one line."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,10 @@ class Gcloud:
     dry_run: bool = False
 
     def __call__(self, *words: str, show: bool = False) -> str:
-        """stdout; `show` lets it through to the terminal instead (a log that is followed, the progress of an upload)."""
+        """Runs gcloud and returns its stdout. With `show`, stdout goes to the terminal (to follow a log or an upload's
+        progress).
+
+        Raises GcloudFailed if it fails, UserError if it is not installed."""
         if self.dry_run:
             print(shlex.join(["gcloud", *words]))
             return ""
@@ -35,7 +38,7 @@ class Gcloud:
         return done.stdout or ""
 
     def query(self, *words: str) -> str | None:
-        """stdout, or None for what does not exist."""
+        """Like a call, but returns None if the resource does not exist."""
         try:
             return self(*words)
         except GcloudFailed as error:
@@ -44,7 +47,7 @@ class Gcloud:
             raise
 
     def all(self, commands: list[list[str]]) -> list[str]:
-        """Their stdouts, run side by side; the first that failed raises once all have ended."""
+        """Runs the commands concurrently and returns their stdouts; raises the first failure after all have ended."""
         if self.dry_run:
             return [self(*words) for words in commands]
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -52,13 +55,14 @@ class Gcloud:
 
 
 def _named(words: tuple[str, ...]) -> str:
-    """`gcloud compute tpus queued-resources create pod`: its words up to the first flag."""
+    """The command up to its first flag: `gcloud compute tpus queued-resources create pod`."""
     flag = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     return " ".join(("gcloud", *words[:flag]))
 
 
 def reason(stderr: str, stdout: str = "") -> str:
-    """What a host of ours said, else gcloud's ERROR and what it goes on with, else the last line: on one line."""
+    """Why gcloud failed, on one line: the messages of our scripts on the hosts ("lm: ..."), otherwise gcloud's ERROR with the
+    lines that follow it, otherwise the last line."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     ours = [line for line in lines if line.startswith("lm: ")]
     errors = [i for i, line in enumerate(lines) if line.startswith("ERROR")]
@@ -66,4 +70,4 @@ def reason(stderr: str, stdout: str = "") -> str:
         return "; ".join(dict.fromkeys(ours))
     if errors:
         return " ".join(lines[errors[0] :])
-    return (lines or stdout.split("\n")[-2:-1] or ["it said nothing"])[-1]
+    return (lines or stdout.split("\n")[-2:-1] or ["no output"])[-1]

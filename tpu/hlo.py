@@ -1,9 +1,9 @@
-"""Compiled HLO text (`compiled.as_text()`) as data: computations of instructions, and how often each runs. No jax.
+"""Parses compiled HLO text (`compiled.as_text()`) into computations and instructions, and counts how often each runs. No jax.
 
     %while.1 = (s32[], bf16[2,256]) while(%tuple.1), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"24"}}
     %fusion.3 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%get-tuple-element.1), kind=kLoop, calls=%fused_computation.3
 
-Both an instruction in a fusion and one in a loop are found by walking from the entry; the loop's turns multiply.
+`Program.walk` visits every instruction from the entry on, also those in fusions and loops; trip counts of loops multiply.
 """
 
 import math
@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-
-FAST = 1  # XLA's number of a TPU's on-chip memory; 0 is HBM
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,12 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Of its numbers alone."""
+        """Size without padding."""
         return -(-math.prod(self.shape) * bits(self.dtype) // 8)
 
     @property
-    def held(self) -> int:
-        """Bytes of HBM that it takes, its two fastest axes filled up to whole tiles; 0 on the chip, or beside it."""
+    def hbm_bytes(self) -> int:
+        """Bytes of HBM that it occupies, with its fastest axes padded to tiles; 0 in on-chip or host memory."""
         if re.search(r"S\([1-9]", self.layout):
             return 0
         tile = re.search(r"T\(([\d,]+)\)", self.layout)
@@ -41,35 +39,35 @@ class Array:
 
 
 def bits(dtype: str) -> int:
-    """`bf16` -> 16, `f8e4m3fn` -> 8, `pred` -> 8; tokens hold nothing."""
+    """`bf16` -> 16, `f8e4m3fn` -> 8, `pred` -> 8; `token` -> 0."""
     number = re.search(r"\d+", dtype)
     return int(number[0]) if number else 8 * (dtype == "pred")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    computation: str  # that it stands in
+    computation: str  # name of the computation that contains it
     name: str
     opcode: str
-    arrays: tuple[Array, ...]  # of its result, tuples flattened
-    operands: tuple[str, ...]
-    rest: str  # what stands behind the operands
+    arrays: tuple[Array, ...]  # its result, tuples flattened
+    operands: tuple[str, ...]  # names
+    rest: str  # the text after the operands: attributes and metadata
     root: bool = False
-    literal: str = ""  # of a constant or a parameter: what stands between the parentheses
+    literal: str = ""  # of a constant or a parameter: the text between the parentheses
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of the first match in what stands behind the operands."""
+        """The first group of the first match of `pattern` in `rest`; None without a match."""
         found = re.search(pattern, self.rest)
         return found[1] if found else None
 
     @cached_property
     def op_name(self) -> str:
-        """The place in the traced program: "jit(step)/jvp(Transformer.hidden)/..."; empty where XLA lost it."""
+        """Its origin in the traced program: "jit(step)/jvp(Transformer.hidden)/..."; empty if XLA lost it."""
         return self.attribute(r'op_name="([^"]*)"') or ""
 
     @cached_property
     def called(self) -> tuple[str, ...]:
-        """Computations that run where it stands. What a reduction applies to each number is not among them."""
+        """The computations that it runs, without those that a reduction applies per element."""
         if self.opcode not in ("fusion", "call", "conditional", "async-start", "custom-call"):
             return ()
         names = re.findall(r"(?:calls|_computations?|to_apply)=(\{[^}]*\}|%[\w.-]+)", self.rest)
@@ -78,11 +76,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Step:
-    """An instruction that runs `times` times where the walk has come to it."""
+    """A visit of `Program.walk`: an instruction that runs `times` times in this context."""
 
     instruction: Instruction
     times: int
-    fused: bool
+    fused: bool  # inside a fusion
 
 
 @dataclass(frozen=True)
@@ -92,18 +90,18 @@ class Program:
 
     @cached_property
     def named(self) -> dict[str, dict[str, Instruction]]:
-        """The instructions of each computation by their names."""
+        """Computation -> name -> instruction."""
         return {name: {i.name: i for i in inside} for name, inside in self.computations.items()}
 
     def inputs(self, i: Instruction) -> list[Instruction]:
-        """The instructions whose results `i` reads."""
+        """The operands of `i`."""
         return [self.named[i.computation][name] for name in i.operands if name in self.named[i.computation]]
 
     def root(self, computation: str) -> Instruction:
         return next((i for i in self.computations[computation] if i.root), self.computations[computation][-1])
 
     def walk(self) -> Iterator[Step]:
-        """Every instruction wherever it runs, callers before what they call."""
+        """Every instruction in every context in which it runs, callers before callees."""
         return self._walk(self.entry, 1, False)
 
     def _walk(self, name: str, times: int, fused: bool) -> Iterator[Step]:
@@ -111,15 +109,16 @@ class Program:
             yield Step(i, times, fused)
             if i.opcode == "while":
                 for part in ("condition", "body"):
-                    yield from self._walk(str(i.attribute(rf"{part}=%([\w.-]+)")), self.turns(i) * times, fused)
+                    yield from self._walk(str(i.attribute(rf"{part}=%([\w.-]+)")), self.trip_count(i) * times, fused)
             for callee in i.called:
                 yield from self._walk(callee, times, fused or i.opcode == "fusion")
 
-    def turns(self, loop: Instruction) -> int:
-        """Of a loop: what XLA knows, or the one constant that its condition compares a counter from 0 with; else 1.
+    def trip_count(self, loop: Instruction) -> int:
+        """How often a loop runs: XLA's known_trip_count, or the one constant that its condition compares a counter with; else
+        1.
 
-        Loops of `lax.scan`, `map` and `fori_loop` count so, and those in which libtpu sends parts of an operand round
-        beside a product, two parts a turn. Of a loop whose end depends on data nobody can say it.
+        This covers `lax.scan`, `map` and `fori_loop`, and libtpu's loops that pass parts of an operand around a ring during a
+        matmul, two parts per iteration. The trip count of a loop that ends by its data is unknown, and counts as 1.
         """
         known = loop.attribute(r"known_trip_count\W+n\W+(\d+)")
         if known:
@@ -127,29 +126,30 @@ class Program:
         condition = self.computations[str(loop.attribute(r"condition=%([\w.-]+)"))]
         inner = [i for c in condition for name in c.called for i in self.computations[name]]
         limits = {i.literal for i in condition + inner if i.opcode == "constant" and re.fullmatch(r"\d+", i.literal)}
-        ways = {i.attribute(r"direction=(\w+)") for i in condition + inner if i.opcode == "compare"}
-        if len(limits) != 1 or len(ways) != 1 or not ways <= {"LT", "NE", "LE"}:
+        directions = {i.attribute(r"direction=(\w+)") for i in condition + inner if i.opcode == "compare"}
+        if len(limits) != 1 or len(directions) != 1 or not directions <= {"LT", "NE", "LE"}:
             return 1
-        places = [i.attribute(r"index=(\d+)") for i in condition if i.opcode == "get-tuple-element"]
-        step = self._step(loop, int(places[0] or 0)) if len(places) == 1 else 1
-        return -(-(int(limits.pop()) + (ways == {"LE"})) // step)
+        indices = [i.attribute(r"index=(\d+)") for i in condition if i.opcode == "get-tuple-element"]
+        step = self._counter_step(loop, int(indices[0] or 0)) if len(indices) == 1 else 1
+        return -(-(int(limits.pop()) + (directions == {"LE"})) // step)
 
-    def _step(self, loop: Instruction, place: int) -> int:
-        """What a turn adds to the counter at this place of the loop's tuple; 1 where it cannot be read."""
+    def _counter_step(self, loop: Instruction, index: int) -> int:
+        """The constant that each iteration adds to the counter at `index` of the loop's tuple; 1 if it cannot be determined."""
         body = str(loop.attribute(r"body=%([\w.-]+)"))
         names = self.root(body).operands
-        counter = self.named[body].get(names[place]) if place < len(names) else None
+        counter = self.named[body].get(names[index]) if index < len(names) else None
         added = self.inputs(counter) if counter is not None and counter.opcode == "add" else []
         steps = [int(i.literal) for i in added if i.opcode == "constant" and re.fullmatch(r"[1-9]\d*", i.literal)]
         return steps[0] if len(steps) == 1 else 1
 
 
-# The type is whatever stands before the first lower-case word with a parenthesis: "f32[8]{0:T(8)}", "(f32[], s32[2])".
+# The type is everything before the first lower-case word with a parenthesis: "f32[8]{0:T(8)}", "(f32[], s32[2])".
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*?) ?\b([a-z][a-z0-9-]*)\((.*)$")
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 
 
 def parse(text: str) -> Program:
+    """Parses the text of a compiled module."""
     computations: dict[str, list[Instruction]] = {}
     current, entry = "", ""
     for line in _joined(text):
@@ -165,36 +165,37 @@ def parse(text: str) -> Program:
 
 
 def _joined(text: str) -> Iterator[str]:
-    """Lines, each instruction on one: what describes a kernel is written over several.
+    """The lines of the text, with each instruction joined to one line: the description of a kernel spans several.
 
-    Of a computation that runs beside the main one, the last line is `}, execution_thread="sparsecore"`.
+    A computation on another core ends with `}, execution_thread="sparsecore"` instead of `}`.
     """
-    whole = ""
+    joined = ""
     for line in text.splitlines():
         begins = line.startswith("  ") and LINE.match(line) is not None
-        if begins or line == "}" or line.startswith("}, execution_thread=") or not whole.startswith(" "):
-            yield whole
-            whole = line
+        if begins or line == "}" or line.startswith("}, execution_thread=") or not joined.startswith(" "):
+            yield joined
+            joined = line
         else:
-            whole += " " + line.strip()
-    yield whole
+            joined += " " + line.strip()
+    yield joined
 
 
-def _instruction(computation: str, root: str | None, name: str, kind: str, opcode: str, behind: str) -> Instruction:
-    depth, end = 1, len(behind)
-    for match in re.finditer(r"[()]", behind):
+def _instruction(computation: str, root: str | None, name: str, kind: str, opcode: str, tail: str) -> Instruction:
+    """`tail`: the text after the opening parenthesis."""
+    depth, end = 1, len(tail)
+    for match in re.finditer(r"[()]", tail):
         depth += 1 if match[0] == "(" else -1
         if depth == 0:
             end = match.start()
             break
-    between = behind[:end]
+    arguments = tail[:end]
     arrays = tuple(arrays_of(kind))
-    literal = between if opcode in ("constant", "parameter") else ""
-    operands = () if literal else tuple(re.findall(r"%([\w.-]+)", between))
-    return Instruction(computation, name, opcode, arrays, operands, behind[end + 1 :], bool(root), literal)
+    literal = arguments if opcode in ("constant", "parameter") else ""
+    operands = () if literal else tuple(re.findall(r"%([\w.-]+)", arguments))
+    return Instruction(computation, name, opcode, arrays, operands, tail[end + 1 :], bool(root), literal)
 
 
 def arrays_of(kind: str) -> list[Array]:
-    """`(f32[8,4]{1,0}, s32[])` -> both arrays."""
+    """The arrays of a type: `(f32[8,4]{1,0}, s32[])` -> two."""
     sizes = lambda text: tuple(int(n) for n in text.split(",") if n)
     return [Array(dtype, sizes(shape), layout or "") for dtype, shape, layout in ARRAY.findall(kind)]

@@ -1,4 +1,4 @@
-"""The compiler of TPUs, as a library on any machine: where it is, and how it must be started. Imports no jax."""
+"""libtpu, the TPU compiler, on a machine without TPUs: setting it up, and reading its logs. Imports no jax."""
 
 import atexit
 import importlib.metadata
@@ -13,13 +13,13 @@ from typing import Any
 
 from lm.errors import UserError
 
-# It then looks for no TPU and no machine around it, and lets others use it at the same time.
+# With these, libtpu does not look for a TPU or its host's metadata, and several processes can use it at once.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_COMPILATION_CACHE": "false",  # it does not serve programs for machines that are not here
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # it cannot cache programs for other machines
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of no consequence, but asked for
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # required, without effect on what is compiled
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 PATH = "TPU_LIBRARY_PATH"  # jax's own variable
@@ -28,10 +28,11 @@ UNBUFFERED = "--logbuflevel=-1"
 
 
 def prepare(init_args: str = "") -> None:
-    """Call before jax is imported; UserError where there is no libtpu. `init_args` are XLA's flags, if none are set."""
+    """Sets the environment for libtpu; call it before jax is imported. `init_args`: XLA's flags, unless LIBTPU_INIT_ARGS is
+    set. Raises UserError if there is no libtpu."""
     path = os.environ.get(PATH)
     if path and not Path(path).is_file():
-        raise UserError(f"{PATH}={path} is no file; name a libtpu.so, or pip install 'jax[tpu]'")
+        raise UserError(f"{PATH}={path} is not a file; name a libtpu.so, or pip install 'jax[tpu]'")
     if not path and importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"libtpu, which compiles for TPUs, is not installed: pip install 'jax[tpu]', or name a libtpu.so in {PATH}"
@@ -45,30 +46,30 @@ def prepare(init_args: str = "") -> None:
 
 
 def log() -> str:
-    """What libtpu has written of itself in this process, to its file: what it compiles for, and each program's memory."""
+    """libtpu's log of this process, which has the memory of each compiled program."""
     files = sorted(Path(os.environ.get(LOGS, "/tmp/tpu_logs")).glob(f"*.INFO.*.{os.getpid()}"))
     return "".join(file.read_text(errors="replace") for file in files)
 
 
 def memory(done: Any) -> dict[str, int]:
-    """XLA's memory analysis of a compiled program, in bytes of a device."""
+    """XLA's memory analysis of a compiled program: kind -> bytes per device."""
     parts, analysis = ("argument", "output", "alias", "generated_code", "temp"), done.memory_analysis()
     return {name: getattr(analysis, f"{name}_size_in_bytes") for name in parts}
 
 
 def peak(memory: Mapping[str, int], fragmentation: float | None) -> float:
-    """Bytes of HBM: arguments, results that have places of their own, code and temporaries, as XLA's own check adds up.
+    """Peak bytes of HBM per device: arguments, results that do not alias arguments, code and temporaries, as XLA's own check.
 
-    The analysis counts what the log calls fragmentation, some of it loops' own temporaries, twice (libtpu 0.0.42 and
-    0.0.50, beside the sums in their logs); where no log tells how much it is, the result is too large by that. Its
-    `peak_memory_in_bytes` counts what lies on the chip as well.
+    The analysis counts twice what the log calls fragmentation, part of which are temporaries of loops (libtpu 0.0.42 and
+    0.0.50, compared with the sums in their logs). If `fragmentation` is None, the result is too large by that. The analysis's
+    own `peak_memory_in_bytes` also counts on-chip memory.
     """
-    apart = memory["output"] - memory["alias"]
-    return float(memory["argument"] + apart + memory["generated_code"] + memory["temp"]) - (fragmentation or 0.0)
+    unaliased = memory["output"] - memory["alias"]
+    return float(memory["argument"] + unaliased + memory["generated_code"] + memory["temp"]) - (fragmentation or 0.0)
 
 
 def fragmentation(text: str) -> float | None:
-    """Bytes of HBM, to three digits, of the last program that a log tells of; None where it tells of none.
+    """Bytes of fragmentation of the last program in a log, to three digits; None if the log has no program.
 
     Program hbm requirement 4.31G:
         global            2.63M
@@ -82,7 +83,7 @@ def fragmentation(text: str) -> float | None:
 
 
 def version() -> str:
-    """Of the package that the library lies in."""
+    """The version of the installed libtpu package, or of the one that holds TPU_LIBRARY_PATH; "unknown" if there is none."""
     path = os.environ.get(PATH)
     folders = {"path": [str(Path(path).parents[1])]} if path else {}
     found = (d.version for d in importlib.metadata.distributions(**folders) if d.metadata["Name"] == "libtpu")

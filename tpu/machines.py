@@ -1,9 +1,9 @@
-"""The hosts of a pod, by either of Google's APIs: made, asked for, reached, deleted. No jax.
+"""Creates, queries, reaches and deletes the hosts of a pod, through either of Google's APIs. No jax.
 
-`Queued` is `gcloud compute tpus`: one queued resource, each slice a node of it. It takes all generations up to v6e.
-`Compute` is Compute Engine: a managed instance group with a workload policy that joins its hosts to a slice, or one instance
-where a host is a slice by itself. TPU7x is there alone. Names of flags are those of gcloud's reference; see README.md for
-what could be checked.
+`Queued` is `gcloud compute tpus`: one queued resource with a node for each slice. It has all generations up to v6e.
+`Compute` is Compute Engine: a managed instance group with a workload policy that joins its hosts into a slice, or one instance
+for a slice of a single host. Only it has TPU7x. Names of flags are those of gcloud's reference; README.md says what could be
+checked.
 """
 
 import json
@@ -14,7 +14,7 @@ from lm.errors import UserError
 from tpu.gcloud import Gcloud, GcloudFailed
 from tpu.topologies import Topology
 
-# Google's "TPU software versions": what a host of the older API boots.
+# Runtime versions of the TPU API, from Google's page "TPU software versions".
 RUNTIMES = {
     "v2": "tpu-ubuntu2204-base",
     "v3": "tpu-ubuntu2204-base",
@@ -27,12 +27,12 @@ RUNTIMES = {
 
 @dataclass(frozen=True)
 class MachineType:
-    """A host of Compute Engine: `name` with its chips, its image, the disk it needs if that is not the usual one."""
+    """A machine type of Compute Engine."""
 
-    name: str
-    chips: tuple[int, ...]
-    image: str
-    disk: str | None = None
+    name: str  # with {} for the number of chips
+    chips: tuple[int, ...]  # per host
+    image: str  # image family
+    disk: str | None = None  # boot disk type; None: Compute Engine's default
 
 
 MACHINES = {
@@ -45,7 +45,7 @@ IMAGES = "ubuntu-os-accelerator-images"  # the project that holds them
 
 @dataclass(frozen=True)
 class Wanted:
-    """A pod as it is asked for on the command line."""
+    """The pod that the command line asks for."""
 
     name: str
     topology: Topology
@@ -53,27 +53,28 @@ class Wanted:
     zone: str | None = None  # None: gcloud's own default
     project: str | None = None
     spot: bool = False
-    flex_start: str | None = None  # for how long, "7d"
-    runtime_version: str | None = None  # or the image's family; None: that of the generation
-    create_flags: tuple[str, ...] = ()  # more of gcloud's, to the command that makes the hosts
-    ssh_flags: tuple[str, ...] = ()
+    flex_start: str | None = None  # maximum duration, "7d"
+    runtime_version: str | None = None  # or the image family; None: that of the generation
+    create_flags: tuple[str, ...] = ()  # more flags of the gcloud command that creates the hosts
+    ssh_flags: tuple[str, ...] = ()  # more flags of `gcloud ... ssh` and `scp`
 
     @property
-    def place(self) -> list[str]:
+    def location(self) -> list[str]:
+        """gcloud's flags for zone and project."""
         return [f"--{k}={v}" for k, v in (("zone", self.zone), ("project", self.project)) if v]
 
 
 @dataclass(frozen=True)
 class State:
-    kind: Literal["absent", "waiting", "ready", "gone"]  # gone: it will not come back, delete it
-    detail: str  # in Google's words
+    kind: Literal["absent", "waiting", "ready", "gone"]  # gone: it failed or was preempted, and has to be deleted
+    detail: str  # Google's names of the states
 
 
 ABSENT = State("absent", "does not exist")
 
 
 class Queued:
-    """One queued resource; its nodes are called as it is, with -0, -1, .. where there are several."""
+    """A queued resource of the TPU API. A single node has its name; several are called NAME-0, NAME-1, ..."""
 
     tpus = ("compute", "tpus", "queued-resources")
 
@@ -88,15 +89,15 @@ class Queued:
         w, t = self.wanted, self.wanted.topology
         if t.standard:
             shape = [f"--accelerator-type={t.accelerator}"]
-        elif t.generation in ("v2", "v3", "v4"):  # the others are asked for by their number of chips alone
+        elif t.generation in ("v2", "v3", "v4"):  # others are requested by their number of chips only
             shape = [f"--type={t.generation}", f"--topology={str(t).partition(':')[2]}"]
         else:
-            raise UserError(f"{t} cannot be asked for by the TPU API, which gives {t.accelerator} another shape or none")
+            raise UserError(f"{t} cannot be requested from the TPU API, where {t.accelerator} has another shape or none")
         nodes = [f"--node-count={w.slices}", f"--node-prefix={w.name}"] if w.slices > 1 else [f"--node-id={w.name}"]
         flex = ["--provisioning-model=flex-start", f"--max-run-duration={w.flex_start}"] if w.flex_start else []
         self.gcloud(
-            *(["alpha"] if flex else []),  # which alone has these two
-            *(*self.tpus, "create", w.name, *w.place, *nodes, *shape),
+            *(["alpha"] if flex else []),  # the only release track with these two flags
+            *(*self.tpus, "create", w.name, *w.location, *nodes, *shape),
             f"--runtime-version={w.runtime_version or RUNTIMES[t.generation]}",
             *flex,
             *(["--spot"] if w.spot else []),
@@ -109,46 +110,50 @@ class Queued:
 
     def state(self) -> State:
         w = self.wanted
-        said = self.gcloud.query(*self.tpus, "describe", w.name, *w.place, "--format=json")
-        if said is None:
+        output = self.gcloud.query(*self.tpus, "describe", w.name, *w.location, "--format=json")
+        if output is None:
             return ABSENT
-        inner = json.loads(said).get("state", {}) if said else {"state": "ACTIVE"}  # a dry run says nothing
+        inner = json.loads(output).get("state", {}) if output else {"state": "ACTIVE"}  # empty in a dry run
         state = inner.get("state", "unknown")
         if state in ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING"):
             return State("gone", " ".join([state, *_messages(inner)]))
         if state != "ACTIVE":
             return State("waiting", state)
-        # A spot node may be preempted for a while before its queued resource says so.
-        listed = json.loads(self.gcloud("compute", "tpus", "tpu-vm", "list", *w.place, "--format=json") or "[]")
+        # A node may have been preempted before its queued resource shows it.
+        listed = json.loads(self.gcloud("compute", "tpus", "tpu-vm", "list", *w.location, "--format=json") or "[]")
         if self.gcloud.dry_run:
             return State("ready", "dry run")
         of = {node["name"].rpartition("/")[2]: node.get("state", "unknown") for node in listed}
-        return _together({node: of.get(node, "missing") for node in self.nodes()}, ready="READY", coming=_NODE_COMING)
+        return _combined({node: of.get(node, "missing") for node in self.nodes()}, ready="READY", pending=_NODE_PENDING)
 
     def delete(self) -> bool:
-        """Whether there was something to delete."""
-        words = ("delete", self.wanted.name, *self.wanted.place, "--force", "--quiet")
+        """Deletes all hosts; False if there were none."""
+        words = ("delete", self.wanted.name, *self.wanted.location, "--force", "--quiet")
         return self.gcloud.query(*self.tpus, *words) is not None
 
     def copy(self, file: str, to: str) -> None:
-        self.gcloud(*self.tpus, "scp", file, f"{self.wanted.name}:{to}", *self._reach("all", "all"))
+        """Copies a local file to all hosts."""
+        self.gcloud(*self.tpus, "scp", file, f"{self.wanted.name}:{to}", *self._ssh_flags("all", "all"))
 
     def shell(self, script: str, *, host: int | None = None, show: bool = False) -> str:
+        """Runs a script on one host, or on all if `host` is None, and returns the output; `show` sends it to the terminal."""
         hosts = self.wanted.topology.hosts
         node, worker = ("all", "all") if host is None else map(str, divmod(host, hosts))
-        return self.gcloud(*self.tpus, "ssh", self.wanted.name, *self._reach(node, worker), f"--command={script}", show=show)
+        return self.gcloud(
+            *self.tpus, "ssh", self.wanted.name, *self._ssh_flags(node, worker), f"--command={script}", show=show
+        )
 
-    def _reach(self, node: str, worker: str) -> list[str]:
+    def _ssh_flags(self, node: str, worker: str) -> list[str]:
         w = self.wanted
-        return [*w.place, f"--node={node}", f"--worker={worker}", "--batch-size=all", *w.ssh_flags, "--quiet"]
+        return [*w.location, f"--node={node}", f"--worker={worker}", "--batch-size=all", *w.ssh_flags, "--quiet"]
 
 
-_NODE_COMING = {"CREATING", "STARTING", "RESTARTING", "REIMAGING", "REPAIRING", "UNHIDING"}
-_INSTANCE_COMING = {"PROVISIONING", "STAGING", "REPAIRING", "PENDING", "none"}
+_NODE_PENDING = {"CREATING", "STARTING", "RESTARTING", "REIMAGING", "REPAIRING", "UNHIDING"}
+_INSTANCE_PENDING = {"PROVISIONING", "STAGING", "REPAIRING", "PENDING", "none"}
 
 
 class Compute:
-    """A managed instance group in bulk mode, all hosts or none; or one instance that is the slice."""
+    """A slice in Compute Engine: a managed instance group in bulk mode (all hosts or none), or a single instance."""
 
     def __init__(self, wanted: Wanted, gcloud: Gcloud):
         self.wanted, self.gcloud = wanted, gcloud
@@ -159,7 +164,7 @@ class Compute:
         if wanted.slices > 1:
             raise UserError("several slices by Compute Engine are not supported; use --api=queued, or GKE (tpu/README.md)")
         if not wanted.zone or not wanted.project:
-            raise UserError("Compute Engine wants --zone and --project: they are part of the name of the slice's policy")
+            raise UserError("Compute Engine needs --zone and --project: they are part of the name of the slice's policy")
         self.machine, self.chips = MACHINES[t.generation], chips
         self.group = t.hosts > 1
         self.region = wanted.zone.rpartition("-")[0]
@@ -176,13 +181,13 @@ class Compute:
             *([f"--boot-disk-type={self.machine.disk}"] if self.machine.disk else []),
             "--scopes=cloud-platform",
         ]
-        if w.spot:  # stopped hosts are seen, and deleted with the rest; they cannot be started again
+        if w.spot:  # a stopped host remains visible and is deleted with the rest; it cannot be restarted
             machine += ["--provisioning-model=SPOT", "--instance-termination-action=STOP"]
         if w.flex_start:
             machine += ["--provisioning-model=FLEX_START", f"--max-run-duration={w.flex_start}"]
             machine += ["--instance-termination-action=DELETE"]
         if not self.group:
-            self.gcloud("compute", "instances", "create", w.name, *w.place, *machine, *w.create_flags, "--quiet")
+            self.gcloud("compute", "instances", "create", w.name, *w.location, *machine, *w.create_flags, "--quiet")
             return
         shape, policy = str(w.topology).partition(":")[2], f"{self.region}/resourcePolicies/{w.name}"
         kinds = ("resource-policies", "instance-templates", "instance-groups")
@@ -193,7 +198,7 @@ class Compute:
             ],
             ["create", w.name, self.of_project, *machine, *w.create_flags, "--quiet"],
             [
-                *("managed", "create", w.name, *w.place, f"--size={w.topology.hosts}", f"--template={w.name}"),
+                *("managed", "create", w.name, *w.location, f"--size={w.topology.hosts}", f"--template={w.name}"),
                 f"--workload-policy=projects/{w.project}/regions/{policy}",
                 *("--target-size-policy-mode=bulk", "--default-action-on-vm-failure=do-nothing", "--quiet"),
             ],
@@ -202,22 +207,22 @@ class Compute:
             try:
                 self.gcloud("compute", kind, *command)
             except GcloudFailed:
-                for before in kinds[:made][::-1]:  # it would stop the next attempt; what was there already is not ours
-                    self._remove(before)
+                for earlier in kinds[:made][::-1]:  # they would make the next attempt fail; others are not ours to remove
+                    self._remove(earlier)
                 raise
 
     def instances(self) -> dict[str, str] | None:
-        """`{"pod-x1y2": "RUNNING", ..}` by name; None where there is no such thing, {} in a dry run."""
+        """Instance -> status, sorted by name: {"pod-x1y2": "RUNNING", ...}. None if there is no group; {} in a dry run."""
         w = self.wanted
         if self.group:
             words = ["compute", "instance-groups", "managed", "list-instances", w.name]
         else:
             words = ["compute", "instances", "describe", w.name]
-        said = self.gcloud.query(*words, *w.place, "--format=json")
-        if not said:
-            return None if said is None else {}
-        listed = json.loads(said) if self.group else [json.loads(said)]
-        # A group names an instance by its address and its status `instanceStatus`, which a pending one has not.
+        output = self.gcloud.query(*words, *w.location, "--format=json")
+        if not output:
+            return None if output is None else {}
+        listed = json.loads(output) if self.group else [json.loads(output)]
+        # A group lists the URL of an instance, and `instanceStatus`, which is missing while it is pending.
         return dict(sorted((_name(i), i.get("instanceStatus", i.get("status")) or "none") for i in listed))
 
     def state(self) -> State:
@@ -229,36 +234,38 @@ class Compute:
         if not of:
             return State("waiting", "no hosts yet")
         missing = {f"host {i}": "missing" for i in range(len(of), self.wanted.topology.hosts)}
-        return _together(of | missing, ready="RUNNING", coming=_INSTANCE_COMING)
+        return _combined(of | missing, ready="RUNNING", pending=_INSTANCE_PENDING)
 
     def delete(self) -> bool:
-        """Whether there was something to delete."""
+        """Deletes all hosts, template and policy; False if there were none."""
         kinds = ("instance-groups", "instance-templates", "resource-policies") if self.group else ("instances",)
-        return any([self._remove(kind) for kind in kinds])  # each of them, whatever was found of the others
+        return any([self._remove(kind) for kind in kinds])  # a list: no short circuit
 
     def _remove(self, kind: str) -> bool:
         w = self.wanted
         words = {
-            "instances": ["delete", w.name, *w.place],
-            "instance-groups": ["managed", "delete", w.name, *w.place],
+            "instances": ["delete", w.name, *w.location],
+            "instance-groups": ["managed", "delete", w.name, *w.location],
             "instance-templates": ["delete", w.name, self.of_project],
             "resource-policies": ["delete", w.name, f"--region={self.region}", self.of_project],
         }
         return self.gcloud.query("compute", kind, *words[kind], "--quiet") is not None
 
     def copy(self, file: str, to: str) -> None:
-        self.gcloud.all([["compute", "scp", file, f"{host}:{to}", *self._reach()] for host in self._hosts()])
+        """Copies a local file to all hosts."""
+        self.gcloud.all([["compute", "scp", file, f"{host}:{to}", *self._ssh_flags()] for host in self._hosts()])
 
     def shell(self, script: str, *, host: int | None = None, show: bool = False) -> str:
+        """Runs a script on one host, or on all if `host` is None, and returns the output; `show` sends it to the terminal."""
         hosts = self._hosts()
         if host is not None and host >= len(hosts):
             raise UserError(f"no host {host}; there are {len(hosts)}: {', '.join(hosts)}")
-        commands = [["compute", "ssh", h, *self._reach(), f"--command={script}"] for h in hosts]
+        commands = [["compute", "ssh", h, *self._ssh_flags(), f"--command={script}"] for h in hosts]
         return "".join(self.gcloud.all(commands)) if host is None else self.gcloud(*commands[host], show=show)
 
     def _hosts(self) -> list[str]:
         of = self.instances()
-        if self.gcloud.dry_run:  # their names end in what Compute Engine makes up
+        if self.gcloud.dry_run:  # Compute Engine chooses the ends of their names
             return [
                 f"{self.wanted.name}-HOST{i}" if self.group else self.wanted.name for i in range(self.wanted.topology.hosts)
             ]
@@ -266,8 +273,8 @@ class Compute:
             raise UserError(f"'{self.wanted.name}' has no hosts")
         return list(of)
 
-    def _reach(self) -> list[str]:
-        return [*self.wanted.place, *self.wanted.ssh_flags, "--quiet"]
+    def _ssh_flags(self) -> list[str]:
+        return [*self.wanted.location, *self.wanted.ssh_flags, "--quiet"]
 
 
 Machines = Queued | Compute
@@ -275,7 +282,7 @@ APIS = {"queued": Queued, "compute": Compute}
 
 
 def machines(wanted: Wanted, api: str | None, gcloud: Gcloud) -> Machines:
-    """By the API that is named, or else the one that has this generation."""
+    """The pod's hosts through `api`, by default the one that has this generation."""
     return APIS[api or ("queued" if wanted.topology.generation in RUNTIMES else "compute")](wanted, gcloud)
 
 
@@ -284,15 +291,15 @@ def _name(instance: dict[str, Any]) -> str:
 
 
 def _messages(state: dict[str, Any]) -> list[str]:
-    """The texts of Google's errors somewhere below."""
+    """The error messages nested anywhere in a state."""
     below = [_messages(v) for v in state.values() if isinstance(v, dict)]
     return ([str(state["message"])] if "message" in state else []) + [m for found in below for m in found]
 
 
-def _together(of: dict[str, str], *, ready: str, coming: set[str]) -> State:
-    """A slice is as good as its worst host."""
-    odd = [f"{name} {state}" for name, state in of.items() if state != ready]
-    if not odd:
+def _combined(of: dict[str, str], *, ready: str, pending: set[str]) -> State:
+    """The state of a pod from those of its hosts: "gone" if any host is neither ready nor pending."""
+    unready = [f"{name} {state}" for name, state in of.items() if state != ready]
+    if not unready:
         return State("ready", ready)
-    gone = any(state not in coming | {ready} for state in of.values())
-    return State("gone" if gone else "waiting", ", ".join(odd))
+    gone = any(state not in pending | {ready} for state in of.values())
+    return State("gone" if gone else "waiting", ", ".join(unready))

@@ -1,6 +1,6 @@
-"""What a compiled program does on each device, read from its HLO: products, traffic with HBM, what waits for the backward pass.
+"""Costs of a compiled program per device, from its HLO: FLOPs, HBM traffic, and activations kept for the backward pass.
 
-XLA's own analysis (`compiled.cost_analysis()`) counts what stands in a loop once; here the loops' turns count.
+XLA's own analysis (`compiled.cost_analysis()`) counts the body of a loop once; here it counts by the loop's trip count.
 """
 
 import math
@@ -11,26 +11,26 @@ import numpy as np
 
 from tpu.hlo import Array, Instruction, Program
 
-# Products of the queries' size in each of splash attention's kernels, which say nothing to XLA: queries with keys and weights
-# with values; in the backward pass the former again, and two or three for the gradients (jax.experimental.pallas.ops.tpu).
+# Matmuls in each kernel of splash attention, whose FLOPs XLA does not know: queries with keys and weights with values; in the
+# backward pass the former again, and two or three for the gradients (jax.experimental.pallas.ops.tpu).
 KERNELS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 def executed_flops(program: Program, xla: float, *, pairs: float = 1.0) -> float:
-    """FLOPs of a device: XLA's count, by so much larger as the products run more often than they stand in the program.
+    """FLOPs per device: XLA's count `xla`, scaled by the ratio of matmul FLOPs with and without the loops' trip counts.
 
-    Kernels are not in XLA's count. They are added: of their pairs of queries and keys the share `pairs`, which a mask
-    leaves of all.
+    XLA does not count the attention kernels. They are added, for the share `pairs` of query-key pairs that the mask leaves.
     """
-    each = [(product_flops(program, step.instruction), step.times) for step in program.walk()]
+    each = [(matmul_flops(program, step.instruction), step.times) for step in program.walk()]
     once = sum(flops for flops, _ in each)
-    turns = sum(flops * times for flops, times in each) / once if once else 1.0
+    repeated = sum(flops * times for flops, times in each) / once if once else 1.0
     kernels = sum(_kernel_flops(program, step.instruction) * step.times for step in program.walk())
-    return xla * turns + kernels * pairs
+    return xla * repeated + kernels * pairs
 
 
 def _kernel_flops(program: Program, i: Instruction) -> float:
-    """Of a kernel of splash attention over all pairs: queries [B, N, T, H] and keys [B, K, S, H] are what it reads first."""
+    """FLOPs of a splash attention kernel over all query-key pairs, 0 for other instructions. Its first floating-point operands
+    are queries [B, N, T, H] and keys [B, K, S, H]."""
     found = re.search(r"splash_m[hq]a_(fwd|dq|dkv)", i.name) if i.opcode == "custom-call" else None
     if found is None:
         return 0.0
@@ -38,8 +38,8 @@ def _kernel_flops(program: Program, i: Instruction) -> float:
     return 2.0 * KERNELS[found[1]] * math.prod(queries.shape) * keys.shape[-2]
 
 
-def product_flops(program: Program, i: Instruction) -> float:
-    """FLOPs of a dot, or of a convolution, which is what a TPU makes of a dot; of all else 0."""
+def matmul_flops(program: Program, i: Instruction) -> float:
+    """FLOPs of a dot, or of a convolution, into which libtpu turns dots; 0 for other instructions."""
     if i.opcode not in ("dot", "convolution"):
         return 0.0
     left, right = (x.arrays[0] for x in program.inputs(i))
@@ -55,7 +55,8 @@ def product_flops(program: Program, i: Instruction) -> float:
 
 
 def _pairs(i: Instruction, k: int, size: int, window: int, out: int) -> int:
-    """Places of the output and the window, along spatial axis k, that meet a number and no padding and no hole."""
+    """The number of pairs (output position, window position) along spatial axis k that read an input element, not padding or a
+    hole of dilation."""
 
     def setting(name: str, default: str) -> str:
         found = i.attribute(rf"window=\{{[^}}]*\b{name}=([\dx_-]+)")
@@ -67,8 +68,8 @@ def _pairs(i: Instruction, k: int, size: int, window: int, out: int) -> int:
     return int(((at >= 0) & (at <= (size - 1) * holes) & (at % holes == 0)).sum())
 
 
-# Instructions that move nothing themselves: names of what is there, ends of what was begun, loops whose bodies count.
-STILL = {
+# Instructions that move no data themselves: aliases, the ends of asynchronous ones, loops and calls, whose bodies count.
+NO_TRAFFIC = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id", "replica-id"),
     *("while", "conditional", "call", "async-start", "async-update", "async-done", "optimization-barrier"),
     *("copy-done", "slice-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "send-done", "recv-done"),
@@ -77,97 +78,99 @@ SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def hbm_traffic(program: Program) -> float:
-    """Bytes that a device reads from HBM and writes to it: operands and results of all that runs outside of fusions.
+    """Bytes that a device reads from and writes to HBM: operands and results of all instructions outside of fusions.
 
-    Of an array of which a slice is read or replaced only the slice counts; what lies on the chip does not.
+    If only a slice of an array is read or replaced, only the slice counts. Arrays in on-chip memory do not count.
     """
     return float(sum(step.times * _moved(program, step.instruction) for step in program.walk() if not step.fused))
 
 
 def _moved(program: Program, i: Instruction) -> int:
+    """Bytes of HBM traffic of one instruction outside of fusions."""
     inputs = program.inputs(i)
-    if i.opcode in STILL:
+    if i.opcode in NO_TRAFFIC:
         return 0
     if i.opcode == "fusion":
         return _moved_by_fusion(program, i, inputs)
-    written = _arrives(i, len(inputs))
+    written = _outputs(i, len(inputs))
     if i.opcode in (*SLICES, "slice-start"):
-        return written[0].held + (written[0].bytes if inputs[0].arrays[0].held else 0)
+        return written[0].hbm_bytes + (written[0].bytes if inputs[0].arrays[0].hbm_bytes else 0)
     if i.opcode == "dynamic-update-slice":
-        return inputs[1].arrays[0].held + (inputs[1].arrays[0].bytes if i.arrays[0].held else 0)
-    return sum(a.held for a in written) + sum(a.held for x in inputs for a in x.arrays[:1])
+        return inputs[1].arrays[0].hbm_bytes + (inputs[1].arrays[0].bytes if i.arrays[0].hbm_bytes else 0)
+    return sum(a.hbm_bytes for a in written) + sum(a.hbm_bytes for x in inputs for a in x.arrays[:1])
 
 
-def _arrives(i: Instruction, inputs: int) -> tuple[Array, ...]:
-    """Of an instruction's result what it makes: where it begins something that goes on, what goes in stands there as well."""
+def _outputs(i: Instruction, inputs: int) -> tuple[Array, ...]:
+    """The arrays that an instruction writes. The result of an asynchronous start also contains its inputs and a context."""
     if i.opcode == "copy-start":
-        return i.arrays[:1]  # (what comes, what goes, a context)
+        return i.arrays[:1]  # (output, input, context)
     if i.opcode.endswith("-start"):
-        return i.arrays[inputs:] or i.arrays  # (what goes, what comes, a context), or what comes alone
+        return i.arrays[inputs:] or i.arrays  # (inputs, outputs, context), or outputs alone
     return i.arrays
 
 
 def _moved_by_fusion(program: Program, i: Instruction, inputs: list[Instruction]) -> int:
-    """A collective that goes on beside the products of several fusions is handed through all: it counts where it starts."""
+    """Bytes of HBM traffic of a fusion. A collective that overlaps several fusions is passed through all of them, and counts in
+    the first."""
     root = program.root(i.called[0])
     if "AsyncCollectiveStart" in root.rest:
-        return sum(a.held for a in i.arrays)
+        return sum(a.hbm_bytes for a in i.arrays)
     if "AsyncCollectiveDone" in root.rest:
         return 0
     moved = 0
     for k, source in enumerate(inputs):
-        moved += _read(program, i.called[0], k, sum(a.held for a in source.arrays[:1]))
+        moved += _read(program, i.called[0], k, sum(a.hbm_bytes for a in source.arrays[:1]))
     results = program.inputs(root) if root.opcode == "tuple" else [root]
-    return moved + sum(_written(program, result, array.held) for result, array in zip(results, i.arrays, strict=False))
+    return moved + sum(_written(program, result, array.hbm_bytes) for result, array in zip(results, i.arrays, strict=False))
 
 
-def _read(program: Program, computation: str, k: int, whole: int) -> int:
-    """Bytes that a fused computation reads of its parameter `k`, which has `whole`."""
+def _read(program: Program, computation: str, k: int, size: int) -> int:
+    """Bytes that a fused computation reads of its parameter `k`, which has `size` bytes."""
     inside = program.computations[computation]
     names = [i.name for i in inside if i.opcode == "parameter" and i.literal == str(k)]
     total = 0
-    for user in inside:  # users stand behind what they use, so a bitcast's name is known when its users come
-        for place in [place for place, name in enumerate(user.operands) if name in names]:
+    for user in inside:  # instructions follow their operands, so a bitcast is in `names` before its users come
+        for position in [position for position, name in enumerate(user.operands) if name in names]:
             if user.opcode == "bitcast":
                 names.append(user.name)
-            elif user.opcode in SLICES and place == 0:
+            elif user.opcode in SLICES and position == 0:
                 total += user.arrays[0].bytes
             elif user.opcode == "fusion":
-                total += _read(program, user.called[0], place, whole)
-            elif not (user.opcode == "dynamic-update-slice" and place == 0) and not _handed_on(user):
-                total += whole
-    return min(whole, total)
+                total += _read(program, user.called[0], position, size)
+            elif not (user.opcode == "dynamic-update-slice" and position == 0) and not _passed_through(user):
+                total += size
+    return min(size, total)
 
 
-def _handed_on(i: Instruction) -> bool:
+def _passed_through(i: Instruction) -> bool:
+    """Whether it only passes its operands on, as tuples and the parts of an asynchronous collective do."""
     return i.opcode in ("tuple", "parameter") or "chain_id=" in i.rest
 
 
-def _written(program: Program, result: Instruction, whole: int) -> int:
-    """Bytes that a fused computation writes of a result, which has `whole`."""
-    if _handed_on(result):
+def _written(program: Program, result: Instruction, size: int) -> int:
+    """Bytes that a fused computation writes of a result, which has `size` bytes."""
+    if _passed_through(result):
         return 0
     if result.opcode == "dynamic-update-slice":
-        return min(whole, program.inputs(result)[1].arrays[0].bytes)
+        return min(size, program.inputs(result)[1].arrays[0].bytes)
     if result.opcode == "bitcast":
-        return _written(program, program.inputs(result)[0], whole)
+        return _written(program, program.inputs(result)[0], size)
     if result.opcode == "fusion":
-        return _written(program, program.root(result.called[0]), whole)
-    return whole
+        return _written(program, program.root(result.called[0]), size)
+    return size
 
 
 # ------------------------------------------------------------------------------------------------------- activations
 
 
 def activations(program: Program) -> int:
-    """Bytes of HBM that the forward pass keeps for the backward pass: what the one makes and the other reads.
+    """Bytes of HBM per device that the forward pass keeps for the backward pass.
 
-    JAX writes into each instruction's metadata which pass it is of: `jvp(...)` forward, `transpose(...)` backward. A buffer
-    that an instruction of the first writes, and one of the second in the same computation reads, has waited between them:
-    the stacks that scanned layers leave as well as the results of unrolled ones. Each counts once, tiles whole. What XLA
-    kept on the chip takes no HBM and does not count, nor do the parameters, whoever reads them. What the loss has made
-    of the gradient in its forward pass (`lm.losses.chunked`) counts: that of the hidden vectors, and of an unrolled model the
-    head's.
+    JAX writes an instruction's pass into its metadata: `jvp(...)` forward, `transpose(...)` backward. A buffer counts if a
+    forward instruction writes it and a backward instruction of the same computation reads it. That covers the stacked results
+    of scanned layers as well as those of unrolled ones. Each buffer counts once, with its padding. Parameters and buffers in
+    on-chip memory do not count. Gradients that the loss computes in its forward pass (`lm.losses.chunked`) do: those of the
+    hidden vectors, and in an unrolled model those of the head.
     """
     kept: dict[tuple[str, str, int], int] = {}
     seen = set()
@@ -188,29 +191,30 @@ def _pass(i: Instruction) -> str | None:
     return found[1] if found else None
 
 
-NAMES = ("bitcast", "copy", "copy-start", "copy-done", "optimization-barrier")  # the same numbers, perhaps elsewhere
+# Their result equals their operand, possibly in other memory.
+ALIASES = ("bitcast", "copy", "copy-start", "copy-done", "optimization-barrier")
 
 
 def _sources(program: Program, i: Instruction) -> Iterator[tuple[Instruction, int, int]]:
-    """(maker, which of its results, bytes that wait in HBM) of all that `i` reads, through tuples and copies."""
+    """Yields (producer, index of its result, bytes in HBM) of all that `i` reads, looking through tuples and copies."""
     pending = [(x, 0, 0) for x in program.inputs(i)]
     while pending:
         x, index, held = pending.pop()
         if x.opcode == "tuple":
             pending += [(y, 0, 0) for y in program.inputs(x)]
-        elif x.opcode in NAMES:
-            pending += [(y, index, max(held, x.arrays[0].held)) for y in program.inputs(x)[:1]]
+        elif x.opcode in ALIASES:
+            pending += [(y, index, max(held, x.arrays[0].hbm_bytes)) for y in program.inputs(x)[:1]]
         elif x.opcode == "get-tuple-element":
             index = int(x.attribute(r"index=(\d+)") or 0)
-            for maker in program.inputs(x):
-                through = _carried(program, maker, index)
-                pending.append((through, 0, held)) if through else pending.append((maker, index, max(held, x.arrays[0].held)))
+            for producer in program.inputs(x):
+                origin = _loop_invariant(program, producer, index)
+                pending.append((origin, 0, held) if origin else (producer, index, max(held, x.arrays[0].hbm_bytes)))
         else:
-            yield x, index, max(held, x.arrays[index].held if index < len(x.arrays) else 0)
+            yield x, index, max(held, x.arrays[index].hbm_bytes if index < len(x.arrays) else 0)
 
 
-def _carried(program: Program, loop: Instruction, index: int) -> Instruction | None:
-    """What went into a loop at this place of its tuple, if the loop hands it through as it is."""
+def _loop_invariant(program: Program, loop: Instruction, index: int) -> Instruction | None:
+    """The input of a loop at `index` of its tuple, if the loop passes it through unchanged; otherwise None."""
     if loop.opcode != "while":
         return None
     body = str(loop.attribute(r"body=%([\w.-]+)"))

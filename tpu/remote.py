@@ -1,8 +1,8 @@
-"""What runs on a host of a pod, as text for its shell (POSIX sh), and how its answers are read. No jax.
+"""The shell scripts (POSIX sh) that run on a pod's hosts, and the parser of their output. No jax.
 
-On a host all is under ~/lm: `code` (a clone of the commit), `venv`, `ready` (the commit that is installed), and of the run
-`run/id` (what was launched), `run/launch.sh`, `run/log`, `run/pid` and `run/exit`. The exit code of a run is what launch.sh has
-written to that file: an ssh that breaks off changes nothing of it.
+Everything on a host is under ~/lm: `code` (a clone of the commit), `venv`, `ready` (the installed commit), and for the run
+`run/id` (what was launched), `run/launch.sh`, `run/log`, `run/pid` and `run/exit`. launch.sh writes the run's exit code to
+`run/exit`, so it does not depend on the ssh connection.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ from typing import Literal
 
 from lm.errors import UserError
 
-BUNDLE = "lm.bundle"  # a git bundle, in the home of a host
+BUNDLE = "lm.bundle"  # a git bundle, in the home directory of a host
 EXTRAS = "tpu,data,report"
-PYTHON = "3.12"  # where the image has none from 3.11 on
+PYTHON = "3.12"  # installed if the image has none from 3.11 on
 
-# `alive` is true while the run's own process is: after a reboot another one may have its number.
+# `alive` also checks the command line, because after a reboot another process may have the pid.
 _ALIVE = """alive() { kill -0 "$1" 2>/dev/null && grep -qs lm.train "/proc/$1/cmdline"; }
 pid=$(cat run/pid 2>/dev/null)
 """
 
 
 def setup(prepare: str = "") -> str:
-    """The commit and its packages; `prepare` is the user's own, for a shell of its own, before them."""
+    """A script that installs the commit and its packages. It first runs `prepare`, the user's command, in a separate shell."""
     first = f'sh -c {shlex.quote(prepare)} || {{ code=$?; echo "lm: $(hostname): --prepare ended with $code" >&2; exit 1; }}\n'
     return f"""mkdir -p ~/lm && cd ~/lm || exit 1
 {_ALIVE}
@@ -49,12 +49,12 @@ git -C code rev-parse HEAD >ready && echo "$(hostname) is set up"
 
 
 def run_id(command: list[str], environment: dict[str, str]) -> str:
-    """By which a host knows what it was launched with."""
+    """16 hex digits that identify a command and its environment."""
     return hashlib.sha256(json.dumps([command, environment]).encode()).hexdigest()[:16]
 
 
 def launch(command: list[str], environment: dict[str, str]) -> str:
-    """Starts it in the background, detached from the ssh that brings it; the log of another run makes room for its own."""
+    """A script that starts the command in the background, detached from ssh. The log of another run is moved to log.before."""
     mark = run_id(command, environment)
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
     starter = f"""cd ~/lm/code || exit 1
@@ -78,12 +78,12 @@ echo "$(hostname) started"
 """
 
 
-_SAY = f"""say() {{
+_STATUS = f"""status() {{
   if [ ! -s ready ]; then state=bare
   elif [ -s run/exit ]; then state=ended
   elif [ -z "$pid" ]; then state=idle
   elif alive "$pid"; then state=running
-  else  # between its end and its exit code, or between its start and its name
+  else  # it may just have ended and not written its exit code, or just have been started
     sleep 1; state=lost
     if [ -s run/exit ]; then state=ended; elif alive "$pid"; then state=running; fi
   fi
@@ -97,50 +97,55 @@ _SAY = f"""say() {{
 mkdir -p ~/lm && cd ~/lm || exit 1
 {_ALIVE}"""
 
-STATUS = _SAY + "say\n"
+STATUS = _STATUS + "status\n"
 
 
 def kill(wait: int, *, mark: bool = True) -> str:
-    """SIGTERM, so that the run saves, and up to `wait` seconds for its end; `mark` tells a babysitter not to go on."""
+    """A script that sends SIGTERM, so that the run saves, and waits up to `wait` seconds for its end. `mark` leaves a file that
+    tells a babysitter not to launch again."""
     return (
-        _SAY
+        _STATUS
         + ("mkdir -p run && touch run/stopped\n" if mark else "")
         + f"""if [ -n "$pid" ] && [ ! -s run/exit ] && alive "$pid"; then
   kill -TERM "$pid"
   waited=0
   while [ ! -s run/exit ] && [ $waited -lt {10 * wait} ]; do sleep 0.1; waited=$((waited + 1)); done
 fi
-say
+status
 """
     )
 
 
 def logs(lines: int, *, follow: bool = False, named: bool = False) -> str:
+    """A script that prints the end of the log; `named` puts the host's name before each line."""
     name = ' | sed "s/^/$(hostname): /"' if named else ""
     return f"tail -n {lines} {'-F ' if follow else ''}~/lm/run/log{name}"
 
 
 @dataclass(frozen=True)
 class Host:
-    """What STATUS says of one. Bare: not set up. Idle: nothing was launched. Lost: it died without leaving an exit code."""
+    """A host as STATUS reports it.
+
+    state: "bare" is not set up, "idle" is set up without a launch, "lost" died without an exit code.
+    """
 
     name: str
     state: Literal["bare", "idle", "running", "ended", "lost"]
     code: int | None
-    stopped: bool  # by our `kill`
-    step: int | None  # the last that its log names
-    last: str  # line of its log
-    commit: str = ""  # that is installed
+    stopped: bool  # by `kill`
+    step: int | None  # the last one in its log
+    last: str  # the last line of its log
+    commit: str = ""  # installed
     run: str = ""  # what was launched: `run_id`-commit
 
     def __str__(self) -> str:
         of = {"bare": "not set up", "idle": "not launched", "lost": "died without an exit code (rebooted?)"}
-        said = f"ended with {self.code}" if self.state == "ended" else of.get(self.state, self.state)
-        return f"{self.name}  {said}" + (" (killed)" if self.stopped else "") + (f"  | {self.last}" if self.last else "")
+        status = f"ended with {self.code}" if self.state == "ended" else of.get(self.state, self.state)
+        return f"{self.name}  {status}" + (" (killed)" if self.stopped else "") + (f"  | {self.last}" if self.last else "")
 
 
 def hosts(stdout: str) -> list[Host]:
-    """The hosts that answered, by name; other lines are gcloud's own."""
+    """Parses the output of STATUS on all hosts; lines of gcloud itself are skipped. Returns the hosts sorted by name."""
     found = []
     for line in stdout.splitlines():
         if line.startswith("lm-status\t"):
@@ -151,16 +156,16 @@ def hosts(stdout: str) -> list[Host]:
 
 
 def of_run(seen: list[Host], commit: str, run: str) -> list[Host]:
-    """What hosts are to this run of this commit: with another commit a host is bare, after another run idle. UserError where
-    one runs what it should not.
+    """The hosts as seen by this run of this commit: one with another commit is bare, one that ran another command idle. Raises
+    UserError if a host is running something else.
     """
     found = []
     for host in seen:
-        strange = "commit" if host.commit != commit else "command" if host.run != f"{run}-{commit}" else None
-        if strange and host.state == "running":
-            raise UserError(f"{host.name} runs another {strange} than this one; `kill` it first, or babysit that one")
-        if strange and host.state != "bare":
-            state = "bare" if strange == "commit" else "idle"
+        other = "commit" if host.commit != commit else "command" if host.run != f"{run}-{commit}" else None
+        if other and host.state == "running":
+            raise UserError(f"{host.name} runs another {other}; `kill` it first, or babysit that one")
+        if other and host.state != "bare":
+            state = "bare" if other == "commit" else "idle"
             host = replace(host, state=state, code=None, stopped=False, step=None)
         found.append(host)
     return found

@@ -1,4 +1,4 @@
-"""What a program will do on a pod, as figures and as a table: memory, FLOPs, collectives, and how fast it could run at best."""
+"""The report on a compiled program: memory, FLOPs, collectives and a roofline, as data and as a table."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,38 +10,38 @@ from tpu.topologies import GIB, Topology
 
 @dataclass(frozen=True)
 class Hbm:
-    """Bytes of a device. The parts from `parameters` on add up to `peak`, which is XLA's.
+    """Bytes per device. The parts from `parameters` to `temporaries` add up to `peak`, which is XLA's.
 
-    XLA makes no program of what does not fit: `temporaries` then holds activations as well.
+    If the step does not fit, there is no program, and `temporaries` includes the activations.
     """
 
-    capacity: float  # what XLA may plan with
+    capacity: float  # available to XLA
     parameters: float
-    optimizer: float  # and all else of the state: an average of the parameters, counters
-    batch: float  # what a step reads; in decoding the cache
+    optimizer: float  # with the rest of the state: an average of the parameters, counters
+    batch: float  # in decoding, the cache
     activations: float  # kept by the forward pass for the backward pass
-    temporaries: float  # all else: gradients, gathered parameters, what single operations need, padding
+    temporaries: float  # the rest: gradients, gathered parameters, scratch memory, padding
     peak: float
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Of a step, over all devices."""
+    """FLOPs of a step, over all devices."""
 
-    model: float  # by the ledger, `lm.flops`
-    executed: float | None  # by XLA, what is recomputed and what several devices do alike included
+    model: float  # by `lm.flops`
+    executed: float | None  # by XLA, including recomputation and work that several devices repeat
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds of a step in which nothing but one resource is waited for. None where nothing was compiled."""
+    """Seconds of a step if it were limited by one resource alone; None without a program."""
 
     compute_s: float | None = None
     hbm_s: float | None = None
     ici_s: float | None = None
     dcn_s: float | None = None
-    step_s: float | None = None  # the longest of them
-    bound: str | None = None  # whose it is
+    step_s: float | None = None  # the longest of these
+    bound: str | None = None  # its resource: "compute", "hbm", "ici" or "dcn"
     mfu_ceiling: float | None = None
 
 
@@ -58,7 +58,7 @@ class Report:
     tokens_per_step: int
     parameters: int
     fits: bool
-    short_by: float  # bytes of a device; 0 where it fits
+    short_by: float  # missing bytes per device; 0 if it fits
     hbm: Hbm
     flops: Flops
     collectives: list[dict[str, Any]]
@@ -82,13 +82,16 @@ def roofline(
     collectives: Iterable[Collective],
     dims: Mapping[str, frozenset[int]],
 ) -> Roofline:
-    """The ceiling: compute, memory and both networks are each as busy as they can be, all at the same time.
+    """The best possible time of a step: compute, memory and both networks run at full rate and overlap completely.
 
-    FLOPs are of all devices, bytes of one. `dims` are the dimensions of the torus that each axis of the mesh lies along.
-    A collective along some axes goes over the links of all dimensions that these lie along, in both directions at once,
-    evenly; collectives on the same dimension wait for each other. Within a chip it takes no time; along the slices'
-    axis ("slice") it goes through the data-centre network. Real steps are slower: products do not fill the matrix units,
-    a line of chips without wrap-around has half a ring's bandwidth, and collectives and products wait for each other.
+    model_flops, executed_flops: of all devices.
+    hbm_bytes: of one device.
+    dims: mesh axis -> the dimensions of the torus that it spans.
+
+    A collective uses the links of all torus dimensions that its axes span, evenly and in both directions; collectives on the
+    same dimension add up. Within a chip it takes no time, and along the axis "slice" it uses the data-centre network. Real
+    steps are slower: matmuls do not fill the matrix units, a line of chips without wrap-around has half the bandwidth of a
+    ring, and collectives and matmuls wait for each other.
     """
     chip, links, dcn = topology.chip, dict.fromkeys(range(3), 0.0), 0.0
     for c in collectives:
@@ -111,9 +114,9 @@ def roofline(
 
 
 def summed(collectives: Iterable[Collective]) -> list[dict[str, Any]]:
-    """`{"kind", "axes", "count", "bytes"}` for each kind along the same axes, the most bytes first.
+    """Sums collectives of the same kind and axes; returns {"kind", "axes", "count", "bytes"} of each, most bytes first.
 
-    `count`: how often one runs in a step. `bytes`: what a device sends in a step.
+    count: how many run in a step. bytes: what a device sends in a step.
     """
     found: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
     counted = set()
@@ -126,7 +129,7 @@ def summed(collectives: Iterable[Collective]) -> list[dict[str, Any]]:
 
 
 def table(r: Report) -> str:
-    """For people."""
+    """The report as text."""
     mesh = " x ".join(f"{axis}={n}" for axis, n in r.mesh.items() if n > 1) or "one device"
     pod = f"{r.slices} x {r.topology}" if r.slices > 1 else r.topology
     lines = [
@@ -140,9 +143,9 @@ def table(r: Report) -> str:
     lines += [f"{h[name] / GIB:>10.3f} GiB  {name}" for name in ("parameters", "optimizer", "batch", "activations")]
     state = "fits" if r.fits else f"DOES NOT FIT: {r.short_by / GIB:.3f} GiB too much"
     if r.fits and r.hbm.peak > r.hbm.capacity:
-        state = "XLA, which checks, takes it; the sum counts some twice, as libtpu's log does not tell how much"
+        state = "XLA accepts it; the sum counts fragmentation twice, because libtpu's log does not have it"
     lines += [
-        f"{h['temporaries'] / GIB:>10.3f} GiB  temporaries" + ("" if r.fits else ", and activations: XLA did not say"),
+        f"{h['temporaries'] / GIB:>10.3f} GiB  temporaries" + ("" if r.fits else " and activations"),
         f"{h['peak'] / GIB:>10.3f} GiB  peak of {h['capacity'] / GIB:.2f} GiB: {state}",
         "",
         f"{r.flops.model:>14.3e}  model FLOPs a step",

@@ -1,13 +1,13 @@
-"""The table of pods: every entry of configs/pod.py compiled ahead of time, one after the other, each in its own process.
+"""The table of pods: compiles the entries of configs/pod.py ahead of time, one after the other, each in its own process.
 
-    python -m tpu.table                                  # all that is not there yet: minutes each, on two cores
-    python -m tpu.table llama2_7b_v5e gpt3_175b_v5p      # these
-    python -m tpu.table --again bert_large_v3            # whether or not it is there
+    python -m tpu.table                                  # all entries without a current result: minutes each, on two cores
+    python -m tpu.table llama2_7b_v5e gpt3_175b_v5p      # these entries, if they have no current result
+    python -m tpu.table --again bert_large_v3            # this entry in any case
 
-Keeps what `tpu.compile` says of each as tpu/results/NAME.json and writes tpu/results/table.md of all that are there; the same
-goes into README.md, between its two marks. An entry is there if its JSON was made of the settings that it has now: of model,
-rows, objective, optimizer, mesh and machine, as far as they are not defaults, so that a field that the code gains changes
-nothing. The code itself, and jax and libtpu, are not asked: after a change of these, `--again`.
+Writes the report of `tpu.compile` on each entry to tpu/results/NAME.json, and a table of all of them to tpu/results/table.md
+and between two markers in README.md. A result is current if its hash of the entry's settings (model, rows, objective,
+optimizer, mesh, machine) matches. Only settings that are not defaults are hashed, so that new fields keep old results current.
+Changes of the code, jax or libtpu are not noticed: use `--again`.
 """
 
 import argparse
@@ -37,7 +37,8 @@ HEAD = (
 
 
 def made_of(run: config.Run) -> str:
-    """A mark of all settings that a compiled step depends on."""
+    """16 hex digits: a hash of all settings that a compiled step depends on. Only those that are not defaults, so that a new
+    field keeps old hashes."""
     assert run.pod
     rows = run.data.encoder_length, run.data.decoder_length
     machine = run.pod.topology, run.pod.slices
@@ -46,7 +47,7 @@ def made_of(run: config.Run) -> str:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """A report, or None where there is none that is whole."""
+    """A report; None if the file is missing or not valid JSON."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -54,12 +55,13 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def compile_entry(name: str, target: Path, mark: str, command: Sequence[str], root: Path) -> str | None:
-    """Compiles the entry and puts its report, with the mark, at `target`; what went wrong, in a line, if there is none."""
+    """Compiles the entry and writes its report, with `mark` as "made_of", to `target`. Returns None, or the error on one
+    line."""
     fresh = target.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     words = [*command, f"--config={FILE}:{name}", f"--json={fresh.resolve()}"]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True)
-    report = read(fresh)  # what does not fit has one as well, whatever the command's exit status
+    report = read(fresh)  # an entry that does not fit has one as well, despite its exit code
     fresh.unlink(missing_ok=True)
     if report is None:
         return (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
@@ -75,7 +77,7 @@ def update(
     command: Sequence[str] = COMPILE,
     root: Path = ROOT,
 ) -> dict[str, str]:
-    """Compiles what of `names` (none: all) is not there, writes the table; what failed, and why."""
+    """Compiles those of `names` (empty: all) that have no current result, and writes the table. Returns entry -> error."""
     pods = list(runpy.run_path(str(root / FILE))["PODS"])
     for name in names:
         if name not in pods:
@@ -85,35 +87,35 @@ def update(
     for name in names or pods:
         target, mark = out / f"{name}.json", made_of(resolve.load(f"{root / FILE}:{name}"))
         if (read(target) or {}).get("made_of") == mark and not again:
-            print(f"{name}: there")
+            print(f"{name}: has a current result")
             continue
         print(f"{name}: compiling", flush=True)
-        wrong = compile_entry(name, target, mark, command, root)
-        if wrong is not None:
-            failed[name] = wrong
-            print(f"{name}: {wrong}", file=sys.stderr, flush=True)
+        error = compile_entry(name, target, mark, command, root)
+        if error is not None:
+            failed[name] = error
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
     text = table({name: report for name in pods if (report := read(out / f"{name}.json")) is not None})
     atomic.write_bytes(out / "table.md", text.encode())
     readme = root / "README.md"
-    whole = between(readme.read_text(), text) if out.resolve() == (root / RESULTS).resolve() else None
-    if whole is not None:
-        atomic.write_bytes(readme, whole.encode())
+    updated = between(readme.read_text(), text) if out.resolve() == (root / RESULTS).resolve() else None
+    if updated is not None:
+        atomic.write_bytes(readme, updated.encode())
     return failed
 
 
 def table(reports: dict[str, dict[str, Any]]) -> str:
-    """Markdown, a row for each report, and what they were compiled with."""
+    """A Markdown table with a row for each report, and the versions that they were compiled with."""
     versions = sorted({f"jax {r['jax']} and libtpu {r['libtpu']}" for r in reports.values()})
     rows = [row(name, report) for name, report in reports.items()]
     return "\n".join([HEAD, *rows, "", f"Compiled with {', '.join(versions)}." if versions else "Nothing compiled yet."]) + "\n"
 
 
 def row(name: str, r: dict[str, Any]) -> str:
-    """A line of the table; of what did not fit there may be no program, and then neither a bound nor collectives."""
+    """A row of the table. An entry that does not fit has no program, and then neither a bound nor collectives."""
     gib, roof = 2**30, r.get("roofline") or {}
     memory = r["hbm"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in r["mesh"].items() if size > 1)
-    turns = f" in {r['microbatches']}" if r["microbatches"] > 1 else ""
+    split = f" in {r['microbatches']}" if r["microbatches"] > 1 else ""
     peak = "?" if memory.get("peak") is None else f"{memory['peak'] / gib:.1f}"
     short = f" ({r['short_by'] / gib:.1f} short)" if r.get("short_by") else ""
     ceiling = roof.get("mfu_ceiling")
@@ -122,7 +124,7 @@ def row(name: str, r: dict[str, Any]) -> str:
         f"{r['parameters'] / 1e9:.1f} B" if r["parameters"] >= 1e9 else f"{r['parameters'] / 1e6:.0f} M",
         f"{r['chips']:,} ({r['slices']} x {r['topology']})",
         mesh or "one device",
-        f"{r['batch_size']:,} x {r['tokens_per_step'] // r['batch_size']:,}{turns}",
+        f"{r['batch_size']:,} x {r['tokens_per_step'] // r['batch_size']:,}{split}",
         f"{peak} of {memory['capacity'] / gib:.1f}",
         "yes" if r["fits"] else f"**no**{short}",
         str(roof.get("bound") or "?"),
@@ -134,7 +136,7 @@ def row(name: str, r: dict[str, Any]) -> str:
 
 
 def travelling(collectives: list[dict[str, Any]]) -> str:
-    """`fsdp 41, slice 0.5`: GB by the mesh axes that they go along, the most first, and none below a megabyte."""
+    """`fsdp 41, slice 0.5`: GB by mesh axes, the most first, without those below 1 MB."""
     total: Counter[str] = Counter()
     for one in collectives:
         axes = one["axes"]
@@ -144,7 +146,7 @@ def travelling(collectives: list[dict[str, Any]]) -> str:
 
 
 def between(text: str, new: str) -> str | None:
-    """`text` with `new` between the two marks; None where it has not both."""
+    """`text` with `new` between the two MARKS; None if it lacks one of them."""
     before, first, rest = text.partition(MARKS[0])
     _, second, after = rest.partition(MARKS[1])
     return f"{before}{first}{new}{second}{after}" if first and second else None
@@ -177,5 +179,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which ends the compiler at work as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, so that subprocess.run kills the compiler
     sys.exit(main())

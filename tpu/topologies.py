@@ -1,4 +1,4 @@
-"""Chips and slices as data, and the names that Google gives them. No jax."""
+"""TPU chips and slices as data, and Google's names for them. No jax."""
 
 import math
 import re
@@ -11,21 +11,22 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """A generation. Figures are a chip's, from Google's system architecture pages; a link's bandwidth is that of one way,
-    from v4 on as measured in "How to Scale Your Model" (jax-ml.github.io/scaling-book), some tenth below the pages' figures.
+    """A generation of TPUs. Figures are per chip, from Google's system architecture pages; bandwidths of links are per
+    direction, from v4 on as measured in "How to Scale Your Model" (jax-ml.github.io/scaling-book), about 10% below Google's
+    figures.
     """
 
     flops: float  # dense bf16 FLOP/s
     hbm: float  # bytes
-    usable: float  # bytes of it that XLA plans with: what libtpu 0.0.42 calls available when it runs out, of all devices
+    usable: float  # bytes of it available to XLA, summed over the chip's devices, from libtpu 0.0.42's out-of-memory errors
     hbm_bandwidth: float  # bytes/s
-    links: int  # to its neighbours on the torus
-    link_bandwidth: float  # bytes/s of a link, one way
-    accelerator: str  # how its slices are called: "v5litepod" for v5litepod-256
-    counted: int  # what the number in that name counts of a chip: 2 cores, or 1 chip
-    devices: int = 1  # of JAX to a chip
+    links: int  # to neighbours on the torus
+    link_bandwidth: float  # bytes/s per link and direction
+    accelerator: str  # prefix of its accelerator types: "v5litepod" of v5litepod-256
+    counted: int  # what the number in an accelerator type counts per chip: 2 cores or 1 chip
+    devices: int = 1  # JAX devices per chip
     chips_a_host: int = 4
-    dcn_bandwidth: float = 6.25e9  # bytes/s out of its slice: of a host's 200 Gbit/s where its pages give none
+    dcn_bandwidth: float = 6.25e9  # bytes/s to other slices: a share of the host's 200 Gbit/s if Google gives no figure
 
 
 CHIPS = {
@@ -37,11 +38,11 @@ CHIPS = {
     "v6e": Chip(918e12, 32 * GIB, 31.25 * GIB, 1638e9, 4, 90e9, "v6e", 1, dcn_bandwidth=12.5e9),  # 25.6 Tbit/s of 256
     "tpu7x": Chip(2307e12, 192 * GIB, 2 * 94.75 * GIB, 7380e9, 6, 90e9, "tpu7x", 2, devices=2),
 }
-ALONE = {"v5e": 8, "v6e": 8}  # most chips of a host that is a slice by itself, where that is more than of other hosts
+ALONE = {"v5e": 8, "v6e": 8}  # chips of the largest single-host slice, if that is more than chips_a_host
 
-POD = {"v2": 16, "v3": 32, "v5e": 16, "v6e": 16}  # chips along each of a whole pod's two dimensions
+POD = {"v2": 16, "v3": 32, "v5e": 16, "v6e": 16}  # chips along each of the two dimensions of a full pod
 
-# The shape that a number of chips has when nothing else is asked for, as Google's pages of each generation list them.
+# The default shape of each number of chips, from Google's page of each generation.
 _OLD = "2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32"
 _FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
 _SOLID = (
@@ -49,7 +50,7 @@ _SOLID = (
     "8x12x16 12x12x12 8x16x16 12x16x16 16x16x16 16x16x24"
 )
 _LISTED = {"v2": _OLD, "v3": _OLD, "v4": _SOLID, "v5e": _FLAT, "v5p": _SOLID, "v6e": _FLAT, "tpu7x": "1x1x1 " + _SOLID}
-# {"v5e": {256: (16, 16), ..}}
+# Generation -> chips -> shape: {"v5e": {256: (16, 16), ...}}
 SHAPES = {
     generation: {math.prod(shape): shape for shape in (tuple(map(int, text.split("x"))) for text in listed.split())}
     for generation, listed in _LISTED.items()
@@ -73,7 +74,7 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """What JAX sees of it."""
+        """The number of JAX devices."""
         return self.chips * self.chip.devices
 
     @property
@@ -82,9 +83,9 @@ class Topology:
 
     @property
     def wrap(self) -> tuple[bool, bool, bool]:
-        """The dimensions whose ends are linked, as of a ring; of two dimensions the third is none.
+        """Which dimensions wrap around, always three: a 2D slice has False for the third.
 
-        Of three: all of them, of whole cubes of 4x4x4 (Google's page of v5p). Of two: those as long as a pod's.
+        In 3D all do if the slice consists of 4x4x4 cubes (Google's page of v5p); in 2D those that span the full pod.
         """
         if len(self.shape) == 3:
             a, b, c = (all(n % 4 == 0 for n in self.shape),) * 3
@@ -94,7 +95,7 @@ class Topology:
 
     @property
     def standard(self) -> bool:
-        """Whether its accelerator type says all of it: of other shapes it gives the number of chips only."""
+        """Whether it is the default shape of its number of chips, so that its accelerator type identifies it."""
         return SHAPES[self.generation].get(self.chips) == self.shape
 
     @property
@@ -107,7 +108,7 @@ class Topology:
 
 
 def parse(text: str) -> Topology:
-    """`v5e:16x16`, or the accelerator type of a listed shape, `v5litepod-256` -> Topology; UserError where it is neither."""
+    """Parses `v5e:16x16`, or the accelerator type of a default shape, `v5litepod-256`. Raises UserError for anything else."""
     if ":" not in text:
         return _of_accelerator(text)
     generation, _, shape = text.partition(":")

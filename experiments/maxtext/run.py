@@ -56,7 +56,7 @@ def figures(text: str, facts: dict[str, Any], topology: str, model_flops: float)
         kept=program.activations(read),
         model_flops=model_flops,
         executed_flops=executed,
-        product_flops=devices * sum(s.times * program.product_flops(read, s.instruction) for s in read.walk()),
+        product_flops=devices * sum(s.times * program.matmul_flops(read, s.instruction) for s in read.walk()),
         kernel_calls=kernels(read),
         hbm_traffic=program.hbm_traffic(read),
         sent=sum(c.bytes for c in found),

@@ -59,7 +59,7 @@ def test_a_failure_is_tried_again_where_it_is_another():
 
 def test_the_same_failure_twice_ends_it():
     bad = [_host("ended", 1, 3, "pod-w0"), _host("ended", 69, 4)]  # the other one has only missed it
-    with pytest.raises(UserError, match="twice in the same way, exit code 1 at step 3; pod-w0 says: pod-w0's last line"):
+    with pytest.raises(UserError, match="same way, exit code 1 at step 3; the last line of pod-w0: pod-w0's last line"):
         _sit(bad, bad[::-1])
     with pytest.raises(UserError, match="twice in the same way, a death without an exit code at step None"):
         _sit([_host("lost"), _host("lost")], [_host("lost"), _host("ended", 69)])
@@ -72,7 +72,7 @@ def test_a_mistake_ends_it_at_once():
 
 def test_requests_that_come_to_nothing_end_it():
     absent, failed = State("absent", ""), State("gone", "FAILED no room")
-    with pytest.raises(UserError, match="10 requests in a row came to nothing, the last: FAILED no room"):
+    with pytest.raises(UserError, match="10 requests in a row failed, the last: FAILED no room"):
         _sit(states=[absent, failed] * 20)
     ready = State("ready", "READY")  # machines that came and were taken are another thing
     did = _sit([_host("running")] * 2, [ZERO, ZERO], states=[failed] * 9 + [ready] + [failed] * 9 + [ready])

@@ -218,12 +218,12 @@ def test_arrays():
     assert Array("f8e4m3fn", (8,)).bytes == 8 and Array("token", ()).bytes == 0
 
 
-def test_a_tile_is_held_whole():
+def test_hbm_bytes_are_padded_to_tiles():
     """Of [2, 3, 5] the fastest axis is the second, and beside it the third: 3 -> 128, 5 -> 8."""
-    assert Array("f32", (2, 3, 5), "1,2,0:T(8,128)").held == 2 * 8 * 128 * 4
-    assert Array("bf16", (16, 128), "1,0:T(8,128)(2,1)").held == 16 * 128 * 2
-    assert Array("f32", (100,), "0:T(256)").held == 1024
-    assert Array("bf16", (16, 128), "1,0:T(8,128)(2,1)S(1)").held == 0  # not in HBM
+    assert Array("f32", (2, 3, 5), "1,2,0:T(8,128)").hbm_bytes == 2 * 8 * 128 * 4
+    assert Array("bf16", (16, 128), "1,0:T(8,128)(2,1)").hbm_bytes == 16 * 128 * 2
+    assert Array("f32", (100,), "0:T(256)").hbm_bytes == 1024
+    assert Array("bf16", (16, 128), "1,0:T(8,128)(2,1)S(1)").hbm_bytes == 0  # not in HBM
 
 
 def test_what_xla_made_of_a_program(tmp_path):

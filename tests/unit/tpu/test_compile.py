@@ -60,7 +60,7 @@ def test_mistakes(said, name):
 
 def test_a_library_that_is_not_there(said, monkeypatch):
     monkeypatch.setenv(libtpu.PATH, "/nowhere/libtpu.so")
-    assert "TPU_LIBRARY_PATH=/nowhere/libtpu.so is no file" in said("--topology=v5e:2x4")[1]
+    assert "TPU_LIBRARY_PATH=/nowhere/libtpu.so is not a file" in said("--topology=v5e:2x4")[1]
 
 
 def test_the_pod_of_the_config_and_flags_before_it():
@@ -133,10 +133,10 @@ def test_changes_of_a_config():
 
 
 def test_pairs_that_a_mask_leaves():
-    assert aot.seen_pairs(RUN) == 0.5
+    assert aot.unmasked_share(RUN) == 0.5
     encoder = dataclasses.replace(RUN.model, encoder=DECODER, decoder=None)
     both_ways = dataclasses.replace(RUN, model=encoder, data=config.Data(encoder_length=16))
-    assert aot.seen_pairs(both_ways) == 1.0
+    assert aot.unmasked_share(both_ways) == 1.0
 
 
 def test_the_dimensions_that_an_axis_lies_along():

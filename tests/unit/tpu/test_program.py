@@ -3,7 +3,7 @@
 import pytest
 
 from tpu.hlo import parse
-from tpu.program import activations, executed_flops, hbm_traffic, product_flops
+from tpu.program import activations, executed_flops, hbm_traffic, matmul_flops
 
 
 def program(*lines, rest=""):
@@ -46,7 +46,7 @@ PRODUCTS = {
 def test_products(name):
     (a, b), line, flops = PRODUCTS[name]
     read = program(f"%a = {a} parameter(0)", f"%b = {b} parameter(1)", f"ROOT %c = {line}")
-    assert sum(product_flops(read, i) for i in read.computations["main"]) == flops
+    assert sum(matmul_flops(read, i) for i in read.computations["main"]) == flops
 
 
 def test_a_computation_that_runs_beside_the_main_one_ends_as_others_do():

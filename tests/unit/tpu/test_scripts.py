@@ -256,7 +256,7 @@ def test_uncommitted_changes_are_refused(world, capsys):
     (actions.ROOT / "configs/new.py").touch()
     main(["create", "pod", *QUEUED])
     assert main(["setup", "pod", *QUEUED]) == 2
-    assert "configs/new.py; what runs is a commit" in capsys.readouterr().err
+    assert "configs/new.py; hosts run a commit" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_all_and_runs_nothing(world, capsys):
@@ -321,7 +321,7 @@ def test_a_failing_gcloud_says_why(world, capsys, monkeypatch):
     )
     world.plan(["WAITING_FOR_RESOURCES", "FAILED"])
     assert main(["create", "pod", *QUEUED]) == 2
-    assert "will not come: FAILED no room; delete it" in capsys.readouterr().err
+    assert "cannot be created: FAILED no room; delete it" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["create", "pod", *QUEUED]) == 2 and "gcloud is not installed" in capsys.readouterr().err
 
@@ -329,7 +329,7 @@ def test_a_failing_gcloud_says_why(world, capsys, monkeypatch):
 def test_of_what_stderr_says():
     assert reason("lm: a is not set up\nlm: b is not set up\nERROR: 1\n") == "lm: a is not set up; lm: b is not set up"
     assert reason("Warning\nfatal: no\n") == "fatal: no"
-    assert reason("", "") == "it said nothing"
+    assert reason("", "") == "no output"
 
 
 # ---------------------------------------------------------------------------------------------------------- babysitter
@@ -355,7 +355,7 @@ def test_hosts_that_others_left_alone_are_stopped(world, capsys):
     world.codes("pod-w0", "1 4", "0 9")
     world.codes("pod-w1", "wait", "0 9")
     assert main(["babysit", "pod", *QUEUED, *RUN]) == 0
-    assert "stops the rest" in (out := capsys.readouterr().out) and "pod-w1  ended with 75" in out
+    assert "stopping the rest" in (out := capsys.readouterr().out) and "pod-w1  ended with 75" in out
 
 
 def test_it_ends_when_the_run_is_killed_and_goes_on_where_it_finds_one(world, capsys):
@@ -384,7 +384,7 @@ def test_a_babysitter_knows_its_run_and_its_commit(world, capsys):
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=actions.ROOT).stdout
     assert (world.home("pod-w0") / "lm/ready").read_text() == head
     assert main(["launch", "pod", *QUEUED, *RUN]) == 0
-    assert main(["babysit", "pod", *other]) == 2 and "runs another command than this one" in capsys.readouterr().err
+    assert main(["babysit", "pod", *other]) == 2 and "runs another command" in capsys.readouterr().err
     assert main(["kill", "pod", *QUEUED]) == 0
 
 
