@@ -66,7 +66,8 @@ class Ours:
         import flax
         import jax
 
-        from lm import losses, optim, sharding
+        from lm import optim, sharding
+        from lm.losses.cross_entropy import cross_entropy
         from lm.models.transformer import Transformer, head_params
         from lm.training.step import make_step, plan_state
 
@@ -77,7 +78,7 @@ class Ours:
         self.use = lambda: sharding.use(self.mesh)
 
         def loss(params, example, rngs):
-            return losses.cross_entropy(params, model.apply, example, rngs=rngs, head_params=head_params, vocab_size=VOCAB)
+            return cross_entropy(params, model.apply, example, rngs=rngs, head_params=head_params, vocab_size=VOCAB)
 
         with self.use():
             plan = plan_state(lambda key: model.init(key, made[0])["params"], tx, self.mesh, ema=False)

@@ -103,11 +103,11 @@ def _score(model: Model, params: Any, example: Any, prompt: Any) -> None:
     """Held-out evaluation, and what `lm.evaluate` asks: logits at all places."""
     import jax
 
-    from lm import losses
+    from lm.losses.cross_entropy import scores
     from lm.models.transformer import Transformer, head_params
 
     apply = Transformer(model).apply
-    score = lambda p, e: losses.scores(p, apply, e, head_params=head_params, vocab_size=V)
+    score = lambda p, e: scores(p, apply, e, head_params=head_params, vocab_size=V)
     jax.jit(score).lower(params, example).compile()
     jax.jit(lambda p, e: apply({"params": p}, e)).lower(params, example).compile()
 
@@ -116,11 +116,11 @@ def _train(model: Model, params: Any, example: Any, prompt: Any) -> None:
     """Loss and gradients, also where a single place of a row is asked for."""
     import jax
 
-    from lm import losses
+    from lm.losses.cross_entropy import cross_entropy
     from lm.models.transformer import Transformer, head_params
 
     apply = Transformer(model).apply
-    loss = lambda p, e: losses.cross_entropy(p, apply, e, head_params=head_params, vocab_size=V).total
+    loss = lambda p, e: cross_entropy(p, apply, e, head_params=head_params, vocab_size=V).total
     first = lambda x: jax.ShapeDtypeStruct((x.shape[0], 1), x.dtype)
     single = replace(example, targets=first(example.targets), weights=first(example.weights), where=first(example.targets))
     for e in (example, single):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import config, flops, losses
+from lm import config, flops
 from lm.config import Attention, Block, Head, Mlp, Model, Rope, Stack
 from lm.data.rows import blank, stack
+from lm.losses.cross_entropy import cross_entropy
 from lm.models.mask import Mask
 from lm.models.presets.gpt import GPT2
 from lm.models.transformer import Transformer, head_params
@@ -41,7 +42,7 @@ def test_as_many_as_xla_counts(name):
 
     def loss(params, example):
         settings = dict(head_params=head_params, vocab_size=V, chunks=1)
-        return losses.cross_entropy(params, module.apply, example, **settings).total
+        return cross_entropy(params, module.apply, example, **settings).total
 
     xla = jax.jit(jax.grad(loss)).lower(params, example).cost_analysis()["flops"]
     sizes = dict(encoder=lengths.encoder, decoder=lengths.decoder, predicted=lengths.predicted)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import config, losses, objectives
+from lm import config, objectives
 from lm.config import Attention, Block, Buckets, Learned, Mlp, Model, Rope, Stack
 from lm.data.rows import Rows, blank, fill, fitted, mixture, pack, permute, stack
 from lm.errors import UserError
+from lm.losses.cross_entropy import token_losses
 from lm.models.transformer import Transformer
 from lm.types import WORD, Example, TokenStream
 
@@ -329,7 +330,7 @@ def test_packed_documents_do_not_see_each_other(c, architecture):
     model = Transformer(model_for(architecture))
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), batch))
     params = jax.tree.map(lambda x: (rng.normal(size=x.shape) * 0.3).astype(x.dtype), shapes)
-    per_token = jax.jit(lambda example: losses.token_losses(model.apply(params, example), example.targets))
+    per_token = jax.jit(lambda example: token_losses(model.apply(params, example), example.targets))
     one = lambda i: np.asarray(per_token(jax.tree.map(lambda x: x[i : i + 1], batch)))[0]
     ends = np.cumsum([0, *(len(p.targets) for p in pieces)])
     places = [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
