@@ -1,7 +1,7 @@
-"""The compute ledger: FLOPs of a model under an objective, from its config alone, and the peaks of chips.
+"""Model FLOPs from the config alone, and the peak FLOP/s of chips.
 
-Only matrix products count, a multiply-add as two, as in PaLM (arXiv 2204.02311, appendix B); a backward pass costs twice
-its forward pass, and what remat recomputes is not counted: these are model FLOPs. A causal query sees half the keys.
+As in PaLM (arXiv 2204.02311, appendix B) only matrix products count, a multiply-add as two FLOPs; a backward pass costs twice
+the forward pass, and recomputation (remat) is not counted.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ import numpy as np
 
 from lm import config
 
-# Dense bf16 FLOP/s of what JAX calls one device (v2, v3 and TPU7x have two to a chip), by `device_kind`; from Google's
-# system architecture pages and NVIDIA's data sheets.
+# Dense bf16 FLOP/s of one JAX device (v2, v3 and TPU7x have two per chip) by `device_kind`, from Google's system architecture
+# pages and NVIDIA's data sheets.
 PEAK_FLOPS = {
     "TPU v2": 23e12,
     "TPU v3": 61.5e12,
@@ -33,13 +33,13 @@ PEAK_FLOPS = {
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one forward pass over a batch."""
+    """FLOPs of one forward pass over a batch, by part."""
 
-    projections: float = 0.0  # of attention: q, k, v, out
-    attention: float = 0.0  # products of queries with keys, and of weights with values
+    projections: float = 0.0  # attention's query, key, value and output
+    attention: float = 0.0  # queries times keys, and weights times values
     ffn: float = 0.0
     head: float = 0.0
-    embed: float = 0.0  # from narrower tables to the model's width
+    embed: float = 0.0  # projection of tables to the model's width, if theirs differs
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -62,88 +62,93 @@ def count(
     predicted: int | None = None,
     causal_share: float = 0.5,
 ) -> Flops:
-    """FLOPs of a forward pass over `batch` rows of these lengths, with logits at `predicted` places a row (None: all).
+    """Returns the FLOPs of a forward pass over `batch` rows of these lengths, with logits at `predicted` positions per row
+    (None: all).
 
-    `causal_share` 1.0 counts every pair, visible or not: what plain XLA attention computes for rows of up to
-    `lm.models.mask.MIN_BLOCK` tokens.
+    causal_share: the share of a causal row's query-key pairs that counts. 1.0 counts pairs whether visible or not, as plain XLA
+    attention computes them for rows of up to `lm.models.mask.MIN_BLOCK` tokens.
     """
     total, every = Flops(), causal_share == 1.0
     if model.encoder:
         assert encoder, "an encoder needs the length of its rows"
-        total += _stack(model.encoder, model.width, encoder, partial(_area, encoder, share=1.0, every=every))
+        total += _stack(model.encoder, model.width, encoder, partial(_row_pairs, encoder, share=1.0, every=every))
     if model.decoder:
         assert decoder, "a decoder needs the length of its rows"
         source = encoder if model.encoder and encoder else 0
-        area = partial(_area, decoder, share=causal_share, every=every)
-        total += _stack(model.decoder, model.width, decoder, area, source, source * decoder)
+        pairs = partial(_row_pairs, decoder, share=causal_share, every=every)
+        total += _stack(model.decoder, model.width, decoder, pairs, source, source * decoder)
     total += Flops(head=_head(model, predicted if predicted is not None else decoder or encoder or 0))
     total += _embed(model, (encoder or 0) * bool(model.encoder) + (decoder or 0) * bool(model.decoder))
     return Flops(*(batch * getattr(total, f.name) for f in fields(total)))
 
 
 def of_rows(model: config.Model, example: Any, *, everywhere: bool = False) -> Flops:
-    """FLOPs of a forward pass over these very rows (an Example of numpy arrays, [B, T]), without what is padding.
+    """Returns the FLOPs of a forward pass over exactly these rows (an Example of numpy arrays [B, T]), padding excluded.
 
-    Tokens are those of a segment, pairs those that the mask lets through (each document by itself, a prefix from both
-    sides), and logits are formed where a weight is, or `everywhere`.
+    Counts the pairs that the mask allows (within a document; both ways in a prefix), and logits where weights are positive,
+    or at all tokens (`everywhere`).
     """
-    total, source, across = Flops(), 0, 0
+    total, source, cross_pairs = Flops(), 0, 0
     if model.encoder and example.encoder is not None:
         lengths = _segments(example.encoder.segments)
         source = int(lengths.sum())
-        total += _stack(model.encoder, model.width, source, partial(_both_ways, lengths))
+        total += _stack(model.encoder, model.width, source, partial(_bidirectional_pairs, lengths))
     if model.decoder and example.decoder is not None:
         stream = example.decoder
         lengths = _segments(stream.segments)
         prefixes = _segments(stream.segments * stream.prefix) if stream.prefix is not None else np.zeros_like(lengths)
         if source:
-            read = _segments(example.encoder.segments)
-            shared = min(read.shape[1], lengths.shape[1])
-            across = int((read[:, :shared] * lengths[:, :shared]).sum())
-        pairs = partial(_causal, lengths, np.pad(prefixes, ((0, 0), (0, lengths.shape[1] - prefixes.shape[1]))))
-        total += _stack(model.decoder, model.width, int(lengths.sum()), pairs, source, across)
+            encoded = _segments(example.encoder.segments)
+            shared = min(encoded.shape[1], lengths.shape[1])
+            cross_pairs = int((encoded[:, :shared] * lengths[:, :shared]).sum())
+        pairs = partial(_causal_pairs, lengths, np.pad(prefixes, ((0, 0), (0, lengths.shape[1] - prefixes.shape[1]))))
+        total += _stack(model.decoder, model.width, int(lengths.sum()), pairs, source, cross_pairs)
     streams = [stream for stream in (example.encoder, example.decoder) if stream is not None]
     tokens = sum(int((stream.segments > 0).sum()) for stream in streams)
-    places = tokens if everywhere else int((example.weights > 0).sum())
-    return total + Flops(head=_head(model, places)) + _embed(model, tokens)
+    predicted = tokens if everywhere else int((example.weights > 0).sum())
+    return total + Flops(head=_head(model, predicted)) + _embed(model, tokens)
 
 
 def _segments(segments: np.ndarray) -> np.ndarray:
-    """int [B, T] numbers of documents, 0 padding -> int64 [B, documents] lengths."""
+    """Segments [B, T] (0 is padding) -> the lengths of the documents, int64 [B, documents]."""
     rows = np.arange(len(segments))[:, None]
     lengths = np.zeros((len(segments), int(segments.max(initial=0)) + 1), np.int64)
     np.add.at(lengths, (np.broadcast_to(rows, segments.shape), segments), 1)
     return lengths[:, 1:]
 
 
-def _area(length: int, window: int | None, *, share: float, every: bool) -> float:
-    """Pairs of a full row: its keys or the window's, less what lies ahead of the queries at its start; or every pair."""
-    seen = length if every or window is None else min(window, length)
-    return length * seen * (1 - (1 - share) * seen / length)
+def _row_pairs(length: int, window: int | None, *, share: float, every: bool) -> float:
+    """Returns the query-key pairs of a full row: each query sees the window (or row), but the first window's queries only
+    `share` of it. `every`: all pairs, visible or not."""
+    visible = length if every or window is None else min(window, length)
+    return length * visible * (1 - (1 - share) * visible / length)
 
 
-def _both_ways(lengths: np.ndarray, window: int | None) -> int:
+def _bidirectional_pairs(lengths: np.ndarray, window: int | None) -> int:
+    """Returns the query-key pairs of documents of these lengths in an encoder."""
     half = lengths - 1 if window is None else np.minimum(window // 2, lengths - 1)
     return int((lengths + 2 * half * lengths - half * (half + 1))[lengths > 0].sum())
 
 
-def _causal(lengths: np.ndarray, prefixes: np.ndarray, window: int | None) -> int:
+def _causal_pairs(lengths: np.ndarray, prefixes: np.ndarray, window: int | None) -> int:
+    """Returns the query-key pairs of documents of these lengths in a decoder, with these lengths of prefixes."""
     near = lengths if window is None else np.minimum(window, lengths)
     past = near * (near + 1) // 2 + (lengths - near) * near
     return int((past + prefixes * (prefixes - 1) // 2).sum())
 
 
 def _embed(model: config.Model, tokens: int) -> Flops:
-    """Tables narrower or wider than the model are projected to its width."""
+    """Returns the FLOPs of projecting the tables' width to the model's."""
     return Flops(embed=0 if model.embed.width is None else 2 * tokens * model.embed.width * model.width)
 
 
-def _head(model: config.Model, places: int) -> float:
+def _head(model: config.Model, positions: int) -> float:
+    """Returns the FLOPs of the logits at so many positions."""
     head, width = model.head, model.width
     if head is None:
         return 0.0
-    middle = (model.embed.width or width) if head.tied else width  # what the logits are made from
-    return 2 * places * ((width * middle if head.transform else 0) + middle * (head.outputs or model.vocab_size))
+    table_width = (model.embed.width or width) if head.tied else width
+    return 2 * positions * ((width * table_width if head.transform else 0) + table_width * (head.outputs or model.vocab_size))
 
 
 def _stack(
@@ -152,9 +157,10 @@ def _stack(
     tokens: int,
     pairs: Callable[[int | None], float],
     source: int = 0,
-    across: float = 0,
+    cross_pairs: float = 0,
 ) -> Flops:
-    """Of `tokens` that look at each other in `pairs(window)` and, in `across` pairs, at `source` encoded ones."""
+    """Returns the FLOPs of a stack over `tokens` tokens, with `pairs(window)` query-key pairs in each self-attention and
+    `cross_pairs` with `source` encoded tokens in each cross-attention."""
     total = Flops()
     for letter in stack.letters():
         block = stack.blocks[letter]
@@ -167,17 +173,19 @@ def _stack(
             ffn=2 * tokens * width * _ffn(block.ffn),
         )
         if block.cross and source:
-            total += Flops(projections=2 * width * (tokens * 2 * heads + source * 2 * kv), attention=2 * 2 * across * heads)
+            total += Flops(
+                projections=2 * width * (tokens * 2 * heads + source * 2 * kv), attention=2 * 2 * cross_pairs * heads
+            )
     return total
 
 
 def _ffn(ffn: config.Ffn) -> int:
-    """Multiply-adds of a token for each number of the width: of the experts it goes to alone, and of their router."""
+    """Returns a token's multiply-adds per unit of width; of a mixture, those of its router and of `top_k` experts."""
     if isinstance(ffn, config.Moe):
         return ffn.num_experts + ffn.top_k * _ffn(ffn.expert)
     return ffn.hidden * (3 if ffn.gated else 2)
 
 
 def peak(device_kind: str) -> float | None:
-    """bf16 FLOP/s of a device, None where unknown: then no MFU is logged."""
+    """Returns the bf16 FLOP/s of a device, None if it is unknown (then no MFU is logged)."""
     return PEAK_FLOPS.get(device_kind)

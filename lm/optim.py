@@ -1,4 +1,4 @@
-"""Optax chains, schedules and the weight-decay mask, from `config.Optimizer`."""
+"""Optimizers, learning-rate schedules and the weight-decay mask, from `config.Optimizer`."""
 
 import re
 from typing import Any
@@ -11,14 +11,14 @@ from optax import contrib
 from lm import config
 from lm.errors import UserError
 
-MATRICES = re.compile(r"(kernel)$")  # what decays, and what Muon turns: never norms, biases, embeddings
+KERNELS = re.compile(r"(kernel)$")  # parameters with weight decay, and those that Muon may orthogonalise
 
 
 def schedule(c: config.Schedule, peak: float, steps: int) -> optax.Schedule:
-    """The learning rate by the number of updates made before: `schedule(0)` is that of the first update.
+    """Returns a function from the number of updates made before to the learning rate: `schedule(0)` is the first update's.
 
-    Update k of the warm-up, counted from 1, has the rate `peak * k / warmup`: the first is not wasted on a rate of 0, and
-    the last has the peak. Then the kind's own curve begins, at the peak.
+    Update k of the warm-up, counted from 1, has the rate `peak * k / warmup`, so that the first is not wasted on a rate of 0
+    and the last has the peak. The decay then starts at the peak.
     """
     warmup = min(round(c.warmup * steps) if c.warmup < 1 else int(c.warmup), steps)
     rest, end = max(steps - warmup, 1), peak * c.final
@@ -27,15 +27,15 @@ def schedule(c: config.Schedule, peak: float, steps: int) -> optax.Schedule:
             after = optax.cosine_decay_schedule(peak, rest, alpha=c.final)
         case "linear":
             after = optax.linear_schedule(peak, end, rest)
-        case "rsqrt":  # continues 1/sqrt(step) from the end of the warm-up (T5, section 3.1.2)
-            # `join_schedules` asks for steps before this leg as well, where the root has a pole.
+        case "rsqrt":  # 1/sqrt(step), continuous at the end of the warm-up (T5, arXiv 1910.10683, section 3.1.2)
+            # `join_schedules` evaluates it before its start too, where the root has a pole.
             after = lambda step: peak * (max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))) ** 0.5
         case "wsd":  # warm-up, stable, decay (MiniCPM, arXiv 2404.06395, section 4)
             decay = c.decay if c.decay is not None else min(steps // 5, rest)
             if decay > rest:
                 raise UserError(f"optimizer.schedule.decay={decay} does not fit the {rest} steps after the warm-up")
-            legs = [optax.constant_schedule(peak), optax.linear_schedule(peak, end, max(decay, 1))]
-            after = optax.join_schedules(legs, [rest - decay])
+            parts = [optax.constant_schedule(peak), optax.linear_schedule(peak, end, max(decay, 1))]
+            after = optax.join_schedules(parts, [rest - decay])
         case "constant":
             after = optax.constant_schedule(peak)
     rising = lambda step: peak * ((step + 1) / warmup)
@@ -43,26 +43,26 @@ def schedule(c: config.Schedule, peak: float, steps: int) -> optax.Schedule:
 
 
 def is_matrix(params: Any) -> Any:
-    """True at the leaves that are matrices of the trunk, by name: a stacked norm has two axes and is none."""
+    """Returns True for leaves that are kernels: by name, because the scale of a scanned norm has two axes too."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(MATRICES.search(jax.tree_util.keystr(path, simple=True, separator="/"))), params
+        lambda path, _: bool(KERNELS.search(jax.tree_util.keystr(path, simple=True, separator="/"))), params
     )
 
 
 def muon_dimensions(params: Any) -> Any:
-    """Which axes of a kernel are inputs and which outputs, from its name; None for what Muon leaves to Adam.
+    """Returns the input and output axes of each kernel that Muon updates, by name; None for leaves that it leaves to Adam.
 
-    Attention's q, k, v are [D, N, H], its output [N, H, D], the rest [I, O]; scanned ones have a leading axis of layers,
-    which is a batch of matrices, and so are experts.
+    Attention's q, k and v are [D, N, H], its output [N, H, D], all others [I, O]. Leading axes of scanned layers and of
+    experts are batches of matrices.
     """
 
     def one(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         if names[-1] != "kernel" or names[-2] == "copy" or "head" in names:
             return None
-        first = 1 if "groups" in names else 0
-        first += "ffn" in names and leaf.ndim - first == 3  # experts
-        axes = tuple(range(first, leaf.ndim))
+        batch_axes = 1 if "groups" in names else 0
+        batch_axes += "ffn" in names and leaf.ndim - batch_axes == 3  # experts
+        axes = tuple(range(batch_axes, leaf.ndim))
         split = 2 if len(axes) == 3 and names[-2] == "out" else 1
         return contrib.MuonDimensionNumbers(axes[:split], axes[split:])
 
@@ -70,11 +70,10 @@ def muon_dimensions(params: Any) -> Any:
 
 
 def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimizer with its state and arithmetic in float32, whatever dtype the parameters and gradients have.
+    """Returns the optimizer with state and arithmetic in float32, whatever dtype the parameters and gradients have.
 
-    Optax keeps moments in the dtype of the parameters (of Adam, `mu_dtype` changes the first alone), and in bfloat16
-    neither 0.999 nor the small steps of an average exist. Updates come out as float32; adding them to the parameters
-    rounds to the parameters' dtype once.
+    Optax keeps moments in the parameters' dtype (Adam's `mu_dtype` changes only the first moment), and bfloat16 cannot
+    represent 0.999 or the small steps of a moving average. Updates are float32; adding them to the parameters rounds once.
     """
     wide = lambda tree: optax.tree.cast(tree, jnp.float32)
     return optax.GradientTransformation(
@@ -84,7 +83,7 @@ def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation
 
 
 def make(c: config.Optimizer, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimizer and its schedule. Clipping is the step's, which has the norm anyway."""
+    """Returns the optimizer and its schedule. It does not clip: the train step does, since it computes the norm anyway."""
     rate = schedule(c.schedule, c.learning_rate, steps)
     match c.name:
         case "adamw":
@@ -92,7 +91,7 @@ def make(c: config.Optimizer, steps: int) -> tuple[optax.GradientTransformation,
         case "lion":
             tx = optax.lion(rate, c.b1, c.b2, weight_decay=c.weight_decay, mask=is_matrix)
         case "adafactor":
-            # Decay here is by the learning rate, as in the other three, not by Adafactor's own per-step rate.
+            # Weight decay is scaled by the learning rate, as in the other optimizers, not by Adafactor's per-step rate.
             tx = optax.chain(
                 optax.scale_by_factored_rms(),
                 optax.clip_by_block_rms(1.0),
@@ -100,14 +99,14 @@ def make(c: config.Optimizer, steps: int) -> tuple[optax.GradientTransformation,
                 optax.scale_by_learning_rate(rate),
             )
         case "muon":
-            other = c.adam_learning_rate or c.learning_rate
+            adam_rate = c.adam_learning_rate or c.learning_rate
             tx = contrib.muon(
                 rate,
                 weight_decay=c.weight_decay,
                 weight_decay_mask=is_matrix,
                 adam_b1=c.b1,
                 adam_b2=c.b2,
-                adam_learning_rate=schedule(c.schedule, other, steps),
+                adam_learning_rate=schedule(c.schedule, adam_rate, steps),
                 muon_weight_dimension_numbers=muon_dimensions,
             )
     return in_float32(tx), rate

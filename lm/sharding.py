@@ -1,20 +1,20 @@
-"""Where arrays live: the mesh, the tables from logical axis names to mesh axes, and the check that nothing is forgotten.
+"""The mesh, the rules from logical axis names to mesh axes, and the check that no parameter's axis is forgotten.
 
-Models name axes ("embed", "heads", ...); only this file says what they mean on devices. One table serves every strategy,
-since an axis of the mesh with one device shards nothing:
+Models name axes ("embed", "heads", ...); only this file maps them to devices. One set of rules serves every strategy, since a
+mesh axis of size 1 shards nothing. In how many shards each strategy splits what, and what devices exchange:
 
-| strategy          | mesh               | rows in | tokens of a row in | parameters in    | what travels                    |
-|-------------------|--------------------|---------|--------------------|------------------|---------------------------------|
-| data              | data=n             | n parts | 1                  | 1                | gradients                       |
-| fully sharded     | fsdp=n             | n       | 1                  | n                | parameters, gradients           |
-| fsdp and tensor   | fsdp=n, tensor=m   | n       | 1                  | n m              | and activations, in each layer  |
-| fsdp and sequence | fsdp=n, sequence=m | n       | m                  | n m              | and keys and values             |
-| expert            | data=n, expert=m   | n m     | 1                  | m (the experts') | and tokens, to experts and back |
-| hybrid            | slice=s, fsdp=n    | s n     | 1                  | n, in each slice | between slices gradients alone  |
+| strategy          | mesh               | rows | tokens of a row | parameters    | communication                             |
+|-------------------|--------------------|------|-----------------|---------------|-------------------------------------------|
+| data              | data=n             | n    | 1               | 1             | gradients                                 |
+| fully sharded     | fsdp=n             | n    | 1               | n             | parameters, gradients                     |
+| fsdp and tensor   | fsdp=n, tensor=m   | n    | 1               | n m           | the same, and each layer's activations    |
+| fsdp and sequence | fsdp=n, sequence=m | n    | m               | n m           | the same, and keys and values             |
+| expert            | data=n, expert=m   | n m  | 1               | m (experts')  | gradients, and tokens to and from experts |
+| hybrid            | slice=s, fsdp=n    | s n  | 1               | n (per slice) | between slices only gradients             |
 
-A pipeline over layers has no axis: its place is an outermost axis "stage" that cuts "layers", with a schedule in
-`lm.models.transformer.Stack` around the scan (the carry goes on by `ppermute`, microbatch by microbatch). As long as a
-layer's parameters fit by fsdp and tensor, it only adds idle time: 540 B parameters train without (arXiv 2204.02311, section 4).
+There is no pipeline parallelism. It would be an outermost mesh axis "stage" that shards "layers", with a schedule around the
+scan of `lm.models.transformer.Stack` (`ppermute` of the carry, microbatch by microbatch). As long as a layer's parameters fit
+under fsdp and tensor it only adds idle time: 540B parameters train without it (arXiv 2204.02311, section 4).
 """
 
 import math
@@ -33,7 +33,7 @@ from lm import config
 from lm.errors import UserError, nearest
 
 AXES = ("slice", "data", "fsdp", "sequence", "expert", "tensor")
-ROWS = ("slice", "data", "fsdp", "expert")  # where a batch's rows lie: but for the experts, theirs is one more axis of data
+ROWS = ("slice", "data", "fsdp", "expert")  # the mesh axes that shard a batch's rows; outside of experts, "expert" is data
 
 PARAMETERS: dict[str, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
@@ -41,11 +41,11 @@ PARAMETERS: dict[str, str | tuple[str, ...] | None] = {
     "embed_out": "tensor",  # the second axis of a width-by-width matrix
     "heads": "tensor",
     "kv_heads": "tensor",
-    "kv_head": None,  # the only one of all queries (MQA): every device has it
+    "kv_head": None,  # the single head of multi-query attention, replicated
     "head_dim": None,
-    "heads_all": None,  # all heads' vectors in a row
-    "outputs": None,  # of a head that gives a few numbers instead of the vocabulary
-    "embed_in": None,  # a factorised embedding's own width
+    "heads_all": None,  # the vectors of all heads, concatenated
+    "outputs": None,  # of a head with a few outputs instead of the vocabulary
+    "embed_in": None,  # the width of a factorised embedding
     "hidden": "tensor",
     "experts": "expert",
     "position": None,
@@ -56,12 +56,12 @@ PARAMETERS: dict[str, str | tuple[str, ...] | None] = {
 
 ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
     "batch": ROWS,
-    "batch_by_expert": ("slice", "data", "fsdp"),  # rows whose tokens have gone to the devices of their experts
-    "batch_by_table": ("slice", "data", "expert"),  # rows whose tokens have gone to the devices that hold parts of a table
+    "batch_by_expert": ("slice", "data", "fsdp"),  # rows after their tokens moved to the devices of their experts
+    "batch_by_table": ("slice", "data", "expert"),  # rows after their tokens moved to the devices that hold a table's shards
     "experts": "expert",
     "capacity": None,
     "length": "sequence",
-    "keys": None,  # of a row: a query looks at all of them
+    "keys": None,  # a device needs all keys of its rows
     "embed_act": None,
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -71,15 +71,14 @@ ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {
     "vocab_act": "tensor",
 }
 
-# Activations and parameters share the names whose meaning is the same; "embed" is a parameter's alone.
-MEANING = {**PARAMETERS, **ACTIVATIONS}
-RULES = tuple(MEANING.items())
+RULES = {**PARAMETERS, **ACTIVATIONS}  # names in both tables map to the same mesh axes
 Names = tuple[str | None, ...]
 BATCH = PartitionSpec(ROWS)
 
 
 def make_mesh(c: config.Mesh, devices: list[Any] | None = None) -> Mesh:
-    """The mesh over all devices; one size of -1 takes what the others leave, that of `data` if no other does."""
+    """Returns the mesh over `devices` (None: all). An axis of size -1 gets the devices that the others leave; `data` is -1 by
+    default and becomes 1 if another axis is."""
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(c, axis) for axis in AXES]
     if sizes.count(-1) > 1 and c.data == -1:
@@ -89,11 +88,11 @@ def make_mesh(c: config.Mesh, devices: list[Any] | None = None) -> Mesh:
         wanted = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True) if s != 1) or "data=1"
         raise UserError(f"mesh {wanted} does not divide {len(devices)} devices; set one of config.mesh.* to -1")
     sizes = [len(devices) // known if s == -1 else s for s in sizes]
-    return Mesh(_placed(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_device_array(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _placed(sizes: list[int], devices: list[Any]) -> np.ndarray:
-    """Devices as an array of these sizes, on which neighbours are joined by links; slices lie along the first axis alone."""
+def _device_array(sizes: list[int], devices: list[Any]) -> np.ndarray:
+    """Returns the devices as an array of these sizes whose neighbours are linked; only the first axis crosses slices."""
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1 and sizes[0] != slices:
         raise UserError(f"the devices are {slices} slices and config.mesh.slice={sizes[0]}; set --config.mesh.slice={slices}")
@@ -104,18 +103,19 @@ def _placed(sizes: list[int], devices: list[Any]) -> np.ndarray:
                 [1, *sizes[1:]], [slices, *ones], devices, allow_split_physical_axes=True
             )
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    except (NotImplementedError, ValueError) as error:  # torus and sizes that have no factors in common
+    except (NotImplementedError, ValueError) as error:  # the sizes do not factor over the torus
         raise UserError(f"these devices cannot be laid out as {dict(zip(AXES, sizes, strict=True))}: {error}") from error
 
 
 @contextmanager
 def use(mesh: Mesh) -> Generator[None]:
-    """Within: the mesh is set and logical names have their meaning, for tracing and running."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    """Context in which the mesh is set and logical axis names are mapped to it, for tracing and running."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
         yield
 
 
 def check_batch(batch_size: int, microbatches: int, mesh: Mesh, *, name: str = "train.batch_size") -> None:
+    """Raises UserError unless microbatches divide evenly over the mesh's data shards; `name` is the setting in the error."""
     shards = math.prod(mesh.shape[axis] for axis in ROWS)
     if batch_size % (microbatches * shards):
         fitting = max(1, round(batch_size / (microbatches * shards))) * microbatches * shards
@@ -125,68 +125,71 @@ def check_batch(batch_size: int, microbatches: int, mesh: Mesh, *, name: str = "
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """Shardings for parameters that carry logical names (the abstract result of `model.init`); unknown names raise."""
+    """Returns the shardings of parameters with logical axis names (the abstract result of `model.init`). ValueError for a
+    missing or unknown name, UserError if an axis does not divide over its mesh axes."""
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        param = jax.tree_util.keystr(path, simple=True, separator="/")
         if not isinstance(leaf, nn.LogicallyPartitioned):
-            raise ValueError(f"parameter {where} names no axes; make it with nn.with_logical_partitioning")
+            raise ValueError(f"parameter {param} names no axes; make it with nn.with_logical_partitioning")
         axes = []
         for name, size in zip(leaf.names, leaf.value.shape, strict=True):
             if name is None or name not in PARAMETERS:
-                raise ValueError(f"parameter {where}: unknown axis name '{name}'{nearest(str(name), PARAMETERS)}")
+                raise ValueError(f"parameter {param}: unknown axis name '{name}'{nearest(str(name), PARAMETERS)}")
             axis = PARAMETERS[name]
-            over = {a: mesh.shape[a] for a in _names(axis)}
-            if size % math.prod(over.values()):
-                shown = " x ".join(f"{a}={n}" for a, n in over.items() if n > 1)
-                raise UserError(f"parameter {where}: axis '{name}' of {size} does not divide over {shown}")
+            mesh_sizes = {a: mesh.shape[a] for a in _as_tuple(axis)}
+            if size % math.prod(mesh_sizes.values()):
+                shown = " x ".join(f"{a}={n}" for a, n in mesh_sizes.items() if n > 1)
+                raise UserError(f"parameter {param}: axis '{name}' of {size} does not divide over {shown}")
             axes.append(axis if axis not in axes else None)
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
-def _names(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _as_tuple(axis: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if axis is None else (axis,) if isinstance(axis, str) else axis
 
 
 def shards(name: str) -> int:
-    """In how many parts the axis `name` is cut where this is traced; 1 outside of `use`."""
+    """Returns the number of shards of a logical axis on the current mesh; 1 outside of `use`."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _names(MEANING[name]))
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _as_tuple(RULES[name]))
 
 
 def divides(x: jax.Array, names: Names) -> bool:
-    """Whether the first axes of x, which have these names, can be cut in equal parts, as the devices want it."""
+    """Whether the leading axes of x, with these names, divide evenly over the current mesh."""
     return all(n % shards(name) == 0 for n, name in zip(x.shape, names, strict=False) if name)
 
 
 def kv_axis(heads: int) -> str:
-    """The name of the axis of so many heads of keys and values: an only one is no axis to be cut along."""
+    """Returns the logical name of an axis of so many key-value heads: a single one (multi-query) is replicated."""
     return "kv_heads" if heads > 1 else "kv_head"
 
 
 def spec(*names: str | None) -> PartitionSpec:
-    """Where an array with these axes lies."""
-    return PartitionSpec(*(None if name is None else MEANING[name] for name in names))
+    """Returns the PartitionSpec of an array with these logical axes (None: not sharded)."""
+    return PartitionSpec(*(None if name is None else RULES[name] for name in names))
 
 
 def shard_map_by_axes(fn: Callable[..., Any], inputs: tuple[Names, ...], output: Names, *, summed: Names) -> Callable[..., Any]:
-    """`fn`, run by each device on its own part of every argument; outside of `use`, `fn` itself.
+    """Returns `fn` under `jax.shard_map`: each device runs it on its shards of the arguments. Outside of `use`, `fn` itself.
 
-    `inputs` and `output` name the axes, the latter those of each result. Results are added up over the devices that hold
-    parts of the axes `summed`. Rows that do not divide over the devices, as those of a single prompt, are left to the
-    compiler: right, but not spread.
+    inputs: logical axes of each argument.
+    output: logical axes of each result.
+    summed: logical axes over whose mesh axes results are summed.
+
+    If the first argument does not divide over the devices, as with a single prompt, calls `fn` and leaves it to the compiler.
     """
 
     def call(*arguments: jax.Array) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or not divides(arguments[0], inputs[0]):
             return fn(*arguments)
-        over = tuple(axis for name in summed if name for axis in _names(MEANING[name]))
-        one = lambda *parts: jax.lax.psum(fn(*parts), over)
-        ins = tuple(spec(*names) for names in inputs)
-        return jax.shard_map(one, in_specs=ins, out_specs=spec(*output), check_vma=False)(*arguments)
+        mesh_axes = tuple(axis for name in summed if name for axis in _as_tuple(RULES[name]))
+        fn_and_sum = lambda *local: jax.lax.psum(fn(*local), mesh_axes)
+        in_specs = tuple(spec(*names) for names in inputs)
+        return jax.shard_map(fn_and_sum, in_specs=in_specs, out_specs=spec(*output), check_vma=False)(*arguments)
 
     return call
 
@@ -195,36 +198,36 @@ REPLICATED, TOKEN_SHARDED = PartitionSpec(), PartitionSpec(ROWS, ACTIVATIONS["le
 
 
 def shard_map_tokens(fn: Callable[..., Any], inputs: tuple[PartitionSpec, ...], outputs: Any) -> Callable[..., Any]:
-    """Returns `fn`, run by each device on its own rows and tokens; outside of `use`, `fn` itself.
+    """Returns `fn` under `jax.shard_map`: each device runs it on its own rows and tokens. Outside of `use`, `fn` itself.
 
     Specs are REPLICATED or TOKEN_SHARDED (arrays [B, T, ...]), one for each argument and for each subtree of the results;
     replicated results must be summed with `psum_tokens`. Other sharded axes, such as a vocabulary, are left to the compiler,
-    and so are rows that do not divide over the devices.
+    and so is everything if rows or tokens do not divide over the devices.
     """
 
     def call(*arguments: Any) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
-        own = [
-            x for given, where in zip(arguments, inputs, strict=True) if where == TOKEN_SHARDED for x in jax.tree.leaves(given)
+        sharded = [
+            x for tree, spec in zip(arguments, inputs, strict=True) if spec == TOKEN_SHARDED for x in jax.tree.leaves(tree)
         ]
-        if mesh.empty or not all(divides(x, ("batch", "length")) for x in own):
+        if mesh.empty or not all(divides(x, ("batch", "length")) for x in sharded):
             return fn(*arguments)
-        over = {axis for part in TOKEN_SHARDED for axis in _names(part)}
-        return jax.shard_map(fn, in_specs=inputs, out_specs=outputs, axis_names=over, check_vma=False)(*arguments)
+        mesh_axes = {axis for part in TOKEN_SHARDED for axis in _as_tuple(part)}
+        return jax.shard_map(fn, in_specs=inputs, out_specs=outputs, axis_names=mesh_axes, check_vma=False)(*arguments)
 
     return call
 
 
 def psum_tokens(x: jax.Array) -> jax.Array:
-    """The sum over all devices' own tokens, replicated; for use within `shard_map_tokens`.
+    """Sums x over all devices' tokens within `shard_map_tokens`; the result is replicated.
 
-    Not scattered over the devices: where a vocabulary is sharded over "tensor", XLA would gather it before the scatter.
+    Not a reduce-scatter: if a vocabulary is sharded over "tensor", XLA gathers it before scattering.
     """
-    over = jax.sharding.get_abstract_mesh().manual_axes
-    total = lambda x: jax.lax.psum(x, over)
-    # Of bfloat16, where some axes are left to the compiler, XLA dies of it on a CPU (jax 0.10.2).
+    mesh_axes = jax.sharding.get_abstract_mesh().manual_axes
+    total = lambda x: jax.lax.psum(x, mesh_axes)
+    # On a CPU, XLA crashes on a bfloat16 psum if some axes are left to the compiler (jax 0.10.2).
     wider = lambda x: total(x.astype(jnp.float32)).astype(x.dtype)
-    return jax.lax.platform_dependent(x, cpu=wider, default=total) if over else x
+    return jax.lax.platform_dependent(x, cpu=wider, default=total) if mesh_axes else x
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -232,26 +235,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def global_batch(make: Callable[[np.ndarray], Any], index: np.ndarray, mesh: Mesh) -> Any:
-    """Rows `index` (int64 [B], global) as arrays sharded over the data axes; a process makes only the rows it holds."""
+    """Returns rows `index` (int64 [B], the same on all processes) as global arrays sharded over the data axes.
+
+    `make(index)` returns rows as a pytree of numpy arrays [B, ...]; a process calls it for the rows of its own devices alone.
+    """
     sharding = NamedSharding(mesh, BATCH)
-    places = sharding.addressable_devices_indices_map((len(index),)).values()
-    local = sorted({place[0].indices(len(index))[:2] for place in places if place is not None})
-    held = np.unique(np.concatenate([np.arange(*span) for span in local]))
-    rows = make(index[held])
+    slices = sharding.addressable_devices_indices_map((len(index),)).values()
+    spans = sorted({s[0].indices(len(index))[:2] for s in slices if s is not None})
+    local = np.unique(np.concatenate([np.arange(*span) for span in spans]))
+    rows = make(index[local])
 
-    def place(leaf: np.ndarray) -> jax.Array:
-        def part(where: tuple[slice, ...] | None) -> np.ndarray:
-            assert where is not None
-            first, last, _ = where[0].indices(len(index))
-            return leaf[np.searchsorted(held, first) : np.searchsorted(held, last)]
+    def to_global(leaf: np.ndarray) -> jax.Array:
+        def shard(index_of_shard: tuple[slice, ...] | None) -> np.ndarray:
+            assert index_of_shard is not None
+            first, last, _ = index_of_shard[0].indices(len(index))
+            return leaf[np.searchsorted(local, first) : np.searchsorted(local, last)]
 
-        return jax.make_array_from_callback((len(index), *leaf.shape[1:]), sharding, part)
+        return jax.make_array_from_callback((len(index), *leaf.shape[1:]), sharding, shard)
 
-    return jax.tree.map(place, rows)
+    return jax.tree.map(to_global, rows)
 
 
 def uncovered(params: Any, shardings: Any, mesh: Mesh, least: int = 2**16) -> list[str]:
-    """Names of parameters of `least` elements or more that every device holds whole, though the mesh could shard them."""
+    """Returns the names of replicated parameters of at least `least` elements, if the mesh has axes that shard parameters."""
     if mesh.shape["fsdp"] * mesh.shape["sequence"] * mesh.shape["tensor"] == 1:
         return []
     flat = jax.tree_util.tree_flatten_with_path(params)[0]

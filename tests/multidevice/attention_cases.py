@@ -87,7 +87,7 @@ def test_plain_attention_is_the_same_with_a_row_on_several_devices(name):
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 8])
 def test_the_zigzag_gives_each_device_an_early_and_a_late_part(parts):
-    even, odd = splash._homes(parts)
+    even, odd = splash._zigzag_chunks(parts)
     assert sorted(even + odd) == list(range(2 * parts))
     assert all(sorted(pair) == [i, 2 * parts - 1 - i] for i, pair in enumerate(zip(even, odd, strict=True)))
 
@@ -99,7 +99,7 @@ def test_corners_say_of_every_tile_what_its_places_say(window, causal, parts):
     if window is None and not causal:
         return  # has no static mask
     row = np.ones((1, 64), np.int32)
-    mask = splash._order(Mask(row, row, causal=causal), 64, 64, window, parts)
+    mask = splash._static_mask(Mask(row, row, causal=causal), 64, 64, window, parts)
     whole = mask.mask_function(mask.q_sequence[:, None], np.arange(64)[None])
     kinds = set()
     for i in range(0, 64, 8):
