@@ -1,9 +1,9 @@
-"""A causal decoder (GPT's objective): the next token.
+"""A causal decoder that predicts the next token (GPT's objective).
 
     python -m lm.train --config=configs/decoder_causal.py --workdir=runs/decoder_causal
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 4.262 nats per predicted token, accuracy 0.170, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""A causal decoder that learns to fill in the middle: half of the texts have theirs moved to the end.
+"""A causal decoder that learns to fill in the middle: in half of the texts, the middle is moved to the end.
 
     python -m lm.train --config=configs/decoder_fim.py --workdir=runs/decoder_fim
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 4.396 nats per predicted token, accuracy 0.153, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""A decoder under the prefix objective: the rest of a text, its beginning seen both ways.
+"""A decoder under the prefix objective: it reads the beginning of a text bidirectionally and predicts the rest.
 
     python -m lm.train --config=configs/decoder_prefix.py --workdir=runs/decoder_prefix
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 4.731 nats per predicted token, accuracy 0.105, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""A decoder under span corruption: spans replaced by sentinels, given back behind the text.
+"""A decoder under span corruption: spans are replaced by sentinels and predicted after the corrupted text.
 
     python -m lm.train --config=configs/decoder_spans.py --workdir=runs/decoder_spans
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 4.717 nats per predicted token, accuracy 0.185, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

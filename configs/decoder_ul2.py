@@ -1,13 +1,14 @@
-"""A decoder under a mixture of denoisers, each with its mode's token (UL2's objective).
+"""A decoder under a mixture of denoisers, each marked by a token for its mode (UL2's objective).
 
-R: spans of 3 and 8 tokens, 15 % of the text. S: a prefix and the rest. X: spans of 3 and 8, 50 %, and of 64, 15 and 50 %.
-A row holds 117 tokens of text, so that "64" is one span: of 18 tokens at 15 %, of 58 at 50 %. The paper has the seven alike
-often (arXiv 2205.05131, table 1); its S splits at a quarter on average, ours anywhere.
+R: spans of mean length 3 and 8, 15 % of the text. S: a prefix and the rest. X: spans of mean length 3 and 8 at 50 %, and of 64
+at 15 % and 50 %. A row holds 117 tokens of text, so that "64" is a single span, of 18 tokens at 15 % and of 58 at 50 %. The
+seven denoisers are equally likely, as in the paper (arXiv 2205.05131, table 1). Its S splits at a quarter on average, ours
+anywhere.
 
     python -m lm.train --config=configs/decoder_ul2.py --workdir=runs/decoder_ul2
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 4.884 nats per predicted token, accuracy 0.112, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

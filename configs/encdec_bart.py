@@ -1,9 +1,9 @@
-"""An encoder-decoder that gives the whole text back: spans infilled, sentences permuted (BART's objective).
+"""An encoder-decoder that reconstructs a text whose spans are masked and whose sentences are permuted (BART's objective).
 
     python -m lm.train --config=configs/encdec_bart.py --workdir=runs/encdec_bart
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 4.722 nats per predicted token, accuracy 0.108, with 1.05 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""An encoder-decoder that gives back a masked text whole (BERT-style denoising, T5 section 3.3.1).
+"""An encoder-decoder that reconstructs a text from its masked version (BERT-style denoising, T5 section 3.3.1).
 
     python -m lm.train --config=configs/encdec_masked.py --workdir=runs/encdec_masked
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 4.896 nats per predicted token, accuracy 0.093, with 1.05 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""An encoder-decoder under the prefix objective: the encoder reads the beginning, the decoder goes on.
+"""An encoder-decoder under the prefix objective: the encoder reads the beginning of a text, the decoder predicts the rest.
 
     python -m lm.train --config=configs/encdec_prefix.py --workdir=runs/encdec_prefix
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 4.888 nats per predicted token, accuracy 0.095, with 1.05 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""An encoder-decoder under span corruption (T5's objective).
+"""An encoder-decoder under span corruption (T5's objective): the decoder predicts the spans that the encoder does not see.
 
     python -m lm.train --config=configs/encdec_spans.py --workdir=runs/encdec_spans
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 4.678 nats per predicted token, accuracy 0.273, with 1.05 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""A masked encoder (BERT's objective): 15 % of the tokens, 80/10/10.
+"""A masked encoder (BERT's objective): 15 % of the tokens are predicted; 80 % of these are masked, 10 % random, 10 % kept.
 
     python -m lm.train --config=configs/encoder_masked.py --workdir=runs/encoder_masked
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 5.685 nats per predicted token, accuracy 0.050, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -1,9 +1,9 @@
-"""A masked encoder that is asked for whole words.
+"""A masked encoder that masks all tokens of a word together (whole-word masking).
 
     python -m lm.train --config=configs/encoder_masked_words.py --workdir=runs/encoder_masked_words
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 5.510 nats per predicted token, accuracy 0.055, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

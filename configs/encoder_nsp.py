@@ -1,9 +1,9 @@
-"""A masked encoder that also says whether a second text follows the first (BERT's two objectives).
+"""A masked encoder that also predicts whether a second text follows the first (BERT's two objectives).
 
     python -m lm.train --config=configs/encoder_nsp.py --workdir=runs/encoder_nsp
 
-Cost: about a minute on two CPU cores. Expected: see the table of objectives in README.md, made by
-`python -m experiments.objectives.run`.
+Cost: about a minute on two CPU cores. Reached: held-out loss 5.512 nats per predicted token, accuracy 0.065, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

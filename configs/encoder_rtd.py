@@ -1,13 +1,14 @@
-"""A discriminator of replaced tokens and its generator (ELECTRA's objective): 15 % masked, the generator half as wide.
+"""A discriminator of replaced tokens with a generator half as wide (ELECTRA's objective); 15 % of the tokens are masked.
 
     python -m lm.train --config=configs/encoder_rtd.py --workdir=runs/encoder_rtd
 
-`--config.objective.predict` has the ablations of the paper's table 5: "replaced_chosen" as it is, "masked" and "all" with
-`--config.model.head.outputs=None --config.model.head.tied=True`.
+`--config.objective.predict` selects the ablations of the paper's table 5: "replaced_chosen" needs no other change; "masked" and
+"all" need `--config.model.head.outputs=None --config.model.head.tied=True`.
 
-Cost: some three minutes on two busy CPU cores. Measured: 903,168 parameters, of which the model has 738,432; 1.16e10 FLOPs a
-step; held-out loss 26.22 (chance: 41.6), of it the generator's 5.75 and 50 times the model's 0.411. That is the frequency of
-what is replaced and no more: at this size nothing is called replaced yet, as the masked encoder knows little but frequencies.
+Cost: about three minutes on two busy CPU cores. Reached: held-out loss 26.22 (chance: 41.6), the sum of the generator's 5.75
+and 50 times the model's 0.411, with 903,168 parameters (738,432 of them the model's) and 1.16e10 FLOPs per step. The model has
+learned only how often tokens are replaced: at this size it calls none replaced, just as the masked encoder knows little but
+frequencies.
 """
 
 from ml_collections import config_dict
@@ -36,7 +37,7 @@ def get_config():
         vocab_size=vocab,
         width=64,
         encoder=stack(256),
-        embed=dict(width=width),  # the model's own tables
+        embed=dict(width=width),  # so that it can share the model's table
         head=dict(transform="gelu"),
     )
     c.objective = dict(kind="replaced_tokens", generator=generator, weight=50.0)

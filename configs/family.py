@@ -1,12 +1,13 @@
-"""Any family, at its published size or in miniature, by the name of its preset in lm/models/presets/.
+"""Any model family, at its published size or in miniature, by the name of its preset in lm/models/presets/.
 
     python -m lm.train --config=configs/family.py:tiny/qwen.QWEN3_0_6B --workdir=runs/tiny_qwen3
     python -m lm.train --config=configs/family.py:llama.SMOLLM2_135M --workdir=runs/smollm2
 
-Trains with the objective of the family: causal for decoders, masked for encoders (a discriminator of ELECTRA with its
-generator, X_GENERATOR: replaced tokens), span corruption for both. In miniature
-(width 64, 2 to 4 layers, all the family's switches) it takes about a minute on two CPU cores; at full size it wants
-accelerators: set the mesh, the batch and the data on the command line. Without an argument: a miniature GPT-2.
+Trains a decoder causally, an encoder by masking, and an encoder-decoder by span corruption. A discriminator of ELECTRA, X, is
+trained on replaced tokens with its generator, X_GENERATOR. Without an argument, the model is a miniature GPT-2.
+
+Cost: in miniature (width 64, 2 to 4 layers, all features of the family) about a minute on two CPU cores. At full size it needs
+accelerators: set the mesh, the batch and the data on the command line.
 """
 
 import importlib
@@ -22,6 +23,8 @@ OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "span
 
 
 def preset(name):
+    """The `config.Model` called "module.CONSTANT" or "module.CONSTANT[key]" in lm/models/presets/. Raises UserError
+    otherwise."""
     module, _, constant = name.partition(".")
     key = None
     if "[" in constant:  # BERT_SMALL[L2_H128]
@@ -30,7 +33,7 @@ def preset(name):
         found = vars(importlib.import_module(f"lm.models.presets.{module}"))
     except ModuleNotFoundError:
         raise UserError(
-            f"no lm/models/presets/{module}.py; --config=configs/family.py:llama.LLAMA2_7B is of this form"
+            f"no lm/models/presets/{module}.py; give a name such as --config=configs/family.py:llama.LLAMA2_7B"
         ) from None
     models = {k for k, v in found.items() if isinstance(v, config.Model | dict) and k.isupper()}
     if constant not in models:

@@ -1,12 +1,12 @@
-"""Models at their published sizes on slices of TPUs: `--config=configs/pod.py:NAME`, for each NAME of PODS below.
+"""Models of published sizes on TPU pods: `--config=configs/pod.py:NAME` for each NAME of PODS below.
 
-    python -m tpu.compile --config=configs/pod.py:llama2_7b_v5e     # does it fit, and how fast can it be: on a laptop
+    python -m tpu.compile --config=configs/pod.py:llama2_7b_v5e     # does it fit, how fast can it be at best: on a laptop
     python -m tpu.cost --config=configs/pod.py:llama2_7b_v5e        # FLOPs, days and chip-hours of its tokens
     python -m tpu.table                                             # compiles all of them: tpu/results/table.md
-    python -m lm.train --config=configs/pod.py:llama2_7b_v5e --workdir=D --config.data.tokenizer.path=YOURS  # on the slice
+    python -m lm.train --config=configs/pod.py:llama2_7b_v5e --workdir=D --config.data.tokenizer.path=YOURS  # on the pod
 
-Cost: what tpu.cost says. Expected: tpu/results/table.md has memory, ceiling and what bounds a step of each; none was
-trained. Data is C4 for all, and the tokenizer yours: a mask token for masks, 100 sentinels for spans.
+Cost: see tpu.cost. Expected: tpu/results/table.md has the memory, the highest possible MFU and the bound of each; none was
+trained. All use C4 and a tokenizer that you provide; masked models need one with a mask token, span corruption 100 sentinels.
 """
 
 from dataclasses import replace
@@ -27,21 +27,22 @@ OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "span
 
 
 def stacks(model: Model) -> dict[str, config.Stack]:
+    """Name -> stack of the model: "encoder", "decoder" or both."""
     return {name: stack for name in ("encoder", "decoder") if (stack := getattr(model, name))}
 
 
 def kernel(model: Model) -> str:
-    """The TPU's attention kernel, where it can: it adds no bias to logits and drops none of the weights."""
+    """Splash attention, unless the model needs what that kernel lacks: biases on the logits, or dropout of the weights."""
     biased = any(isinstance(stack.position, Buckets | Alibi) for stack in stacks(model).values())
     dropping = any(block.attention.dropout for stack in stacks(model).values() for block in stack.blocks.values())
     return "plain" if biased or dropping else "splash"
 
 
 def limited(model: Model, capacity: float = 1.25) -> Model:
-    """Experts stay on their devices and tokens come to them, which takes a limit of how many (GShard, arXiv 2006.16668).
+    """The model with a limited expert capacity: tokens move to the experts' devices (GShard, arXiv 2006.16668).
 
-    1.25 of an even share, as in Switch Transformer (arXiv 2101.03961, section 2.2). The released models have no limit:
-    then tokens stay and the kernels of all experts travel.
+    The capacity is 1.25 times an even share, as in Switch Transformer (arXiv 2101.03961, section 2.2). The released models
+    have no limit; then tokens would stay and the kernels of all experts move.
     """
     blocks = {k: replace(b, ffn=replace(b.ffn, capacity=capacity)) for k, b in model.decoder.blocks.items()}
     return replace(model, decoder=replace(model.decoder, blocks=blocks))
@@ -60,8 +61,12 @@ def pod(
     remat: str = "full",
     z_loss: float = 0.0,
 ) -> config_dict.ConfigDict:
-    """What runs on pods have in common: bfloat16 products of float32 parameters, layers scanned and recomputed, AdamW with a
-    cosine to a tenth, no samples. `lengths` are places in a row of each stack, `tokens` those that the first of them reads.
+    """The config of a run on a pod, with what all entries share: bfloat16 matmuls of float32 parameters, scanned and
+    rematerialised layers, AdamW with a cosine schedule to a tenth, no samples.
+
+    lengths: stack -> positions in a row.
+    rows: rows per step.
+    tokens: tokens that the first of `lengths` reads in the whole run.
     """
     shaped = {name: replace(stack, scan=True, remat=remat) for name, stack in stacks(model).items()}
     c = config_dict.ConfigDict()
@@ -85,10 +90,10 @@ def pod(
 
 LLAMA2 = dict(learning_rate=3e-4, eps=1e-5)  # arXiv 2307.09288, section 2.2; rows of 4,096 to 4M tokens, 2T in all
 LLAMA3 = dict(schedule=dict(kind="cosine", warmup=8000, final=0.01))  # arXiv 2407.21783, section 3.4.1; rates: table 3
-OURS = dict(learning_rate=2e-4)  # nothing is published of how these were trained; the budget is ours too
+OURS = dict(learning_rate=2e-4)  # the training of these models is not published; rate and budget are ours
 
 PODS = {
-    # Eight chips, to try things.
+    # Eight chips, for trying things out.
     "smollm2_135m_v5e": dict(
         model=SMOLLM2_135M,
         topology="v5e:2x4",
@@ -108,7 +113,7 @@ PODS = {
         tokens=2e12,
         optimizer=LLAMA2,
     ),
-    # v5p-128: its 64 chips have room for what all products give, of a fourth of the rows at a time.
+    # v5p-128: 64 chips have room to keep the results of all matmuls, for a quarter of the rows at a time.
     "llama2_7b_v5p": dict(
         model=LLAMA2_7B,
         topology="v5p:4x4x4",
@@ -130,7 +135,7 @@ PODS = {
         tokens=15e12,
         optimizer=LLAMA3 | dict(learning_rate=1.5e-4),
     ),
-    # Two v5e-256: a row of 8,192 tokens through 80 layers is 10.7 GB of what they keep, therefore cut in four.
+    # Two v5e-256: 80 layers keep 10.7 GB for a row of 8,192 tokens, which is therefore sharded in four.
     "llama3_70b_v5e_x2": dict(
         model=LLAMA3_70B,
         topology="v5e:16x16",
@@ -162,9 +167,9 @@ PODS = {
         tokens=300e9,
         optimizer=dict(learning_rate=6e-5, schedule=dict(kind="cosine", warmup=119, final=0.1)),
     ),
-    # arXiv 2204.02311, sections 4 and 5: two pods of 3,072 chips, 256 x 12 in each, and rows up to 2,048. Its Adafactor does
-    # not factor, which is Adam with rates relative to a matrix's size: 0.01 of 18,432 ** -0.5. Twelve do not divide
-    # 256,000 tokens: 512 more, that no text has.
+    # arXiv 2204.02311, sections 4 and 5: two pods of 3,072 chips, 256 x 12 in each, and up to 2,048 rows. Its Adafactor is not
+    # factored, which makes it Adam with rates relative to a matrix's size: 0.01 of 18,432 ** -0.5. 256,000 is not divisible by
+    # twelve, so the vocabulary has 512 unused ids more.
     "palm_540b_v4_x2": dict(
         model=replace(PALM_540B, vocab_size=256_512),
         topology="v4:12x16x16",
@@ -196,8 +201,8 @@ PODS = {
         optimizer=OURS,
         microbatches=2,
     ),
-    # arXiv 1810.04805, section 3.1 and appendix A.2: 64 chips, 256 rows, a million steps. With two rows to a device, a whole
-    # optimizer on each (data=128) would be waited for: MFU at most 49 % instead of 71 %.
+    # arXiv 1810.04805, section 3.1 and appendix A.2: 64 chips, 256 rows, a million steps. With two rows per device,
+    # replicated optimizer states (data=128) would be the bound: MFU at most 49 % instead of 71 %.
     "bert_large_v3": dict(
         model=BERT_LARGE,
         topology="v3:8x8",
@@ -209,8 +214,8 @@ PODS = {
             learning_rate=1e-4, b2=0.999, eps=1e-6, weight_decay=0.01, schedule=dict(kind="linear", warmup=10_000, final=0.0)
         ),
     ),
-    # arXiv 1910.10683, sections 3.1 and 3.7: rows of 512, of whose text 114 places are asked for; 2,048 of them, a million
-    # steps, a rate of 0.01 relative to a matrix's size: of 1024 ** -0.5.
+    # arXiv 1910.10683, sections 3.1 and 3.7: 2,048 rows of 512 tokens with targets of 114, a million steps, and a rate of 0.01
+    # relative to a matrix's size: of 1024 ** -0.5.
     "t5_11b_v4": dict(
         model=T5_11B,
         topology="v4:4x8x8",

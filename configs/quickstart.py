@@ -1,8 +1,10 @@
-"""The front door: a small causal model of presidential messages, 1790 to 2026.
+"""The quickstart: a small causal model of presidential messages, 1790 to 2026.
 
     python -m lm.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Cost: under four minutes on two CPU cores, preparation of the data and baselines included. Expected: see README.md.
+Cost: one to four minutes on two CPU cores, including data preparation and baselines; 1 min 12 s where it was measured. Reached:
+1.5705 held-out bits per byte, below xz after the training text (1.7497) and the bigram (1.9125)
+(experiments/quickstart/README.md).
 """
 
 from ml_collections import config_dict

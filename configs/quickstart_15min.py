@@ -1,9 +1,9 @@
-"""The front door with more patience: a larger model on the same messages, under the trigram baseline as well.
+"""A longer quickstart: a larger model of the same messages, which also beats the trigram baseline.
 
     python -m lm.train --config=configs/quickstart_15min.py --workdir=runs/quickstart_15min
 
-Cost: about fifteen minutes of training on two CPU cores. Expected: 1.36 held-out bits per byte, see
-experiments/quickstart/README.md.
+Cost: about fifteen minutes of training on two CPU cores. Reached: 1.358 held-out bits per byte, below the trigram's 1.441
+(experiments/quickstart/README.md).
 """
 
 from ml_collections import config_dict
