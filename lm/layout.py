@@ -30,8 +30,8 @@ def is_first(paths: Iterable[str], source: Any) -> bool:
     old, new = (sorted(filter(pattern.fullmatch, names)) for pattern in (TURNS, GROUPS))
     if old and new:
         raise UserError(
-            f"{source} has parameters named '{old[0]}', as the first layout named them, beside '{new[0]}': two checkpoints were "
-            "merged there; bring back one of them"
+            f"{source} has parameters named '{old[0]}', as the first layout named them, beside '{new[0]}': two checkpoints "
+            "were merged there; bring back one of them"
         )
     return bool(old)
 
