@@ -28,7 +28,6 @@ from lm.data import tokenizer as tokenizers
 from lm.data.corpus.prepare import prepare
 from lm.data.examples import ExampleBuilder
 from lm.data.labelled import Extractive, Labelled
-from lm.data.loader import batches
 from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -88,10 +87,10 @@ def finetune(
     shown = _Loss(work.train, display)
     with sharding.use(work.mesh):
         state, step, new = work.start(params)
-        source = batches(work.batch, first=0, last=settings.steps)
+        steps = range(settings.steps)
         clock = loop.Clock()
         with display.bar:
-            state = loop.run(state, step, source, [shown], first=0, clock=clock)
+            state = loop.run(state, step, loop.prefetched(work.batch, steps), [shown], steps=steps, clock=clock)
             jax.block_until_ready(state.params)
         seconds = clock.train + clock.kinds.get("data_wait", 0.0)
         with clock("test"):
@@ -221,7 +220,7 @@ class Work:
         shape = jax.tree.map(jnp.asarray, self._rows([], range(s.batch_size)))
         outputs = model.head.outputs if model.head and model.head.outputs else model.vocab_size
         settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs)
-        loss = lambda p, example, rngs: cross_entropy(p, self.network.apply, example, rngs=rngs, **settings)
+        loss = lambda p, frozen, example, rngs: (cross_entropy(p, self.network.apply, example, rngs=rngs, **settings), {})
         plan = plan_state(lambda key: self.network.init(key, shape)["params"], tx, self.mesh, ema=False)
         step = make_step(loss, tx, plan, optimizer=optimizer, train=self.train)
         state = plan.create(self.seed)  # AdamW's moments begin at 0, whatever the parameters are
