@@ -25,7 +25,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
-from lm import atomic, config, distributed, integrity, paths, untrusted
+from lm import atomic, config, distributed, integrity, layout, paths, untrusted
 from lm.config import resolve
 from lm.errors import UserError, printable
 from lm.types import TrainState
@@ -204,18 +204,21 @@ class Checkpoints:
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The state of a step in the shardings of `target` (abstract). UserError where a shape or dtype differs."""
-        if wrong := _differences(_described(self._manager.item_metadata(step)["state"]), _described(target)):
+        saved = _described(self._manager.item_metadata(step)["state"])
+        first = layout.is_first(saved, self.directory / str(step))
+        if wrong := _differences(_current(saved), _described(target)):
             raise UserError(
                 f"checkpoint {self.directory / str(step)} is of another model or optimizer: {wrong}. "
                 "Use the config it was made with, or another --workdir"
             )
-        restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+        item = layout.to_first(target) if first else target
+        restored: Any = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(item)))
         if int(restored.state.step) != step:  # SHA256.json of earlier versions does not name the step
             raise UserError(
                 f"checkpoint {self.directory / str(step)} is step {int(restored.state.step)}, and was renamed: rename it back, "
                 "or move it away"
             )
-        return restored.state
+        return layout.to_current(restored.state) if first else restored.state
 
     def _check_room(self, state: TrainState) -> None:
         """UserError unless there is room for the state. Older checkpoints are deleted only after the new one is complete."""
@@ -336,16 +339,18 @@ def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target
         for key in inside:
             saved = saved[key]
         saved, target = ({name: below for name, below in tree.items() if name not in fresh} for tree in (saved, target))
-        if wrong := _differences(*(_described(tree, dtypes=False) for tree in (saved, target))):
+        names = _described(saved, dtypes=False)
+        first = layout.is_first(names, said)
+        if wrong := _differences(_current(names), _described(target, dtypes=False)):
             raise UserError(f"the parameters in {said} are of another model: {wrong}. Take the model that they were saved from")
-        item = target
+        item = layout.to_first(target) if first else target
         for key in reversed(inside):
             item = {key: item}
         args = ocp.args.PyTreeRestore(item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
         restored = checkpointer.restore(directory, args=args)
         for key in inside:
             restored = restored[key]
-        return {**restored, **fresh}
+        return {**(layout.to_current(restored) if first else restored), **fresh}
 
 
 def load_tokenizer(directory: str | Path) -> bytes | None:
@@ -403,6 +408,10 @@ def _described(tree: Any, *, dtypes: bool = True) -> dict[str, str]:
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
         if hasattr(leaf, "shape")
     }
+
+
+def _current(described: dict[str, str]) -> dict[str, str]:
+    return {layout.current_path(name): text for name, text in described.items()}
 
 
 def _differences(saved: dict[str, str], wanted: dict[str, str]) -> str:

@@ -19,7 +19,7 @@ class WordTokenizer:
 
     vocab_size, pad_id, bos_id, eos_id = len(WORDS), 0, 1, 2
     special = np.arange(len(WORDS)) < 3
-    mask_id, sentinel_ids = None, ()
+    mask_id, sentinel_ids, role_ids = None, (), {}
 
     def encode_batch(self, texts, *, threads=None):
         return [np.array([WORDS.index(w) for w in t.split()], np.int32) for t in texts]

@@ -91,6 +91,31 @@ class ExampleBuilder:
         prefix = positions < len(begun) if self.prefix else None
         return Example(None, stream(decoder, prefix), targets, weights, positions[len(begun) - 1 :])
 
+    def turns_example(self, ids: np.ndarray, loss: np.ndarray) -> Example:
+        """A stream with answers in it, for a decoder alone; logits at every position, loss at the answers.
+
+        ids       [bos user 7 end assistant 20 end]
+        loss      [  0    0 0   0         0  1   1]
+        decoder   [bos user 7 end assistant 20]
+        prefix    [  1    1 1   1         1  0]
+        targets   [user 7 end assistant 20 end]
+        weights   [   0 0   0         0  1   1]
+        """
+        positions = np.arange(len(ids) - 1)
+        prefix = positions < int(np.argmax(loss)) if self.prefix else None
+        return Example(None, stream(ids[:-1], prefix), np.asarray(ids[1:], np.int32), loss[1:].astype(np.float32))
+
+    def turn_example(self, before: np.ndarray, answer: np.ndarray) -> Example:
+        """One answer in a conversation, for an encoder-decoder: the encoder reads what was said before.
+
+        before    [user 7 end assistant], answer [20 end]
+        encoder   [user 7 end assistant]
+        decoder   [bos 20]
+        targets   [20 end]
+        """
+        decoder = np.concatenate([self.start, answer[:-1]])
+        return Example(stream(before), stream(decoder), np.asarray(answer, np.int32), np.ones(len(answer), np.float32))
+
     def prompt(self, text: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """What the encoder reads, if there is one, and what the decoder's stream begins with: the answer follows it."""
         if self.architecture == "encoder_decoder":

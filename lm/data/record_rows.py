@@ -1,8 +1,8 @@
 """Rows of records by arithmetic: row i is a function of (seed, i), as with windows over texts (`lm.data.rows`)."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,29 +14,53 @@ from lm.errors import UserError
 from lm.objectives import Lengths
 from lm.types import Example
 
+_OPEN = 64  # rows that a record may be packed into: those begun last
+_A_LABEL = 4  # tokens of a packed row for each class that may be asked in it
+
+
+@dataclass(frozen=True)
+class Items:
+    """What the rows of one source are made of: each an answer, or the answers, of a record. int64 [items] each."""
+
+    record: np.ndarray  # number in the store
+    start: np.ndarray  # of the first token with loss, within the record
+    stop: np.ndarray  # after the last one
+    encoder: np.ndarray  # tokens in the encoder's stream
+    decoder: np.ndarray  # tokens in the decoder's stream
+    report: Mapping[str, int]
+
 
 class RecordRows:
-    """Examples of fixed shape by number, of the records in `stores`. `sources` has the format and weight of each.
+    """Examples of fixed shape by number, of the records in `stores`. `data` has the format and weight of each source.
 
     Training rows go on for ever, and each epoch of a source has its own order. Held-out rows (`shuffle=False`) have every
     record once, in the order of the stores; their number is `count`, and rows past it are blank, of weight 0.
+
+    With `data.packing` a training row has as many records as fit, each a segment of its own. Which ones share a row depends on
+    their lengths and the seed, and stays; epochs differ in the order of the rows.
     """
 
     def __init__(
         self,
         stores: Mapping[str, Store],
-        sources: Mapping[str, config.Source],
+        data: config.Data,
         builder: ExampleBuilder,
         *,
         how: Literal["head", "text"],
         seed: int,
         shuffle: bool = True,
     ) -> None:
-        self.stores, self.builder, self.how, self.seed, self.shuffle = stores, builder, how, seed, shuffle
-        self.formats = [sources[name].format for name in stores]
-        self.weights = [sources[name].weight for name in stores]
-        for name, format in zip(stores, self.formats, strict=True):
+        self.stores, self.data, self.builder, self.how, self.seed, self.shuffle = stores, data, builder, how, seed, shuffle
+        self.packing = data.packing and shuffle
+        self.formats = {name: data.sources[name].format for name in stores}
+        for name, format in self.formats.items():
             self._check(name, format)
+        # A decoder's logits are asked for at the answer alone where a row has one, and otherwise everywhere.
+        turns = self.packing or "messages" in self.formats.values()
+        self.everywhere = how == "text" and builder.architecture == "decoder" and turns
+        self.lengths = self._lengths()
+        self.items = {name: self._items(name, store) for name, store in stores.items()}
+        self._packed = [self._pack(s, items) for s, items in enumerate(self.items.values())]
 
     def _check(self, name: str, format: str) -> None:
         if format == "text":
@@ -45,24 +69,131 @@ class RecordRows:
             raise UserError(f"source {name!r} has no classes that a head could tell apart: take how='text'")
 
     @property
-    def lengths(self) -> Lengths:
-        """Of a row."""
-        return self.builder.label_lengths if self.how == "head" else self.builder.answer_lengths
-
-    @property
     def count(self) -> int:
         """Rows that have every record once."""
         return sum(self._sizes)
 
-    @cached_property
+    @property
     def _sizes(self) -> list[int]:
         """Rows of each source in an epoch."""
-        return [store.num_documents for store in self.stores.values()]
+        return [len(starts) - 1 for _, starts in self._packed]
 
     @property
     def bytes_a_row(self) -> float:
         """UTF-8 bytes of text, a mean over the rows of an epoch."""
         return sum(store.num_bytes for store in self.stores.values()) / max(1, self.count)
+
+    def report(self) -> dict[str, dict[str, int]]:
+        """By source: how many records and answers there are, texts that were shortened to both ends, answers left out because
+        they have no room (`data.on_long=skip`), rows of an epoch.
+        """
+        sizes = zip(self.items.items(), self._sizes, strict=True)
+        return {name: {**items.report, "rows": size} for (name, items), size in sizes}
+
+    # --------------------------------------------------------------------------------------------------- what has room
+
+    def _lengths(self) -> Lengths:
+        """Of a row: those of one record, or, packed, those of the data settings, which must have room for one."""
+        b = self.builder
+        one = b.label_lengths if self.how == "head" else b.answer_lengths
+        if self.everywhere:
+            one = Lengths(None, one.decoder, None, prefix=b.prefix)
+        if not self.packing:
+            return one
+        given: dict[str, Any] = {}
+        for name in ("encoder", "decoder"):
+            size, room = getattr(one, name), getattr(self.data, f"{name}_length")
+            given[name] = None if size is None else size if room is None else room
+            if size is not None and room is not None and room < size:
+                raise UserError(
+                    f"data.{name}_length={room} has no room for one record, which takes up to {size} tokens: "
+                    f"set data.{name}_length={size} or more, or shorten recipe.length"
+                )
+        predicted = None
+        if self.how == "head":
+            predicted = max(1, max(filter(None, given.values())) // _A_LABEL)
+        return Lengths(given["encoder"], given["decoder"], predicted, prefix=one.prefix)
+
+    def _items(self, name: str, store: Store) -> Items:
+        b = self.builder
+        answers = store.answers()
+        record = np.searchsorted(store.offsets, answers[:, 0], side="right") - 1
+        start, stop = (answers - store.offsets[record][:, None]).T
+        begun = len(b.bos)
+        if self.formats[name] == "messages":
+            if b.architecture == "decoder":  # all answers of a conversation are in one stream
+                encoder, decoder = np.zeros_like(stop), stop - 1
+                fits = decoder < b.length + b.answer
+            else:
+                encoder, decoder = start - begun, len(b.start) + stop - start - 1
+                fits = (encoder <= b.length) & (stop - start <= b.answer)
+            shortened = 0
+        else:
+            text = np.minimum(start - begun - 1, b.length - 2)
+            shortened = int((text < start - begun - 1).sum())
+            fits = (stop - start <= b.answer) | (self.how == "head")
+            if self.how == "head":
+                encoder = decoder = begun + text + 1
+            elif b.architecture == "decoder":
+                encoder, decoder = np.zeros_like(stop), begun + text + stop - start
+            else:
+                encoder, decoder = text + 1, len(b.start) + stop - start - 1
+        left_out = int((~fits).sum())
+        if left_out and self.data.on_long == "fail":
+            raise UserError(self._too_long(name, left_out, int((stop - start)[~fits].max()), int(start[~fits].max())))
+        keep = fits
+        if self.formats[name] == "messages" and b.architecture == "decoder":  # of a record the last that fits, and all before
+            keep = fits & ~(np.roll(fits, -1) & (np.roll(record, -1) == record) & (np.arange(len(record)) < len(record) - 1))
+            first = np.searchsorted(record, record)  # the record's first answer
+            start = start[first]
+        if not keep.any():
+            raise UserError(f"no answer of source {name!r} has room in a row: raise recipe.length and recipe.answer")
+        report = {
+            "records": store.num_documents,
+            "answers": len(answers),
+            "texts_shortened": shortened,
+            "answers_left_out": left_out,
+        }
+        return Items(record[keep], start[keep], stop[keep], encoder[keep], decoder[keep], report)
+
+    def _too_long(self, name: str, count: int, answer: int, before: int) -> str:
+        """`answer`, `before`: tokens of the longest answer that has no room, and of the most that is read before one."""
+        b = self.builder
+        what = f"{count} answers of source {name!r} have no room in a row"
+        if self.formats[name] == "messages" and b.architecture == "decoder":
+            what += f": with what is before them they have up to {before + answer} tokens, and the row {b.length + b.answer}"
+            cure = "raise --config.recipe.length"
+        elif answer > b.answer:
+            what += f": they have up to {answer} tokens with their end, and recipe.answer is {b.answer}"
+            cure = "raise --config.recipe.answer"
+        else:
+            what += f": up to {before} tokens are read before them, and recipe.length is {b.length}"
+            cure = "raise --config.recipe.length"
+        return f"{what}; {cure}, or leave them out and count them with --config.data.on_long=skip"
+
+    def _pack(self, s: int, items: Items) -> tuple[np.ndarray, np.ndarray]:
+        """Items in the order of their rows, and where each row begins in that order, with the end: int64 each.
+
+        Items are taken in random order; each goes into the fullest of the last rows that has room for it.
+        """
+        count = len(items.record)
+        if not self.packing:
+            return np.arange(count), np.arange(count + 1)
+        most = [self.lengths.encoder or 0, self.lengths.decoder or 0, self.lengths.predicted or count]
+        sizes = np.stack([items.encoder * (most[0] > 0), items.decoder * (most[1] > 0), np.ones(count, np.int64)], axis=1)
+        order = permute(np.arange(count), count, (self.seed, 0, s, 1))
+        row = np.empty(count, np.int64)
+        free, number, rows = np.zeros((0, 3), np.int64), np.zeros(0, np.int64), 0
+        for i in order.tolist():
+            fits = np.flatnonzero((free >= sizes[i]).all(axis=1))
+            if not len(fits):
+                free, number = np.append(free, [most], axis=0)[-_OPEN:], np.append(number, rows)[-_OPEN:]
+                fits, rows = np.array([len(free) - 1]), rows + 1
+            best = fits[np.argmin(free[fits, :2].sum(axis=1))]
+            free[best] -= sizes[i]
+            row[i] = number[best]
+        together = np.argsort(row, kind="stable")
+        return together, np.searchsorted(row[together], np.arange(rows + 1))
 
     # ------------------------------------------------------------------------------------------------------------ rows
 
@@ -71,23 +202,25 @@ class RecordRows:
         index = np.asarray(index, np.int64)
         pieces: list[list[Example]] = [[] for _ in index]
         source, number = self._located(index)
-        for s in range(len(self._sizes)):
+        for s, (name, (order, starts)) in enumerate(zip(self.stores, self._packed, strict=True)):
             mine = np.flatnonzero(source == s)
-            if len(mine):
-                for at, example in zip(mine.tolist(), self._examples(s, number[mine]), strict=True):
-                    pieces[at].append(example)
+            held = [order[starts[n] : starts[n + 1]] for n in number[mine].tolist()]
+            if held:
+                at = np.repeat(mine, [len(some) for some in held]).tolist()
+                for place, example in zip(at, self._examples(name, np.concatenate(held)), strict=True):
+                    pieces[place].append(example)
         empty = blank(self.lengths)
         return stack([pack(some, self.lengths) if some else empty for some in pieces])
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each row and its number within the source: int64 each. Past the last held-out row the source is
-        one more than there are.
+        """The source of each row and its number within the source: int64 each. The source of what is past the last held-out
+        row is one more than there are.
         """
         if not self.shuffle:
             ends = np.cumsum(self._sizes)
             source = np.searchsorted(ends, index, side="right")
             return source, index - np.concatenate([[0], ends])[source]
-        source, number = mixture(index, self.weights)
+        source, number = mixture(index, [self.data.sources[name].weight for name in self.stores])
         for s, size in enumerate(self._sizes):
             mine = np.flatnonzero(source == s)
             epoch, within = np.divmod(number[mine], size)
@@ -97,30 +230,53 @@ class RecordRows:
             number[mine] = within
         return source, number
 
-    def prompts(self, index: Sequence[int] | np.ndarray) -> list[tuple[np.ndarray | None, np.ndarray]]:
-        """What is read before the answers of held-out records `index`: ids for the encoder, if any, and for the decoder."""
+    def records(self, index: Sequence[int] | np.ndarray) -> list[tuple[str, int]]:
+        """The source of each held-out row of `index`, and the number of its record in that source's store."""
         source, number = self._located(np.asarray(index, np.int64))
-        stores = list(self.stores.values())
-        asked = [self._parts(stores[s], np.array([i]))[0] for s, i in zip(source.tolist(), number.tolist(), strict=True)]
-        return [self.builder.prompt(self.builder.shorten(text)) for text, _ in asked]
+        names = list(self.stores)
+        pairs = zip(source.tolist(), number.tolist(), strict=True)
+        return [(names[s], int(self.items[names[s]].record[n])) for s, n in pairs]
 
-    # --------------------------------------------------------------------------------------------------------- records
+    def prompts(self, index: Sequence[int] | np.ndarray) -> list[tuple[np.ndarray | None, np.ndarray]]:
+        """What is read before the answers of held-out rows `index`: ids for the encoder, if any, and for the decoder."""
+        source, number = self._located(np.asarray(index, np.int64))
+        names = list(self.stores)
+        return [self._prompt(names[s], n) for s, n in zip(source.tolist(), number.tolist(), strict=True)]
 
-    def _examples(self, s: int, number: np.ndarray) -> list[Example]:
-        store, builder = list(self.stores.values())[s], self.builder
-        parts = [(builder.shorten(text), answer) for text, answer in self._parts(store, number)]
-        if self.how == "head":
-            assert store.labels is not None
-            labels = store.labels[number].tolist()
-            return [builder.label_example(text, label) for (text, _), label in zip(parts, labels, strict=True)]
-        return [builder.answer_example(text, answer) for text, answer in parts]
+    # -------------------------------------------------------------------------------------------------------- examples
 
-    def _parts(self, store: Store, number: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each record the text without its ends, and the answer with its end.
+    def _prompt(self, name: str, item: int) -> tuple[np.ndarray | None, np.ndarray]:
+        ((ids, _, start, _),) = self._read(name, np.array([item]))
+        b, first = self.builder, len(self.builder.bos)
+        if self.formats[name] != "messages":
+            return b.prompt(b.shorten(ids[first : start - 1]))
+        return (None, ids[:start]) if b.architecture == "decoder" else (ids[first:start], b.start)
 
-        ids   [bos 7 8 eos 20 eos]        text    [7 8]
-        loss  [  0 0 0   0  1   1]        answer  [20 eos]
-        """
-        first = len(self.builder.bos)
-        both = zip(store.documents(number), store.loss(number), strict=True)
-        return [(ids[first : int(np.argmax(loss)) - 1], ids[loss]) for ids, loss in both]
+    def _read(self, name: str, item: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, int, int]]:
+        """Of each item of a source: ids and loss up to its end, where its answer starts and stops."""
+        items, store = self.items[name], self.stores[name]
+        record, start, stop = items.record[item], items.start[item].tolist(), items.stop[item].tolist()
+        every = zip(store.documents(record), store.loss(record), start, stop, strict=True)
+        return [(ids[:end], loss[:end], begin, end) for ids, loss, begin, end in every]
+
+    def _examples(self, name: str, item: np.ndarray) -> list[Example]:
+        b, first = self.builder, len(self.builder.bos)
+        labels = self.stores[name].labels
+        out = []
+        for i, (ids, loss, start, stop) in zip(item.tolist(), self._read(name, item), strict=True):
+            answer = ids[start:stop]
+            if self.formats[name] == "messages":
+                turns = b.architecture == "decoder"
+                out.append(b.turns_example(ids, loss) if turns else b.turn_example(ids[first:start], answer))
+                continue
+            text = b.shorten(ids[first : start - 1])
+            if self.how == "head":
+                assert labels is not None
+                out.append(b.label_example(text, int(labels[self.items[name].record[i]])))
+            elif self.everywhere:
+                begun = b.prompt(text)[1]
+                mask = np.arange(len(begun) + len(answer)) >= len(begun)
+                out.append(b.turns_example(np.concatenate([begun, answer]), mask))
+            else:
+                out.append(b.answer_example(text, answer))
+        return out

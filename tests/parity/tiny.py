@@ -47,6 +47,7 @@ CASES = {
     "gpt2": causal("GPT2LMHeadModel", "GPT2Config", **GPT),
     "gpt_bigcode": causal("GPTBigCodeForCausalLM", "GPTBigCodeConfig", **GPT),
     "gpt_bigcode-mha": causal("GPTBigCodeForCausalLM", "GPTBigCodeConfig", **GPT, multi_query=False),
+    "gptj": causal("GPTJForCausalLM", "GPTJConfig", **GPT, rotary_dim=6),
     "starcoder2": causal("Starcoder2ForCausalLM", "Starcoder2Config", **GQA, sliding_window=5),
     "gpt_neox": causal("GPTNeoXForCausalLM", "GPTNeoXConfig", **SIZES),
     "gpt_neox-sequential": causal("GPTNeoXForCausalLM", "GPTNeoXConfig", **SIZES, use_parallel_residual=False),

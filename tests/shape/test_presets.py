@@ -24,6 +24,7 @@ from lm.models.presets import (
     falcon,
     gemma,
     gpt,
+    gptj,
     lamda,
     llama,
     minilm,
@@ -78,6 +79,12 @@ def gpt_sizes(model: config.Model) -> dict:
     trunk, attention, _ = parts(model)
     names = dict(n_embd=model.width, n_layer=trunk.num_layers, n_head=attention.num_heads)
     return names | dict(vocab_size=model.vocab_size, n_positions=trunk.position.max_length)
+
+
+def their_gptj(t, model):
+    trunk, attention, _ = parts(model)
+    names = dict(n_embd=model.width, n_layer=trunk.num_layers, n_head=attention.num_heads)
+    return t.GPTJForCausalLM(t.GPTJConfig(vocab_size=model.vocab_size, **names))
 
 
 def their_falcon(t, model):
@@ -239,6 +246,7 @@ FAMILIES = {
             "gemma-2-27b": (gemma.GEMMA2_27B, 27_227_128_320),
         },
     ),
+    "gptj": (their_gptj, {"gpt-j-6b": (gptj.GPTJ_6B, 6_050_882_784)}),
     "phi": (plain("Phi", of=sizes), {"phi-2": (phi.PHI2, 2_779_683_840)}),
     "neox": (
         plain("GPTNeoX", of=sizes),

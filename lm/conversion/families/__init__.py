@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from lm.conversion.families import bert, gpt, llama, neox, opt, t5
+from lm.conversion.families import bert, gpt, gptj, llama, neox, opt, t5
 from lm.conversion.tables import Family
 from lm.errors import UserError, nearest
 
-FAMILIES: dict[str, Family] = llama.FAMILIES | gpt.FAMILIES | neox.FAMILIES | opt.FAMILIES | bert.FAMILIES | t5.FAMILIES
+FAMILIES: dict[str, Family] = (
+    llama.FAMILIES | gpt.FAMILIES | gptj.FAMILIES | neox.FAMILIES | opt.FAMILIES | bert.FAMILIES | t5.FAMILIES
+)
 
 
 def check_family(name: Any, place: str) -> None:

@@ -25,6 +25,7 @@ CHUNK = 1 << 18  # tokens; 512 KiB as uint16
 _FLUSH = 16 * CHUNK
 _IN_MEMORY = 1 << 30  # bytes; larger stores are read chunk by chunk through a cache
 _CACHE = 1 << 30
+_BLOCK = 1 << 24  # tokens whose loss mask is read at a time
 
 
 def _spec(path: str, name: str) -> dict[str, Any]:
@@ -266,9 +267,26 @@ class Store:
 
     def loss(self, index: np.ndarray) -> list[np.ndarray]:
         """bool [n] for each document of `index`: whether a token is a target. UserError for a store of texts."""
+        return [mask.astype(bool) for mask in self._mask(self.offsets[index], self.offsets[index + 1])]
+
+    def _mask(self, starts: np.ndarray, stops: np.ndarray) -> list[np.ndarray]:
+        """int8 [stop - start] for each pair."""
         if self._loss is None:
             raise UserError(f"{self.path} is a store of texts, which has no loss mask; set format= of the source")
-        return [mask.astype(bool) for mask in self._slices(self._loss, self.offsets[index], self.offsets[index + 1])]
+        return [mask.astype(np.int8) for mask in self._slices(self._loss, starts, stops)]
+
+    def answers(self) -> np.ndarray:
+        """int64 [answers, 2]: where each run of tokens with loss begins and ends (exclusive) among all tokens, in order.
+
+        No run extends over the end of a record, because a record begins with a token without loss.
+        """
+        edges, before = [], 0
+        for start in range(0, self.num_tokens, _BLOCK):
+            mask = self._mask(np.array([start]), np.array([min(start + _BLOCK, self.num_tokens)]))[0]
+            edges.append(np.flatnonzero(np.diff(mask, prepend=np.int8(before))) + start)
+            before = int(mask[-1])
+        ends = [self.num_tokens] if before else []
+        return np.concatenate([*edges, ends]).astype(np.int64).reshape(-1, 2)
 
     def tokens(self) -> np.ndarray:
         """int32 [num_tokens], all of them in memory."""

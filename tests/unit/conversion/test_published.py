@@ -29,6 +29,7 @@ PRESETS = {  # ours of the same, from the papers
     "openai-gpt": "gpt.GPT1",
     "opt-125m": "opt.OPT_125M",
     "pythia-70m": "neox.PYTHIA_70M",
+    "gpt-j-6b": "gptj.GPTJ_6B",
     "phi-2": "phi.PHI2",
     "falcon-7b": "falcon.FALCON_7B",
     "bloom-560m": "bloom.BLOOM_560M",
@@ -276,6 +277,12 @@ HOSTILE = {
         ("head_dim", 15, "turns 15 of a head's 15 dimensions"),
     ],
     "Qwen3-0.6B": [("layer_types", ["full_attention"], "a list of 28"), ("max_window_layers", -1, "max_window_layers")],
+    "gpt-j-6b": [
+        ("rotary_dim", 63, "turns 63 of a head's 256 dimensions"),
+        ("rotary_dim", 258, "rotary_dim=258 is larger than a head's 256"),
+        ("rotary_dim", None, "rotary_dim=None"),
+        ("rotary", False, "rotary=False"),
+    ],
     "falcon-7b": [("alibi", True, "alibi=True"), ("new_decoder_architecture", None, "new_decoder_architecture=None")],
 }
 
@@ -332,3 +339,9 @@ def test_a_preset_whose_stack_turns_its_full_layers_is_written():
     modernbert = importlib.import_module("lm.models.presets.modernbert").MODERNBERT_BASE
     said = describe(modernbert, "modernbert")[1]
     assert said["rope_parameters"]["full_attention"]["rope_theta"] == 160_000.0
+
+
+def test_gptj_keeps_its_rotary_dim():
+    """The quotient 26 / 46 times 46 is less than 26, in float64."""
+    model = model_of("gpt-j-6b", n_embd=46 * 16, rotary_dim=26)
+    assert describe(model)[1]["rotary_dim"] == 26

@@ -1,6 +1,8 @@
 """The token store gives back what was written, and notices every kind of damage."""
 
 import errno
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,3 +121,63 @@ def test_shares_are_whole_documents_and_nested(tmp_path):
         assert part.tokens().tolist() == [t for d in of(part) for t in d]
     assert {tuple(d) for d in of(some)} < {tuple(d) for d in of(more)}
     assert of(store.share(1.0)) == everything
+
+
+# ------------------------------------------------------------------------------------------------------ loss and labels
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A store of records, each of a question and an answer, one with two answers; and their masks."""
+    masks = [[0] * n + [1] * 300 for n in (900, 1, 1300)] + [[0, 1, 1, 0, 0, 1]]
+    entries = [Entry(np.arange(len(m)) + 1, 9, np.array(m, bool), i % 2) for i, m in enumerate(masks)]
+    write_store(str(tmp_path / "r"), entries, vocab_size=60_000)
+    return str(tmp_path / "r"), masks
+
+
+@pytest.mark.parametrize("block", [1 << 24, 700])
+@pytest.mark.parametrize("in_memory", [1 << 30, 0])
+def test_loss_and_labels_round_trip(records, in_memory, block, monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", block)
+    path, masks = records
+    s = Store.open(path, in_memory=in_memory)
+    index = np.array([3, 0, 1])
+    assert [m.astype(int).tolist() for m in s.loss(index)] == [masks[i] for i in index]
+    assert [len(ids) for ids in s.documents(index)] == [len(masks[i]) for i in index]
+    assert s.labels is not None and s.labels.tolist() == [0, 1, 0, 1]
+    assert s.answers().tolist() == [[900, 1200], [1201, 1501], [2801, 3101], [3102, 3104], [3106, 3107]]
+
+
+def test_a_store_of_texts_has_no_loss(path):
+    s = Store.open(path)
+    assert s.labels is None
+    with pytest.raises(UserError, match="a store of texts, which has no loss mask"):
+        s.loss(np.array([0]))
+
+
+@pytest.mark.parametrize("in_memory", [1 << 30, 0])
+@pytest.mark.parametrize("name,chunk", [("loss", "2"), ("labels", "0")])
+def test_damage_to_loss_and_labels_is_noticed(records, name, chunk, in_memory):
+    path, _ = records
+    file = Path(path) / name / "c" / chunk
+    raw = bytearray(file.read_bytes())
+    raw[20] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match=rf"corrupt token store: .*/r/{name}/c/{chunk} .*prepare the data again"):
+        Store.open(path, in_memory=in_memory).loss(np.arange(4))
+
+
+def test_texts_over_a_store_of_records_have_none_of_its_loss(records):
+    path, _ = records
+    write_store(path, [Entry(np.array([1, 2]), 2)], vocab_size=60_000)
+    s = Store.open(path)
+    assert s.tokens().tolist() == [1, 2] and s.labels is None and s._loss is None
+
+
+def test_loss_of_other_records_is_noticed(tmp_path, records):
+    path, _ = records
+    write_store(str(tmp_path / "t"), [Entry(np.array([1, 2]), 2, np.array([False, True]), 0)], vocab_size=60_000)
+    shutil.rmtree(Path(path) / "loss")
+    (tmp_path / "t" / "loss").rename(Path(path) / "loss")
+    with pytest.raises(UserError, match="its arrays disagree"):
+        Store.open(path)

@@ -1,0 +1,104 @@
+"""Sections of the data: sources, cleaning, deduplication, the tokenizer, rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from lm.config.ranges import LARGEST, Decay, Length, Name, Natural, NonNegative, PositiveShare, Range, Vocabulary
+from lm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where documents, or records to fine-tune on, come from. `field` is that of a tfds, jsonl or JSON ArrayRecord record.
+
+    kind `tfds`: `path` is a builder name ("sotu" is ours; "lm1b", "c4/en"...), `split` one of its splits.
+    kind `text`: `path` is a glob of files, local or gs://, a file a document.
+    kind `jsonl`: a glob of .jsonl or .jsonl.gz, a line a document. kind `array_record`: a glob, a record a document.
+    kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split.
+    kind `cloze`: `path` is "spans" or "infill", questions about the documents of other prepared data (`lm.data.corpus.cloze`).
+
+    `format` says what a document is: a text, or a record with the fields of `lm.data.records`. Records are neither cleaned
+    nor compared for near duplicates.
+    """
+
+    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze"] = "tfds"
+    path: Name = "sotu"
+    split: Name = "train"
+    field: Name = "text"  # of the record that holds the text (tfds, jsonl)
+    format: Literal["text", "labelled", "pair", "messages"] = "text"
+    encoding: Name = "utf-8"  # of files
+    documents: "Data | None" = None  # cloze: the data that is asked about; None: that of the run in train.init_from
+    length: Length | None = None  # cloze: tokens of a context and its question, at most; None: what a record has room for
+    weight: NonNegative = 1.0  # of this source in the mixture, in rows
+
+    def __post_init__(self) -> None:
+        try:
+            "a".encode(self.encoding)
+        except (LookupError, ValueError):  # a codec that gives no text, such as hex, is a LookupError too
+            raise UserError(f"unknown encoding {self.encoding!r} of {self.path}; for example utf-8, utf-16, latin-1") from None
+        scheme, colon, _ = self.path.partition("://")
+        formats = _FORMATS.get(self.kind, ("text", "labelled", "pair", "messages"))
+        if self.format not in formats:
+            raise UserError(
+                f"format={self.format} of {self.path}: a source of kind {self.kind} has format={' or '.join(formats)}"
+            )
+        if colon and (scheme != "gs" or self.kind not in ("text", "jsonl", "array_record")):
+            names = {"tfds": "a builder's name", "package": "a set's name", "cloze": "'spans' or 'infill'"}
+            what = names.get(self.kind, "local files and gs://")
+            raise UserError(f"path={self.path} is not read, {what} is: copy it to a local folder and give that")
+
+
+# Of kinds that have not all of them.
+_FORMATS: Mapping[str, tuple[str, ...]] = {"tfds": ("text",), "text": ("text",), "package": ("labelled",), "cloze": ("pair",)}
+
+
+@dataclass(frozen=True)
+class Clean:
+    """By default only damage is mended; what may be part of a text is changed where you ask for it. The report counts all."""
+
+    unicode: bool = True  # mojibake and control characters mended (ftfy), newlines of one kind, NFC (U+FA19 becomes U+795E)
+    width: bool = False  # full-width forms and ligatures become plain letters (ftfy): no good for Chinese and Japanese
+    markup: bool = False  # HTML tags go, entities become the characters they stand for: no good for code
+    directions: bool | None = None  # remove stage directions ([Applause]); None: if the source's documents are transcripts
+    spaces: bool = False  # runs of spaces, spaces at line ends and all but one empty line go: no good for code and tables
+    min_chars: Natural = 1  # documents with fewer characters, spaces around them aside, are dropped, and reported
+
+
+@dataclass(frozen=True)
+class Dedup:
+    exact: bool = True
+    near: PositiveShare | None = 0.8  # MinHash estimate of the Jaccard similarity of word 5-grams above which the later goes
+    permutations: Annotated[int, Range(2, 2**16)] = 128
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    kind: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: Vocabulary = 8192
+    path: Name | None = None  # a sentencepiece model to use as it is, instead of training one
+
+
+@dataclass(frozen=True)
+class Data:
+    sources: Mapping[Name, Source] = field(default_factory=lambda: {"sotu": Source()})
+    clean: Clean = Clean()
+    dedup: Dedup = Dedup()
+    tokenizer: Tokenizer = Tokenizer()
+    holdout: Decay = 0.05  # of the documents of each source, chosen by a hash of their identity
+    train_share: PositiveShare = 1.0  # of the training documents that are read at all: to study how data repeats
+    encoder_length: Length | None = None  # tokens in a row of the encoder
+    decoder_length: Length | None = None
+    packing: bool = False  # records, as many in a row as fit into these lengths; a text's documents always share rows
+    on_long: Literal["fail", "skip"] = "fail"  # an answer for which a record has no room: stop, or leave it out and count it
+    cache: Name = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>
+    on_corrupt: Literal["fail", "skip"] = "fail"  # an unreadable record: stop and name it, or count it and go on
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise UserError("sources is empty: give at least one, such as sources.mine.path=texts/*.txt")
+        total = sum(source.weight for source in self.sources.values())
+        if total > LARGEST:
+            raise UserError(f"weights of all sources sum to {total:g}, which is infinite in float32: give smaller ones")
+        if total == 0:
+            raise UserError("weights of all sources are 0: they are shares of the rows, so give one of them more")

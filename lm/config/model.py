@@ -1,0 +1,298 @@
+"""Sections of a model: positions, attention, feed-forwards, blocks, stacks, embeddings, heads."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from lm.config.ranges import Count, Decay, Layers, Name, Natural, NonNegative, Positive, PositiveShare, Range, Vocabulary
+from lm.errors import UserError
+
+
+class FrozenDict(dict[str, Any]):
+    """A dict that nobody changes, so that it has a hash: a model's config is a static argument of jitted functions."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
+
+
+def kind_of(cls: type) -> str:
+    """`SpanCorruption` -> `span_corruption`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions (RoFormer, arXiv 2104.09864)."""
+
+    theta: Positive = 10_000.0
+    fraction: PositiveShare = 1.0  # of the head dim that turns (GPT-NeoX 0.25, Phi-2 0.4)
+    interleaved: bool = False  # pairs (0,1),(2,3).. as in GPT-J and PaLM; otherwise halves as in LLaMA and NeoX
+    factor: Positive = 1.0  # positions are divided by this; with `original_length`, as LLaMA 3.1 does it
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
+    original_length: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.original_length is not None and self.high_freq_factor <= self.low_freq_factor:
+            raise UserError(
+                f"high_freq_factor={self.high_freq_factor:g} must be more than low_freq_factor={self.low_freq_factor:g}, "
+                "between which `original_length` blends"
+            )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained vector for each position (GPT-2, BERT); `offset` as BART and RoBERTa shift it."""
+
+    max_length: Count
+    offset: Annotated[int, Range(0, 2**16)] = 0
+
+
+@dataclass(frozen=True)
+class Sinusoidal:
+    """Fixed sines and cosines (Attention Is All You Need, arXiv 1706.03762, section 3.5)."""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """T5's relative bias in logarithmic buckets, one table for a stack (arXiv 1910.10683, section 2.1)."""
+
+    num_buckets: Annotated[int, Range(4, 2**20)] = 32
+    max_distance: Count = 128
+
+    def __post_init__(self) -> None:
+        # max_distance equal to the number of exact buckets (of a decoder, of an encoder) makes the log scale 0.
+        if self.max_distance in (self.num_buckets // 2, self.num_buckets // 4):
+            raise UserError(
+                f"max_distance={self.max_distance} leaves no room for logarithmic buckets: half of num_buckets="
+                f"{self.num_buckets} hold one distance each, so give more than {self.num_buckets // 2}"
+            )
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """A linear penalty on distance, one slope a head (arXiv 2108.12409)."""
+
+
+Position = Rope | Learned | Sinusoidal | Buckets | Alibi
+
+
+@dataclass(frozen=True)
+class Norm:
+    kind: Literal["layer", "rms"] = "layer"
+    eps: Positive = 1e-5
+    bias: bool = True  # of a layer norm; an rms norm has none
+    unit_offset: bool = False  # the stored scale counts from 1 (Gemma)
+
+
+@dataclass(frozen=True)
+class Attention:
+    num_heads: Count
+    num_kv_heads: Count | None = None  # None: as many as heads (MHA); 1: MQA; between: GQA
+    head_dim: Count | None = None  # None: width // num_heads
+    bias: bool = False  # on q, k, v
+    out_bias: bool = False
+    qk_norm: Norm | None = None  # of queries and keys, before rotation
+    qk_norm_over: Literal["head", "all"] = "head"  # over each head's vector (Qwen3), or all heads' at once (OLMo 2)
+    softcap: Positive | None = None  # logits -> cap * tanh(logits / cap)
+    window: Count | None = None  # keys a query sees: the last `window` if causal, `window // 2` to each side if not
+    scale: Positive | None = None  # None: head_dim ** -0.5; T5 has 1.0
+    dropout: Decay = 0.0
+    rope: Rope | None = None  # in place of the stack's rotary positions (ModernBERT's local layers)
+
+    def __post_init__(self) -> None:
+        if self.kv_heads > 0 and self.num_heads % self.kv_heads:
+            raise UserError(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}: give a divisor")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    def size(self, width: int) -> int:
+        """The head dim in a model of this width."""
+        return self.head_dim or width // self.num_heads
+
+
+@dataclass(frozen=True)
+class Mlp:
+    hidden: Count
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+    gated: bool = False
+    bias: bool = False
+    dropout: Decay = 0.0
+
+
+@dataclass(frozen=True)
+class Moe:
+    """A router sends each token to `top_k` of `num_experts` feed-forwards, and adds their answers (arXiv 1701.06538)."""
+
+    num_experts: Count
+    top_k: Count
+    expert: Mlp  # what each of them is: no bias, no dropout
+    renormalize: bool = True  # weights of the chosen sum to 1 (Mixtral); False: they are shares of all experts (Grok-1)
+    capacity: Positive | None = None  # times an even share of a row's tokens: what an expert takes of it. None: all that come
+    balance: NonNegative = 0.01  # weight of the load-balance loss (arXiv 2101.03961, equation 4)
+    z: NonNegative = 0.001  # weight of the router's z-loss (arXiv 2202.08906, equation 5)
+
+    def __post_init__(self) -> None:
+        if self.expert.bias or self.expert.dropout:
+            raise UserError("an expert has no bias and no dropout: leave ffn.expert.bias and ffn.expert.dropout as they are")
+        if not 1 <= self.top_k <= self.num_experts:
+            raise UserError(f"ffn.top_k is {self.top_k}; it must be 1 to ffn.num_experts={self.num_experts}")
+
+
+Ffn = Mlp | Moe  # another kind joins here and in `lm.models.transformer.FFN`
+
+
+@dataclass(frozen=True)
+class Block:
+    """`y = out(x + res(f(in(x))))` around attention, cross-attention and feed-forward; `norm_at` says which norms exist."""
+
+    attention: Attention
+    ffn: Ffn
+    norm: Norm = Norm()
+    norm_at: tuple[Literal["in", "res", "out"], ...] = ("in",)
+    parallel: Literal["no", "shared", "separate"] = "no"  # both read the same x: through one norm (PaLM), or one each (NeoX)
+    bare: tuple[Literal["attention", "cross", "ffn"], ...] = ()  # parts that have no norms (ModernBERT's first attention)
+    cross: bool = False  # attends to the encoder as well
+    dropout: Decay = 0.0  # on what is added to the residual stream
+
+    def __post_init__(self) -> None:
+        if self.cross and self.parallel != "no":
+            raise UserError(f"parallel='{self.parallel}' leaves no place for cross-attention: set parallel=no, or cross=False")
+
+
+@dataclass(frozen=True)
+class Stack:
+    num_layers: Layers
+    blocks: Mapping[Name, Block]
+    pattern: Name = "L"  # repeated over the layers, a letter of `blocks` each
+    position: Position | None = None
+    final_norm: bool = True
+    dropout: Decay = 0.0  # behind the last layer and its norm (T5)
+    scan: bool = False  # one compiled layer for all: for depth. Unrolled is faster for a few layers on a CPU
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but products, all
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", FrozenDict(self.blocks))
+        known = ", ".join(self.blocks)
+        if not self.blocks or any(len(letter) != 1 for letter in self.blocks):
+            raise UserError(f"blocks are named {known or 'nothing'}: give one or more, each named by a single letter")
+        if not self.pattern or (unknown := sorted(set(self.pattern) - set(self.blocks))):
+            raise UserError(f"pattern={self.pattern!r} names {', '.join(unknown)}, and the blocks are {known}: use only these")
+        if self.scan and self.num_layers % len(self.pattern):
+            raise UserError(
+                f"num_layers={self.num_layers} is no multiple of the {len(self.pattern)} letters of pattern={self.pattern!r}, "
+                "which scan=True repeats: change one of them, or set scan=False"
+            )
+        heads = {block.attention.num_heads for block in self.blocks.values()}
+        if isinstance(self.position, (Buckets, Alibi)) and len(heads) > 1:
+            raise UserError(
+                f"position of kind '{kind_of(type(self.position))}' is one bias for all layers, and the blocks have "
+                f"{' and '.join(map(str, sorted(heads)))} heads: give all the same attention.num_heads"
+            )
+
+    def letters(self) -> str:
+        """The pattern repeated to the depth, a letter for each layer."""
+        return (self.pattern * self.num_layers)[: self.num_layers]
+
+
+@dataclass(frozen=True)
+class Embed:
+    width: Count | None = None  # of the tables, if narrower than the model and projected to its width (ELECTRA)
+    scale: Positive | None = None  # a multiplier after the look-up (Gemma, the original Transformer: sqrt(width))
+    norm: Norm | None = None  # after the sum with positions (BERT, BLOOM)
+    types: Natural = 0  # token types (BERT: 2; all tokens are of type 0 unless the stream says otherwise)
+    dropout: Decay = 0.0
+
+
+@dataclass(frozen=True)
+class Head:
+    tied: bool = True
+    bias: bool = False
+    transform: Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"] | None = (
+        None  # BERT's dense + activation + norm before the logits
+    )
+    transform_bias: bool = True  # of that dense layer (ModernBERT: none)
+    norm: Norm | None = Norm(eps=1e-12)  # of the transform
+    outputs: Count | None = None  # None: the vocabulary. Another number needs tied=False (ELECTRA's discriminator: 1)
+    scale: Positive | None = None  # a multiplier on the logits (T5 tied: width ** -0.5)
+    softcap: Positive | None = None
+
+    def __post_init__(self) -> None:
+        if self.tied and self.outputs is not None:
+            raise UserError(f"outputs={self.outputs} needs a matrix of its own: set tied=False, or outputs=None")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trunk. Encoder-only, decoder-only or encoder-decoder is which of the two stacks exist."""
+
+    vocab_size: Vocabulary
+    width: Count
+    encoder: Stack | None = None
+    decoder: Stack | None = None
+    embed: Embed = Embed()
+    head: Head | None = Head()  # None: hidden vectors are all it gives (sentence encoders)
+    shared: bool = False  # one set of layers is both stacks; cross-attention is the decoder's alone (T5, section 3.2.2)
+    pooler: bool = False  # dense and tanh on the vector of a row's first token (BERT)
+    init_std: NonNegative | None = None  # of every matrix; None: fan-in ** -0.5. Embeddings: `embed_init_std`
+    embed_init_std: NonNegative = 0.02
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss stay in float32
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    kernel: Literal["plain", "splash"] = "plain"  # of attention: plain XLA anywhere, or a TPU's kernel that holds no [T, S]
+
+    def __post_init__(self) -> None:
+        if self.shared:
+            self._check_shared()
+        stacks = {name: stack for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)) if stack}
+        for name, stack in stacks.items():
+            self._check_kernel(name, stack)
+            for letter, block in stack.blocks.items():
+                self._check_attention(f"{name}.blocks.{letter}.attention", block.attention, stack.position)
+                if block.cross and (name == "encoder" or self.encoder is None):
+                    raise UserError(f"{name}.blocks.{letter}.cross=True attends from a decoder to an encoder: set it to False")
+        if len(stacks) == 2 and self.decoder and not any(block.cross for block in self.decoder.blocks.values()):
+            raise UserError("no block of the decoder reads the encoder: set cross=True in decoder.blocks")
+        if self.head and self.head.tied and not self.head.transform and (self.embed.width or self.width) != self.width:
+            raise UserError(
+                f"embed.width={self.embed.width} is not width={self.width}, so that a tied head cannot read the table: set "
+                "head.transform=gelu, or head.tied=False"
+            )
+
+    def _check_kernel(self, name: str, stack: Stack) -> None:
+        dropped = any(block.attention.dropout for block in stack.blocks.values())
+        if self.kernel == "splash" and (dropped or isinstance(stack.position, (Buckets, Alibi))):
+            what = "dropout in its attention" if dropped else f"positions of kind '{kind_of(type(stack.position))}'"
+            raise UserError(f"kernel='splash' knows neither biases nor dropout, and the {name} has {what}: take 'plain'")
+
+    def _check_attention(self, where: str, attention: Attention, position: Position | None) -> None:
+        """Heads that cut the width evenly, and of each an even number of dimensions that turn by position."""
+        if attention.head_dim is None and self.width % attention.num_heads:
+            raise UserError(
+                f"{where}.num_heads={attention.num_heads} does not divide width={self.width}: change one of them, or set "
+                "head_dim"
+            )
+        rope = attention.rope or (position if isinstance(position, Rope) else None)
+        size = attention.size(self.width)
+        if rope and (turned := int(size * rope.fraction)) % 2 | (turned < 2):
+            raise UserError(
+                f"{where} turns {turned} of a head's {size} dimensions by position (rope.fraction={rope.fraction:g}), in "
+                "pairs: make it an even number, 2 or more"
+            )
+
+    def _check_shared(self) -> None:
+        if self.encoder is None or self.decoder is None:
+            raise UserError("shared=True needs an encoder and a decoder")
+        blocks = {letter: dataclasses.replace(block, cross=False) for letter, block in self.decoder.blocks.items()}
+        if self.encoder != dataclasses.replace(self.decoder, blocks=blocks):
+            raise UserError("shared=True needs a decoder like the encoder but for cross=True of its blocks")
+        if self.encoder.scan or isinstance(self.encoder.position, Buckets):
+            raise UserError("shared=True takes no scan=True and no positions of kind 'buckets'; use rope, or another")
+
+    @property
+    def architecture(self) -> Literal["encoder", "decoder", "encoder_decoder"]:
+        return "encoder_decoder" if self.encoder and self.decoder else "encoder" if self.encoder else "decoder"

@@ -1,0 +1,162 @@
+"""Records: each format read from JSON, whatever else is refused by its field, and which tokens have loss."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lm.data.records import InvalidRecord, Labelled, Message, Messages, Pair, Text, asked, parse, render, texts, to_json
+from lm.errors import UserError
+from tests.fakes import WORDS, WordTokenizer
+
+U, A = ({"role": role, "content": "w1"} for role in ("user", "assistant"))
+SYSTEM, TOOL = ({"role": role, "content": "w2"} for role in ("system", "tool"))
+GOOD = [
+    ("text", {"text": "w1"}, Text("w1")),
+    ("labelled", {"text": "w1", "label": "yes", "id": 7}, Labelled("w1", "yes")),
+    ("labelled", {"text": "w1", "label": 3}, Labelled("w1", "3")),
+    ("labelled", {"text": "w1", "label": " very  no "}, Labelled("w1", "very no")),
+    ("pair", {"question": "w1", "answer": "w2"}, Pair("w1", "w2")),
+    ("pair", {"question": "w1", "answer": "w2", "context": "w3"}, Pair("w1", "w2", "w3")),
+    ("pair", {"question": "", "answer": "w2", "context": "w3"}, Pair("", "w2", "w3")),
+    ("messages", {"messages": [U, A]}, Messages((Message("user", "w1"), Message("assistant", "w1")))),
+]
+
+
+@pytest.mark.parametrize("format,value,record", GOOD)
+def test_what_is_read_and_written_again(format, value, record):
+    assert parse(value, format) == record
+    assert parse(json.loads(to_json(record)), format) == record
+
+
+@pytest.mark.parametrize(
+    "format,value,message",
+    [
+        ("labelled", ["w1", "yes"], r"a JSON list, not an object with 'text' and 'label'"),
+        ("labelled", None, r"a JSON null, not an object"),
+        ("labelled", {"text": "w1"}, r"no field 'label'"),
+        ("labelled", {"text": "w1", "lable": "yes"}, r"no field 'label'; did you mean 'lable'"),
+        ("labelled", {"text": "w1", "label": ["yes"]}, r"field 'label' is a list, not text"),
+        ("labelled", {"text": "w1", "label": True}, r"field 'label' is a bool, not text"),
+        ("labelled", {"text": "w1", "label": 0.5}, r"field 'label' is a float, not text"),
+        ("labelled", {"text": "w1", "label": None}, r"field 'label' is a null, not text"),
+        ("labelled", {"text": "w1", "label": " "}, r"field 'label' is empty"),
+        ("labelled", {"text": " \n", "label": "yes"}, r"field 'text' is empty"),
+        ("labelled", {"text": "\ud83d", "label": "yes"}, r"field 'text' has half a surrogate pair at character 0"),
+        ("pair", {"question": "w1", "answer": ""}, r"field 'answer' is empty"),
+        ("pair", {"question": "", "answer": "w1"}, r"field 'question' is empty"),
+        ("pair", {"question": "", "answer": "w1", "context": " "}, r"field 'question' is empty"),
+        ("pair", {"question": "w1", "answer": {"text": "w1"}}, r"field 'answer' is a dict, not text"),
+        ("pair", {"question": "w1", "answer": "w1", "contxt": "w1"}, r"field 'contxt' is unknown; did you mean 'context'"),
+        ("messages", {"conversation": []}, r"no field 'messages'"),
+        ("messages", {"messages": "w1"}, r"field 'messages' is a str, not a list"),
+        ("messages", {"messages": []}, r"no message is the assistant's"),
+        ("messages", {"messages": [U]}, r"no message is the assistant's"),
+        ("messages", {"messages": ["w1"]}, r"messages\[0\] is a str, not an object"),
+        (
+            "messages",
+            {"messages": [A, U]},
+            r"messages\[0\] is the assistant's and is the first; there it is one of system, user",
+        ),
+        ("messages", {"messages": [U, SYSTEM, A]}, r"messages\[1\] is the system's and follows the user's"),
+        ("messages", {"messages": [U, A, A]}, r"messages\[2\] is the assistant's and follows the assistant's"),
+        (
+            "messages",
+            {"messages": [U, {"role": "bot", "content": "w1"}]},
+            r"messages\[1\] has the role 'bot'; known: assistant",
+        ),
+        ("messages", {"messages": [U, {"role": "assistant", "content": ""}]}, r"field 'content' of messages\[1\] is empty"),
+        ("messages", {"messages": [U, {"role": "assistant", "content": None}]}, r"'content' of messages\[1\] is a null"),
+        ("messages", {"messages": [U, {"role": "assistant"}]}, r"no field 'content' of messages\[1\]"),
+        ("messages", {"messages": [U, {**A, "tool_calls": []}]}, r"messages\[1\] has a field 'tool_calls'"),
+    ],
+)
+def test_what_is_no_record_is_refused_by_its_field(format, value, message):
+    with pytest.raises(InvalidRecord, match=message):
+        parse(value, format)
+
+
+# -------------------------------------------------------------------------------------------------------- rendering
+
+
+class Roles(WordTokenizer):
+    role_ids = {"<|system|>": 101, "<|user|>": 102, "<|assistant|>": 103, "<|tool|>": 104, "<|end|>": 105}
+
+
+class NoRoles(WordTokenizer):
+    """Words of other vocabularies are all `very`."""
+
+    def encode_batch(self, texts, *, threads=None):
+        return [np.array([WORDS.index(w if w in WORDS else "very") for w in t.split()], np.int32) for t in texts]
+
+
+def rendered(record, tokenizer):
+    (one,) = render([record], tokenizer)
+    assert one.ids.dtype == np.int32 and one.loss.dtype == bool
+    return one.ids.tolist(), one.loss.astype(int).tolist()
+
+
+W = {w: i for i, w in enumerate(WORDS)}
+BOS, EOS, W1, W2, W3, YES, VERY = 1, 2, W["w1"], W["w2"], W["w3"], W["yes"], W["very"]
+
+
+def test_loss_is_on_the_answer_and_its_end():
+    t = WordTokenizer()
+    assert rendered(Text("w1 w2"), t) == ([BOS, W1, W2, EOS], [1, 1, 1, 1])
+    assert rendered(Labelled("w1 w2", "yes"), t) == ([BOS, W1, W2, EOS, YES, EOS], [0, 0, 0, 0, 1, 1])
+    assert rendered(Pair("w2", "w3", "w1"), t) == ([BOS, W1, W2, EOS, W3, EOS], [0, 0, 0, 0, 1, 1])
+    assert rendered(Pair("", "w3 w3", "w1"), t) == ([BOS, W1, EOS, W3, W3, EOS], [0, 0, 0, 1, 1, 1])
+
+
+def test_loss_is_on_every_message_of_the_assistant_and_its_end():
+    talk = parse({"messages": [SYSTEM, U, A, U, {"role": "assistant", "content": "w3 yes"}, U]}, "messages")
+    assert rendered(talk, Roles()) == (
+        [BOS, 101, W2, 105, 102, W1, 105, 103, W1, 105, 102, W1, 105, 103, W3, YES, 105],  # the last question is unanswered
+        [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1],
+    )
+    tool = parse({"messages": [U, A, TOOL, A]}, "messages")
+    assert rendered(tool, Roles()) == (
+        [BOS, 102, W1, 105, 103, W1, 105, 104, W2, 105, 103, W1, 105],
+        [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1],
+    )
+
+
+def test_roles_are_words_where_the_tokenizer_has_no_tokens_for_them():
+    talk = parse({"messages": [U, A]}, "messages")
+    assert rendered(talk, NoRoles()) == ([BOS, VERY, W1, EOS, VERY, W1, EOS], [0, 0, 0, 0, 0, 1, 1])
+
+
+def test_what_was_said_has_the_same_ids_whatever_follows():
+    short, long = (parse({"messages": [U, A, *more]}, "messages") for more in ([], [U, A]))
+    ids = [one.ids.tolist() for one in render([short, long], Roles())]
+    assert ids[1][: len(ids[0])] == ids[0]
+
+
+def test_a_tokenizer_without_an_end_is_refused():
+    class Endless(WordTokenizer):
+        eos_id = None
+
+        def require(self, name):
+            raise UserError(f"the given tokenizer has no {name}")
+
+    with pytest.raises(UserError, match="has no eos"):
+        render([Labelled("w1", "yes")], Endless())
+
+
+# -------------------------------------------------------------------------------------------------------- comparing
+
+
+def test_records_that_ask_the_same_are_told_by_their_questions():
+    same = [Labelled("One, two!", "yes"), Labelled("one  two", "no")]
+    assert len({asked(r) for r in same}) == 1
+    pairs = [Pair("When?", "then", "A text."), Pair("when", "now", "a text"), Pair("when", "now", "another text")]
+    assert [asked(pairs[0]) == asked(r) for r in pairs] == [True, True, False]
+    talks = [parse({"messages": [U, A, *more]}, "messages") for more in ([], [U, A])]
+    assert asked(talks[0]) == asked(talks[1]) != asked(parse({"messages": [SYSTEM, U, A]}, "messages"))
+    assert asked(Labelled("!?", "yes")) != asked(Labelled("?!", "yes"))  # without letters, as they are
+
+
+def test_all_that_a_record_says():
+    assert texts(Pair("question", "answer", "context")) == "context\nquestion\nanswer"
+    assert texts(Labelled("text", "label")) == "text\nlabel"
+    assert texts(parse({"messages": [SYSTEM, U, A]}, "messages")) == "w2\nw1\nw1"
