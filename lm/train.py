@@ -29,14 +29,15 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--workdir {said}; give the directory of this run, such as --workdir=runs/first")
     profile = steps_to_profile(flags.profile, run.train.steps)
     startup.before_jax()
-    from lm import distributed, recipes
+    from lm import distributed
+    from lm.recipes import pretrain
 
     startup.after_jax()
     distributed.start()
     if flags.dry_run:
-        print(recipes.dry_run(run))
+        print(pretrain.dry_run(run))
     else:
-        recipes.train(run, flags.workdir, allow_changes=flags.allow_changes, profile=profile)
+        pretrain.train(run, flags.workdir, allow_changes=flags.allow_changes, profile=profile)
     return 0
 
 
