@@ -64,6 +64,7 @@ class Board:
 def plan_table(study: Study, workdir: Path) -> str:
     """Markdown: what each cell trains, before it is trained."""
     from experiments.run import counts, planned, training_rows
+    from lm.recipes import task
     from lm.training.ledger import of_a_row
 
     lines = [
@@ -73,7 +74,7 @@ def plan_table(study: Study, workdir: Path) -> str:
     for name, cell in study.cells.items():
         run = planned(study, (name, 0), workdir)
         rows = training_rows(run)
-        size, whole = counts(run, rows), of_a_row(run, rows).of(run.train.steps * run.train.batch_size)
+        size, whole = counts(run, rows), of_a_row(task(run), rows).of(run.train.steps * run.train.batch_size)
         lines.append(
             f"| {cell.label} | {size['parameters']:,} | {size['parameters_without_embeddings']:,} | {run.train.steps:,} | "
             f"{whole['model_flops']:.3g} | {whole['tokens_seen']:,.0f} | {whole['tokens_with_loss']:,.0f} |"

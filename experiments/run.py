@@ -46,11 +46,9 @@ def load_study(name: str, settings: dict[str, Any]) -> Study:
 def training_rows(run: config.Run) -> Any:
     """The `Rows` that a run trains on."""
     from lm.data.corpus.prepare import prepare
-    from lm.objectives import build
-    from lm.recipes import pretrain
+    from lm.recipes import recipe
 
-    data = prepare(run.data, progress=sys.stderr.isatty())
-    return pretrain.rows_of(run, data, build(run.objective, run.model.architecture, run.data, data.tokenizer))["train"]
+    return recipe(run).rows(run, prepare(run.data, progress=sys.stderr.isatty()))["train"]
 
 
 def counts(run: config.Run, rows: Any) -> dict[str, int]:
@@ -58,16 +56,18 @@ def counts(run: config.Run, rows: Any) -> dict[str, int]:
     import jax
     from flax import linen as nn
 
-    from lm.data.rows import blank, stack
-    from lm.training import ledger, task
+    from lm.data.rows import stack
+    from lm.recipes import recipe, task
+    from lm.training import ledger
 
-    init = task.task(run).init
-    params = jax.eval_shape(lambda key: init(key, stack([blank(rows.objective.lengths)])), jax.random.key(0))
+    row = recipe(run).row(rows)
+    params = jax.eval_shape(lambda key: task(run).init(key, stack([row])), jax.random.key(0))
     return ledger.parameters(nn.unbox(params))
 
 
 def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
     """The run of a unit: with its seed, its steps, and where it starts from."""
+    from lm.recipes import task
     from lm.training import ledger
 
     cell, seed = study.cells[unit[0]], unit[1]
@@ -81,7 +81,7 @@ def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
         if abs(count - study.budget) > 0.01 * study.budget:
             raise UserError(f"{unit[0]} of {study.name} has {count:,} parameters; its study holds them at {study.budget:,.0f}")
         return run
-    steps = ledger.steps_for(run, rows, study.match, study.budget * cell.share)
+    steps = ledger.steps_for(task(run), rows, run.train.batch_size, study.match, study.budget * cell.share)
     return replace(run, train=replace(run.train, steps=steps))
 
 
@@ -106,11 +106,11 @@ def units(study: Study) -> list[Unit]:
 
 
 def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
-    """Trains and measures a unit; its result.json, which says so if it diverged. Raises what `pretrain.train` raises."""
+    """Trains and measures a unit; its result.json, which says so if it diverged. Raises what `lm.recipes.train` raises."""
     import jax
 
     from experiments.measure import measure
-    from lm.recipes import pretrain
+    from lm import recipes
     from lm.training import resume
     from lm.training.rundir import RunDir
 
@@ -126,7 +126,7 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
             if before and "diverged" in before["flags"]:
                 raise Diverged(f"{cell.start}, from which it goes on, did")
             if not summary.exists():
-                pretrain.train(run, place / "run", quiet=True)
+                recipes.train(run, place / "run", quiet=True)
             elif resolve.diff(resolve.from_json((place / "run/config.json").read_text()), run).keys() - set(resume.PLACES):
                 raise UserError(f"{place}/run was trained with {OTHER_SETTINGS}")
             result |= measure(cell, run, place / "run", json.loads(summary.read_text()))

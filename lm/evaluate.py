@@ -53,12 +53,13 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
 
     import jax
 
-    from lm import atomic, objectives, paths, saved
+    from lm import atomic, checkpoint, objectives, paths
     from lm.config import resolve
     from lm.data.corpus.prepare import prepare
+    from lm.data.tokenizer import from_bytes
     from lm.evaluation.span_prompts import KINDS, ONE_SIDED, span_prompts
     from lm.evaluation.spans import digest, held_out_spans, score
-    from lm.models.transformer import Transformer
+    from lm.models.transformer import Transformer, abstract_params
 
     kinds = [kind.strip() for kind in flags.kinds.split(",") if kind.strip()]
     for kind in kinds:
@@ -71,15 +72,16 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
     if not (workdir / "config.json").exists():
         raise UserError(f"no run in --workdir={workdir}: it has no config.json; give the directory that lm.train wrote")
     run = resolve.load(str(workdir / "config.json"))
-    source = saved.open(workdir, name="--workdir")
-    model = Transformer(source.model)
+    model = Transformer(checkpoint.load_model(workdir))
     known = span_prompts(model.config.architecture, run.objective)
-    tokenizer, data = source.tokenizer(), prepare(run.data)
+    proto = checkpoint.load_tokenizer(workdir)
+    assert proto is not None, "a run has a tokenizer"
+    tokenizer, data = from_bytes(proto), prepare(run.data)
     if data.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError("the data is prepared with another tokenizer than the run's: its sources changed; bring them back")
     settings = {name: getattr(flags, name) for name in ("left", "span", "right", "seed")}
     spans = held_out_spans(data, count=flags.spans, **settings)
-    params = source.params(device=jax.local_devices()[0])
+    params = checkpoint.load_params(workdir, abstract_params(model.config, jax.local_devices()[0]))
     scores = []
     for kind in kinds:
         if kind not in known:

@@ -29,15 +29,14 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--workdir {said}; give the directory of this run, such as --workdir=runs/first")
     profile = steps_to_profile(flags.profile, run.train.steps)
     startup.before_jax()
-    from lm import distributed
-    from lm.recipes import pretrain
+    from lm import distributed, recipes
 
     startup.after_jax()
     distributed.start()
     if flags.dry_run:
-        print(pretrain.dry_run(run))
+        print(recipes.dry_run(run))
     else:
-        pretrain.train(run, flags.workdir, allow_changes=flags.allow_changes, profile=profile)
+        recipes.train(run, flags.workdir, allow_changes=flags.allow_changes, profile=profile)
     return 0
 
 

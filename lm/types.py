@@ -4,9 +4,10 @@ Axis letters, here and in every file: B batch, T query length, S key length, P p
 K key-value heads, G query heads to a key-value head, H head dim, F hidden, V vocabulary, L layers.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 Array = Any  # a jax.Array in the model, a numpy array on the host
@@ -31,6 +32,18 @@ class TokenStream:
     types: Array | None = None  # BERT's token types; None: all 0
 
 
+class Batch(Protocol):
+    """What a step reads: a pytree of arrays whose leading axis is the rows. It counts its own tokens, on the host or traced."""
+
+    def tokens_read(self) -> Array:
+        """uint32 []: tokens that a model reads, without padding."""
+        ...
+
+    def tokens_asked(self) -> Array:
+        """uint32 []: tokens that the loss is over."""
+        ...
+
+
 @struct.dataclass
 class Example:
     """What an objective makes of tokens: streams, what to predict, and where.
@@ -45,6 +58,15 @@ class Example:
     targets: Array
     weights: Array
     where: Array | None = None
+
+    def tokens_read(self) -> Array:
+        """uint32 []: tokens of both streams, without padding."""
+        streams = [s for s in (self.encoder, self.decoder) if s is not None]
+        return sum((s.segments > 0).sum() for s in streams).astype(np.uint32)
+
+    def tokens_asked(self) -> Array:
+        """uint32 []: the sum of the weights."""
+        return self.weights.sum().astype(np.uint32)
 
 
 @struct.dataclass

@@ -14,13 +14,17 @@ import numpy as np
 from jax.experimental import topologies as jax_topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lm import config, flops, sharding
+from lm import config, flops, recipes, sharding
 from lm.config import resolve
+from lm.data.rows import blank
 from lm.errors import UserError
 from lm.generation.decoding import decode_step, sample_token
 from lm.models.transformer import Transformer
+from lm.objectives import Lengths
 from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import pretrain
+from lm.training.assembly import bytes_a_device, check, computation
+from lm.training.recipe import Computation
 from lm.types import TokenStream
 from tpu import hlo, libtpu, program
 from tpu.advice import REMAT, Candidate, Outcome, candidates, search
@@ -45,7 +49,7 @@ class Job:
     @property
     def state(self) -> float:
         """Bytes per device of all arguments, which stay in memory for the whole step."""
-        return sum(pretrain.bytes_a_device(part) for part in (self.parameters, self.optimizer, self.batch))
+        return sum(bytes_a_device(part) for part in (self.parameters, self.optimizer, self.batch))
 
 
 def pod_mesh(run: config.Run, topology: Topology, slices: int) -> Mesh:
@@ -70,16 +74,21 @@ def devices(topology: Topology, slices: int) -> list[Any]:
 
 def train_job(run: config.Run, mesh: Mesh) -> Job:
     """The training step of a run."""
-    pretrain.check(run, mesh)
-    made = pretrain.training(run, mesh, lengths_of(run))
+    made = computation_of(run, mesh)
     state = made.plan.targets()
     rest = dataclasses.replace(state, params=None)
     tokens = run.train.batch_size * sum(n or 0 for n in (made.lengths.encoder, made.lengths.decoder))
     return Job(mesh, "train", made.lower, state.params, rest, made.batch, made.flops_per_step, tokens)
 
 
-def lengths_of(run: config.Run) -> Any:
-    """The objective's `Lengths` for the run."""
+def computation_of(run: config.Run, mesh: Mesh) -> Computation:
+    """What a pretraining run computes, known without its data."""
+    lengths = lengths_of(run)
+    return computation(run, check(run, recipes.recipe(run), mesh), mesh, lengths, blank(lengths))
+
+
+def lengths_of(run: config.Run) -> Lengths:
+    """Of the objective's rows."""
     return pretrain.objective_of(run, DummyVocabulary(run.model.vocab_size)).lengths
 
 
@@ -95,7 +104,7 @@ def decode_job(run: config.Run, mesh: Mesh) -> Job:
     lengths = lengths_of(run)
     assert length is not None
     model, sharded = Transformer(run.model), lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
-    params = pretrain.training(run, mesh, lengths).plan.targets().params
+    params = computation(run, recipes.task(run), mesh, lengths, blank(lengths)).plan.targets().params
     row = jax.ShapeDtypeStruct((size, 1), jnp.int32)
     cross = ()  # the encoder's output and its segments
     if run.model.encoder is not None:
@@ -175,7 +184,7 @@ def measure(run: config.Run, topology: Topology, slices: int, *, name: str, deco
     """Compiles the step and analyses the program. The report of a step that does not fit has only what needs no program."""
     mesh = pod_mesh(run, topology, slices)
     job = decode_job(run, mesh) if decode else train_job(run, mesh)
-    sizes = [pretrain.bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]
+    sizes = [bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]
     began, capacity = time.monotonic(), topology.chip.usable / topology.chip.devices
     found: list[Any] = []
     executed, roof, kept = None, Roofline(), 0.0

@@ -16,7 +16,7 @@ from lm import config, flops, objectives
 from lm.config.resolve import load, split_flags
 from lm.errors import EXIT_USER_ERROR, UserError
 from lm.objectives.dummy_vocabulary import DummyVocabulary
-from lm.training.task import task
+from lm.recipes import task
 from tpu import topologies
 
 

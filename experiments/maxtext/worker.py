@@ -20,7 +20,7 @@ from tpu import libtpu
 def ours(case: Case) -> tuple[Any, Any, dict[str, Any]]:
     """(mesh, compile, facts)"""
     from lm.config import resolve
-    from lm.recipes import pretrain
+    from lm.training.assembly import bytes_a_device
     from tpu import aot
     from tpu.topologies import parse
 
@@ -28,7 +28,7 @@ def ours(case: Case) -> tuple[Any, Any, dict[str, Any]]:
     run = resolve.load(rest[0].removeprefix("--config="), overrides)
     mesh = aot.pod_mesh(run, parse(case.topology), 1)
     job = aot.train_job(run, mesh)
-    sizes = [pretrain.bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]
+    sizes = [bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]
     facts = dict(model_flops=job.model_flops, tokens=job.tokens, parameters=sizes[0], optimizer=sizes[1], batch=sizes[2])
     return mesh, lambda: job.lower().compile(), facts
 

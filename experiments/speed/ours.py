@@ -77,8 +77,9 @@ class Ours:
         made = [example(b) for b in batches(w)]
         self.use = lambda: sharding.use(self.mesh)
 
-        def loss(params, example, rngs):
-            return cross_entropy(params, model.apply, example, rngs=rngs, head_params=head_params, vocab_size=VOCAB)
+        def loss(params, frozen, example, rngs):
+            settings = dict(head_params=head_params, vocab_size=VOCAB)
+            return cross_entropy(params, model.apply, example, rngs=rngs, **settings), {}
 
         with self.use():
             plan = plan_state(lambda key: model.init(key, made[0])["params"], tx, self.mesh, ema=False)
@@ -93,7 +94,7 @@ class Ours:
     def run(self, steps: int) -> float:
         with self.use():
             for _ in range(steps):
-                self.state, metrics = self.step(self.state, next(self.batches))
+                self.state, metrics = self.step(self.state, None, next(self.batches))
             return float(metrics["loss"])
 
 

@@ -27,6 +27,8 @@ class Items:
     stop: np.ndarray  # after the last one
     encoder: np.ndarray  # tokens in the encoder's stream
     decoder: np.ndarray  # tokens in the decoder's stream
+    tokens: np.ndarray  # of the record
+    lost: np.ndarray  # those of them that are in no stream
     report: Mapping[str, int]
 
 
@@ -118,6 +120,7 @@ class RecordRows:
         b = self.builder
         answers = store.answers()
         record = np.searchsorted(store.offsets, answers[:, 0], side="right") - 1
+        tokens = np.diff(store.offsets)[record]
         start, stop = (answers - store.offsets[record][:, None]).T
         begun = len(b.bos)
         if self.formats[name] == "messages":
@@ -127,10 +130,10 @@ class RecordRows:
             else:
                 encoder, decoder = start - begun, len(b.start) + stop - start - 1
                 fits = (encoder <= b.length) & (stop - start <= b.answer)
-            shortened = 0
+            lost = tokens - stop if b.architecture == "decoder" else np.zeros_like(stop)
         else:
             text = np.minimum(start - begun - 1, b.length - 2)
-            shortened = int((text < start - begun - 1).sum())
+            lost = start - begun - 1 - text
             fits = (stop - start <= b.answer) | (self.how == "head")
             if self.how == "head":
                 encoder = decoder = begun + text + 1
@@ -151,10 +154,10 @@ class RecordRows:
         report = {
             "records": store.num_documents,
             "answers": len(answers),
-            "texts_shortened": shortened,
+            "texts_shortened": 0 if self.formats[name] == "messages" else int((lost > 0).sum()),
             "answers_left_out": left_out,
         }
-        return Items(record[keep], start[keep], stop[keep], encoder[keep], decoder[keep], report)
+        return Items(*(array[keep] for array in (record, start, stop, encoder, decoder, tokens, lost)), report)
 
     def _too_long(self, name: str, count: int, answer: int, before: int) -> str:
         """`answer`, `before`: tokens of the longest answer that has no room, and of the most that is read before one."""
@@ -211,6 +214,17 @@ class RecordRows:
                     pieces[place].append(example)
         empty = blank(self.lengths)
         return stack([pack(some, self.lengths) if some else empty for some in pieces])
+
+    def left_out(self, index: np.ndarray) -> float:
+        """The share of the tokens of the records in rows `index` that is in no row: the middles of texts that are shortened,
+        and what comes after the last answer of a conversation that has room."""
+        tokens = lost = 0
+        source, number = self._located(np.asarray(index, np.int64))
+        for s, (items, (order, starts)) in enumerate(zip(self.items.values(), self._packed, strict=True)):
+            for n in number[source == s].tolist():
+                held = order[starts[n] : starts[n + 1]]
+                tokens, lost = tokens + int(items.tokens[held].sum()), lost + int(items.lost[held].sum())
+        return lost / max(tokens, 1)
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row and its number within the source: int64 each. The source of what is past the last held-out

@@ -102,6 +102,17 @@ class Rows:
         return max(1, -(-(store.num_tokens - (o.window - o.stride)) // o.stride))
 
     @property
+    def lengths(self) -> Lengths:
+        """Of a row."""
+        return self.objective.lengths
+
+    @property
+    def bytes_a_row(self) -> float:
+        """UTF-8 bytes of text in a row's window, a mean over the split."""
+        tokens, size = (sum(getattr(s, name) for s in self.stores.values()) for name in ("num_tokens", "num_bytes"))
+        return self.objective.window * size / tokens
+
+    @property
     def count(self) -> int:
         """Rows that cover the split once."""
         return sum(self.windows(store) for store in self.stores.values())

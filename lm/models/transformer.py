@@ -282,24 +282,6 @@ def head_params(params: dict[str, Any]) -> dict[str, Any]:
     return head if "out" in head.get("head", {}) else head | {"embed": {"tokens": params["embed"]["tokens"]}}
 
 
-def _tables(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: part for name, part in params.get("embed", {}).items() if "embedding" in part}
-
-
-def own_tables(params: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Parameters without the tables, of tokens, positions or types, that `other` has in the same shape."""
-    shapes = lambda part: [x.shape for x in jax.tree.leaves(part)]
-    theirs = _tables(other)
-    shared = [name for name, part in _tables(params).items() if name in theirs and shapes(part) == shapes(theirs[name])]
-    embed = {name: part for name, part in params["embed"].items() if name not in shared}
-    return {name: part for name, part in (params | {"embed": embed}).items() if part}
-
-
-def with_tables(params: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `own_tables`: whole parameters, in which the missing tables are those of `other`."""
-    return params | {"embed": _tables(other) | params.get("embed", {})}
-
-
 def stack_groups(params: dict[str, Any]) -> dict[str, Any]:
     """Converts parameters of an unrolled model to those of the scanned one: `group_0`, `group_1`, ... become a leading axis."""
 

@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import atomic, cli, config, flops, optim, paths, saved, sharding, startup
+from lm import atomic, checkpoint, cli, config, flops, optim, paths, sharding, startup
 from lm.config import resolve
 from lm.config.ranges import INT32, Count, NonNegative, Range, Seed, Share
 from lm.data import labelled
+from lm.data import tokenizer as tokenizers
 from lm.data.corpus.prepare import prepare
 from lm.data.examples import ExampleBuilder
 from lm.data.labelled import Extractive, Labelled
-from lm.data.loader import batches
 from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -36,7 +36,7 @@ from lm.generation.decoding import generate, left_padded
 from lm.generation.rank import rank
 from lm.losses.cross_entropy import cross_entropy, scores
 from lm.models.positions import check_reach
-from lm.models.transformer import Transformer, head_params
+from lm.models.transformer import Transformer, abstract_params, head_params
 from lm.objectives import of_texts, reads_prefix
 from lm.training import hooks, loop
 from lm.training.ledger import SAMPLE
@@ -87,10 +87,10 @@ def finetune(
     shown = _Loss(work.train, display)
     with sharding.use(work.mesh):
         state, step, new = work.start(params)
-        source = batches(work.batch, first=0, last=settings.steps)
+        steps = range(settings.steps)
         clock = loop.Clock()
         with display.bar:
-            state = loop.run(state, step, source, [shown], first=0, clock=clock)
+            state = loop.run(state, step, loop.prefetched(work.batch, steps), [shown], steps=steps, clock=clock)
             jax.block_until_ready(state.params)
         seconds = clock.train + clock.kinds.get("data_wait", 0.0)
         with clock("test"):
@@ -220,7 +220,7 @@ class Work:
         shape = jax.tree.map(jnp.asarray, self._rows([], range(s.batch_size)))
         outputs = model.head.outputs if model.head and model.head.outputs else model.vocab_size
         settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs)
-        loss = lambda p, example, rngs: cross_entropy(p, self.network.apply, example, rngs=rngs, **settings)
+        loss = lambda p, frozen, example, rngs: (cross_entropy(p, self.network.apply, example, rngs=rngs, **settings), {})
         plan = plan_state(lambda key: self.network.init(key, shape)["params"], tx, self.mesh, ema=False)
         step = make_step(loss, tx, plan, optimizer=optimizer, train=self.train)
         state = plan.create(self.seed)  # AdamW's moments begin at 0, whatever the parameters are
@@ -312,8 +312,13 @@ class Work:
 
 def pretrained(directory: str | Path) -> tuple[config.Model, Any, Tokenizer]:
     """Model, parameters and tokenizer of a run's workdir, or of a converted model."""
-    source = saved.open(directory)
-    return source.model, source.params(device=jax.local_devices()[0]), source.tokenizer()
+    model = checkpoint.load_model(directory)
+    params = checkpoint.load_params(directory, abstract_params(model, jax.local_devices()[0]))
+    proto = checkpoint.load_tokenizer(directory)
+    if proto is None:
+        names = ", ".join(checkpoint.TOKENIZERS)
+        raise UserError(f"{directory} has no tokenizer: put the one of this model into {Path(directory) / 'hf'} ({names})")
+    return model, params, tokenizers.from_bytes(proto)
 
 
 def command(flags: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from lm.checkpoint import Checkpoints
 from lm.errors import EXIT_PREEMPTED, Diverged, Stopped, printable
 from lm.training.loop import Clock
 from lm.training.rundir import RunDir
-from lm.training.step import counted
+from lm.training.step import STEP_METRICS, counted
 from lm.types import TrainState
 
 
@@ -67,7 +67,8 @@ class Display:
 
 @dataclass
 class Log:
-    """Every so many steps: the mean loss since the last time, speed, MFU -> metrics.jsonl, TensorBoard, the display.
+    """Every so many steps: the means since the last time of the loss and of what else the task's loss returns, speed, MFU ->
+    metrics.jsonl, TensorBoard, the display.
 
     Also stops a run whose steps are skipped one after the other: the parameters are still those of the last good step.
     """
@@ -79,36 +80,43 @@ class Log:
     schedule: Callable[[int], Any]
     flops_per_step: float
     writer: Any = None
-    losses: list[Any] = field(default_factory=list)  # of the steps since the last row
+    since: dict[str, list[Any]] = field(default_factory=dict)  # the loss and the task's metrics of each step since the last row
     last: tuple[int, float, int] | None = None  # step, seconds of training, tokens seen
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
-        self.losses.append(metrics["loss"])
+        own = [name for name in metrics if name not in STEP_METRICS]
+        for name in ("loss", *own):
+            self.since.setdefault(name, []).append(metrics[name])
         if not due(step, self.c.log.every, self.c.train.steps):
             return
         values = jax.device_get(metrics)
         seconds = self.clock.train + self.clock.kinds.get("data_wait", 0.0)
         seen, with_loss = counted(values["seen"])
+        means = {name: float(np.mean(of_steps)) for name, of_steps in self._fetched().items()}
         row = {
             "step": step,
-            "loss": float(np.mean(self.pending())),
+            "loss": means.pop("loss"),
             "learning_rate": float(self.schedule(max(step - int(values["skipped"]) - 1, 0))),  # of the latest update
             "grad_norm": float(values["grad_norm"]),
             "skipped": int(values["skipped"]),
             "tokens_seen": seen,
             "tokens_with_loss": with_loss,
         }
-        row |= self._speed(step, seconds, seen)
-        self.losses, self.last = [], (step, seconds, seen)
+        row |= means | self._speed(step, seconds, seen)
+        self.since, self.last = {}, (step, seconds, seen)
         self.write(row)
         speed = f"  {row['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in row else ""
         self.display.show(step, f"loss {row['loss']:.3f}{speed}")
         check_progress(self.c.train, step, int(values["skipped_in_a_row"]))
 
-    def pending(self) -> np.ndarray:
-        """The losses of the steps since the last row: float32 [steps]. A checkpoint keeps them, so that a run that goes on from
-        it logs what it would have logged without a stop."""
-        return np.asarray(jax.device_get(self.losses), np.float32)
+    def pending(self) -> dict[str, Any]:
+        """`{"losses", "metrics"}` of the steps since the last row, as JSON. A checkpoint keeps them, so that a resumed run logs
+        what it would have logged without a stop."""
+        lists = {name: of_steps.tolist() for name, of_steps in self._fetched().items()}
+        return {"losses": lists.pop("loss", [])} | ({"metrics": lists} if lists else {})
+
+    def _fetched(self) -> dict[str, np.ndarray]:
+        return {name: np.asarray(of_steps, np.float32) for name, of_steps in jax.device_get(self.since).items()}
 
     def _speed(self, step: int, seconds: float, seen: int) -> dict[str, float]:
         if self.last is None:  # the first interval holds the compilation
@@ -131,7 +139,7 @@ class Evaluate:
     """Held-out metrics and samples, with the averaged parameters if there are any."""
 
     c: config.Run
-    heldout: Callable[[Any], dict[str, float]]
+    evaluators: Sequence[Callable[[Any], dict[str, float]]]  # each from parameters
     sample: Callable[[Any], list[dict[str, str]]]
     log: Log
     latest: dict[str, float] = field(default_factory=dict)
@@ -141,11 +149,9 @@ class Evaluate:
         if not due(step, self.c.evaluate.every, self.c.train.steps):
             return
         jax.block_until_ready(state.params)  # else the steps still under way would count as evaluation
-        params = state.params if state.ema is None else state.ema
-        with self.log.clock("evaluate"):
-            self.latest, self.at = self.heldout(params), step
+        params = self.evaluate(step, state)
         self.log.write({"step": step} | {f"heldout/{k}": v for k, v in self.latest.items()})
-        shown = ("loss", "accuracy", "bits_per_byte")
+        shown = ("loss", "nll", "accuracy", "exact", "f1", "bits_per_byte")
         self.log.display.say(
             f"step {step}  held-out  " + "  ".join(f"{k} {self.latest[k]:.4f}" for k in shown if k in self.latest)
         )
@@ -153,6 +159,14 @@ class Evaluate:
             texts = self.sample(params)
         for text in texts:
             self.log.rundir.append("samples.jsonl", {"step": step} | text)
+
+    def evaluate(self, step: int, state: TrainState) -> Any:
+        """Sets `latest` to the figures of all evaluators; returns the parameters that they are of."""
+        params = state.params if state.ema is None else state.ema
+        with self.log.clock("evaluate"):
+            self.latest = {name: value for evaluator in self.evaluators for name, value in evaluator(params).items()}
+        self.at = step
+        return params
 
 
 @dataclass
@@ -172,8 +186,9 @@ class Save:
     def now(self, step: int, state: TrainState) -> None:
         check_progress(self.c.train, step, int(state.skipped_in_a_row))  # waits for the step; else it would count as saving
         with self.clock("checkpoint"):
-            loss = self.evaluate.latest.get("loss") if self.evaluate.at == step else None
-            progress = {"rows": self.rows(step), "losses": self.evaluate.log.pending().tolist()}
+            found = self.evaluate.latest if self.evaluate.at == step else {}
+            loss = found.get("loss", found.get("nll"))
+            progress = {"rows": self.rows(step)} | self.evaluate.log.pending()
             self.checkpoints.save(state, {"loss": loss} if loss is not None else None, progress=progress)
 
 

@@ -12,10 +12,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from lm import config, flops
-from lm.data.rows import Rows
+from lm import flops
 from lm.errors import UserError
-from lm.training.task import task
+from lm.training.task import Task
 
 SAMPLE = 1024  # rows that the averages are taken over, at most
 
@@ -35,33 +34,31 @@ class Ledger:
         return {name: value * rows for name, value in (names | {"raw_bytes": self.raw_bytes}).items()}
 
 
-def of_a_row(run: config.Run, rows: Rows, count: int = SAMPLE, *, first: int = 0) -> Ledger:
-    """Averages over `count` rows of a run."""
+def of_a_row(task: Task, rows: Any, count: int = SAMPLE, *, first: int = 0) -> Ledger:
+    """Means over rows `first` to `first + count` of a run (`lm.data.rows.Rows`, or others like them)."""
     example = rows.rows(np.arange(first, first + count))
-    streams = [stream for stream in (example.encoder, example.decoder) if stream is not None]
-    tokens, size = (sum(getattr(s, name) for s in rows.stores.values()) for name in ("num_tokens", "num_bytes"))
-    # A pass without places of its own gives logits at those that are asked about, or everywhere where only some are.
-    passes = [(m, p is None and example.where is not None) for m, p in task(run).passes(rows.objective.lengths)]
+    # A pass without positions of its own computes logits at those that are asked about, or everywhere where only some are.
+    passes = [(m, p is None and example.where is not None) for m, p in task.passes(rows.lengths)]
     costs = [flops.of_rows(m, example, everywhere=everywhere) for m, everywhere in passes]
-    seen = sum(int((stream.segments > 0).sum()) for stream in streams)
     return Ledger(
         flops=sum(cost.train for cost in costs) / count,
-        seen=seen / count,
-        loss_tokens=(seen if passes[-1][1] else float(example.weights.sum())) / count,
-        raw_bytes=rows.objective.window * size / tokens,
+        seen=int(example.tokens_read()) / count,
+        loss_tokens=int(task.asked(example)) / count,
+        raw_bytes=rows.bytes_a_row,
     )
 
 
-def left_out(rows: Rows, count: int = 128) -> float:
+def left_out(rows: Any, count: int = 128) -> float:
     """The share of the text that no row has, from `count` rows spread over all: see `Rows.left_out`."""
     return round(rows.left_out(np.linspace(0, rows.count - 1, min(rows.count, count)).astype(np.int64)), 6)
 
 
-def steps_for(run: config.Run, rows: Rows, what: Literal["flops", "seen", "loss_tokens"], budget: float) -> int:
-    """The steps whose rows come nearest to a budget, by adding up these rows; UserError if that is over 1 % off."""
-    size, spent, a_step, steps = run.train.batch_size, 0.0, 0.0, 0
+def steps_for(task: Task, rows: Any, size: int, what: Literal["flops", "seen", "loss_tokens"], budget: float) -> int:
+    """The number of steps of `size` rows that comes nearest to a budget, by adding up these rows; UserError if that is over 1 %
+    off."""
+    spent, a_step, steps = 0.0, 0.0, 0
     while spent < budget:
-        a_step = getattr(of_a_row(run, rows, size, first=steps * size), what) * size
+        a_step = getattr(of_a_row(task, rows, size, first=steps * size), what) * size
         spent, steps = spent + a_step, steps + 1
     if spent - budget > a_step / 2 and steps > 1:
         spent, steps = spent - a_step, steps - 1

@@ -1,10 +1,13 @@
 """The loop of every recipe, and the clock that says where the time went."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from lm.data.loader import batches as prefetch
+
+Source = Callable[[int, Any], Any]  # (step, state before it) -> batch, a function of (seed, step, state) alone
 Hook = Callable[[int, Any, dict[str, Any]], None]  # (steps done, state, metrics of the last step)
 
 
@@ -32,17 +35,28 @@ class Clock:
 
 
 def run(
-    state: Any, step_fn: Callable[[Any, Any], Any], batches: Iterator[Any], hooks: list[Hook], *, first: int, clock: Clock
+    state: Any,
+    step_fn: Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]],
+    source: Source,
+    hooks: Sequence[Hook],
+    *,
+    steps: range,
+    frozen: Any = None,
+    clock: Clock,
 ) -> Any:
-    """Steps until the batches end; every hook after every step."""
-    step = first
-    while True:
+    """Takes the steps numbered `steps`, counted from 0, and calls every hook after each; returns the last state."""
+    for step in steps:
         with clock("data_wait"):
-            batch = next(batches, None)
-        if batch is None:
-            return state
-        with clock("compile") if step == first else nullcontext():
-            state, metrics = step_fn(state, batch)
-        step += 1
+            batch = source(step, state)
+        with clock("compile") if step == steps.start else nullcontext():
+            state, metrics = step_fn(state, frozen, batch)
         for hook in hooks:
-            hook(step, state, metrics)
+            hook(step + 1, state, metrics)
+    return state
+
+
+def prefetched(make: Callable[[int], Any], steps: range) -> Source:
+    """A source that ignores the state: `make(step)`, which a background thread calls ahead of time. It must be asked for
+    `steps` in their order."""
+    batches = prefetch(make, first=steps.start, last=steps.stop)
+    return lambda step, state: next(batches)

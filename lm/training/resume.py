@@ -1,17 +1,21 @@
 """What a run begins with: the seed's parameters or another model's, or the checkpoint of an earlier process of the same run."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from lm import config, saved
-from lm.checkpoint import Checkpoints
+from lm import config, sharding
+from lm.checkpoint import Checkpoints, load_params, load_tokenizer
 from lm.config import resolve
 from lm.data.corpus.prepare import Prepared
 from lm.data.loader import Position
+from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
+from lm.training.loop import Clock
+from lm.training.recipe import Parts
 from lm.training.step import StatePlan, finite, first_average
 from lm.types import TrainState
 
@@ -20,19 +24,47 @@ LOOSE = ("scan", "remat", "dtype", "dropout", "kernel")  # of a model: they deci
 PLACES = ("data.cache", "train.init_from")  # may have moved: what is in them is in the checkpoint, or told by its fingerprint
 
 
-def first_state(run: config.Run, data: Prepared, plan: StatePlan) -> TrainState:
-    """From the seed; the parameters from `train.init_from` if that is given."""
+@dataclass(frozen=True)
+class Start:
+    """Where a process begins: after `step` steps of the run."""
+
+    step: int
+    state: TrainState
+    frozen: Any
+    position: Position
+    pending: dict[str, list[Any]]  # by name the loss and metrics of steps that no row of the log has
+
+
+def begin(parts: Parts, checkpoints: Checkpoints, clock: Clock, *, allow_changes: bool) -> Start:
+    """The latest intact checkpoint, or the state before the first step."""
+    run, data, task = parts.run, parts.data, parts.task
+    with sharding.use(parts.mesh):
+        with clock("restore"):
+            step = step_to_go_on_from(run, data, checkpoints, allow_changes=allow_changes)
+            position, pending = position_after(run, checkpoints, step)
+        with clock("restore" if step else "prepare"):
+            if step:
+                state = checkpoints.restore(step, parts.plan.targets())
+            else:
+                state = first_state(run, data.tokenizer, parts.plan, task.fresh)
+            state = can_go_on(state, run.train, checkpoints.directory / str(step) if step else run.train.init_from)
+            frozen = task.frozen.load(parts.frozen) if task.frozen else None
+    return Start(step, state, frozen, position, pending)
+
+
+def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, fresh: Sequence[str] = ()) -> TrainState:
+    """The state before the first step, made from the seed; of `train.init_from`, if it is given, the parameters, except those
+    below the top-level names `fresh`."""
     state, folder = plan.create(run.train.seed), run.train.init_from
     if folder is None:
         return state
-    pretrained = saved.open(folder, name="train.init_from")
-    tokenizer = pretrained.tokenizer_bytes()
-    if tokenizer is not None and tokenizer != data.tokenizer.proto:
+    proto = load_tokenizer(folder)
+    if proto is not None and proto != tokenizer.proto:
         raise UserError(
             f"train.init_from={folder} was trained with another tokenizer: take its data.tokenizer settings over the same "
             "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
         )
-    params = pretrained.params(plan.targets().params)
+    params = load_params(folder, plan.targets().params, fresh={name: state.params[name] for name in fresh})
     return replace(state, params=params, ema=None if state.ema is None else first_average(params))
 
 
@@ -49,18 +81,21 @@ def can_go_on(state: TrainState, train: config.Train, source: Any) -> TrainState
     return replace(state, skipped_in_a_row=state.skipped_in_a_row * 0) if stuck else state
 
 
-def position_after(run: config.Run, checkpoints: Checkpoints, step: int) -> tuple[Position, list[Any]]:
-    """Where the data goes on after `step` steps, and the losses of those steps that are in no row of the log yet."""
-    progress = checkpoints.saved_progress(step) if step else {}
-    rows = progress.get("rows")
+def position_after(run: config.Run, checkpoints: Checkpoints, step: int) -> tuple[Position, dict[str, list[Any]]]:
+    """Where the data goes on after `step` steps; and by name the loss and metrics of those steps that no row of the log has."""
+    saved = checkpoints.saved_progress(step) if step else {}
+    rows = saved.get("rows")
     if rows is None:  # earlier versions kept the step alone
         rows = step * checkpoints.saved_run(step)[0].train.batch_size if step else 0
-    return Position(step, rows, run.train.batch_size), [np.float32(loss) for loss in progress.get("losses", [])]
+    pending = {"loss": saved.get("losses", [])} | saved.get("metrics", {})
+    return Position(step, rows, run.train.batch_size), {
+        name: [np.float32(x) for x in of_steps] for name, of_steps in pending.items() if of_steps
+    }
 
 
 def step_to_go_on_from(run: config.Run, data: Prepared, checkpoints: Checkpoints, *, allow_changes: bool) -> int:
     """The step to go on from, 0 for a new run; UserError with a diff where config or tokenizer are not the saved ones."""
-    step = checkpoints.latest_intact()
+    step = checkpoints.latest_whole()
     if step is None:
         return 0
     old, tokenizer, fingerprint = checkpoints.saved_run(step)

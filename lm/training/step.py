@@ -7,6 +7,7 @@ gradient and all that it would change are finite.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import flax.linen as nn
@@ -16,10 +17,12 @@ import optax
 from jax.sharding import Mesh
 
 from lm import config, sharding
-from lm.types import Example, TrainState, WeightedMean
+from lm.types import TrainState, WeightedMean
 
-Loss = Callable[..., WeightedMean]  # (params, example, rngs=...) -> WeightedMean
+# (params, frozen, batch, rngs=...) -> the loss, and means that are logged beside it
+Loss = Callable[..., tuple[WeightedMean, dict[str, WeightedMean]]]
 Metrics = dict[str, jax.Array]
+STEP_METRICS = ("loss", "grad_norm", "skipped", "skipped_in_a_row", "seen")  # of every step, whatever its task
 
 
 @dataclass(frozen=True)
@@ -90,41 +93,27 @@ def _like_parameter(rest: Any) -> Callable[[Any, Any, Any], Any]:
 
 
 def make_step(
-    loss: Loss, tx: optax.GradientTransformation, plan: StatePlan, *, optimizer: config.Optimizer, train: config.Train
-) -> Callable[[TrainState, Example], tuple[TrainState, Metrics]]:
-    """The jitted step `(state, batch) -> (state, metrics)`; metrics are scalars on the device."""
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    plan: StatePlan,
+    *,
+    optimizer: config.Optimizer,
+    train: config.Train,
+    asked: Callable[[Any], jax.Array] = methodcaller("tokens_asked"),
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
+    """The jitted step `(state, frozen, batch) -> (state, metrics)`. It takes the state's buffers for the new state, and leaves
+    `frozen` and the batch alone.
 
-    def gradients(params: Any, batch: Example, key: jax.Array) -> tuple[WeightedMean, Any]:
-        """Summed over the batch, not averaged: microbatches of different weight then add up to the whole batch."""
+    Metrics are scalars on the device, but for `seen`: those of STEP_METRICS, and each mean that the loss returns beside itself.
+    `asked(batch)` is the number of tokens with loss.
+    """
+    gradient = _gradient(loss, plan)
+    if train.microbatches > 1:
+        gradient = _accumulated(gradient, train.microbatches)
 
-        def total(params: Any, part: Example, key: jax.Array) -> tuple[jax.Array, WeightedMean]:
-            mean = loss(params, part, rngs={"dropout": key})
-            return mean.total, mean
-
-        def one(*arguments: Any) -> tuple[Any, WeightedMean]:
-            # Constrain gradients to the parameter sharding, or XLA replicates some of them.
-            grads, mean = jax.grad(total, has_aux=True)(*arguments)
-            return jax.lax.with_sharding_constraint(grads, plan.shardings.params), mean
-
-        if train.microbatches == 1:
-            grads, mean = one(params, batch, key)
-            return mean, grads
-        parts = jax.tree.map(lambda x: _microbatches(x, train.microbatches), batch)
-        keys = jax.random.split(key, train.microbatches)
-
-        def add(carry: Any, xs: Any) -> tuple[Any, None]:
-            part, key = xs
-            grads, mean = one(params, part, key)
-            return jax.tree.map(jnp.add, carry, (grads, mean)), None
-
-        zero = jnp.zeros((), jnp.float32)
-        start = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), WeightedMean(zero, zero))
-        (grads, mean), _ = jax.lax.scan(add, start, (parts, keys))
-        return mean, grads
-
-    def step(state: TrainState, batch: Example) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(train.seed), state.step)
-        mean, grads = gradients(state.params, batch, key)
+        grads, (mean, more) = gradient(state.params, frozen, batch, key)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / jnp.maximum(mean.weight, 1.0), grads)
         norm = optax.tree.norm(grads)
         factor = 1.0 if optimizer.clip is None else jnp.minimum(1.0, optimizer.clip / (norm + 1e-9))
@@ -138,11 +127,9 @@ def make_step(
         good = finite((norm, mean.total, new)) & (state.skipped_in_a_row < train.max_skipped)
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b).astype(b.dtype), new, old)  # a state keeps its dtypes
         bad = jnp.int32(~good)
-        seen = jnp.stack([_tokens_seen(batch), mean.weight.astype(jnp.uint32)])
-        state = TrainState(
-            state.step + 1, *kept, state.skipped + bad, (state.skipped_in_a_row + 1) * bad, _count(state.seen, seen)
-        )
-        metrics = {
+        seen = _count(state.seen, jnp.stack([batch.tokens_read(), asked(batch)]))
+        state = TrainState(state.step + 1, *kept, state.skipped + bad, (state.skipped_in_a_row + 1) * bad, seen)
+        metrics = {name: mean.mean for name, mean in more.items()} | {
             "loss": mean.total / jnp.maximum(mean.weight, 1.0),
             "grad_norm": norm,
             "skipped": state.skipped,
@@ -154,6 +141,41 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, None))
 
 
+def _gradient(loss: Loss, plan: StatePlan) -> Callable[..., tuple[Any, Any]]:
+    """`(params, frozen, batch, key)` -> the gradient of the loss's sum over the batch, and all that `loss` returns.
+
+    A sum, not a mean: so microbatches of different weight add up to the whole batch.
+    """
+
+    def total(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        mean, more = loss(params, frozen, batch, rngs={"dropout": key})
+        return mean.total, (mean, more)
+
+    def gradient(*arguments: Any) -> tuple[Any, Any]:
+        # Constrain gradients to the parameter sharding, or XLA replicates some of them.
+        grads, means = jax.grad(total, has_aux=True)(*arguments)
+        return jax.lax.with_sharding_constraint(grads, plan.shardings.params), means
+
+    return gradient
+
+
+def _accumulated(gradient: Callable[..., tuple[Any, Any]], n: int) -> Callable[..., tuple[Any, Any]]:
+    """The same function, which cuts its batch into `n` parts and adds up what `gradient` returns of each, in float32."""
+
+    def summed(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
+        parts, keys = jax.tree.map(lambda x: _microbatches(x, n), batch), jax.random.split(key, n)
+
+        def add(total: Any, part_and_key: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, frozen, *part_and_key)), None
+
+        first = lambda tree: jax.tree.map(lambda x: x[0], tree)
+        like = jax.eval_shape(lambda *xs: gradient(params, frozen, *first(xs)), parts, keys)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
+        return jax.lax.scan(add, zero, (parts, keys))[0]
+
+    return summed
+
+
 def _averaged(decay: float, average: jax.Array, param: jax.Array) -> jax.Array:
     """decay * average + (1 - decay) * param, in float32, with weights that add up to 1 although 1 - decay is rounded."""
     return average + (1 - decay) * (param - average)
@@ -162,11 +184,6 @@ def _averaged(decay: float, average: jax.Array, param: jax.Array) -> jax.Array:
 def _microbatches(x: jax.Array, n: int) -> jax.Array:
     """[B, ...] -> [n, B / n, ...], each part spread over all devices: rows i, i + n, i + 2n ... together."""
     return jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
-
-
-def _tokens_seen(batch: Example) -> jax.Array:
-    streams = [s for s in (batch.encoder, batch.decoder) if s is not None]
-    return jnp.stack([jnp.sum(s.segments > 0) for s in streams]).sum().astype(jnp.uint32)
 
 
 def _count(counter: jax.Array, more: jax.Array) -> jax.Array:

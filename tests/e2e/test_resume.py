@@ -238,7 +238,7 @@ def test_a_finished_run_started_again_says_the_same(train, uninterrupted, tmp_pa
     try:
         with monkeypatch.context() as told:
             told.setattr(cli._Asked, "code", None)
-            told.setattr("lm.recipes.pretrain.write_report", lambda *_: signal.raise_signal(signal.SIGTERM))
+            told.setattr("lm.training.run.write_report", lambda *_: signal.raise_signal(signal.SIGTERM))
             code, err = train(workdir)
     finally:
         restore()

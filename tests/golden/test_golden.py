@@ -15,7 +15,7 @@ from lm import config, sharding
 from lm.config import resolve
 from lm.data.rows import blank, stack
 from lm.objectives import Lengths
-from lm.training.task import task
+from lm.recipes import task
 
 HERE = Path(__file__).parent
 CONFIGS = sorted((HERE.parents[1] / "configs").glob("*.py"))

@@ -24,9 +24,9 @@ from lm.losses.cross_entropy import cross_entropy
 from lm.losses.log_probs import log_probs
 from lm.models import embedding
 from lm.models.transformer import Transformer, head_params
-from lm.recipes.pretrain import check
+from lm.recipes import recipe, task
+from lm.training.assembly import check
 from lm.training.step import make_step, plan_state
-from lm.training.task import task
 from tpu.collectives import collectives
 
 LENGTHS = {
@@ -55,7 +55,7 @@ def start(r, data, devices=None):
     example = jax.tree.map(jnp.asarray, stack([blank(data.objective.lengths)] * 8))
     with sharding.use(mesh):
         plan = plan_state(lambda key: what.init(key, example), tx, mesh, ema=False)
-        step = make_step(what.loss, tx, plan, optimizer=r.optimizer, train=r.train)
+        step = make_step(what.loss, tx, plan, optimizer=r.optimizer, train=r.train, asked=what.asked)
     return mesh, plan, step
 
 
@@ -65,7 +65,7 @@ def steps(r, data, count, devices=None):
     with sharding.use(mesh):
         state = plan.create(0)
         for s in range(count):
-            state, metrics = step(state, sharding.global_batch(data.rows, np.arange(8 * s, 8 * s + 8), mesh))
+            state, metrics = step(state, None, sharding.global_batch(data.rows, np.arange(8 * s, 8 * s + 8), mesh))
             seen.append(float(metrics["loss"]))
     return state, seen
 
@@ -315,9 +315,9 @@ def test_a_kernel_or_a_row_that_the_devices_cannot_take_is_named():
     with pytest.raises(
         UserError, match="model.kernel='splash' runs on TPUs alone, and this is a cpu: set --config.model.kernel"
     ):
-        check(replace(r, data=config.Data(decoder_length=16)), mesh)
+        check(replace(r, data=config.Data(decoder_length=16)), recipe(r), mesh)
     with pytest.raises(UserError, match="data.decoder_length=20 does not divide over mesh.sequence=8"):
-        check(replace(r, data=config.Data(decoder_length=20)), mesh)
+        check(replace(r, data=config.Data(decoder_length=20)), recipe(r), mesh)
 
 
 def test_unknown_axis_names_raise():

@@ -5,8 +5,9 @@ import sys
 from lm import distributed, sharding
 from lm.checkpoint import Checkpoints
 from lm.config.resolve import load, split_flags
-from lm.recipes import pretrain
+from lm.recipes import recipe
 from lm.train import main, parser
+from lm.training.assembly import assemble
 from lm.training.rundir import params_sha256
 
 
@@ -16,10 +17,10 @@ def restored() -> int:
     run = load(flags.config, overrides)
     distributed.start()
     distributed.CHUNK = 2**14  # the embeddings come in four pieces, and the digest is that of the whole
-    parts = pretrain.assemble(run, progress=False)
+    parts = assemble(run, recipe(run), progress=False)
     checkpoints = Checkpoints(flags.workdir, run.checkpoint, run, parts.data.tokenizer.proto)
     with sharding.use(parts.mesh):
-        state = checkpoints.restore(checkpoints.latest_intact(), parts.plan.targets())
+        state = checkpoints.restore(checkpoints.latest_whole(), parts.plan.targets())
         print(f"restored step {int(state.step)}: {params_sha256(state.params)}", file=sys.stderr)
     checkpoints.close()
     return main()

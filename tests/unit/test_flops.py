@@ -17,7 +17,7 @@ from lm.models.mask import Mask
 from lm.models.presets.gpt import GPT2
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import SUITS, Lengths, build
-from lm.training.task import task
+from lm.recipes import task
 from lm.types import Example, TokenStream
 
 B, V, D = 2, 2048, 512
@@ -60,7 +60,7 @@ def test_two_models_are_as_many_as_xla_counts(predict):
     what = task(config.Run(Model(V, D, encoder=encoder(D), head=head), objective=objective))
     example = jax.tree.map(jnp.asarray, stack([blank(ENCODER)] * B))
     params = nn.unbox(jax.eval_shape(what.init, jax.random.key(0), example))
-    loss = lambda params, example: what.loss(params, example, None).total
+    loss = lambda params, example: what.loss(params, None, example, None)[0].total
     xla = jax.jit(jax.grad(loss)).lower(params, example).cost_analysis()["flops"]
     passes = [flops.count(m, batch=B, encoder=ENCODER.encoder, predicted=p, causal_share=1.0) for m, p in what.passes(ENCODER)]
     assert sum(p.train for p in passes) == pytest.approx(xla, rel=0.02)
@@ -114,7 +114,7 @@ def test_every_objective_is_as_many_as_xla_counts(architecture, kind):
     what = task(config.Run(model, data, objective))
     example = jax.tree.map(jnp.asarray, stack([blank(lengths)] * B))
     params = nn.unbox(jax.eval_shape(what.init, jax.random.key(0), example))
-    loss = lambda params, example: what.loss(params, example, None).total
+    loss = lambda params, example: what.loss(params, None, example, None)[0].total
     xla = jax.jit(jax.grad(loss)).lower(params, example).cost_analysis()["flops"]
     sizes = dict(encoder=lengths.encoder, decoder=lengths.decoder, causal_share=1.0)
     ours = sum(flops.count(m, batch=B, predicted=p, **sizes).train for m, p in what.passes(lengths))

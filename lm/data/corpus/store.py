@@ -10,8 +10,9 @@ Each is a Zarr v3 array whose chunks carry a CRC-32C; TensorStore reads it local
 truncated chunk and a missing chunk are errors that name the file.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,28 +190,22 @@ class Store:
 
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
 
-        def opened(name: str) -> Any:
-            return ts.open(_spec(path, name), context=context).result()
-
-        def read(name: str) -> Any:
-            array = opened(name)
+        def read(name: str, *, in_memory: int | float = math.inf, optional: bool = False) -> Any:
+            try:
+                array = ts.open(_spec(path, name), context=context).result()
+            except ValueError as error:
+                if optional and str(error).startswith("NOT_FOUND"):
+                    return None
+                raise
             if array.shape[0] * array.dtype.numpy_dtype.itemsize <= in_memory:
                 return array.read().result()
             if "://" not in path:
                 _check_chunks(path, name, array)
             return array
 
-        def optional(make: Callable[[str], Any], name: str) -> Any:
-            try:
-                return make(name)
-            except ValueError as error:
-                if str(error).startswith("NOT_FOUND"):
-                    return None
-                raise
-
         try:
-            offsets, sizes, tokens = opened("offsets").read().result(), opened("byte_lengths").read().result(), read("tokens")
-            loss, labels = optional(read, "loss"), optional(lambda name: opened(name).read().result(), "labels")
+            offsets, sizes, tokens = read("offsets"), read("byte_lengths"), read("tokens", in_memory=in_memory)
+            loss, labels = read("loss", in_memory=in_memory, optional=True), read("labels", optional=True)
         except (ValueError, OSError) as error:
             raise _translate(error, path) from None
         disagree = len(offsets) != len(sizes) + 1 or offsets[-1] != tokens.shape[0]

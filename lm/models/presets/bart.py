@@ -1,7 +1,7 @@
-"""BART (Lewis et al., arXiv 1910.13461): section 2.1 for the structure, the released configs for the rest.
+"""BART (Lewis et al., arXiv 1910.13461): structure from section 2.1, everything else from the released configs.
 
-Post-norm encoder and decoder with learned positions of their own (that count from 2, in the released tables), a norm on the
-embeddings of each, biases everywhere, exact GELU, one table of tokens for both and the logits.
+A post-norm encoder and decoder, each with learned positions (that start at row 2 of the released tables) and a norm on its
+embeddings; biases everywhere, exact GELU, and one token table for both stacks and the logits.
 """
 
 from lm.config import Attention, Block, Embed, Learned, Mlp, Model, Norm, Stack

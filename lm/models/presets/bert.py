@@ -1,10 +1,10 @@
 """BERT (Devlin et al., arXiv 1810.04805): sizes from section 3, the rest from section 3.1 and appendix A.2.
 
-Post-norm, learned positions, two token types, a norm on the sum of embeddings, exact GELU, and for masked tokens a
-dense layer with GELU and norm before the tied logits and their bias. Pooler and next-sentence head are left out.
+Post-norm, learned positions, two token types, a norm on the sum of embeddings, exact GELU. The masked-LM head is a dense
+layer with GELU and norm, then tied logits with a bias. Pooler and next-sentence head are left out.
 
-The small ones are the grid of "Well-Read Students Learn Better" (Turc et al., arXiv 1908.08962): from
-"L2_H128" ("tiny", 4,416,698 parameters) to "L12_H768" (base).
+The small models are the grid of "Well-Read Students Learn Better" (Turc et al., arXiv 1908.08962), from "L2_H128" ("tiny",
+4,416,698 parameters) to "L12_H768" (base).
 """
 
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Stack

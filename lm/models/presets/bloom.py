@@ -1,7 +1,8 @@
 """BLOOM (BigScience, arXiv 2211.05100): section 3.2. BloombergGPT (Wu et al., arXiv 2303.17564): section 3.1.
 
-Pre-norm with biases everywhere, ALiBi, a layer norm on the embeddings, GELU by its tanh formula, a tied head. BLOOM's table
-of embeddings is padded to 250,880. BloombergGPT is the same structure; no weights were released, and its paper gives 50.6B.
+Pre-norm with biases everywhere, ALiBi, a layer norm on the embeddings, GELU by its tanh formula, a tied head. BLOOM pads its
+vocabulary to 250,880. BloombergGPT has the same structure; its weights were not released, and its paper gives 50.6B
+parameters.
 """
 
 from lm.config import Alibi, Attention, Block, Embed, Mlp, Model, Norm, Stack

@@ -1,4 +1,4 @@
-"""DistilBERT (Sanh et al., arXiv 1910.01108), section 3: BERT base with every other layer, without token types and pooler."""
+"""DistilBERT (Sanh et al., arXiv 1910.01108), section 3: BERT base with half of the layers, without token types and pooler."""
 
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Stack
 

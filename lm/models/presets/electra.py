@@ -1,11 +1,11 @@
 """ELECTRA (Clark et al., arXiv 2003.10555): section 2 for the two models; sizes from appendix A and the releases.
 
-BERT's structure, twice; the objective `lm.config.ReplacedTokens` trains both at once. The generator fills in masked tokens;
-the discriminator says of each token whether it was replaced: a dense layer with GELU, then one logit. Tables narrower than
-the model are projected to its width: the small ones have 128, and a generator the tables of its discriminator, which the two
-share in training.
+Two models with BERT's structure, which the objective `lm.config.ReplacedTokens` trains together. The generator predicts masked
+tokens; the discriminator predicts for each token whether it was replaced, with a dense layer with GELU and one logit. Where
+the tables' width differs from the model's, embeddings are projected. A generator has its discriminator's table width, because
+the two share tables in training.
 
-The generators are those released with 256 wide layers at each size (the paper's small one has a quarter of 256).
+The generators are the released ones, 256 wide at every size (the paper's small one is a quarter of 256).
 """
 
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Stack

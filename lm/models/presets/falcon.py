@@ -1,7 +1,8 @@
-"""Falcon (Almazrouei et al., arXiv 2311.16867), its sizes from the released configs.
+"""Falcon (Almazrouei et al., arXiv 2311.16867), sizes from the released configs.
 
-Attention and feed-forward side by side, layer norms with a bias and no other biases, rotary positions, exact GELU, heads of
-64, tied embeddings. 7B has one norm a layer and one key-value head; 40B and 180B have a norm for each part and eight.
+Attention and feed-forward in parallel, layer norms with a bias and no other biases, rotary positions, exact GELU, heads of
+64, tied embeddings. The 7B has one norm per layer and one key-value head; 40B and 180B have a norm for each part and eight
+key-value heads.
 """
 
 from lm.config import Attention, Block, Mlp, Model, Norm, Rope, Stack

@@ -1,10 +1,10 @@
 """Gemma (Gemma Team, arXiv 2403.08295): section 2, table 1. Gemma 2 (arXiv 2408.00118): section 2, table 1.
 
-Pre-norm with root-mean-square norms whose stored scale counts from one, GeGLU, rotary positions, embeddings tied and times
-sqrt(width). Gemma 2 adds norms behind each part, caps on the logits of attention (50) and head (30), and a window of
-4096 in every other layer, the first among them. Its 27B divides queries by sqrt(width / heads) = 12, not sqrt(head dim).
+Pre-norm with RMS norms whose stored scale is an offset from 1, GeGLU, rotary positions, tied embeddings multiplied by
+sqrt(width). Gemma 2 adds norms after each part, soft caps on the logits of attention (50) and head (30), and a window of 4096
+in every other layer, starting with the first. Its 27B divides queries by sqrt(width / heads) = 12 instead of sqrt(head dim).
 
-Table 1 of both counts a gated feed-forward's two halves as one, twice as large; here, as in the code, `hidden` is one half.
+Table 1 of both papers gives the sum of the two hidden sizes of a gated feed-forward; `hidden` here, as in the code, is one.
 """
 
 from lm.config import Attention, Block, Embed, Head, Mlp, Model, Norm, Rope, Stack

@@ -1,16 +1,16 @@
 """GPT-1, GPT-2, GPT-3 and Codex: learned positions, biases everywhere, a tied head, a feed-forward four times the width.
 
-GPT-1: "Improving Language Understanding by Generative Pre-Training" (Radford et al., 2018), section 4.1: norms behind the
-residual sums and none at the end. GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019),
-section 2.3 and table 2: pre-norm; parameter counts of both are those of the released checkpoints (table 2 is too low).
+GPT-1: "Improving Language Understanding by Generative Pre-Training" (Radford et al., 2018), section 4.1: post-norm, no final
+norm. GPT-2: "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019), section 2.3 and table 2: pre-norm.
+Parameter counts of both are those of the released checkpoints (table 2 is too low).
 
-GPT-3 (Brown et al., arXiv 2005.14165): section 2.1 for the structure, GPT-2 with dense and locally banded layers in turn.
-The band's width is not published: 256 stands here for it; nor is any dropout. Sizes from table 2.1, which contradicts itself in
-two rows: XL has 24 heads of 128 in a width of 2048, and 13B a width of 5140 for 40 heads of 128. 16 heads and a width of
-5120 give the counts of table D.1 (in millions: 125, 356, 760, 1,320, 2,650, 6,660, 12,850, 174,600), and stand here.
+GPT-3 (Brown et al., arXiv 2005.14165), section 2.1: GPT-2 with alternating dense and locally banded layers. Neither the band's
+width nor any dropout is published; 256 and none are our choice. Sizes are from table 2.1, which is inconsistent in two rows:
+XL has 24 heads of 128 in a width of 2048, and 13B a width of 5140 with 40 heads of 128. With 16 heads and a width of 5120 the
+counts agree with table D.1 (in millions: 125, 356, 760, 1,320, 2,650, 6,660, 12,850, 174,600), so we use these.
 
-Codex (Chen et al., arXiv 2107.03374), section 3.2: GPT-3 trained on, its largest of 12B, with tokens added for runs of
-spaces. The paper gives neither shape nor vocabulary: the shape is that of GPT-3 13B, and 50,281 is the size of the
+Codex (Chen et al., arXiv 2107.03374), section 3.2: GPT-3 trained further, with added tokens for runs of spaces; the largest
+has 12B parameters. The paper gives neither shape nor vocabulary. The shape is that of GPT-3 13B; 50,281 is the size of the
 encoding that was released for it (tiktoken's p50k_base).
 """
 

@@ -1,10 +1,10 @@
 """LaMDA (Thoppilan et al., arXiv 2201.08239): section 3 for structure and size.
 
-A decoder with the relative attention of T5 and gated GELU. Published: 64 layers, width 8192, hidden 65,536, 128 heads of
-128, 32K tokens, and 137B parameters without embeddings; so it is, to the last digit that is printed.
+A decoder with T5's relative attention and gated GELU. Published are 64 layers, width 8192, hidden 65,536, 128 heads of 128, 32K
+tokens, and 137B parameters without embeddings, which agrees with the count below.
 
-Not published, and taken from T5: root-mean-square norms before each part, no biases, 32 buckets up to a distance of 128,
-one table of embeddings for input and output. "32K" is read as 32,000.
+Not published and taken from T5: RMS norms before each part, no biases, 32 buckets up to a distance of 128, one table for
+input and output. We read "32K" as 32,000.
 """
 
 from lm.config import Attention, Block, Buckets, Mlp, Model, Norm, Stack
@@ -24,4 +24,4 @@ def lamda(num_layers: int, width: int, num_heads: int, hidden: int, *, head_dim:
     )
 
 
-LAMDA_137B = lamda(64, 8192, 128, 65_536)  # 137,702,158,336 parameters, 137,440,014,336 of them no embeddings
+LAMDA_137B = lamda(64, 8192, 128, 65_536)  # 137,702,158,336 parameters, 137,440,014,336 without embeddings

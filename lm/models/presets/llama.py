@@ -1,10 +1,10 @@
-"""LLaMA and those built like it: pre-norm with root-mean-square norms, SwiGLU, rotary positions, no biases.
+"""LLaMA and models built like it: pre-norm with RMS norms, SwiGLU, rotary positions, no biases.
 
-LLaMA (Touvron et al., arXiv 2302.13971): section 2.2, table 2. Llama 2 (arXiv 2307.09288): table 1, section 2.2; its 70B has
+LLaMA (Touvron et al., arXiv 2302.13971): section 2.2, table 2. Llama 2 (arXiv 2307.09288): section 2.2, table 1; its 70B has
 eight key-value heads. Llama 3 and 3.1 (arXiv 2407.21783): section 3.2, table 3; 128,256 tokens, theta 500,000, and in 3.1 low
-frequencies stretched by 8 from 8192 places. Orca (Mukherjee et al., arXiv 2306.02707), section 4: LLaMA 13B with one
-token more, to pad with; the weights were not released. Mistral 7B (Jiang et al., arXiv 2310.06825): table 1, v0.1 with a
-window of 4096. SmolLM2 (Allal et al., arXiv 2502.02737): the released configs; tied.
+frequencies scaled by 8 for contexts beyond 8192. Orca (Mukherjee et al., arXiv 2306.02707), section 4: LLaMA 13B with a
+padding token; its weights were not released. Mistral 7B (Jiang et al., arXiv 2310.06825), table 1: v0.1, with a window of 4096.
+SmolLM2 (Allal et al., arXiv 2502.02737): the released configs; tied.
 
 Hidden sizes, epsilons and thetas are those of the released configs.
 """

@@ -1,8 +1,8 @@
-"""MiniLM (Wang et al., arXiv 2002.10957), as the sentence encoder all-MiniLM-L6-v2 of the Sentence Transformers.
+"""MiniLM (Wang et al., arXiv 2002.10957), as the sentence encoder all-MiniLM-L6-v2 of Sentence Transformers.
 
 BERT's structure with 12 heads of 32: six of the twelve layers of MiniLM-L12-H384, trained on pairs of sentences (Reimers and
-Gurevych, arXiv 1908.10084). A sentence is the mean of its hidden vectors, so there is no head. The release holds BERT's
-pooler, which that mean does not use.
+Gurevych, arXiv 1908.10084). A sentence's embedding is the mean of its hidden vectors, so there is no head. The release
+contains BERT's pooler, which the embedding does not use.
 """
 
 from lm.config import Attention, Block, Embed, Learned, Mlp, Model, Norm, Stack

@@ -1,8 +1,8 @@
 """ModernBERT (Warner et al., arXiv 2412.13663): section 2.1 for the structure, the released configs for the sizes.
 
-Pre-norm with layer norms without bias, GeGLU with exact GELU, no biases but on the logits, a norm on the embeddings (and so
-none before the first attention), rotary positions. Every third layer, from the first, attends to all places with theta
-160,000; the others to 64 on each side with theta 10,000.
+Pre-norm with layer norms without bias, GeGLU with exact GELU, no biases except the logits', a norm on the embeddings (and
+therefore none before the first attention), rotary positions. Every third layer, starting with the first, has full attention
+with theta 160,000; the others have a window of 64 tokens on each side and theta 10,000.
 """
 
 from lm.config import Attention, Block, Embed, Head, Mlp, Model, Norm, Rope, Stack

@@ -1,8 +1,8 @@
 """Mixtures of experts: Mixtral-8x7B (Jiang et al., arXiv 2401.04088, table 1) and Grok-1 (xAI's release of March 2024).
 
-Mixtral is Mistral with eight SwiGLU experts in place of each feed-forward, two to a token, their weights scaled to sum to 1.
-Grok-1 has norms before and behind each part, attention logits capped at 30, GELU-gated experts whose weights are shares
-of all eight, and scaled embeddings and logits; sizes and multipliers are those of the released code.
+Mixtral is Mistral with eight SwiGLU experts instead of each feed-forward; a token uses two, with weights that sum to 1.
+Grok-1 has norms before and after each part, attention logits capped at 30, experts gated by GELU and weighted by the
+softmax over all eight, and scaled embeddings and logits; sizes and multipliers are those of the released code.
 """
 
 from lm.config import Attention, Block, Embed, Head, Mlp, Model, Moe, Norm, Rope, Stack
@@ -35,5 +35,5 @@ def grok(num_layers: int, width: int, num_heads: int, num_kv_heads: int, hidden:
     )
 
 
-MIXTRAL_8X7B = mixtral(32, 4096, 32, 8, 14_336)  # 46,702,792,704 parameters, of which a token meets 12.9 billion
+MIXTRAL_8X7B = mixtral(32, 4096, 32, 8, 14_336)  # 46,702,792,704 parameters, 12.9 billion active per token
 GROK_1 = grok(64, 6144, 48, 8, 32_768)  # 315,684,820,992; xAI prints 314 billion

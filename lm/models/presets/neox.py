@@ -1,8 +1,9 @@
 """GPT-NeoX-20B (Black et al., arXiv 2204.06745): section 2.1. Pythia (Biderman et al., arXiv 2304.01373): table 1.
 
-Attention and feed-forward side by side, a layer norm with bias for each, biases everywhere but on the untied head, rotary
-positions on a quarter of each head. Tables are padded, to the sizes that were released: 50,304 tokens up to 2.8B, then
-50,432 and 50,688. The 14M and 31M models came after the paper; as all of Pythia they use exact GELU, and 20B its tanh formula.
+Attention and feed-forward in parallel, each after its own layer norm with bias; biases everywhere but on the untied head;
+rotary positions on a quarter of each head. Vocabularies are padded to the released sizes: 50,304 up to 2.8B, then 50,432
+(6.9B, 20B) and 50,688 (12B). Pythia uses exact GELU, also in the 14M and 31M models that came after the paper; 20B uses the
+tanh formula.
 """
 
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack

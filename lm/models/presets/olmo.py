@@ -1,7 +1,7 @@
-"""OLMo 2 (OLMo Team, arXiv 2501.00656), section 2 for the structure; its sizes from the released configs.
+"""OLMo 2 (OLMo Team, arXiv 2501.00656), section 2 for the structure; sizes from the released configs.
 
-Norms on what a part gives to the residual stream instead of on what it reads, queries and keys normalised over all heads at
-once, SwiGLU, rotary positions with theta 500,000, an untied head. 32B has eight key-value heads.
+Norms on each part's output instead of its input, queries and keys normalised over all heads together, SwiGLU, rotary
+positions with theta 500,000, an untied head. 32B has eight key-value heads.
 """
 
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack

@@ -1,6 +1,6 @@
-"""OPT (Zhang et al., arXiv 2205.01068, table 1), of which the 350M stands apart (post-norm) and is left out.
+"""OPT (Zhang et al., arXiv 2205.01068), table 1, without the 350M, which differs from the others (post-norm).
 
-GPT-3's sizes with ReLU: pre-norm, learned positions that start at 2, biases everywhere, tied logits.
+GPT-3's sizes with ReLU: pre-norm, learned positions that start at row 2, biases everywhere, tied logits.
 """
 
 from lm.config import Attention, Block, Embed, Learned, Mlp, Model, Norm, Stack

@@ -1,11 +1,11 @@
 """PaLM (Chowdhery et al., arXiv 2204.02311): section 2 for the structure, table 1 for sizes, section 5 for initial values.
 
-Attention and feed-forward side by side behind one norm, one key-value head for all queries, SwiGLU of four times the width,
-rotary positions, no bias in any product or norm, tied embeddings drawn from N(0, 1) and logits times width ** -0.5. Heads
-are of 256 at every size, so at 540B they are narrower together than the model.
+Attention and feed-forward in parallel after one norm, one key-value head, SwiGLU of four times the width, rotary positions,
+no biases in matmuls or norms, tied embeddings drawn from N(0, 1), logits multiplied by width ** -0.5. Heads are of size 256 at
+every size, so at 540B all heads together are narrower than the model.
 
-The paper's table prints 540.35B, which is the sum without the norms' scales (540.354B); with them it is 540.356B. Which
-pairs rotary positions turn is not in the paper: neighbours stand here, as RoFormer has them, and an epsilon of 1e-6.
+The paper prints 540.35B parameters, the count without the norms' scales (540.354B); with them it is 540.356B. The paper does
+not give the epsilon, for which we use 1e-6, nor which dimensions rotary positions pair; we pair neighbours, as RoFormer does.
 """
 
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack

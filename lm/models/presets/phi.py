@@ -1,7 +1,7 @@
-"""Phi-2 (Microsoft, 2023), its structure and size from the released config; there is no paper.
+"""Phi-2 (Microsoft, 2023), structure and size from the released config; there is no paper.
 
-Attention and feed-forward side by side behind one layer norm, biases everywhere and on the untied head too, rotary positions
-on two fifths of a head of 80, GELU by its tanh formula.
+Attention and feed-forward in parallel after one layer norm, biases everywhere including the untied head, rotary positions on
+two fifths of a head of 80, GELU by its tanh formula.
 """
 
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack

@@ -1,7 +1,7 @@
-"""Qwen3, the dense sizes (Qwen Team, arXiv 2505.09388): section 2, table 1, and the released configs.
+"""Qwen3, the dense models (Qwen Team, arXiv 2505.09388): section 2, table 1, and the released configs.
 
-As LLaMA, with queries and keys normalised over each head before they are rotated, heads of 128 whatever the width, eight
-key-value heads, and theta a million. Up to 4B the embeddings are tied.
+LLaMA with queries and keys normalised per head before the rotation, heads of 128 at every width, eight key-value heads, and
+theta 1,000,000. Embeddings are tied up to 4B.
 """
 
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack

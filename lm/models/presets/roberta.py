@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al., arXiv 1907.11692): BERT's structure (section 2.1) over 50,265 byte-level tokens (section 4.4).
 
-One token type. Positions count from 2, behind the padding's place, so that the table for 512 tokens has 514 rows; so it was
-released. The pooler is left out.
+One token type. Positions start at row 2 of the released table, after the padding token's id, so that the table for 512 tokens
+has 514 rows. The pooler is left out.
 """
 
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Stack

@@ -1,8 +1,8 @@
 """StarCoder (Li et al., arXiv 2305.06161): section 5. StarCoder2 (Lozhkov et al., arXiv 2402.19173), released configs.
 
 StarCoder is GPT-2 with one key-value head, 8192 learned positions and exact GELU. StarCoder2 has rotary positions, grouped
-key-value heads, a window of 4096 in every layer, and GELU by its tanh formula; biases everywhere. The 15B model has an
-untied head, the smaller ones tie it; theta differs by size, and 3B's is 999,999.44 in its config, a million here.
+key-value heads, a window of 4096 in every layer, GELU by its tanh formula, and biases everywhere. Its 15B model has an untied
+head, the smaller ones a tied one; theta differs by size (the 3B config has 999,999.44, here 1,000,000).
 """
 
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Rope, Stack

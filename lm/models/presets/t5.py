@@ -1,12 +1,12 @@
 """T5 (Raffel et al., arXiv 1910.10683): section 2.1 for the structure, 3.1.1 and 3.7 for the sizes. T5 1.1 and Flan-T5.
 
-Pre-norm with root-mean-square norms, no biases, ReLU, relative buckets shared by the layers of a stack and used in
-self-attention alone, logits from the embedding table times width ** -0.5. Attention has no scale: T5 puts it into the
-initial queries instead. Dropout everywhere, behind the last norm of a stack too.
+Pre-norm with RMS norms, no biases, ReLU, relative position buckets that the layers of a stack share (in self-attention only),
+tied logits multiplied by width ** -0.5. Attention is not scaled: T5 scales the initial queries instead. Dropout is everywhere,
+also after the last norm of a stack.
 
-T5 1.1 (the authors' code, released_checkpoints.md; Shazeer, arXiv 2002.05202) has GeGLU, other widths, and a head of its own
-whose logits have no factor. It was trained without dropout; 0.1, as here, is for fine-tuning it. Flan-T5 (Chung et al.,
-arXiv 2210.11416) is T5 1.1 trained on.
+T5 1.1 (the authors' code, released_checkpoints.md; Shazeer, arXiv 2002.05202) has GeGLU, other widths, and an untied head
+without the factor. It was trained without dropout; the 0.1 here is for fine-tuning. Flan-T5 (Chung et al., arXiv 2210.11416)
+is T5 1.1 trained further.
 """
 
 from lm.config import Attention, Block, Buckets, Embed, Head, Mlp, Model, Norm, Stack

@@ -1,8 +1,8 @@
 """The Transformer (Vaswani et al., arXiv 1706.03762): section 3 for the structure, 5.4 for dropout, table 3 for the sizes.
 
-Post-norm, sines and cosines for positions, embeddings times sqrt(width) and tied to the logits, ReLU, biases in the
-feed-forward alone. The vocabulary is "about 37,000" tokens (section 5.1), so the counts do not come out to the unit: table
-3 gives 65 million for base, 2 million more than this, and 213 million for big, 1 million less.
+Post-norm, sinusoidal positions, embeddings multiplied by sqrt(width) and tied to the logits, ReLU, biases only in the
+feed-forward. The paper has "about 37,000" tokens (section 5.1), so counts agree only roughly: table 3 gives 65 million for
+base, 2 million more than here, and 213 million for big, 1 million less.
 """
 
 from lm.config import Attention, Block, Embed, Mlp, Model, Norm, Sinusoidal, Stack

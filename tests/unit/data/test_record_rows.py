@@ -209,6 +209,7 @@ def test_an_encoder_decoder_learns_each_answer_from_what_was_said_before():
 def test_a_long_text_keeps_both_ends_and_its_answer(how, architecture, packing):
     long = " ".join(f"w{i}" for i in range(15))
     one = rows(how, architecture, length=6, answer=3, labelled=[Labelled(long, "yes"), Labelled("w1", "no")], packing=packing)
+    assert one.left_out(np.arange(one.count)) == pytest.approx(11 / (19 + 5))  # of 15 words 4 are read
     batch = one.rows(np.arange(one.count))
     (seen,) = [r for r in streams(batch)[0].tokens if W(0)[0] in r]
     assert [i for i in seen.tolist() if i in W(*range(15))] in (W(0, 1, 13, 14), [*W(1), *W(0, 1, 13, 14)], W(0, 1, 13, 14, 1))
@@ -245,6 +246,7 @@ def test_a_conversation_without_room_keeps_its_first_answers():
     row = make("skip").rows(np.array([0]))
     assert row.decoder.tokens[0].tolist() == [BOS, USER, *W(0), END, ASSISTANT, *W(1), 0, 0]
     assert row.targets[0][row.weights[0] > 0].tolist() == [*W(1), END]
+    assert make("skip").left_out(np.array([0])) == pytest.approx(6 / 13)
     with pytest.raises(UserError, match="no answer of source 'messages' has room"):
         rows(length=3, answer=2, messages=[TALK], on_long="skip")
 

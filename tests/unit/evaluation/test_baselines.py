@@ -148,12 +148,14 @@ def test_of_prepared(tmp_path, monkeypatch):
 def test_damaged_texts_cost_a_run_its_baselines_and_no_more(monkeypatch):
     from types import SimpleNamespace
 
+    from lm import config
     from lm.evaluation import baselines as measured
-    from lm.recipes import pretrain
+    from lm.recipes.pretrain import Pretraining
 
     def damaged(prepared):
         raise UserError("corrupt prepared data: train.jsonl.gz")
 
+    parts = SimpleNamespace(data=None, run=SimpleNamespace(evaluate=config.Evaluate(baselines=True)))
     monkeypatch.setattr(measured, "of_prepared", damaged)
     with pytest.warns(UserWarning, match=r"no baselines: corrupt prepared data: train\.jsonl\.gz"):
-        assert pretrain._baselines(SimpleNamespace(data=None)) is None
+        assert Pretraining().baselines(parts) is None

@@ -10,7 +10,7 @@ from lm import config, sharding
 from lm.errors import UserError
 from lm.evaluation.heldout import HeldOut
 from lm.objectives import SUITS, Suit
-from lm.recipes import pretrain
+from lm.recipes.pretrain import Pretraining
 from lm.types import WeightedMean
 
 
@@ -48,9 +48,9 @@ def test_bits_per_byte_are_those_of_objectives_that_say_so(factors, monkeypatch)
     run = SimpleNamespace(
         objective=Backwards(), model=SimpleNamespace(architecture="decoder"), evaluate=config.Evaluate(), train=config.Train()
     )
-    what = SimpleNamespace(scores=lambda params, batch: {}, nats=True)
+    what = SimpleNamespace(scores=lambda params, frozen, batch: {}, nats=True)
     parts = SimpleNamespace(run=run, rows={"holdout": Rows()}, task=what, mesh=None)
     with pytest.raises(UserError, match="'backwards' does not suit the decoder"):
-        pretrain.heldout(parts)
+        Pretraining().evaluators(parts, None)
     monkeypatch.setitem(SUITS, ("decoder", Backwards), Suit(lambda c, data, v: None, factors=factors, reads_prefix=False))
-    assert pretrain.heldout(parts).factors == factors
+    assert [found.factors for found in Pretraining().evaluators(parts, None)] == [factors]

@@ -136,7 +136,7 @@ def stepper(optimizer=None, **train):
     optimizer = optimizer or config.Optimizer(name="adamw", schedule=Schedule("constant", warmup=0), clip=None)
     tx, _ = optim.make(optimizer, 100)
     mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
-    loss = lambda params, example, rngs: LOSS(params, example=example, rngs=rngs)
+    loss = lambda params, frozen, example, rngs: (LOSS(params, example=example, rngs=rngs), {})
     init = lambda key: Transformer(MODEL).init(key, batch())["params"]
     plan = plan_state(init, tx, mesh, ema=optimizer.ema is not None)
     return plan, make_step(loss, tx, plan, optimizer=optimizer, train=config.Train(**train)), mesh
@@ -149,12 +149,12 @@ def one_gradient(params, example, microbatches):
     """The gradient of a step, from a step of plain descent of rate 1."""
     mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
     plan = plan_state(lambda key: Transformer(MODEL).init(key, batch())["params"], SGD, mesh, ema=False)
-    loss = lambda params, example, rngs: LOSS(params, example=example, rngs=rngs)
+    loss = lambda params, frozen, example, rngs: (LOSS(params, example=example, rngs=rngs), {})
     settings = dict(optimizer=config.Optimizer(clip=None), train=config.Train(microbatches=microbatches))
     step = make_step(loss, SGD, plan, **settings)
     state = state_of(plan, params)
     with sharding.use(mesh):
-        after, metrics = step(state, example)
+        after, metrics = step(state, None, example)
     return jax.tree.map(lambda a, b: a - b, params, after.params), metrics
 
 
@@ -186,13 +186,13 @@ def test_a_broken_batch_is_skipped(params):
     infinite = good.replace(weights=good.weights.at[0, 0].set(jnp.inf))
     kept = lambda state: jax.tree.map(np.array, (state.params, state.opt_state, state.ema))
     with sharding.use(mesh):
-        state, metrics = step(state_of(plan, params), good)
+        state, metrics = step(state_of(plan, params), None, good)
         before = kept(state)
         for i, example in enumerate((broken, infinite)):
-            state, metrics = step(state, example)
+            state, metrics = step(state, None, example)
             jax.tree.map(np.testing.assert_array_equal, kept(state), before)
             assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (i + 1, i + 1)
-        state, metrics = step(state, good)
+        state, metrics = step(state, None, good)
     assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"]), int(state.step)) == (2, 0, 4)
     assert all((a != b).any() for a, b in zip(jax.tree.leaves(kept(state)[0]), jax.tree.leaves(before[0]), strict=True))
     assert np.isfinite(float(metrics["loss"]))
@@ -203,7 +203,7 @@ def test_clipping_averaging_and_counting(params):
     plan, step, mesh = stepper(config.Optimizer(clip=1e-3, schedule=Schedule("constant", warmup=0), ema=0.75))
     state = state_of(plan, params, seen=np.array([[2**32 - 1, 0], [5, 7]], np.uint32))
     with sharding.use(mesh):
-        state, metrics = step(state, batch())
+        state, metrics = step(state, None, batch())
         moments = optax.tree_utils.tree_get(state.opt_state, "mu")  # 0.1 times the clipped gradient
         close(optax.tree.norm(moments), 0.1 * 1e-3, rtol=1e-3)
         assert float(metrics["grad_norm"]) > 1e-3
@@ -211,7 +211,7 @@ def test_clipping_averaging_and_counting(params):
         close(state.ema, average)
         tokens = int(np.asarray(batch().weights).sum())
         assert counted(np.asarray(state.seen)) == (2**32 - 1 + tokens, 7 * 2**32 + 5 + tokens)
-        state, _ = step(state, batch(1))
+        state, _ = step(state, None, batch(1))
     close(state.ema, jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, average, state.params))
 
 
@@ -225,7 +225,7 @@ def test_every_optimizer_learns(params, name, rate):
     state, seen, example = state_of(plan, params, opt_state=jax.jit(tx.init)(params)), [], batch()
     with sharding.use(mesh):
         for _ in range(15):
-            state, metrics = step(state, example)
+            state, metrics = step(state, None, example)
             seen.append(float(metrics["loss"]))
     assert seen[-1] < 0.7 * seen[0]
     assert int(metrics["skipped"]) == 0

@@ -12,9 +12,10 @@ from lm import config, optim, sharding
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Moe, ReplacedTokens, Stack
 from lm.errors import UserError
 from lm.losses import replaced
-from lm.models.transformer import Transformer, own_tables, with_tables
+from lm.models.transformer import Transformer
+from lm.recipes import task
+from lm.recipes.replaced_tokens import with_shared_tables, without_shared_tables
 from lm.training.step import make_step, plan_state
-from lm.training.task import task
 from lm.types import Example, TokenStream
 
 B, T, P, D, V, MASK = 4, 12, 6, 16, 37, 3
@@ -62,7 +63,7 @@ def log_softmax(x):
 def plainly(run, params, drawn):
     """(generator's sum, model's sum, weight): whole logits, float64, loops over places."""
     e, predict = batch(), run.objective.predict
-    whole = with_tables(params["generator"], params["model"])
+    whole = with_shared_tables(params["generator"], params["model"])
     first = log_softmax(jax.jit(Transformer(GENERATOR).apply)({"params": whole}, e))
     weights, where, targets = (np.asarray(x) for x in (e.weights, e.where, e.targets))
     read, flags = np.array(e.encoder.tokens), np.zeros((B, T))
@@ -101,7 +102,7 @@ def plainly(run, params, drawn):
 def drawn_by(run, params, key):
     """The tokens that the loss draws with this key, from whole logits."""
     uniform = jax.random.uniform(jax.random.split(key, 3)[0], (B, P))
-    whole = with_tables(params["generator"], params["model"])
+    whole = with_shared_tables(params["generator"], params["model"])
     shares = np.exp(log_softmax(jax.jit(Transformer(GENERATOR).apply)({"params": whole}, batch())))
     return np.sum(np.cumsum(shares, -1) <= np.asarray(uniform)[..., None], -1)
 
@@ -110,7 +111,7 @@ def drawn_by(run, params, key):
 def test_the_loss_is_the_plain_one(predict):
     run = run_of(predict)
     params, key = params_of(run), jax.random.key(5)
-    got = jax.jit(lambda p: task(run).loss(p, batch(), {"dropout": key}))(params)
+    got = jax.jit(lambda p: task(run).loss(p, None, batch(), {"dropout": key})[0])(params)
     generator, model, weight = plainly(run, params, drawn_by(run, params, key))
     scale = 0.2 if predict in ("replaced", "all") else 1.0
     assert float(got.weight) == weight
@@ -121,7 +122,7 @@ def test_the_loss_is_the_plain_one(predict):
 def test_scores_are_the_plain_ones(predict):
     run = run_of(predict)
     params = params_of(run)
-    got = {k: (float(v.total), float(v.weight)) for k, v in jax.jit(task(run).scores)(params, batch()).items()}
+    got = {k: (float(v.total), float(v.weight)) for k, v in jax.jit(task(run).scores)(params, None, batch()).items()}
     drawn = drawn_by(run, params, jax.random.key(0))
     generator, model, weight = plainly(run, params, drawn)
     chosen = float(batch().weights.sum())
@@ -131,7 +132,7 @@ def test_scores_are_the_plain_ones(predict):
     assert got["accuracy_replaced"][1] == changed and got["accuracy_kept"][1] == weight - changed
     np.testing.assert_allclose(got["accuracy_replaced"][0] + got["accuracy_kept"][0], got["accuracy"][0])
     assert 0 <= got["accuracy_replaced"][0] <= changed
-    again = jax.jit(task(run).scores)(params, batch())
+    again = jax.jit(task(run).scores)(params, None, batch())
     assert {k: (float(v.total), float(v.weight)) for k, v in again.items()} == got, "the same is drawn each time"
 
 
@@ -144,7 +145,7 @@ def test_chunks_and_microbatches_change_nothing(predict):
     apply = {"generator": Transformer(GENERATOR).apply, "model": Transformer(run.model).apply}
 
     def total(p, chunks):
-        whole = {"generator": with_tables(p["generator"], p["model"]), "model": p["model"]}
+        whole = {"generator": with_shared_tables(p["generator"], p["model"]), "model": p["model"]}
         return replaced.loss(whole, apply, batch(), chunks=chunks, rngs={"dropout": jax.random.key(1)}, **settings).total
 
     one, three = (jax.jit(jax.value_and_grad(lambda p, n=n: total(p, n)))(params) for n in (1, 3))
@@ -153,7 +154,7 @@ def test_chunks_and_microbatches_change_nothing(predict):
     sure = jax.tree.map(jnp.zeros_like, params["generator"])
     sure["head"]["bias"] = jnp.where(jnp.arange(V) == 9, 100.0, 0.0)
     params = params | {"generator": sure}
-    gradient = jax.jit(jax.grad(lambda p, e, key: t.loss(p, e, {"dropout": key}).total))
+    gradient = jax.jit(jax.grad(lambda p, e, key: t.loss(p, None, e, {"dropout": key})[0].total))
     part = lambda i: jax.tree.map(lambda x: x[i], batch())
     parts = [gradient(params, part(slice(i, i + 1)), jax.random.key(i)) for i in range(B)]
     added = jax.tree.map(lambda *x: sum(x), *parts)
@@ -194,7 +195,7 @@ def test_tables_are_one_and_learn_from_both():
     assert "tokens" not in params["generator"]["embed"] and "encoder_positions" not in params["generator"]["embed"]
     assert set(params["generator"]["embed"]) == {"project"}
     gradient = lambda weight: jax.jit(
-        jax.grad(lambda p: task(run_of(weight=weight)).loss(p, batch(), {"dropout": jax.random.key(1)}).total)
+        jax.grad(lambda p: task(run_of(weight=weight)).loss(p, None, batch(), {"dropout": jax.random.key(1)})[0].total)
     )(params)
     generators, both = gradient(0.0), gradient(7.0)
     table = lambda g: np.asarray(g["model"]["embed"]["tokens"]["embedding"])
@@ -203,7 +204,7 @@ def test_tables_are_one_and_learn_from_both():
     assert np.abs(table(both) - table(generators)).max() > 1e-3
     for a, b in zip(jax.tree.leaves(generators["generator"]), jax.tree.leaves(both["generator"]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)  # nothing goes back through what was drawn
-    model, own = t.writer(params)
+    model, own = t.writer(params, None)
     assert model.config == GENERATOR
     np.testing.assert_array_equal(own["embed"]["tokens"]["embedding"], params["model"]["embed"]["tokens"]["embedding"])
 
@@ -212,11 +213,13 @@ def test_tables_of_other_shapes_stay_the_generators():
     table = lambda n: {"embedding": np.zeros((n, 4))}
     model = {"embed": {"tokens": table(9), "encoder_positions": table(5), "types": table(2)}, "encoder": 1}
     generator = {"embed": {"tokens": table(9), "encoder_positions": table(7)}, "encoder": 2}
-    own = own_tables(generator, model)
+    own = without_shared_tables(generator, model)
     assert set(own["embed"]) == {"encoder_positions"} and own["encoder"] == 2
-    whole = with_tables(own, model)["embed"]
+    whole = with_shared_tables(own, model)["embed"]
     assert whole["tokens"] is model["embed"]["tokens"] and whole["encoder_positions"]["embedding"].shape == (7, 4)
-    assert "embed" not in own_tables({"embed": {"tokens": table(9)}}, model), "no empty part for a checkpoint to hold"
+    assert "embed" not in without_shared_tables({"embed": {"tokens": table(9)}}, model), (
+        "no empty part for a checkpoint to hold"
+    )
 
 
 @pytest.mark.parametrize(("predict", "microbatches"), [("replaced", 2), ("replaced_chosen", 1), ("masked", 1), ("all", 1)])
@@ -228,14 +231,14 @@ def test_it_learns(predict, microbatches):
     optimizer = config.Optimizer("muon" if predict == "all" else "adamw", 0.02, config.Schedule("constant", warmup=0))
     tx, _ = optim.make(optimizer, 40)
     t = task(run)
-    scores = jax.jit(lambda p: {k: v.mean for k, v in t.scores(p, batch()).items()})
+    scores = jax.jit(lambda p: {k: v.mean for k, v in t.scores(p, None, batch()).items()})
     with sharding.use(mesh):
         plan = plan_state(lambda key: t.init(key, batch()), tx, mesh, ema=False)
         step = make_step(t.loss, tx, plan, optimizer=optimizer, train=config.Train(microbatches=microbatches))
         state = plan.create(0)
         before = scores(state.params)
         for _ in range(40):
-            state, metrics = step(state, batch())
+            state, metrics = step(state, None, batch())
         after = scores(state.params)
     assert int(metrics["skipped"]) == 0
     assert after["generator_loss"] < 0.5 * before["generator_loss"]

@@ -12,8 +12,8 @@ from lm import config
 from lm.config import resolve
 from lm.objectives import build
 from lm.objectives.dummy_vocabulary import DummyVocabulary
-from lm.recipes import pretrain
 from lm.sharding import make_mesh
+from lm.training.assembly import bytes_a_device
 from tpu import aot, libtpu
 from tpu.compile import main
 from tpu.topologies import CHIPS, GIB
@@ -184,11 +184,11 @@ def test_a_stand_in_gives_the_shapes_of_a_tokenizer(architecture):
 
 def test_a_run_is_made_without_data_and_costs_what_it_costs():
     mesh = make_mesh(config.Mesh(), jax.devices()[:1])
-    made = pretrain.training(RUN, mesh, aot.lengths_of(RUN))
+    made = aot.computation_of(RUN, mesh)
     assert {x.shape for x in jax.tree.leaves(made.batch)} == {(4, 16)}
     assert made.flops_per_step > 0 and jax.tree.leaves(made.plan.targets())[0].sharding.mesh == mesh
     params = sum(x.size for x in jax.tree.leaves(made.plan.abstract.params))
-    assert pretrain.bytes_a_device(made.plan.targets().params) == 4 * params
+    assert bytes_a_device(made.plan.targets().params) == 4 * params
 
 
 def test_a_decoding_step_is_made_of_the_cache_and_one_token():

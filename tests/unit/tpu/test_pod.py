@@ -16,8 +16,8 @@ from lm.data.rows import blank, stack
 from lm.errors import UserError
 from lm.models.positions import check_reach
 from lm.objectives import Lengths
+from lm.recipes import task
 from lm.training.step import plan_state
-from lm.training.task import task
 from tpu import table, topologies
 
 FILE = Path(__file__).parents[3] / "configs/pod.py"

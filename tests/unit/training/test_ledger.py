@@ -14,14 +14,13 @@ from lm.data.rows import Rows
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
 from lm.objectives import Lengths
+from lm.recipes import task
 from lm.training.ledger import left_out, of_a_row, parameters, steps_for
 from lm.training.step import counted, make_step, plan_state
-from lm.training.task import task
 from lm.types import Example, TokenStream
 
 V, D = 50, 8
 STACK = Stack(1, {"L": Block(Attention(2), Mlp(32))}, position=Learned(16))
-STORE = SimpleNamespace(num_tokens=300, num_bytes=1200)  # four bytes a token
 
 
 def decoder_rows(make):
@@ -31,18 +30,17 @@ def decoder_rows(make):
         segments = make(index)
         return Example(None, TokenStream(segments, segments, segments), segments, (segments > 0).astype(np.float32))
 
-    objective = SimpleNamespace(lengths=Lengths(None, 10), window=7)
-    return SimpleNamespace(rows=rows, stores={"a": STORE, "b": STORE}, objective=objective)
+    return SimpleNamespace(rows=rows, lengths=Lengths(None, 10), bytes_a_row=7 * 4.0)  # windows of 7 tokens, four bytes each
 
 
 def test_a_row_by_hand():
     """Two rows of 5 and 4 tokens: in documents of 3, 2 and 4."""
     segments = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]])
-    got = of_a_row(config.Run(Model(V, D, decoder=STACK)), decoder_rows(lambda index: segments[index]), 2)
+    got = of_a_row(task(config.Run(Model(V, D, decoder=STACK))), decoder_rows(lambda index: segments[index]), 2)
     pairs = 6 + 3 + 10
     forward = 4 * 2 * 9 * D * D + 2 * 2 * pairs * D + 2 * 2 * 9 * D * 32 + 2 * 9 * D * V
     assert (got.flops, got.seen, got.loss_tokens, got.raw_bytes) == (3 * forward / 2, 4.5, 4.5, 28)
-    second = of_a_row(config.Run(Model(V, D, decoder=STACK)), decoder_rows(lambda index: segments[index]), 1, first=1)
+    second = of_a_row(task(config.Run(Model(V, D, decoder=STACK))), decoder_rows(lambda index: segments[index]), 1, first=1)
     assert second.seen == 4
     assert got.of(10) == {"model_flops": 15 * forward, "tokens_seen": 45, "tokens_with_loss": 45, "raw_bytes": 280}
 
@@ -95,7 +93,7 @@ def four_rows(run):
     example = rows.rows(np.arange(4))
     text, masks = int((example.encoder.segments > 0).sum()), int(example.weights.sum())
     assert 4 * 16 > text > masks > 4  # there is padding, and more text than is asked about
-    return example, of_a_row(run, rows, 4), text, masks
+    return example, of_a_row(task(run), rows, 4), text, masks
 
 
 @pytest.mark.parametrize("predict", [None, "replaced", "replaced_chosen", "masked", "all"])
@@ -116,8 +114,8 @@ def test_a_step_counts_what_the_ledger_says(predict, dtype):
     batch = jax.tree.map(jnp.asarray, example)
     with sharding.use(mesh):
         plan = plan_state(lambda key: what.init(key, batch), tx, mesh, ema=False)
-        step = make_step(what.loss, tx, plan, optimizer=run.optimizer, train=run.train)
-        state, _ = step(plan.create(0), batch)
+        step = make_step(what.loss, tx, plan, optimizer=run.optimizer, train=run.train, asked=what.asked)
+        state, _ = step(plan.create(0), None, batch)
     assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, plan.targets())
     assert counted(np.asarray(state.seen)) == (4 * ledger.seen, 4 * ledger.loss_tokens)
 
@@ -136,16 +134,16 @@ def longer_and_longer(index):
 @pytest.mark.parametrize("what", ["seen", "loss_tokens", "flops"])
 def test_steps_come_nearest_to_a_budget_or_it_is_refused(what):
     rows = decoder_rows(longer_and_longer)
-    spent = np.cumsum([5 * getattr(of_a_row(RUN, rows, 5, first=5 * s), what) for s in range(60)])
+    spent = np.cumsum([5 * getattr(of_a_row(task(RUN), rows, 5, first=5 * s), what) for s in range(60)])
     found, refused = 0, 0
     for budget in np.linspace(spent[0] / 2, spent[-2], 97):
         nearest = int(np.abs(spent - budget).argmin())
         if abs(spent[nearest] - budget) <= 0.01 * budget:
-            assert steps_for(RUN, rows, what, budget) == nearest + 1
+            assert steps_for(task(RUN), rows, 5, what, budget) == nearest + 1
             found += 1
         else:
             with pytest.raises(UserError, match=rf"{nearest + 1} steps of .* {what} miss the budget .* by over 1 %; raise it"):
-                steps_for(RUN, rows, what, budget)
+                steps_for(task(RUN), rows, 5, what, budget)
             refused += 1
     assert found > 10 and refused > 10
 

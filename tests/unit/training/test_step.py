@@ -33,10 +33,10 @@ def given(gradient) -> Example:
     return Example(None, TokenStream(one, one, one), one, gradient)
 
 
-def loss(params, example, rngs):
+def loss(params, frozen, example, rngs):
     kernel, scale = params["ffn"]["up"]["kernel"], params["norm"]["scale"]
     total = jnp.sum(kernel * example.weights) + jnp.sum(scale * example.weights[0])
-    return WeightedMean(total.astype(jnp.float32), jnp.float32(1))
+    return WeightedMean(total.astype(jnp.float32), jnp.float32(1)), {}
 
 
 def start(optimizer=None, dtype=jnp.float32, tx=None, **train):
@@ -71,7 +71,7 @@ def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is(broken, 
     before = arrays(state)
     with sharding.use(mesh):
         for i in range(3):
-            state, metrics = step(state, given(np.eye(N)))
+            state, metrics = step(state, None, given(np.eye(N)))
             assert np.isfinite(metrics["grad_norm"]) and np.isfinite(metrics["loss"])
             assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"]), int(state.step)) == (i + 1, i + 1, i + 1)
     same(arrays(state), before)
@@ -83,7 +83,7 @@ def test_a_parameter_that_overflows_in_its_own_dtype_is_skipped():
     state = state.replace(params=jax.tree.map(lambda p: jnp.full_like(p, -3.3895e38), state.params))
     before = arrays(state)
     with sharding.use(mesh):
-        state, metrics = step(state, given(np.eye(N)))
+        state, metrics = step(state, None, given(np.eye(N)))
     assert int(metrics["skipped"]) == 1 and np.isfinite(metrics["grad_norm"])
     same(arrays(state), before)
 
@@ -97,10 +97,10 @@ def test_a_moment_that_is_not_finite_is_skipped_though_the_parameters_are():
     tx = optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
     state, step, mesh = start(tx=tx)
     with sharding.use(mesh):
-        state, metrics = step(state, given(np.eye(N)))
+        state, metrics = step(state, None, given(np.eye(N)))
         assert int(metrics["skipped"]) == 0
         before = arrays(state)
-        state, metrics = step(state, given(np.eye(N)))
+        state, metrics = step(state, None, given(np.eye(N)))
     assert int(metrics["skipped"]) == 1
     same(arrays(state), before)
 
@@ -111,11 +111,11 @@ def test_after_max_skipped_in_a_row_nothing_is_applied_any_more():
     bad = given(np.full((N, N), np.nan))
     with sharding.use(mesh):
         for gradient in (bad, bad, given(np.eye(N)), bad, bad):  # never three
-            state, metrics = step(state, gradient)
+            state, metrics = step(state, None, gradient)
         assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (4, 2)
-        state, _ = step(state, bad)
+        state, _ = step(state, None, bad)
         before = arrays(state)
-        state, metrics = step(state, given(np.eye(N)))
+        state, metrics = step(state, None, given(np.eye(N)))
     assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (6, 4)
     same(arrays(state), before)
 
@@ -140,7 +140,7 @@ def test_moments_of_bfloat16_parameters_are_those_of_float32_ones(name):
         state, step, mesh = start(Optimizer(name, schedule=CONSTANT, clip=None, b2=0.999, ema=0.999), dtype)
         with sharding.use(mesh):
             for gradient in gradients:
-                state, metrics = step(state, given(gradient))
+                state, metrics = step(state, None, given(gradient))
         assert int(metrics["skipped"]) == 0
         assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(dtype)}
         numbers = [x for x in jax.tree.leaves((state.opt_state, state.ema)) if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -159,7 +159,7 @@ def test_adam_and_the_average_of_bfloat16_parameters_by_hand():
     with sharding.use(mesh):
         for t in range(1, 301):
             gradient = (0.3 + rng.normal(size=(N, N))).astype(ml_dtypes.bfloat16)
-            state, _ = step(state, given(gradient.astype(np.float32)))
+            state, _ = step(state, None, given(gradient.astype(np.float32)))
             g = gradient.astype(float)
             mu, nu = b1 * mu + (1 - b1) * g, b2 * nu + (1 - b2) * g**2
             moved = param - rate * (mu / (1 - b1**t)) / (np.sqrt(nu / (1 - b2**t)) + eps)
@@ -180,7 +180,7 @@ def test_an_average_follows_its_decay(decay):
     state = state.replace(params=jax.tree.map(lambda p: p + 1, state.params))
     with sharding.use(mesh):
         for _ in range(100):
-            state, _ = step(state, given(np.zeros((N, N))))
+            state, _ = step(state, None, given(np.zeros((N, N))))
     moved = np.asarray(state.ema["norm"]["scale"], float) - 1
     np.testing.assert_allclose(moved, 1 - decay**100, rtol=2e-3)
 
@@ -215,7 +215,7 @@ def test_a_run_that_makes_no_progress_is_not_saved():
     saved = []
     checkpoints = SimpleNamespace(save=lambda state, metrics, progress: saved.append((metrics, progress)))
     run = config.Run(config.Model(8, 8), train=config.Train(max_skipped=2))
-    log = SimpleNamespace(pending=lambda: np.float32([1.5]))
+    log = SimpleNamespace(pending=lambda: {"losses": [1.5]})
     evaluate = SimpleNamespace(at=4, latest={"loss": 2.5}, log=log)
     save = hooks.Save(run, checkpoints, evaluate, Clock(), rows=lambda step: 16 * step)
     state = start()[0]
@@ -248,15 +248,16 @@ def test_where_the_data_goes_on():
     saved = SimpleNamespace(
         saved_progress=lambda step: {"rows": 20, "losses": [0.5, "nan"]}, saved_run=lambda step: pytest.fail("not asked")
     )
-    position, losses = resume.position_after(run, saved, 5)
-    assert position == Position(5, 20, 6) and losses[0] == 0.5 and np.isnan(losses[1])
+    position, pending = resume.position_after(run, saved, 5)
+    assert position == Position(5, 20, 6) and pending.keys() == {"loss"}
+    assert pending["loss"][0] == 0.5 and np.isnan(pending["loss"][1])
     assert [position.of(step).tolist() for step in (5, 6)] == [list(range(20, 26)), list(range(26, 32))]
     assert position.after(7) == 32
 
     older = replace(run, train=config.Train(batch_size=4))
     saved = SimpleNamespace(saved_progress=lambda step: {}, saved_run=lambda step: (older, b"", ""))
-    assert resume.position_after(run, saved, 5) == (Position(5, 20, 6), [])
-    assert resume.position_after(run, saved, 0) == (Position(0, 0, 6), [])
+    assert resume.position_after(run, saved, 5) == (Position(5, 20, 6), {})
+    assert resume.position_after(run, saved, 0) == (Position(0, 0, 6), {})
 
 
 def test_the_logged_rate_is_that_of_the_latest_update():

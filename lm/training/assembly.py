@@ -1,0 +1,96 @@
+"""A config and its recipe become the parts of a run: mesh, data, task, state plan and step, checked in the order of cost."""
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lm import config, optim, paths, sharding
+from lm.errors import UserError
+from lm.objectives import Lengths
+from lm.training.recipe import Computation, Parts, Recipe, abstract_batch
+from lm.training.step import make_step, plan_state
+from lm.training.task import Task
+
+
+def assemble(run: config.Run, recipe: Recipe, *, progress: bool = True) -> Parts:
+    """UserError where the run does not fit itself, the devices or the data."""
+    mesh = sharding.make_mesh(run.mesh)
+    task = check(run, recipe, mesh)
+    data = recipe.data(run, progress=progress)
+    if data.tokenizer.vocab_size > run.model.vocab_size:
+        raise UserError(
+            f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {data.tokenizer.vocab_size}; "
+            f"set --config.model.vocab_size={data.tokenizer.vocab_size} or more"
+        )
+    rows = recipe.rows(run, data)
+    computed = computation(run, task, mesh, rows["train"].lengths, recipe.row(rows["train"]))
+    parts = Parts(**vars(computed), data=data, rows=rows)
+    check_memory(bytes_a_device((parts.plan.targets(), parts.frozen)), mesh.local_devices)
+    recipe.check_data(parts)
+    return parts
+
+
+def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
+    """The task of a run. UserError where the run does not fit itself or the devices, as far as that is known without data."""
+    if not (run.model.encoder or run.model.decoder):
+        raise UserError("model has neither an encoder nor a decoder: give one of them, or both")
+    optim.schedule(run.optimizer.schedule, run.optimizer.learning_rate, run.train.steps)
+    if run.train.init_from is not None and not run.train.init_from.startswith("gs://"):
+        paths.local(run.train.init_from, name="train.init_from")
+    sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)
+    if run.evaluate.batch_size is not None:
+        sharding.check_batch(run.evaluate.batch_size, 1, mesh, name="evaluate.batch_size")
+    task, platform = recipe.task(run), mesh.devices.flat[0].platform
+    recipe.check(run, task, mesh)
+    for path, model in task.models.items():
+        if model.kernel == "splash" and platform != "tpu":
+            raise UserError(
+                f"{path}.kernel='splash' runs on TPUs alone, and this is a {platform}: set --config.{path}.kernel=plain"
+            )
+    return task
+
+
+def check_memory(state: int, devices: list[Any]) -> None:
+    """UserError where a device's part of the state, in bytes, is more than the device has; a step needs more yet."""
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if devices[0].platform == "cpu":  # which has no limit of its own, and shares the machine's memory with the others
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    if limit is not None and state > limit:
+        raise UserError(
+            f"parameters, moments and averages take {state / 2**30:,.1f} GiB of a device, which has {limit / 2**30:,.1f} GiB: "
+            "take a smaller model or vocabulary, or shard it over more devices (config.mesh.fsdp)"
+        )
+
+
+def computation(run: config.Run, task: Task, mesh: Mesh, lengths: Lengths, row: Any) -> Computation:
+    """From a blank row alone. Nothing is put on the mesh's devices."""
+    tx, schedule = optim.make(run.optimizer, run.train.steps)
+    shapes = abstract_batch(row, run.train.batch_size)
+    batch = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # Outside of `sharding.use`: Optax makes a few numbers at once, which would have to lie on the mesh.
+    plan = plan_state(lambda key: task.init(key, batch()), tx, mesh, ema=run.optimizer.ema is not None)
+    frozen = None
+    if task.frozen is not None:
+        init_frozen = task.frozen.init
+        frozen = abstract_params(lambda key: init_frozen(key, batch()), mesh)
+    step = make_step(task.loss, tx, plan, optimizer=run.optimizer, train=run.train, asked=task.asked)
+    return Computation(run, mesh, task, lengths, row, plan, step, schedule, frozen)
+
+
+def abstract_params(init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
+    """What `init(key)` makes, as abstract arrays with the shardings that its logical axis names mean."""
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.param_shardings(boxed, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)
+
+
+def bytes_a_device(tree: Any) -> int:
+    """Bytes on each device of abstract arrays with shardings."""
+    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+    return sum(size(x) for x in jax.tree.leaves(tree))

@@ -1,0 +1,112 @@
+"""What a recipe says of a kind of training, and the parts of a run that it is given; `lm.training.run` does the rest."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh, NamedSharding
+
+from lm import config, flops, sharding
+from lm.data.corpus.prepare import Prepared, prepare
+from lm.data.loader import Position
+from lm.data.rows import blank
+from lm.objectives import Lengths
+from lm.training.loop import Source, prefetched
+from lm.training.step import StatePlan
+from lm.training.task import Task
+
+
+@dataclass(frozen=True)
+class Computation:
+    """What a run computes, without data, on a mesh whose devices need not be here (`tpu.aot`)."""
+
+    run: config.Run
+    mesh: Mesh
+    task: Task
+    lengths: Lengths
+    row: Any  # blank, as host arrays
+    plan: StatePlan
+    step: Any  # jitted: (state, frozen, batch) -> (state, metrics)
+    schedule: Callable[[int], Any]
+    frozen: Any  # abstract arrays with their shardings, or None
+
+    @property
+    def flops_per_step(self) -> float:
+        """Model FLOPs, forward and backward, of rows without padding."""
+        lengths: dict[str, Any] = dict(encoder=self.lengths.encoder, decoder=self.lengths.decoder)
+        passes = self.task.passes(self.lengths)
+        return sum(flops.count(m, batch=self.run.train.batch_size, predicted=p, **lengths).train for m, p in passes)
+
+    @property
+    def batch(self) -> Any:
+        """Abstract arrays with their shardings: what a step reads."""
+        return abstract_batch(self.row, self.run.train.batch_size, NamedSharding(self.mesh, sharding.BATCH))
+
+    def lower(self) -> Any:
+        """The step, traced for its mesh and not yet compiled."""
+        with sharding.use(self.mesh):
+            return self.step.lower(self.plan.targets(), self.frozen, self.batch)
+
+
+@dataclass(frozen=True)
+class Parts(Computation):
+    """All that a run is made of before its first step."""
+
+    data: Prepared
+    rows: dict[str, Any]  # by split: "train", and "holdout" if anything was held out
+
+
+def abstract_batch(row: Any, size: int, placed: NamedSharding | None = None) -> Any:
+    """`size` rows as shapes and dtypes."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=placed), row)
+
+
+class Recipe:
+    """A base class: a recipe overrides `check`, `task`, `rows`, and whatever else is different. It has no state, so that a run
+    resumes to the bit."""
+
+    def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
+        """The run with what its config leaves to the model that it starts from. Called before anything is checked; of a
+        workdir with checkpoints (None: a dry run) that model may be gone, and everything must come from the workdir."""
+        return run
+
+    def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
+        """UserError where the config does not fit itself, as far as that is known without the data."""
+        raise NotImplementedError
+
+    def task(self, run: config.Run) -> Task:
+        raise NotImplementedError
+
+    def data(self, run: config.Run, *, progress: bool) -> Prepared:
+        """The prepared data, with its tokenizer. UserError where the run does not fit it."""
+        return prepare(run.data, progress=progress)
+
+    def rows(self, run: config.Run, data: Prepared) -> dict[str, Any]:
+        """Rows by split (`lm.data.rows.Rows` or others like them): "train", and "holdout" if anything was held out."""
+        raise NotImplementedError
+
+    def row(self, rows: Any) -> Any:
+        """A blank row, as host arrays: the shapes of a batch without its leading axis."""
+        return blank(rows.lengths)
+
+    def check_data(self, parts: Parts) -> None:
+        """UserError where the run does not fit its data or tokenizer, before anything is trained."""
+
+    def source(self, parts: Parts, position: Position, steps: range) -> Source:
+        """The batches of these steps: by default training rows in order, prefetched."""
+        rows, mesh = parts.rows["train"], parts.mesh
+        return prefetched(lambda step: sharding.global_batch(rows.rows, position.of(step), mesh), steps)
+
+    def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
+        """Functions from parameters to held-out figures; all of them are merged into one row."""
+        return ()
+
+    def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
+        """Prompts and what the model makes of them, for the log and the report."""
+        return []
+
+    def baselines(self, parts: Parts) -> dict[str, Any] | None:
+        """Figures that the model's are shown beside, computed after training on one host."""
+        return None
