@@ -1,4 +1,4 @@
-"""How far a study is, live; and what its cells are made of."""
+"""The live progress table of a study, and the table of its cells before they are trained."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ from experiments.study import Study
 
 
 class Board:
-    """A table of cells and seeds that fills up; a line for each unit where there is no terminal."""
+    """A table of cells and seeds that is filled in as units finish; without a terminal, a line for each unit."""
 
     def __init__(self, study: Study, units: list[tuple[str, int]], workdir: Path):
         self.study, self.units, self.workdir = study, units, workdir
@@ -44,7 +44,7 @@ class Board:
         print(line, file=sys.stderr, flush=True)
 
     def table(self) -> Table:
-        """The first metric that a cell has, by seed."""
+        """A row per cell, with the first metric that it has for each seed."""
         study = self.study
         table = Table(title=f"{study.title}: {len(self.results)} of {len(self.units)} in {self.workdir}")
         table.add_column("cell")
@@ -55,14 +55,14 @@ class Board:
             mine = {seed: self.results.get((name, seed)) for seed in range(study.seeds)}
             found = [r["metrics"] for r in mine.values() if r]
             metric = next((m for m in study.metrics if any(m.name in of for of in found)), None)
-            say = lambda of, metric=metric: f"{of[metric.name]:.4g}" if metric and metric.name in of else "none"
-            values = ["" if r is None else say(r["metrics"]) for r in mine.values()]
+            show = lambda of, metric=metric: f"{of[metric.name]:.4g}" if metric and metric.name in of else "none"
+            values = ["" if r is None else show(r["metrics"]) for r in mine.values()]
             table.add_row(cell.label, metric.label if metric else "", *values)
         return table
 
 
 def plan_table(study: Study, workdir: Path) -> str:
-    """Markdown: what each cell trains, before it is trained."""
+    """A Markdown table of the cells' sizes, steps and costs, computed without training."""
     from experiments.run import counts, planned, training_rows
     from lm.recipes import task
     from lm.training.ledger import of_a_row
@@ -74,9 +74,9 @@ def plan_table(study: Study, workdir: Path) -> str:
     for name, cell in study.cells.items():
         run = planned(study, (name, 0), workdir)
         rows = training_rows(run)
-        size, whole = counts(run, rows), of_a_row(task(run), rows).of(run.train.steps * run.train.batch_size)
+        size, cost = counts(run, rows), of_a_row(task(run), rows).of(run.train.steps * run.train.batch_size)
         lines.append(
             f"| {cell.label} | {size['parameters']:,} | {size['parameters_without_embeddings']:,} | {run.train.steps:,} | "
-            f"{whole['model_flops']:.3g} | {whole['tokens_seen']:,.0f} | {whole['tokens_with_loss']:,.0f} |"
+            f"{cost['model_flops']:.3g} | {cost['tokens_seen']:,.0f} | {cost['tokens_with_loss']:,.0f} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A study's relations put to the test, with the seeds there are."""
+"""Tests a study's relations on the seeds that have results."""
 
 import dataclasses
 import math
@@ -10,23 +10,26 @@ from lm.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Differences are gains: better - than, turned by the metric's good direction, so that above 0 is as claimed."""
+    """A tested relation. Differences are gains: better - than, signed so that positive means better.
+
+    In every field, None means that it cannot be computed: no seed in common, one seed, or no variance.
+    """
 
     relation: Relation
     metric: Metric
-    test: stats.Paired | None  # None without a seed in common
+    test: stats.Paired | None
     interval: stats.Interval | None
     bootstrap: stats.Interval | None
     p: float | None
-    p_holm: float | None  # None of an exploratory relation too
-    seeds: int | None  # that would decide it; None beyond a thousand or where there is no variance
+    p_holm: float | None  # also None for an exploratory relation
+    seeds: int | None  # needed to decide it; also None above `stats.CAP`
     verdict: stats.Verdict
-    at_chance: bool = False  # neither cell is shown to have more than the metric gives for nothing
-    withdrawn: bool = False  # the study's results decide nothing, whatever the test says
+    at_chance: bool = False  # neither cell is shown to be above the metric's chance level
+    withdrawn: bool = False  # the study is withdrawn, so there is no verdict
 
     @property
     def words(self) -> str:
-        """The verdict, and what "unresolved" does not say by itself."""
+        """The verdict, whether the relation is exploratory, and why it is unresolved."""
         if self.withdrawn:
             return "withdrawn"
         if self.test is None:
@@ -41,7 +44,7 @@ class Judged:
 
     @property
     def published(self) -> float | None:
-        """Their gain, in their unit."""
+        """The published gain, in the paper's unit."""
         if self.relation.published is None:
             return None
         better, than = self.relation.published
@@ -49,19 +52,19 @@ class Judged:
 
 
 def values(results: Results, cell: str, metric: str) -> dict[int, float]:
-    """seed -> value, of the runs that have one; a diverged run's NaN is none."""
+    """Seed -> value of the metric, for the runs that have a finite one."""
     found = {seed: r["metrics"].get(metric) for seed, r in sorted(results.get(cell, {}).items())}
     return {seed: float(v) for seed, v in found.items() if v is not None and math.isfinite(v)}
 
 
 def pairs(results: Results, better: str, than: str, metric: str) -> list[tuple[float, float]]:
-    """The two cells' values of each seed that both have."""
+    """(better, than) values for each seed that both cells have."""
     a, b = values(results, better, metric), values(results, than, metric)
     return [(a[seed], b[seed]) for seed in a if seed in b]
 
 
 def judge(study: Study, results: Results) -> list[Judged]:
-    """Every relation in the study's order. Holm's family is the primary relations that could be tested."""
+    """Tests all relations, in the study's order. Raises UserError if one names an unknown cell or metric."""
     metrics = {m.name: m for m in study.metrics}
     for r in study.relations:
         if r.metric not in metrics:
@@ -72,7 +75,7 @@ def judge(study: Study, results: Results) -> list[Judged]:
         if r.kind == "equivalent" and r.margin <= 0:
             raise UserError(f"relation '{r.name}' is an equivalence without a margin; give margin > 0 in the metric's unit")
     found = [_tested(r, metrics[r.metric], pairs(results, r.better, r.than, r.metric)) for r in study.relations]
-    # A primary relation that could not be tested stays in the family: nothing gets easier by what is missing.
+    # Holm's family has all primary relations, also those that cannot be tested yet: missing runs must not lower the thresholds.
     primary = [j for j in found if j.relation.primary]
     holm = dict(zip(map(id, primary), stats.holm([1.0 if j.p is None else j.p for j in primary]), strict=True))
     decided = [_decided(j, holm.get(id(j)) if j.p is not None else None, len(primary), results) for j in found]
@@ -82,13 +85,13 @@ def judge(study: Study, results: Results) -> list[Judged]:
 
 
 def _unless_at_chance(judged: Judged, results: Results) -> Judged:
-    """No verdict between two cells that have learned nothing: the least of differences would be an equivalence."""
+    """Removes the verdict if neither cell is above chance: two models that learned nothing would count as equivalent."""
     relation, chance = judged.relation, judged.metric.chance
     if not chance or judged.verdict == "unresolved":
         return judged
     for cell in (relation.better, relation.than):
-        got, nothing = (values(results, cell, name) for name in (relation.metric, chance))
-        both = [(v, nothing[seed]) for seed, v in got.items() if seed in nothing]
+        reached, by_chance = (values(results, cell, name) for name in (relation.metric, chance))
+        both = [(v, by_chance[seed]) for seed, v in reached.items() if seed in by_chance]
         test = stats.gains(both, higher=judged.metric.higher) if both else None
         if test is None or test.mean > 0 and (test.p is None or test.p < stats.ALPHA):
             return judged

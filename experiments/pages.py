@@ -1,4 +1,4 @@
-"""Blocks of a report, and how each is written in Markdown, HTML and LaTeX. LaTeX has the tables alone, to be \\input."""
+"""The blocks of a report, and their Markdown, HTML and LaTeX. The LaTeX has only the tables, to be \\input."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ h2{margin-top:2rem}.wide{overflow-x:auto}"""
 
 @dataclass(frozen=True)
 class Text:
-    """A table's cell; `marks` are numbers of footnotes."""
+    """A cell of a table; `marks` are numbers of footnotes."""
 
     text: str
     bold: bool = False
@@ -47,7 +47,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Markdown:
-    """A study's own section: headings, paragraphs, lists, tables, pictures, code, **bold**, `code` and links."""
+    """Markdown written by a study. Supported: headings, paragraphs, lists, tables, pictures, code, **bold**, `code` and
+    links."""
 
     text: str
 
@@ -55,13 +56,13 @@ class Markdown:
 @dataclass(frozen=True)
 class Table:
     name: str
-    caption: str  # short, without a stop
-    align: str  # a letter for each column, l or r
+    caption: str  # short, without a full stop
+    align: str  # "l" or "r" for each column
     header: list[Text]
     rows: list[list[Text]]
-    notes: list[str] = field(default_factory=list)  # note k explains the mark k
+    notes: list[str] = field(default_factory=list)  # the footnote of mark k is notes[k - 1]
     about: str = ""  # how to read it
-    ruled_last: bool = False  # a line before the last row, which sums up
+    ruled_last: bool = False  # a line before the last row, which is a summary
 
 
 Block = Heading | Paragraph | Code | Picture | Markdown | Table
@@ -98,7 +99,7 @@ def _md(text: str) -> str:
 
 
 def page(title: str, blocks: list[Block], folder: Path) -> str:
-    """One HTML file: pictures are taken from `folder` and stand within."""
+    """A self-contained HTML page; pictures are read from `folder` and embedded."""
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>\n"
     return head + "\n".join(_html(b, folder) for b in blocks) + "\n"
 
@@ -135,7 +136,7 @@ def _image(path: str, alt: str, folder: Path) -> str:
 
 
 def _from_markdown(text: str, folder: Path) -> str:
-    """The little Markdown that `Markdown` names; anything else stays as text."""
+    """HTML of the Markdown that `Markdown` supports; anything else stays as text."""
     pieces = []
     for part in re.split(r"(^```.*?^```$)", text.strip(), flags=re.M | re.S):
         if part.startswith("```"):
@@ -163,7 +164,7 @@ def _paragraph(text: str, folder: Path) -> str:
 
 
 def _inline(text: str, folder: Path) -> str:
-    kept: list[str] = []  # code and escaped characters, out of reach of the rules below
+    kept: list[str] = []  # code and escaped characters, protected from the rules below
 
     def keep(markup: str) -> str:
         kept.append(markup)
@@ -184,15 +185,19 @@ TEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     **{c: "\\" + c for c in "&%$#_{}"},
-    **{"[": "{[}", "]": "{]}", "*": "{*}"},  # at the start of a row they would be the argument of the line break before
-    **{"<": "$<$", ">": "$>$", "|": "$|$", '"': "''"},  # the old default font has other signs in these places
+    **{
+        "[": "{[}",
+        "]": "{]}",
+        "*": "{*}",
+    },  # at the start of a row, they would be arguments of the line break before it
+    **{"<": "$<$", ">": "$>$", "|": "$|$", '"': "''"},  # the default font (OT1) has other glyphs for these
     **{"±": r"$\pm$", "−": "$-$", "–": "--", "≥": r"$\geq$", "≤": r"$\leq$", "×": r"$\times$", "≈": r"$\approx$"},
     **{"↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$", "α": r"$\alpha$", "β": r"$\beta$"},
 }
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX sets it, character by character."""
+    """Escapes text for LaTeX, character by character."""
     return "".join(TEX.get(c, c) for c in text)
 
 
@@ -211,7 +216,7 @@ def _latex(table: Table, label: str) -> str:
     notes = [rf"\textsuperscript{{{k}}}~{escaped(note)}." for k, note in enumerate(table.notes, 1)]
     notes = ([escaped(table.about)] if table.about else []) + notes
     align = table.align
-    if max((len(row[0].text) for row in table.rows), default=0) > 32:  # names that may fold
+    if max((len(row[0].text) for row in table.rows), default=0) > 32:  # long names in the first column: wrap them
         align = r">{\raggedright\arraybackslash\hangindent=1em}p{4.6cm}" + align[1:]
     return "\n".join(
         [
@@ -220,7 +225,7 @@ def _latex(table: Table, label: str) -> str:
             rf"\caption{{{escaped(table.caption)}}}",
             rf"\label{{tab:{re.sub(r'[^A-Za-z0-9]+', '-', f'{label}-{table.name}')}}}",
             r"\vspace{4pt}",
-            # As wide as it likes, and scaled down where that is wider than the text.
+            # Natural width, scaled down if it is wider than the text.
             rf"\sbox0{{\begin{{tabular}}{{@{{}}{align}@{{}}}}",
             r"\toprule",
             line(table.header),

@@ -1,4 +1,5 @@
-"""The pictures of a report. Colours are Okabe and Ito's, which the colour-blind tell apart; a word or shape says the same."""
+"""The pictures of a report. Colours are Okabe and Ito's, which colour-blind readers can distinguish; words or shapes repeat
+them."""
 
 import re
 import textwrap
@@ -40,15 +41,16 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def dots(study: Study, results: Results, metric: Metric, path: Path) -> Path | None:
-    """A line for each cell: every seed a ring (a seed keeps its height), the mean a diamond, its 95 % interval a bar."""
+    """Draws a row per cell: a ring for each seed (at the same height in all rows), the mean as a diamond, its 95 % interval as
+    a bar. Returns the path, or None without results."""
     found = {name: v for name in study.labels if (v := values(results, name, metric.name))}
     if not found:
         return None
     labels = [textwrap.fill(study.labels[name], 34) for name in found]
-    height = 0.24 + 0.2 * max(label.count("\n") + 1 for label in labels)  # inches of a line
+    height = 0.24 + 0.2 * max(label.count("\n") + 1 for label in labels)  # inches per row
     figure, axis = pyplot().subplots(figsize=(5.5, 0.4 + height * len(found)))
     seeds = sorted({seed for v in found.values() for seed in v})
-    offset = dict(zip(seeds, np.linspace(0.14, 0.36, len(seeds)), strict=True))  # below the mean, which would hide some
+    offset = dict(zip(seeds, np.linspace(0.14, 0.36, len(seeds)), strict=True))  # below the mean, which would hide rings
     for y, v in enumerate(found.values()):
         interval = stats.t_interval(list(v.values()))
         if interval.low is not None:
@@ -68,7 +70,8 @@ def _direction(metric: Metric) -> str:
 
 
 def forest(judged: list[Judged], path: Path) -> Path | None:
-    """A panel for each metric, for units differ. Right of 0 the first cell is better; a band is an equivalence's margin."""
+    """Draws the gains and their intervals, with a panel per metric. Right of 0 the first cell is better; a band is the margin
+    of an equivalence. Returns the path, or None without results."""
     panels: dict[str, list[Judged]] = {}
     for j in judged:
         if j.interval is not None:
@@ -91,7 +94,7 @@ def forest(judged: list[Judged], path: Path) -> Path | None:
 def _panel(axis: Any, panel: list[Judged]) -> None:
     for y, j in enumerate(panel):
         interval, (colour, shape) = j.interval, VERDICTS[j.verdict]
-        assert interval is not None, "forest() keeps those with a pair"
+        assert interval is not None, "forest() leaves out relations without a pair"
         if j.relation.kind == "equivalent":
             axis.fill_betweenx([y - 0.42, y + 0.42], -j.relation.margin, j.relation.margin, color=COLOURS[5], alpha=0.25, lw=0)
         if interval.low is not None:
@@ -114,8 +117,8 @@ def _panel(axis: Any, panel: list[Judged]) -> None:
 
 
 def curves(study: Study, results: Results, path: Path) -> Path | None:
-    """Held-out loss against model FLOPs (of the cell itself, not of what it started from): the mean of each cell's seeds over
-    the steps they share, the seeds' range behind it."""
+    """Draws held-out loss over model FLOPs, without those of the cell that it started from: the mean over seeds at the steps
+    that all have, with their range as a band. Returns the path, or None without results."""
     lines = {name: line for name in study.cells if (line := _mean_curve(results.get(name, {}))) and len(line[0]) > 1}
     if not lines:
         return None
@@ -132,7 +135,7 @@ def curves(study: Study, results: Results, path: Path) -> Path | None:
 
 
 def _mean_curve(runs: dict[int, dict[str, Any]]) -> tuple[np.ndarray, np.ndarray] | None:
-    """FLOPs [points] and losses [seeds, points] at the steps that every seed logged."""
+    """FLOPs [points] and losses [seeds, points] at the steps that all seeds logged."""
     tables = [{p["step"]: p for p in runs[seed].get("curve", ()) if p["flops"] > 0 and "loss" in p} for seed in sorted(runs)]
     tables = [t for t in tables if t]
     if not tables:

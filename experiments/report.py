@@ -44,7 +44,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load(directory: str | Path) -> tuple[Study, Results]:
-    """The study that study.json names, and its results: of its runs where there are any, else of results.json."""
+    """The study that study.json names, and its results: from the result.json of its runs, or if there are none from
+    results.json.
+
+    Warns if results were made with other settings than the study's current ones. Raises UserError if study.json is missing or a
+    file is damaged.
+    """
     d = Path(directory)
     if not (d / "study.json").exists():
         raise UserError(f"{d} has no study.json; give a study's work directory or the folder of its report")
@@ -74,11 +79,12 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not whole ({error}); delete it and run the study again") from error
+        raise UserError(f"{path} is not valid JSON ({error}); delete it and run the study again") from error
 
 
 def write(study: Study, results: Results, out: str | Path, *, command: str = "") -> dict[str, Path]:
-    """The report of these results, wherever they come from: {"md", "html", "tex", "results", and each picture's stem: path}."""
+    """Writes the report of these results into `out`. Returns the paths by "md", "html", "tex", "results" and each picture's
+    stem."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     raw = results
@@ -100,14 +106,14 @@ def write(study: Study, results: Results, out: str | Path, *, command: str = "")
 
 
 def _compact(results: Results) -> str:
-    """A line for each run, so that git shows which changed."""
+    """JSON with one line per run, so that diffs show which run changed."""
     run = lambda seed, result: f'"{seed}":{json.dumps(result, separators=(",", ":"), sort_keys=True)}'
     cell = lambda name, seeds: json.dumps(name) + ":{\n" + ",\n".join(run(*item) for item in sorted(seeds.items())) + "\n}"
     return "{" + ",\n".join(cell(*item) for item in sorted(results.items())) + "}\n"
 
 
 def _draw(study: Study, results: Results, judged: list[Judged], out: Path) -> dict[str, Path]:
-    """What could be drawn, by what it shows."""
+    """Draws the pictures for which there are results: description -> path."""
     paths = {
         f"{m.label}, seeds and means": pictures.dots(study, results, m, out / f"metric_{pictures.slug(m.name)}.png")
         for m in study.metrics

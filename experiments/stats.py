@@ -1,10 +1,11 @@
 """Statistics of a comparison over seeds: intervals, paired tests, equivalence, Holm's correction, power, verdicts.
 
-A pair is one seed in two cells. Where both cells cut the text into the same windows that is the same data in the same
-order, and what the seed does to both cancels in the difference; elsewhere pairing only costs degrees of freedom.
-With three to ten seeds everything here leans on the differences being about normal. No test without that assumption can
-help: the exact sign test over n seeds gives at best 2 * 0.5**n, which is 0.25 for three seeds and first falls below 0.05
-at six. It is given beside the t test so that the reader sees what stands without the assumption.
+A pair is one seed in two cells. If both cells cut the text into the same windows, they see the same data in the same order,
+and the seed's effect on both cancels in the difference; otherwise pairing only costs degrees of freedom.
+
+With three to ten seeds, everything here relies on the differences being approximately normal. No test without that assumption
+has enough power: the p of the exact sign test over n seeds is at least 2 * 0.5**n, which is 0.25 for three seeds and below
+0.05 only from six on. It is reported next to the t test to show what can be concluded without the assumption.
 """
 
 import math
@@ -19,14 +20,14 @@ from experiments.study import Relation
 
 ALPHA = 0.05
 POWER = 0.8
-CAP = 1000  # beyond so many seeds "more seeds" is no advice
+CAP = 1000  # seeds, beyond which the number needed is not computed
 
 Verdict = Literal["reproduced", "reversed", "unresolved"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean and the ends of its interval, which are None where a single seed leaves it undefined."""
+    """A mean and the ends of its confidence interval, None for a single value."""
 
     n: int
     mean: float
@@ -35,10 +36,10 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], *, confidence: float = 1 - ALPHA) -> Interval:
-    """Student's interval of the mean, the one every table and picture shows.
+    """Student's t interval of the mean, which all tables and pictures show.
 
-    It holds its 95 % from two seeds on if the values are about normal, and it agrees with the paired t test: the interval
-    of the differences leaves out 0 exactly when p < 0.05. The bootstrap has neither quality at such n; see below.
+    It has its nominal coverage from two seeds on if the values are normal, and it agrees with the paired t test: the interval
+    of the differences excludes 0 exactly if p < 0.05. With so few values, neither holds for the bootstrap (see below).
     """
     x = np.asarray(values, float)
     mean = float(x.mean())
@@ -49,11 +50,11 @@ def t_interval(values: Sequence[float], *, confidence: float = 1 - ALPHA) -> Int
 
 
 def bootstrap_interval(values: Sequence[float], *, confidence: float = 1 - ALPHA, resamples: int = 9999) -> Interval:
-    """BCa bootstrap over seeds, the percentile one where BCa is undefined; always the same resamples.
+    """BCa bootstrap interval of the mean, or the percentile one if BCa is undefined. Deterministic: the resamples are seeded.
 
-    Too narrow with few seeds, for a resample never leaves [min, max]: three values lie all on one side of the true mean a
-    quarter of the time, so the 95 % interval holds at most 75 %. Measured on normal values (test_stats.py): 3 seeds
-    72 %, 5 seeds 84 %, 10 seeds 89 %. Hence tables show `t_interval`, and this one stands among the checks.
+    It is too narrow with few seeds, because resampled means stay within [min, max]: three values are all on one side of the
+    true mean a quarter of the time, so a 95 % interval covers at most 75 %. Measured on normal values (test_stats.py): 3 seeds
+    72 %, 5 seeds 84 %, 10 seeds 89 %. Therefore tables show `t_interval`, and this one is among the checks.
     """
     x = np.asarray(values, float)
     mean = float(x.mean())
@@ -77,10 +78,10 @@ def bootstrap_interval(values: Sequence[float], *, confidence: float = 1 - ALPHA
 
 @dataclass(frozen=True)
 class Paired:
-    """n differences: mean, standard deviation, effect size dz = mean / sd, two-sided p of t and of the exact sign test.
+    """n differences: mean, standard deviation, effect size dz = mean / sd, two-sided p of the t test and the exact sign test.
 
-    Without variance (one seed; or every seed differs by exactly the same, as when both runs are the same run or the metric
-    is saturated) there is nothing to test against: dz and p are None.
+    Without variance (one seed, or equal differences for all seeds, as of identical runs or a saturated metric) dz and p are
+    None.
     """
 
     n: int
@@ -96,7 +97,8 @@ class Paired:
 
 
 def paired(differences: Sequence[float], *, scale: float = 0.0) -> Paired:
-    """`scale` is the size of what was subtracted, below whose rounding (1e-12 of it) a spread is none: 0.3 - 0.1 is not 0.2."""
+    """Tests whether the mean difference is 0. `scale`: the magnitude of the subtracted values; a spread below 1e-12 of it is
+    rounding (0.3 - 0.1 != 0.2) and counts as none."""
     d = np.asarray(differences, float)
     n, mean = len(d), float(d.mean())
     if n < 2:
@@ -109,13 +111,13 @@ def paired(differences: Sequence[float], *, scale: float = 0.0) -> Paired:
 
 
 def _sign_test(nonzero: np.ndarray) -> float:
-    """Exact: the chance of so few of the rarer sign, or of the other, were either as likely."""
+    """Exact two-sided p: the probability of at most as many of the rarer sign if both signs are equally likely."""
     n, fewer = len(nonzero), int(min((nonzero > 0).sum(), (nonzero < 0).sum()))
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down p-values; a None is no member of the family.
+    """Holm's step-down p-values. None is not a member of the family.
 
     [0.01, None, 0.04, 0.03] -> [0.03, None, 0.06, 0.06]
     """
@@ -128,7 +130,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def tost(test: Paired, margin: float) -> float | None:
-    """p of two one-sided t tests (Schuirmann 1987): small when the mean difference lies within (-margin, margin)."""
+    """p of two one-sided t tests (Schuirmann 1987): small if the mean difference is within (-margin, margin)."""
     if test.p is None:
         return None
     t = (margin - abs(test.mean)) / test.error
@@ -136,23 +138,24 @@ def tost(test: Paired, margin: float) -> float | None:
 
 
 def beyond(test: Paired, margin: float) -> float | None:
-    """p of `the mean difference is within the margin`: below 0.05 exactly when its 95 % interval lies wholly outside."""
+    """p of the hypothesis that the mean difference is within the margin: below 0.05 exactly if its 95 % interval is entirely
+    outside."""
     if test.p is None:
         return None
     return float(min(1.0, 2 * stats.t.sf((abs(test.mean) - margin) / test.error, test.n - 1)))
 
 
 def gains(pairs: Sequence[tuple[float, float]], *, higher: bool = True) -> Paired:
-    """The test of (better, than) pairs, their differences turned so that more is better."""
+    """The paired test of (better, than) pairs, with differences signed so that positive means better."""
     x = np.asarray(pairs, float).reshape(-1, 2)
     return paired((x[:, 0] - x[:, 1]) * (1 if higher else -1), scale=float(np.abs(x).max()))
 
 
 def relation_p(relation: Relation, test: Paired) -> float | None:
-    """The p that decides a relation, and that Holm's correction takes.
+    """The p that decides a relation, before Holm's correction.
 
-    An equivalence asks two questions of which only one can be answered wrongly, whatever the truth: TOST where the
-    difference is within the margin, the test that it is beyond where it is not.
+    For an equivalence: of TOST if the observed difference is within the margin, otherwise of the test that it is beyond.
+    Whatever the truth, only one of the two tests can be wrong, so no correction is needed for having two.
     """
     if relation.kind == "greater":
         return test.p
@@ -162,23 +165,24 @@ def relation_p(relation: Relation, test: Paired) -> float | None:
 def verdict(
     relation: Relation, pairs: Sequence[tuple[float, float]], p_adjusted: float | None, *, higher: bool = True
 ) -> Verdict:
-    """`p_adjusted` is `relation_p` after Holm's correction (or as it is, for an exploratory relation)."""
+    """The verdict on a relation. `p_adjusted`: `relation_p`, after Holm's correction if the relation is primary."""
     if p_adjusted is None or p_adjusted >= ALPHA:
         return "unresolved"
     mean = gains(pairs, higher=higher).mean
-    held = mean > 0 if relation.kind == "greater" else abs(mean) <= relation.margin
-    return "reproduced" if held else "reversed"
+    holds = mean > 0 if relation.kind == "greater" else abs(mean) <= relation.margin
+    return "reproduced" if holds else "reversed"
 
 
 def t_power(effect: float, n: int, *, alpha: float = ALPHA) -> float:
-    """Power of the two-sided paired t test with n seeds at a true effect dz, by the noncentral t distribution."""
+    """Power of the two-sided paired t test with n seeds for a true effect dz, by the noncentral t distribution."""
     critical, shift = stats.t.isf(alpha / 2, n - 1), abs(effect) * np.sqrt(n)
-    wrong_side = stats.nct.cdf(-critical, n - 1, shift) if shift < 8 else 0.0  # scipy's far tail is NaN in places
+    wrong_side = stats.nct.cdf(-critical, n - 1, shift) if shift < 8 else 0.0  # scipy's far tail is sometimes NaN
     return float(stats.nct.sf(critical, n - 1, shift) + wrong_side)
 
 
 def tost_power(mean: float, sd: float, margin: float, n: int, *, alpha: float = ALPHA) -> float:
-    """Power of the equivalence test at a true mean and sd: given a sampled sd the sampled mean is normal; average over sds."""
+    """Power of the equivalence test with n seeds for a true mean and sd: the average over sampled sds, given which the sampled
+    mean is normal."""
     quantiles = (np.arange(2000) + 0.5) / 2000
     sampled = np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))  # in units of sd
     room = margin * np.sqrt(n) / sd - stats.t.isf(alpha, n - 1) * sampled  # accepted: |sampled mean| < room, in standard errors
@@ -187,10 +191,11 @@ def tost_power(mean: float, sd: float, margin: float, n: int, *, alpha: float = 
 
 
 def seeds_needed(relation: Relation, test: Paired, *, alpha: float = ALPHA) -> int | None:
-    """The fewest seeds with 80 % power to decide the relation, were the observed effect the true one; None beyond 1000.
+    """The fewest seeds with 80 % power to decide the relation if the observed effect is the true one; None beyond CAP.
 
-    The observed effect of few seeds is itself uncertain: take it for the order of magnitude. For a corrected relation give
-    alpha / (size of the family), the threshold it must pass at worst; so none that is unresolved is told it has enough.
+    The observed effect of few seeds is itself uncertain, so this is an order of magnitude. For a relation under Holm's
+    correction, give alpha / (size of the family), the strictest threshold, so that no unresolved relation appears to have
+    enough seeds.
     """
     if test.dz is None:
         return None
@@ -202,7 +207,7 @@ def seeds_needed(relation: Relation, test: Paired, *, alpha: float = ALPHA) -> i
         power = lambda n: t_power((abs(test.mean) - relation.margin) / test.sd, n, alpha=alpha)
     if power(CAP) < POWER:
         return None
-    low, high = 1, CAP  # power(low) < POWER <= power(high): it rises with n
+    low, high = 1, CAP  # power(low) < POWER <= power(high), as power increases with n
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if power(middle) < POWER else (low, middle)

@@ -18,17 +18,17 @@ LEDGER = {
     "device_seconds": "device-seconds",
 }
 MATCHED = {"flops": "model_flops", "seen": "tokens_seen", "loss_tokens": "tokens_with_loss", "params": "parameters"}
-TOLERANCE = 0.01  # of what is to be held equal
+TOLERANCE = 0.01  # relative deviation of the matched figure that is accepted
 
 
 def _decimals(found: list[float]) -> int:
-    """Four digits of the largest: 83.28, 0.8328, 2.134."""
+    """The number of decimals that gives the largest value four digits: 83.28, 0.8328, 2.134."""
     largest = max((abs(v) for v in found), default=0.0)
     return 3 if largest == 0 else max(0, min(6, 3 - math.floor(math.log10(largest))))
 
 
 class _Notes:
-    """Numbers footnotes as they come; the same text has one number."""
+    """Numbers footnotes in order of appearance; equal texts share a number."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -41,7 +41,8 @@ class _Notes:
 
 
 def _flags(runs: dict[int, dict[str, Any]]) -> dict[str, set[str]]:
-    """flag -> what it says, over the seeds: {"sentiment/accuracy": {"10 spans left out"}}; a bare True says its own name."""
+    """Flag -> texts over all seeds: {"sentiment/accuracy": {"10 spans left out"}}. The text of a bare True is the flag's
+    name."""
     found: dict[str, set[str]] = {}
     for run in runs.values():
         for key, value in run.get("flags", {}).items():
@@ -87,7 +88,7 @@ def _mean(found: list[float], decimals: int) -> str:
 
 
 def _best(study: Study, results: Results, metric: Metric) -> str | None:
-    """The best cell, if the second is significantly worse; of those whose values compare."""
+    """The best cell if the second best is significantly worse, among cells without a flag on the metric; otherwise None."""
     plain = [c for c in study.labels if not any(metric.name in r["flags"] for r in results.get(c, {}).values())]
     means = {c: sum(v.values()) / len(v) for c in plain if (v := values(results, c, metric.name))}
     order = sorted(means, key=lambda c: means[c], reverse=metric.higher)
@@ -113,7 +114,7 @@ def ledger(study: Study, results: Results) -> list[Block]:
     rows = [[Text(study.cells[c].label), *(Text(_amount(mean(of(found, k)))) for k in keys)] for c, found in runs.items()]
     everything = [r for found in runs.values() for r in found]
     of_all = {k: mean(of(everything, k)) for k in keys}
-    # What is held equal is a cell's share of the budget, where the study has one.
+    # The matched figure should be the cell's share of the budget, others the mean of all runs.
     share = lambda c, k: study.budget * study.cells[c].share if k == held and study.budget > 0 else of_all[k]
     off = lambda k: (abs(v - share(c, k)) / share(c, k) if share(c, k) else 0.0 for c in runs for v in of(runs[c], k))
     deviations = {k: max(off(k), default=0.0) for k in keys}
@@ -154,7 +155,7 @@ def _range(interval: stats.Interval | None, decimals: int) -> str:
 
 
 def _width(judged: Judged) -> int:
-    """Decimals that tell an interval's ends apart."""
+    """Decimals that distinguish the ends of an interval."""
     i = judged.interval
     return 3 if i is None else _decimals([v for v in (i.mean, i.low, i.high) if v is not None])
 

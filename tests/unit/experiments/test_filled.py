@@ -27,10 +27,10 @@ def test_a_part_is_replaced_and_the_rest_stays(tmp_path):
     assert file.read_text() == "before\n<!-- x -->\nnew\n\nlines\n<!-- /x -->\nafter é\n"
     fill(file, "x", "again")
     assert file.read_text() == "before\n<!-- x -->\nagain\n<!-- /x -->\nafter é\n"
-    with pytest.raises(UserError, match="has no part between <!-- y --> and <!-- /y -->"):
+    with pytest.raises(UserError, match="has no section between <!-- y --> and <!-- /y -->"):
         fill(file, "y", "text")
     file.write_text("<!-- x -->\nno end")
-    with pytest.raises(UserError, match="no part"):
+    with pytest.raises(UserError, match="no section"):
         fill(file, "x", "text")
     assert file.read_text() == "<!-- x -->\nno end"
 
@@ -111,7 +111,7 @@ def test_a_readme_without_the_part_is_told_before_anything_runs(tmp_path, capsys
     monkeypatch.setattr(run.subprocess, "run", lambda *words, **_: ran.append(words))
     assert run.main([f"--workdir={tmp_path / 'new'}"]) == 2
     err = capsys.readouterr().err
-    assert "has no part between" in err and err.count("\n") == 1 and not ran
+    assert "has no section between" in err and err.count("\n") == 1 and not ran
 
 
 @pytest.mark.parametrize("file", ["README.md", "experiments/quickstart/README.md"])

@@ -311,7 +311,7 @@ def test_runs_and_the_small_file_give_the_same_report(tmp_path, no_pictures, mon
     for name in ("report.tex", "results.json", "study.json"):
         assert (small / name).read_bytes() == (third / name).read_bytes()
     (runs / "causal/seed0/result.json").write_text("{")
-    assert report.main([str(runs)]) == 2 and "is not whole" in capsys.readouterr().err
+    assert report.main([str(runs)]) == 2 and "is not valid JSON" in capsys.readouterr().err
     (small / "study.json").write_text(json.dumps(spec | {"study": "planned"}))
     assert report.main([str(small)]) == 2 and "names study 'planned'" in capsys.readouterr().err
     assert report.main([str(tmp_path)]) == 2 and "has no study.json" in capsys.readouterr().err
@@ -349,7 +349,7 @@ def test_what_is_withdrawn_is_so_wherever_it_is_read(folder):
     root = folder.parent.parent
     assert f"[{folder.name}]({folder.name}) (results withdrawn)" in (folder.parent / "README.md").read_text()
     for page in (folder.parent / "README.md", root / "README.md"):
-        assert re.search(rf"[Ee]very cell of\s+`{folder.name}`\s+(lies )?below", page.read_text())
+        assert re.search(rf"[Ee]very cell of\s+`{folder.name}`\s+(lies |is )?below", page.read_text())
 
 
 def test_two_studies_are_withdrawn():
