@@ -9,18 +9,18 @@ import numpy as np
 from lm import config
 from lm.data.corpus.store import Store
 from lm.data.examples import ExampleBuilder
-from lm.data.rows import blank, mixture, pack, permute, stack
+from lm.data.rows import blank, mixture, one_after_another, pack, permute, stack
 from lm.errors import UserError
 from lm.objectives import Lengths
 from lm.types import Example
 
-_OPEN = 64  # rows that a record may be packed into: those begun last
-_A_LABEL = 4  # tokens of a packed row for each class that may be asked in it
+_OPEN = 64  # a record is packed into one of this many rows, those begun last
+_TOKENS_A_LABEL = 4  # a packed row has room for one label for each of so many tokens
 
 
 @dataclass(frozen=True)
 class Items:
-    """What the rows of one source are made of: each an answer, or the answers, of a record. int64 [items] each."""
+    """The items that rows of one source consist of: each one answer of a record, or all answers. int64 [items] each."""
 
     record: np.ndarray  # number in the store
     start: np.ndarray  # of the first token with loss, within the record
@@ -35,7 +35,7 @@ class Items:
 class RecordRows:
     """Examples of fixed shape by number, of the records in `stores`. `data` has the format and weight of each source.
 
-    Training rows go on for ever, and each epoch of a source has its own order. Held-out rows (`shuffle=False`) have every
+    Training rows have no end, and each epoch of a source has its own order. Held-out rows (`shuffle=False`) have every
     record once, in the order of the stores; their number is `count`, and rows past it are blank, of weight 0.
 
     With `data.packing` a training row has as many records as fit, each a segment of its own. Which ones share a row depends on
@@ -57,7 +57,7 @@ class RecordRows:
         self.formats = {name: data.sources[name].format for name in stores}
         for name, format in self.formats.items():
             self._check(name, format)
-        # A decoder's logits are asked for at the answer alone where a row has one, and otherwise everywhere.
+        # A decoder gives logits only at the answer if a row has one, and otherwise at every position.
         turns = self.packing or "messages" in self.formats.values()
         self.everywhere = how == "text" and builder.architecture == "decoder" and turns
         self.lengths = self._lengths()
@@ -86,8 +86,8 @@ class RecordRows:
         return sum(store.num_bytes for store in self.stores.values()) / max(1, self.count)
 
     def report(self) -> dict[str, dict[str, int]]:
-        """By source: how many records and answers there are, texts that were shortened to both ends, answers left out because
-        they have no room (`data.on_long=skip`), rows of an epoch.
+        """By source: the number of records, answers, texts shortened to both ends, answers left out because they have no room
+        (`data.on_long=skip`), and rows of an epoch.
         """
         sizes = zip(self.items.items(), self._sizes, strict=True)
         return {name: {**items.report, "rows": size} for (name, items), size in sizes}
@@ -95,7 +95,9 @@ class RecordRows:
     # --------------------------------------------------------------------------------------------------- what has room
 
     def _lengths(self) -> Lengths:
-        """Of a row: those of one record, or, packed, those of the data settings, which must have room for one."""
+        """The lengths of a row: those of one record, or, for packed rows, those of the data settings, which must have room for
+        one.
+        """
         b = self.builder
         one = b.label_lengths if self.how == "head" else b.answer_lengths
         if self.everywhere:
@@ -113,7 +115,7 @@ class RecordRows:
                 )
         predicted = None
         if self.how == "head":
-            predicted = max(1, max(filter(None, given.values())) // _A_LABEL)
+            predicted = max(1, max(filter(None, given.values())) // _TOKENS_A_LABEL)
         return Lengths(given["encoder"], given["decoder"], predicted, prefix=one.prefix)
 
     def _items(self, name: str, store: Store) -> Items:
@@ -175,9 +177,9 @@ class RecordRows:
         return f"{what}; {cure}, or leave them out and count them with --config.data.on_long=skip"
 
     def _pack(self, s: int, items: Items) -> tuple[np.ndarray, np.ndarray]:
-        """Items in the order of their rows, and where each row begins in that order, with the end: int64 each.
+        """Items sorted by row, int64 [items], and where each row begins among them, int64 [rows + 1].
 
-        Items are taken in random order; each goes into the fullest of the last rows that has room for it.
+        Items are taken in random order, and each goes into the fullest of the last rows that has room for it.
         """
         count = len(items.record)
         if not self.packing:
@@ -227,13 +229,9 @@ class RecordRows:
         return lost / max(tokens, 1)
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each row and its number within the source: int64 each. The source of what is past the last held-out
-        row is one more than there are.
-        """
+        """The source of each row and its number in that source's order: int64 each, as in `mixture`."""
         if not self.shuffle:
-            ends = np.cumsum(self._sizes)
-            source = np.searchsorted(ends, index, side="right")
-            return source, index - np.concatenate([[0], ends])[source]
+            return one_after_another(index, self._sizes)
         source, number = mixture(index, [self.data.sources[name].weight for name in self.stores])
         for s, size in enumerate(self._sizes):
             mine = np.flatnonzero(source == s)
@@ -252,7 +250,7 @@ class RecordRows:
         return [(names[s], int(self.items[names[s]].record[n])) for s, n in pairs]
 
     def prompts(self, index: Sequence[int] | np.ndarray) -> list[tuple[np.ndarray | None, np.ndarray]]:
-        """What is read before the answers of held-out rows `index`: ids for the encoder, if any, and for the decoder."""
+        """For each held-out row of `index`, the ids that encoder (None without one) and decoder read before the answer."""
         source, number = self._located(np.asarray(index, np.int64))
         names = list(self.stores)
         return [self._prompt(names[s], n) for s, n in zip(source.tolist(), number.tolist(), strict=True)]
@@ -267,7 +265,7 @@ class RecordRows:
         return (None, ids[:start]) if b.architecture == "decoder" else (ids[first:start], b.start)
 
     def _read(self, name: str, item: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, int, int]]:
-        """Of each item of a source: ids and loss up to its end, where its answer starts and stops."""
+        """For each item of a source: ids and loss up to the end of its answer, and where the answer starts and stops."""
         items, store = self.items[name], self.stores[name]
         record, start, stop = items.record[item], items.start[item].tolist(), items.stop[item].tolist()
         every = zip(store.documents(record), store.loss(record), start, stop, strict=True)

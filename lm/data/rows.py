@@ -1,7 +1,7 @@
-"""Rows by arithmetic: row i of a run is a function of (seed, i), whatever the hosts, the workers and the history.
+"""Rows by arithmetic: row i of a run is a function of (seed, i), and depends on no host, worker or history.
 
-The position in the data is one number. A row is a window over the concatenated documents of a source, cut at the
-documents' ends; the objective turns each piece into an Example, and the pieces share the row as segments.
+The position in the data is one number. A row is a window over the concatenated documents of a source, cut where documents
+end; the objective turns each piece into an Example, and the pieces share the row as segments.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,15 +15,16 @@ from lm.errors import UserError
 from lm.objectives import Lengths, Objective
 from lm.types import Example, TokenStream
 
-# Tokens of text, where documents begin in them, and what turns them into a row: the arguments of `fill`.
+# The arguments of `fill`: the tokens of a window, where documents begin in it, and what turns them into a row.
 Window = tuple[np.ndarray, np.ndarray, Objective, np.random.Generator, np.ndarray | None]
 
 
 def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
-    """A permutation of 0..size-1 applied to int64 `index`, without ever listing it.
+    """Applies a permutation of 0..size-1, which `key` chooses, to `index`: int64 -> int64. It is computed for each index, not
+    stored.
 
-    A four-round Feistel network on the next even number of bits, walked until it falls inside (Black and Rogaway,
-    "Ciphers with arbitrary finite domains", 2002).
+    A four-round Feistel network on the next even number of bits, applied again until the result is below `size` (Black and
+    Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
     half = max(1, (int(size - 1).bit_length() + 1) // 2)
     low = np.uint64((1 << half) - 1)
@@ -44,7 +45,7 @@ def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
 
 
 def shares(weights: Sequence[float]) -> np.ndarray:
-    """Of the weights of all sources: float64, of sum 1."""
+    """The weights of all sources, scaled to sum to 1: float64."""
     if min(weights) < 0 or sum(weights) <= 0:
         raise UserError(
             f"data.sources.*.weight are {', '.join(f'{w:g}' for w in weights)}; they are shares: none below 0, not all 0"
@@ -53,9 +54,10 @@ def shares(weights: Sequence[float]) -> np.ndarray:
 
 
 def mixture(index: np.ndarray, weights: Sequence[float], period: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Which source row `index` comes from, and its number among that source's rows: int64 each.
+    """The source that each row of `index` comes from, and its number among that source's rows: int64 each.
 
-    A fixed pattern of at most `period` rows, as evenly spread as may be, goes round: any stretch has the weights' shares.
+    A fixed pattern of at most `period` rows repeats. It spreads each source evenly, so that any run of rows has about the
+    weights' shares.
     """
     parts = shares(weights)
     counts = np.where(parts > 0, np.maximum(1, np.round(parts * period)), 0).astype(int)
@@ -66,17 +68,24 @@ def mixture(index: np.ndarray, weights: Sequence[float], period: int = 1000) -> 
     rank = np.zeros(len(pattern), np.int64)
     for s in range(len(counts)):
         rank[pattern == s] = np.arange(counts[s])
-    turns, place = np.divmod(np.asarray(index, np.int64), len(pattern))
-    source = pattern[place]
-    return source, turns * counts[source] + rank[place]
+    repeats, within = np.divmod(np.asarray(index, np.int64), len(pattern))
+    source = pattern[within]
+    return source, repeats * counts[source] + rank[within]
+
+
+def one_after_another(index: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """As `mixture`, of sources that follow each other with `sizes` rows. The source of a row past the last is `len(sizes)`."""
+    ends = np.cumsum(sizes)
+    source = np.searchsorted(ends, index, side="right")
+    return source, index - np.concatenate([[0], ends])[source]
 
 
 @dataclass(frozen=True)
 class Rows:
     """Examples of fixed shape by number.
 
-    Training rows go on for ever: each epoch of a source has its own order, offset and noise. Held-out rows
-    (`shuffle=False`) cover every token of every source once, in order; their number is `count`.
+    Training rows have no end: each epoch of a source has its own order, offset and noise. Held-out rows (`shuffle=False`)
+    cover every token of every source once, in order; there are `count` of them, and rows past the last are blank.
     """
 
     stores: Mapping[str, Store]
@@ -95,7 +104,7 @@ class Rows:
                 )
 
     def windows(self, store: Store) -> int:
-        """Windows of a source in an epoch."""
+        """How many windows of a source an epoch has."""
         o = self.objective
         if self.shuffle:
             return (store.num_tokens - o.window - o.stride + 1) // o.stride + 1
@@ -103,7 +112,7 @@ class Rows:
 
     @property
     def lengths(self) -> Lengths:
-        """Of a row."""
+        """The lengths of a row."""
         return self.objective.lengths
 
     @property
@@ -114,39 +123,37 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """Rows that cover the split once."""
+        """How many rows cover the split once."""
         return sum(self.windows(store) for store in self.stores.values())
 
     def rows(self, index: np.ndarray) -> Example:
         """Rows `index` (int64 [B]), stacked: every array of the Example with a leading axis B."""
         index = np.asarray(index, np.int64)
         examples = [blank(self.objective.lengths)] * len(index)  # held-out rows past the last stay blank, of weight 0
-        for place, window in self._places(index):
-            examples[place] = fill(*window)
+        for i, window in self._windows_of(index):
+            examples[i] = fill(*window)
         return stack(examples)
 
     def left_out(self, index: np.ndarray) -> float:
-        """The share of text in the windows of rows `index` that is in no row: of pieces too short for the objective, and the
-        ends of those whose noised form did not fit."""
-        counts = [(fitted(*window)[1], len(window[0])) for _, window in self._places(np.asarray(index, np.int64))]
+        """The share of the tokens in the windows of rows `index` that is in no row: pieces too short for the objective, and
+        the ends of those whose noised form did not fit."""
+        counts = [(fitted(*window)[1], len(window[0])) for _, window in self._windows_of(np.asarray(index, np.int64))]
         return sum(out for out, _ in counts) / max(sum(size for _, size in counts), 1)
 
-    def _places(self, index: np.ndarray) -> Iterator[tuple[int, Window]]:
-        """Places in `index` and what is in the window of the row there; none for rows past the last of held-out text."""
+    def _windows_of(self, index: np.ndarray) -> Iterator[tuple[int, Window]]:
+        """Pairs (i, window of row index[i]), source by source; no pair for a row past the last held-out one."""
         names = list(self.stores)
         if self.shuffle:
             source, number = mixture(index, [(self.weights or {}).get(name, 1.0) for name in names])
         else:
-            ends = np.cumsum([self.windows(self.stores[name]) for name in names])
-            source = np.searchsorted(ends, index, side="right")
-            number = index - np.concatenate([[0], ends])[np.minimum(source, len(names))]
+            source, number = one_after_another(index, [self.windows(store) for store in self.stores.values()])
         for s, name in enumerate(names):
             mine = np.flatnonzero(source == s)
             if len(mine):
                 yield from zip(mine.tolist(), self._windows(s, self.stores[name], number[mine]), strict=True)
 
     def _windows(self, s: int, store: Store, number: np.ndarray) -> Iterator[Window]:
-        """What `fill` takes, for rows of one source by their numbers."""
+        """The windows of source `s`, by the numbers of its rows."""
         o = self.objective
         if self.shuffle:
             epoch, within = np.divmod(number, self.windows(store))
@@ -170,8 +177,8 @@ class Rows:
             yield text, self._cuts(store, int(starts[i]), len(text)), o, rng, other
 
     def _elsewhere(self, store: Store, begin: int, rng: np.random.Generator) -> np.ndarray:
-        """The longest piece of one document in a random window of the source that touches no document of the window at
-        `begin`; if there is no such window, one that does not touch that window itself; empty where there is none either.
+        """The longest piece of one document in a random window of the source, int32 [n]. That window shares no document with
+        the window at `begin`; where none is left, it only does not overlap with it; where none is left either, n is 0.
         """
         size = self.objective.window
         first, last = np.searchsorted(store.offsets, (begin, begin + size - 1), side="right")
@@ -181,14 +188,14 @@ class Rows:
                 break
         else:
             return np.zeros(0, np.int32)
-        place = int(rng.integers(before + behind))
-        start = place if place < before else place - before + int(high)
+        drawn = int(rng.integers(before + behind))
+        start = drawn if drawn < before else drawn - before + int(high)
         text = store.read(np.array([start]), size)[0]
         return max(np.split(text, self._cuts(store, start, size)), key=len)
 
     @staticmethod
     def _cuts(store: Store, start: int, length: int) -> np.ndarray:
-        """Where documents begin inside the window."""
+        """Where documents begin inside the window, relative to it."""
         first, last = np.searchsorted(store.offsets, (start + 1, start + length))
         return store.offsets[first:last] - start
 
@@ -196,9 +203,9 @@ class Rows:
 def fill(
     tokens: np.ndarray, cuts: np.ndarray, objective: Objective, rng: np.random.Generator, other: np.ndarray | None = None
 ) -> Example:
-    """One row from a window: a segment for each document, shortened where its noised form would not fit any more.
+    """One row from a window: a segment for each document, shortened if its noised form does not fit.
 
-    `other` is text from elsewhere, for an objective that asks for it.
+    `other`: tokens of another document, for an objective with `other=True`.
     """
     return pack(fitted(tokens, cuts, objective, rng, other)[0], objective.lengths)
 
@@ -206,11 +213,11 @@ def fill(
 def fitted(
     tokens: np.ndarray, cuts: np.ndarray, objective: Objective, rng: np.random.Generator, other: np.ndarray | None = None
 ) -> tuple[list[Example], int]:
-    """The segments of a row, and how many tokens of its window are in none of them. Where windows overlap, what they share
-    does not count: it is read or predicted in the other one.
+    """The segments of a row, and how many tokens of its window are in none of them. The tokens that two windows share are
+    not counted, because the other window reads or predicts them.
 
-    A shortened piece gets the same randomness again: drawn anew, forms that are short would be taken more often than their
-    share. Predictions for which a row has no places left are not asked for; their text stays.
+    A shortened piece is noised with the same random numbers again: with new ones, short forms would occur more often than
+    they should. Predictions beyond the row's room for predictions are dropped; their text stays.
     """
     pieces: list[Example] = []
     left_out, at, shared = 0, 0, objective.window - objective.stride
@@ -218,7 +225,7 @@ def fitted(
     room = objective.lengths
     for piece in np.split(tokens, cuts):
         seed, end = int(rng.integers(2**63)), at + len(piece)
-        if _only(piece, objective.ends):  # no text, so that nothing is lost
+        if _only(piece, objective.ends):  # no text, so nothing is lost
             at = end
             continue
         while len(piece) >= objective.shortest and not _only(piece, objective.ends):
@@ -241,7 +248,7 @@ def _only(piece: np.ndarray, ends: frozenset[int]) -> bool:
 
 
 def _asked(example: Example, most: int | None) -> Example:
-    """With the first `most` of its predictions, where these have places of their own."""
+    """The example with at most its first `most` predictions, if it names their positions."""
     if example.where is None or most is None or len(example.where) <= most:
         return example
     return replace(example, targets=example.targets[:most], weights=example.weights[:most], where=example.where[:most])
@@ -262,12 +269,12 @@ def _less(room: Lengths, example: Example) -> Lengths:
 
 
 def blank(lengths: Lengths) -> Example:
-    """A row of padding alone, of weight 0."""
+    """A row of padding only, of weight 0."""
     return pack([], lengths)
 
 
 def pack(pieces: Sequence[Example], lengths: Lengths) -> Example:
-    """Pieces one behind the other, padded with zeros to the row's lengths.
+    """Concatenates pieces, each a segment, and pads with zeros to the row's lengths.
 
     piece 1   tokens [5 6 7]   piece 2   tokens [8 9]
     row       tokens    [5 6 7 8 9 0]
@@ -310,7 +317,7 @@ def pack(pieces: Sequence[Example], lengths: Lengths) -> Example:
 
 
 def stack(examples: Sequence[Example]) -> Example:
-    """Rows -> a batch: every array gets a leading axis."""
+    """Stacks rows into a batch: every array gets a leading axis."""
 
     def streams(name: str) -> TokenStream | None:
         parts = [getattr(e, name) for e in examples]

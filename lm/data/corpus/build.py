@@ -21,7 +21,7 @@ from lm.data.corpus.store import Entry, write_store
 from lm.data.tokenizer import Tokenizer, from_bytes, load, train
 from lm.errors import UserError
 
-FORMAT = 2  # of the prepared folder and of what the stages do; a change of either makes everything be prepared anew
+FORMAT = 2  # version of the prepared folder and of the stages; raise it to make everything be prepared again
 SPLITS = ("train", "holdout")
 _WITH_SPLIT = ("package", "cloze")  # kinds of sources that come with a held-out split
 _ENCODE_BYTES = 1 << 23  # of text in one call of the tokenizer
@@ -30,7 +30,10 @@ _EXAMPLES = 5  # of dropped documents and corrupt records, shown in the report; 
 
 
 class Build:
-    """One preparation, stage by stage, in a folder that survives a kill."""
+    """One preparation, stage by stage, in the folder `path`, which a killed process leaves for the next one to go on with.
+
+    `mark`: the fingerprint. `tokenizer`: one that replaces that of the settings.
+    """
 
     def __init__(
         self,
@@ -47,15 +50,16 @@ class Build:
         self.bar = stages.Progress(progress)
 
     def run(self) -> None:
+        """Runs the stages that are not finished yet, and writes the report."""
         try:
             integrity.read_report(self.path, self.mark)
         except integrity.Damaged:
-            pass  # as a rule there is none yet
+            pass  # usually there is none yet
         else:
-            return self._tidy()  # killed after the report was written, before the rename
+            return self._remove_temporary()  # killed after the report was written, before the rename
         start = time.monotonic()
         if self.data.tokenizer.path and not self.given:
-            load(self.data.tokenizer.path)  # a file that is refused is refused now, and not after hours of cleaning
+            load(self.data.tokenizer.path)  # to refuse a bad file now, not after hours of cleaning
         with self.bar:
             cleaned = {name: self._stage(f"{name}/clean", lambda n=name: self._clean(n)) for name in self.data.sources}
             dropped = self._stage("dedup", lambda: self._dedup(cleaned))
@@ -80,6 +84,7 @@ class Build:
         return json.loads(done.read_bytes())
 
     def _clean(self, name: str) -> dict[str, Any]:
+        """Writes the cleaned documents and their signatures; returns what was counted, and why documents were unreadable."""
         data, source = self.data, self.data.sources[name]
         documents = self.open_source(source, data)
         texts = source.format == "text"
@@ -140,8 +145,9 @@ class Build:
         return out
 
     def _split(self, name: str, dropped: list[Any]) -> dict[str, Any]:
-        """Writes both texts; returns the number of documents in each, and of labelled records also of each class. A share of
-        the documents is held out, those with the smallest hashes; a set that comes with a held-out split keeps it.
+        """Writes the documents of both splits. Returns their numbers, and those of each label if the records are labelled.
+
+        The documents with the smallest hashes are held out; a set that comes with a held-out split keeps it.
         """
         gone = {index for index, *_ in dropped}
         folder, source = self.path / name, self.data.sources[name]
@@ -169,8 +175,8 @@ class Build:
         return counts | ({"labels": labels} if source.format == "labelled" else {})
 
     def _held_out(self, hashes: list[bytes], *, together: bool) -> int:
-        """How many documents, in the order of their hashes, are held out. `together`: those of one hash are in one split,
-        because they ask the same.
+        """How many of the documents, sorted by hash, are held out. `together`: documents with equal hashes, which are records
+        that ask the same, are in one split.
         """
         if not self.data.holdout or len(hashes) < 2:
             return 0
@@ -178,12 +184,14 @@ class Build:
         if together:
             while count < len(hashes) and hashes[count] == hashes[count - 1]:
                 count += 1
-            if count == len(hashes):  # the last hash goes back: training needs one at least
+            if count == len(hashes):  # training needs at least one
                 count = hashes.index(hashes[-1])
         return count
 
     def _classes(self, split: Mapping[str, Any]) -> list[str]:
-        """Of all labelled sources, each once: of a set in its order, otherwise sorted. UserError for a single one."""
+        """The classes of all labelled sources, each once: those of a package in its order, others sorted. Raises UserError if
+        there is only one.
+        """
         classes: dict[str, None] = {}
         for name, source in self.data.sources.items():
             if source.format != "labelled":
@@ -293,16 +301,16 @@ class Build:
         report["tokenizer"] = {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
         with (self.path / integrity.DROPPED).open("w", encoding="utf-8") as out:
             out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        kept = {p for p in self.path.rglob("*") if p.is_file()} - self._chunks() - self._scaffolding()
+        kept = {p for p in self.path.rglob("*") if p.is_file()} - self._chunks() - self._temporary()
         atomic.write_json(self.path / integrity.REPORT, integrity.sealed(report, self.path, kept))
-        self._tidy()
+        self._remove_temporary()
 
-    def _tidy(self) -> None:
-        """Removes the scaffolding, of no use to those who read."""
-        for file in self._scaffolding():
+    def _remove_temporary(self) -> None:
+        """Removes the files that only the stages read."""
+        for file in self._temporary():
             file.unlink()
 
-    def _scaffolding(self) -> set[Path]:
+    def _temporary(self) -> set[Path]:
         patterns = ("*.done.json", "*/*.done.json", "*/*.npy", "*/clean.jsonl", "*.tmp", "*/*.tmp")
         return {file for pattern in patterns for file in self.path.glob(pattern)}
 
@@ -333,9 +341,9 @@ def _sha256(raw: bytes) -> bytes:
 
 
 def _signature(document: sources.Document, source: config.Source) -> dedup.Signature:
-    """Records are duplicates if they are equal. Those of a set with splits of its own are all kept."""
-    own = document.key if source.kind in _WITH_SPLIT else ""
-    return dedup.Signature(_sha256(f"record {source.kind if own else ''} {own} {document.text}".encode()), None)
+    """Equal records are duplicates, but for those of a set that comes with a split: its key makes each unique."""
+    key = f"{source.path}/{document.key}" if source.kind in _WITH_SPLIT else ""
+    return dedup.Signature(_sha256(f"{source.format} {key} {document.text}".encode()), None)
 
 
 def _texts(texts: list[str], tokenizer: Tokenizer) -> Iterator[Entry]:

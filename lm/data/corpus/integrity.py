@@ -1,8 +1,7 @@
-"""Whether a prepared folder is as it was written: its report has a digest of each file, and of itself.
+"""Verifies a prepared folder: its report has the SHA-256 of each file, and of itself.
 
-Two kinds of files are looked at when they are read, not when the folder is opened, because they may be many gigabytes: the
-chunks of token stores, which carry their own checksums, and the texts (.jsonl.gz), which only baselines and some
-fine-tunings need.
+Two kinds of files are verified when they are read, not when the folder is opened, because they may have many gigabytes: the
+chunks of token stores, which carry their own checksums, and the texts (.jsonl.gz), which training does not read.
 """
 
 import hashlib
@@ -20,18 +19,18 @@ _BLOCK = 1 << 20
 
 
 class Damaged(Exception):
-    """A report that is missing or not as it was written. All that it tells can be made again from the sources."""
+    """A report that is missing or was changed. Everything in it can be made again from the sources."""
 
 
 def sealed(report: Mapping[str, Any], folder: Path, files: Iterable[Path]) -> dict[str, Any]:
-    """The report with the SHA-256 of these files of the folder (`files`: path below it -> hex), and its own (`sha256`)."""
+    """The report with the SHA-256 of these files (`files`: path below the folder -> hex) and its own (`sha256`)."""
     digests = {str(file.relative_to(folder)): _sha256(file) for file in sorted(files) if file != folder / REPORT}
-    whole = {**report, "files": digests}
-    return whole | {"sha256": _digest(whole)}
+    complete = {**report, "files": digests}
+    return complete | {"sha256": _digest(complete)}
 
 
 def read_report(folder: Path, fingerprint: str) -> dict[str, Any]:
-    """The report of the folder. Raises Damaged, with the cause, if it is missing, changed, or that of other data."""
+    """Reads the report of the folder. Raises Damaged, with the cause, if it is missing, changed, or of other data."""
     try:
         report = json.loads((folder / REPORT).read_bytes())
     except FileNotFoundError:
@@ -46,8 +45,8 @@ def read_report(folder: Path, fingerprint: str) -> dict[str, Any]:
 
 
 def check(folder: Path, report: Mapping[str, Any]) -> None:
-    """UserError that names the first file which is missing or changed, of all but the texts and the chunks of stores. For the
-    list of dropped documents, which no program reads, it is a warning."""
+    """Raises UserError for the first file that is missing or changed, except for texts and chunks of stores. For the list of
+    dropped documents, which no program reads, it only warns."""
     for name in report["files"]:
         if name.endswith(".jsonl.gz"):
             continue
@@ -60,7 +59,7 @@ def check(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def check_file(folder: Path, report: Mapping[str, Any], name: str) -> None:
-    """UserError if this file of the folder is missing or changed."""
+    """Raises UserError if this file of the folder is missing or changed."""
     try:
         found = _sha256(folder / name)
     except OSError as error:
@@ -73,7 +72,7 @@ def check_file(folder: Path, report: Mapping[str, Any], name: str) -> None:
 
 
 def again(folder: Path) -> str:
-    """The cure: what is prepared is prepared as a whole."""
+    """The cure, as the end of an error: one file cannot be prepared alone."""
     return f"delete {folder} and prepare the data again (python -m lm.prepare)"
 
 

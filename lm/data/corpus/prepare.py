@@ -34,7 +34,7 @@ from lm.errors import UserError
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training and evaluation read. A source without held-out documents is not in `holdout`."""
+    """Token stores by source, and what they were made with. A source without held-out documents is not in `holdout`."""
 
     path: Path
     fingerprint: str
@@ -44,13 +44,12 @@ class Prepared:
     report: Mapping[str, Any]
 
     def documents(self, source: str, split: str) -> Iterator[sources.Document]:
-        """The cleaned text of the documents in a store, in its order. Raises UserError, before the first, if the file was
-        damaged."""
+        """Yields the cleaned documents in a store, in its order. Raises UserError, before the first, if the file is damaged."""
         integrity.check_file(self.path, self.report, f"{source}/{split}.jsonl.gz")
         return stages.read_texts(self.path / source / f"{split}.jsonl.gz")
 
     def records(self, source: str, split: str) -> list[records.Record]:
-        """The records in a store, in its order; none where the split is empty."""
+        """The records in a store, in its order; [] if the split is empty."""
         about = self.report["sources"][source]
         if split not in about["splits"]:
             return []
@@ -63,7 +62,7 @@ class Prepared:
 
 
 def fingerprint(data: config.Data, tokenizer: Tokenizer | None = None) -> str:
-    """64 hex digits over all that decides the outcome of `prepare`: contents, settings, library versions, FORMAT."""
+    """64 hex digits that identify the outcome of `prepare`: from contents, settings, library versions and FORMAT."""
     tree = resolve.to_dict(data)
     settings = {k: tree[k] for k in ("clean", "dedup", "tokenizer", "holdout", "on_corrupt")}
     if tokenizer or data.tokenizer.path:
@@ -91,10 +90,10 @@ def _identity(name: str, source: config.Source) -> dict[str, Any]:
 
 
 def prepare(data: config.Data, *, tokenizer: Tokenizer | None = None, progress: bool = True) -> Prepared:
-    """The prepared data of these settings, built now if it is not in the cache. `tokenizer` replaces that of `data.tokenizer`.
+    """Opens the prepared data of these settings, and builds it first if it is not in the cache. `tokenizer` replaces that of
+    `data.tokenizer`.
 
-    Raises UserError for what a user can mend: sources, encodings, an empty corpus, a vocabulary that is too large, a
-    full disk.
+    Raises UserError for what a user can fix: sources, encodings, an empty corpus, a vocabulary that is too large, a full disk.
     """
     from filelock import FileLock
 

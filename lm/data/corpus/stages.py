@@ -1,4 +1,4 @@
-"""What the stages of a preparation share: texts on disk, work in parallel, a bar."""
+"""What the stages of a preparation share: texts on disk, cleaning in parallel, a progress bar, the report as a table."""
 
 import gzip
 import itertools
@@ -20,15 +20,15 @@ from lm.data.corpus.sources import Document
 from lm.errors import UserError
 
 T = TypeVar("T")
-_BATCH_BYTES = 1 << 20  # of text that a worker gets in one turn
-_SMALL = 24  # batches: up to here processes are not worth starting
-_SPACE_EVERY = 1000  # documents between two looks at the free disk space
+_BATCH_BYTES = 1 << 20  # of text that a worker gets at a time
+_SMALL = 24  # batches: up to this many, starting processes does not pay
+_SPACE_EVERY = 1000  # documents between two checks of the free disk space
 
 # ---------------------------------------------------------------------------------------------------------- files
 
 
 def read_texts(path: Path, *, keys_only: bool = False) -> Iterator[Document]:
-    """The documents of a .jsonl or .jsonl.gz file that `prepare` wrote; `keys_only` leaves the texts empty."""
+    """Yields the documents of a .jsonl or .jsonl.gz file that `prepare` wrote; `keys_only` leaves their texts empty."""
     opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
     with opened as lines:
         for line in lines:
@@ -37,7 +37,7 @@ def read_texts(path: Path, *, keys_only: bool = False) -> Iterator[Document]:
 
 
 class TextWriter:
-    """Writes .jsonl.gz whose bytes depend on the documents alone: no name and no time in the header."""
+    """Writes a .jsonl.gz file whose bytes depend only on the documents: its header has no name and no time."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
@@ -56,7 +56,8 @@ class TextWriter:
 
 
 def check_space(folder: Path, written: int, *, every: int) -> None:
-    """Raises UserError if what must still come does not fit: tokens and compressed text take about what was written."""
+    """Raises UserError if the disk has no room for the next stages, whose tokens and compressed text take about as many bytes
+    as the `written` text. Checks only if `every` is a multiple of _SPACE_EVERY."""
     if every % _SPACE_EVERY:
         return
     free = shutil.disk_usage(folder).free
@@ -71,7 +72,7 @@ Cleaned = tuple[Document, dedup.Signature, Counter[str]]
 
 
 def batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of texts of about `size` characters, in order."""
+    """Groups texts, in order, into lists of about `size` characters."""
     yield from _group(texts, size, len)
 
 
@@ -97,15 +98,15 @@ def _clean_batch(documents: list[Document], how: config.Clean, compare: config.D
 
 
 def _deaf() -> None:
-    """Of a worker: Ctrl-C reaches every process of a terminal, and one of them answers it."""
+    """Makes a worker ignore Ctrl-C, which reaches every process of a terminal; the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def clean_all(documents: Iterable[Document], how: config.Clean, compare: config.Dedup) -> Iterator[Cleaned]:
-    """Cleans and signs documents on all cores, in order, holding a few batches at a time.
+    """Cleans and signs documents on all cores. Yields them in order; a few batches are in memory at a time.
 
-    A small corpus is done by threads. A large one by processes, which are spawned, because forking under jax is unsafe:
-    a script that calls this needs the usual `if __name__ == "__main__":`.
+    Threads do a small corpus, processes a large one. Processes are spawned, because forking under jax is unsafe, so a script
+    that calls this needs the usual `if __name__ == "__main__":`.
     """
     groups = _group(documents, _BATCH_BYTES, lambda d: len(d.text) + 1000)
     head = list(itertools.islice(groups, _SMALL + 1))
@@ -127,11 +128,11 @@ def clean_all(documents: Iterable[Document], how: config.Clean, compare: config.
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-# --------------------------------------------------------------------------------------------------- what one sees
+# --------------------------------------------------------------------------------------------------------- display
 
 
 class Progress:
-    """A rich bar for each stage, on stderr; nothing if switched off."""
+    """A progress bar for each stage, on stderr; shows nothing unless `on`."""
 
     def __init__(self, on: bool) -> None:
         self._bar: Any = None
@@ -163,7 +164,7 @@ class Progress:
         self._bar.update(task, completed=total)
 
     def waiting(self, description: str) -> AbstractContextManager[None]:
-        """A stage of one step whose length is not known."""
+        """Shows that a stage of unknown length is at work."""
         return self._pulse(description) if self._bar else nullcontext()
 
     @contextmanager
@@ -192,6 +193,9 @@ def show(report: Mapping[str, Any], path: Path) -> None:
         rows.append((what, lambda s, what=what: f"{s[what]:,}"))
         held = ("holdout", {what: 0})
         rows.append((f"  held out {what}", lambda s, what=what, held=held: f"{s['splits'].get(*held)[what]:,}"))
+    if any("format" in source for source in report["sources"].values()):
+        for split, label in (("train", "tokens with loss"), ("holdout", "  held out tokens with loss")):
+            rows.append((label, lambda s, split=split: f"{_with_loss(s, split):,}"))
     rows.append(("bytes per token", lambda s: f"{s['bytes_per_token']:.3f}"))
     for label, cell in rows:
         table.add_row(label, *(cell(report["sources"][name]) for name in names))
@@ -200,3 +204,9 @@ def show(report: Mapping[str, Any], path: Path) -> None:
     tokenizer = report["tokenizer"]
     console.print(f"vocabulary {tokenizer['vocab_size']:,}  fingerprint {report['fingerprint'][:16]}", highlight=False)
     console.print(str(path), soft_wrap=True, highlight=False)
+
+
+def _with_loss(source: Mapping[str, Any], split: str) -> int:
+    """Tokens with loss in a split of a source: of a text all."""
+    counts = source["splits"].get(split, {"tokens": 0})
+    return counts.get("tokens_with_loss", counts["tokens"])

@@ -55,7 +55,7 @@ def _create(path: str, name: str, dtype: str, chunk: int) -> Any:
 
 
 def _append(array: Any, values: np.ndarray) -> Any:
-    """`array` longer by `values`."""
+    """Appends values; returns the longer array."""
     start = array.shape[0]
     array = array.resize(exclusive_max=[start + len(values)], expand_only=True).result()
     array[start:].write(values).result()
@@ -137,7 +137,7 @@ def _delete(path: str, name: str) -> None:
 
 
 def _translate(error: Exception, path: str) -> Exception:
-    """TensorStore's errors are ValueErrors with a status code in front."""
+    """The UserError for an error of TensorStore, a ValueError that begins with a status code; other errors as they are."""
     message = " ".join(str(error).split()).split(" [tensorstore_spec")[0]
     if "RESOURCE_EXHAUSTED" in message or "No space left" in message:
         return UserError(f"no disk space at {path}; free some, or set data.cache to another disk")
@@ -151,12 +151,12 @@ def _translate(error: Exception, path: str) -> Exception:
 
 
 def _again(path: str) -> str:
-    """What to do about it; the store's folder is <cache>/<fingerprint>/<source>/<split>."""
+    """The cure, as the end of an error; a store's folder is <cache>/<fingerprint>/<source>/<split>."""
     return again(Path(path).parents[1])
 
 
 def _check_chunks(path: str, name: str, array: Any) -> None:
-    """UserError for the first chunk that is missing or truncated, long before it would be read; reading checks its CRC."""
+    """Raises UserError for the first chunk that is missing or truncated, before training starts. Reading checks the CRC."""
     chunk = array.chunk_layout.read_chunk.shape[0]
     size = chunk * array.dtype.numpy_dtype.itemsize + 4
     for i in range(-(-array.shape[0] // chunk)):
@@ -225,7 +225,7 @@ class Store:
 
     @property
     def num_bytes(self) -> int:
-        """Of all documents' text in UTF-8."""
+        """Bytes of all documents' text in UTF-8."""
         return int(self.byte_lengths.sum())
 
     def read(self, starts: np.ndarray, length: int) -> np.ndarray:

@@ -318,11 +318,11 @@ def test_a_killed_preparation_goes_on(data, monkeypatch, stage):
 
 
 def test_a_kill_before_the_renaming(data, monkeypatch):
-    tidy = build.Build._tidy
-    monkeypatch.setattr(build.Build, "_tidy", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    tidy = build.Build._remove_temporary
+    monkeypatch.setattr(build.Build, "_remove_temporary", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare(data, progress=False)
-    monkeypatch.setattr(build.Build, "_tidy", tidy)
+    monkeypatch.setattr(build.Build, "_remove_temporary", tidy)
     assert prepare(data, progress=False).train["b"].num_documents == 3
 
 
