@@ -7,12 +7,11 @@ from typing import Any
 import jax
 
 from experiments.study import Cell, Task
-from lm import config
-from lm.checkpoint import load_params
+from lm import config, saved
 from lm.data import labelled
 from lm.data.corpus.prepare import Prepared, prepare
 from lm.evaluation import spans
-from lm.models.transformer import Transformer, abstract_params
+from lm.models.transformer import Transformer
 from lm.objectives import reads_prefix
 from lm.recipes.finetune import CORPUS, finetune
 from lm.training import jsonl
@@ -24,7 +23,7 @@ LEDGER = ("model_flops", "tokens_seen", "tokens_with_loss", "raw_bytes", "parame
 def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """`{"metrics", "flags", "ledger", "curve"}` of a finished run."""
     data = prepare(run.data, progress=False)
-    params = load_params(workdir, abstract_params(run.model))
+    params = saved.open(workdir).params()
     metrics = {f"heldout/{name}": value for name, value in summary["heldout"].items()}
     flags: dict[str, str] = {}
     chosen = spans.held_out_spans(data, **SPANS) if cell.scores else []

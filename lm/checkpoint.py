@@ -25,13 +25,12 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint.path import atomicity
 
-from lm import atomic, config, distributed, integrity, layout, paths, untrusted
+from lm import atomic, config, distributed, integrity, layout, paths
 from lm.config import resolve
 from lm.errors import UserError, printable
 from lm.types import TrainState
 
 MODEL = "model.json"  # of a converted model
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # of a converted model, the first that it has
 GOES_ON = "earlier checkpoints are intact. Free some space and start again: the run goes on where it was saved"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")  # what TensorStore's ValueErrors begin with, such as "PERMISSION_DENIED: "
@@ -141,20 +140,20 @@ class Checkpoints:
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())
 
-    def latest_whole(self) -> int | None:
+    def latest_intact(self) -> int | None:
         """The latest step that is whole, or None for a new run. Later steps are moved to `damaged/`, with a warning. Host 0
         finds the step and tells the others."""
         distributed.barrier("restore")
-        found = distributed.broadcast(self._latest_whole() if distributed.is_main_process() else None)
+        found = distributed.broadcast(self._latest_intact() if distributed.is_main_process() else None)
         if not distributed.is_main_process():
             self._manager.reload()
         return found
 
-    def _latest_whole(self) -> int | None:
+    def _latest_intact(self) -> int | None:
         if not self.steps():
             return None
         # Where no step is whole this raises and moves nothing: hours of training are not repeated without asking.
-        step, faults = _whole(self.directory, self.steps(), cure="begin anew in another --workdir")
+        step, faults = integrity.latest(self.directory, self.steps(), cure="begin anew in another --workdir")
         for damaged, fault in faults.items():
             path = self.directory / str(damaged)
             aside = atomic.put_aside(path, self.directory.parent / "damaged")
@@ -204,9 +203,9 @@ class Checkpoints:
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The state of a step in the shardings of `target` (abstract). UserError where a shape or dtype differs."""
-        saved = _described(self._manager.item_metadata(step)["state"])
+        saved = layout.described(self._manager.item_metadata(step)["state"])
         first = layout.is_first(saved, self.directory / str(step))
-        if wrong := _differences(_current(saved), _described(target)):
+        if wrong := layout.differences(saved, layout.described(target)):
             raise UserError(
                 f"checkpoint {self.directory / str(step)} is of another model or optimizer: {wrong}. "
                 "Use the config it was made with, or another --workdir"
@@ -242,7 +241,7 @@ class _InTurn(ocp.type_handlers.NumpyHandler):
 def save_params(directory: str | Path, model: config.Model, params: Any) -> None:
     """Saves a model without a run: `params/`, `SHA256.json` with a digest of every file in the folder, also of those that were
     there before, and `model.json`. The latter is written last, so a folder without it is an unfinished conversion."""
-    path = _folder(directory)
+    path = epath.Path(paths.local(str(directory), name="the model's folder"))
     path.mkdir(parents=True, exist_ok=True)
     cure = "free some, or give another folder, and convert it again"
     _check_free(path, params, cure)
@@ -262,136 +261,6 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
         raise _save_error(error, path, cure) from error
 
 
-def check_files(directory: epath.PathLike, below: str) -> None:
-    """Compares the files of a converted model with their digests: the file `below`, or all files in that folder. UserError for
-    the first that was changed or is missing. New files in `hf/` are allowed, since a tokenizer may be put there by hand. Older
-    conversions have digests of `params/` only.
-    """
-    path = _folder(directory)
-    try:
-        listing = untrusted.parse_json((path / integrity.DIGESTS).read_bytes(), path / integrity.DIGESTS)
-    except FileNotFoundError:
-        raise UserError(f"{path / integrity.DIGESTS} is missing: the conversion was not finished; convert it again") from None
-    if MODEL not in listing:
-        listing = {f"params/{name}": digest for name, digest in listing.items()}
-    listed = {name: digest for name, digest in listing.items() if name == below or name.startswith(f"{below}/")}
-    found = {name: digest for name, digest in _digests_of(path, below).items() if below == "params" or name in listed}
-    for name in sorted(listed.keys() | found.keys()):
-        if listed.get(name) != found.get(name):
-            raise UserError(f"{path / name} was changed or cut short; convert it again")
-
-
-def _digests_of(path: epath.Path, below: str) -> dict[str, str]:
-    """Path relative to `path` -> SHA-256, for the file `below` or all files in that folder; empty if there is none."""
-    if (path / below).is_dir():
-        return {f"{below}/{name}": digest for name, digest in integrity.digests(path / below).items()}
-    return {below: hashlib.sha256((path / below).read_bytes()).hexdigest()} if (path / below).exists() else {}
-
-
-def load_model(directory: str | Path) -> config.Model:
-    """The model of a folder that `save_params` wrote, or of the latest whole checkpoint of a run."""
-    run = load_run(directory)
-    if run is not None:
-        return run.model
-    path = _folder(directory)
-    check_files(path, MODEL)
-    return resolve.build(config.Model, untrusted.parse_json((path / MODEL).read_bytes(), path / MODEL))
-
-
-def load_run(directory: str | Path) -> config.Run | None:
-    """The config that the latest whole checkpoint of a run was saved with; None for a converted model."""
-    path = _folder(directory)
-    if (path / MODEL).exists():
-        return None
-    return resolve.build(config.Run, json.loads((_latest(path) / "config" / "metadata").read_bytes()))
-
-
-def load_params(directory: str | Path, target: Any, *, fresh: Mapping[str, Any] | None = None) -> Any:
-    """Saved parameters in the dtypes and shardings of `target` (abstract), as NumPy arrays where it has no shardings. Of a run,
-    the averaged parameters if there are any. UserError where names or shapes differ from the target's.
-
-    `fresh` is `{name: parameters}` for top-level names, such as a new head: nothing is read or compared below these, and the
-    given parameters are returned there. All other names must be both saved and in the target.
-
-    A run that trains several models saves them by name, one of them as "model"; a target without such names gets that one.
-    """
-    path, fresh = _folder(directory), fresh or {}
-    if (path / MODEL).exists():
-        check_files(path, "params")
-        tree, inside, parts = path / "params", [], False
-    else:
-        tree = _latest(path) / "state"
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            saved = _described(checkpointer.metadata(tree).item_metadata.tree)
-        inside = ["ema" if any(n.startswith("ema/") for n in saved) else "params"]
-        parts = any(n.startswith(f"{inside[0]}/model/") for n in saved)
-    if "model" in target and not parts:
-        others = " and ".join(f"'{name}'" for name in sorted(target.keys() - {"model"}))
-        raise UserError(f"{path} holds one model alone, and {others} cannot begin from it; take a run of the same objective")
-    return _restored(path, tree, inside + ["model"] * (parts and "model" not in target), target, fresh)
-
-
-def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target: Any, fresh: Mapping[str, Any]) -> Any:
-    """Restores the subtree at the keys `inside` of an Orbax directory, except what is `fresh`. Names and shapes are compared
-    with those of `target`, since Orbax itself skips arrays that are not asked for and returns placeholders for missing ones."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        saved: Any = checkpointer.metadata(directory).item_metadata.tree
-        for key in inside:
-            saved = saved[key]
-        saved, target = ({name: below for name, below in tree.items() if name not in fresh} for tree in (saved, target))
-        names = _described(saved, dtypes=False)
-        first = layout.is_first(names, said)
-        if wrong := _differences(_current(names), _described(target, dtypes=False)):
-            raise UserError(f"the parameters in {said} are of another model: {wrong}. Take the model that they were saved from")
-        item = layout.to_first(target) if first else target
-        for key in reversed(inside):
-            item = {key: item}
-        args = ocp.args.PyTreeRestore(item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
-        restored = checkpointer.restore(directory, args=args)
-        for key in inside:
-            restored = restored[key]
-        return {**(layout.to_current(restored) if first else restored), **fresh}
-
-
-def load_tokenizer(directory: str | Path) -> bytes | None:
-    """The tokenizer that a run was trained with, or the one in the `hf/` of a converted model; None if it has none."""
-    path = _folder(directory)
-    if (path / MODEL).exists():
-        name = next((f"hf/{name}" for name in TOKENIZERS if (path / "hf" / name).exists()), None)
-        if name is not None:
-            check_files(path, name)
-        return None if name is None else (path / name).read_bytes()
-    return base64.b64decode(json.loads((_latest(path) / "tokenizer" / "metadata").read_bytes())["sentencepiece"])
-
-
-def _folder(directory: epath.PathLike) -> epath.Path:
-    """The absolute path. UserError where Orbax would read or write in another place than the one named."""
-    return epath.Path(
-        directory if str(directory).startswith("gs://") else paths.local(str(directory), name="the model's folder")
-    )
-
-
-def _latest(workdir: epath.Path) -> epath.Path:
-    """The directory of the latest step that is whole."""
-    steps = workdir / "checkpoints"
-    found = [int(p.name) for p in steps.iterdir() if STEP.fullmatch(p.name) and p.is_dir()] if steps.is_dir() else []
-    if not found:
-        raise UserError(f"{workdir} is neither a converted model (no model.json) nor a run (no checkpoints/)")
-    return steps / str(_whole(steps, found, cure="train it again")[0])
-
-
-def _whole(directory: epath.Path, steps: list[int], *, cure: str) -> tuple[int, dict[int, str]]:
-    """The latest of these steps that is whole, and step -> what is wrong for those after it. UserError where none is whole."""
-    faults: dict[int, str] = {}
-    for step in sorted(steps, reverse=True):
-        fault = integrity.damage(directory / str(step), step=step)
-        if fault is None:
-            return step, faults
-        faults[step] = fault
-    said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
-    raise UserError(f"{directory.parent} has no whole checkpoint ({said}); bring one back, or {cure}")
-
-
 def _is_json(path: epath.Path, **types: tuple[type, ...]) -> bool:
     """Whether a file holds a JSON object with these keys and types of values."""
     try:
@@ -399,29 +268,6 @@ def _is_json(path: epath.Path, **types: tuple[type, ...]) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and all(isinstance(found.get(name), kinds) for name, kinds in types.items())
-
-
-def _described(tree: Any, *, dtypes: bool = True) -> dict[str, str]:
-    """`{"params/embed/tokens/embedding": "float32[512,64]"}` for a tree of arrays or of array metadata."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype if dtypes else ''}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-        if hasattr(leaf, "shape")
-    }
-
-
-def _current(described: dict[str, str]) -> dict[str, str]:
-    return {layout.current_path(name): text for name, text in described.items()}
-
-
-def _differences(saved: dict[str, str], wanted: dict[str, str]) -> str:
-    """Up to three differences between two results of `_described`, as text; empty where there are none."""
-    wrong = [
-        f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
-    ]
-    return "; ".join(wrong[:3]) + (f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else "")
 
 
 def _check_free(directory: epath.Path, tree: Any, cure: str, margin: float = 1.0) -> None:

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _from_hf(flags: argparse.Namespace) -> None:
-    from lm import checkpoint
+    from lm import checkpoint, saved
     from lm.conversion import files, read
     from lm.data import tokenizer_check
 
@@ -70,7 +70,7 @@ def _from_hf(flags: argparse.Namespace) -> None:
         kept = folder / "hf"
         kept.mkdir()
         carried = files.carry(flags.source, kept)
-        if tokenizer := next((name for name in checkpoint.TOKENIZERS if name in carried), None):
+        if tokenizer := next((name for name in saved.TOKENIZERS if name in carried), None):
             cure = "take it out of the folder to convert the weights alone"
             tokenizer_check.check((kept / tokenizer).read_bytes(), name=str(flags.source / tokenizer), cure=cure)
         with _bar("reading") as progress:
@@ -91,9 +91,8 @@ def _from_hf(flags: argparse.Namespace) -> None:
 
 
 def _to_hf(flags: argparse.Namespace) -> None:
-    from lm import checkpoint
+    from lm import saved
     from lm.conversion import check_family, files, write
-    from lm.models.transformer import abstract_params
 
     start = time.perf_counter()
     shard = flags.shard_gb * 1e9
@@ -103,10 +102,10 @@ def _to_hf(flags: argparse.Namespace) -> None:
         check_family(flags.family, "--family")
     kept = flags.source / "hf"
     with atomic.new_folder(flags.target) as folder:
-        model = checkpoint.load_model(flags.source)
-        params = checkpoint.load_params(flags.source, abstract_params(model))
+        source = saved.open(flags.source, name="source")
+        model, params = source.model, source.params()
         if kept.exists():
-            checkpoint.check_files(flags.source, "hf")
+            saved.check_files(source.folder, "hf")
         also = untrusted.read_json(kept, "config.json") if untrusted.has(kept, "config.json") else {}
         if (family := flags.family or also.get("model_type")) is not None:
             check_family(family, f"model_type of {kept / 'config.json'}")
@@ -114,7 +113,7 @@ def _to_hf(flags: argparse.Namespace) -> None:
             also = {k: v for k, v in also.items() if k.endswith("token_id") or k in KEPT}
             name = write(model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)
         carried = files.carry(kept, folder)
-        if not kept.exists() and (proto := checkpoint.load_tokenizer(flags.source)):
+        if not kept.exists() and (proto := source.tokenizer_bytes()):
             carried.append("tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model")
             (folder / carried[-1]).write_bytes(proto)
     _say(params, name, carried, flags.target, start)

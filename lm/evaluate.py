@@ -53,13 +53,12 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
 
     import jax
 
-    from lm import atomic, checkpoint, objectives, paths
+    from lm import atomic, objectives, paths, saved
     from lm.config import resolve
     from lm.data.corpus.prepare import prepare
-    from lm.data.tokenizer import from_bytes
     from lm.evaluation.span_prompts import KINDS, ONE_SIDED, span_prompts
     from lm.evaluation.spans import digest, held_out_spans, score
-    from lm.models.transformer import Transformer, abstract_params
+    from lm.models.transformer import Transformer
 
     kinds = [kind.strip() for kind in flags.kinds.split(",") if kind.strip()]
     for kind in kinds:
@@ -72,16 +71,15 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
     if not (workdir / "config.json").exists():
         raise UserError(f"no run in --workdir={workdir}: it has no config.json; give the directory that lm.train wrote")
     run = resolve.load(str(workdir / "config.json"))
-    model = Transformer(checkpoint.load_model(workdir))
+    source = saved.open(workdir, name="--workdir")
+    model = Transformer(source.model)
     known = span_prompts(model.config.architecture, run.objective)
-    proto = checkpoint.load_tokenizer(workdir)
-    assert proto is not None, "a run has a tokenizer"
-    tokenizer, data = from_bytes(proto), prepare(run.data)
+    tokenizer, data = source.tokenizer(), prepare(run.data)
     if data.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError("the data is prepared with another tokenizer than the run's: its sources changed; bring them back")
     settings = {name: getattr(flags, name) for name in ("left", "span", "right", "seed")}
     spans = held_out_spans(data, count=flags.spans, **settings)
-    params = checkpoint.load_params(workdir, abstract_params(model.config, jax.local_devices()[0]))
+    params = source.params(device=jax.local_devices()[0])
     scores = []
     for kind in kinds:
         if kind not in known:

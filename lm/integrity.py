@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
+from lm.errors import UserError
+
 DIGESTS = "SHA256.json"
 UNDIGESTED = {DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt"}  # Orbax writes the other two after the digests
 # Held-out metrics, which a run does not need to go on: a step with damaged ones is still whole.
@@ -90,6 +92,19 @@ def damage(directory: epath.Path, *, step: int) -> str | None:
         return f"{error.filename or 'a file'} cannot be read ({error.strerror})"
     changed = next((name for name in names if found[name] != expected[name]), None)
     return f"{changed} was changed or cut short" if changed else None
+
+
+def latest(directory: epath.Path, steps: Iterable[int], *, cure: str) -> tuple[int, dict[int, str]]:
+    """The latest of the steps in `checkpoints/` that is intact, and step -> what is wrong for those after it. UserError where
+    none is intact."""
+    faults: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        fault = damage(directory / str(step), step=step)
+        if fault is None:
+            return step, faults
+        faults[step] = fault
+    said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
+    raise UserError(f"{directory.parent} has no intact checkpoint ({said}); bring one back, or {cure}")
 
 
 def lacks_arrays(found: Iterable[str]) -> str | None:

@@ -59,3 +59,24 @@ def _renamed(tree: Any, name: Callable[[str], str]) -> Any:
     if isinstance(tree, dict):
         return {name(key): _renamed(below, name) for key, below in tree.items()}
     return jax.tree.map(lambda x: _renamed(x, name) if isinstance(x, dict) else x, tree, is_leaf=lambda x: isinstance(x, dict))
+
+
+def described(tree: Any, *, dtypes: bool = True) -> dict[str, str]:
+    """`{"params/embed/tokens/embedding": "float32[512,64]"}` for a tree of arrays or of array metadata."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype if dtypes else ''}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        if hasattr(leaf, "shape")
+    }
+
+
+def differences(saved: dict[str, str], wanted: dict[str, str]) -> str:
+    """Up to three differences between two results of `described`, as text; empty where there are none. `saved` may have the
+    names of the first layout."""
+    saved = {current_path(name): text for name, text in saved.items()}
+    wrong = [
+        f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
+        for name in sorted(saved.keys() | wanted.keys())
+        if saved.get(name) != wanted.get(name)
+    ]
+    return "; ".join(wrong[:3]) + (f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else "")

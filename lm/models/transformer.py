@@ -257,7 +257,7 @@ class Transformer(nn.Module):
 def abstract_params(model: config.Model, device: jax.Device | None = None) -> dict[str, Any]:
     """Returns the parameters' shapes and dtypes, nested as `Transformer.init` nests them, without allocating any.
 
-    `lm.checkpoint.load_params` takes the result: with `device` it loads arrays there, without one NumPy arrays.
+    `lm.saved.Saved.params` takes the result: with `device` it loads arrays there, without one NumPy arrays.
     """
     one = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     stream = TokenStream(one, one, one)

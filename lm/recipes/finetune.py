@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import atomic, checkpoint, cli, config, flops, optim, paths, sharding, startup
+from lm import atomic, cli, config, flops, optim, paths, saved, sharding, startup
 from lm.config import resolve
 from lm.config.ranges import INT32, Count, NonNegative, Range, Seed, Share
 from lm.data import labelled
-from lm.data import tokenizer as tokenizers
 from lm.data.corpus.prepare import prepare
 from lm.data.examples import ExampleBuilder
 from lm.data.labelled import Extractive, Labelled
@@ -36,7 +35,7 @@ from lm.generation.decoding import generate, left_padded
 from lm.generation.rank import rank
 from lm.losses.cross_entropy import cross_entropy, scores
 from lm.models.positions import check_reach
-from lm.models.transformer import Transformer, abstract_params, head_params
+from lm.models.transformer import Transformer, head_params
 from lm.objectives import of_texts, reads_prefix
 from lm.training import hooks, loop
 from lm.training.ledger import SAMPLE
@@ -312,13 +311,8 @@ class Work:
 
 def pretrained(directory: str | Path) -> tuple[config.Model, Any, Tokenizer]:
     """Model, parameters and tokenizer of a run's workdir, or of a converted model."""
-    model = checkpoint.load_model(directory)
-    params = checkpoint.load_params(directory, abstract_params(model, jax.local_devices()[0]))
-    proto = checkpoint.load_tokenizer(directory)
-    if proto is None:
-        names = ", ".join(checkpoint.TOKENIZERS)
-        raise UserError(f"{directory} has no tokenizer: put the one of this model into {Path(directory) / 'hf'} ({names})")
-    return model, params, tokenizers.from_bytes(proto)
+    source = saved.open(directory)
+    return source.model, source.params(device=jax.local_devices()[0]), source.tokenizer()
 
 
 def command(flags: argparse.Namespace) -> dict[str, Any]:

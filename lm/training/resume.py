@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import config, sharding
-from lm.checkpoint import Checkpoints, load_params, load_tokenizer
+from lm import config, saved, sharding
+from lm.checkpoint import Checkpoints
 from lm.config import resolve
 from lm.data.corpus.prepare import Prepared
 from lm.data.loader import Position
@@ -58,13 +58,14 @@ def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, fresh: S
     state, folder = plan.create(run.train.seed), run.train.init_from
     if folder is None:
         return state
-    proto = load_tokenizer(folder)
+    pretrained = saved.open(folder, name="train.init_from")
+    proto = pretrained.tokenizer_bytes()
     if proto is not None and proto != tokenizer.proto:
         raise UserError(
             f"train.init_from={folder} was trained with another tokenizer: take its data.tokenizer settings over the same "
             "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
         )
-    params = load_params(folder, plan.targets().params, fresh={name: state.params[name] for name in fresh})
+    params = pretrained.params(plan.targets().params, fresh={name: state.params[name] for name in fresh})
     return replace(state, params=params, ema=None if state.ema is None else first_average(params))
 
 
@@ -83,11 +84,11 @@ def can_go_on(state: TrainState, train: config.Train, source: Any) -> TrainState
 
 def position_after(run: config.Run, checkpoints: Checkpoints, step: int) -> tuple[Position, dict[str, list[Any]]]:
     """Where the data goes on after `step` steps; and by name the loss and metrics of those steps that no row of the log has."""
-    saved = checkpoints.saved_progress(step) if step else {}
-    rows = saved.get("rows")
+    progress = checkpoints.saved_progress(step) if step else {}
+    rows = progress.get("rows")
     if rows is None:  # earlier versions kept the step alone
         rows = step * checkpoints.saved_run(step)[0].train.batch_size if step else 0
-    pending = {"loss": saved.get("losses", [])} | saved.get("metrics", {})
+    pending = {"loss": progress.get("losses", [])} | progress.get("metrics", {})
     return Position(step, rows, run.train.batch_size), {
         name: [np.float32(x) for x in of_steps] for name, of_steps in pending.items() if of_steps
     }
@@ -95,7 +96,7 @@ def position_after(run: config.Run, checkpoints: Checkpoints, step: int) -> tupl
 
 def step_to_go_on_from(run: config.Run, data: Prepared, checkpoints: Checkpoints, *, allow_changes: bool) -> int:
     """The step to go on from, 0 for a new run; UserError with a diff where config or tokenizer are not the saved ones."""
-    step = checkpoints.latest_whole()
+    step = checkpoints.latest_intact()
     if step is None:
         return 0
     old, tokenizer, fingerprint = checkpoints.saved_run(step)

@@ -174,7 +174,7 @@ def _all_damaged(bench: Bench) -> str:
     said = bench.train(workdir)
     assert (workdir / "metrics.jsonl").read_text() == before, "metrics.jsonl was changed"
     assert (workdir / "checkpoints" / "8").exists(), "the only checkpoint was moved away"
-    return refused(said, "no whole checkpoint")
+    return refused(said, "no intact checkpoint")
 
 
 # --------------------------------------------------------------------------------------------------- the data's cache

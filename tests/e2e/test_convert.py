@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import checkpoint, conversion
+from lm import conversion, saved
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
 from lm.conversion.tables import canonical
 from lm.convert import main
@@ -36,7 +36,7 @@ def test_to_ours_and_back_is_the_same_file(theirs, tmp_path, capsys):
     ours, back = tmp_path / "ours", tmp_path / "back"
     assert main(["from_hf", str(theirs), str(ours)]) == 0
     assert "llama, float32" in (said := capsys.readouterr().out) and "tokenizer.json" in said and "peak memory" in said
-    assert canonical(checkpoint.load_model(ours)) == canonical(MODEL)
+    assert canonical(saved.open(ours).model) == canonical(MODEL)
     assert main(["to_hf", str(ours), str(back)]) == 0
     assert (back / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
     assert (back / "config.json").read_text() == (theirs / "config.json").read_text()
@@ -59,7 +59,7 @@ def test_a_classifier_keeps_its_head_and_what_it_is_called(theirs, tmp_path, cap
     said |= dict(architectures=["LlamaForSequenceClassification"], id2label=names, problem_type="regression")
     (theirs / "config.json").write_text(json.dumps(said))
     assert main(["from_hf", str(theirs), str(tmp_path / "ours")]) == 0
-    assert checkpoint.load_model(tmp_path / "ours").head == Head(tied=False, norm=None, outputs=3)
+    assert saved.open(tmp_path / "ours").model.head == Head(tied=False, norm=None, outputs=3)
     assert main(["to_hf", str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
     back = json.loads((tmp_path / "back" / "config.json").read_text())
     assert back["id2label"] == names and back["architectures"] == said["architectures"]
@@ -67,7 +67,7 @@ def test_a_classifier_keeps_its_head_and_what_it_is_called(theirs, tmp_path, cap
     np.testing.assert_array_equal(after["score.weight"], 1.0)
     # The trunk alone, by the flag that the message names.
     assert main(["from_hf", str(theirs), str(tmp_path / "trunk"), "--drop=score.*"]) == 0
-    assert checkpoint.load_model(tmp_path / "trunk").head is None
+    assert saved.open(tmp_path / "trunk").model.head is None
     said["architectures"] = ["LlamaForTokenRanking"]
     del tensors["model.norm.weight"]
     save_file(tensors | {"model.norm.gain": np.ones(32, np.float32)}, theirs / "model.safetensors")
@@ -92,19 +92,19 @@ def test_a_run_is_exported(train, tmp_path):
     assert main(["to_hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     imported = conversion.read(tmp_path / "out")
     assert imported.family == "gpt2"
-    saved = checkpoint.load_params(tmp_path / "run", abstract_params(imported.model))
-    jax.tree.map(np.testing.assert_array_equal, imported.params, jax.tree.map(np.asarray, saved))
+    params = saved.open(tmp_path / "run").params(abstract_params(imported.model))
+    jax.tree.map(np.testing.assert_array_equal, imported.params, jax.tree.map(np.asarray, params))
     assert (tmp_path / "out" / "tokenizer.model").read_bytes()
 
 
 def test_of_a_run_of_two_models_comes_the_one_it_is_about(train, tmp_path):
     code, err = train(tmp_path / "run", "encoder.replaced_tokens", "--config.train.steps=2", "--config.optimizer.ema=0.9")
     assert code == 0, err
-    model = checkpoint.load_model(tmp_path / "run")
+    model = saved.open(tmp_path / "run").model
     assert model.head.outputs == 1 and model.width == 32
-    saved = checkpoint.load_params(tmp_path / "run", abstract_params(model))
+    params = saved.open(tmp_path / "run").params(abstract_params(model))
     example = Example(TokenStream(*[np.zeros((1, 4), np.int32)] * 3), None, None, None)
-    assert jax.jit(Transformer(model).apply)({"params": saved}, example).shape == (1, 4, 1)
+    assert jax.jit(Transformer(model).apply)({"params": params}, example).shape == (1, 4, 1)
     # Hugging Face's ELECTRA is not among the families, and that is what is said.
     assert main(["to_hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
 
@@ -114,7 +114,7 @@ def test_of_a_run_of_two_models_comes_the_one_it_is_about(train, tmp_path):
     [
         (["from_hf", "{nothing}", "{new}"], "has no config.json"),
         (["from_hf", "{theirs}", "{theirs}"], "is not an empty folder"),
-        (["to_hf", "{theirs}", "{new}"], "neither a converted model"),
+        (["to_hf", "{theirs}", "{new}"], "is a Hugging Face folder that is not converted: python -m lm.convert from_hf"),
         (["to_hf", "{ours}", "{new}", "--family=gpt2"], "model_type gpt2 cannot express this model"),
         (["to_hf", "{ours}", "{new}", "--family=lama"], "--family 'lama' is not known; did you mean 'llama'"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lm import checkpoint, layout
+from lm import layout, saved
 from lm.models.transformer import abstract_params
 from lm.train import main
 
@@ -27,8 +27,8 @@ def test_a_run_of_the_first_layout_goes_on_to_the_same_parameters(name, corpus, 
     err = capsys.readouterr().err
     assert code == 0 and "going on from step 2" in err, err
 
-    model = checkpoint.load_model(workdir)
-    found = checkpoint.load_params(workdir, abstract_params(model))
+    model = saved.open(workdir).model
+    found = saved.open(workdir).params(abstract_params(model))
     with np.load(workdir / "averages_at_step_6.npz") as reached:
         wanted = {layout.current_path(path): reached[path] for path in reached}
     names = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_flatten_with_path(found)[0]}
@@ -37,5 +37,5 @@ def test_a_run_of_the_first_layout_goes_on_to_the_same_parameters(name, corpus, 
         np.testing.assert_allclose(array, wanted[path], rtol=2e-5, atol=2e-6, err_msg=path)
 
     with ocp.PyTreeCheckpointer() as checkpointer:
-        saved = json.dumps(checkpointer.metadata(workdir / "checkpoints/6/state").item_metadata.tree, default=str)
-    assert "group" in saved and "turn" not in saved
+        names = json.dumps(checkpointer.metadata(workdir / "checkpoints/6/state").item_metadata.tree, default=str)
+    assert "group" in names and "turn" not in names

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config
+from lm import checkpoint, config, saved
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
 from lm.recipes.finetune import pretrained
@@ -46,10 +46,10 @@ def trained(tmp_path_factory, command):
 def converted(trained, tmp_path):
     """The same as `lm.convert` would leave it: the model by itself, and its own tokenizer."""
     folder = tmp_path / "converted"
-    model = checkpoint.load_model(trained)
-    checkpoint.save_params(folder, model, jax.tree.map(np.asarray, checkpoint.load_params(trained, tree(model))))
+    model = saved.open(trained).model
+    checkpoint.save_params(folder, model, jax.tree.map(np.asarray, saved.open(trained).params(tree(model))))
     (folder / "hf").mkdir()
-    (folder / "hf" / "tokenizer.model").write_bytes(checkpoint.load_tokenizer(trained))
+    (folder / "hf" / "tokenizer.model").write_bytes(saved.open(trained).tokenizer_bytes())
     return folder
 
 
@@ -75,7 +75,7 @@ def test_what_does_not_match_is_named(train, trained, converted, tmp_path):
         other = train(tmp_path / "other", "decoder.causal", FEW, begin, "--config.data.tokenizer.vocab_size=410")
         refused(other, "another tokenizer", "data.tokenizer.path")
         with pytest.raises(UserError, match="holds one model alone, and 'generator' cannot begin"):
-            checkpoint.load_params(source, {"model": {}, "generator": {}})
+            saved.open(source).params({"model": {}, "generator": {}})
     for layers, cause in ((1, "wanted nothing"), (3, "saved nothing, wanted [")):
         deep = f"--config.model.decoder.num_layers={layers}"
         refused(train(tmp_path / "deep", "decoder.causal", FEW, begin, deep), "of another model", cause)
@@ -97,21 +97,21 @@ def test_a_run_of_two_models(train, tmp_path):
     refused(train(tmp_path / "pair", both, FEW, f"--config.train.init_from={alone}", *head), "one model alone", "'generator'")
 
 
-def test_the_latest_whole_checkpoint_is_read(trained, tmp_path):
+def test_the_latest_intact_checkpoint_is_read(trained, tmp_path):
     """A half-written last one is passed over by all that read a run; where none is whole, each is named."""
     run = shutil.copytree(trained, tmp_path / "run")
-    model = checkpoint.load_model(run)
-    last = checkpoint.load_params(run, tree(model))
+    model = saved.open(run).model
+    last = saved.open(run).params(tree(model))
     steps = sorted((int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()), reverse=True)
     assert len(steps) > 1
     (run / "checkpoints" / str(steps[0]) / "SHA256.json").unlink()
-    before = checkpoint.load_params(run, tree(model))
+    before = saved.open(run).params(tree(model))
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(before), strict=True))
-    assert checkpoint.load_model(run) == model and checkpoint.load_tokenizer(run)
+    assert saved.open(run).model == model and saved.open(run).tokenizer_bytes()
     for step in steps[1:]:
         (run / "checkpoints" / str(step) / "tokenizer" / "metadata").write_text("")
-    for read in (checkpoint.load_model, checkpoint.load_tokenizer, lambda d: checkpoint.load_params(d, tree(model))):
-        with pytest.raises(UserError, match=rf"no whole checkpoint .{steps[0]}: .*not finished; {steps[1]}: tokenizer"):
+    for read in (saved.open, lambda d: saved.open(d).params()):
+        with pytest.raises(UserError, match=rf"no intact checkpoint .{steps[0]}: .*not finished; {steps[1]}: tokenizer"):
             read(run)
 
 
@@ -124,6 +124,6 @@ def test_the_tokenizer_of_a_converted_model(converted):
     kept.rename(converted / "hf" / "spiece.model")
     assert pretrained(converted)[2].proto == tokenizer.proto
     (converted / "hf" / "spiece.model").unlink()
-    assert checkpoint.load_tokenizer(converted) is None
+    assert saved.open(converted).tokenizer_bytes() is None
     with pytest.raises(UserError, match="has no tokenizer: put"):
         pretrained(converted)

@@ -20,7 +20,7 @@ def restored() -> int:
     parts = assemble(run, recipe(run), progress=False)
     checkpoints = Checkpoints(flags.workdir, run.checkpoint, run, parts.data.tokenizer.proto)
     with sharding.use(parts.mesh):
-        state = checkpoints.restore(checkpoints.latest_whole(), parts.plan.targets())
+        state = checkpoints.restore(checkpoints.latest_intact(), parts.plan.targets())
         print(f"restored step {int(state.step)}: {params_sha256(state.params)}", file=sys.stderr)
     checkpoints.close()
     return main()

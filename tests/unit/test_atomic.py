@@ -98,7 +98,7 @@ def test_checkpoints_on_another_disk_are_put_aside_there(tmp_path, other_disk):
     (other_disk / "7").write_bytes(b"a file in place of a step")
     with pytest.warns(UserWarning, match="checkpoints/7 is damaged; moved to .*checkpoints/damaged/7, the run goes on"):
         found = Checkpoints(run, config.Checkpoint(), config.Run(config.Model(8, 8)), b"tokenizer")
-    assert found.latest_whole() is None and found.steps() == []
+    assert found.latest_intact() is None and found.steps() == []
     found.close()
     assert (other_disk / "damaged/7").read_bytes() == b"a file in place of a step"
 

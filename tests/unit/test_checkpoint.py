@@ -4,12 +4,10 @@ import errno
 import json
 import shutil
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from lm import checkpoint, config
+from lm import config, saved
 from lm.checkpoint import Checkpoints
 from lm.errors import UserError
 from lm.types import TrainState
@@ -24,11 +22,11 @@ def state(step):
 
 def save(workdir, losses, keep=1):
     """As a process does that dies afterwards."""
-    saved = Checkpoints(workdir, config.Checkpoint(keep=keep), RUN, b"tokenizer")
+    writer = Checkpoints(workdir, config.Checkpoint(keep=keep), RUN, b"tokenizer")
     for step, loss in losses.items():
-        saved.save(state(step), {"loss": loss})
-        saved.wait()
-    saved.close()
+        writer.save(state(step), {"loss": loss})
+        writer.wait()
+    writer.close()
 
 
 def steps(workdir):
@@ -52,7 +50,7 @@ def resumed(workdir):
     """The step that is found, and what its state says."""
     again = Checkpoints(workdir, config.Checkpoint(keep=3), RUN, b"tokenizer")
     try:
-        step = again.latest_whole()
+        step = again.latest_intact()
         found = int(again.restore(step, state(0)).step) if step else None
         assert again.saved_run(step)[0] == RUN if step else True
         again.save(state(20), {"loss": 5.0})
@@ -73,20 +71,20 @@ def test_the_best_is_kept_through_a_restart(tmp_path):
 
 def test_moments_that_an_older_version_kept_in_bfloat16_are_refused_by_name(tmp_path):
     """Nobody knows what they would have been: they are not cast."""
-    saved = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
+    writer = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
     moments = lambda dtype: state(1).replace(opt_state={"mu": jnp.ones(4, dtype)})
-    saved.save(moments(jnp.bfloat16))
-    saved.wait()
+    writer.save(moments(jnp.bfloat16))
+    writer.wait()
     with pytest.raises(UserError, match=r"opt_state/mu: saved bfloat16\[4\], wanted float32\[4\].*another --workdir"):
-        saved.restore(1, moments(jnp.float32))
-    saved.close()
+        writer.restore(1, moments(jnp.float32))
+    writer.close()
 
 
 def test_progress_comes_back_and_an_older_checkpoint_has_none(tmp_path):
-    saved = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
-    saved.save(state(1), progress={"rows": 2**40, "losses": [0.1, NAN]})
-    saved.wait()
-    saved.close()
+    writer = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
+    writer.save(state(1), progress={"rows": 2**40, "losses": [0.1, NAN]})
+    writer.wait()
+    writer.close()
     again = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
     assert again.saved_progress(1) == {"rows": 2**40, "losses": [0.1, "nan"]}, "what JSON cannot hold is a text"
     (tmp_path / "checkpoints/1/progress").rename(tmp_path / "progress")
@@ -129,37 +127,37 @@ def test_where_none_is_whole_nothing_is_moved_and_nothing_begins_anew(tmp_path):
     for step in (1, 2):
         (tmp_path / f"checkpoints/{step}/SHA256.json").unlink()
     again = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
-    with pytest.raises(UserError, match=r"has no whole checkpoint \(2: SHA256.json is missing.*; 1: .*another --workdir"):
-        again.latest_whole()
+    with pytest.raises(UserError, match=r"has no intact checkpoint \(2: SHA256.json is missing.*; 1: .*another --workdir"):
+        again.latest_intact()
     again.close()
     assert steps(tmp_path) == [1, 2] and not (tmp_path / "damaged").exists()
 
 
 def test_a_new_run_has_none(tmp_path):
     new = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
-    assert new.latest_whole() is None
+    assert new.latest_intact() is None
     new.close()
 
 
 def test_arrays_that_a_library_puts_elsewhere_are_no_checkpoint(tmp_path):
     """TensorStore takes a backslash for a separator. `RunDir` refuses such a folder; a later rewriting ends here."""
-    saved = Checkpoints(tmp_path / "a\\b", config.Checkpoint(), RUN, b"tokenizer")
-    saved.save(state(1))
+    writer = Checkpoints(tmp_path / "a\\b", config.Checkpoint(), RUN, b"tokenizer")
+    writer.save(state(1))
     with pytest.raises(UserError, match="cannot save in .*not whole: the arrays are not among its files"):
-        saved.wait()
-    saved.wait()  # says nothing of a save that is known to have failed
-    saved.close()
+        writer.wait()
+    writer.wait()  # says nothing of a save that is known to have failed
+    writer.close()
     assert steps(tmp_path / "a\\b") == []
 
 
 def test_a_save_that_ends_without_its_directory_is_an_error(tmp_path):
-    saved = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
-    saved.save(state(1))
-    saved._manager.wait_until_finished()
+    writer = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
+    writer.save(state(1))
+    writer._manager.wait_until_finished()
     shutil.rmtree(tmp_path / "checkpoints" / "1")
     with pytest.raises(UserError, match="step 1 was saved without an error, and is not in"):
-        saved.wait()
-    saved.close()
+        writer.wait()
+    writer.close()
 
 
 @pytest.mark.parametrize(
@@ -172,15 +170,15 @@ def test_a_save_that_ends_without_its_directory_is_an_error(tmp_path):
     ],
 )
 def test_what_the_system_refuses_is_a_mistake_of_the_users(tmp_path, monkeypatch, error, said):
-    saved = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
+    writer = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
 
     def fails(*_, **__):
         raise error
 
     with monkeypatch.context() as failing, pytest.raises(UserError, match=said):
-        failing.setattr(saved._manager, "wait_until_finished", fails)
-        saved.wait()
-    saved.close()
+        failing.setattr(writer._manager, "wait_until_finished", fails)
+        writer.wait()
+    writer.close()
 
 
 def test_a_renamed_step_is_named_and_put_aside(begun):
@@ -215,7 +213,7 @@ STRAY = {
 def test_what_others_leave_among_checkpoints_does_no_harm(begun, stray):
     STRAY[stray](begun / "checkpoints")
     assert resumed(begun) == (3, 3)
-    assert checkpoint.load_tokenizer(begun) == b"tokenizer"
+    assert saved.open(begun).tokenizer_bytes() == b"tokenizer"
 
 
 def emptied(path):
@@ -284,52 +282,3 @@ def test_a_file_that_grew_past_the_limit_is_told_so(tmp_path):
     path = "/".join(["a-long-name"] * 40)
     error = ValueError(f'OUT_OF_RANGE: Error writing "w/0" at "{path}": Failed to write 9 bytes to file 14: File too large')
     assert "a file grew past the limit of this shell; raise it (ulimit -f)" in str(_save_error(error, tmp_path, ""))
-
-
-# --------------------------------------------------------------------------- parameters of which some are made anew
-
-
-TRUNK = {"embed": {"tokens": np.arange(16.0, dtype=np.float32).reshape(8, 2)}, "encoder": {"norm": np.ones(2, np.float32)}}
-OLD_HEAD, NEW_HEAD = {"out": np.ones((2, 8), np.float32)}, {"out": np.full((2, 3), 7.0, np.float32), "bias": np.zeros(3)}
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("converted")
-    checkpoint.save_params(folder, config.Model(8, 2), TRUNK | {"head": OLD_HEAD})
-    return folder
-
-
-def load(folder, wanted, **fresh):
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.float32), wanted)
-    return checkpoint.load_params(folder, abstract, fresh=fresh)
-
-
-def test_a_fresh_head_on_the_saved_trunk(converted):
-    wanted = TRUNK | {"head": NEW_HEAD}
-    found = load(converted, wanted, head=NEW_HEAD)
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
-    assert found["head"] is NEW_HEAD
-    kept = load(converted, TRUNK | {"head": OLD_HEAD})
-    jax.tree.map(np.testing.assert_array_equal, kept, TRUNK | {"head": OLD_HEAD})
-
-
-def test_a_head_that_is_not_saved_is_no_hindrance(converted, tmp_path):
-    """A tied head has no parameters of its own; and a model may come without a head where it had one."""
-    checkpoint.save_params(tmp_path, config.Model(8, 2), TRUNK)
-    jax.tree.map(np.testing.assert_array_equal, load(tmp_path, TRUNK | {"head": NEW_HEAD}, head=NEW_HEAD)["head"], NEW_HEAD)
-    without = {"embed": TRUNK["embed"], "encoder": TRUNK["encoder"]}
-    assert load(converted, without, head={})["head"] == {}
-
-
-def test_all_but_the_fresh_must_be_both_saved_and_wanted(converted):
-    wanted = TRUNK | {"head": NEW_HEAD}
-    more = wanted | {"encoder": {"norm": np.ones(2), "bias": np.ones(2)}}
-    for tree, fresh, cause in (
-        (more, {"head": NEW_HEAD}, r"encoder/bias: saved nothing, wanted \[2\]"),
-        ({"embed": TRUNK["embed"]}, {"head": NEW_HEAD}, r"encoder/norm: saved \[2\], wanted nothing"),
-        (wanted | {"embed": {"tokens": np.ones((9, 2))}}, {"head": NEW_HEAD}, r"embed/tokens: saved \[8, 2\], wanted \[9, 2\]"),
-        (wanted, {}, r"head/bias: saved nothing, wanted \[3\]; head/out: saved \[2, 8\], wanted \[2, 3\]"),
-    ):
-        with pytest.raises(UserError, match=f"are of another model: {cause}"):
-            load(converted, tree, **fresh)

@@ -10,11 +10,11 @@ COMMANDS = {"train", "prepare", "evaluate", "convert"}  # verbs: each may import
 CORE = {"cli", "config", "types", "errors", "atomic", "paths", "untrusted", "distributed"}
 MODELS = CORE | {"sharding", "flops", "models"}
 DATA = CORE | {"data", "objectives"}
-TRAINING = MODELS | DATA | {"redact", "losses", "checkpoint", "optim", "training"}
+TRAINING = MODELS | DATA | {"redact", "losses", "checkpoint", "saved", "optim", "training"}
 MAY = {
     "errors": set(),
     "redact": set(),
-    "integrity": set(),
+    "integrity": {"errors"},
     "config": {"errors", "config"},
     "types": {"errors"},
     "startup": {"errors"},
@@ -30,6 +30,7 @@ MAY = {
     "layout": {"errors"},
     "checkpoint": CORE | {"integrity", "layout"},
     "models": MODELS,
+    "saved": MODELS | {"checkpoint", "data", "integrity", "layout"},
     "generation": MODELS | {"losses", "generation", "objectives", "startup"},
     "conversion": MODELS | {"conversion"},
     "objectives": CORE | {"objectives"},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, layout
+from lm import config, layout, saved
 from lm.checkpoint import Checkpoints
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
@@ -31,13 +31,13 @@ def paths(tree):
 
 @pytest.mark.parametrize("name", ["decoder", "encoder_decoder", "converted"])
 def test_models_of_the_first_layout_are_read(first, name):
-    model = checkpoint.load_model(first / name)
+    model = saved.open(first / name).model
     target = abstract_params(model, jax.local_devices()[0])
-    params = checkpoint.load_params(first / name, target)
+    params = saved.open(first / name).params(target)
     assert jax.tree.structure(params) == jax.tree.structure(target)
     assert "groups" in params["decoder"] or "group_1" in params["decoder"]
     assert all(np.isfinite(x).all() and np.any(x) for x in jax.tree.leaves(params) if x.ndim > 1)
-    assert (checkpoint.load_tokenizer(first / name) is None) == (name == "converted")
+    assert (saved.open(first / name).tokenizer_bytes() is None) == (name == "converted")
 
 
 def test_only_names_of_groups_change_and_they_change_back():
@@ -59,7 +59,7 @@ def state(params):
     return TrainState(jnp.int32(1), params, (None, {"mu": params}), params, zero, zero, jnp.zeros((2, 2), jnp.uint32))
 
 
-def saved(workdir, params):
+def written(workdir, params):
     run = config.Run(config.Model(8, 8))
     checkpoints = Checkpoints(workdir, config.Checkpoint(), run, b"tokenizer")
     checkpoints.save(state(params))
@@ -70,20 +70,20 @@ def saved(workdir, params):
 def test_a_state_with_moments_and_averages_is_restored_under_the_new_names(tmp_path):
     old = {name: {"decoder": {"turn_0": jnp.arange(3.0), "turns": jnp.ones(2)}} for name in ("model", "generator")}
     new = layout.to_current(old)
-    checkpoints = saved(tmp_path, old)
+    checkpoints = written(tmp_path, old)
     found = checkpoints.restore(1, state(new))
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, found, state(new))
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), new["model"])
-    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(tmp_path, target), new["model"])
+    jax.tree.map(np.testing.assert_array_equal, saved.open(tmp_path).params(target), new["model"])
 
 
 def test_both_layouts_in_one_checkpoint_are_an_error(tmp_path):
     both = {"decoder": {"turn_0": jnp.ones(2), "group_1": jnp.ones(2)}}
-    checkpoints = saved(tmp_path, both)
+    checkpoints = written(tmp_path, both)
     cause = r"parameters named 'turn_0', as the first layout named them, beside 'group_1'.*bring back one"
     with pytest.raises(UserError, match=rf"checkpoints/1 has {cause}"):
         checkpoints.restore(1, state(layout.to_current(both)))
     checkpoints.close()
     with pytest.raises(UserError, match=cause):
-        checkpoint.load_params(tmp_path, layout.to_current(both))
+        saved.open(tmp_path).params(layout.to_current(both))

@@ -16,7 +16,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from lm import atomic, checkpoint, cli, conversion
+from lm import atomic, checkpoint, cli, conversion, saved
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
 from lm.conversion import files
 from lm.conversion.naming import drop_pattern
@@ -452,7 +452,7 @@ def test_what_a_kill_left_is_cleared_by_the_same_command(theirs, tmp_path, capsy
     (tmp_path / "ours").mkdir()  # an empty target is taken
     assert main(["from_hf", str(theirs()), str(tmp_path / "ours")]) == 0
     assert not left.exists() and not (tmp_path / "ours" / "params" / "deep").exists()
-    assert checkpoint.load_model(tmp_path / "ours").width == 32
+    assert saved.open(tmp_path / "ours").model.width == 32
 
 
 def test_the_error_is_told_though_a_thread_still_writes(tmp_path):
@@ -558,28 +558,28 @@ def test_a_bit_that_flips_in_a_converted_model_is_named(ours, tmp_path, capsys, 
 
 
 def test_files_of_a_converted_model_that_are_missing_or_new(ours):
-    model = checkpoint.load_model(ours)
-    assert checkpoint.load_tokenizer(ours) == TOKENIZER
+    model = saved.open(ours).model
+    assert saved.open(ours).tokenizer_bytes() == TOKENIZER
     (ours / "hf" / "tokenizer.model").write_bytes(b"by hand")  # as finetune asks for where there is none
-    checkpoint.check_files(ours, "hf")
+    saved.check_files(ours, "hf")
     (ours / "hf" / "config.json").unlink()
     with pytest.raises(UserError, match="hf/config.json was changed or cut short"):
-        checkpoint.check_files(ours, "hf")
+        saved.check_files(ours, "hf")
     (ours / "params" / "more").write_bytes(b"")
     with pytest.raises(UserError, match="params/more was changed"):
-        checkpoint.load_params(ours, abstract_params(model))
+        saved.open(ours).params(abstract_params(model))
     (ours / "SHA256.json").unlink()
     with pytest.raises(UserError, match="SHA256.json is missing"):
-        checkpoint.load_model(ours)
+        saved.open(ours)
 
 
 def test_folders_whose_digests_are_of_the_parameters_alone_still_load(ours):
     listing = json.loads((ours / "SHA256.json").read_text())
     before = {name.removeprefix("params/"): digest for name, digest in listing.items() if name.startswith("params/")}
     (ours / "SHA256.json").write_text(json.dumps(before))
-    model = checkpoint.load_model(ours)
-    assert model.width == 32 and checkpoint.load_tokenizer(ours) == TOKENIZER
-    assert checkpoint.load_params(ours, abstract_params(model))
+    model = saved.open(ours).model
+    assert model.width == 32 and saved.open(ours).tokenizer_bytes() == TOKENIZER
+    assert saved.open(ours).params(abstract_params(model))
     (ours / "params" / "_METADATA").write_bytes(b"{}")
     with pytest.raises(UserError, match="params/_METADATA was changed"):
-        checkpoint.load_params(ours, abstract_params(model))
+        saved.open(ours).params(abstract_params(model))

@@ -195,7 +195,7 @@ def test_what_makes_no_sense_is_refused(message):
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path, capsys):
     assert main([f"--from={tmp_path}", "--task=spam", "--how=head"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and "neither a converted model" in err and err.count("\n") == 1
+    assert err.startswith("error: ") and "is an empty folder" in err and err.count("\n") == 1
 
 
 VALUES = ["rows=0", "batch_size=0", "length=1", "seed=-1", "steps=0", "answer=1"]

@@ -1,0 +1,209 @@
+"""What a folder holds: `saved.open(folder)` of a run's workdir or of a converted model, local or gs://.
+
+    pretrained = saved.open("runs/quickstart")
+    pretrained.model                      lm.config.Model
+    pretrained.params(device=device)      the parameters on a device; of a run the averaged ones, if it keeps an average
+    pretrained.tokenizer()                lm.data.tokenizer.Tokenizer
+    pretrained.run                        lm.config.Run; None for a converted model
+
+Of a run, the latest intact checkpoint is read. Every file is compared with its digest before it is used.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lm import config, integrity, layout, paths, untrusted
+from lm.checkpoint import MODEL, STEP
+from lm.config import resolve
+from lm.data import tokenizer as tokenizers
+from lm.errors import UserError
+from lm.models.transformer import abstract_params
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # in the hf/ of a converted model; the first found is read
+CONVERT = "python -m lm.convert from_hf"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved model. `step` is that of the checkpoint that is read; None for a converted model, as is `run`."""
+
+    folder: epath.Path
+    model: config.Model
+    run: config.Run | None
+    step: int | None
+
+    @property
+    def _checkpoint(self) -> epath.Path:
+        return self.folder / "checkpoints" / str(self.step)
+
+    def params(
+        self, target: Any = None, *, device: jax.Device | None = None, fresh: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The parameters in the dtypes and shardings of `target` (abstract; default: those of `model`, on `device`), as NumPy
+        arrays where it has no shardings. UserError where names or shapes differ from the target's.
+
+        `fresh` is `{name: parameters}` for top-level names, such as a new head: nothing is read or compared below these, and
+        the given parameters are returned there. All other names must be both saved and in the target.
+
+        A run that trains several models saves them by name, one of them as "model"; a target without such names gets that one.
+        """
+        target, fresh = abstract_params(self.model, device) if target is None else target, fresh or {}
+        if self.step is None:
+            check_files(self.folder, "params")
+            tree, inside, several = self.folder / "params", [], False
+        else:
+            tree = self._checkpoint / "state"
+            with ocp.PyTreeCheckpointer() as checkpointer:
+                names = layout.described(checkpointer.metadata(tree).item_metadata.tree)
+            inside = ["ema" if any(name.startswith("ema/") for name in names) else "params"]
+            several = any(name.startswith(f"{inside[0]}/model/") for name in names)
+        if "model" in target and not several:
+            others = " and ".join(f"'{name}'" for name in sorted(target.keys() - {"model"}))
+            raise UserError(
+                f"{self.folder} holds one model alone, and {others} cannot begin from it; take a run of the same objective"
+            )
+        return _restored(self.folder, tree, inside + ["model"] * (several and "model" not in target), target, fresh)
+
+    def tokenizer_bytes(self) -> bytes | None:
+        """The tokenizer file that a run was trained with, or the one in the hf/ of a converted model; None if it has none."""
+        if self.step is not None:
+            return base64.b64decode(json.loads((self._checkpoint / "tokenizer" / "metadata").read_bytes())["sentencepiece"])
+        name = next((f"hf/{name}" for name in TOKENIZERS if (self.folder / "hf" / name).exists()), None)
+        if name is None:
+            return None
+        check_files(self.folder, name)
+        return (self.folder / name).read_bytes()
+
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer; UserError if the folder has none."""
+        data = self.tokenizer_bytes()
+        if data is None:
+            names = ", ".join(TOKENIZERS)
+            raise UserError(f"{self.folder} has no tokenizer: put the one of this model into {self.folder / 'hf'} ({names})")
+        return tokenizers.from_bytes(data)
+
+
+def open(given: str | Path | epath.Path, *, name: str = "--from") -> Saved:  # noqa: A001  read as `saved.open`
+    """Finds out what a folder holds. UserError, which names the flag or config key `name`, where it is no model's folder or
+    no checkpoint in it is intact."""
+    in_bucket = str(given).startswith("gs://")
+    folder = epath.Path(str(given) if in_bucket else paths.local(str(given), name=name))
+    said = f"{name}={given}"
+    entries = _entries(folder, said)
+    if MODEL in entries:
+        check_files(folder, MODEL)
+        model = resolve.build(config.Model, untrusted.parse_json((folder / MODEL).read_bytes(), folder / MODEL))
+        return Saved(folder, model, None, None)
+    steps = _steps(folder / "checkpoints") if "checkpoints" in entries else []
+    if not steps:
+        raise UserError(f"{said} {_what_else(folder, entries)}")
+    step, _ = integrity.latest(folder / "checkpoints", steps, cure="train it again")
+    settings = json.loads((folder / "checkpoints" / str(step) / "config" / "metadata").read_bytes())
+    run = resolve.build(config.Run, settings)
+    return Saved(folder, run.model, run, step)
+
+
+def _entries(folder: epath.Path, said: str) -> set[str]:
+    """The names in a folder; UserError where it cannot be listed."""
+    try:
+        if not folder.exists():
+            raise UserError(f"{said} is not there; give a run's workdir or a converted model")
+        if not folder.is_dir():
+            raise UserError(f"{said} is a file; give the folder of the run or model, such as {folder.parent}")
+        return {path.name for path in folder.iterdir()}
+    except ImportError as error:
+        raise UserError(f"{said} needs gcsfs ({error}): pip install gcsfs") from error
+    except OSError as error:
+        raise UserError(f"{said} cannot be read ({error.strerror or error}); mend that, or give another") from error
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    return [int(p.name) for p in folder.iterdir() if STEP.fullmatch(p.name) and p.is_dir()] if folder.is_dir() else []
+
+
+def _what_else(folder: epath.Path, entries: set[str]) -> str:
+    """Of a folder that is neither a run's nor a converted model's: what it is, and what to give instead."""
+    parent = folder.parent
+    if not entries:
+        return "is an empty folder; give a run's workdir or a converted model"
+    if {"state", "config"} <= entries:
+        return f"is one checkpoint of a run; give the run's workdir, {parent.parent}: its latest intact checkpoint is read"
+    if _steps(folder):
+        return f"holds the checkpoints of a run; give the run's workdir, {parent}"
+    if folder.name in ("params", "hf") and (parent / MODEL).exists():
+        return f"is a part of a converted model; give the model's folder, {parent}"
+    if "params" in entries:
+        return f"is a conversion that was not finished (no {MODEL}); convert it again: {CONVERT} SOURCE {folder}"
+    weights = any(name.endswith(".safetensors") or (name.startswith("pytorch_model") and ".bin" in name) for name in entries)
+    if weights or "model_type" in _json(folder / "config.json"):
+        return f"is a Hugging Face folder that is not converted: {CONVERT} {folder} NEW, and give NEW"
+    if "study.json" in entries:
+        return f"is the folder of a study; give one of its runs, such as {folder / 'CELL' / 'seed0' / 'run'}"
+    if "config.json" in entries:
+        return "is a run without a checkpoint; train it until it saves one"
+    return f"is neither a converted model (no {MODEL}) nor a run (no checkpoints/)"
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target: Any, fresh: Mapping[str, Any]) -> Any:
+    """Restores the subtree at the keys `inside` of an Orbax directory, except what is `fresh`. Names and shapes are compared
+    with those of `target`, since Orbax itself skips arrays that are not asked for and returns placeholders for missing ones."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        saved: Any = checkpointer.metadata(directory).item_metadata.tree
+        for key in inside:
+            saved = saved[key]
+        saved, target = ({name: below for name, below in tree.items() if name not in fresh} for tree in (saved, target))
+        names = layout.described(saved, dtypes=False)
+        first = layout.is_first(names, said)
+        if wrong := layout.differences(names, layout.described(target, dtypes=False)):
+            raise UserError(f"the parameters in {said} are of another model: {wrong}. Take the model that they were saved from")
+        item = layout.to_first(target) if first else target
+        for key in reversed(inside):
+            item = {key: item}
+        args = ocp.args.PyTreeRestore(item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
+        restored = checkpointer.restore(directory, args=args)
+        for key in inside:
+            restored = restored[key]
+        return {**(layout.to_current(restored) if first else restored), **fresh}
+
+
+def check_files(folder: epath.Path, below: str) -> None:
+    """Compares the files of a converted model with their digests: the file `below`, or all files in that folder. UserError for
+    the first that was changed or is missing. New files in `hf/` are allowed, since a tokenizer may be put there by hand. Older
+    conversions have digests of `params/` only."""
+    try:
+        listing = untrusted.parse_json((folder / integrity.DIGESTS).read_bytes(), folder / integrity.DIGESTS)
+    except FileNotFoundError:
+        raise UserError(f"{folder / integrity.DIGESTS} is missing: the conversion was not finished; convert it again") from None
+    if MODEL not in listing:
+        listing = {f"params/{name}": digest for name, digest in listing.items()}
+    listed = {name: digest for name, digest in listing.items() if name == below or name.startswith(f"{below}/")}
+    found = {name: digest for name, digest in _digests(folder, below).items() if below == "params" or name in listed}
+    for name in sorted(listed.keys() | found.keys()):
+        if listed.get(name) != found.get(name):
+            raise UserError(f"{folder / name} was changed or cut short; convert it again")
+
+
+def _digests(folder: epath.Path, below: str) -> dict[str, str]:
+    """Path relative to `folder` -> SHA-256, for the file `below` or all files in that folder; empty if there is none."""
+    path = folder / below
+    if path.is_dir():
+        return {f"{below}/{name}": digest for name, digest in integrity.digests(path).items()}
+    return {below: hashlib.sha256(path.read_bytes()).hexdigest()} if path.exists() else {}
