@@ -256,7 +256,7 @@ def global_batch(make: Callable[[np.ndarray], Any], index: np.ndarray, mesh: Mes
     return jax.tree.map(to_global, rows)
 
 
-def uncovered(params: Any, shardings: Any, mesh: Mesh, least: int = 2**16) -> list[str]:
+def replicated_params(params: Any, shardings: Any, mesh: Mesh, least: int = 2**16) -> list[str]:
     """Returns the names of replicated parameters of at least `least` elements, if the mesh has axes that shard parameters."""
     if mesh.shape["fsdp"] * mesh.shape["sequence"] * mesh.shape["tensor"] == 1:
         return []

@@ -22,7 +22,7 @@ from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError, nearest
 from lm.evaluation.span_prompts import KINDS, ONE_SIDED, Span, examples, span_prompts
 from lm.losses.log_probs import token_scores
-from lm.models.positions import check_reach
+from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths, Vocabulary, of_texts
 from lm.types import WORD, Example
@@ -141,7 +141,7 @@ def score(
     owner = np.repeat(np.arange(len(spans)), [len(of_span) for of_span in asked])
     rows = [example for of_span in asked for example in of_span]
     lengths = _lengths(rows)
-    check_reach(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure="shorten left, span or right")
+    check_positions(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure="shorten left, span or right")
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
     nats, right = np.zeros(len(spans)), 0.0
     for first in range(0, len(rows), batch_size):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config, startup
-from lm.models.positions import check_reach
+from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.types import Example, TokenStream
 
@@ -113,11 +113,11 @@ def decode(
 
 def check_lengths(model: config.Model, encoder: TokenStream | None, decoder: int | None, *, cure: str) -> None:
     """Raises UserError if the encoder's stream, or `decoder` tokens, need more positions than the model has learned."""
-    check_reach(model, None if encoder is None else encoder.tokens.shape[1], decoder, cure=cure, what="the prompt takes")
+    check_positions(model, None if encoder is None else encoder.tokens.shape[1], decoder, cure=cure, what="the prompt takes")
 
 
 @partial(jax.jit, static_argnames="model")
-def fill(model: Transformer, params: Any, stream: TokenStream, forbidden: jax.Array | None = None) -> jax.Array:
+def predict_tokens(model: Transformer, params: Any, stream: TokenStream, forbidden: jax.Array | None = None) -> jax.Array:
     """Returns the encoder's most likely token at every position, int32 [B, T], none of them `forbidden` (bool [V])."""
     check_lengths(model.config, stream, None, cure="shorten it")
     logits: Any = model.apply({"params": params}, Example(stream, None, None, None))

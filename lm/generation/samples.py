@@ -9,8 +9,8 @@ import numpy as np
 
 from lm import config, distributed
 from lm.errors import UserError
-from lm.generation.decoding import fill, generate, left_padded
-from lm.models.positions import check_reach
+from lm.generation.decoding import generate, left_padded, predict_tokens
+from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives import of_texts, reads_prefix, special_tokens
 from lm.types import TokenStream
@@ -76,7 +76,7 @@ def check(
     # The last token of an answer is not read.
     decoder = None if a.decoder is None else int(np.max(a.decoder.positions[:, -1] + a.asked))
     cure = f"lower log.sample_tokens, shorten log.samples, or raise --config.{place}.{{stack}}.position.max_length"
-    check_reach(model, encoder, decoder, cure=cure, what="log.samples take")
+    check_positions(model, encoder, decoder, cure=cure, what="log.samples take")
 
 
 def _ask(
@@ -208,7 +208,7 @@ def _filled(
     model: Transformer, params: Any, tokenizer: Any, prompt: str, ids: np.ndarray, mode: list[int], forbidden: np.ndarray
 ) -> dict[str, str]:
     read = np.concatenate([mode, ids]).astype(np.int32)
-    best = distributed.fetched(fill(model, params, left_padded([read]), forbidden))[0][len(mode) :]
+    best = distributed.fetched(predict_tokens(model, params, left_padded([read]), forbidden))[0][len(mode) :]
     chosen = [tokenizer.decode([int(best[i])]).strip() for i in np.flatnonzero(ids == tokenizer.mask_id)]
     text = prompt
     for word in chosen:

@@ -15,7 +15,9 @@ from lm.errors import UserError
 from lm.models.layers import parameter
 
 
-def check_reach(model: config.Model, encoder: int | None, decoder: int | None, *, cure: str, what: str = "a row takes") -> None:
+def check_positions(
+    model: config.Model, encoder: int | None, decoder: int | None, *, cure: str, what: str = "a row takes"
+) -> None:
     """Raises UserError if `encoder` or `decoder` tokens (None: that stack is not used) exceed the stack's learned positions.
 
     Beyond its table the model returns NaN. `what` says in the error who needs the positions; `cure` says what to do, with

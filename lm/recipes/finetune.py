@@ -34,7 +34,7 @@ from lm.evaluation.qa_metrics import classified, exact, qa_metrics
 from lm.generation.decoding import generate, left_padded
 from lm.generation.rank import rank
 from lm.losses.cross_entropy import cross_entropy, scores
-from lm.models.positions import check_reach
+from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import of_texts, reads_prefix
 from lm.training import hooks, loop
@@ -186,7 +186,7 @@ class Work:
         elif model.head is None or model.head.outputs is not None:
             raise UserError("the model has no head over the vocabulary, so it gives no text: take --how=head")
         self.lengths = self.writer.label_lengths if how == "head" else self.writer.answer_lengths
-        check_reach(self.model, self.lengths.encoder, self.lengths.decoder, cure="shorten it with --length")
+        check_positions(self.model, self.lengths.encoder, self.lengths.decoder, cure="shorten it with --length")
         self.mesh = sharding.make_mesh(config.Mesh())
         sharding.check_batch(settings.batch_size, 1, self.mesh)
         self.network = Transformer(self.model)

@@ -16,7 +16,7 @@ from lm.evaluation.heldout import HeldOut
 from lm.generation.samples import check as check_samples
 from lm.generation.samples import samples
 from lm.losses.cross_entropy import cross_entropy, scores
-from lm.models.positions import check_reach
+from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Objective, Vocabulary, build, suited
 from lm.objectives.dummy_vocabulary import DummyVocabulary
@@ -63,7 +63,7 @@ class Pretraining(Recipe):
         lengths = {name: getattr(run.data, name) for name in ("encoder_length", "decoder_length")}
         for path, model in task.models.items():
             cure = f"shorten data.{{stack}}_length, or raise --config.{path}.{{stack}}.position.max_length"
-            check_reach(model, *lengths.values(), cure=cure)
+            check_positions(model, *lengths.values(), cure=cure)
         parts = mesh.shape["sequence"]
         for name, length in lengths.items():
             if (length or 0) % parts:
@@ -121,7 +121,7 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
     """The objective of a run. UserError where the model does not fit it."""
     objective = build(run.objective, run.model.architecture, run.data, vocabulary)
     cure = "shorten data.encoder_length, whose places these are, or raise --config.model.{stack}.position.max_length"
-    check_reach(run.model, None, objective.reach, cure=cure)
+    check_positions(run.model, None, objective.reach, cure=cure)
     if objective.lengths.types and run.model.embed.types < 2:
         raise UserError(
             f"model.embed.types={run.model.embed.types}, and this objective tells two texts apart by their types; "

@@ -183,7 +183,7 @@ def dry_run(run: config.Run, recipe: Recipe) -> str:
     lines = [f"{v:>14,}  {k}" for k, v in report.items()]
     held = [
         f"whole on every device: {name}"
-        for name in sharding.uncovered(parts.plan.abstract.params, parts.plan.shardings.params, parts.mesh)
+        for name in sharding.replicated_params(parts.plan.abstract.params, parts.plan.shardings.params, parts.mesh)
     ]
     return "\n".join([resolve.to_json(run), parameter_table(parts), *lines, *held])
 

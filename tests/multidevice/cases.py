@@ -123,7 +123,7 @@ def test_parameters_moments_and_activations_are_really_sharded(scan):
     r = run("decoder", config.Causal(), MESHES["all"], scan=scan)
     data = rows("decoder", config.Causal(), decoder_length=16)
     mesh, plan, step = start(r, data)
-    assert sharding.uncovered(plan.abstract.params, plan.shardings.params, mesh, least=1024) == []
+    assert sharding.replicated_params(plan.abstract.params, plan.shardings.params, mesh, least=1024) == []
     with sharding.use(mesh):
         state = plan.create(0)
         batch = sharding.global_batch(data.rows, np.arange(8), mesh)

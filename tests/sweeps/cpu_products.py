@@ -93,10 +93,10 @@ def _rank(model: Model, params: Any, example: Any, prompt: Any, *, size: int = 3
 
 
 def _fill(model: Model, params: Any, example: Any, prompt: Any) -> None:
-    from lm.generation.decoding import fill
+    from lm.generation.decoding import predict_tokens
     from lm.models.transformer import Transformer
 
-    fill.lower(Transformer(model), params, example.encoder, V).compile()
+    predict_tokens.lower(Transformer(model), params, example.encoder, V).compile()
 
 
 def _score(model: Model, params: Any, example: Any, prompt: Any) -> None:

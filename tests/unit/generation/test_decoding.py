@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm.config import Learned, Model, Stack
-from lm.generation.decoding import fill, generate, left_padded
+from lm.generation.decoding import generate, left_padded, predict_tokens
 from lm.models.transformer import Transformer
 from lm.types import Example
 from tests.unit.models.small import BLOCK, DECODERS, D, T, V, close, example_for, logits, random_stream, start, stream
@@ -109,5 +109,5 @@ def test_fill_is_the_likeliest_token():
     model = Model(V, D, encoder=Stack(1, {"L": BLOCK}, position=Learned(16)))
     module, params = start(model)
     example = example_for(model)
-    best = fill(module, params, example.encoder)
+    best = predict_tokens(module, params, example.encoder)
     np.testing.assert_array_equal(best, logits(model, params, example).argmax(-1))

@@ -12,7 +12,7 @@ from lm import config, objectives
 from lm.config import Attention, Block, Learned, Mlp, Model, Stack
 from lm.errors import UserError
 from lm.generation import samples as module
-from lm.generation.decoding import fill, generate, left_padded
+from lm.generation.decoding import generate, left_padded, predict_tokens
 from lm.generation.rank import rank
 from lm.models.transformer import Transformer
 from lm.types import Example, TokenStream
@@ -116,11 +116,11 @@ def test_mass_is_asked_for_as_much_as_it_reads(monkeypatch, prompt, place):
 def test_an_encoder_reads(monkeypatch, objective, reads):
     seen = []
 
-    def fill(model, params, stream, forbidden):
+    def predict_tokens(model, params, stream, forbidden):
         seen.extend(stream.tokens[0].tolist())
         return np.arange(12, 12 + len(seen))[None]
 
-    monkeypatch.setattr(module, "fill", fill)
+    monkeypatch.setattr(module, "predict_tokens", predict_tokens)
     model = SimpleNamespace(config=SimpleNamespace(architecture="encoder", vocab_size=V))
     (shown,) = module.samples(model, None, Letters(), objective, ("a [MASK] b",), new_tokens=5, temperature=0.0, seed=0)
     assert seen == reads and shown["text"] == f"a [{chr(97 + reads.index(MASK))}] b"
@@ -225,7 +225,7 @@ def test_decoding_past_learned_positions_is_refused(what):
         elif "rank" in what:
             rank(both, None, prompt(1 if long else 4), np.zeros((2, 4), np.int32), np.ones((2, 4), np.float32), **long)
         else:
-            fill(both, None, prompt(7))
+            predict_tokens(both, None, prompt(7))
 
 
 class Backwards:
@@ -255,11 +255,11 @@ def test_an_encoder_fills_in_letters_alone(monkeypatch):
     """Special tokens would be silent, and ids past the vocabulary nothing at all."""
     seen = {}
 
-    def fill(model, params, stream, forbidden):
+    def predict_tokens(model, params, stream, forbidden):
         seen["forbidden"] = forbidden
         return np.full(stream.tokens.shape, 12)
 
-    monkeypatch.setattr(module, "fill", fill)
+    monkeypatch.setattr(module, "predict_tokens", predict_tokens)
     model = SimpleNamespace(config=SimpleNamespace(architecture="encoder", vocab_size=V + 2))
     module.samples(model, None, Letters(), config.Masked(), ("[MASK]",), new_tokens=5, temperature=0.5, seed=0)
     assert np.flatnonzero(~seen["forbidden"]).tolist() == list(range(12, V))
@@ -269,4 +269,4 @@ def test_what_is_forbidden_is_not_filled_in():
     model = Transformer(positions_of("encoder", 8))
     stream = left_padded([np.arange(12, 16)])
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), Example(stream, None, stream.tokens, None)))["params"]
-    assert (np.asarray(fill(model, params, stream, np.arange(V) != 30)) == 30).all()
+    assert (np.asarray(predict_tokens(model, params, stream, np.arange(V) != 30)) == 30).all()

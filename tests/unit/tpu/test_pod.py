@@ -14,7 +14,7 @@ from lm import optim, sharding
 from lm.config import resolve
 from lm.data.rows import blank, stack
 from lm.errors import UserError
-from lm.models.positions import check_reach
+from lm.models.positions import check_positions
 from lm.objectives import Lengths
 from lm.recipes import task
 from lm.training.step import plan_state
@@ -53,7 +53,7 @@ def test_an_entry_divides_and_its_state_fits(name):
     sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)
     lengths = [length for length in (run.data.encoder_length, run.data.decoder_length) if length]
     assert all(length % mesh.shape["sequence"] == 0 for length in lengths)
-    check_reach(run.model, run.data.encoder_length, run.data.decoder_length, cure="")
+    check_positions(run.model, run.data.encoder_length, run.data.decoder_length, cure="")
     parameters, optimizer = state_bytes(run, mesh)  # raises where a parameter does not divide
     memory = topology.chip.hbm / topology.chip.devices
     assert 2 * parameters + optimizer < ROOM * memory
