@@ -1,10 +1,10 @@
-"""`python -m experiments.run STUDY --workdir=D`: every cell of a study with every seed, then the report.
+"""`python -m experiments.run STUDY --workdir=D`: runs every cell of a study with every seed, then writes the report.
 
-A unit is a cell with a seed, in D/<cell>/seed<k>: its training run, and `result.json` once it is measured. What has a
-result is not done again, what was begun goes on, so the same command repeats until all is done. Several processes may work
-on one D: each takes what no other is at. `--shard=0/4` keeps to a fourth of them, for hosts that share no folder: cells that
-go on from another stay with it. Copy the folders together, and the same command without --shard makes the report.
-Settings of a study are set with --set: `--set seeds=5 --set budget=1e12`. Exit codes are those of `python -m lm.train`.
+A unit is a cell with a seed, in D/<cell>/seed<k>: its training run, and `result.json` once it is measured. Finished units are
+skipped and interrupted ones resumed, so repeat the same command until all is done. Several processes may work on one D; each
+takes a unit that no other is working on. `--shard=0/4` runs a quarter of the units, for hosts without a shared folder; a cell
+that starts from another one is in the same shard. Copy the folders together, and the same command without --shard writes the
+report. Settings of a study are set with --set: `--set seeds=5 --set budget=1e12`. Exit codes are those of `python -m lm.train`.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from lm.config import resolve
 from lm.errors import Busy, Diverged, UserError, nearest
 
 HERE = Path(__file__).parent
-WAIT = 5.0  # seconds between looks at what another process is doing
+WAIT = 5.0  # seconds between polls for units of other processes
 OTHER_SETTINGS = "other settings than the study has now; remove its folder, or take a new --workdir"
 Unit = tuple[str, int]  # cell, seed
 
 
 def load_study(name: str, settings: dict[str, Any]) -> Study:
-    """`experiments/<name>/study.py`'s `study(**settings)`."""
+    """Calls `study(**settings)` of experiments/<name>/study.py. Raises UserError for an unknown study or setting."""
     known = [p.parent.name for p in HERE.glob("*/study.py")]
     if name not in known:
         raise UserError(f"no study '{name}'{nearest(name, known)}")
@@ -52,7 +52,7 @@ def training_rows(run: config.Run) -> Any:
 
 
 def counts(run: config.Run, rows: Any) -> dict[str, int]:
-    """Parameters of all that a run trains, and besides embeddings."""
+    """{"parameters", "parameters_without_embeddings"} of everything that a run trains, by `eval_shape`."""
     import jax
     from flax import linen as nn
 
@@ -66,7 +66,10 @@ def counts(run: config.Run, rows: Any) -> dict[str, int]:
 
 
 def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
-    """The run of a unit: with its seed, its steps, and where it starts from."""
+    """The run of a unit: the cell's, with the seed, the steps that match the budget, and the checkpoint that it starts from.
+
+    Raises UserError if the study matches parameters and the cell's are more than 1 % off.
+    """
     from lm.recipes import task
     from lm.training import ledger
 
@@ -79,7 +82,7 @@ def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
     if study.match == "params":
         count = counts(run, rows)["parameters"]
         if abs(count - study.budget) > 0.01 * study.budget:
-            raise UserError(f"{unit[0]} of {study.name} has {count:,} parameters; its study holds them at {study.budget:,.0f}")
+            raise UserError(f"{unit[0]} of {study.name} has {count:,} parameters; the study needs {study.budget:,.0f}")
         return run
     steps = ledger.steps_for(task(run), rows, run.train.batch_size, study.match, study.budget * cell.share)
     return replace(run, train=replace(run.train, steps=steps))
@@ -90,7 +93,7 @@ def folder(workdir: Path, unit: Unit) -> Path:
 
 
 def units(study: Study) -> list[Unit]:
-    """Seed by seed, so that every cell soon has a first result; a cell after the one it starts from."""
+    """All units, seed by seed, so that every cell has a first result early; a cell comes after the one that it starts from."""
     order: list[str] = []
 
     def add(name: str) -> None:
@@ -117,14 +120,14 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
     place, cell = folder(workdir, unit), study.cells[unit[0]]
     rundir = RunDir(place)
     try:
-        if result := finished(study, unit, workdir):  # by another process, before we had the folder
+        if result := finished(study, unit, workdir):  # finished by another process before we locked the folder
             return result
         run, summary = planned(study, unit, workdir), place / "run" / "summary.json"
         result = {"cell": unit[0], "seed": unit[1], "settings": study.mark(unit[0])}
         before = finished(study, (cell.start, unit[1]), workdir) if cell.start else None
         try:
             if before and "diverged" in before["flags"]:
-                raise Diverged(f"{cell.start}, from which it goes on, did")
+                raise Diverged(f"{cell.start}, from which it starts, diverged")
             if not summary.exists():
                 recipes.train(run, place / "run", quiet=True)
             elif resolve.diff(resolve.from_json((place / "run/config.json").read_text()), run).keys() - set(resume.PLACES):
@@ -140,7 +143,7 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
 
 
 def finished(study: Study, unit: Unit, workdir: Path) -> dict[str, Any] | None:
-    """The result of a unit, if it is there; UserError if it was made with other settings than the study now has."""
+    """The result of a unit, or None. Raises UserError if it was made with other settings than the study has now."""
     path = folder(workdir, unit) / "result.json"
     if not path.exists():
         return None
@@ -151,7 +154,7 @@ def finished(study: Study, unit: Unit, workdir: Path) -> dict[str, Any] | None:
 
 
 def work(study: Study, workdir: Path, shard: tuple[int, int]) -> Iterator[tuple[Unit, dict[str, Any]]]:
-    """Does what is left of a shard, and yields each unit with its result. Waits for what other processes are at."""
+    """Runs the unfinished units of a shard, and yields all units with their results. Waits for units of other processes."""
     roots = list(dict.fromkeys((study.root(name), seed) for name, seed in units(study)))
     left = [unit for unit in units(study) if roots.index((study.root(unit[0]), unit[1])) % shard[1] == shard[0]]
     while left:
@@ -173,7 +176,7 @@ def work(study: Study, workdir: Path, shard: tuple[int, int]) -> Iterator[tuple[
 
 
 def execute(study: Study, workdir: Path, shard: tuple[int, int] = (0, 1)) -> bool:
-    """Does a shard of a study, shown as it goes; whether the whole study is then done."""
+    """Runs a shard of a study and shows its progress. Returns whether all units of the study are finished."""
     from experiments.display import Board
 
     with Board(study, units(study), workdir) as board:
@@ -204,7 +207,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def remember(study: Study, settings: dict[str, Any], workdir: Path) -> None:
-    """`study.json`, from which the report knows the study. Seeds may be added; other settings are not mixed in one folder."""
+    """Writes study.json, from which the report loads the study. Raises UserError if the folder has results of other settings;
+    only seeds may be added."""
     workdir.mkdir(parents=True, exist_ok=True)
     path, spec = workdir / "study.json", {"study": study.name, "settings": settings}
     without = lambda d: d | {"settings": {k: v for k, v in d["settings"].items() if k != "seeds"}}

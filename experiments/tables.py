@@ -132,7 +132,7 @@ def ledger(study: Study, results: Results) -> list[Block]:
         )
     target = f"the budget of {_amount(study.budget)}" if held and study.budget > 0 else "the mean of all runs"
     about = "Greatest deviation: of any run from the mean of all runs"
-    about += f"; of what is held equal from {target}." if held else "."
+    about += f"; of the figure held equal, from {target}." if held else "."
     caption = "What the runs cost, mean over seeds"
     return [*blocks, Table("ledger", caption, "l" + "r" * len(keys), header, rows, about=about, ruled_last=True)]
 
@@ -185,9 +185,9 @@ def relations_table(judged: list[Judged]) -> Table:
         rows.append([Text(name, marks=notes.marks(r.source)), *map(Text, row), Text(j.words, j.verdict != "unresolved")])
     about = (
         "The gain is the first cell's advantage over the second, positive where the first is better. Paired t test "
-        "over seeds; of an equivalence two one-sided tests against the margin or, where the gain lies outside, the test that "
-        "it does. Holm's correction over the primary relations. Seeds needed: for 80 % power at the gain observed, at "
-        "0.05 divided by the number of primary relations (exploratory: at 0.05); a rough figure if it rests on few seeds."
+        "over seeds; for an equivalence, two one-sided tests against the margin or, if the gain is outside, the test that it "
+        "is outside. Holm's correction over the primary relations. Seeds needed: for 80 % power at the gain observed, at "
+        "0.05 divided by the number of primary relations (exploratory: at 0.05); a rough figure with few seeds."
     )
     align = "ll" + "r" * 6 + "l"
     return Table("relations", "Relations", align, [*map(Text, header), Text("verdict")], rows, notes.texts, about)
@@ -201,8 +201,8 @@ def checks_table(judged: list[Judged]) -> Table:
         rows.append([Text(t) for t in (j.relation.name, dz, _range(j.bootstrap, _width(j)), sign, least)])
     about = (
         "dz: the gain in standard deviations of the differences. Without assuming normal differences: the bootstrap interval "
-        "(BCa; too narrow below some ten seeds) and the exact sign test, beside the least p that so many seeds can give; it "
-        "cannot reach 0.05 with fewer than six."
+        "(BCa; too narrow below about ten seeds) and the exact sign test, with the smallest p that this number of seeds can "
+        "give, which is below 0.05 only from six seeds on."
     )
     header = [Text(h) for h in ("relation", "dz", "gain, 95 % bootstrap interval", "p (sign)", "least possible")]
     return Table("checks", "Size of the gains, and checks", "lrrrr", header, rows, about=about)

@@ -1,11 +1,11 @@
-"""One encoder-decoder under each of BART's noises, beside a language model (BART, arXiv 1910.13461, Table 1)."""
+"""An encoder-decoder trained with each of BART's noises, and a language model (BART, arXiv 1910.13461, Table 1)."""
 
 from experiments import small
 from experiments.study import Cell, Metric, Relation, Study
 from lm import config
 
 OFF = dict(infill=0.0, permute=0.0)
-# What it is, its architecture and layers, its objective, and the paper's MNLI accuracy and ELI5 perplexity.
+# Cell -> label, (architecture, layers per stack), objective, the paper's (MNLI accuracy, ELI5 perplexity).
 CELLS = {
     "lm": ("language model", ("decoder", 6), config.Causal(), (80.1, 21.40)),
     "masked": ("token masking", ("encoder_decoder", 3), config.Denoise(**OFF, mask=0.15), (84.1, 25.05)),

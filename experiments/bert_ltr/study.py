@@ -1,10 +1,11 @@
-"""Masked against left to right, read by a head (BERT, arXiv 1810.04805, Table 5)."""
+"""Masked against left-to-right pretraining, with a classification head (BERT, arXiv 1810.04805, Table 5)."""
 
 from experiments import small
 from experiments.study import Cell, Relation, Study
 from lm import config
 
-# The paper's MNLI / SST-2 of its base model, of the same without next-sentence prediction, and left to right without it.
+# Cell -> label, architecture, objective, the paper's (MNLI, SST-2): of its base model, and of the two ablations without
+# next-sentence prediction.
 CELLS = {
     "masked_nsp": ("masked, next sentence", "encoder", config.NextSentence(), (84.4, 92.7)),
     "masked": ("masked", "encoder", config.Masked(), (83.9, 92.6)),
@@ -14,7 +15,7 @@ TASKS = ("questions", "topics", "sentiment", "sarcasm")
 
 
 def study(seeds: int = 3, budget: float = 1e6) -> Study:
-    """At equal tokens seen, as in the paper."""
+    """Matched by tokens seen, as in the paper."""
     cells = {}
     for name, (label, architecture, objective, _) in CELLS.items():
         model = small.model(architecture)

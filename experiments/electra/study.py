@@ -1,4 +1,4 @@
-"""Replaced-token detection and what stands between it and masked language modelling (ELECTRA, arXiv 2003.10555, Table 5)."""
+"""Replaced-token detection, masked language modelling, and the steps between them (ELECTRA, arXiv 2003.10555, Table 5)."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from experiments import small
 from experiments.study import Cell, Relation, Study
 from lm import config
 
-# `predict` of lm.config.ReplacedTokens (None: plain masked), and the paper's GLUE score.
+# Cell -> label, `predict` of lm.config.ReplacedTokens (None: masked language modelling), the paper's GLUE score.
 ROWS = {
     "electra": ("replaced-token detection", "replaced", 85.0),
     "all_tokens": ("all-tokens MLM", "all", 84.3),
@@ -20,7 +20,7 @@ TASKS = ("questions", "topics")
 def cells() -> dict[str, Cell]:
     trunk = small.model("encoder")
     table = config.Embed(width=trunk.width)
-    # A generator of half the width (the paper finds a quarter to a half best, section 3.2), on the model's own table.
+    # A generator of half the width (the paper finds a quarter to a half best, section 3.2) that shares the model's table.
     head = config.Head(transform="gelu_tanh", norm=config.Norm("rms"))
     generator = replace(small.model("encoder", width=trunk.width // 2), embed=table, head=head)
     out = {}
@@ -37,7 +37,7 @@ def cells() -> dict[str, Cell]:
 
 
 def study(seeds: int = 3, budget: float = 6e12) -> Study:
-    """At equal FLOPs, those of the generator counted: a cell with one reads 22 to 36 % fewer tokens."""
+    """Matched by model FLOPs, with the generator counted: a cell with one reads 22 to 36 % fewer tokens."""
 
     def greater(better: str, than: str, primary: bool = True) -> Relation:
         published = (ROWS[better][2], ROWS[than][2])
@@ -63,8 +63,8 @@ def study(seeds: int = 3, budget: float = 6e12) -> Study:
     title = "Replaced-token detection against masked language modelling (ELECTRA, Table 5)"
     metrics, derive = small.task_metrics(*TASKS), small.average(*TASKS)
     withdrawn = (
-        "every cell lies below the same encoder fine-tuned without pretraining, which has 0.75 in question classes and 0.67 in "
-        "topics. Differences between these cells say nothing about what pretraining is worth; no relation is drawn from them "
-        "until the study is run anew with a cell without pretraining."
+        "every cell is below the same encoder fine-tuned without pretraining, which has 0.75 on question classes and 0.67 on "
+        "topics. Differences between these cells say nothing about the value of pretraining; no conclusion is drawn from them "
+        "until the study is run again with a cell without pretraining."
     )
     return Study("electra", title, cells(), seeds, metrics, relations, "flops", budget, derive=derive, withdrawn=withdrawn)

@@ -1,4 +1,4 @@
-"""How much to mask, and whether larger models want more of it (arXiv 2202.08005)."""
+"""Masking rates, and whether larger models prefer higher ones (arXiv 2202.08005)."""
 
 from experiments import small
 from experiments.study import Cell, Metric, Relation, Results, Study
@@ -16,7 +16,7 @@ def name_of(size: str, rate: float) -> str:
 
 
 def study(seeds: int = 3, budget: float = 1e6) -> Study:
-    """At equal tokens seen, as in the paper: its models train for the same steps at every rate."""
+    """Matched by tokens seen, as in the paper, whose models train for the same number of steps at every rate."""
     cells = {}
     for size, (width, layers) in SIZES.items():
         for rate in RATES:
@@ -44,7 +44,8 @@ def study(seeds: int = 3, budget: float = 1e6) -> Study:
 
 
 def gains(results: Results) -> Results:
-    """By size and seed, average accuracy at 40 % less that at 15 %: the paper's claim is that it grows with size."""
+    """Adds, for each size and seed, the average accuracy at 40 % minus that at 15 %; the paper claims that it grows with
+    size."""
     results = small.average(*TASKS)(results)
     for size in SIZES:
         more, less = (results.get(name_of(size, rate), {}) for rate in (0.4, 0.15))

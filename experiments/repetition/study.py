@@ -1,4 +1,4 @@
-"""Masked against causal as data repeats (arXiv 2507.15857: masked models go on gaining where causal ones overfit)."""
+"""Masked and causal pretraining on repeated data (arXiv 2507.15857: masked models still improve where causal ones overfit)."""
 
 from dataclasses import replace
 
@@ -39,11 +39,13 @@ def study(seeds: int = 3, budget: float = 3e6) -> Study:
 
 
 def relative(results: Results) -> Results:
-    """What a model loses on the common suffixes, in bits per byte, against the same objective with every document, by seed."""
+    """Adds the loss by repetition: bits per byte of suffixes minus those of the same objective and seed with all documents."""
     for name in OBJECTIVES:
-        whole = results.get(f"{name}_{SHARES[0]:.2f}", {})
+        unrepeated = results.get(f"{name}_{SHARES[0]:.2f}", {})
         for share in SHARES:
             for seed, result in results.get(f"{name}_{share:.2f}", {}).items():
-                if seed in whole and all(SUFFIX in r["metrics"] for r in (result, whole[seed])):  # a diverged run has none
-                    result["metrics"][LOST] = result["metrics"][SUFFIX] - whole[seed]["metrics"][SUFFIX]
+                if seed in unrepeated and all(
+                    SUFFIX in r["metrics"] for r in (result, unrepeated[seed])
+                ):  # a diverged run has none
+                    result["metrics"][LOST] = result["metrics"][SUFFIX] - unrepeated[seed]["metrics"][SUFFIX]
     return results

@@ -1,4 +1,4 @@
-"""IsoFLOP curves of causal and masked models: how the best size grows with compute, embeddings counted and not."""
+"""IsoFLOP curves of causal and masked models: how the best size grows with compute, with and without embeddings."""
 
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from lm import config
 
 SIZES = {16: 2, 24: 2, 32: 2, 48: 2, 64: 3, 96: 3}  # width: layers
 SHARES = (1 / 9, 1 / 3, 1.0)  # of the largest budget
-# A model of 16 would read 14 M tokens of the largest budget, the corpus several times over, far below the best size.
+# Without width 16 at the largest budget: it would read 14 M tokens, the corpus several times, and is far below the best size.
 WIDTHS = {share: [width for width in SIZES if width > 16 or share < 1] for share in SHARES}
 OBJECTIVES = {
     "causal": ("decoder", config.Causal()),
@@ -41,13 +41,13 @@ def cells() -> dict[str, Cell]:
 
 
 def rate(width: int) -> float:
-    """A little more for narrow models: at width 32, 4e-3 did better than 8e-3 (1e12 FLOPs, causal)."""
+    """The learning rate, slightly higher for narrow models: at width 32, 4e-3 was better than 8e-3 (1e12 FLOPs, causal)."""
     return 3e-3 * (128 / width) ** 0.25
 
 
 def study(seeds: int = 3, budget: float = 3.6e12) -> Study:
-    """Without relations: that leaving embeddings out raises the exponent follows from relabelling the same runs, whichever the
-    fit (N then spans a larger ratio, so alpha falls and beta stays); the size of that rise is what can be learned."""
+    """Has no relations: that the exponent rises without embeddings follows from relabelling the same runs, in either fit (N
+    then spans a larger ratio, so alpha falls and beta stays). Only the size of that rise is informative."""
     metrics = (
         Metric("heldout/loss", "held-out loss, nats a predicted token", higher=False, comparable=False),
         Metric("exponent", "exponent a of N_opt ~ C^a, parametric, C = 6 N D", comparable=False),
@@ -59,7 +59,7 @@ def study(seeds: int = 3, budget: float = 3.6e12) -> Study:
 
 
 def points(results: Results, kind: str, seed: int, counted: str) -> list[fit.Point]:
-    """The runs of an objective and a seed; the budget by its share, so that runs of one are of one."""
+    """The runs of an objective and a seed. `flops` is the share of the budget, which groups the runs of a budget exactly."""
     out = []
     for share in SHARES:
         for width in WIDTHS[share]:
@@ -72,14 +72,14 @@ def points(results: Results, kind: str, seed: int, counted: str) -> list[fit.Poi
 
 
 def complete(results: Results, kind: str) -> list[int]:
-    """Seeds of which every run is there."""
+    """The seeds for which all runs are done."""
     seeds = sorted({seed for by_seed in results.values() for seed in by_seed})
     wanted = sum(len(widths) for widths in WIDTHS.values())
     return [seed for seed in seeds if len(points(results, kind, seed, "with")) == wanted]
 
 
 def exponents(results: Results) -> Results:
-    """The exponent of each seed by itself, as results of cells of their own: of the parametric fit, where it is one."""
+    """Adds derived cells with the exponent of each seed's parametric fit, unless a parameter is at the end of its range."""
     for kind in OBJECTIVES:
         for counted in COUNTS:
             for seed in complete(results, kind):
@@ -91,7 +91,8 @@ def exponents(results: Results) -> Results:
 
 
 def analyse(results: Results, folder: Path) -> str:
-    """The plot, the best sizes, the exponents and the parametric fits, each with an interval from resampled runs."""
+    """Draws the isoFLOP curves, and returns a Markdown section with best sizes, exponents and parametric fits, with intervals
+    from resampled runs."""
     header = "objective | embeddings | best size | exponent, isoFLOP | exponent, parametric | E | alpha | beta | residual"
     lines = ["## Fits", "", f"| {header} |", "|" + "---|" * len(header.split(" | "))]
     for kind in OBJECTIVES:
@@ -101,10 +102,10 @@ def analyse(results: Results, folder: Path) -> str:
     plot(results, folder)
     lines += [
         "",
-        "Intervals: 95 % of resampled runs (isoFLOP 200, parametric 50 times); none of a single seed. A budget whose parabola",
-        "has its lowest point outside the sizes that were tried has no best size and is left out; resamples go over the same",
-        "budgets. Parametric exponents are for C = 6 N D, which is not what the ledger counts. No fit: a number at the end of",
-        "its range. Residual: root mean square, in log L.",
+        "Intervals: 95 % over resampled runs (isoFLOP 200, parametric 50 times); none with a single seed. A budget whose",
+        "parabola has its minimum outside of the sizes that were tried has no best size and is left out; resamples use the",
+        "same budgets. Parametric exponents are for C = 6 N D, which differs from the ledger's count. No fit: a parameter is",
+        "at the end of its range. Residual: root mean square, in log L.",
         "",
         "![isoFLOP curves](isoflop.png)",
     ]
@@ -112,7 +113,8 @@ def analyse(results: Results, folder: Path) -> str:
 
 
 def fits(by_seed: list[list[fit.Point]]) -> list[str]:
-    """Best sizes, the isoFLOP exponent, and exponent, E, alpha, beta and residual of the parametric form, with intervals."""
+    """A table row's cells: best sizes, isoFLOP exponent, and exponent, E, alpha, beta and residual of the parametric fit, with
+    intervals."""
 
     def drawn(of: Any, resamples: int) -> list[Any]:
         return fit.bootstrap(by_seed, of, resamples=resamples) if len(by_seed) > 1 else []
@@ -123,10 +125,10 @@ def fits(by_seed: list[list[fit.Point]]) -> list[str]:
         low, high = fit.interval(others)
         return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
-    whole = [p for part in by_seed for p in part]
-    best, law = fit.optima(whole), fit.law(whole)
+    every = [p for part in by_seed for p in part]
+    best, law = fit.optima(every), fit.law(every)
     sizes = ", ".join(f"{n / 1e3:,.0f} k at {c:.2f} C" for c, n in best.items()) or "none"
-    first, found = "too few", fit.exponent(whole, best)
+    first, found = "too few", fit.exponent(every, best)
     if found is not None:
         slopes = [e[0] for e in drawn(partial(fit.exponent, over=best), 200) if e is not None]
         first = f"{shown(found[0], slopes)}; {len(best)} of {len(SHARES)} budgets, {len(slopes)} resamples"

@@ -1,10 +1,10 @@
-"""Architecture x objective, as Table 2 of T5 (arXiv 1910.10683) has it, at equal model FLOPs."""
+"""Architectures and objectives of Table 2 of T5 (arXiv 1910.10683), matched by model FLOPs."""
 
 from experiments import small
 from experiments.study import Cell, Metric, Relation, Study
 from lm import config
 
-# What it is, (architecture, layers in each stack, shared), and T5's GLUE under denoising and under language modelling.
+# Name -> label, (architecture, layers per stack, shared), T5's GLUE under (denoising, language modelling).
 ARCHITECTURES = {
     "encdec": ("encoder-decoder", ("encoder_decoder", 4, False), (83.28, 79.56)),
     "shared": ("encoder-decoder, shared", ("encoder_decoder", 4, True), (82.81, 79.60)),
@@ -23,10 +23,10 @@ def cells() -> dict[str, Cell]:
         both_ways = name != "causal"
         lm = config.Prefix() if both_ways else config.Causal()
         denoise = config.SpanCorruption(prefix=both_ways)
-        for kind, objective, places in (("denoise", denoise, 40), ("lm", lm, small.LENGTH)):
-            run = small.run(model, objective, decoder_length=places)
+        for kind, objective, length in (("denoise", denoise, 40), ("lm", lm, small.LENGTH)):
+            run = small.run(model, objective, decoder_length=length)
             facts = {"architecture": label, "objective": KINDS[kind]}
-            # Half the layers read about as many tokens as the rest (5 to 11 % fewer: the head is not halved), as in the paper.
+            # As in the paper, so that half the layers read about as many tokens (5 to 11 % fewer: the head is not halved).
             share = 0.5 if name == "half" else 1.0
             how = dict(scores=("suffix", "infill"), tasks=small.tasks("text", *TASKS))
             out[f"{name}_{kind}"] = Cell(f"{label}, {KINDS[kind]}", run, facts, share=share, **how)
@@ -34,7 +34,8 @@ def cells() -> dict[str, Cell]:
 
 
 def study(seeds: int = 3, budget: float = 6e12) -> Study:
-    """Primary are two relations whose gap is three of the table's standard deviations or more, and its equivalence."""
+    """The primary relations are two whose published gap is at least three of the table's standard deviations, and its
+    equivalence."""
     made = cells()
 
     def relation(better: str, than: str, primary: bool = False, **equivalence: object) -> Relation:
@@ -61,9 +62,9 @@ def study(seeds: int = 3, budget: float = 6e12) -> Study:
     )
     title = "Architecture and objective (T5, Table 2)"
     withdrawn = (
-        "every cell lies below a causal decoder fine-tuned without pretraining, which has 0.83 in question classes said in "
-        "text (one seed). Differences between these cells say nothing about what pretraining is worth; no relation is drawn "
-        "from them until the study is run anew with a cell without pretraining."
+        "every cell is below a causal decoder fine-tuned without pretraining, which has 0.83 on question classes answered in "
+        "text (one seed). Differences between these cells say nothing about the value of pretraining; no conclusion is drawn "
+        "from them until the study is run again with a cell without pretraining."
     )
     derive = small.average(*TASKS)
     return Study("t5_table2", title, made, seeds, metrics, relations, "flops", budget, derive=derive, withdrawn=withdrawn)

@@ -1,8 +1,8 @@
-"""Causal and masked pretraining continued under the other objective, against either from scratch (Wang et al. 2022).
+"""Causal and masked pretraining continued with the other objective, compared with training from scratch (Wang et al. 2022).
 
-One decoder for both: under the causal objective it predicts every next token, under span corruption it reads the corrupted
-text as a prefix from both sides (the paper's non-causal decoder). The learning rate is constant behind the warm-up, so that a
-curve at half the budget is the curve of half the budget.
+Both use the same decoder: with the causal objective it predicts every next token; with span corruption it reads the corrupted
+text as a bidirectional prefix (the paper's non-causal decoder). The learning rate is constant after the warm-up, so the first
+half of a curve is the curve of half the budget.
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from experiments.pictures import pyplot
 from experiments.study import Cell, Metric, Relation, Results, Study
 from lm import config
 
-SPLITS = (0.25, 0.5, 0.75)  # of the budget, spent before the change
+SPLITS = (0.25, 0.5, 0.75)  # share of the budget before the change of objective
 OBJECTIVES = {"causal": config.Causal(), "masked": config.SpanCorruption()}
 OTHER = {"causal": "masked", "masked": "causal"}
-PUBLISHED = {"causal": 1.6, "masked": 3.3}  # how much faster than from scratch the objective is learned by adapting to it
+PUBLISHED = {"causal": 1.6, "masked": 3.3}  # speed-up of adapting to the objective over training from scratch
 SCHEDULE = config.Schedule("constant", warmup=20)
 
 
@@ -82,7 +82,7 @@ def study(seeds: int = 3, budget: float = 5e12) -> Study:
 
 
 def cost_of(curve: list[dict[str, float]], loss: float) -> float | None:
-    """FLOPs at which a curve first is at this loss or below, between its points; None if it never is."""
+    """FLOPs at which a curve first reaches this loss, interpolated linearly; None if it never does."""
     before: dict[str, float] | None = None
     for point in curve:
         if point["loss"] <= loss:
@@ -95,9 +95,9 @@ def cost_of(curve: list[dict[str, float]], loss: float) -> float | None:
 
 
 def speed_ups(results: Results) -> Results:
-    """What adapting saves, by seed: FLOPs from scratch over FLOPs after the change, at the worse of the two last losses.
+    """Adds the speed-up for each seed: FLOPs from scratch / FLOPs after the change, at the worse of the two final losses.
 
-    What the model had cost before the change is not counted, as in the paper: it is there already.
+    FLOPs before the change do not count, as in the paper, where the first model already exists.
     """
     for name in OBJECTIVES:
         for seed, scratch in results.get(name, {}).items():
@@ -114,7 +114,8 @@ def speed_ups(results: Results) -> Results:
 
 
 def plot(results: Results, folder: Path) -> str:
-    """Held-out loss against what each objective has cost, from scratch and adapted; and the sweep of the split."""
+    """Draws held-out loss over the FLOPs under each objective, from scratch and after each split. Returns the Markdown
+    section."""
     figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for axis, name in zip(axes, OBJECTIVES, strict=True):
         names = {name: "from scratch"} | {
