@@ -129,14 +129,16 @@ def make_step(
         bad = jnp.int32(~good)
         seen = _count(state.seen, jnp.stack([batch.tokens_read(), asked(batch)]))
         state = TrainState(state.step + 1, *kept, state.skipped + bad, (state.skipped_in_a_row + 1) * bad, seen)
-        metrics = {name: mean.mean for name, mean in more.items()} | {
+        metrics = {
             "loss": mean.total / jnp.maximum(mean.weight, 1.0),
             "grad_norm": norm,
             "skipped": state.skipped,
             "skipped_in_a_row": state.skipped_in_a_row,
             "seen": state.seen,
         }
-        return state, metrics
+        if taken := metrics.keys() & more.keys():
+            raise ValueError(f"a loss names a metric {sorted(taken)[0]}, which every step has: give it another name")
+        return state, metrics | {name: mean.mean for name, mean in more.items()}
 
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, None))
 
