@@ -1,8 +1,8 @@
-"""The table of families: every preset's parameters, counted by `eval_shape`, as Markdown.
+"""Prints the table of families: the parameter count of every preset, by `eval_shape`, as Markdown.
 
     python -m experiments.families.run > experiments/families/table.md
 
-Cost: a minute. tests/shape/test_presets.py holds the same counts against transformers and the papers.
+Cost: a minute. tests/shape/test_presets.py compares the same counts with transformers and the papers.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from lm.models.transformer import abstract_params
 
 
 def count(model: config.Model) -> int:
-    """Parameters; layers are stacked where the pattern allows, which is quicker to trace."""
+    """The number of parameters. Layers are scanned if the pattern allows, which is faster to trace."""
     stacks = {name: getattr(model, name) for name in ("encoder", "decoder")}
     scanned = {n: s and replace(s, scan=s.num_layers % len(s.pattern) == 0) for n, s in stacks.items()}
     return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(replace(model, **scanned))))

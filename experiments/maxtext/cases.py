@@ -1,9 +1,9 @@
-"""What both compile: a model, a pod and a batch, in the words of each. Imports nothing."""
+"""The model, pod and batch that both sides compile, as arguments of each. Imports nothing."""
 
 from dataclasses import dataclass
 
 OURS = ("--config=configs/pod.py:llama2_7b_v5e",)
-# MaxText's own defaults for all else: float32 parameters, gradients and moments, blocks of 512 in the attention kernel.
+# Everything else is MaxText's default: float32 gradients and moments, blocks of 512 in the attention kernel.
 THEIRS = (
     "model_name=llama2-7b",
     "compile_topology_num_slices=1",
@@ -24,9 +24,9 @@ THEIRS = (
 
 @dataclass(frozen=True)
 class Case:
-    topology: str  # as ours name it; of MaxText `compile_topology` says it
+    topology: str  # our name of it; MaxText's is in `compile_topology`
     ours: tuple[str, ...]
-    theirs: dict[str, tuple[str, ...]]  # by variant: "as it comes", and what its documentation offers to save memory
+    theirs: dict[str, tuple[str, ...]]  # variant -> arguments: the defaults, and an option of its documentation to save memory
 
 
 def case(topology: str, name: str, layers: int, chips: int) -> Case:

@@ -1,11 +1,11 @@
-"""The step that a pod would run, ours and MaxText's, by the same compiler and read by the same reader.
+"""Compares our compiled training step with MaxText's, using the same compiler and the same analysis.
 
-    python -m experiments.maxtext.run --python=VENV/bin/python --work=D              # compiles what is not in D, reads all
+    python -m experiments.maxtext.run --python=VENV/bin/python --work=D              # compiles what is not in D, analyses all
     python -m experiments.maxtext.run --work=D --cases=llama2_7b_v5e_256 --sides=ours,maxtext
 
-Each side compiles in a process of its own (worker.py) and leaves its program in D; the figures come from the programs, by
-`tpu.hlo`, `tpu.program` and `tpu.collectives`, and need neither jax nor MaxText. Writes results.json and table.md beside
-this file. The README in this folder says what is compared and how to install MaxText.
+Each side is compiled in its own process (worker.py), which saves the program in D. The figures are computed from the programs
+by `tpu.hlo`, `tpu.program` and `tpu.collectives`, without jax or MaxText. Writes results.json and table.md next to this file.
+The README in this folder says what is compared and how to install MaxText.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from tpu.report import roofline, summed
 from tpu.topologies import GIB, parse
 
 HERE = Path(__file__).parent
-CAUSAL = 0.5  # of all pairs of queries and keys, those that attention's kernels do on both sides
-LEAST = 2**20  # bytes a device sends in a step: what is less is told together
+CAUSAL = 0.5  # share of all query-key pairs that the attention kernels of both sides compute
+LEAST = 2**20  # bytes that a device sends in a step; kinds of collectives with less have no row
 
 
 def compile_side(python: str, case: str, side: str, out: Path) -> bool:
-    """Whether there is a program, after compiling where there was none; what the compiler said is in OUT.log."""
+    """Compiles a side unless its program exists. Returns whether there is one; the compiler's output is in OUT.log."""
     if not out.with_suffix(".json").exists():
         with open(out.with_suffix(".log"), "w") as log:
             words = [python, "-m", "experiments.maxtext.worker", case, side, str(out.resolve())]
@@ -39,7 +39,7 @@ def compile_side(python: str, case: str, side: str, out: Path) -> bool:
 
 
 def figures(text: str, facts: dict[str, Any], topology: str, model_flops: float) -> dict[str, Any]:
-    """What a program holds, computes and sends. FLOPs are of all devices, bytes of one."""
+    """The memory, FLOPs and communication of a program. FLOPs are of all devices, bytes of one."""
     read, mesh = hlo.parse(text), {axis: n for axis, n in facts["mesh"].items() if n > 1}
     devices, memory = parse(topology).devices, facts["memory"]
     found, twice = collectives(text, mesh), facts["fragmentation"] or 0.0
@@ -81,7 +81,7 @@ def kernels(read: hlo.Program) -> dict[str, int]:
 
 
 def largest(found: list[Collective], count: int = 12) -> list[str]:
-    """The arrays that most bytes are sent of, one line each."""
+    """The collectives' arrays with the most bytes sent, one line each."""
     sizes: Counter[str] = Counter()
     for c in found:
         sizes[f"{c.kind} {c.dtype}{list(c.shape)} {c.op_name}"] += c.bytes
@@ -89,7 +89,7 @@ def largest(found: list[Collective], count: int = 12) -> list[str]:
 
 
 def rows(found: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """A name and a cell for each side."""
+    """The rows of the table: a name, and a cell for each side."""
     sides = list(found.values())
     gib = lambda key: [f"{s[key] / GIB:.3f}" for s in sides]
     kinds = sorted({(c["kind"], *c["axes"]) for s in sides for c in s["collectives"] if c["bytes"] >= LEAST})
@@ -127,8 +127,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines: list[str] = []
     for case, found in results.items():
         versions = {(s["jax"], s["libtpu"]) for s in found.values()}
-        told = " and ".join(f"jax {jax}, libtpu {libtpu}" for jax, libtpu in sorted(versions))
-        lines += [f"**{case}**, {CASES[case].topology}, {told}", ""]
+        compilers = " and ".join(f"jax {jax}, libtpu {libtpu}" for jax, libtpu in sorted(versions))
+        lines += [f"**{case}**, {CASES[case].topology}, {compilers}", ""]
         lines += [f"| | {' | '.join(found)} |", "|---|" + "---|" * len(found)]
         lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows(found)]
         lines.append("")

@@ -1,4 +1,4 @@
-"""Empty modules in the place of packages that MaxText imports and a compilation does not use."""
+"""Stubs for packages that MaxText imports but compiling does not use."""
 
 import importlib.abc
 import importlib.machinery
@@ -6,7 +6,7 @@ import sys
 import types
 from typing import Any
 
-# Of the data pipelines, tokenizers, checkpoints' origins, clouds and profilers.
+# Packages for data pipelines, tokenizers, checkpoint conversion, clouds and profilers.
 UNUSED = (
     *("tensorflow", "transformers", "huggingface_hub", "tokenizers", "tiktoken", "PIL", "librosa"),
     *("google.cloud", "tensorboardX", "xprof", "mlperf_logging", "fastapi", "uvicorn"),
@@ -14,12 +14,12 @@ UNUSED = (
 
 
 class _Empty:
-    """Has whatever is asked of it, the same each time."""
+    """Has every attribute; each is created on first access."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        # A class that can be called with anything, derived from and named in an `except`.
+        # A class that accepts any arguments, can be subclassed, and can be used in an `except`.
         setattr(self, name, _Kind(name, (Exception,), {"__init__": lambda self, *args, **kwargs: None}))
         return getattr(self, name)
 
@@ -29,7 +29,7 @@ class _Kind(_Empty, type):
 
 
 class _Module(_Empty, types.ModuleType):
-    __version__ = "5.17.0"  # asked of transformers, which MaxText wants at 5.17 or later
+    __version__ = "5.17.0"  # MaxText requires transformers 5.17 or later
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -46,5 +46,6 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def install() -> None:
-    """Call before MaxText is imported; what is installed is hidden as well, so that all machines see the same."""
+    """Installs the stubs; call it before importing MaxText. Real packages are hidden too, so that all machines behave the
+    same."""
     sys.meta_path.insert(0, _Finder())

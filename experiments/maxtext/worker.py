@@ -1,7 +1,7 @@
-"""Compiles one side of a case and keeps the program: `python -m experiments.maxtext.worker CASE SIDE OUT`.
+"""Compiles one side of a case and saves the program: `python -m experiments.maxtext.worker CASE SIDE OUT`.
 
-Writes OUT.hlo.gz, the compiled program's text, and OUT.json, what only the process that compiled can say. SIDE is "ours"
-or one of the case's variants of MaxText, whose own functions then make mesh, state, batch and step, in the order of its
+Writes OUT.hlo.gz, the text of the compiled program, and OUT.json, facts that only the compiling process has. SIDE is "ours" or
+one of the case's variants of MaxText. MaxText's own functions make its mesh, state, batch and step, in the order of its
 `train_compile.main`.
 """
 
@@ -18,7 +18,7 @@ from tpu import libtpu
 
 
 def ours(case: Case) -> tuple[Any, Any, dict[str, Any]]:
-    """(mesh, compile, facts)"""
+    """(mesh, function that compiles, facts) of our step."""
     from lm.config import resolve
     from lm.training.assembly import bytes_a_device
     from tpu import aot
@@ -34,6 +34,7 @@ def ours(case: Case) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def theirs(words: tuple[str, ...]) -> tuple[Any, Any, dict[str, Any]]:
+    """(mesh, function that compiles, facts) of MaxText's step with the arguments `words`."""
     import jax
 
     stubs.install()

@@ -1,9 +1,9 @@
-"""`python -m experiments.objectives.run --workdir=runs/objectives`: every architecture under every objective, a table.
+"""`python -m experiments.objectives.run --workdir=runs/objectives`: trains every architecture with every objective, as a table.
 
-Runs the one-minute configs one after the other, those without figures first, each in a process of its own; a finished one is
-not run again. After each it writes `results.json`, `table.md`, and the table of README.md and of this folder's README.md, so
-that it can be stopped at any time. Run it on a quiet machine: seconds are part of it. `--table` writes the tables of the
-results that there are, and runs nothing.
+Runs the one-minute configs one after the other, each in its own process, those without results first; finished runs are not
+repeated. After each it writes `results.json`, `table.md`, and the tables in README.md and this folder's README.md, so it can be
+stopped at any time. Run it on a quiet machine, because it measures seconds. `--table` only writes the tables, from
+results.json.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from lm.errors import UserError
 
 HERE = Path(__file__).parent
 READMES = (ROOT / "README.md", HERE / "README.md")
-PART = "objectives"  # of the two READMEs, between the lines that say so
+PART = "objectives"  # name of the section in both READMEs
 
 
 @dataclass(frozen=True)
 class Case:
-    """A config, and what of it is another objective where that has no config of its own."""
+    """A config with flags for an objective that has no config of its own, and a note on it for the table."""
 
     config: str
     flags: tuple[str, ...] = ()
@@ -76,12 +76,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measured(name: str, case: Case, workdir: Path) -> dict[str, Any]:
-    """The summary of a config's run, from now or before."""
+    """The figures of a config's run, which is done now unless it is finished. Raises UserError if the run fails."""
     home = workdir / name
     if not (home / "summary.json").exists():
         words = [sys.executable, "-m", "lm.train", f"--config={ROOT}/configs/{case.config}.py", f"--workdir={home}"]
         if code := subprocess.run([*words, *case.flags], cwd=ROOT).returncode:
-            raise UserError(f"the run of {name} ended with {code}; the same command goes on with it")
+            raise UserError(f"the run of {name} ended with exit code {code}; the same command resumes it")
     s = json.loads((home / "summary.json").read_text())
     git = json.loads((home / "manifest.json").read_text())["git"]
     return {
@@ -97,7 +97,7 @@ def measured(name: str, case: Case, workdir: Path) -> dict[str, Any]:
 
 
 def write(results: dict[str, dict[str, Any]]) -> None:
-    """The table into the three files that have it."""
+    """Writes the table to table.md and both READMEs."""
     text = table(results)
     (HERE / "table.md").write_text(text)
     for readme in READMES:
@@ -105,7 +105,7 @@ def write(results: dict[str, dict[str, Any]]) -> None:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """A row for each case and what the figures are of. Losses compare only within an objective."""
+    """A Markdown table with a row for each case, and the notes. Losses of different objectives are not comparable."""
     lines = [
         "| config | parameters | held-out loss, nats a predicted token | accuracy | tokens seen | with loss "
         "| model FLOPs | seconds |",
@@ -124,13 +124,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def notes(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Which code the figures are of, and which are missing."""
+    """Which commits the figures were measured at, and whether some are missing."""
     commits = sorted({r["commit"] for r in results.values() if "commit" in r})
     old = any("commit" not in r for r in results.values())
-    said = [f"Measured at {', '.join(commits)}."] if commits else []
-    said += ["The figures are of the first version: its seconds no longer hold."] if old else []
-    said += ["Rows without figures are not measured yet."] if CASES.keys() - results.keys() else []
-    return [" ".join(said)]
+    found = [f"Measured at {', '.join(commits)}."] if commits else []
+    found += ["The figures are of the first version: its seconds no longer hold."] if old else []
+    found += ["Rows without figures are not measured yet."] if CASES.keys() - results.keys() else []
+    return [" ".join(found)]
 
 
 if __name__ == "__main__":

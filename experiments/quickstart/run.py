@@ -1,7 +1,8 @@
-"""`python -m experiments.quickstart.run --workdir=runs/quickstart_fresh`: the quickstart, and its figures in README.md.
+"""`python -m experiments.quickstart.run --workdir=runs/quickstart_fresh`: runs the quickstart, writes its figures to README.md.
 
-Trains `configs/quickstart.py` with a new cache, so that preparing the data counts, and writes `summary.json`, `curves.png`,
-and what the run printed into README.md and this folder's README.md. Run it on a quiet machine: seconds are part of it.
+Trains `configs/quickstart.py` with a new cache, so that the time includes preparing the data. Writes `summary.json`,
+`curves.png`, and the run's output into README.md and this folder's README.md. Run it on a quiet machine, because it measures
+seconds.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from lm import cli
 from lm.errors import UserError
 
 HERE = Path(__file__).parent
-PART = "quickstart"  # of the two READMEs, between the lines that say so
-SHOWN = "runs/quickstart"  # the folder that README.md's command names
+PART = "quickstart"  # name of the section in both READMEs
+SHOWN = "runs/quickstart"  # the workdir in README.md's command, shown instead of the real one
 STEPS = 3  # lines of training that are shown
 
 
@@ -40,31 +41,31 @@ def main(argv: list[str] | None = None) -> int:
     if picture:
         (HERE / "curves.png").write_bytes(base64.b64decode(picture.group(1)))
     for readme, folder in readmes.items():
-        fill(readme, PART, told(summary, printed, folder))
+        fill(readme, PART, section(summary, printed, folder))
     return 0
 
 
 def trained(workdir: Path) -> str:
-    """What a run in a folder of its own says on standard error."""
+    """Trains the quickstart in a new folder and returns its standard error. Raises UserError if the folder exists."""
     if workdir.exists():
-        raise UserError(f"--workdir={workdir} is there already: give a new folder, so that all of the run is measured")
+        raise UserError(f"--workdir={workdir} exists already: give a new folder, so that the entire run is measured")
     words = [sys.executable, "-m", "lm.train", f"--config={ROOT}/configs/quickstart.py", f"--workdir={workdir}"]
     done = subprocess.run([*words, f"--config.data.cache={workdir}.cache"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        raise UserError(f"the run ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+        raise UserError(f"the run ended with exit code {done.returncode}: {done.stderr.strip()[-200:]}")
     return done.stderr.replace(str(workdir), SHOWN)
 
 
-def told(summary: dict[str, Any], printed: str, folder: str) -> str:
-    """How long it took, and the last lines of training and all that follows them."""
+def section(summary: dict[str, Any], printed: str, folder: str) -> str:
+    """The section of a README: how long the run took, and its output from the last STEPS lines of training on."""
     seconds = summary["seconds"]
-    whole = round(sum(seconds.values()))
+    total = round(sum(seconds.values()))
     lines = printed.rstrip().splitlines()
     steps = [i for i, line in enumerate(lines) if re.match(r"step \d+/\d+ ", line)]
     kept = lines[steps[-STEPS:][0] if steps else 0 :]
     return (
-        f"Here ({os.cpu_count()} cores, Python {'.'.join(platform.python_version_tuple()[:2])}) it took {whole // 60} min "
-        f"{whole % 60} s: {seconds['prepare']:.0f} s to\nprepare the corpus and the first state, {seconds['train']:.0f} s of "
+        f"Here ({os.cpu_count()} cores, Python {'.'.join(platform.python_version_tuple()[:2])}) it took {total // 60} min "
+        f"{total % 60} s: {seconds['prepare']:.0f} s to\nprepare the corpus and the first state, {seconds['train']:.0f} s of "
         f"training, {seconds['evaluate']:.0f} s of evaluation, {seconds['baselines']:.0f} s of baselines\non the same "
         f"held-out bytes. It printed ([summary.json]({folder}summary.json)):\n\n```\n" + "\n".join(kept) + "\n```\n"
     )

@@ -1,10 +1,10 @@
-"""Decoding speed on a CPU: tokens/s of `lm.generation`, as it is, with all training flags, and without oneDNN.
+"""Decoding speed on a CPU in tokens/s: `lm.generation` with its own flags, with all training flags, and without oneDNN.
 
     python -m experiments.speed.decode --workloads W1,W2 --dtypes float32,bfloat16 --batches 1,2,8,16 --rounds 5
 
-Greedy, 128 tokens after a prompt of 32, from random parameters. One process, in which the variants take turns in every
-round; `others` are the cores that the rest of the machine used meanwhile (median over rounds). Needs jaxlib 0.12 or later, as
-earlier ones get no flags. Prints a table in Markdown.
+Greedy decoding of 128 tokens after a prompt of 32, with random parameters. The variants take turns in every round, in one
+process; `others` is the number of cores that the rest of the machine used meanwhile (median over rounds). Needs jaxlib 0.12 or
+later, because earlier versions get no flags. Prints a Markdown table.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from experiments.speed.workloads import WORKLOADS
 from lm import startup
 
 PROMPT, NEW = 32, 128
-# What `jax.jit` is told beside the flags of the process; None: what `lm.generation` itself says for this batch.
+# Compiler options of `jax.jit` in addition to the flags of the process; None: those that `lm.generation` chooses for this
+# batch.
 VARIANTS: dict[str, dict[str, bool] | None] = {
     "lm.generation": None,
     "training flags": {},
@@ -30,7 +31,7 @@ VARIANTS: dict[str, dict[str, bool] | None] = {
 
 
 def programs(workload: str, dtype: str, batch: int) -> dict[str, Callable[[], Any]]:
-    """What runs each variant once, compiled and warm; a variant that does not compile is left out."""
+    """Variant -> a function that runs it once, compiled and warmed up; variants that do not compile are left out."""
     import flax.linen as nn
     import jax
 
@@ -60,7 +61,7 @@ def programs(workload: str, dtype: str, batch: int) -> dict[str, Callable[[], An
 
 
 def measure(workload: str, dtype: str, batch: int, rounds: int) -> str:
-    """A row of the table: of each variant the median of tokens/s and, in brackets, of tokens per second of CPU time."""
+    """A row of the table: for each variant, the median tokens/s and, in brackets, tokens per second of CPU time."""
     run = programs(workload, dtype, batch)
     speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in run}
     others = []

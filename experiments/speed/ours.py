@@ -1,5 +1,5 @@
-"""This library on the workloads: its model, loss, optimizer and jitted step, built from a config. Only jobs of data and
-hooks are left out, as they are for the peers.
+"""This library on the workloads: its model, loss, optimizer and jitted step, built from a config. Data loading and hooks are
+left out, as they are for the peers.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from lm import config, startup
 
 
 def make_config(w: Workload, dtype: str) -> config.Run:
-    """The run that the peers' `Model` describes: see `Workload.about`."""
+    """The run of a workload, with the same model as the peers' (`Workload.about`)."""
     relative = bool(w.encoder and w.decoder)
     biased = not relative
     norm = config.Norm("rms") if relative else config.Norm("layer")
@@ -58,7 +58,7 @@ def make_config(w: Workload, dtype: str) -> config.Run:
 
 
 class Ours:
-    """A state in training: `Contender` of the worker."""
+    """A model in training; a `Contender` of the worker."""
 
     def __init__(self, w: Workload, dtype: str):
         run = make_config(w, dtype)
@@ -99,7 +99,7 @@ class Ours:
 
 
 def example(b: Batch):
-    """Whole rows of one document each, every target counted."""
+    """An Example of a batch: each row is one document, and every target has loss."""
     from lm.types import Example, TokenStream
 
     def stream(tokens: np.ndarray | None) -> TokenStream | None:

@@ -1,6 +1,6 @@
-"""The peers: the workloads in PyTorch, written by hand to be fast on a CPU. The only file here that imports torch.
+"""The peers: the workloads in PyTorch, optimised by hand for CPUs. The only file here that imports torch.
 
-Joint query-key-value products, `scaled_dot_product_attention`, fused AdamW, logits only where there is a target, no
+Joint query-key-value projections, `scaled_dot_product_attention`, fused AdamW, logits only at positions with a target, no
 dropout.
 """
 
@@ -16,7 +16,7 @@ BUCKETS, MAX_DISTANCE = 32, 128
 
 
 class Attention(nn.Module):
-    """Attends to itself, or with `source` to that; one product makes all of what is read from one place."""
+    """Self-attention, or cross-attention to `source`, with one joint projection of each input."""
 
     def __init__(self, w: Workload, bias: bool, cross: bool = False):
         super().__init__()
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 def bucket(distance: Tensor, causal: bool) -> Tensor:
-    """T5's buckets (arXiv 1910.10683, section 2.1): near distances each their own, far ones in logarithmic steps."""
+    """T5's buckets (arXiv 1910.10683, section 2.1): one for each short distance, logarithmic ones for long distances."""
     count, side = (BUCKETS, 0) if causal else (BUCKETS // 2, (distance < 0) * (BUCKETS // 2))
     distance = distance.clamp(min=0) if causal else distance.abs()
     exact = count // 2
@@ -61,7 +61,7 @@ def bucket(distance: Tensor, causal: bool) -> Tensor:
 
 
 class Stack(nn.Module):
-    """Blocks and a last norm; `relative` instead of learned positions is a bias on the logits of self-attention."""
+    """Blocks and a final norm, with learned positions, or if `relative` with biases on the logits of self-attention."""
 
     def __init__(self, w: Workload, length: int, causal: bool, relative: bool, cross: bool = False):
         super().__init__()
@@ -111,7 +111,7 @@ class Model(nn.Module):
 
 
 def tensors(w: Workload) -> list[list[Tensor | None]]:
-    """The batches; masked places as places in the whole batch laid flat, as one gather wants them."""
+    """The batches as tensors. Masked positions become indices into the flattened batch, for a single gather."""
     made = []
     for b in batches(w):
         flat = None if b.where is None else b.where + w.encoder * torch.arange(w.batch)[:, None].numpy()
@@ -121,10 +121,10 @@ def tensors(w: Workload) -> list[list[Tensor | None]]:
 
 
 class Peer:
-    """A model in training: `Contender` of the worker.
+    """A model in training; a `Contender` of the worker.
 
-    In bfloat16 the model has bfloat16 weights, and AdamW steps their float32 originals: against `torch.autocast`, which
-    casts every weight and runs the loss in float32, 1.20x on W1 eager and a tie on W3.
+    In bfloat16, the model has bfloat16 weights and AdamW updates float32 originals. Compared with `torch.autocast`, which
+    casts every weight and computes the loss in float32, that is 1.20x on W1 eager and a tie on W3.
     """
 
     def __init__(self, w: Workload, dtype: str, compiled: bool):

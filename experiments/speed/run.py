@@ -1,8 +1,8 @@
-"""Training speed of this library beside PyTorch's, tokens/s on workloads W1-W4.
+"""Training speed of this library and of PyTorch in tokens/s, on workloads W1-W4.
 
     python -m experiments.speed.run --workloads W1,W2,W3,W4 --dtypes float32,bfloat16 --rounds 5 --steps 5
 
-Prints a table; writes results.json and results.md beside it. The README in this folder says what is measured and how.
+Prints a table; writes results.json and results.md next to this file. The README in this folder says what is measured and how.
 """
 
 import argparse
@@ -38,7 +38,7 @@ QUIET = 0.1  # cores that other processes may use before a figure counts as dist
 def measure(
     w: Workload, dtype: str, contenders: list[str], *, pythons: dict[str, str], rounds: int, steps: int
 ) -> dict[str, Any]:
-    """One row of the results: contenders are started and warmed up one by one, then take turns in every round."""
+    """Measures the contenders on a workload: they are started and warmed up one by one, then take turns in every round."""
     workers: dict[str, Worker] = {}
     try:
         for name in contenders:
@@ -70,7 +70,7 @@ def measure(
 
 
 def ratio(rows: dict[str, Any]) -> dict[str, Any] | None:
-    """Ours over the better peer, round by round, since what slows the machine slows the whole round."""
+    """The ratio of our speed to the better peer's, per round, because disturbances of the machine affect all in a round."""
     peers = [name for name in rows if name != "ours"]
     if "ours" not in rows or not peers:
         return None
@@ -88,7 +88,7 @@ def machine() -> dict[str, Any]:
 
 
 def cells(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The rows of both tables."""
+    """The rows of the table, printed and in Markdown."""
     rows = []
     for r in results:
         for name, c in r["contenders"].items():

@@ -1,13 +1,13 @@
-"""A contender in a process of its own: the protocol between it and the command, both ends of it.
+"""A contender in its own process: both ends of the protocol between it and the command.
 
     parent                         worker
     starts it                  ->  imports, builds, runs one step
                                <-  {"parameters": ..., "versions": ...}
     {"steps": 10}              ->  runs ten steps
                                <-  {"seconds": 3.1, "others": 0.02, "loss": 9.0, "rss_mb": 812}
-    end of input               ->  leaves
+    end of input               ->  exits
 
-A line of JSON each way. Between its turns a worker waits for input, so that only one of them works at any time.
+Messages are lines of JSON. Between its turns a worker waits for input, so only one works at any time.
 """
 
 import json
@@ -25,18 +25,18 @@ CONTENDERS = ("torch_eager", "torch_compiled", "ours")
 
 
 class Contender(Protocol):
-    """What `peers.build` and `ours.build` return."""
+    """The interface of what `peers.build` and `ours.build` return."""
 
     parameters: int
     versions: dict[str, str]
 
     def run(self, steps: int) -> float:
-        """Trains for so many steps, waits until they are done, and returns the last loss."""
+        """Trains for `steps` steps, waits until they are done, and returns the last loss."""
         ...
 
 
 class Worker:
-    """The parent's end."""
+    """The parent's end of the protocol."""
 
     def __init__(self, contender: str, workload: str, dtype: str, python: str):
         command = [python, "-m", "experiments.speed.worker", contender, workload, dtype]
@@ -49,11 +49,11 @@ class Worker:
     def _read(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(self.process.args)} ended with {self.process.wait()}; its words are above")
+            raise RuntimeError(f"{' '.join(self.process.args)} ended with {self.process.wait()}; see its output above")
         return json.loads(line)
 
     def run(self, steps: int) -> tuple[float, float]:
-        """Seconds that the steps took, and how many cores other processes used meanwhile."""
+        """(seconds that the steps took, average number of cores that other processes used meanwhile)."""
         self.process.stdin.write(json.dumps({"steps": steps}) + "\n")
         self.process.stdin.flush()
         reply = self._read()
@@ -66,8 +66,7 @@ class Worker:
 
 
 def busy_elsewhere() -> float:
-    """CPU seconds since the machine started that were not this process's, those taken by a hypervisor included; 0.0
-    where /proc is missing."""
+    """CPU seconds of other processes since the machine started, including time stolen by the hypervisor; 0.0 without /proc."""
     if not Path("/proc/stat").exists():
         return 0.0
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
@@ -75,7 +74,8 @@ def busy_elsewhere() -> float:
 
 
 def serve(build: Callable[[], Contender]) -> None:
-    """The worker's end. Whatever a library prints goes to stderr, out of the protocol's way."""
+    """The worker's end of the protocol. Redirects stdout to stderr, so that the output of libraries does not mix with
+    replies."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

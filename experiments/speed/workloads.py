@@ -1,4 +1,4 @@
-"""The four workloads, and the batches that every contender gets. Imports neither jax nor torch."""
+"""The four workloads and their batches, the same for all contenders. Imports neither jax nor torch."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ LEARNING_RATE, WEIGHT_DECAY, B1, B2, EPS = 1e-3, 0.1, 0.9, 0.95, 1e-8
 
 @dataclass(frozen=True)
 class Workload:
-    """Pre-norm blocks with a GELU(tanh) feed-forward and a tied head; heads have 64 dimensions, hidden is 4 x width."""
+    """Pre-norm blocks with a GELU (tanh) feed-forward layer of 4 x width, heads of 64 dimensions, and a tied output head."""
 
     name: str
     about: str
@@ -19,7 +19,7 @@ class Workload:
     batch: int
     encoder: int | None = None  # tokens in a row of the encoder
     decoder: int | None = None
-    masked: int | None = None  # places of a row that are predicted; None: all
+    masked: int | None = None  # positions predicted in each row; None: all
 
     @property
     def heads(self) -> int:
@@ -31,7 +31,7 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Of a step, encoder and decoder together."""
+        """Tokens per step, encoder and decoder together."""
         return self.batch * ((self.encoder or 0) + (self.decoder or 0))
 
 
@@ -40,7 +40,7 @@ WORKLOADS = {
     for w in (
         Workload("W1", "decoder-only, layer norms and biases, learned positions", 4, 256, 16, decoder=256),
         Workload("W2", "decoder-only, layer norms and biases, learned positions", 6, 384, 8, decoder=512),
-        Workload("W3", "encoder-only, as W1, logits at masked places only", 4, 256, 16, encoder=256, masked=38),
+        Workload("W3", "encoder-only, as W1, logits at masked positions only", 4, 256, 16, encoder=256, masked=38),
         Workload("W4", "encoder-decoder, rms norms, no biases, relative buckets", 4, 256, 16, encoder=256, decoder=64),
     )
 }
@@ -48,7 +48,7 @@ WORKLOADS = {
 
 @dataclass(frozen=True)
 class Batch:
-    """int32: `encoder` and `decoder` [B, T]; `targets` [B, T], or [B, P] at the places `where` [B, P] of the row."""
+    """int32 arrays: `encoder` and `decoder` [B, T]; `targets` [B, T], or [B, P] at the positions `where` [B, P] of each row."""
 
     encoder: np.ndarray | None
     decoder: np.ndarray | None
@@ -57,16 +57,17 @@ class Batch:
 
 
 def batches(w: Workload, count: int = 4) -> list[Batch]:
-    """Random tokens, the same for every contender: speed does not depend on them."""
+    """Batches of random tokens, the same for all contenders; speed does not depend on their values."""
     rng = np.random.default_rng(0)
 
     def tokens(length: int | None) -> np.ndarray | None:
         return rng.integers(0, VOCAB, (w.batch, length), dtype=np.int32) if length else None
 
-    def places() -> np.ndarray | None:
+    def positions() -> np.ndarray | None:
         rows = [np.sort(rng.permutation(w.encoder)[: w.masked]) for _ in range(w.batch)] if w.masked else None
         return np.stack(rows).astype(np.int32) if rows else None
 
     return [
-        Batch(tokens(w.encoder), tokens(w.decoder), tokens(w.masked or w.decoder or w.encoder), places()) for _ in range(count)
+        Batch(tokens(w.encoder), tokens(w.decoder), tokens(w.masked or w.decoder or w.encoder), positions())
+        for _ in range(count)
     ]

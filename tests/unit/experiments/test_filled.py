@@ -83,9 +83,9 @@ report: runs/quickstart/report.html
 """
 
 
-def test_the_quickstarts_last_lines_are_told():
+def test_the_section_shows_the_last_lines_of_the_quickstart():
     seconds = dict(prepare=15.98, train=127.07, evaluate=16.9, baselines=37.2, compile=8.5, data_wait=2.3)
-    text = quickstart_run.told({"seconds": seconds}, PRINTED, "experiments/quickstart/")
+    text = quickstart_run.section({"seconds": seconds}, PRINTED, "experiments/quickstart/")
     assert "it took 3 min 28 s: 16 s to\nprepare" in text and "127 s of training" in text
     assert "```\nstep 280/310  loss" in text and text.endswith("report: runs/quickstart/report.html\n```\n")
     assert "step 16/310" not in text and "([summary.json](experiments/quickstart/summary.json))" in text
@@ -93,7 +93,7 @@ def test_the_quickstarts_last_lines_are_told():
 
 def test_the_quickstart_measures_a_whole_run_only(tmp_path, capsys):
     assert quickstart_run.main([f"--workdir={tmp_path}"]) == 2
-    assert "is there already: give a new folder" in capsys.readouterr().err
+    assert "exists already: give a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("run", [quickstart_run, objectives_run])
