@@ -160,6 +160,12 @@ class Run:
     def __post_init__(self) -> None:
         if self.model is None and isinstance(self.recipe, Pretrain):
             raise UserError("model is missing; pretraining needs it: give one, as configs/quickstart.py does")
+        for name, source in self.data.sources.items():
+            if isinstance(self.recipe, Pretrain) and source.format != "text":
+                raise UserError(
+                    f"data.sources.{name} has records of format={source.format}, and pretraining reads texts: fine-tune on it "
+                    "(recipe=dict(kind='finetune')), or set its format to 'text'"
+                )
         tokens = self.train.batch_size * max(self.data.encoder_length or 0, self.data.decoder_length or 0)
         if tokens > INT32:
             raise UserError(

@@ -224,7 +224,7 @@ class Build:
             size = sum(self._text_bytes(name) for name in split)
             step = max(1, -(-size // _TOKENIZER_BYTES))
             texts = (
-                _said(document, self.data.sources[name].format)
+                records.texts(record(document, self.data.sources[name].format))
                 for name in split
                 for i, document in enumerate(stages.read_texts(self.path / name / "train.jsonl.gz"))
                 if i % step == 0
@@ -238,7 +238,7 @@ class Build:
         return (self.path / name / "clean.jsonl").stat().st_size
 
     def _encode(self, name: str, split: str, tokenizer: Tokenizer, classes: list[str]) -> dict[str, int]:
-        """Writes [bos] tokens [eos] of each text (a given tokenizer may lack either), or each record as it is rendered."""
+        """Writes the token store of a split, and counts what is in it."""
         total: Counter[str] = Counter()
         documents = stages.read_texts(self.path / name / f"{split}.jsonl.gz")
         count = json.loads((self.path / name / "split.done.json").read_bytes())[split]
@@ -246,8 +246,8 @@ class Build:
         format = self.data.sources[name].format
 
         def entries() -> Iterator[Entry]:
-            for lines in stages.batches((d.text for d in tracked), _ENCODE_BYTES):
-                for entry in _texts(lines, tokenizer) if format == "text" else _records(lines, format, tokenizer, classes):
+            for batch in stages.batches(tracked, _ENCODE_BYTES):
+                for entry in _encoded([record(document, format) for document in batch], tokenizer, classes):
                     total.update(documents=1, tokens=len(entry.ids), bytes=entry.num_bytes)
                     if entry.loss is not None:
                         total["tokens_with_loss"] += int(entry.loss.sum())
@@ -328,12 +328,8 @@ class Build:
 
 
 def record(document: sources.Document, format: str) -> records.Record:
-    """The record in a document, as `sources` wrote it."""
-    return records.parse(json.loads(document.text), format)
-
-
-def _said(document: sources.Document, format: str) -> str:
-    return document.text if format == "text" else records.texts(record(document, format))
+    """The record in a document that `sources` made."""
+    return records.Text(document.text) if format == "text" else records.parse(json.loads(document.text), format)
 
 
 def _sha256(raw: bytes) -> bytes:
@@ -346,14 +342,9 @@ def _signature(document: sources.Document, source: config.Source) -> dedup.Signa
     return dedup.Signature(_sha256(f"{source.format} {key} {document.text}".encode()), None)
 
 
-def _texts(texts: list[str], tokenizer: Tokenizer) -> Iterator[Entry]:
-    first, last = (np.array([] if i is None else [i], np.int32) for i in (tokenizer.bos_id, tokenizer.eos_id))
-    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        yield Entry(np.concatenate([first, ids, last]), len(text.encode()))
-
-
-def _records(lines: list[str], format: str, tokenizer: Tokenizer, classes: list[str]) -> Iterator[Entry]:
-    every = [records.parse(json.loads(line), format) for line in lines]
+def _encoded(every: list[records.Record], tokenizer: Tokenizer, classes: list[str]) -> Iterator[Entry]:
+    """Records as the store holds them; a text has no loss mask, because every token of it has loss."""
     for one, rendered in zip(every, records.render(every, tokenizer), strict=True):
+        loss = None if isinstance(one, records.Text) else rendered.loss
         label = classes.index(one.label) if isinstance(one, records.Labelled) else None
-        yield Entry(rendered.ids, len(records.texts(one).encode()), rendered.loss, label)
+        yield Entry(rendered.ids, len(records.texts(one).encode()), loss, label)

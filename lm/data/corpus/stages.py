@@ -71,9 +71,9 @@ def check_space(folder: Path, written: int, *, every: int) -> None:
 Cleaned = tuple[Document, dedup.Signature, Counter[str]]
 
 
-def batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Groups texts, in order, into lists of about `size` characters."""
-    yield from _group(texts, size, len)
+def batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
+    """Groups documents, in order, into lists of about `size` characters."""
+    yield from _group(documents, size, lambda document: len(document.text))
 
 
 def _group(items: Iterable[T], size: int, measure: Callable[[T], int]) -> Iterator[list[T]]:

@@ -270,11 +270,3 @@ def test_a_gzipped_file_and_a_foreign_encoding(tmp_path, tokenizer):
     }
     done = prepared(tokenizer, config.Data(sources=sources, cache=str(tmp_path / "cache"), holdout=0.0))
     assert [done.train[name].num_documents for name in "ab"] == [6, 3]
-
-
-@pytest.mark.parametrize(
-    "kind,format", [("tfds", "labelled"), ("text", "pair"), ("package", "text"), ("package", "pair"), ("cloze", "labelled")]
-)
-def test_kinds_without_records_of_a_format_are_refused(kind, format):
-    with pytest.raises(UserError, match=rf"format={format} of x: a source of kind {kind} has format="):
-        config.Source(kind=kind, path="x", format=format)
