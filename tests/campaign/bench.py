@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from tests.conftest import FLAGS
+from tests.processes import HANGS
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "e2e" / "tiny.py"
 STEPS = 12  # of tests/e2e/tiny.py; checkpoints at 4, 8 and 12, of which two are kept
-TIMEOUT = 240  # seconds until a command counts as hanging; generous, since the machine may be busy
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,10 @@ class Bench:
         data = [f"--config.data.sources.tiny.path={self.corpus}", f"--config.data.cache={self.root}/cache"]
         return [f"--config={TINY}:{what}", *data, *extra]
 
-    def train(self, workdir: Path | str, *extra: str, what: str = "decoder.causal", timeout: float = TIMEOUT) -> Said:
+    def train(self, workdir: Path | str, *extra: str, what: str = "decoder.causal", timeout: float = HANGS) -> Said:
         return self.call("lm.train", f"--workdir={workdir}", *self.flags(*extra, what=what), timeout=timeout)
 
-    def call(self, module: str, *argv: str, timeout: float = TIMEOUT) -> Said:
+    def call(self, module: str, *argv: str, timeout: float = HANGS) -> Said:
         """`python -m module argv` in the worker."""
         if self._worker is None:
             words = [sys.executable, "-m", "tests.campaign.worker"]
@@ -210,15 +209,7 @@ def _refuse(constant: str) -> Any:
     raise AssertionError(f"{constant} is not JSON")
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = TIMEOUT) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended too early: {process.stderr.read()[-300:] if process.stderr else ''}"
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.005)
-
-
-def ended(process: subprocess.Popen[str], seconds: float = TIMEOUT) -> Said:
+def ended(process: subprocess.Popen[str], seconds: float = HANGS) -> Said:
     """Waits for a process; kills it where it hangs."""
     try:
         out, err = process.communicate(timeout=seconds)

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.campaign.bench import ROOT, Bench, Injection, Said, ended, intact, refused, rows, wait_for
+from tests.campaign.bench import ROOT, Bench, Injection, Said, ended, intact, refused, rows
+from tests.processes import wait_for
 
 Ready = Callable[[Bench, Path], bool]
 LONG = ("--config.checkpoint.every=1000",)  # no checkpoint but at the end

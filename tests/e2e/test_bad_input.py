@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from lm.errors import UserError
+from tests.processes import HANGS
 
 CASES = {
     "unknown key": (["--config.train.stpes=3"], "unknown key config.train.stpes; did you mean 'steps'"),
@@ -188,5 +189,5 @@ def test_a_disk_that_is_really_full_keeps_what_is_saved_and_goes_on(command, tmp
 
 
 def finished(process):
-    err = process.communicate(timeout=900)[1]
+    err = process.communicate(timeout=HANGS)[1]
     return process.returncode, err.strip()

@@ -11,6 +11,7 @@ from lm import checkpoint, config, saved
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
 from lm.recipes.finetune import pretrained
+from tests.processes import HANGS
 
 FEW = "--config.train.steps=2"
 
@@ -37,7 +38,7 @@ def trained(tmp_path_factory, command):
     """The workdir of a causal run."""
     workdir = tmp_path_factory.mktemp("trained")
     process = command(workdir, "decoder.causal", "--config.train.steps=60", "--config.checkpoint.every=20")
-    err = process.communicate(timeout=900)[1]
+    err = process.communicate(timeout=HANGS)[1]
     assert process.returncode == 0, err
     return workdir
 

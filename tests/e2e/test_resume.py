@@ -2,25 +2,17 @@
 
 import json
 import signal
-import time
 import warnings
 from pathlib import Path
 
 import pytest
 
 from lm import cli
+from tests.processes import HANGS, wait_for
 
 
 def summary(workdir):
     return json.loads((workdir / "summary.json").read_text())
-
-
-def wait_for(condition, process, seconds=120):
-    end = time.time() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.time() < end, "nothing happened"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +25,7 @@ def uninterrupted(tmp_path_factory, command):
 
 def finish(command, workdir, *extra):
     process = command(workdir, "decoder.causal", *extra)
-    err = process.communicate(timeout=900)[1]
+    err = process.communicate(timeout=HANGS)[1]
     assert process.returncode == 0, err
     return err
 
@@ -82,7 +74,7 @@ def test_sigterm_saves_and_exits_with_75(command, uninterrupted, tmp_path):
     wait_for((tmp_path / "metrics.jsonl").exists, process)
     wait_for(lambda: len((tmp_path / "metrics.jsonl").read_text()) > 0, process)
     process.send_signal(signal.SIGTERM)
-    err = process.communicate(timeout=900)[1]
+    err = process.communicate(timeout=HANGS)[1]
     assert process.returncode == 75, err
     assert "saved" in err
     assert len(list((tmp_path / "checkpoints").iterdir())) >= 1
@@ -216,7 +208,7 @@ def test_a_signal_in_preparation_and_one_where_nobody_reads_what_is_said(command
     process = command(early)
     wait_for((early / "goodput.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
-    err = process.communicate(timeout=900)[1]
+    err = process.communicate(timeout=HANGS)[1]
     assert process.returncode == 75 and "Traceback" not in err, err
     assert err.splitlines()[-1].endswith("the same command starts again") and not (early / "metrics.jsonl").exists()
 
@@ -225,7 +217,7 @@ def test_a_signal_in_preparation_and_one_where_nobody_reads_what_is_said(command
     wait_for((late / "metrics.jsonl").exists, process)
     for _ in range(2):  # impatient
         process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=900) == 75
+    assert process.wait(timeout=HANGS) == 75
     assert [p.name.isdigit() for p in (late / "checkpoints").iterdir()] == [True]
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from experiments.run import execute, finished, folder, main, parse_shard, units,
 from lm.errors import UserError
 from lm.training import jsonl
 from tests.e2e.tiny_study import study
+from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,11 +66,8 @@ def test_killed_and_started_again_gives_the_same(corpus, whole, tmp_path):
     command = [sys.executable, str(ROOT / "tests/e2e/tiny_study.py"), str(tmp_path), str(corpus)]
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(corpus / "compiled")}
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 900
-    # One cell is done, and another has begun to train.
-    while not ((tmp_path / "causal/seed0/result.json").exists() and (tmp_path / "later/seed0/run/metrics.jsonl").exists()):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    begun = ("causal/seed0/result.json", "later/seed0/run/metrics.jsonl")  # one cell is done, and another trains
+    wait_for(lambda: all((tmp_path / file).exists() for file in begun), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = (tmp_path / "causal/seed0/result.json").stat().st_mtime_ns

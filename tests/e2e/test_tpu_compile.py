@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import HANGS
+
 CONFIG = Path(__file__).parent / "tiny_pod.py"
 LIBRARY = os.environ.get("LM_LIBTPU")
 pytestmark = [
@@ -35,7 +37,7 @@ def command(tmp_path_factory):
         logs = {"TPU_LOG_DIR": str(path.with_suffix(".logs"))}
         os.mkdir(logs["TPU_LOG_DIR"])
         words = [sys.executable, "-m", "tpu.compile", f"--config={CONFIG}", f"--json={path}", *flags]
-        done = subprocess.run(words, env=env | logs, capture_output=True, text=True, timeout=1800, cwd=CONFIG.parents[2])
+        done = subprocess.run(words, env=env | logs, capture_output=True, text=True, timeout=HANGS, cwd=CONFIG.parents[2])
         report = json.loads(path.read_text()) | {"logs": Path(logs["TPU_LOG_DIR"])} if path.exists() else None
         return done.returncode, done.stdout + done.stderr, report
 

@@ -5,28 +5,31 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lm.errors import EXIT_HOST_MISSING, EXIT_PREEMPTED
+from tests.processes import HANGS, free_port, wait_for
 
 HERE = Path(__file__).parent
 TINY = HERE.parent / "e2e" / "tiny.py"
 
 
 class Hosts:
-    """The processes of one run; each one's standard error lies in a file, since gloo fills pipes."""
+    """The processes of one run; each one's standard error goes to a file, since gloo fills pipes. A heartbeat that is late does
+    not end a run, because the machine may be busy."""
 
     def __init__(self, root, workdir, processes, devices, commands, environment):
         port = free_port()
         common = {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"}
-        common |= {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled"), "LM_HEARTBEAT_SECONDS": "20"}
+        common |= {
+            "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
+            "LM_HEARTBEAT_SECONDS": "600",
+        }  # a busy machine is no dead one
         words = [sys.executable, *commands]
         self.workdir, self.processes, self.errors = workdir, [], []
         for i in range(processes):
@@ -40,11 +43,10 @@ class Hosts:
         lines = self.errors[i].read_text().splitlines()
         return "\n".join(line for line in lines if "spmd_partitioner" not in line)
 
-    def ended(self, seconds=900):
+    def ended(self):
         """Exit codes of all."""
-        end = time.monotonic() + seconds
         try:
-            return [p.wait(timeout=max(0.1, end - time.monotonic())) for p in self.processes]
+            return [p.wait(timeout=HANGS) for p in self.processes]
         finally:
             for p in self.processes:
                 p.kill()
@@ -54,13 +56,8 @@ class Hosts:
         assert codes == [0] * len(codes), "\n".join(self.said(i)[-3000:] for i in range(len(codes)))
         return summary(self.workdir)
 
-    def wait_for(self, condition, seconds=900):
-        end = time.monotonic() + seconds
-        while not condition():
-            for i, p in enumerate(self.processes):
-                assert p.poll() is None, self.said(i)
-            assert time.monotonic() < end, "nothing happened"
-            time.sleep(0.01)
+    def wait_for(self, condition):
+        wait_for(condition, *self.processes)
 
 
 def summary(workdir):
@@ -151,10 +148,10 @@ def test_a_checkpoint_of_two_processes_moves_and_goes_on(start, whole, root, pro
 
 
 def test_one_killed_ends_the_other_and_the_restart_goes_on_to_the_bit(start, whole):
-    first = start("killed", 2, 4, SILENT)
+    first = start("killed", 2, 4, SILENT, LM_HEARTBEAT_SECONDS="20")
     first.wait_for((first.workdir / "checkpoints" / "4").exists)
     first.processes[1].send_signal(signal.SIGKILL)
-    code, killed = first.ended(60)  # seconds; it takes the twenty of the heartbeat, or gloo notices at once
+    code, killed = first.ended()  # after the twenty seconds of the heartbeat, or as soon as gloo notices
     assert killed == -signal.SIGKILL and code not in (0, EXIT_PREEMPTED) and not (first.workdir / "summary.json").exists()
     assert re.search("another one|another task", first.said(0)), first.said(0)
     after = start("killed", 2, 4, SILENT).finish()
@@ -176,19 +173,13 @@ def test_sigterm_at_one_stops_both_after_the_same_step(start):
 def test_a_host_that_never_comes_is_named(start):
     place = {"LM_PROCESSES": "3", "LM_PROCESS": "0", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
     hosts = start("waiting", 1, 4, LM_BARRIER_SECONDS="3", **place)
-    assert hosts.ended(60) == [EXIT_HOST_MISSING]
+    assert hosts.ended() == [EXIT_HOST_MISSING]
     assert hosts.said(0).startswith("error: hosts 1, 2 of 3 did not arrive at 'start' within 3 s"), hosts.said(0)
     assert hosts.said(0).count("\n") == 0
 
 
 def test_a_host_that_hangs_is_named(start):
-    hosts = start("hanging", 2, 1, script=[HERE / "hangs.py"], LM_BARRIER_SECONDS="4", LM_HEARTBEAT_SECONDS="60")
-    code, other = hosts.ended(60)
+    hosts = start("hanging", 2, 1, script=[HERE / "hangs.py"], LM_HEARTBEAT_SECONDS="60")
+    code, other = hosts.ended()
     assert code == EXIT_HOST_MISSING and other != 0
     assert hosts.said(0).startswith("error: host 1 of 2 did not arrive at 'restore' within 4 s"), hosts.said(0)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

@@ -1,12 +1,13 @@
 """Starts the cases with simulated devices, each file in processes of its own: devices are counted when jax starts."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import HANGS, free_port
 
 HERE = Path(__file__).parent
 
@@ -23,7 +24,7 @@ def environment(devices: int) -> dict[str, str]:
 )
 def test_eight_devices(file, part):
     words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(HERE / file)]
-    done = subprocess.run(words, env=environment(8) | {"PART": part}, capture_output=True, text=True, timeout=3000)
+    done = subprocess.run(words, env=environment(8) | {"PART": part}, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout
 
@@ -40,17 +41,14 @@ def reference():
 
 def digests(processes: int) -> list[str]:
     """The digests of some global batches, as each of the processes saw them; all must agree."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    words = [sys.executable, str(HERE / "hosts.py"), str(port), str(processes)]
+    words = [sys.executable, str(HERE / "hosts.py"), str(free_port()), str(processes)]
     started = [
         subprocess.Popen(
             [*words, str(i)], env=environment(4 // processes), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for i in range(processes)
     ]
-    outs = [p.communicate(timeout=1200) for p in started]
+    outs = [p.communicate(timeout=HANGS) for p in started]
     assert all(p.returncode == 0 for p in started), outs
     # Gloo, too, writes to standard output.
     seen = [[line for line in out.splitlines() if line.startswith("digest ")] for out, _ in outs]

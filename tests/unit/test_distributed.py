@@ -11,6 +11,7 @@ import pytest
 
 from lm import cli, distributed
 from lm.errors import HostMissing, UserError
+from tests.processes import HANGS, free_port
 
 THREE = {"JAX_COORDINATOR_ADDRESS": "node0:1234", "LM_PROCESSES": "3", "LM_PROCESS": "2"}
 
@@ -83,12 +84,6 @@ def test_times_are_whole_seconds(monkeypatch):
         distributed._seconds("LM_HEARTBEAT_SECONDS", 30)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def calls(processes, present, seconds, port):
     """What each of the present hosts hears: None if all are there, else the message."""
     heard = {}
@@ -109,37 +104,40 @@ def calls(processes, present, seconds, port):
 
 
 def test_all_present():
-    assert calls(4, [3, 1, 2, 0], 20, free_port()) == dict.fromkeys(range(4))
+    assert calls(4, [3, 1, 2, 0], HANGS, free_port()) == dict.fromkeys(range(4))
 
 
 def test_all_hear_who_is_missing():
-    heard = calls(4, [0, 1, 3], 0.7, free_port())
-    assert len(heard) == 3
-    assert all(text.startswith("host 2 of 4 did not arrive at 'start' within 0.7 s") for text in heard.values()), heard
+    for seconds in (0.7, 7, 70):  # on a busy machine others may be late as well
+        heard = calls(4, [0, 1, 3], seconds, free_port())
+        said = f"host 2 of 4 did not arrive at 'start' within {seconds:g} s"
+        if all(text.startswith(said) for text in heard.values()):
+            break
+    assert len(heard) == 3 and all(text.startswith(said) for text in heard.values()), heard
 
 
 def test_without_host_0_the_others_say_so():
     began = time.monotonic()
     heard = calls(3, [1, 2], 0.5, free_port())
     assert all(text.startswith("host 0 of 3 did not arrive") for text in heard.values()) and len(heard) == 2
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < HANGS
 
 
 def test_a_stranger_at_the_port_changes_nothing():
     port, heard = free_port(), {}
-    thread = threading.Thread(target=lambda: heard.update(calls(2, [0], 20, port)))
+    thread = threading.Thread(target=lambda: heard.update(calls(2, [0], HANGS, port)))
     thread.start()
     for said in (b"GET / HTTP/1.1", b"7", b"0", b""):
-        end = time.monotonic() + 60
+        end = time.monotonic() + HANGS
         while True:
             try:
-                with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
+                with socket.create_connection(("127.0.0.1", port), timeout=HANGS) as line:
                     line.sendall(said)
                 break
             except ConnectionRefusedError:  # not listening yet
                 assert time.monotonic() < end
                 time.sleep(0.02)
-    assert calls(2, [1], 20, port) == {1: None}
+    assert calls(2, [1], HANGS, port) == {1: None}
     thread.join()
     assert heard == {0: None}
 

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.processes import HANGS
 from tpu.collectives import axes_of, collectives, device_groups
 from tpu.hlo import Array, arrays_of, parse
 
@@ -231,7 +232,7 @@ def test_what_xla_made_of_a_program(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=HANGS, check=True)
     found = collectives(done.stdout, {"fsdp": 4, "tensor": 2})
     assert found and all(c.times == 3 for c in found), found
     gathered = {c.shape: c for c in found if c.kind == "all-gather" and c.axes == ("fsdp",)}

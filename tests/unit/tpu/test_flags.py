@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.processes import HANGS
 from tpu import flags, topologies
 from tpu.__main__ import main
 
@@ -24,7 +25,7 @@ def _starts(init_args: str) -> subprocess.CompletedProcess:
     )
     env = dict(os.environ, JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     env |= {"LIBTPU_INIT_ARGS": init_args} | ({"TPU_LIBRARY_PATH": LIBTPU} if LIBTPU else {})
-    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=HANGS)
 
 
 @needs_libtpu
