@@ -1,4 +1,4 @@
-"""Our tables of transformers' defaults, held against its config classes."""
+"""Compares our tables of defaults with transformers' config classes."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from lm.conversion.settings import NEUTRAL, SILENT  # noqa: E402
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_defaults_are_those_of_their_config_class(name):
-    """Every field of theirs that may change what a model computes is in the table, with its default."""
+    """The table has every field of theirs that may change what a model computes, with its default."""
     theirs, ours = CONFIG_MAPPING[name], FAMILIES[name]
     shared = {f.name for f in dataclasses.fields(hf.PretrainedConfig)}
     fields = {f.name: f.default for f in dataclasses.fields(theirs) if f.name not in shared}

@@ -1,5 +1,5 @@
-"""Conversion both ways, held against transformers for every family it has: a tiny random model of theirs is saved, read by
-us, gives their logits and their gradient of the loss at the embeddings, and is written back byte for byte.
+"""Conversion of every family both ways: a tiny random model of transformers is saved and read by us; our logits and gradients
+at the embeddings equal theirs, and the files that we write back equal theirs byte for byte.
 """
 
 import json
@@ -29,10 +29,10 @@ from tests.parity.tiny import BERT, CASES, D, V, inputs_for  # noqa: E402
 
 @pytest.fixture(scope="module", params=CASES)
 def saved(request, tmp_path_factory):
-    """Their model, its weights far from their tidy beginnings, and the folder that it was saved in."""
+    """Their model, with noise added to its initial weights, and the folder that it was saved in."""
     torch.manual_seed(0)
     model = CASES[request.param]().eval()
-    if request.param == "t5-v1.1":  # transformers ties what the released checkpoints do not
+    if request.param == "t5-v1.1":  # transformers ties it, the released checkpoints do not
         model.lm_head.weight = torch.nn.Parameter(torch.randn(V, D))
     with torch.no_grad():
         for p in model.parameters():
@@ -43,7 +43,7 @@ def saved(request, tmp_path_factory):
 
 
 def score(logits, counted, targets, *, log_softmax, mean):
-    """A loss of any logits: cross-entropy at the counted places, or for other outputs the mean of their sine."""
+    """A loss: cross-entropy at the positions to compare, or for outputs that are no logits the mean of their sine."""
     if logits.shape[-1] != V:
         return mean(logits)
     chosen = log_softmax(logits)[np.arange(len(targets))[:, None], np.arange(targets.shape[1]), targets]
@@ -77,7 +77,7 @@ def test_logits_and_gradients_equal(saved):
 
     (_, logits), gradient = ours(imported.params)
     expected = expected.detach().numpy()
-    assert np.abs(expected[counted]).max() > 0.1  # the comparison is of something
+    assert np.abs(expected[counted]).max() > 0.1  # not all zeros
     np.testing.assert_allclose(np.asarray(logits)[counted], expected[counted], atol=2e-5, rtol=0)
     got = np.array(gradient["embed"]["tokens"]["embedding"])
     got[0] = wanted[0] if not wanted[0].any() else got[0]  # torch gives padding_idx no gradient
@@ -87,7 +87,7 @@ def test_logits_and_gradients_equal(saved):
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "bloom", "bert", "modernbert", "t5"])
 def test_packed_rows_are_theirs_alone(name, tmp_path):
-    """Two texts in one row, positions from 0 in each, against their model on each text by itself."""
+    """Two documents in one row, compared with their model on each document alone."""
     torch.manual_seed(1)
     theirs = CASES[name]().eval()
     theirs.save_pretrained(tmp_path)
@@ -130,7 +130,7 @@ def test_written_back_byte_for_byte(saved, tmp_path):
 
 
 def test_transformers_reads_what_we_write(saved, tmp_path):
-    """Their class, told by our config.json alone, has the same outputs."""
+    """Their model, loaded from what we wrote, has the same outputs."""
     theirs, folder = saved
     imported = conversion.read(folder)
     said = json.loads((folder / "config.json").read_text())
@@ -145,8 +145,7 @@ def test_transformers_reads_what_we_write(saved, tmp_path):
 
 
 def test_a_missing_key_is_what_transformers_takes(saved):
-    """Every key of their config.json left out in turn: the model is that of the file with all keys that their config class
-    fills in, or it is refused."""
+    """With any one key of their config.json left out, we read the model that their config class fills in, or refuse it."""
     _, folder = saved
     said = json.loads((folder / "config.json").read_text())
     family, keys = FAMILIES[said["model_type"]], load_file(folder / "model.safetensors").keys()
@@ -156,14 +155,14 @@ def test_a_missing_key_is_what_transformers_takes(saved):
         rest = {k: v for k, v in said.items() if k != name}
         try:
             filled = json.loads(theirs(**json.loads(json.dumps(rest))).to_json_string(use_diff=False))
-            if name == "feed_forward_proj":  # what they read is in the two keys that follow from it
+            if name == "feed_forward_proj":  # they read the two keys that derive from it
                 filled = said
             ours, wanted = read_model(family, rest, keys), read_model(family, filled, keys)
         except (UserError, StrictDataclassClassValidationError):
             continue
         assert canonical(ours) == canonical(wanted), name
         equal += 1
-    assert equal > 0.7 * len(said)  # some sizes cannot be missed: the defaults fit no model so small
+    assert equal > 0.7 * len(said)  # some sizes are required: defaults do not fit so small a model
 
 
 def copy(folder: Path, target: Path, **changes) -> Path:

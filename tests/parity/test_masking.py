@@ -1,4 +1,4 @@
-"""Masked tokens are chosen, replaced and kept as often as transformers' collator does it."""
+"""Masked tokens are chosen, replaced and kept as often as by transformers' collator."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A mixture of experts against Hugging Face's Mixtral, whose kernels are the other way round and `gate` is our `up`."""
+"""Our mixture of experts compared with transformers' Mixtral, whose kernels are transposed and whose `gate` is our `up`."""
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def test_mixtral():
 
 
 def test_balance_loss_with_padding():
-    """Theirs counts an expert's tokens, ours its share of the K assignments of a token. Rows of several lengths, one empty."""
+    """Theirs counts an expert's tokens, ours its share of a token's K assignments. Rows of several lengths, one empty."""
     rng, e, k = np.random.default_rng(0), 8, 2
     logits = rng.normal(size=(4, 9, e)).astype(np.float32)
     real = np.arange(9) < np.array([[9], [4], [1], [0]])

@@ -1,4 +1,4 @@
-"""Pickled weights: what PyTorch wrote over the years is read, and a file that is no table of plain tensors is refused."""
+"""Pickled weights: files of all PyTorch versions are read; anything but a dict of plain tensors is refused."""
 
 import sys
 

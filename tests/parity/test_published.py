@@ -1,5 +1,5 @@
-"""Checkpoints in the shapes that people publish: trunks without a head, classifiers, older names of tensors, families under
-another name. Each gives the outputs of transformers' class, and goes back byte for byte.
+"""Checkpoints as people publish them: trunks without a head, classifiers, older names of tensors, families under another name.
+Outputs equal those of transformers' class, and the files that we write back are equal byte for byte.
 """
 
 import json
@@ -63,7 +63,7 @@ RENAMED = {
 
 
 def made(cls: str, settings: tuple[str, dict], folder: Path, **more):
-    """Their model with weights far from their beginnings, saved."""
+    """Saves their model, with noise added to its initial weights, and returns it."""
     torch.manual_seed(0)
     name, values = settings
     config = getattr(hf, f"{name}Config")(attn_implementation="eager", **values, **more)
@@ -80,7 +80,7 @@ def outputs(imported, given: Example) -> np.ndarray:
 
 
 def both(theirs, imported) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ours, theirs, and which places count."""
+    """Returns our outputs, theirs, and the mask of positions to compare."""
     example, given, counted, _ = tiny.inputs_for(imported.model)
     with torch.no_grad():
         out = theirs(**given)
@@ -90,7 +90,7 @@ def both(theirs, imported) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def goes_back(imported, folder: Path, target: Path) -> None:
     said = json.loads((folder / "config.json").read_text())
-    # Whether a ModernBERT classifies texts or tokens is in no tensor.
+    # No tensor tells whether a ModernBERT classifies texts or tokens.
     also = {"architectures": said["architectures"]} if said["model_type"] == "modernbert" else {}
     conversion.write(imported.model, imported.params, target, family=said["model_type"], also=also)
     assert json.loads((target / "config.json").read_text())["architectures"] == said["architectures"]
@@ -155,7 +155,7 @@ def test_families_under_another_name_are_read(cls, tmp_path):
 
 
 def rewritten(folder: Path, target: Path, name, **changes) -> Path:
-    """A copy with `name(tensor's name)` for names (None leaves it out), and `changes` in its config.json (None: taken out)."""
+    """Copies a checkpoint, renaming tensors by `name` (None: left out) and changing config.json (None: removed)."""
     target.mkdir()
     named = {name(k): v for k, v in load_file(folder / "model.safetensors").items()}
     save_file({k: v for k, v in named.items() if k}, target / "model.safetensors", metadata={"format": "pt"})
@@ -189,10 +189,10 @@ def test_older_names_are_the_same_model(case, tmp_path):
 
 
 def test_headless_untied_checkpoints_are_trunks(tmp_path):
-    """If config.json names no class. A class with a head makes its tensor missing."""
+    """Only if config.json names no class: with a class that has a head, the head's tensor is missing."""
     tiny.CASES["llama"]().save_pretrained(tmp_path / "theirs")
-    bare = lambda k: None if k == "lm_head.weight" else k.removeprefix("model.")
-    assert conversion.read(rewritten(tmp_path / "theirs", tmp_path / "bare", bare, architectures=None)).model.head is None
+    trunk = lambda k: None if k == "lm_head.weight" else k.removeprefix("model.")
+    assert conversion.read(rewritten(tmp_path / "theirs", tmp_path / "bare", trunk, architectures=None)).model.head is None
     with pytest.raises(UserError, match=r"missing: lm_head.weight"):
         conversion.read(rewritten(tmp_path / "theirs", tmp_path / "cut", lambda k: None if k == "lm_head.weight" else k))
 
@@ -208,16 +208,16 @@ def test_a_classifier_of_other_shape_says_how_to_leave_it_out(tmp_path):
 
 
 @pytest.mark.parametrize("case,near", [("llama", "llama"), ("bert", "bert"), ("gpt2", "gpt2"), ("t5", "t5"), ("opt", "opt")])
-def test_an_unknown_model_type_names_what_takes_the_file(case, near, tmp_path):
-    """By what is in the file, whatever its model_type is near to."""
+def test_an_unknown_model_type_names_the_family_that_fits(case, near, tmp_path):
+    """By the file's contents, not by a similar name."""
     tiny.CASES[case]().save_pretrained(tmp_path / "theirs")
     for name in ("yi", "gpt_neo", "mbart", 7):
         with pytest.raises(UserError, match=f"did you mean '{near}'"):
             conversion.read(rewritten(tmp_path / "theirs", tmp_path / f"as {name}", lambda k: k, model_type=name))
 
 
-def test_a_file_that_no_family_takes_names_none(tmp_path):
-    """A GPT-Neo's name is near to GPT-NeoX, and it is another model."""
+def test_a_file_that_no_family_fits_names_none(tmp_path):
+    """GPT-Neo has a name like GPT-NeoX's and is a different model."""
     sizes = dict(vocab_size=tiny.V, hidden_size=tiny.D, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]])
     made("GPTNeoForCausalLM", ("GPTNeo", sizes), tmp_path / "theirs")
     with pytest.raises(UserError, match="'gpt_neo' of config.json is not known, and no known family fits this file"):
@@ -236,7 +236,7 @@ def test_transformers_runs_a_gemma2_without_windows(tmp_path):
 
 
 def test_sizes_left_out_are_named(tmp_path):
-    """A file whose sizes are not transformers' defaults, and whose config.json does not give them."""
+    """The file's sizes differ from transformers' defaults, and config.json omits them."""
     tiny.CASES["llama"]().save_pretrained(tmp_path / "theirs")
     with pytest.raises(UserError, match="not in config.json, so by transformers' default: intermediate_size=11008"):
         conversion.read(rewritten(tmp_path / "theirs", tmp_path / "short", lambda k: k, intermediate_size=None))

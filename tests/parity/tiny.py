@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, one or more of each family, and the same inputs for them and for ours."""
+"""Tiny random models of transformers, at least one per family, and equal inputs for theirs and ours."""
 
 import numpy as np
 import torch
@@ -80,13 +80,13 @@ CASES = {
 
 
 def stream(tokens: np.ndarray, seen: np.ndarray, types: np.ndarray | None = None) -> TokenStream:
-    """Positions count what is seen, as theirs do where padding comes last."""
+    """Positions count from 0 in each row, as theirs do if padding comes last."""
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     return TokenStream(tokens, positions, seen.astype(np.int32), None, types)
 
 
 def inputs_for(model) -> tuple[Example, dict, np.ndarray, np.ndarray]:
-    """Ours, theirs, which places count, and targets. The second row ends in padding."""
+    """Returns our inputs, theirs, the mask of positions to compare, and targets. The second row ends in padding."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, V, (2, T)).astype(np.int32)
     seen = np.arange(T) < np.array([[T], [T - 5]])

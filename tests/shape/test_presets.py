@@ -1,7 +1,7 @@
 """Every preset at its full published size, by `eval_shape`: nothing is allocated.
 
-A count is held three ways: to the unit as written here, to the unit against transformers' model of the same sizes on torch's
-meta device, and to the digits a paper prints where nothing was released.
+Counts are compared exactly with the numbers in this file and with transformers' model of the same sizes (on torch's meta
+device), and, where no weights were released, with the digits that the paper prints.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ from lm.models.presets import (
 from lm.models.transformer import Transformer
 from lm.objectives import Lengths
 
-# Builders: transformers' model of a preset, its sizes read off the preset.
+# Builders: each returns transformers' model with the sizes of a preset.
 
 
 def parts(model: config.Model) -> tuple[config.Stack, config.Attention, int]:
@@ -54,7 +54,7 @@ def parts(model: config.Model) -> tuple[config.Stack, config.Attention, int]:
 
 
 def sizes(model: config.Model) -> dict:
-    """What most of transformers' configs ask for, under the names that most of them have."""
+    """Returns the sizes that most configs of transformers have, under their usual names."""
     trunk, attention, hidden = parts(model)
     names = dict(hidden_size=model.width, num_hidden_layers=trunk.num_layers, intermediate_size=hidden)
     return names | dict(vocab_size=model.vocab_size, num_attention_heads=attention.num_heads)
@@ -123,7 +123,7 @@ def their_t5(t, model):
     gated = "relu" if model.head.tied else "gated-gelu"
     names |= dict(vocab_size=model.vocab_size, d_kv=attention.head_dim, feed_forward_proj=gated)
     theirs = t.T5ForConditionalGeneration(t.T5Config(**names))
-    if not model.head.tied:  # transformers ties it whatever it is told; the released checkpoints have a head of their own
+    if not model.head.tied:  # transformers always ties it; the released checkpoints have an untied head
         theirs.lm_head = type(theirs.lm_head)(model.width, model.vocab_size, bias=False)
     return theirs
 
@@ -138,7 +138,7 @@ def their_bart(t, model):
 
 
 def plain(kind: str, head: str = "ForCausalLM", of=grouped):
-    """The builder of a family whose config takes `of`'s names."""
+    """Returns the builder of a family whose config takes the keys that `of(model)` returns."""
     return lambda t, model: getattr(t, kind + head)(getattr(t, f"{kind}Config")(**of(model)))
 
 
@@ -154,7 +154,7 @@ FAMILIES = {
             "gpt2-xl": (gpt.GPT2_XL, 1_557_611_200),
         },
     ),
-    "gpt3": (  # as many parameters as a GPT-2 of that shape: a band has none
+    "gpt3": (  # counted as a GPT-2 of that shape: banded attention has no parameters
         plain("GPT2", "LMHeadModel", gpt_sizes),
         {
             "gpt3-small": (gpt.GPT3_SMALL, 125_226_240),
@@ -403,7 +403,7 @@ PUBLISHED = {name: entry for _, members in FAMILIES.values() for name, entry in 
 BUILDERS = {name: builder for builder, members in FAMILIES.values() for name in members if builder}
 SMALLEST = {family: next(iter(members)) for family, (_, members) in FAMILIES.items()}
 
-# What a paper prints, and how far from it a count may be: half a unit of the last digit, or as the comment says.
+# What a paper prints, and the largest difference: half a unit of the last digit, or what the comment explains.
 PRINTED = {
     "gpt3-small": (125e6, 0.5e6),  # arXiv 2005.14165, table D.1: table 2.1 is rounded further, and 175.0B is 174.6B
     "gpt3-medium": (356e6, 0.5e6),
@@ -418,7 +418,7 @@ PRINTED = {
     "palm-8b": (8.63e9, 0.005e9),
     "palm-62b": (62.50e9, 0.005e9),
     "palm-540b": (540.35e9, 0.007e9),  # without the 2.2M scales of norms
-    "lamda-137b": (137e9 + 32_000 * 8192, 0.5e9),  # 137B and the embeddings, which that leaves out
+    "lamda-137b": (137e9 + 32_000 * 8192, 0.5e9),  # 137B does not include the embeddings
     "bloomberggpt-50b": (50.6e9, 0.05e9),
     "transformer-base": (65e6, 2e6),  # "about 37,000" tokens
     "transformer-big": (213e6, 2e6),
@@ -426,7 +426,7 @@ PRINTED = {
 
 
 def num_parameters(model: config.Model, *, scan: bool = True) -> int:
-    """Of the model with its layers scanned, if they may be: so that a deep one is traced in the time of one turn."""
+    """Counts parameters, with scanned layers where the pattern allows it, so that a deep model traces as fast as one group."""
     row = blank(Lengths(16 if model.encoder else None, 16 if model.decoder else None))
     stacks = {name: getattr(model, name) for name in ("encoder", "decoder")}
     scanned = {n: s and dataclasses.replace(s, scan=scan and s.num_layers % len(s.pattern) == 0) for n, s in stacks.items()}
@@ -467,7 +467,7 @@ def test_every_preset_is_counted():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unrolled_is_as_large(family):
-    """The same parameters with a layer beside a layer as with them stacked; two turns show it."""
+    """Unrolled and scanned models have as many parameters; two repetitions of the pattern suffice to show it."""
     model, _ = PUBLISHED[SMALLEST[family]]
     stacks = {name: getattr(model, name) for name in ("encoder", "decoder")}
     short = {n: s and dataclasses.replace(s, num_layers=min(s.num_layers, 2 * len(s.pattern))) for n, s in stacks.items()}

@@ -1,4 +1,4 @@
-"""Weights of unknown origin: what does not go into our arrays as it is meant is refused by name, or said."""
+"""Weights of unknown origin: tensors that cannot be converted as intended are refused by name, or reported in a note."""
 
 import json
 import os
@@ -34,7 +34,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 @pytest.fixture(scope="module")
 def tensors(tmp_path_factory):
-    """A small LLaMA's tensors by name, and its config.json."""
+    """Returns a small LLaMA's tensors by name, and its config.json."""
     rng = np.random.default_rng(0)
     shapes = traverse_util.flatten_dict(abstract_params(MODEL))
     params = {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
@@ -45,7 +45,7 @@ def tensors(tmp_path_factory):
 
 @pytest.fixture
 def theirs(tensors, tmp_path):
-    """Makes its folder, with other tensors in place of some: an array, or a dtype to turn its own into; None leaves it out."""
+    """Returns a function that writes its folder with changed tensors: an array, a dtype to cast to, or None to omit one."""
 
     def make(changes=None, **config):
         folder = tmp_path / "theirs"
@@ -130,7 +130,7 @@ def test_what_is_no_floating_point_number_is_no_weight(theirs, tensors, dtype):
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0"])
 def test_float8_is_refused_by_name(theirs, tensors, dtype):
-    """NumPy has no such dtype, so that safetensors gives an AttributeError."""
+    """NumPy lacks the dtype, so safetensors raises AttributeError."""
     folder = theirs({QUERY: np.ones_like(tensors[0][QUERY]).astype(np.int8)})
     path = folder / "model.safetensors"
     edit(path, lambda header: header[QUERY].update(dtype=dtype))
@@ -139,7 +139,7 @@ def test_float8_is_refused_by_name(theirs, tensors, dtype):
 
 
 def edit(path, change):
-    """The header of a safetensors file, changed."""
+    """Changes the header of a safetensors file."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -182,7 +182,7 @@ def test_a_broken_safetensors_file_is_named(theirs, case):
 
 
 def sharded(folder, first="a.safetensors", second="b.safetensors", index=None):
-    """The file in two, with an index; `index` changes its map from tensors to files."""
+    """Splits the file in two with an index; `index` changes its map from tensors to files."""
     held = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = list(held)
@@ -281,7 +281,7 @@ def test_a_bad_drop_is_one_line(theirs, tmp_path, capsys, words):
 
 
 @pytest.mark.parametrize("name", ["lama", "yi", "aquila", "smollm", "gpt_neo", 7])
-def test_an_unknown_model_type_names_the_families_that_take_the_file(theirs, name):
+def test_an_unknown_model_type_names_the_families_that_fit(theirs, name):
     refused(theirs(model_type=name), f"{name!r} of config.json is not known; did you mean 'llama'? It fits everything")
 
 
@@ -293,7 +293,7 @@ def test_a_family_that_leaves_out_a_tensor_or_means_other_shapes_is_not_named(th
 
 
 def test_sizes_by_default_are_named_for_what_they_can_cause_alone(theirs, tensors):
-    """A wrong shape, and not what is wrong with the file itself."""
+    """The error names the wrong shape, not the file."""
 
     def bare(changes):
         folder = theirs(changes)
@@ -413,7 +413,7 @@ def test_what_fails_or_is_interrupted_leaves_nothing(theirs, tmp_path, capsys, m
 
 
 def test_a_library_that_a_signal_interrupts_is_the_interruption(theirs, tmp_path, capsys, monkeypatch):
-    """Orbax raises an error of its own, or one that looks like the user's."""
+    """Orbax raises its own error, or one that looks like a user's mistake."""
     folder, asked = theirs(), cli._Asked.code
     restore = cli.catch()
     try:
@@ -456,7 +456,7 @@ def test_what_a_kill_left_is_cleared_by_the_same_command(theirs, tmp_path, capsy
 
 
 def test_the_error_is_told_though_a_thread_still_writes(tmp_path):
-    """As Orbax's do after Ctrl-C: a folder that is filled again while it is removed."""
+    """Threads, like Orbax's after Ctrl-C, write into a folder while it is removed."""
     ended = threading.Event()
 
     def write(folder):
@@ -500,7 +500,7 @@ def test_no_room_is_said_before_a_byte_is_written(theirs, tmp_path, capsys, monk
 
 @pytest.fixture
 def small(tmp_path):
-    """A file system of 400 kB, of which a small model takes up to 200 in blocks of 4."""
+    """A file system of 400 kB; a small model needs up to 200 kB in blocks of 4 kB."""
     folder = tmp_path / "small"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True).returncode:

@@ -1,5 +1,5 @@
-"""config.json of well-known checkpoints and of old dumps, as published: what describes only passes, what changes the model
-stops it, and what is out of all bounds stops it before anything is allocated.
+"""config.json files of well-known checkpoints, as published: keys that only describe pass, keys that change the model stop the
+conversion, and values out of bounds stop it before memory is allocated.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from lm.conversion.tables import canonical, read_model
 from lm.errors import UserError
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
-PRESETS = {  # ours of the same, from the papers
+PRESETS = {  # our presets of the same models
     "bert-base-uncased": "bert.BERT_BASE",
     "a dump of transformers 2": "bert.BERT_BASE",
     "roberta-base": "roberta.ROBERTA_BASE",
@@ -59,7 +59,7 @@ BASES = {said["model_type"]: name for name, said in reversed(PUBLISHED.items())}
 
 
 def taken(said: dict) -> Model:
-    """The model of a config.json whose file has enough tensors, and those of a head if its class has one."""
+    """Reads a config.json as if its file had enough tensors, with a head's if its class has a head."""
     return read_model(FAMILIES[said["model_type"]], said, keys_of(said))
 
 
@@ -116,7 +116,7 @@ CHANGES = {name: not values[0] if isinstance(values[0], bool) else 0.5 for name,
 
 @pytest.mark.parametrize("family", BASES)
 def test_what_changes_the_model_changes_ours_or_stops_by_name(family):
-    """Each with its neutral value passes; with another it is refused by name, unless the family says it in the model."""
+    """A neutral value passes; any other is refused by name or changes the model."""
     said = PUBLISHED[BASES[family]]
     model = taken(said)
     for name, values in NEUTRAL.items():
@@ -135,7 +135,7 @@ def test_what_changes_the_model_changes_ours_or_stops_by_name(family):
             assert canonical(changed) != canonical(model), name
 
 
-# What no version of their code reads in these families; and no layer of this Qwen3 is beyond `max_window_layers`.
+# Keys that their code does not read in these families; and this Qwen3 has no layers beyond `max_window_layers`.
 IGNORED = {
     "qwen3": ("use_sliding_window",),
     "modernbert": ("position_embedding_type",),
@@ -198,7 +198,7 @@ def test_only_families_that_turn_a_part_of_a_head_read_how_much():
 
 
 def test_gemma2_without_windows_is_written_with_a_window_that_no_layer_has():
-    """transformers makes the mask of windows for no layer, too, and fails where `sliding_window` is null."""
+    """transformers builds the windowed mask even if no layer uses it, and fails if `sliding_window` is null."""
     model = model_of("gemma-2-2b", layer_types=["full_attention"] * 26)
     family, said = describe(model, "gemma2")
     assert said["sliding_window"] and set(said["layer_types"]) == {"full_attention"}
@@ -302,7 +302,7 @@ SETTINGS = {"rope_scaling", "rope_parameters", "layer_types", "id2label", "archi
 
 @pytest.mark.parametrize("name", BASES.values())
 def test_a_value_of_any_type_is_read_or_refused(name):
-    """Anything but a UserError would be a traceback."""
+    """It raises nothing but UserError."""
     said, keys = PUBLISHED[name], keys_of(PUBLISHED[name])
     for key in sorted(SETTINGS | FAMILIES[said["model_type"]].defaults.keys() | said.keys()):
         for value in ODD:
@@ -335,7 +335,7 @@ def test_alibi_is_what_bloom_has():
 
 
 def test_a_preset_whose_stack_turns_its_full_layers_is_written():
-    """ModernBERT's preset says rotary positions once for the stack, and again for the local layers alone."""
+    """ModernBERT's preset gives rotary positions for the stack, and others for the local layers."""
     modernbert = importlib.import_module("lm.models.presets.modernbert").MODERNBERT_BASE
     said = describe(modernbert, "modernbert")[1]
     assert said["rope_parameters"]["full_attention"]["rope_theta"] == 160_000.0

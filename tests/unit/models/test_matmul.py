@@ -1,4 +1,4 @@
-"""The forms of products that a CPU's libraries take, and that none is left which no library takes."""
+"""Matrix products have forms that the CPU libraries accept, and no compiled program contains one that none accepts."""
 
 import importlib.metadata
 import os
@@ -25,7 +25,7 @@ SHAPES = [(1, 64, 7), (5, 64, 1), (5, 1, 7), (1, 1, 1), (3, 4, 5)]
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("rows", "inner", "columns"), SHAPES)
 def test_batched_products(rows, inner, columns, dtype):
-    """Values and gradients of matrices and vectors; nothing gets another dtype."""
+    """Values and gradients of matrices and vectors, in the dtype of the inputs."""
     rng = np.random.default_rng(0)
     x, y = (jnp.asarray(rng.normal(size=(2, 3, *shape)), dtype) for shape in ((rows, inner), (inner, columns)))
     gradients = jax.jit(jax.grad(lambda x, y: jnp.sum(batched_matmul(x, y).astype("float32")), argnums=(0, 1)))(x, y)
@@ -38,7 +38,7 @@ def test_batched_products(rows, inner, columns, dtype):
 
 
 def test_decoding_in_bfloat16_has_no_batch_of_vectors():
-    """Of the whole program: XLA's CPU compiler (jaxlib 0.12) leaves such a product to a library, and the library declines."""
+    """XLA's CPU compiler (jaxlib 0.12) assigns such a product to a library, which does not accept it."""
     block = Block(Attention(4), Mlp(32))
     model = Model(50, 32, decoder=Stack(1, {"L": block}, position=Rope()), head=Head(), dtype="bfloat16")
     prompt = left_padded([np.arange(1, 4, dtype=np.int32)] * 8)
@@ -74,7 +74,7 @@ def test_one_text_is_decoded_as_among_several():
     tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2]) < (0, 12), reason="the flags are of jaxlib 0.12"
 )
 def test_what_decodes_in_bfloat16_compiles_with_our_flags():
-    """The worst of `tests/sweeps/cpu_products.py`: batches and caches large enough for XLA to call a library."""
+    """The hardest cases of `tests/sweeps/cpu_products.py`: batches and caches large enough for XLA to call a library."""
     words = [sys.executable, "-m", "tests.sweeps.cpu_products", "--together", "--kinds=mha;limited;both", "--dtypes=bfloat16"]
     words += ["--programs=generate,rank letters", "--batches=33", "--lengths=33"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "LM_CPU_TUNING": "1"}

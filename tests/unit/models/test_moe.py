@@ -1,4 +1,4 @@
-"""A mixture of experts against loops over its experts, written down here; its losses; where its parameters belong."""
+"""Mixture of experts: compared with loops over experts; its losses; its parameters in configs, FLOPs and optimizers."""
 
 from dataclasses import replace
 from functools import cache, partial
@@ -49,17 +49,17 @@ X = normal(jax.ShapeDtypeStruct((B, T, D), jnp.float32), 1)
 
 @partial(jax.jit, static_argnums=0)
 def run(c: Moe, params, x):
-    """(y, the router's loss)."""
+    """Returns the output and the router's loss."""
     y, sown = moe.Moe(c).apply({"params": params}, x, mutable=["losses"])
     (loss,) = jax.tree.leaves(sown)
     return y, loss
 
 
 def by_hand(c: Moe, params, x, kept=None):
-    """Every expert on every token, times its weight if the token chose it (and `kept` [B, T, E] says it found a place)."""
-    shares = jax.nn.softmax(x @ params["router"]["kernel"])
-    chosen = shares >= jnp.sort(shares)[..., -c.top_k, None]
-    weights = jnp.where(chosen, shares, 0.0)
+    """Applies every expert to every token, weighted if the token chose it and, with `kept` [B, T, E], if it got a slot."""
+    probs = jax.nn.softmax(x @ params["router"]["kernel"])
+    chosen = probs >= jnp.sort(probs)[..., -c.top_k, None]
+    weights = jnp.where(chosen, probs, 0.0)
     if c.renormalize:
         weights /= weights.sum(-1, keepdims=True)
     y = jnp.zeros_like(x)
@@ -78,7 +78,7 @@ def by_hand(c: Moe, params, x, kept=None):
 @pytest.mark.parametrize("capacity", [None, 4.0])
 @pytest.mark.parametrize("name", EXPERTS)
 def test_a_mixture_is_a_loop_over_its_experts(name, capacity):
-    """Values and gradients, with no limit and with one that no expert reaches."""
+    """Values and gradients, without a capacity and with one that no expert reaches."""
     c = EXPERTS[name]
     params = params_of(c)
     got = lambda p, x: jnp.sum(jnp.sin(run(replace(c, capacity=capacity), p, x)[0]))
@@ -87,14 +87,14 @@ def test_a_mixture_is_a_loop_over_its_experts(name, capacity):
     close(*(jax.jit(jax.grad(f, argnums=(0, 1)))(params, X) for f in (got, expected)))
 
 
-@pytest.mark.parametrize(("capacity", "places"), [(0.1, 1), (0.4, 2), (0.75, 4)])
-def test_tokens_over_the_capacity_are_dropped_in_their_order(capacity, places):
+@pytest.mark.parametrize(("capacity", "slots"), [(0.1, 1), (0.4, 2), (0.75, 4)])
+def test_tokens_over_the_capacity_are_dropped_in_their_order(capacity, slots):
     c = replace(MOE, capacity=capacity)
     params = params_of(c)
     logits = np.asarray(X @ params["router"]["kernel"])
     kept = np.zeros((B, T, E), np.float32)
     for b in range(B):
-        free = [places] * E
+        free = [slots] * E
         for t in range(T):
             for e in np.argsort(logits[b, t])[-K:]:
                 kept[b, t, e] = free[e] > 0
@@ -104,15 +104,15 @@ def test_tokens_over_the_capacity_are_dropped_in_their_order(capacity, places):
 
 
 def test_all_tokens_to_one_expert():
-    """The worst case of a sort: groups without rows, and one with all of them."""
+    """The worst case for sorting: one group with all rows, the others empty."""
     params = params_of(c := replace(MOE, top_k=1))
     params["router"]["kernel"] = jnp.zeros((D, E)).at[:, 2].set(100.0)
     x = jnp.abs(X)
     close(run(c, params, x)[0], jax.jit(by_hand, static_argnums=0)(c, params, x))
 
 
-def test_grouped_products():
-    """Groups longer than a block, empty ones, and their gradients."""
+def test_grouped_matmul():
+    """Values and gradients, with groups longer than a block and empty ones."""
     sizes = np.array([2 * BLOCK_ROWS + 3, 0, BLOCK_ROWS, 7, 0])
     owner = np.repeat(np.arange(5), sizes)
     x, w = normal((jax.ShapeDtypeStruct((len(owner), 6), jnp.float32), jax.ShapeDtypeStruct((5, 6, 4), jnp.float32)))
@@ -125,7 +125,7 @@ def test_grouped_products():
 
 @pytest.mark.parametrize("capacity", [None, 1.0])
 def test_bfloat16(capacity):
-    """Experts compute in bfloat16, the router in float32: it chooses as in a float32 model, whose answer is near."""
+    """Experts compute in bfloat16 and the router in float32, so that it chooses the experts of a float32 model."""
     c = replace(MOE, capacity=capacity)
     params = params_of(c)
     y, loss = jax.jit(lambda p, x: moe.Moe(c, dtype="bfloat16").apply({"params": p}, x, mutable=["losses"]))(params, X)
@@ -139,7 +139,7 @@ def test_bfloat16(capacity):
 
 
 def test_balance_loss():
-    """1 if experts share alike; E if one takes all; by the formula otherwise."""
+    """1 if the load is uniform, E if one expert gets all tokens, otherwise by the formula."""
     even = jnp.full((B, 8, E), 1 / E)
     turns = jnp.broadcast_to(jnp.stack([jnp.arange(8) % E, (jnp.arange(8) + 1) % E], -1), (B, 8, 2))
     balance = jax.jit(moe.balance_loss)
@@ -164,34 +164,36 @@ def test_router_losses_are_weighted_and_sown():
 
 
 def test_router_losses_are_means_over_the_text():
-    """Of a batch with padding they are those of its text in one row, whatever stands in the padding."""
+    """The losses of a padded batch are those of its tokens in one row, whatever the padding holds."""
     params = params_of(c := replace(MOE, balance=0.3, z=0.7))
-    real = np.random.default_rng(3).random((B, T)) < 0.5
-    loss = jax.jit(lambda p, x, real: jax.tree.leaves(moe.Moe(c).apply({"params": p}, x, real, mutable=["losses"])[1])[0])
-    text = X[real][None]
+    token_mask = np.random.default_rng(3).random((B, T)) < 0.5
+    loss = jax.jit(
+        lambda p, x, token_mask: jax.tree.leaves(moe.Moe(c).apply({"params": p}, x, token_mask, mutable=["losses"])[1])[0]
+    )
+    text = X[token_mask][None]
     expected = loss(params, text, np.ones(text.shape[:2], bool))
     for padding in (0.0, 1.0, 1e4):
-        close(loss(params, jnp.where(real[..., None], X, padding), real), expected, rtol=1e-5)
-    value, gradient = jax.jit(jax.value_and_grad(loss))(params, X, np.zeros_like(real))
+        close(loss(params, jnp.where(token_mask[..., None], X, padding), token_mask), expected, rtol=1e-5)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params, X, np.zeros_like(token_mask))
     assert value == 0 and jax.tree.all(jax.tree.map(lambda g: (g == 0).all(), gradient)), "no text: nothing to balance"
 
 
 def test_padding_takes_no_place_of_an_expert():
-    """Wherever it stands, also in front of the text; what it gets itself is 0."""
+    """Padding takes no slot, before or after the tokens; its own output is 0."""
     params = params_of(c := replace(MOE, capacity=0.4))
-    mixture = jax.jit(lambda x, real: moe.Moe(c).apply({"params": params}, x, real))
+    mixture = jax.jit(lambda x, token_mask: moe.Moe(c).apply({"params": params}, x, token_mask))
     text, n = X[:, :6], T - 6
     behind, front = (jnp.pad(text, ((0, 0), pad, (0, 0)), constant_values=0.5) for pad in ((0, n), (n, 0)))
-    real = np.broadcast_to(np.arange(T) < 6, (B, T))
-    expected = mixture(behind, real)
-    close(expected[:, :6], mixture(behind, np.ones_like(real))[:, :6], 0.0)  # behind, it never took one
+    token_mask = np.broadcast_to(np.arange(T) < 6, (B, T))
+    expected = mixture(behind, token_mask)
+    close(expected[:, :6], mixture(behind, np.ones_like(token_mask))[:, :6], 0.0)  # behind, it never took one
     assert (expected[:, 6:] == 0).all() and (expected[:, :6] != 0).any()
-    close(mixture(front, real[:, ::-1])[:, n:], expected[:, :6])
-    assert not np.allclose(mixture(front, np.ones_like(real))[:, n:], expected[:, :6], atol=1e-3)
+    close(mixture(front, token_mask[:, ::-1])[:, n:], expected[:, :6])
+    assert not np.allclose(mixture(front, np.ones_like(token_mask))[:, n:], expected[:, :6], atol=1e-3)
 
 
 def model_of(*, capacity=None, balance=0.5, z=0.2, **stack) -> Model:
-    """Two turns of a plain layer and one with experts."""
+    """A pattern of a plain layer and one with experts, repeated twice."""
     experts = replace(MOE, balance=balance, z=z, capacity=capacity)
     blocks = {"L": Block(Attention(2), PLAIN), "M": Block(Attention(2), experts)}
     return Model(V, D, decoder=Stack(4, blocks, "LM", position=Rope(), **stack), head=Head())
@@ -237,7 +239,7 @@ def test_a_model_without_experts_has_its_old_loss():
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_scanned_is_unrolled(remat):
-    """Loss, with the routers' in it, and gradients."""
+    """The loss, which includes the routers', and gradients."""
     model = model_of()
     value, gradient = jax.jit(jax.value_and_grad(loss_of(model)))(params := start(model))
     scanned = jax.jit(jax.value_and_grad(loss_of(model_of(scan=True, remat=remat))))(stack_groups(params))
@@ -246,13 +248,13 @@ def test_scanned_is_unrolled(remat):
 
 
 def padded(example: Example, *, length: int = 0, rows: int = 0) -> Example:
-    """The same text in longer rows, and with rows of padding alone."""
+    """The same tokens in longer rows, and with added rows of padding."""
     return jax.tree.map(lambda x: jnp.pad(x, ((0, rows), (0, length))), example)
 
 
 @pytest.mark.parametrize(("capacity", "stack"), [(None, {"scan": True, "remat": "full"}), (40.0, {})])
 def test_the_loss_is_the_same_however_far_a_row_is_padded(capacity, stack):
-    """Loss, with the routers' in it, and gradients; as well with rows of padding alone, which are finite on their own."""
+    """So are gradients, also with rows of padding alone, which give finite values on their own."""
     model = model_of(capacity=capacity, **stack)
     params = stack_groups(start(model_of())) if stack else start(model_of())
 
@@ -267,7 +269,7 @@ def test_the_loss_is_the_same_however_far_a_row_is_padded(capacity, stack):
 
 
 def test_microbatches_add_up_to_the_batch():
-    """Of different weight, and one without a token. The balance loss is a product of means, so it adds up nearly."""
+    """Microbatches of different weights, one empty. The balance loss is a product of means, so sums agree only nearly."""
     example = padded(batch(), rows=1)
     for settings, rtol in (({"balance": 0.0, "z": 0.5}, 1e-6), ({"balance": 0.05, "z": 0.0}, 0.02)):
         model = model_of(**settings)
@@ -280,7 +282,7 @@ def test_microbatches_add_up_to_the_batch():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_decoded_is_whole(scan):
-    """Token by token through the cache, which is no collection of losses."""
+    """Decoding with a cache, where "losses" is not a mutable collection."""
     model, stream = model_of(scan=scan), batch().decoder
     stream = stream.replace(segments=jnp.ones_like(stream.segments))
     module, params = Transformer(model), start(model)
@@ -325,7 +327,7 @@ def test_flops_are_those_of_the_chosen():
 
 
 def test_initial_experts():
-    """Each expert begins as a feed-forward of its own would, and writes as little to the stream as that."""
+    """Each expert is initialised like a feed-forward of its own, output projection included."""
     model = Model(V, 64, decoder=Stack(8, {"L": Block(Attention(2), Moe(E, K, Mlp(128)))}, scan=True))
     params = jax.jit(lambda k: nn.unbox(Transformer(model).init(k, batch()))["params"])(jax.random.key(0))
     ffn = params["decoder"]["groups"]["block_0"]["ffn"]
