@@ -206,7 +206,7 @@ CASES = {
 
 
 def unfused(name: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Query, key and value apart, and every matrix [outputs, inputs]."""
+    """Splits fused query, key and value, and transposes matrices to [outputs, inputs]."""
     split = {}
     for key, w in state.items():
         if name == "gpt2" and w.ndim == 2 and ".h." in key:
@@ -223,14 +223,14 @@ def unfused(name: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return split
 
 
-def taken(params, table: dict[str, str], state: dict[str, np.ndarray], pattern: str):
-    """Our tree with their weights."""
+def with_their_weights(params, table: dict[str, str], state: dict[str, np.ndarray], pattern: str):
+    """Returns our parameters with their weights."""
     state = dict(state)
 
     def one(path, leaf):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         module, _, kind = path.rpartition("/")
-        found = re.search(r"turn_(\d+)/block_(\d+)", path)
+        found = re.search(r"group_(\d+)/block_(\d+)", path)
         layer = int(found[1]) * len(pattern) + int(found[2]) if found else None
         theirs = table[re.sub(r"group_\d+/block_\d+", "L", module)].format(layer)
         w = state.pop(f"{theirs}.{'bias' if kind == 'bias' else 'weight'}")
@@ -254,7 +254,7 @@ def test_logits_equal(name):
     with torch.no_grad():
         for p in theirs.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    state = {k: p.detach().numpy() for k, p in theirs.named_parameters()}  # a tied weight once
+    state = {k: p.detach().numpy() for k, p in theirs.named_parameters()}  # tied weights appear once
 
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, V, (2, T)).astype(np.int32)
@@ -276,9 +276,9 @@ def test_logits_equal(name):
     ours = Transformer(model)
     shapes = nn.unbox(jax.eval_shape(ours.init, jax.random.key(0), example))["params"]
     stack = model.encoder or model.decoder
-    params = taken(shapes, table, unfused(name, state), stack.pattern)
+    params = with_their_weights(shapes, table, unfused(name, state), stack.pattern)
     got = np.asarray(jax.jit(ours.apply)({"params": params}, example))
-    assert np.abs(expected[counted]).max() > 0.5  # the comparison is of something
+    assert np.abs(expected[counted]).max() > 0.5  # not all zeros
     np.testing.assert_allclose(got[counted], expected[counted], atol=2e-5, rtol=0)
 
 
@@ -300,7 +300,7 @@ def test_t5_buckets(causal, count, furthest):
     distance = np.arange(-300, 301)
     key = torch.tensor(-distance)  # theirs is key - query
     theirs = T5Attention._relative_position_bucket(key, not causal, count, furthest).numpy()
-    ours = positions.bucket(distance, Buckets(count, furthest), causal=causal)
+    ours = positions.relative_bucket(distance, Buckets(count, furthest), causal=causal)
     np.testing.assert_array_equal(ours, theirs)
 
 
