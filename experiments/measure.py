@@ -1,19 +1,19 @@
 """What is asked of a trained cell: held-out loss, scores on common spans, fine-tunings, and its ledger."""
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from experiments.study import Cell, Task
-from lm import config, saved
-from lm.data import labelled
-from lm.data.corpus.prepare import Prepared, prepare
+from lm import config, recipes, saved
+from lm.config import resolve
+from lm.data.corpus import cloze
+from lm.data.corpus.prepare import prepare
 from lm.evaluation import spans
-from lm.models.transformer import Transformer
-from lm.objectives import reads_prefix
-from lm.recipes.finetune import CORPUS, finetune
+from lm.models.transformer import Transformer, abstract_params
 from lm.training import jsonl
 
 SPANS = dict(count=256, left=64, span=16, right=32, seed=0)  # the same for every cell of every study
@@ -21,27 +21,20 @@ LEDGER = ("model_flops", "tokens_seen", "tokens_with_loss", "raw_bytes", "parame
 
 
 def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """`{"metrics", "flags", "ledger", "curve"}` of a finished run."""
-    data = prepare(run.data, progress=False)
-    params = saved.open(workdir).params()
+    """`{"metrics", "flags", "ledger", "curve"}` of a finished run in `workdir`. Each fine-tuning is a run beside it, in
+    `<workdir>/../finetune/<task>`; one that is finished is not trained again."""
     metrics = {f"heldout/{name}": value for name, value in summary["heldout"].items()}
     flags: dict[str, str] = {}
-    chosen = spans.held_out_spans(data, **SPANS) if cell.scores else []
-    for kind in cell.scores:
-        score = spans.score(Transformer(run.model), params, run.objective, data.tokenizer, chosen, kind=kind)
-        metrics |= {f"{kind}/bits_per_byte": score.bits_per_byte, f"{kind}/accuracy": score.accuracy}
-        flags |= {} if score.normalised else {f"{kind}/bits_per_byte": f"not normalised: {score.note}"}
+    if cell.scores:
+        data = prepare(run.data, progress=False)
+        params = saved.open(workdir).params()
+        chosen = spans.held_out_spans(data, **SPANS)
+        for kind in cell.scores:
+            score = spans.score(Transformer(run.model), params, run.objective, data.tokenizer, chosen, kind=kind)
+            metrics |= {f"{kind}/bits_per_byte": score.bits_per_byte, f"{kind}/accuracy": score.accuracy}
+            flags |= {} if score.normalised else {f"{kind}/bits_per_byte": f"not normalised: {score.note}"}
     for task in cell.tasks:
-        found = finetune(
-            run.model,
-            params,
-            data.tokenizer,
-            items(task, data),
-            how=task.how,
-            prefix=reads_prefix(run.model.architecture, run.objective),
-            settings=task.settings,
-            seed=run.train.seed,
-        )
+        found = fine_tune(task, run, workdir, workdir.parent / "finetune" / task.name)
         metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
     rows = jsonl.read(workdir / "metrics.jsonl")
     seconds = trained(rows, summary) * jax.device_count()
@@ -54,19 +47,56 @@ def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any])
     }
 
 
+def fine_tune(task: Task, run: config.Run, start: Path, workdir: Path) -> dict[str, Any]:
+    """Trains the run in `start` on a task, unless that is done, and returns its metrics and what it cost."""
+    if not (workdir / "summary.json").exists():
+        recipes.train(tuning(task, run, start), workdir, quiet=True)
+    summary = json.loads((workdir / "summary.json").read_text())
+    tuned = resolve.from_json((workdir / "config.json").read_text())
+    recipe = recipes.recipe(tuned)
+    data = recipe.data(recipe.complete(tuned, workdir), progress=False)
+    seconds, test = summary["seconds"], dict(summary["heldout"])
+    new = jax.tree.leaves(abstract_params(tuned.model)["head"]) if task.how == "head" else []
+    return {
+        "test_items": int(test.pop("items")),
+        **test,
+        "train_loss": [row for row in jsonl.read(workdir / "metrics.jsonl") if "loss" in row][-1]["loss"],
+        "train_items": sum(store.num_documents for store in data.train.values()),
+        "new_parameters": sum(leaf.size for leaf in new),
+        "skipped_steps": summary["skipped_steps"],
+        "tokens": summary["tokens_seen"],
+        "tokens_with_loss": summary["tokens_with_loss"],
+        "model_flops": summary["model_flops"],
+        "train_seconds": round(seconds["train"] + seconds.get("data_wait", 0.0), 3),
+        "compile_seconds": seconds.get("compile", 0.0),
+        "test_seconds": seconds.get("evaluate", 0.0),
+    }
+
+
+def tuning(task: Task, run: config.Run, start: Path) -> config.Run:
+    """The run that fine-tunes the one in `start`: by the same seed, saved and tested at its end alone."""
+    s = task.settings
+    source = config.Source(kind="package", path=task.name, format="labelled")
+    if task.name in cloze.MAKERS:
+        source = config.Source(kind="cloze", path=task.name, format="pair")
+    schedule = config.Schedule("linear", warmup=round(s.warmup * s.steps), final=0.0)
+    return config.Run(
+        data=config.Data(sources={task.name: source}, cache=run.data.cache),
+        optimizer=config.Optimizer(learning_rate=s.learning_rate, schedule=schedule, weight_decay=s.weight_decay),
+        train=config.Train(steps=s.steps, batch_size=s.batch_size, seed=run.train.seed, init_from=str(start)),
+        checkpoint=config.Checkpoint(every=None, keep=1, keep_best=False),
+        evaluate=config.Evaluate(every=None, rows=s.rows),
+        log=config.Log(samples=(), tensorboard=False),
+        recipe=config.Finetune(how=task.how, length=s.length, answer=s.answer),
+    )
+
+
 def trained(rows: list[dict[str, Any]], summary: dict[str, Any]) -> float:
     """Seconds of training, by the speeds on the way: a run that was stopped and went on knows its last process's alone."""
     fast = [(a, b) for a, b in itertools.pairwise([r for r in rows if "tokens_seen" in r]) if b.get("tokens_per_second")]
     tokens = sum(b["tokens_seen"] - a["tokens_seen"] for a, b in fast)
     spent = sum((b["tokens_seen"] - a["tokens_seen"]) / b["tokens_per_second"] for a, b in fast)
     return summary["tokens_seen"] * spent / tokens if tokens else summary["seconds"]["train"]
-
-
-def items(task: Task, data: Prepared) -> Any:
-    """A labelled set by its name, or one made from the documents of the run; the same for every seed."""
-    if task.name in CORPUS:
-        return CORPUS[task.name](data, data.tokenizer, length=task.settings.length - 4, seed=0)
-    return labelled.load(task.name)
 
 
 def curve(rows: list[dict[str, Any]], flops: float, steps: int) -> list[dict[str, float]]:

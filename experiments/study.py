@@ -37,7 +37,7 @@ class Finetune:
 class Task:
     """A fine-tuning that starts from a cell's parameters; gives the metrics `<name>/accuracy`, `<name>/nll`, ..."""
 
-    name: str  # see `lm.data.labelled`
+    name: str  # of a set in `lm.data.corpus.packages`, or of questions in `lm.data.corpus.cloze`
     how: Literal["text", "head"]
     settings: Finetune = Finetune()
 

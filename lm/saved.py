@@ -112,6 +112,11 @@ def open(given: str | Path | epath.Path, *, name: str = "--from") -> Saved:  # n
     return Saved(folder, run.model, run, step)
 
 
+def is_run(folder: epath.PathLike) -> bool:
+    """Whether there are checkpoints of a run in a folder, intact or not."""
+    return bool(_steps(epath.Path(folder) / "checkpoints"))
+
+
 def _entries(folder: epath.Path, said: str) -> set[str]:
     """The names in a folder; UserError where it cannot be listed."""
     try:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from lm import distributed, sharding
 from lm.data.examples import ExampleBuilder
 from lm.data.record_rows import RecordRows
+from lm.data.records import Labelled, Pair, Record
 from lm.evaluation.qa_metrics import classified, exact, qa_metrics
 from lm.generation.decoding import generate, left_padded
 from lm.generation.rank import rank
@@ -27,38 +28,53 @@ Batch = Callable[[np.ndarray], Example]  # the rows of these numbers; blank past
 
 @dataclass(frozen=True)
 class HeldOutRecords:
-    """Call with parameters -> the metrics of the held-out records, and `majority`, the floor that a model has to beat.
+    """Call with parameters -> the metrics of held-out records, and `majority`, the floor that a model has to beat.
 
     With `classes`: `accuracy`, and `nll` in nats a record, over the classes. Without: `exact` match and `f1` of the answers
-    that the model writes, and `nll` in nats a token of the right ones. `items` is how many records were tested.
+    that the model writes, and `nll` in nats a token of the right ones; of conversations only `nll`. `items` is how many answers
+    were tested.
     """
 
     network: Transformer
     rows: RecordRows  # held out
-    answers: Sequence[str]  # of the records that are tested: the first so many of the rows
-    trained: Sequence[str]  # answers of all training records
+    index: np.ndarray  # int64 [N]: those of them that are tested
+    records: Mapping[str, Sequence[Record]]  # held out, by source
+    trained: Sequence[Record]
     classes: tuple[str, ...]
     batch_size: int
     mesh: Mesh
 
     def __call__(self, params: Any) -> dict[str, float]:
-        batch = lambda index: sharding.global_batch(self.rows.rows, index, self.mesh)
-        sizes: dict[str, int] = dict(count=len(self.answers), batch_size=self.batch_size)
+        chosen = np.append(self.index, np.full(self.batch_size, self.rows.count))  # past the last row: blank
+        batch = lambda numbers: sharding.global_batch(self.rows.rows, chosen[numbers], self.mesh)
+        sizes: dict[str, int] = dict(count=len(self.index), batch_size=self.batch_size)
+        answers = [_answer(self.records[name][number]) for name, number in self.rows.records(self.index)]
         if self.rows.how == "head":
-            metrics = self._classified(head_logits(self.network, params, batch, **sizes))
+            metrics = self._classified(head_logits(self.network, params, batch, **sizes), answers)
+        elif self.classes:
+            found = self._prompts.class_log_probs(self.network, params, self.classes, batch_size=self.batch_size)
+            metrics = self._classified(found, answers)
         else:
-            prompts = Prompts(self.rows.builder, self.rows.prompts(np.arange(len(self.answers))))
-            if self.classes:
-                found = prompts.class_log_probs(self.network, params, self.classes, batch_size=self.batch_size)
-                metrics = self._classified(found)
-            else:
-                written = prompts.answers(self.network, params, batch_size=self.batch_size)
-                metrics = qa_metrics(written, self.answers) | {"nll": answer_loss(self.network, params, batch, **sizes)}
-        same = str.__eq__ if self.classes else exact
-        return metrics | {"majority": majority(self.trained, self.answers, same), "items": float(len(self.answers))}
+            metrics = {"nll": answer_loss(self.network, params, batch, **sizes)}
+            if None not in answers:
+                written = self._prompts.answers(self.network, params, batch_size=self.batch_size)
+                metrics = qa_metrics(written, answers) | metrics
+        if None not in answers:
+            same = str.__eq__ if self.classes else exact
+            metrics["majority"] = majority([_answer(record) for record in self.trained], answers, same)
+        return metrics | {"items": float(len(answers))}
 
-    def _classified(self, scores: np.ndarray) -> dict[str, float]:
-        return classified(scores, np.array([self.classes.index(answer) for answer in self.answers]))
+    @property
+    def _prompts(self) -> "Prompts":
+        return Prompts(self.rows.builder, self.rows.prompts(self.index))
+
+    def _classified(self, scores: np.ndarray, answers: Sequence[str]) -> dict[str, float]:
+        return classified(scores, np.array([self.classes.index(answer) for answer in answers]))
+
+
+def _answer(record: Record) -> Any:
+    """The text of a record's one answer; None for a conversation."""
+    return record.label if isinstance(record, Labelled) else record.answer if isinstance(record, Pair) else None
 
 
 def head_logits(network: Transformer, params: Any, batch: Batch, *, count: int, batch_size: int) -> np.ndarray:

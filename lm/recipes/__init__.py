@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from lm import config
-from lm.recipes import pretrain
+from lm.recipes import finetune, pretrain
 from lm.training import run as runs
 from lm.training.recipe import Recipe
 from lm.training.task import Task
 
-RECIPES: dict[type, Recipe] = {config.Pretrain: pretrain.Pretraining()}
+RECIPES: dict[type, type[Recipe]] = {config.Pretrain: pretrain.Pretraining, config.Finetune: finetune.FineTuning}
 
 
 def recipe(run: config.Run) -> Recipe:
-    return RECIPES[type(run.recipe)]
+    return RECIPES[type(run.recipe)]()
 
 
 def task(run: config.Run) -> Task:

@@ -31,9 +31,10 @@ NOTHING_HELD_OUT = (
 
 
 def tokens(run: config.Run) -> Task:
-    """One model, and the cross-entropy of the tokens that the objective asks for."""
+    """One model, and the cross-entropy of the tokens, or classes of its head, that the rows ask for."""
     model = Transformer(run.model)
-    settings: dict[str, Any] = dict(head_params=head_params, vocab_size=run.model.vocab_size)
+    outputs = run.model.head.outputs if run.model.head else None
+    settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs or run.model.vocab_size)
     loss = partial(cross_entropy, apply=model.apply, z_loss=run.train.z_loss, **settings)
     return Task(
         models={"model": run.model},

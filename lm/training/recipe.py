@@ -64,8 +64,8 @@ def abstract_batch(row: Any, size: int, placed: NamedSharding | None = None) -> 
 
 
 class Recipe:
-    """A base class: a recipe overrides `check`, `task`, `rows`, and whatever else is different. It has no state, so that a run
-    resumes to the bit."""
+    """A base class: a recipe overrides `check`, `task`, `rows`, and whatever else is different. One object serves one run; what
+    `complete` keeps in it must not change from there on."""
 
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
         """The run with what its config leaves to the model that it starts from. Called before anything is checked; of a

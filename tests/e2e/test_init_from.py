@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from lm import checkpoint, config, saved
+from lm import checkpoint, saved
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
-from lm.recipes.finetune import pretrained
 from tests.processes import HANGS
 
 FEW = "--config.train.steps=2"
@@ -119,12 +118,12 @@ def test_the_latest_intact_checkpoint_is_read(trained, tmp_path):
 def test_the_tokenizer_of_a_converted_model(converted):
     """Whichever of its files there is."""
     kept = converted / "hf" / "tokenizer.model"
-    model, params, tokenizer = pretrained(converted)
-    assert tokenizer.proto == kept.read_bytes() and isinstance(model, config.Model)
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, tree(model))
+    found = saved.open(converted)
+    assert found.tokenizer().proto == kept.read_bytes()
+    assert jax.tree.map(np.shape, found.params()) == jax.tree.map(np.shape, tree(found.model))
     kept.rename(converted / "hf" / "spiece.model")
-    assert pretrained(converted)[2].proto == tokenizer.proto
+    assert saved.open(converted).tokenizer().proto == found.tokenizer().proto
     (converted / "hf" / "spiece.model").unlink()
     assert saved.open(converted).tokenizer_bytes() is None
     with pytest.raises(UserError, match="has no tokenizer: put"):
-        pretrained(converted)
+        saved.open(converted).tokenizer()

@@ -33,8 +33,10 @@ def resolved(run: config.Run) -> list[str]:
 
 
 def parameters(run: config.Run) -> list[str]:
-    """`path dtype[shape] PartitionSpec`, on a mesh that has two devices on every axis."""
+    """`path dtype[shape] PartitionSpec`, on a mesh that has two devices on every axis; none where the model is not given."""
     model = run.model
+    if model is None:
+        return ["(the parameters of train.init_from)"]
     row = stack([blank(Lengths(16 if model.encoder else None, 16 if model.decoder else None))])
     boxed = jax.eval_shape(lambda key: task(run).init(key, row), jax.random.key(0))
     axes = sharding.AXES
