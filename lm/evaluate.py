@@ -56,9 +56,9 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
     from lm import atomic, objectives, paths, saved
     from lm.config import resolve
     from lm.data.corpus.prepare import prepare
-    from lm.evaluation.span_prompts import KINDS, ONE_SIDED, span_prompts
     from lm.evaluation.spans import digest, held_out_spans, score
     from lm.models.transformer import Transformer
+    from lm.objectives.prompts import KINDS, ONE_SIDED
 
     kinds = [kind.strip() for kind in flags.kinds.split(",") if kind.strip()]
     for kind in kinds:
@@ -73,7 +73,7 @@ def evaluate(flags: argparse.Namespace) -> dict[str, Any]:
     run = resolve.load(str(workdir / "config.json"))
     source = saved.open(workdir, name="--workdir")
     model = Transformer(source.model)
-    known = span_prompts(model.config.architecture, run.objective)
+    known = objectives.span_prompts(model.config.architecture, run.objective)
     tokenizer, data = source.tokenizer(), prepare(run.data)
     if data.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError("the data is prepared with another tokenizer than the run's: its sources changed; bring them back")

@@ -173,7 +173,7 @@ class Rows:
         for i in range(len(number)):
             rng = np.random.default_rng((self.seed, s, int(epoch[i]) if o.dynamic else 0, int(window[i]), 2))
             text = tokens[i, starts[i] - begin[i] :][: lengths[i]]
-            other = self._elsewhere(store, int(begin[i]), rng) if o.other else None
+            other = self._elsewhere(store, int(begin[i]), rng) if o.needs_other else None
             yield text, self._cuts(store, int(starts[i]), len(text)), o, rng, other
 
     def _elsewhere(self, store: Store, begin: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Scores on the same held-out spans under every model, in bits per byte of text, whatever its architecture and objective.
 
-How a model is asked, and whether the answer is a probability, stands in `lm.evaluation.span_prompts`.
+How a model is asked, and whether the answer is a probability, is declared by its objective (`lm.objectives.prompts`).
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from lm.data.corpus.store import Store
 from lm.data.rows import blank, pack, permute, stack
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError, nearest
-from lm.evaluation.span_prompts import KINDS, ONE_SIDED, Span, examples, span_prompts
 from lm.losses.log_probs import token_scores
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
-from lm.objectives import Lengths, Vocabulary, of_texts
+from lm.objectives import Lengths, Vocabulary, of_texts, span_prompts
+from lm.objectives.prompts import KINDS, ONE_SIDED, Span, examples
 from lm.types import WORD, Example
 
 _LOOKED_AT = 4096  # places of the held-out data that are tried at once

@@ -2,17 +2,16 @@
 
 import numpy as np
 
-from lm.types import Example, TokenStream
-
-
-def stream(tokens: np.ndarray, prefix: np.ndarray | None = None) -> TokenStream:
-    """One segment: int32 [T] -> tokens, positions 0..T-1, segments 1."""
-    tokens = np.asarray(tokens, np.int32)
-    return TokenStream(tokens, np.arange(len(tokens), dtype=np.int32), np.ones(len(tokens), np.int32), prefix)
+from lm import config
+from lm.objectives.declaration import Declaration, Lengths, Objective, Suit, required_length
+from lm.objectives.prompts import CHAIN, JOINT, Span, SpanPrompt, TextPrompt, answer, as_is, join, without_marks
+from lm.objectives.streams import stream
+from lm.objectives.vocabulary import Vocabulary
+from lm.types import Example
 
 
 def decoder(tokens: np.ndarray, rng: np.random.Generator) -> Example:
-    """Every token from those before it.
+    """Predicts every token from those before it.
 
     tokens    [5 6 7 8]
     decoder   [5 6 7]
@@ -20,3 +19,32 @@ def decoder(tokens: np.ndarray, rng: np.random.Generator) -> Example:
     weights   [1 1 1]
     """
     return Example(None, stream(tokens[:-1]), np.asarray(tokens[1:], np.int32), np.ones(len(tokens) - 1, np.float32))
+
+
+def build_decoder(c: config.Causal, data: config.Data, v: Vocabulary) -> Objective:
+    """A window has one token more than the row; its last token is only predicted, and read by the next window."""
+    length = required_length(data, "decoder_length")
+    return Objective(decoder, Lengths(None, length), length + 1, length, shortest=2)
+
+
+def ask(span: Span, v: Vocabulary) -> list[Example]:
+    """decoder `left target right`; everything after `left` is scored."""
+    return [answer(join(span.left, span.target, span.right), len(span.target) + len(span.right))]
+
+
+OBJECTIVE = Declaration(
+    config.Causal,
+    suits={
+        "decoder": Suit(
+            build_decoder,
+            factors=True,
+            reads_prefix=False,
+            spans={"suffix": SpanPrompt(ask, True, CHAIN), "infill": SpanPrompt(ask, False, JOINT)},
+        )
+    },
+    refused={
+        "encoder": "an encoder sees the next token in its input; take 'masked', or a decoder",
+        "encoder_decoder": "the encoder would have nothing to read; take 'prefix', or a decoder alone",
+    },
+    prompt=TextPrompt(as_is, without_marks),
+)

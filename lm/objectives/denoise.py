@@ -1,11 +1,26 @@
-"""Noises of a text that a decoder gives back whole (BART, arXiv 1910.13461, section 2.2; T5's deshuffling)."""
+"""Denoising: a decoder predicts the complete text from a noised one (BART, arXiv 1910.13461, section 2.2)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from lm import config
-from lm.objectives.masked import reconstruct, rounded, without_ends
+from lm.objectives.declaration import Declaration, Lengths, Objective, Suit, both_lengths
+from lm.objectives.masked import rounded
+from lm.objectives.prompts import (
+    EACH_WORD,
+    Span,
+    SpanPrompt,
+    TextPrompt,
+    answer,
+    join,
+    mask_token,
+    with_masks,
+    word_by_word,
+)
+from lm.objectives.streams import reconstruct, stream, without_ends
+from lm.objectives.vocabulary import Vocabulary, ends, required_mask
 from lm.types import Example
 
 Noise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -13,10 +28,10 @@ Ends = Callable[[np.ndarray], np.ndarray]  # int [n] -> bool [n]: a sentence end
 
 
 def infill(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mean_span: float, mask_id: int) -> np.ndarray:
-    """Spans, each replaced by one mask token: the model has to find how many tokens are missing.
+    """Replaces spans by one mask token each, so that the model has to find how many tokens are missing.
 
-    A share `rate` of the tokens goes in spans of Poisson(`mean_span`) tokens, the last of them shortened. An empty span
-    puts a mask token where nothing is missing; there are only so many that the text does not become longer.
+    A share `rate` of the tokens is removed, in spans of Poisson(`mean_span`) tokens of which the last is cut short. An empty
+    span inserts a mask token; there are at most as many of these as keep the text from getting longer.
 
     tokens    [20 21 22 23 24 25], half of it in the spans 21 22, nothing before 24, 25
     noised    [20  M 23  M 24  M]
@@ -30,7 +45,7 @@ def infill(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mean_sp
         spans += [span] if span else []
         empty += span == 0
     spans += [0] * min(empty, sum(spans) - len(spans))
-    # The noised text, place by place: a kept token takes one token of the text, a mask as many as its span has.
+    # How many tokens of the text each token of the noised one stands for: a kept token for one, a mask for its span.
     takes = np.ones(len(tokens) - sum(spans) + len(spans), int)
     masks = rng.choice(len(takes), len(spans), replace=False)
     takes[masks] = spans
@@ -41,10 +56,10 @@ def infill(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mean_sp
 
 
 def permute(tokens: np.ndarray, rng: np.random.Generator, *, share: float, sentence_ends: Ends) -> np.ndarray:
-    """Sentences in another order: a `share` of them change places among themselves. `sentence_ends` is a tokenizer's.
+    """Shuffles a `share` of the sentences among themselves. `sentence_ends` is a tokenizer's.
 
     tokens    [20 21  . 22  .  \\n 23 24 25  .]
-    noised    [22  .  \\n 23 24 25  . 20 21  .]   an end goes with the ends before it
+    noised    [22  .  \\n 23 24 25  . 20 21  .]   consecutive end tokens stay together
     """
     ends = sentence_ends(tokens)
     last = ends[:-1] & ~ends[1:]
@@ -56,7 +71,7 @@ def permute(tokens: np.ndarray, rng: np.random.Generator, *, share: float, sente
 
 
 def rotate(tokens: np.ndarray, rng: np.random.Generator, *, share: float) -> np.ndarray:
-    """A `share` of the texts begin at a random token, and go on at their beginning.
+    """Rotates a `share` of the texts to begin at a random token.
 
     tokens    [20 21 22 23 24]
     noised    [23 24 20 21 22]
@@ -65,7 +80,7 @@ def rotate(tokens: np.ndarray, rng: np.random.Generator, *, share: float) -> np.
 
 
 def delete(tokens: np.ndarray, rng: np.random.Generator, *, rate: float) -> np.ndarray:
-    """A share `rate` of the tokens is gone: the model has to find where.
+    """Removes a share `rate` of the tokens, so that the model has to find where.
 
     tokens    [20 21 22 23 24]
     noised    [20 22 23]
@@ -74,7 +89,7 @@ def delete(tokens: np.ndarray, rng: np.random.Generator, *, rate: float) -> np.n
 
 
 def mask(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mask_id: int) -> np.ndarray:
-    """A share `rate` of the tokens, each replaced by a mask token.
+    """Replaces a share `rate` of the tokens by a mask token each.
 
     tokens    [20 21 22 23 24]
     noised    [20  M 22 23  M]
@@ -87,7 +102,7 @@ def mask(tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mask_id: 
 def noise(
     tokens: np.ndarray, rng: np.random.Generator, *, c: config.Denoise, mask_id: int | None, sentence_ends: Ends
 ) -> np.ndarray:
-    """All that are on, those that move tokens before those that take some away. Never longer than the text."""
+    """Applies every noise that is on: first those that move tokens, then those that remove some. Never longer than the text."""
     if c.permute:
         tokens = permute(tokens, rng, share=c.permute, sentence_ends=sentence_ends)
     if c.rotate:
@@ -101,17 +116,8 @@ def noise(
     return tokens
 
 
-def shuffle(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The tokens in a random order (T5, arXiv 1910.10683, section 3.3.1, table 3).
-
-    tokens    [20 21 22 23 24]
-    noised    [22 20 24 21 23]
-    """
-    return rng.permutation(tokens)
-
-
 def encoder_decoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Noise, bos: int, eos: int) -> Example:
-    """The encoder reads the noised text, the decoder gives the whole text back.
+    """The encoder reads the noised text, the decoder predicts the complete one.
 
     tokens    [20 21 22 23]
     encoder   [20  M 23 eos]
@@ -121,3 +127,48 @@ def encoder_decoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Nois
     """
     tokens = without_ends(tokens, bos, eos)
     return reconstruct(tokens, noise(tokens, rng), bos=bos, eos=eos)
+
+
+def build_noised(noise: Noise, data: config.Data, v: Vocabulary) -> Objective:
+    """Predicts the text from what `noise` makes of it. Windows one shorter than the shorter row, for eos or bos."""
+    rows = both_lengths(data)
+    make = partial(encoder_decoder, noise=noise, bos=v.bos_id, eos=v.eos_id)
+    window = min(rows) - 1
+    return Objective(make, Lengths(*rows), window, window, shortest=1, ends=ends(v))
+
+
+def build_encoder_decoder(c: config.Denoise, data: config.Data, v: Vocabulary) -> Objective:
+    """UserError if a noise that is on needs a mask token and the tokenizer has none."""
+    mask_id = required_mask(v, c) if c.infill or c.mask else None
+    return build_noised(partial(noise, c=c, mask_id=mask_id, sentence_ends=v.sentence_ends), data, v)
+
+
+def ask(span: Span, v: Vocabulary) -> list[Example]:
+    """encoder `left M right eos`, one mask token for the whole target; decoder `bos left target`; the target is scored."""
+    encoder = stream(join(span.left, [mask_token(v)], span.right, [v.eos_id]))
+    return [answer(join([v.bos_id], span.left, span.target), len(span.target), encoder=encoder)]
+
+
+_GAP = "given a gap of unknown length, the decoder rewriting the text up to it"
+
+OBJECTIVE = Declaration(
+    config.Denoise,
+    suits={
+        "encoder_decoder": Suit(
+            build_encoder_decoder,
+            factors=False,
+            reads_prefix=False,
+            spans={
+                "suffix": SpanPrompt(ask, True, _GAP),
+                "infill": SpanPrompt(ask, True, _GAP),
+                "pll": SpanPrompt(word_by_word(ask), False, EACH_WORD),
+            },
+        )
+    },
+    refused={
+        "decoder": "the noised text has no stream of its own; take 'span_corruption', or an encoder-decoder",
+        "encoder": "an encoder gives one token a place, and the noised text has other places than the text; take 'masked', or "
+        "an encoder-decoder",
+    },
+    prompt=TextPrompt(with_masks, noised=True),
+)

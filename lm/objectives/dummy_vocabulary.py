@@ -1,13 +1,13 @@
-"""A vocabulary without words, for what depends on its size alone: the shapes of a run, before there is a tokenizer."""
+"""A vocabulary without words, for what depends on its size alone: the shapes of a run before it has a tokenizer."""
 
 import numpy as np
 
-from lm.objectives import Vocabulary
+from lm.objectives.vocabulary import Vocabulary
 from lm.types import WORD
 
 
 class DummyVocabulary(Vocabulary):
-    """Special tokens in number and place as in a tokenizer that is trained here (`lm.data.tokenizer`)."""
+    """The special tokens, by number and id, of a tokenizer that is trained here (`lm.data.tokenizer`)."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size

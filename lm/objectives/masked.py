@@ -1,13 +1,29 @@
 """Masked language modelling (BERT, arXiv 1810.04805, section 3.1 and appendix A.1)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
-from lm.objectives.causal import stream
+from lm import config
+from lm.objectives.declaration import Declaration, Lengths, Objective, Suit, both_lengths, required_length
+from lm.objectives.prompts import (
+    EACH,
+    REVEALED,
+    Span,
+    SpanPrompt,
+    TextPrompt,
+    answer,
+    hide,
+    join,
+    with_masks,
+    word_ends,
+)
+from lm.objectives.streams import reconstruct, stream, without_ends
+from lm.objectives.vocabulary import Vocabulary, controls, ends, required_mask
 from lm.types import CHARACTER, WORD, Example
 
-_LONGEST = 24  # tokens of a word that is never split, unless it is over half of its text
+_LONGEST = 24  # a word of more tokens is split into its characters, unless the budget is twice as large
 
 Noise = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -25,63 +41,66 @@ def noise(
     boundaries: Callable[[np.ndarray], np.ndarray] | None = None,
     controls: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupted tokens and the sorted places that were chosen.
+    """Returns the corrupted tokens, int32 [n], and the sorted indices of the chosen ones, int32 [k].
 
-    Of the tokens that are text (special ones have ids below `reserved`, or are among the sorted `controls`), a share `rate`
-    is chosen: on average, so that of short texts there often is none. Each of these becomes the mask token (probability
-    `mask`), a random token of texts (`random`), or stays. With `boundaries` (of a tokenizer) whole words are chosen together.
+    Chooses a share `rate` of the tokens that are text (special ones have ids below `reserved`, or are among the sorted
+    `controls`). The share holds on average, so a short text often has none. Each chosen token becomes the mask token with
+    probability `mask`, a random text token with probability `random`, or stays. With `boundaries` (a tokenizer's), complete
+    words are chosen.
 
     tokens      [bos 20 21 22 23 24 25]
     corrupted   [bos 20  M 22 23  7 25]
     chosen      [2 5]
     """
     tokens = np.asarray(tokens, np.int32)
-    open_places = np.flatnonzero((tokens >= reserved) & ~np.isin(tokens, controls))
-    if len(open_places) == 0:
-        return tokens, open_places.astype(np.int32)
-    budget = rate * len(open_places)
+    candidates = np.flatnonzero((tokens >= reserved) & ~np.isin(tokens, controls))
+    if len(candidates) == 0:
+        return tokens, candidates.astype(np.int32)
+    budget = rate * len(candidates)
     if boundaries is None:
-        chosen = rng.choice(open_places, rounded(budget, rng), replace=False)
+        chosen = rng.choice(candidates, rounded(budget, rng), replace=False)
     else:
-        chosen = _whole_words(open_places, boundaries(tokens)[open_places], budget, rng)
+        chosen = _whole_words(candidates, boundaries(tokens)[candidates], budget, rng)
     chosen = np.sort(chosen).astype(np.int32)
     draw = rng.random(len(chosen))
     corrupted = tokens.copy()
     corrupted[chosen[draw < mask]] = mask_id
     swapped = chosen[(draw >= mask) & (draw < mask + random)]
-    corrupted[swapped] = _texts(rng, len(swapped), reserved, vocab_size, controls)
+    corrupted[swapped] = _random_text(rng, len(swapped), reserved, vocab_size, controls)
     return corrupted, chosen
 
 
 def rounded(amount: float, rng: np.random.Generator) -> int:
-    """One of the two integers next to a number, so that on average it is that number: a rate holds for short texts too."""
-    whole = int(amount)
-    return whole + int(rng.random() < amount - whole)
+    """Rounds up or down at random with the mean `amount`, so that a rate holds for short texts too."""
+    floor = int(amount)
+    return floor + int(rng.random() < amount - floor)
 
 
-def _texts(rng: np.random.Generator, count: int, reserved: int, vocab_size: int, controls: Sequence[int]) -> np.ndarray:
-    """int64 [count]: tokens of texts, each of them equally likely."""
+def _random_text(rng: np.random.Generator, count: int, reserved: int, vocab_size: int, controls: Sequence[int]) -> np.ndarray:
+    """int64 [count]: text tokens, drawn uniformly."""
     among = np.asarray(controls, np.int64)
     drawn = rng.integers(reserved, vocab_size - len(among), count)
-    # The n-th token that is no control token: one on for each control token up to it.
+    # The n-th id that is no control token: n plus the number of control tokens up to it.
     return drawn + np.searchsorted(among - np.arange(len(among)), drawn, side="right")
 
 
-def _whole_words(places: np.ndarray, begins: np.ndarray, budget: float, rng: np.random.Generator) -> np.ndarray:
-    """Places of whole words, `budget` of them on average: words in random order until one does not fit what is left. Whether
-    that one is taken as well is a coin, whose probability is the part of it that fits.
+def _whole_words(candidates: np.ndarray, begins: np.ndarray, budget: float, rng: np.random.Generator) -> np.ndarray:
+    """Indices of complete words, `budget` on average, out of `candidates` (indices of text tokens, int [n]).
 
-    `begins` (uint8 [n], see `lm.data.word_boundaries`) says what begins at each position. A word is split into its
-    characters if it is over half of the text, or longer than any word usually is: text without spaces, an address, base 64.
+    Takes words in random order until one does not fit the rest of the budget, and takes that one with the probability that
+    makes the expected number exact.
+
+    `begins` (uint8 [n], see `lm.data.word_boundaries`) says what begins at each candidate. A word that is over half of the
+    text, or longer than words usually are (text without spaces, an address, base 64), is split into its characters.
     """
-    apart = np.diff(places, prepend=places[0] - 2) > 1
-    words = np.split(places, np.flatnonzero((begins == WORD) | apart)[1:])
-    longest = min(max(_LONGEST, int(budget) // 2), max(1, len(places) // 2))
+    gap = np.diff(candidates, prepend=candidates[0] - 2) > 1
+    words = np.split(candidates, np.flatnonzero((begins == WORD) | gap)[1:])
+    longest = min(max(_LONGEST, int(budget) // 2), max(1, len(candidates) // 2))
     inner = np.split(begins >= CHARACTER, np.cumsum([len(word) for word in words])[:-1])
     parts: list[np.ndarray] = []
     for word, splits in zip(words, inner, strict=True):
         parts += np.split(word, np.flatnonzero(splits[1:]) + 1) if len(word) > longest else [word]
-    chosen = [places[:0]]
+    chosen = [candidates[:0]]
     for i in rng.permutation(len(parts)):
         if len(parts[i]) > budget:
             chosen += [parts[i]] if rng.random() * len(parts[i]) < budget else []
@@ -92,7 +111,7 @@ def _whole_words(places: np.ndarray, begins: np.ndarray, budget: float, rng: np.
 
 
 def encoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Noise) -> Example:
-    """The chosen tokens from both sides. `where` holds their places: no logits are formed elsewhere.
+    """Predicts the chosen tokens from both sides. `where` has their indices; no logits are computed elsewhere.
 
     tokens    [bos 20 21 22 23 24 25]
     encoder   [bos 20  M 22 23  7 25]
@@ -106,7 +125,7 @@ def encoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Noise) -> Ex
 
 
 def encoder_decoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Noise, bos: int, eos: int) -> Example:
-    """BERT-style denoising (T5, section 3.3.1): the decoder gives the whole text back.
+    """BERT-style denoising (T5, section 3.3.1): the decoder predicts the complete text.
 
     tokens    [20 21 22 23]
     encoder   [20  M 22 23 eos]
@@ -118,20 +137,105 @@ def encoder_decoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Nois
     return reconstruct(tokens, noise(tokens, rng)[0], bos=bos, eos=eos)
 
 
-def reconstruct(tokens: np.ndarray, noised: np.ndarray, *, bos: int, eos: int) -> Example:
-    """The encoder reads `noised` and eos; the decoder gives `tokens` and eos."""
-    targets = np.concatenate([tokens, [eos]]).astype(np.int32)
-    return Example(
-        stream(np.concatenate([noised, [eos]])),
-        stream(np.concatenate([[bos], tokens])),
-        targets,
-        np.ones(len(targets), np.float32),
+def noise_of(c: config.Masked, v: Vocabulary) -> Noise:
+    """`noise` with the settings of a config and a vocabulary; UserError if that has no mask token."""
+    return partial(
+        noise,
+        rate=c.rate,
+        mask=c.mask,
+        random=c.random,
+        mask_id=required_mask(v, c),
+        reserved=v.reserved,
+        vocab_size=v.vocab_size,
+        boundaries=v.boundaries if c.whole_word else None,
+        controls=controls(v),
     )
 
 
-def without_ends(tokens: np.ndarray, bos: int, eos: int) -> np.ndarray:
-    """A piece without the marks of its document's ends, which the streams get anew."""
-    tokens = np.asarray(tokens, np.int32)
-    first = 1 if len(tokens) and tokens[0] == bos else 0
-    last = len(tokens) - 1 if len(tokens) > first and tokens[-1] == eos else len(tokens)
-    return tokens[first:last]
+def predicted(length: int, rate: float, extra: int = 8) -> int:
+    """Predictions in a row of this length: the expected number and some `extra`, as every document of a row rounds its own
+    share, rounded up to a multiple of 8."""
+    return 8 * int(np.ceil((length * rate + extra) / 8))
+
+
+def build_encoder(c: config.Masked, data: config.Data, v: Vocabulary) -> Objective:
+    """Windows as long as the row."""
+    length = required_length(data, "encoder_length")
+    lengths = Lengths(length, None, min(length, predicted(length, c.rate)))
+    return Objective(partial(encoder, noise=noise_of(c, v)), lengths, length, length, c.dynamic, shortest=1)
+
+
+def build_encoder_decoder(c: config.Masked, data: config.Data, v: Vocabulary) -> Objective:
+    """Windows one shorter than the shorter row, for eos or bos."""
+    rows = both_lengths(data)
+    make = partial(encoder_decoder, noise=noise_of(c, v), bos=v.bos_id, eos=v.eos_id)
+    window = min(rows) - 1
+    return Objective(make, Lengths(*rows), window, window, c.dynamic, shortest=1, ends=ends(v))
+
+
+def ask_encoder(span: Span, v: Vocabulary) -> list[Example]:
+    """For each token: it and the rest of the target are masked. The chain of these is a probability of the target."""
+    n = len(span.target)
+    return [_at(span, i, hide(span, i, n, v)) for i in range(n)]
+
+
+def ask_encoder_pll(span: Span, v: Vocabulary) -> list[Example]:
+    """For each token: it and the rest of its word are masked."""
+    stops = word_ends(v.boundaries(span.target)).tolist()
+    return [_at(span, i, hide(span, i, stop, v)) for i, stop in enumerate(stops)]
+
+
+def _at(span: Span, i: int, tokens: np.ndarray) -> Example:
+    """Scores token i of the target, at its own position in the encoder."""
+    where = np.array([len(span.left) + i], np.int32)
+    return Example(stream(tokens), None, span.target[i : i + 1], np.ones(1, np.float32), where)
+
+
+def ask_encoder_decoder(span: Span, v: Vocabulary) -> list[Example]:
+    """encoder `left M..M right eos`, decoder `bos left target`; the target is scored."""
+    n = len(span.target)
+    encoder = stream(join(hide(span, 0, n, v), [v.eos_id]))
+    return [answer(join([v.bos_id], span.left, span.target), n, encoder=encoder)]
+
+
+def ask_encoder_decoder_pll(span: Span, v: Vocabulary) -> list[Example]:
+    """For each token: it and the rest of its word are masked in the encoder, and the decoder has read all before it."""
+    out = []
+    for i, stop in enumerate(word_ends(v.boundaries(span.target)).tolist()):
+        encoder = stream(join(hide(span, i, stop, v), [v.eos_id]))
+        out.append(answer(join([v.bos_id], span.left, span.target[: i + 1]), 1, encoder=encoder))
+    return out
+
+
+_REWRITTEN = "given its length in masks, the decoder rewriting the text up to it"
+
+OBJECTIVE = Declaration(
+    config.Masked,
+    suits={
+        "encoder": Suit(
+            build_encoder,
+            factors=False,
+            reads_prefix=False,
+            spans={
+                "suffix": SpanPrompt(ask_encoder, True, REVEALED),
+                "infill": SpanPrompt(ask_encoder, True, REVEALED),
+                "pll": SpanPrompt(ask_encoder_pll, False, EACH),
+            },
+        ),
+        "encoder_decoder": Suit(
+            build_encoder_decoder,
+            factors=False,
+            reads_prefix=False,
+            spans={
+                "suffix": SpanPrompt(ask_encoder_decoder, True, _REWRITTEN),
+                "infill": SpanPrompt(ask_encoder_decoder, True, _REWRITTEN),
+                "pll": SpanPrompt(ask_encoder_decoder_pll, False, EACH),
+            },
+        ),
+    },
+    refused={
+        "decoder": "a causal decoder does not see what follows a mask; take 'span_corruption', which asks for the same tokens "
+        "behind the text, or an encoder",
+    },
+    prompt=TextPrompt(with_masks, noised=True),
+)

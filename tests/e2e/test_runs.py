@@ -7,12 +7,12 @@ import pytest
 
 from lm.config import kind_of
 from lm.config.resolve import load
-from lm.objectives import SUITS
+from lm.objectives import pairs
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("what", [f"{a}.{kind_of(o)}" for a, o in SUITS])
+@pytest.mark.parametrize("what", [f"{a}.{kind_of(o)}" for a, o in pairs()])
 def test_trains(train, tmp_path, what):
     steps = "--config.train.steps=40"
     code, err = train(tmp_path, what, steps, "--config.evaluate.every=10", "--config.checkpoint.every=None")

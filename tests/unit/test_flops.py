@@ -16,7 +16,7 @@ from lm.losses.cross_entropy import cross_entropy
 from lm.models.mask import Mask
 from lm.models.presets.gpt import GPT2
 from lm.models.transformer import Transformer, head_params
-from lm.objectives import SUITS, Lengths, build
+from lm.objectives import Lengths, build, pairs
 from lm.recipes import task
 from lm.types import Example, TokenStream
 
@@ -96,7 +96,7 @@ def objective_of(architecture, kind):
     return kind()
 
 
-@pytest.mark.parametrize("architecture,kind", SUITS, ids=lambda x: x if isinstance(x, str) else x.__name__)
+@pytest.mark.parametrize("architecture,kind", pairs(), ids=lambda x: x if isinstance(x, str) else x.__name__)
 def test_every_objective_is_as_many_as_xla_counts(architecture, kind):
     """Rows are blank: of an objective only the shapes decide, and XLA counts every place, padding too."""
     objective = objective_of(architecture, kind)

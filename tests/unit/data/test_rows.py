@@ -76,7 +76,7 @@ def suiting(c, architecture):
 
 GENERATOR = Model(V, 16, encoder=Stack(1, {"L": Block(Attention(2), Mlp(16))}))
 REQUIRED: dict[type, dict] = {config.ReplacedTokens: dict(generator=GENERATOR)}
-SUITING = [suiting(c, architecture) for architecture, c in objectives.SUITS]
+SUITING = [suiting(c, architecture) for architecture, c in objectives.pairs()]
 ids = lambda value: value if isinstance(value, str) else type(value).__name__
 
 # -------------------------------------------------------------------------------------------------- index arithmetic
@@ -360,7 +360,7 @@ def test_windows_cut_into_many_documents_fit(c, architecture):
         rng = np.random.default_rng(seed)
         tokens = rng.integers(RESERVED, V, o.window).astype(np.int32)
         cuts = np.sort(rng.choice(np.arange(1, o.window), rng.integers(0, 12), replace=False))
-        row = fill(tokens, cuts, o, rng, tokens[::-1] if o.other else None)
+        row = fill(tokens, cuts, o, rng, tokens[::-1] if o.needs_other else None)
         assert jax.tree.map(np.shape, row) == jax.tree.map(np.shape, blank(o.lengths))
         stream = row.decoder or row.encoder
         if row.where is not None:

@@ -9,7 +9,7 @@ import pytest
 from lm import config, sharding
 from lm.errors import UserError
 from lm.evaluation.heldout import HeldOut
-from lm.objectives import SUITS, Suit
+from lm.objectives import DECLARATIONS, Declaration, Suit
 from lm.recipes.pretrain import Pretraining
 from lm.types import WeightedMean
 
@@ -52,5 +52,6 @@ def test_bits_per_byte_are_those_of_objectives_that_say_so(factors, monkeypatch)
     parts = SimpleNamespace(run=run, rows={"holdout": Rows()}, task=what, mesh=None)
     with pytest.raises(UserError, match="'backwards' does not suit the decoder"):
         Pretraining().evaluators(parts, None)
-    monkeypatch.setitem(SUITS, ("decoder", Backwards), Suit(lambda c, data, v: None, factors=factors, reads_prefix=False))
+    suit = Suit(lambda c, data, v: None, factors=factors, reads_prefix=False)
+    monkeypatch.setitem(DECLARATIONS, Backwards, Declaration(Backwards, {"decoder": suit}))
     assert [found.factors for found in Pretraining().evaluators(parts, None)] == [factors]

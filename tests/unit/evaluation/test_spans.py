@@ -18,15 +18,18 @@ from lm.data.corpus.prepare import prepare
 from lm.data.corpus.store import Store
 from lm.data.tokenizer import HuggingFace
 from lm.errors import UserError
-from lm.evaluation.span_prompts import KINDS, SPAN_PROMPTS, examples, span_prompts, word_ends
-from lm.evaluation.spans import Span, digest, held_out_spans, score
+from lm.evaluation.spans import digest, held_out_spans, score
 from lm.models.transformer import Transformer
-from lm.objectives import SUITS, Suit
+from lm.objectives import DECLARATIONS, Declaration, pairs, span_prompts
+from lm.objectives.prompts import KINDS, Span, examples, word_ends
 from lm.types import CHARACTER, WORD, Example, TokenStream
 
 BOS, EOS, MASK, S0, TEXT, V = 1, 2, 3, 4, 5, 9  # texts are tokens 5 to 8
 SENTINELS, WIDE = (S0, 9, 10), 11  # the model's vocabulary is wider than the tokenizer's
 GENERATOR = Model(WIDE, 16, encoder=Stack(1, {"L": Block(Attention(2), Mlp(16))}))
+# How each objective is asked, by architecture; a mixture as its parts are.
+SUITS = {(a, o): DECLARATIONS[o].suits[a] for a, o in pairs()}
+SPAN_PROMPTS = {key: suit.spans for key, suit in SUITS.items() if isinstance(suit.spans, dict) and suit.spans}
 ASKED = [(*key, kind) for key, known in SPAN_PROMPTS.items() for kind in known]
 NAMES = [f"{a}-{o.__name__}-{k}" for a, o, k in ASKED]
 
@@ -296,12 +299,9 @@ class Backwards:
 def test_a_new_objective_is_refused_by_name_or_asked_as_its_entry_says(monkeypatch):
     with pytest.raises(UserError, match="no way to score spans under a model of 'backwards' .decoder."):
         span_prompts("decoder", Backwards())
-    monkeypatch.setitem(SPAN_PROMPTS, ("decoder", Backwards), SPAN_PROMPTS["decoder", config.Prefix])
-    with pytest.raises(UserError, match="'backwards' does not suit the decoder"):
-        span_prompts("decoder", Backwards())
     for reads in (True, False):
-        suit = Suit(lambda c, data, v: None, factors=False, reads_prefix=reads)
-        monkeypatch.setitem(SUITS, ("decoder", Backwards), suit)
+        suit = replace(SUITS["decoder", config.Prefix], reads_prefix=reads)
+        monkeypatch.setitem(DECLARATIONS, Backwards, Declaration(Backwards, {"decoder": suit}))
         (row,) = examples(span_prompts("decoder", Backwards())["suffix"], "suffix", SPAN, WORDS)
         assert (row.decoder.prefix is not None) == reads
 

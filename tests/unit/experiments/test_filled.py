@@ -11,7 +11,7 @@ from experiments.quickstart import run as quickstart_run
 from lm import config
 from lm.config.resolve import load
 from lm.errors import UserError
-from lm.objectives import SUITS
+from lm.objectives import pairs
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 OTHERS = {"finetune", "family", "pod", "quickstart", "quickstart_15min"}
@@ -48,7 +48,7 @@ def test_every_config_of_a_minute_and_every_objective_is_in_the_table():
     kinds |= {
         type(p.objective) for _, run in runs if isinstance(run.objective, config.Mixture) for p in run.objective.parts.values()
     }
-    assert kinds == {objective for _, objective in SUITS}
+    assert kinds == {objective for _, objective in pairs()}
     assert len({(case.config, case.flags) for case, _ in runs}) == len(runs)
 
 

@@ -15,6 +15,7 @@ from lm.generation import samples as module
 from lm.generation.decoding import generate, left_padded, predict_tokens
 from lm.generation.rank import rank
 from lm.models.transformer import Transformer
+from lm.objectives import prompts
 from lm.types import Example, TokenStream
 
 BOS, EOS, MASK, V = 1, 2, 3, 40
@@ -239,14 +240,14 @@ def test_a_prompt_of_a_new_objective_is_refused_by_name():
 
 
 def test_every_objective_has_a_prompt():
-    kinds = {kind for _, kind in objectives.SUITS} - {config.Mixture}
-    assert kinds == set(module.PROMPTS)
+    without = {kind for kind, declared in objectives.DECLARATIONS.items() if declared.prompt is None}
+    assert without == {config.Mixture}
 
 
 def test_a_new_objective_is_asked_as_its_entries_say(monkeypatch):
-    suit = objectives.Suit(objectives._causal, factors=False, reads_prefix=True)
-    monkeypatch.setitem(objectives.SUITS, ("decoder", Backwards), suit)
-    monkeypatch.setitem(module.PROMPTS, Backwards, module.Prompt(module._goes_on))
+    suit = objectives.Suit(objectives.causal.build_decoder, factors=False, reads_prefix=True)
+    declared = objectives.Declaration(Backwards, {"decoder": suit}, prompt=prompts.TextPrompt(prompts.as_is))
+    monkeypatch.setitem(objectives.DECLARATIONS, Backwards, declared)
     decoder, _, _, seen = asked(monkeypatch, Backwards(), "decoder", "ab")
     assert decoder == [BOS, 12, 13] and seen["prompt"].prefix.all()
 
