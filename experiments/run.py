@@ -130,7 +130,7 @@ def do(study: Study, unit: Unit, workdir: Path) -> dict[str, Any]:
                 raise Diverged(f"{cell.start}, from which it starts, diverged")
             if not summary.exists():
                 recipes.train(run, place / "run", quiet=True)
-            elif resolve.diff(resolve.from_json((place / "run/config.json").read_text()), run).keys() - set(resume.PLACES):
+            elif resolve.diff(resolve.from_json((place / "run/config.json").read_text()), run).keys() - set(resume.FOLDERS):
                 raise UserError(f"{place}/run was trained with {OTHER_SETTINGS}")
             result |= measure(cell, run, place / "run", json.loads(summary.read_text()))
         except Diverged as error:

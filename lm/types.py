@@ -1,6 +1,6 @@
-"""What flows through the house: token streams, examples, weighted means, the training state.
+"""The types that all packages share: token streams, examples, weighted means, the training state.
 
-Axis letters, here and in every file: B batch, T query length, S key length, P predicted places, D width, N heads,
+Axis letters, here and in every file: B batch, T query length, S key length, P predicted positions, D width, N heads,
 K key-value heads, G query heads to a key-value head, H head dim, F hidden, V vocabulary, L layers.
 """
 
@@ -12,17 +12,17 @@ from flax import struct
 
 Array = Any  # a jax.Array in the model, a numpy array on the host
 
-INSIDE, CHARACTER, WORD = range(3)  # what begins with a token: nothing, it goes on inside a character; a character; a word
+INSIDE, CHARACTER, WORD = range(3)  # what starts at a token: nothing (it continues a character), a character, a word
 
 
 @struct.dataclass
 class TokenStream:
-    """What one stack reads. On the host a piece of a document ([T]) or rows ([B, T]); int32 but for `prefix`.
+    """The input of one stack: rows [B, T], or on the host also a piece of a document [T]. int32 except for `prefix`.
 
     tokens     [7 8 9 4 5 0]
-    positions  [0 1 2 0 1 0]   place in its document
+    positions  [0 1 2 0 1 0]   index in its document
     segments   [1 1 1 2 2 0]   number of the document in the row; 0 is padding
-    prefix     [1 1 0 1 0 0]   bool: in a causal stack, keys that all of their segment may see; None: none
+    prefix     [1 1 0 1 0 0]   bool: keys of a causal stack that every query of their segment may see; None: none
     """
 
     tokens: Array
@@ -33,10 +33,10 @@ class TokenStream:
 
 
 class Batch(Protocol):
-    """What a step reads: a pytree of arrays whose leading axis is the rows. It counts its own tokens, on the host or traced."""
+    """The input of a step: a pytree of arrays [B, ...] that counts its own tokens, as numpy arrays or traced."""
 
     def tokens_read(self) -> Array:
-        """uint32 []: tokens that a model reads, without padding."""
+        """uint32 []: tokens that models read, without padding."""
         ...
 
     def tokens_asked(self) -> Array:
@@ -46,11 +46,11 @@ class Batch(Protocol):
 
 @struct.dataclass
 class Example:
-    """What an objective makes of tokens: streams, what to predict, and where.
+    """What an objective makes of tokens: the input of each stack, and what to predict at which positions.
 
-    Targets belong to the decoder's places if there is a decoder, otherwise to the encoder's. With `where` None they
-    stand at every place ([B, T]); otherwise at those indices of the row ([B, P]), so that a masked model forms logits
-    for P places alone. `weights` are float32: 1 counts, 0 is padding or not asked for.
+    Targets int32 are at the decoder's positions if there is a decoder, else at the encoder's: at all of them ([B, T]) if
+    `where` is None, otherwise at the indices `where` int32 [B, P] of the row, so that a masked model computes logits only
+    there. `weights` are float32: 1 where there is loss, 0 at padding and where nothing is asked.
     """
 
     encoder: TokenStream | None
@@ -71,7 +71,7 @@ class Example:
 
 @struct.dataclass
 class WeightedMean:
-    """A sum and its weight, so that means over microbatches, hosts and steps average rightly."""
+    """A weighted sum and the sum of its weights. Adding two gives the mean over both, whatever their weights."""
 
     total: Array
     weight: Array
@@ -86,7 +86,7 @@ class WeightedMean:
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes. The randomness of a step is a function of `step` alone."""
+    """Everything that a step changes. The randomness of a step depends only on the seed and `step`."""
 
     step: Array  # int32 []
     params: Any
@@ -94,4 +94,4 @@ class TrainState:
     ema: Any  # an average of the parameters, or None
     skipped: Array  # int32 []: steps whose loss, gradient or update was not finite
     skipped_in_a_row: Array  # int32 []
-    seen: Array  # uint32 [2, 2]: tokens read and places with loss, each as (low, high) 32 bits
+    seen: Array  # uint32 [2, 2]: tokens read and tokens with loss, each as (low, high) 32 bits

@@ -1,11 +1,12 @@
-"""Replaced-token detection (ELECTRA, arXiv 2003.10555): a generator's loss, and that of the model that reads what it wrote.
+"""Replaced-token detection (ELECTRA, arXiv 2003.10555): the loss of a generator that fills in masks, plus the loss of a model
+that reads the result.
 
-Losses as in `lm.losses`, of two models: `params` and `apply` are dicts of "generator" and "model", each tree whole. The two
-denominators, of the chosen places and of all, would not add up over microbatches. So a batch weighs as many units as the
-model has places to answer for; where these are all, the generator's sum is divided by `rate`. Then sums and weights add, and
-the mean is close to the paper's, generator's mean + weight * model's mean. There it is not exact: the chosen are `rate` of the
-tokens that are not reserved, rounded in each document, and the model answers at bos and eos too, so the generator's share
-comes out a little low as a rule. Where the model is asked at the chosen places alone, the mean is exact.
+`params` and `apply` are dicts of "generator" and "model"; each tree of parameters is complete. The two means have different
+denominators, the masked positions and those that the model answers for, which would not add up over microbatches. Hence the
+weight of a batch is the number of positions that the model answers for, and if these are all positions, the generator's sum
+is divided by `rate`. Sums and weights then add up, and the mean approximates the paper's `mean of the generator + weight * mean
+of the model`. It is slightly too low for the generator: `rate` is of the tokens that are not reserved, rounded in each
+document, whereas the model also answers at bos and eos. If the model answers only at the masked positions, the mean is exact.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from lm.losses.chunked import Apply, chunked_sum, over_logits
 from lm.losses.cross_entropy import token_losses
 from lm.types import Example, WeightedMean
 
-Judge = Callable[..., tuple[jax.Array, jax.Array]]  # (outputs, targets, inputs, z_loss) -> losses and bools: right
+# (outputs [B, n, ...], targets, inputs [B, n], z_loss) -> losses [B, n], whether the answer is right bool [B, n]
+Answer = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def loss(
@@ -35,16 +37,16 @@ def loss(
     rngs: dict[str, jax.Array] | None = None,
     chunks: int | None = None,
 ) -> WeightedMean:
-    """Both losses of a masked Example. What is drawn for the masks depends on `rngs["dropout"]`, and takes no gradient."""
+    """The loss of both models on a masked Example. Tokens are drawn with `rngs["dropout"]`; no gradient flows through them."""
 
     def fill(logits: jax.Array, targets: jax.Array, weights: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.sum(weights * token_losses(logits, targets, z_loss)), draw(logits, uniform)
 
     def judge(outputs: Any, targets: jax.Array, inputs: jax.Array, weights: jax.Array, _: jax.Array) -> tuple[jax.Array, None]:
-        return jnp.sum(weights * JUDGES[predict](outputs, targets, inputs, z_loss)[0]), None
+        return jnp.sum(weights * ANSWERS[predict](outputs, targets, inputs, z_loss)[0]), None
 
     settings: dict[str, Any] = dict(predict=predict, head_params=head_params, vocab_size=vocab_size, chunks=chunks)
-    first, second, asked, _, sown = _round(params, apply, example, fill, judge, rngs=rngs, **settings)
+    first, second, asked, _, sown = _run_both(params, apply, example, fill, judge, rngs=rngs, **settings)
     mean = _mean(first, second, asked, rate, weight)
     return WeightedMean(mean.total + sown * mean.weight, mean.weight)
 
@@ -60,40 +62,41 @@ def scores(
     head_params: Callable[[Any], Any],
     vocab_size: int,
 ) -> dict[str, WeightedMean]:
-    """For evaluation: `loss` as in training (no z-loss), and both models' own figures; what is drawn is always the same."""
+    """For evaluation: `loss` as in training, without z-loss, and figures of each model. Tokens are drawn with a fixed key."""
 
     def fill(logits: jax.Array, targets: jax.Array, weights: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
         right = jnp.argmax(logits, axis=-1) == targets
         return jnp.stack([jnp.sum(weights * v) for v in (token_losses(logits, targets), right)]), draw(logits, uniform)
 
     def judge(outputs: Any, targets: jax.Array, inputs: jax.Array, weights: jax.Array, replaced: jax.Array) -> Any:
-        losses, right = JUDGES[predict](outputs, targets, inputs, 0.0)
+        losses, right = ANSWERS[predict](outputs, targets, inputs, 0.0)
         return jnp.stack([jnp.sum(weights * v) for v in (losses, right, right & replaced, right & ~replaced)]), None
 
     settings: dict[str, Any] = dict(predict=predict, head_params=head_params, vocab_size=vocab_size, chunks=None)
-    first, second, asked, replaced, _ = _round(params, apply, example, fill, judge, rngs=None, **settings)
-    chosen, places = jnp.sum(example.weights), jnp.sum(asked.weights)
+    first, second, asked, replaced, _ = _run_both(params, apply, example, fill, judge, rngs=None, **settings)
+    chosen, count = jnp.sum(example.weights), jnp.sum(asked.weights)
     among_replaced = jnp.sum(asked.weights * replaced)
     return {
         "loss": _mean(first[0], second[0], asked, rate, weight),
-        "accuracy": WeightedMean(second[1], places),
+        "accuracy": WeightedMean(second[1], count),
         "accuracy_replaced": WeightedMean(second[2], among_replaced),
-        "accuracy_kept": WeightedMean(second[3], places - among_replaced),
-        "model_loss": WeightedMean(second[0], places),
+        "accuracy_kept": WeightedMean(second[3], count - among_replaced),
+        "model_loss": WeightedMean(second[0], count),
         "generator_loss": WeightedMean(first[0], chosen),
         "generator_accuracy": WeightedMean(first[1], chosen),
     }
 
 
 def draw(logits: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Tokens int32 [...] with the probabilities softmax(logits [..., V]), where their sum passes `uniform` [...] of [0, 1)."""
+    """Draws tokens int32 [...] with probabilities softmax(logits [..., V]): where their cumulative sum passes `uniform` [...],
+    numbers of [0, 1)."""
     shares = jnp.cumsum(jax.nn.softmax(jax.lax.stop_gradient(logits).astype(jnp.float32)), axis=-1)
     below = jnp.sum(shares <= uniform[..., None] * shares[..., -1:], axis=-1)
     return jnp.minimum(below, logits.shape[-1] - 1).astype(jnp.int32)
 
 
 def substituted(example: Example, drawn: jax.Array, predict: str) -> tuple[Example, jax.Array]:
-    """What the model reads and is asked, and at the same places (bool) whether the token is another than it was.
+    """Returns the Example of the model, and bool at its targets' positions: whether the token was replaced by another one.
 
     read by the generator   [bos 20  M 22 23  M  0]   where [2 5]   targets [21 24]   drawn [21 30]
     read by the model       [bos 20 21 22 23 30  0]
@@ -105,7 +108,7 @@ def substituted(example: Example, drawn: jax.Array, predict: str) -> tuple[Examp
     stream: Any = example.encoder
     where: Any = example.where
     length = stream.tokens.shape[1]
-    at = jnp.where(example.weights > 0, where, length)  # padding of `where` falls off the row's end
+    at = jnp.where(example.weights > 0, where, length)  # padding of `where` is dropped, past the row's end
 
     def put(row: jax.Array, values: jax.Array) -> jax.Array:
         return jax.vmap(lambda r, i, v: r.at[i].set(v, mode="drop"))(row, at, values)
@@ -120,7 +123,7 @@ def substituted(example: Example, drawn: jax.Array, predict: str) -> tuple[Examp
     return Example(stream, None, targets, (stream.segments > 0).astype(jnp.float32)), replaced
 
 
-def _round(
+def _run_both(
     params: dict[str, Any],
     apply: dict[str, Apply],
     example: Example,
@@ -133,7 +136,8 @@ def _round(
     rngs: dict[str, jax.Array] | None,
     chunks: int | None,
 ) -> tuple[jax.Array, jax.Array, Example, jax.Array, Any]:
-    """The sums of `fill` and `judge`, the Example that the model was asked, where tokens differ, and what was sown."""
+    """Runs the generator and the model. Returns the sums of `fill` and `judge`, the model's Example, where tokens were
+    replaced, and the sum of what both sowed in "losses"."""
     keys = jax.random.split(jax.random.key(0) if rngs is None else rngs["dropout"], 3)
 
     def run(
@@ -148,21 +152,21 @@ def _round(
     first, drawn, sown = run("generator", fill, example, over, vocab_size, keys[1])
     asked, replaced = substituted(example, drawn, predict)
     inputs: Any = asked.encoder.tokens if asked.where is None and asked.encoder else drawn
-    outputs = 1 if JUDGES[predict] is _replaced else vocab_size
+    outputs = 1 if ANSWERS[predict] is _replaced else vocab_size
     second, _, more = run("model", judge, asked, (asked.targets, inputs, asked.weights, replaced), outputs, keys[2])
     return first, second, asked, replaced, sown + more
 
 
 def _mean(first: jax.Array, second: jax.Array, asked: Example, rate: float, weight: float) -> WeightedMean:
-    """Of the sums of both losses; see the head of this file."""
+    """Combines the sums of both losses, as the head of this file says."""
     return WeightedMean(first / (rate if asked.where is None else 1.0) + weight * second, jnp.sum(asked.weights))
 
 
-# ------------------------------------------------------------------------------------------------ what the model is asked
+# -------------------------------------------------------------------------------------------- what the model answers
 
 
 def _replaced(outputs: jax.Array, targets: jax.Array, inputs: jax.Array, z_loss: float) -> tuple[jax.Array, jax.Array]:
-    """One logit a place, [B, n, 1]: was it replaced? (section 2, the discriminator's loss)"""
+    """Whether the token was replaced: one logit per position, [B, n, 1] (section 2, the discriminator's loss)."""
     x = outputs[..., 0].astype(jnp.float32)
     return jax.nn.softplus(x) - x * targets, (x > 0) == (targets > 0)
 
@@ -174,8 +178,8 @@ def _token(outputs: jax.Array, targets: jax.Array, inputs: jax.Array, z_loss: fl
 def _token_or_copy(
     outputs: tuple[jax.Array, jax.Array], targets: jax.Array, inputs: jax.Array, z_loss: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Outputs (logits [B, n, V], gate [B, n, 1]): a share sigmoid(gate) is on the token that was read, the rest is softmax's
-    (section 3.4, All-Tokens MLM)."""
+    """The original token, from (logits [B, n, V], gate [B, n, 1]): the token in the input has probability sigmoid(gate), plus
+    its share of the rest, which is softmax(logits) (section 3.4, All-Tokens MLM)."""
     logits, gate = (x.astype(jnp.float32) for x in outputs)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     copied, written = jax.nn.log_sigmoid(gate[..., 0]), jax.nn.log_sigmoid(-gate[..., 0])
@@ -189,7 +193,7 @@ def _token_or_copy(
     return losses, jnp.where(same >= written_as(best), inputs, best) == targets
 
 
-JUDGES: dict[str, Judge] = {
+ANSWERS: dict[str, Answer] = {
     "replaced": _replaced,
     "replaced_chosen": _replaced,
     "masked": _token,

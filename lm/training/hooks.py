@@ -1,4 +1,4 @@
-"""Everything periodic: each hook is called after every step with (steps done, state, metrics) and decides for itself."""
+"""Hooks, for all that is done now and then: each is called after every step with (steps done, state, metrics)."""
 
 import os
 import signal
@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lm import cli, config, flops
 from lm.checkpoint import Checkpoints
-from lm.errors import EXIT_PREEMPTED, Diverged, Stopped, printable
+from lm.errors import EXIT_PREEMPTED, Diverged, Stopped
+from lm.training.display import Display
 from lm.training.loop import Clock
 from lm.training.rundir import RunDir
 from lm.training.step import STEP_METRICS, counted
@@ -23,9 +22,9 @@ from lm.types import TrainState
 
 
 def check_progress(train: config.Train, step: int, skipped_in_a_row: int) -> None:
-    """Raises Diverged where `max_skipped` steps in a row were skipped, and where a run ends with more than a tenth of its steps
-    skipped in a row: a run of fewer steps than `max_skipped` may have learned nothing. A single bad batch at the end of a long
-    run does not cost the run."""
+    """Raises Diverged if `max_skipped` steps in a row were skipped, or if a run ends with more than a tenth of its steps
+    skipped in a row: with fewer steps than `max_skipped`, it may have learned nothing. A few bad batches at the end of a long
+    run are not an error."""
     if skipped_in_a_row >= train.max_skipped:
         what = f"{skipped_in_a_row} steps in a row were skipped (train.max_skipped={train.max_skipped})"
     elif step == train.steps and 10 * skipped_in_a_row > step:
@@ -39,38 +38,16 @@ def check_progress(train: config.Train, step: int, skipped_in_a_row: int) -> Non
 
 
 def due(step: int, every: int | None, last: int) -> bool:
+    """Whether something is done after `step` steps that is done after every `every` of them and after the last."""
     return step == last or (every is not None and step % every == 0)
-
-
-class Display:
-    """A rich progress bar where there is a terminal, a line now and then where there is none."""
-
-    def __init__(self, total: int, first: int, quiet: bool = False):
-        self.console = Console(stderr=True, quiet=quiet)
-        columns = ("step", MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
-        self.bar = Progress(
-            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal
-        )
-        self.task = self.bar.add_task("train", total=total, completed=first, text="compiling")
-        self.total, self.printed = total, first
-
-    def show(self, step: int, text: str) -> None:
-        self.bar.update(self.task, completed=step, text=text)
-        if not self.console.is_terminal and (step - self.printed >= self.total / 20 or step == self.total):
-            self.say(f"step {step}/{self.total}  {text}")
-            self.printed = step
-
-    def say(self, text: str) -> None:
-        """Prints lines; what a terminal would act on is written out."""
-        self.console.print("\n".join(map(printable, text.split("\n"))), highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass
 class Log:
-    """Every so many steps: the means since the last time of the loss and of what else the task's loss returns, speed, MFU ->
-    metrics.jsonl, TensorBoard, the display.
+    """Writes the means of the loss and of the task's own metrics since its last row, speed and MFU, to metrics.jsonl,
+    TensorBoard and the display.
 
-    Also stops a run whose steps are skipped one after the other: the parameters are still those of the last good step.
+    Raises Diverged if steps are skipped one after the other; the parameters are still those of the last good step.
     """
 
     c: config.Run
@@ -80,7 +57,7 @@ class Log:
     schedule: Callable[[int], Any]
     flops_per_step: float
     writer: Any = None
-    since: dict[str, list[Any]] = field(default_factory=dict)  # the loss and the task's metrics of each step since the last row
+    since: dict[str, list[Any]] = field(default_factory=dict)  # name -> values of each step since the last row
     last: tuple[int, float, int] | None = None  # step, seconds of training, tokens seen
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
@@ -110,8 +87,8 @@ class Log:
         check_progress(self.c.train, step, int(values["skipped_in_a_row"]))
 
     def pending(self) -> dict[str, Any]:
-        """`{"losses", "metrics"}` of the steps since the last row, as JSON. A checkpoint keeps them, so that a resumed run logs
-        what it would have logged without a stop."""
+        """Returns {"losses": [...], "metrics": {name: [...]}} of the steps since the last row, as JSON. Checkpoints keep them,
+        so that a resumed run logs the same means as one that was not interrupted."""
         lists = {name: of_steps.tolist() for name, of_steps in self._fetched().items()}
         return {"losses": lists.pop("loss", [])} | ({"metrics": lists} if lists else {})
 
@@ -119,7 +96,7 @@ class Log:
         return {name: np.asarray(of_steps, np.float32) for name, of_steps in jax.device_get(self.since).items()}
 
     def _speed(self, step: int, seconds: float, seen: int) -> dict[str, float]:
-        if self.last is None:  # the first interval holds the compilation
+        if self.last is None:  # the first interval includes the compilation
             return {}
         steps, spent = step - self.last[0], max(seconds - self.last[1], 1e-9)
         speed = {"tokens_per_second": (seen - self.last[2]) / spent, "steps_per_second": steps / spent}
@@ -127,7 +104,7 @@ class Log:
         return speed | ({"mfu": self.flops_per_step * steps / spent / peak / jax.device_count()} if peak else {})
 
     def write(self, row: dict[str, Any]) -> None:
-        """A row of numbers to metrics.jsonl and TensorBoard."""
+        """Appends a row of numbers to metrics.jsonl and TensorBoard."""
         self.rundir.append("metrics.jsonl", row)
         if self.writer is not None:
             for name, value in row.items():
@@ -136,11 +113,11 @@ class Log:
 
 @dataclass
 class Evaluate:
-    """Held-out metrics and samples, with the averaged parameters if there are any."""
+    """Held-out figures and samples, of the averaged parameters if there are any."""
 
     c: config.Run
-    evaluators: Sequence[Callable[[Any], dict[str, float]]]  # each from parameters
-    sample: Callable[[Any], list[dict[str, str]]]
+    evaluators: Sequence[Callable[[Any], dict[str, float]]]  # params -> figures by name
+    sample: Callable[[Any], list[dict[str, str]]]  # params -> prompts and texts
     log: Log
     latest: dict[str, float] = field(default_factory=dict)
     at: int = -1
@@ -148,7 +125,7 @@ class Evaluate:
     def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
         if not due(step, self.c.evaluate.every, self.c.train.steps):
             return
-        jax.block_until_ready(state.params)  # else the steps still under way would count as evaluation
+        jax.block_until_ready(state.params)  # otherwise, steps that still run would count as evaluation
         params = self.evaluate(step, state)
         self.log.write({"step": step} | {f"heldout/{k}": v for k, v in self.latest.items()})
         shown = ("loss", "nll", "accuracy", "exact", "f1", "bits_per_byte")
@@ -161,7 +138,7 @@ class Evaluate:
             self.log.rundir.append("samples.jsonl", {"step": step} | text)
 
     def evaluate(self, step: int, state: TrainState) -> Any:
-        """Sets `latest` to the figures of all evaluators; returns the parameters that they are of."""
+        """Sets `latest` to the figures of all evaluators, and returns the parameters that they are of."""
         params = state.params if state.ema is None else state.ema
         with self.log.clock("evaluate"):
             self.latest = {name: value for evaluator in self.evaluators for name, value in evaluator(params).items()}
@@ -171,20 +148,20 @@ class Evaluate:
 
 @dataclass
 class Save:
-    """Checkpoints when due, with the held-out loss of the same step so that the best can be kept."""
+    """Saves checkpoints, with the held-out loss of the same step, by which the best is kept."""
 
     c: config.Run
     checkpoints: Checkpoints
     evaluate: Evaluate
     clock: Clock
-    rows: Callable[[int], int]  # rows of the data that have been read when so many steps are done
+    rows: Callable[[int], int]  # steps done -> rows of the data read
 
     def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
         if due(step, self.c.checkpoint.every, self.c.train.steps):
             self.now(step, state)
 
     def now(self, step: int, state: TrainState) -> None:
-        check_progress(self.c.train, step, int(state.skipped_in_a_row))  # waits for the step; else it would count as saving
+        check_progress(self.c.train, step, int(state.skipped_in_a_row))  # waits for the step, which would count as saving
         with self.clock("checkpoint"):
             found = self.evaluate.latest if self.evaluate.at == step else {}
             loss = found.get("loss", found.get("nll"))
@@ -194,7 +171,7 @@ class Save:
 
 @dataclass
 class Goodput:
-    """Where the run stands and what its seconds went into -> goodput.jsonl, which outlives a kill."""
+    """Appends the step and the clock's seconds to goodput.jsonl, from which goodput is computed even after a kill."""
 
     c: config.Run
     rundir: RunDir
@@ -209,7 +186,9 @@ class Goodput:
         if due(step, self.c.log.every, self.c.train.steps):
             self.now()
 
-    def now(self, event: str = "step") -> None:
+    def now(self, event: str = "step", *, at: int | None = None) -> None:
+        """Appends a row for step `at`, by default the latest."""
+        self.at = self.at if at is None else at
         row = {"event": event, "time": time.time(), "step": self.at, "seconds": self.clock.seconds()}
         self.rundir.append("goodput.jsonl", row)
         self.rundir.publish()
@@ -217,8 +196,8 @@ class Goodput:
 
 @dataclass
 class Profile:
-    """Traces the given steps with jax.profiler, at host 0. What is left of them if the run goes on within them; the first
-    step of a process, which compiles, is never among them."""
+    """Traces `steps` with jax.profiler on host 0. Never the first step of a process, which compiles; a run that resumes within
+    `steps` traces the rest of them."""
 
     rundir: RunDir
     clock: Clock
@@ -230,7 +209,7 @@ class Profile:
             return
         if not self.tracing and step + 1 in self.steps:
             with self.clock("profile"):
-                jax.block_until_ready(state.params)  # else the steps still under way would be in the trace
+                jax.block_until_ready(state.params)  # otherwise, steps that still run would be in the trace
                 jax.profiler.start_trace(str(self.rundir.path / "profile"))
             self.tracing = True
         elif self.tracing and step + 1 not in self.steps:
@@ -238,7 +217,7 @@ class Profile:
             self.close()
 
     def close(self) -> None:
-        """Writes the trace, if one is under way."""
+        """Stops and writes the trace, if there is one."""
         if self.tracing:
             with self.clock("profile"):
                 jax.profiler.stop_trace()
@@ -246,9 +225,11 @@ class Profile:
 
 
 class StopOnSignal:
-    """SIGTERM, SIGHUP and Ctrl-C end the run after the step under way, saved; a second Ctrl-C ends it without saving.
+    """On SIGTERM, SIGHUP or Ctrl-C, raises Stopped after the current step, once a checkpoint is saved. A second Ctrl-C ends the
+    run without saving.
 
-    Of several hosts one is enough: jax's service catches SIGTERM there, and all agree on the step after which they stop.
+    With several hosts, a signal to one is enough: JAX's coordination service catches SIGTERM, and all hosts stop after the
+    same step.
     """
 
     def __init__(self, save: Save):

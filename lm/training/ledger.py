@@ -1,9 +1,9 @@
-"""The compute ledger of a run: what it costs and reads, so that runs can be compared at equal cost.
+"""The compute ledger of a run: its FLOPs, tokens and bytes, so that runs can be compared at equal cost.
 
-Counted over rows that the run trains on: padding costs nothing here, a causal query pays for the keys it sees, and logits
-for the places that are asked about. (What a device spends on padding shows in its seconds.) `steps_for` adds up the very
-rows of all its steps. What `summary.json` says of FLOPs and bytes is the average of a run's first SAMPLE rows times its
-rows; its tokens are counted in the step, every one.
+FLOPs are counted from the rows that the run trains on: padding is free, a causal query costs only the keys that it sees, and
+logits only the positions that are asked about. (What a device spends on padding shows in its seconds.) `steps_for` adds up
+exactly the rows of all steps. FLOPs and bytes in `summary.json` are the mean of a run's first SAMPLE rows times the number of
+its rows; tokens are counted exactly, in the step.
 """
 
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ from lm import flops
 from lm.errors import UserError
 from lm.training.task import Task
 
-SAMPLE = 1024  # rows that the averages are taken over, at most
+SAMPLE = 1024  # rows that means are taken over, at most
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Of a row, on average."""
+    """Means per row."""
 
     flops: float  # model FLOPs, forward and backward
-    seen: float  # tokens that a stack reads
-    loss_tokens: float  # places that the loss is over; of two models, the second's
-    raw_bytes: float  # UTF-8 bytes of text in its window
+    seen: float  # tokens that models read
+    loss_tokens: float  # tokens with loss
+    raw_bytes: float  # UTF-8 bytes of the text that it is made of
 
     def of(self, rows: int) -> dict[str, float]:
-        """The totals of so many rows, by the names of `summary.json`."""
+        """The totals of `rows` rows, with the names of `summary.json`."""
         names = {"model_flops": self.flops, "tokens_seen": self.seen, "tokens_with_loss": self.loss_tokens}
         return {name: value * rows for name, value in (names | {"raw_bytes": self.raw_bytes}).items()}
 
 
 def of_a_row(task: Task, rows: Any, count: int = SAMPLE, *, first: int = 0) -> Ledger:
-    """Means over rows `first` to `first + count` of a run (`lm.data.rows.Rows`, or others like them)."""
+    """Means over rows `first` to `first + count - 1` of `rows` (`lm.data.rows.Rows` or others with its methods)."""
     example = rows.rows(np.arange(first, first + count))
-    # A pass without positions of its own computes logits at those that are asked about, or everywhere where only some are.
+    # A pass whose number of positions is None has logits at all positions, also where the example asks only about some.
     passes = [(m, p is None and example.where is not None) for m, p in task.passes(rows.lengths)]
     costs = [flops.of_rows(m, example, everywhere=everywhere) for m, everywhere in passes]
     return Ledger(
@@ -49,13 +49,12 @@ def of_a_row(task: Task, rows: Any, count: int = SAMPLE, *, first: int = 0) -> L
 
 
 def left_out(rows: Any, count: int = 128) -> float:
-    """The share of the text that no row has, from `count` rows spread over all: see `Rows.left_out`."""
+    """The share of the text that is in no row (`Rows.left_out`), estimated from `count` rows spread evenly over the split."""
     return round(rows.left_out(np.linspace(0, rows.count - 1, min(rows.count, count)).astype(np.int64)), 6)
 
 
 def steps_for(task: Task, rows: Any, size: int, what: Literal["flops", "seen", "loss_tokens"], budget: float) -> int:
-    """The number of steps of `size` rows that comes nearest to a budget, by adding up these rows; UserError if that is over 1 %
-    off."""
+    """The number of steps of `size` rows whose sum of `what` is nearest to `budget`. UserError if it is over 1 % off."""
     spent, a_step, steps = 0.0, 0.0, 0
     while spent < budget:
         a_step = getattr(of_a_row(task, rows, size, first=steps * size), what) * size
@@ -68,7 +67,7 @@ def steps_for(task: Task, rows: Any, size: int, what: Literal["flops", "seen", "
 
 
 def parameters(params: Any) -> dict[str, int]:
-    """How many, and how many besides the tables that tokens, positions and types are looked up in."""
+    """The number of parameters, with and without the embedding tables of tokens, positions and types."""
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
     named = [(jax.tree_util.keystr(path, simple=True, separator="/").split("/"), x.size) for path, x in flat]
     total = sum(size for _, size in named)

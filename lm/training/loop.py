@@ -1,4 +1,4 @@
-"""The loop of every recipe, and the clock that says where the time went."""
+"""The training loop of every recipe, and a clock that counts what its time went into."""
 
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -12,7 +12,7 @@ Hook = Callable[[int, Any, dict[str, Any]], None]  # (steps done, state, metrics
 
 
 class Clock:
-    """Seconds by kind; what belongs to none is `train`."""
+    """Seconds by kind, as `with clock("kind"):`; seconds of no kind count as `train`."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter()
@@ -44,7 +44,7 @@ def run(
     frozen: Any = None,
     clock: Clock,
 ) -> Any:
-    """Takes the steps numbered `steps`, counted from 0, and calls every hook after each; returns the last state."""
+    """Takes the steps numbered `steps` (the first of a run is 0), calls all hooks after each, and returns the last state."""
     for step in steps:
         with clock("data_wait"):
             batch = source(step, state)
@@ -56,7 +56,7 @@ def run(
 
 
 def prefetched(make: Callable[[int], Any], steps: range) -> Source:
-    """A source that ignores the state: `make(step)`, which a background thread calls ahead of time. It must be asked for
-    `steps` in their order."""
+    """A source of `make(step)`, which ignores the state, so that a background thread can make batches ahead of time. It must be
+    asked for `steps` in order."""
     batches = prefetch(make, first=steps.start, last=steps.stop)
     return lambda step, state: next(batches)

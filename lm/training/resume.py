@@ -1,4 +1,4 @@
-"""What a run begins with: the seed's parameters or another model's, or the checkpoint of an earlier process of the same run."""
+"""The state that a process begins with: new parameters, those of another model, or a checkpoint of the same run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,24 +19,25 @@ from lm.training.recipe import Parts
 from lm.training.step import StatePlan, finite, first_average
 from lm.types import TrainState
 
-FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: none decides a parameter
-LOOSE = ("scan", "remat", "dtype", "dropout", "kernel")  # of a model: they decide how it is computed, not what it has learned
-PLACES = ("data.cache", "train.init_from")  # may have moved: what is in them is in the checkpoint, or told by its fingerprint
+FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: they affect no parameter
+LOOSE = ("scan", "remat", "dtype", "dropout", "kernel")  # fields of a model that may change: they affect no parameter's shape
+# Folders that may have moved: their contents are in the checkpoint, or compared by fingerprint.
+FOLDERS = ("data.cache", "train.init_from")
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a process begins: after `step` steps of the run."""
+    """What a process begins with, after `step` steps of the run."""
 
     step: int
     state: TrainState
     frozen: Any
     position: Position
-    pending: dict[str, list[Any]]  # by name the loss and metrics of steps that no row of the log has
+    pending: dict[str, list[Any]]  # name -> the loss or metric of each step since the last row of the log
 
 
 def begin(parts: Parts, checkpoints: Checkpoints, clock: Clock, *, allow_changes: bool) -> Start:
-    """The latest intact checkpoint, or the state before the first step."""
+    """The state of the latest intact checkpoint, or the one before the first step."""
     run, data, task = parts.run, parts.data, parts.task
     with sharding.use(parts.mesh):
         with clock("restore"):
@@ -53,8 +54,8 @@ def begin(parts: Parts, checkpoints: Checkpoints, clock: Clock, *, allow_changes
 
 
 def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, fresh: Sequence[str] = ()) -> TrainState:
-    """The state before the first step, made from the seed; of `train.init_from`, if it is given, the parameters, except those
-    below the top-level names `fresh`."""
+    """The state before the first step, from the seed. With `train.init_from`, parameters come from there, except those with the
+    top-level names `fresh`."""
     state, folder = plan.create(run.train.seed), run.train.init_from
     if folder is None:
         return state
@@ -70,9 +71,9 @@ def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, fresh: S
 
 
 def can_go_on(state: TrainState, train: config.Train, source: Any) -> TrainState:
-    """A state that steps can change. UserError where it has numbers that are not finite: a step keeps a finite state finite, so
-    that no other is ever saved. Where as many steps in a row were skipped as `train` allows, as earlier versions saved it and
-    as a smaller `max_skipped` makes it, they are counted anew: the step would apply nothing any more."""
+    """Returns a state that training can continue from. UserError if it has numbers that are not finite, since all steps would
+    be skipped; runs never save such a state. Resets the count of skipped steps in a row if it has reached `max_skipped`, as in
+    checkpoints of earlier versions or after `max_skipped` was lowered, since no step would be applied any more."""
     if not bool(jax.jit(finite)((state.params, state.opt_state, state.ema))):
         raise UserError(
             f"the state from {source or 'the seed'} has numbers that are not finite, and no step could change that: begin from "
@@ -83,10 +84,10 @@ def can_go_on(state: TrainState, train: config.Train, source: Any) -> TrainState
 
 
 def position_after(run: config.Run, checkpoints: Checkpoints, step: int) -> tuple[Position, dict[str, list[Any]]]:
-    """Where the data goes on after `step` steps; and by name the loss and metrics of those steps that no row of the log has."""
+    """The position in the data after `step` steps; and name -> the loss or metric of each step since the log's last row."""
     progress = checkpoints.saved_progress(step) if step else {}
     rows = progress.get("rows")
-    if rows is None:  # earlier versions kept the step alone
+    if rows is None:  # earlier versions saved only the step
         rows = step * checkpoints.saved_run(step)[0].train.batch_size if step else 0
     pending = {"loss": progress.get("losses", [])} | progress.get("metrics", {})
     return Position(step, rows, run.train.batch_size), {
@@ -95,7 +96,7 @@ def position_after(run: config.Run, checkpoints: Checkpoints, step: int) -> tupl
 
 
 def step_to_go_on_from(run: config.Run, data: Prepared, checkpoints: Checkpoints, *, allow_changes: bool) -> int:
-    """The step to go on from, 0 for a new run; UserError with a diff where config or tokenizer are not the saved ones."""
+    """The step to resume from, 0 for a new run. UserError, with a diff, if the config or the tokenizer is not the saved one."""
     step = checkpoints.latest_intact()
     if step is None:
         return 0
@@ -105,7 +106,7 @@ def step_to_go_on_from(run: config.Run, data: Prepared, checkpoints: Checkpoints
             f"{checkpoints.directory.parent} was trained with another tokenizer; use its data and tokenizer settings, or "
             "another --workdir"
         )
-    changed = {k: v for k, v in resolve.diff(old, run).items() if k.split(".")[0] not in FREE and k not in PLACES}
+    changed = {k: v for k, v in resolve.diff(old, run).items() if k.split(".")[0] not in FREE and k not in FOLDERS}
     if fingerprint != data.fingerprint:
         changed["contents of the data"] = (fingerprint[:8], data.fingerprint[:8])
     lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])

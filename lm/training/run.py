@@ -10,15 +10,18 @@ from lm import config, sharding
 from lm.checkpoint import Checkpoints
 from lm.config import resolve
 from lm.data.loader import Position
-from lm.errors import add_also, printable
+from lm.errors import add_also
 from lm.training import hooks, loop, resume
 from lm.training.assembly import assemble, bytes_a_device
+from lm.training.display import Display, parameter_table
 from lm.training.goodput import account
 from lm.training.ledger import SAMPLE, left_out, of_a_row, parameters
+from lm.training.loop import Clock
 from lm.training.recipe import Parts, Recipe
 from lm.training.report import write_report
 from lm.training.rundir import RunDir, manifest, params_sha256
 from lm.training.step import counted
+from lm.types import TrainState
 
 
 def train(
@@ -30,9 +33,10 @@ def train(
     quiet: bool = False,
     profile: range | None = None,
 ) -> dict[str, Any]:
-    """Trains, or goes on, in `workdir`; returns what `summary.json` holds. Raises UserError, Stopped, Diverged.
+    """Trains in `workdir`, resuming the run that it holds, and returns the contents of `summary.json`. Raises UserError,
+    Stopped or Diverged.
 
-    `profile`: steps to trace. With several hosts each calls this: all write their parts of checkpoints, the first the rest.
+    `profile`: steps to trace. All hosts must call this; each writes its shards of checkpoints, and host 0 everything else.
     """
     rundir = RunDir(workdir)
     try:
@@ -45,46 +49,40 @@ def train(
 def _train(
     run: config.Run, recipe: Recipe, rundir: RunDir, *, allow_changes: bool, quiet: bool, profile: range | None
 ) -> dict[str, Any]:
-    clock = loop.Clock()
+    clock = Clock()
     goodput = hooks.Goodput(run, rundir, clock)
     with clock("prepare"):
         run = recipe.complete(run, rundir.home)
         parts = assemble(run, recipe, progress=not quiet)
     checkpoints = Checkpoints(rundir.home, run.checkpoint, run, parts.data.tokenizer.proto, parts.data.fingerprint)
     start = resume.begin(parts, checkpoints, clock, allow_changes=allow_changes)
-    first, before = start.step, counted(np.asarray(start.state.seen))[0]
+    _record(parts, rundir, start.step)
     lost = {split: left_out(rows) for split, rows in parts.rows.items()}
-    display = hooks.Display(run.train.steps, first, quiet=quiet)
-    _record(parts, rundir, first)
-    _introduce(parts, display, lost, f"going on from step {first} in {rundir.home}" if first else None)
+    display = Display(run.train.steps, start.step, quiet=quiet)
+    display.introduce(parts, lost)
+    if start.step:
+        display.say(f"going on from step {start.step} in {rundir.home}")
 
     writer = _tensorboard(rundir, run)
     log = hooks.Log(run, rundir, display, clock, parts.schedule, parts.flops_per_step, writer, start.pending)
     sample = lambda params: recipe.samples(parts, params, start.frozen)
     evaluate = hooks.Evaluate(run, recipe.evaluators(parts, start.frozen), sample, log)
     save = hooks.Save(run, checkpoints, evaluate, clock, start.position.after)
-    tracing = hooks.Profile(rundir, clock, profile)
-    stop = hooks.StopOnSignal(save)
-    goodput.at = first
-    goodput.now()
-    steps = range(first, run.train.steps)
-    source = recipe.source(parts, start.position, steps)
-    every = [log, evaluate, save, goodput, tracing, stop]
+    tracing, stop = hooks.Profile(rundir, clock, profile), hooks.StopOnSignal(save)
+    goodput.now(at=start.step)
+    before = counted(np.asarray(start.state.seen))[0]
     try:
-        with sharding.use(parts.mesh), display.bar:
-            state = loop.run(start.state, parts.step, source, every, steps=steps, frozen=start.frozen, clock=clock)
-            stop.restore()  # from here on there is no step after which to stop
-            hooks.check_progress(run.train, int(state.step), int(state.skipped_in_a_row))
-            with clock("checkpoint"):
-                checkpoints.wait()
-            if evaluate.at != run.train.steps:  # nothing was left to do: the figures are those of the restored state
+        every = [log, evaluate, save, goodput, tracing, stop]
+        state = _steps(parts, recipe, start, every, display, clock)
+        stop.restore()  # no step is left after which a signal could stop the run
+        hooks.check_progress(run.train, int(state.step), int(state.skipped_in_a_row))
+        with clock("checkpoint"):
+            checkpoints.wait()
+        if evaluate.at != run.train.steps:  # no step was left: evaluate the restored state
+            with sharding.use(parts.mesh):
                 evaluate.evaluate(run.train.steps, state)
     except BaseException as error:
-        if jax.process_count() == 1:  # of several, others may be gone that a save would wait for
-            try:
-                checkpoints.wait()  # what was being saved is not lost with the process
-            except Exception as also:  # the first error is the one to be told
-                add_also(error, f"the save under way failed: {also}")
+        _finish_saving(checkpoints, error)
         raise
     finally:
         stop.restore()
@@ -96,33 +94,37 @@ def _train(
         baselines = recipe.baselines(parts) if rundir.writes else None
     goodput.now("done")
     summary = _summary(parts, state, evaluate.latest, baselines, clock, position=start.position, before=before)
-    summary["text_left_out"] = lost
-    summary["goodput"] = account(rundir.rows("goodput.jsonl"))
+    summary |= {"text_left_out": lost, "goodput": account(rundir.rows("goodput.jsonl"))}
     checkpoints.close()
     rundir.write_json("summary.json", summary)
     if rundir.writes:
-        report = write_report(rundir, summary)
-        show_results(display, summary, rundir, report)
+        display.results(summary, rundir, write_report(rundir, summary))
     return summary
 
 
+def _steps(parts: Parts, recipe: Recipe, start: resume.Start, every: list[Any], display: Display, clock: Clock) -> TrainState:
+    steps = range(start.step, parts.run.train.steps)
+    source = recipe.source(parts, start.position, steps)
+    with sharding.use(parts.mesh), display.bar:
+        return loop.run(start.state, parts.step, source, every, steps=steps, frozen=start.frozen, clock=clock)
+
+
+def _finish_saving(checkpoints: Checkpoints, error: BaseException) -> None:
+    """Waits for a save in progress, so that an error does not lose it. A failure is added to the error."""
+    if jax.process_count() > 1:  # the save may wait for hosts that are gone
+        return
+    try:
+        checkpoints.wait()
+    except Exception as also:
+        add_also(error, f"the save under way failed: {also}")
+
+
 def _record(parts: Parts, rundir: RunDir, first: int) -> None:
-    """Writes what the run is; moves aside what earlier processes logged of steps after `first`."""
+    """Writes config.json and manifest.json, and moves logs of steps after `first`, which will run again, out of the way."""
     rundir.forget_after(first)
     rundir.write_json("config.json", resolve.to_dict(parts.run))
     facts = dict(data_fingerprint=parts.data.fingerprint, tokenizer_fingerprint=parts.data.tokenizer.fingerprint)
     rundir.write_json("manifest.json", manifest(parts.run, **facts, mesh=parts.mesh))
-
-
-def _introduce(parts: Parts, display: hooks.Display, left_out: dict[str, float], resumed: str | None) -> None:
-    display.say(parameter_table(parts))
-    for split, share in left_out.items():
-        if share >= 0.001:
-            display.say(
-                f"{share:.1%} of the {split} text is in no row: documents too short for the objective, ends that do not fit"
-            )
-    if resumed:
-        display.say(resumed)
 
 
 def _tensorboard(rundir: RunDir, run: config.Run) -> Any:
@@ -136,13 +138,13 @@ def _tensorboard(rundir: RunDir, run: config.Run) -> Any:
 
 
 def _summary(
-    parts: Parts, state: Any, heldout: Any, baselines: Any, clock: loop.Clock, *, position: Position, before: int
+    parts: Parts, state: Any, heldout: Any, baselines: Any, clock: Clock, *, position: Position, before: int
 ) -> dict[str, Any]:
-    """`before`: the tokens that the run had seen when this process began."""
+    """What summary.json holds. `before`: tokens that the run had read when this process began."""
     seen, with_loss = counted(np.asarray(state.seen))
     seconds = clock.seconds()
     rows = position.after(int(state.step))
-    whole = of_a_row(parts.task, parts.rows["train"], min(max(rows, 1), SAMPLE)).of(rows)
+    totals = of_a_row(parts.task, parts.rows["train"], min(max(rows, 1), SAMPLE)).of(rows)
     return {
         "step": int(state.step),
         **parameters(state.params),
@@ -152,26 +154,16 @@ def _summary(
         "tokens_seen": seen,
         "tokens_with_loss": with_loss,
         "skipped_steps": int(state.skipped),
-        "model_flops": whole["model_flops"],
-        "raw_bytes": whole["raw_bytes"],
+        "model_flops": totals["model_flops"],
+        "raw_bytes": totals["raw_bytes"],
         "tokens_per_second": round((seen - before) / max(seconds["train"] + seconds.get("data_wait", 0.0), 1e-9), 1),
         "seconds": seconds,
     }
 
 
-def parameter_table(parts: Parts, depth: int = 3) -> str:
-    """Parameters by module, and what a step costs."""
-    counts: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(parts.plan.abstract.params)[0]:
-        name = "/".join(jax.tree_util.keystr(path, simple=True, separator="/").split("/")[:depth])
-        counts[name] = counts.get(name, 0) + leaf.size
-    total = sum(counts.values())
-    lines = [f"{n:>14,}  {name}" for name, n in counts.items()]
-    return "\n".join([*lines, f"{total:>14,}  parameters", f"{parts.flops_per_step:>14.3e}  model FLOPs a step"])
-
-
 def dry_run(run: config.Run, recipe: Recipe) -> str:
-    """Config, parameters, FLOPs and memory of a run, from its compiled step; nothing is trained or written but the cache."""
+    """Returns text with the complete config, parameters, FLOPs and memory of a run, from its compiled step. Trains nothing, and
+    writes only the data cache."""
     run = recipe.complete(run, None)
     parts = assemble(run, recipe)
     memory = parts.lower().compile().memory_analysis()
@@ -181,21 +173,8 @@ def dry_run(run: config.Run, recipe: Recipe) -> str:
         "batch, bytes a device": bytes_a_device(parts.batch),
     }
     lines = [f"{v:>14,}  {k}" for k, v in report.items()]
-    held = [
+    replicated = [
         f"whole on every device: {name}"
         for name in sharding.replicated_params(parts.plan.abstract.params, parts.plan.shardings.params, parts.mesh)
     ]
-    return "\n".join([resolve.to_json(run), parameter_table(parts), *lines, *held])
-
-
-def show_results(display: hooks.Display, summary: dict[str, Any], rundir: RunDir, report: Path) -> None:
-    """The last words of a run: held-out figures beside the baselines, samples, where everything is."""
-    say = display.say
-    for text in rundir.rows("samples.jsonl")[-3:]:
-        say(f"\n> {printable(text['prompt'])} -> {printable(text['text'])}")
-    say("")
-    for name, value in summary["heldout"].items():
-        say(f"held-out {name:<14} {value:,.4f}")
-    for name, value in (summary["baselines"] or {}).items():
-        say(f"  baseline {name:<22} {value:.4f} bits per byte")
-    say(f"\nreport: {report}")
+    return "\n".join([resolve.to_json(run), parameter_table(parts), *lines, *replicated])

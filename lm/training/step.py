@@ -1,7 +1,7 @@
-"""The state of a run, where it lives, and the one step that changes it.
+"""The state of a run, its shardings, and the step that changes it.
 
-A step has no branches. It keeps the old parameters, moments and average, and counts the step as skipped, unless the loss, the
-gradient and all that it would change are finite.
+The step has no branches. Unless the loss, the gradient and all updated arrays are finite, it keeps the old parameters, moments
+and average, and counts itself as skipped.
 """
 
 from collections.abc import Callable
@@ -27,25 +27,25 @@ STEP_METRICS = ("loss", "grad_norm", "skipped", "skipped_in_a_row", "seen")  # o
 
 @dataclass(frozen=True)
 class StatePlan:
-    """A state described: how to make it, its abstract form, and the sharding of every array in it."""
+    """How to create a state, its shapes and dtypes, and the sharding of each array."""
 
     init: Callable[[jax.Array], TrainState]
     abstract: TrainState
     shardings: TrainState
 
     def create(self, seed: int) -> TrainState:
-        """The first state, made in place: no device ever holds more than its shards."""
+        """The state before the first step. Each device creates only its own shards."""
         return jax.jit(self.init, out_shardings=self.shardings)(jax.random.key(seed))
 
     def targets(self) -> TrainState:
-        """Abstract arrays with their shardings: what a checkpoint is restored into."""
+        """The state as abstract arrays with shardings, to restore a checkpoint into."""
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self.abstract, self.shardings)
 
 
 def plan_state(
     init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool
 ) -> StatePlan:
-    """From `init_params(key)`, whose parameters carry logical axis names, and the optimizer."""
+    """`init_params(key)` returns parameters that carry logical axis names; moments and averages are sharded as they are."""
 
     def init(key: jax.Array) -> TrainState:
         params = nn.unbox(init_params(key))
@@ -72,13 +72,13 @@ def plan_state(
 
 
 def first_average(params: Any) -> Any:
-    """The average of parameters before any step: copies in float32, because in bfloat16 an average with a decay of 0.999
+    """The average of the parameters before any step: copies in float32, because an average in bfloat16 with a decay of 0.999
     never moves."""
     return jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
 
 
 def finite(tree: Any) -> jax.Array:
-    """bool []: whether every floating-point number in the tree is finite."""
+    """bool []: whether all floating-point numbers of the tree are finite."""
     checks = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.all(jnp.stack(checks))
 
@@ -88,7 +88,7 @@ def _is_masked(x: Any) -> bool:
 
 
 def _like_parameter(rest: Any) -> Callable[[Any, Any, Any], Any]:
-    """A moment lies as its parameter does; one of another shape (Adafactor's rows and columns) is on every device."""
+    """A moment has the sharding of its parameter; one of another shape (Adafactor's rows and columns) is replicated."""
     return lambda x, s, p: x if _is_masked(x) else s if x.shape == p.shape else rest
 
 
@@ -101,11 +101,10 @@ def make_step(
     train: config.Train,
     asked: Callable[[Any], jax.Array] = methodcaller("tokens_asked"),
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
-    """The jitted step `(state, frozen, batch) -> (state, metrics)`. It takes the state's buffers for the new state, and leaves
-    `frozen` and the batch alone.
+    """Returns the jitted step `(state, frozen, batch) -> (state, metrics)`, which donates the state and nothing else.
 
-    Metrics are scalars on the device, but for `seen`: those of STEP_METRICS, and each mean that the loss returns beside itself.
-    `asked(batch)` is the number of tokens with loss.
+    Metrics are arrays on the device: STEP_METRICS, scalars except for `seen` uint32 [2, 2], and each mean that the loss returns
+    beside itself. `asked(batch)` counts the tokens with loss.
     """
     gradient = _gradient(loss, plan)
     if train.microbatches > 1:
@@ -123,7 +122,7 @@ def make_step(
         ema = None if state.ema is None else jax.tree.map(partial(_averaged, optimizer.ema or 0.0), state.ema, params)
 
         old, new = (state.params, state.opt_state, state.ema), (params, opt_state, ema)
-        # After `max_skipped` steps in a row nothing is applied any more: the run stops at the next log, whenever that is.
+        # After `max_skipped` skipped steps in a row nothing is applied until the next log stops the run, however rare logs are.
         good = finite((norm, mean.total, new)) & (state.skipped_in_a_row < train.max_skipped)
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b).astype(b.dtype), new, old)  # a state keeps its dtypes
         bad = jnp.int32(~good)
@@ -144,9 +143,9 @@ def make_step(
 
 
 def _gradient(loss: Loss, plan: StatePlan) -> Callable[..., tuple[Any, Any]]:
-    """`(params, frozen, batch, key)` -> the gradient of the loss's sum over the batch, and all that `loss` returns.
+    """Returns `(params, frozen, batch, key) -> (gradient of the loss summed over the batch, what the loss returns)`.
 
-    A sum, not a mean: so microbatches of different weight add up to the whole batch.
+    It is the gradient of a sum, not of a mean, so that microbatches of different weight add up to the batch.
     """
 
     def total(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -162,7 +161,7 @@ def _gradient(loss: Loss, plan: StatePlan) -> Callable[..., tuple[Any, Any]]:
 
 
 def _accumulated(gradient: Callable[..., tuple[Any, Any]], n: int) -> Callable[..., tuple[Any, Any]]:
-    """The same function, which cuts its batch into `n` parts and adds up what `gradient` returns of each, in float32."""
+    """Returns the same function, which splits the batch into `n` parts and sums what `gradient` returns of each, in float32."""
 
     def summed(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
         parts, keys = jax.tree.map(lambda x: _microbatches(x, n), batch), jax.random.split(key, n)
@@ -179,17 +178,17 @@ def _accumulated(gradient: Callable[..., tuple[Any, Any]], n: int) -> Callable[.
 
 
 def _averaged(decay: float, average: jax.Array, param: jax.Array) -> jax.Array:
-    """decay * average + (1 - decay) * param, in float32, with weights that add up to 1 although 1 - decay is rounded."""
+    """decay * average + (1 - decay) * param in float32, with weights that add up to 1 although 1 - decay is rounded."""
     return average + (1 - decay) * (param - average)
 
 
 def _microbatches(x: jax.Array, n: int) -> jax.Array:
-    """[B, ...] -> [n, B / n, ...], each part spread over all devices: rows i, i + n, i + 2n ... together."""
+    """[B, ...] -> [n, B / n, ...]. Rows are strided over the parts, so that each part stays evenly sharded."""
     return jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
 
 
 def _count(counter: jax.Array, more: jax.Array) -> jax.Array:
-    """uint32 [2, 2] of (low, high) halves plus uint32 [2]: a float32 would stop counting at 16.7 million."""
+    """Adds uint32 [2] to counters uint32 [2, 2] of (low, high) halves. A float32 would stop counting at 16.7 million."""
     low = counter[:, 0] + more
     return jnp.stack([low, counter[:, 1] + (low < more).astype(jnp.uint32)], axis=1)
 

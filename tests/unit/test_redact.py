@@ -6,7 +6,7 @@ import pytest
 
 from lm import config
 from lm.redact import redacted, redacted_command, redacted_environment
-from lm.training import hooks, rundir
+from lm.training import display, rundir
 
 SECRETS = [
     "hf_" + "a1B2" * 8,
@@ -80,7 +80,7 @@ def test_the_manifest_and_the_terminal(monkeypatch, capsys):
     assert "hush" not in str(found) and SECRETS[0] not in str(found)
     assert found["environment"]["LM_PROXY"] == "http://(redacted)@proxy"
 
-    hooks.Display(1, 0).say("a\x1b[31mred\x07\nb\u202e\udc80\r")
+    display.Display(1, 0).say("a\x1b[31mred\x07\nb\u202e\udc80\r")
     assert capsys.readouterr().err == "a\\x1b[31mred\\x07\nb\\u202e\\udc80\\r\n"
 
 
