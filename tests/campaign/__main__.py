@@ -1,12 +1,11 @@
-"""Injects faults into real runs, one after the other, and says of each what was seen.
+"""Injects faults into real runs, one after the other, and reports what happened.
 
     python -m tests.campaign [--only REGEX] [--out FILE.md] [--list]
 
-Config values, files, corpora, names, conversion, signals, limits: each injection states what must hold (a mistake in the
-input is one line and exit code 2; damage costs nothing but the damaged file; a stopped run goes on to the same bits). All of
-it takes about five minutes on two quiet cores; table.md has what was seen the last time. 20 of the injections are among the
-tests (tests/e2e/test_campaign.py).
-Exit code 1 if any does not hold.
+Config values, files, corpora, names, conversion, signals, limits: each injection asserts an invariant (a user's mistake gives a
+one-line error and exit code 2; damage costs no more than the damaged file; a stopped run resumes to the same bits). All of
+them take about five minutes on two quiet cores; table.md has the results of the last time. 20 of the injections are among the
+tests (tests/e2e/test_campaign.py). Exit code 1 if any invariant does not hold.
 """
 
 import argparse
@@ -29,12 +28,12 @@ INJECTIONS: list[Injection] = [
 
 
 def attempt(injection: Injection, bench: Bench) -> tuple[bool, str]:
-    """Whether what must hold did, and what was seen."""
+    """Runs an injection; returns whether its invariant held, and what happened in words."""
     try:
         return True, injection.run(bench)
     except AssertionError as error:
         return False, str(error) or traceback.format_exc(limit=-1)
-    except Exception as error:  # an injection that fails by itself is a failure as well
+    except Exception as error:  # an error of the injection itself is a failure as well
         return False, f"{type(error).__name__}: {error}"
 
 

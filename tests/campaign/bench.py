@@ -1,4 +1,4 @@
-"""Where injections are tried: a corpus, an uninterrupted run to compare with, and processes that run our commands.
+"""The environment of the injections: a corpus, an uninterrupted run to compare with, and processes that run our commands.
 
 Most injections run in one long-lived worker, so that JAX is imported and the step compiled once; those that need signals,
 limits or another environment start a process of their own.
@@ -30,7 +30,7 @@ STEPS = 12  # of tests/e2e/tiny.py; checkpoints at 4, 8 and 12, of which two are
 
 @dataclass(frozen=True)
 class Said:
-    """What a command ended with."""
+    """The result of a command."""
 
     code: int | str  # exit code; "hung" if it had to be killed
     err: str  # standard error
@@ -38,14 +38,14 @@ class Said:
 
     @property
     def last(self) -> str:
-        """The line that a user reads: the error if there is one, else the last."""
+        """The line that a user sees: the error if there is one, otherwise the last line."""
         lines = [line for line in self.err.strip().splitlines() if line.strip()]
         return next((line for line in lines if line.startswith("error:")), lines[-1] if lines else "")
 
 
 @dataclass(frozen=True)
 class Injection:
-    """`run(bench)` injects one fault and asserts what must hold; returns in a few words what was seen."""
+    """`run(bench)` injects a fault and asserts an invariant; it returns in a few words what happened."""
 
     area: str
     name: str
@@ -54,7 +54,7 @@ class Injection:
 
 @dataclass
 class Bench:
-    """Everything below `root`, a new folder."""
+    """All files are below `root`, a new folder."""
 
     root: Path
     _count: int = 0
@@ -81,14 +81,14 @@ class Bench:
 
     @cached_property
     def whole(self) -> Path:
-        """The workdir of a run that nothing happened to."""
+        """The workdir of an undisturbed run."""
         workdir = self.root / "whole"
         said = self.train(workdir)
         assert said.code == 0, f"the uninterrupted run failed: {said.err}"
         return workdir
 
     def half(self) -> Path:
-        """A copy of that run as if it had been killed after step 8: it has something to go on with, and something to do."""
+        """A copy of that run as if it had been killed after step 8: with a checkpoint, and steps left to do."""
         workdir = self.folder()
         shutil.copytree(self.whole, workdir)
         for name in ("checkpoints/12", "summary.json", "report.html", ".lock"):
@@ -97,7 +97,7 @@ class Bench:
         return workdir
 
     def cache(self) -> Path:
-        """A copy of the prepared data; the folder in it that a fingerprint names is `prepared(cache)`."""
+        """A copy of the cache of prepared data; `prepared(cache)` is the folder in it that is named by the fingerprint."""
         target = self.folder()
         assert self.whole.exists()
         shutil.copytree(self.root / "cache", target)
@@ -106,7 +106,7 @@ class Bench:
     # --------------------------------------------------------------------------------------------------- commands
 
     def flags(self, *extra: str, what: str = "decoder.causal") -> list[str]:
-        """Of `python -m lm.train`, but for --workdir; a later flag overrides an earlier one."""
+        """The flags of `python -m lm.train`, without --workdir; a later flag overrides an earlier one."""
         data = [f"--config.data.sources.tiny.path={self.corpus}", f"--config.data.cache={self.root}/cache"]
         return [f"--config={TINY}:{what}", *data, *extra]
 
@@ -114,7 +114,7 @@ class Bench:
         return self.call("lm.train", f"--workdir={workdir}", *self.flags(*extra, what=what), timeout=timeout)
 
     def call(self, module: str, *argv: str, timeout: float = HANGS) -> Said:
-        """`python -m module argv` in the worker."""
+        """Runs `python -m module argv` in the worker."""
         if self._worker is None:
             words = [sys.executable, "-m", "tests.campaign.worker"]
             self._worker = subprocess.Popen(
@@ -136,14 +136,14 @@ class Bench:
         return Said(**json.loads(line))
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Of commands: the CPU, a compiler that takes no pains, and a cache of their own for what it compiled."""
+        """The environment of commands: the CPU, a compiler without optimisation, and a separate compilation cache."""
         known = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(self.root / "compiled"), "LM_CPU_TUNING": "0"}
         return os.environ | known | {"XLA_FLAGS": " ".join(FLAGS)} | more
 
     def start(
         self, workdir: Path | str, *extra: str, env: dict[str, str] | None = None, shell: str = "{}", **options: Any
     ) -> subprocess.Popen[str]:
-        """`python -m lm.train` in a process of its own; `shell` is what bash runs, with the command at `{}`."""
+        """Runs `python -m lm.train` in its own process; `shell` is a bash script with `{}` for the command."""
         import shlex
 
         words = [sys.executable, "-m", "lm.train", f"--workdir={workdir}", *self.flags(*extra)]
@@ -162,7 +162,7 @@ class Bench:
     # --------------------------------------------------------------------------------------------------- what holds
 
     def went_on(self, workdir: Path, said: Said, *, warned: str | None = None) -> str:
-        """The run came to its end with the bits of the uninterrupted one, and said `warned` (a pattern)."""
+        """Asserts that the run finished with the same bits as the undisturbed one, and warned (a pattern)."""
         assert said.code == 0, f"ended with {said.code}: {said.err[-300:]}"
         ours, theirs = (strict(d / "summary.json") for d in (workdir, self.whole))
         assert ours["params_sha256"] == theirs["params_sha256"], "the parameters differ from those of the uninterrupted run"
@@ -174,7 +174,7 @@ class Bench:
 
 
 def refused(said: Said, cause: str, *, code: int = 2) -> str:
-    """One line says the cause (a pattern), there is no traceback, the exit code is that of a mistake in the input."""
+    """Asserts a one-line error that names the cause (a pattern), no traceback, and the exit code of a user's mistake."""
     assert "Traceback" not in said.err, f"a traceback: {said.err.strip().splitlines()[-1][:200]}"
     assert said.code == code, f"ended with {said.code}, not {code}: {said.last[:300]}"
     lines = [line for line in said.err.splitlines() if line.startswith("error:")]
@@ -184,7 +184,7 @@ def refused(said: Said, cause: str, *, code: int = 2) -> str:
 
 
 def intact(workdir: Path, steps: list[int]) -> None:
-    """These checkpoints are there, whole."""
+    """Asserts that exactly these checkpoints exist and are complete."""
     from etils import epath
 
     from lm.integrity import damage
@@ -197,7 +197,7 @@ def intact(workdir: Path, steps: list[int]) -> None:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """Of a .jsonl file, each of strict JSON."""
+    """The rows of a .jsonl file; asserts that each is strict JSON."""
     return [json.loads(line, parse_constant=_refuse) for line in path.read_text().splitlines()]
 
 
@@ -210,7 +210,7 @@ def _refuse(constant: str) -> Any:
 
 
 def ended(process: subprocess.Popen[str], seconds: float = HANGS) -> Said:
-    """Waits for a process; kills it where it hangs."""
+    """Waits for a process, and kills it if it hangs."""
     try:
         out, err = process.communicate(timeout=seconds)
         return Said(process.returncode, err or "", out or "")

@@ -15,7 +15,7 @@ WEIGHTS = "model.safetensors"
 
 
 def _theirs(bench: Bench) -> Path:
-    """A small LLaMA as they would save it."""
+    """A small LLaMA as transformers saves it."""
     source = bench.root / "llama"
     if not source.exists():
         import jax
@@ -44,7 +44,7 @@ def _config(**change: object) -> Callable[[Path], None]:
 
 
 def _index(file: str) -> Callable[[Path], None]:
-    """An index whose tensors all lie in `file`."""
+    """An index that maps all tensors to `file`."""
 
     def harm(folder: Path) -> None:
         names = [name for name in _header(folder / WEIGHTS)[0] if name != "__metadata__"]
@@ -77,7 +77,7 @@ def _first(header: dict) -> dict:
 
 
 def _as(dtype: str, width: int) -> Callable[[dict], None]:
-    """One tensor said to be of a dtype of `width` bytes, of as many entries as then fit its bytes."""
+    """Declares one tensor as a dtype of `width` bytes, with the number of entries that fits its bytes."""
 
     def change(header: dict) -> None:
         tensor = _first(header)

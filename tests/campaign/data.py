@@ -1,4 +1,4 @@
-"""Odd corpora and odd names of directories."""
+"""Unusual corpora and unusual names of directories."""
 
 import gzip
 import json
@@ -17,7 +17,8 @@ def _words(bench: Bench) -> list[str]:
 
 
 def _read(title: str, make, *, name: str = "odd.jsonl", flags: tuple[str, ...] = (), documents: int | None = 40) -> Injection:
-    """A corpus that is read: `make(lines)` gives its bytes from forty lines of JSON; so many documents must come of it."""
+    """A readable corpus: `make(lines)` makes its bytes from forty lines of JSON, and it must yield the given number of
+    documents."""
 
     def run(bench: Bench) -> str:
         workdir = bench.folder()
@@ -72,7 +73,7 @@ CORPORA = [
 
 
 def _named(name: bytes) -> Injection:
-    """A workdir of this name works, with its arrays inside, or is refused before anything is done."""
+    """A workdir of this name either works, with all its files inside, or is refused before anything is done."""
     shown = name.decode(errors="backslashreplace").replace("\n", "\\n")
     shown = shown if len(shown) < 40 else shown[:20] + "..."
 

@@ -1,4 +1,4 @@
-"""Damaged files: of a run's directory, of its checkpoints, of the prepared data. None costs more than that file."""
+"""Damaged files of a run's directory, its checkpoints and the prepared data. None costs more than that file."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# What harms the latest of two checkpoints, 4 and 8: the run goes on from 4, or from 8 where no state is harmed.
+# Damage to the later of two checkpoints, 4 and 8: the run resumes from 4, or from 8 if the state is not damaged.
 CHECKPOINT_HARMS: dict[str, Harm] = {
     "arrays: a bit flipped": lambda step: _flip(_largest(step / "state")),
     "arrays: cut short": lambda step: _cut(_largest(step / "state")),
@@ -100,10 +100,10 @@ CHECKPOINT_HARMS: dict[str, Harm] = {
 
 
 def _two_left(bench: Bench) -> Path:
-    """A run stopped at 8 with checkpoints 4 and 8."""
+    """A run that was stopped at step 8, with checkpoints 4 and 8."""
     workdir = bench.root / "two"
     if not workdir.exists():
-        # Stopped by its own configuration: the schedule of these steps is that of 12 (it is constant after the warm-up).
+        # It ends at 8 by its config; the schedule up to there equals that of 12 steps (constant after the warm-up).
         flags = ["--config.optimizer.schedule.kind=constant"]
         assert bench.train(workdir.with_name("twelve"), *flags).code == 0
         assert bench.train(workdir, *flags, "--config.train.steps=8").code == 0
@@ -121,7 +121,7 @@ def _checkpoint(title: str) -> Injection:
         assert said.code == 0, f"ended with {said.code}: {said.last}"
         ours, theirs = (strict(d / "summary.json")["params_sha256"] for d in (workdir, bench.root / "twelve"))
         assert ours == theirs, "the parameters differ from those of the uninterrupted run"
-        step = 8 if title.startswith("metrics") else 4  # figures beside a state cost no step
+        step = 8 if title.startswith("metrics") else 4  # damaged metrics of a checkpoint cost no steps
         assert f"going on from step {step}" in said.err, f"did not go on from step {step}: {said.err[-300:]}"
         return f"named, went on from step {step}, equal bits"
 

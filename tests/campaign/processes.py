@@ -1,4 +1,4 @@
-"""Signals, limits and odd environments: each in a process of its own."""
+"""Signals, limits and unusual environments, each in its own process."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from tests.campaign.bench import ROOT, Bench, Injection, Said, ended, intact, re
 from tests.processes import wait_for
 
 Ready = Callable[[Bench, Path], bool]
-LONG = ("--config.checkpoint.every=1000",)  # no checkpoint but at the end
+LONG = ("--config.checkpoint.every=1000",)  # no checkpoint except at the end
 
 
 def _trained(bench: Bench, workdir: Path) -> bool:
@@ -24,7 +24,7 @@ def _locked(bench: Bench, workdir: Path) -> bool:
 
 
 def _goodput(bench: Bench, workdir: Path) -> bool:
-    """Prepared; the step is being compiled."""
+    """The data are prepared; the step is being compiled."""
     path = workdir / "goodput.jsonl"
     return path.exists() and path.read_text().count("\n") > 1
 
@@ -34,8 +34,8 @@ def _last_saved(bench: Bench, workdir: Path) -> bool:
 
 
 def _stopped(title: str, signals: tuple[int, ...], ready: Ready, codes: tuple[int, ...], *flags: str) -> Injection:
-    """Told to stop as soon as `ready`: ends with one of `codes` (0: it was done already), without a traceback, and the same
-    command comes to the bits of the uninterrupted run."""
+    """A run that is stopped as soon as `ready` ends with one of `codes` (0: it had finished) and without a traceback, and the
+    same command then reaches the bits of the undisturbed run."""
 
     def run(bench: Bench) -> str:
         workdir = bench.folder()
@@ -83,7 +83,7 @@ def _prepare_interrupted(bench: Bench) -> str:
 
 
 def _goes_on(title: str, shell: str = "{}", *, drop: tuple[str, ...] = (), **env: str) -> Injection:
-    """A run in odd surroundings comes to its end as any other."""
+    """A run in an unusual environment finishes like any other."""
 
     def run(bench: Bench) -> str:
         workdir = bench.folder()
@@ -147,13 +147,13 @@ def _two_at_once(bench: Bench) -> str:
 
 
 def _nobody(bench: Bench) -> str:
-    """A uid that no file of users knows, as in containers."""
+    """A uid without an entry in /etc/passwd, as in containers."""
     if os.getuid() != 0:
         return "not tried: changing the uid takes root"
     workdir = bench.folder()
     assert bench.whole.exists()
     workdir.mkdir()
-    # Read-only for others: its own cache and compiled programs.
+    # The other caches are read-only for this uid, so it has its own.
     code = "import os,sys; os.setgid(54321); os.setuid(54321); os.execvp(sys.argv[1], sys.argv[1:])"
     readable = subprocess.run(
         [sys.executable, "-c", code, sys.executable, "-c", "import jax"], env=bench.environment(), capture_output=True, cwd=ROOT
@@ -177,13 +177,13 @@ def _nobody(bench: Bench) -> str:
 
 
 def _overflow(flag: str) -> Injection:
-    """Updates that are not finite: the run says so, and no checkpoint that is not finite is left."""
+    """Updates that are not finite are reported, and no checkpoint that is not finite is left."""
 
     def run(bench: Bench) -> str:
         workdir = bench.folder()
         said: Said = bench.train(workdir, *(f"--config.{f}" for f in flag.split()))
         seen = refused(said, "finite")
-        if (workdir / "metrics.jsonl").exists():  # else it was refused before a step
+        if (workdir / "metrics.jsonl").exists():  # otherwise it was refused before the first step
             rows(workdir / "metrics.jsonl")
         steps = sorted((workdir / "checkpoints").glob("[0-9]*")) if (workdir / "checkpoints").exists() else []
         for step in steps:

@@ -1,9 +1,9 @@
-"""Values of the config that mean nothing: each is refused before anything is prepared, by a line that names the field."""
+"""Invalid config values: each is refused before anything is prepared, with a one-line error that names the field."""
 
 from tests.campaign.bench import Bench, Injection, refused
 
 L = "model.decoder.blocks.L"
-# (flags without --config., what the line must name)
+# (flags without --config., what the error must name)
 VALUES = [
     ("train.steps=2147483648", "steps"),
     ("train.steps=-3", "steps"),

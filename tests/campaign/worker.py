@@ -1,4 +1,4 @@
-"""Runs commands one after the other in one process: a line `["lm.train", [flags]]` in, a line of JSON out."""
+"""Runs commands one after the other in one process: reads lines `["lm.train", [flags]]`, writes lines of JSON."""
 
 import contextlib
 import importlib
@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Generator
 from typing import Any
 
-MEMORY = 8 * 2**30  # bytes of data that a command may take: what grows without end ends with MemoryError
+MEMORY = 8 * 2**30  # limit of a command's data in bytes, so that unbounded growth ends with MemoryError
 
 
 @contextlib.contextmanager
 def captured() -> Generator[dict[str, str]]:
-    """What is written to the descriptors 1 and 2 meanwhile, by Python or by a library below it."""
+    """Captures what Python or a native library writes to the file descriptors 1 and 2."""
     texts: dict[str, str] = {}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         kept = {number: os.dup(number) for number in (1, 2)}
@@ -37,7 +37,7 @@ def captured() -> Generator[dict[str, str]]:
 
 
 def run(module: str, argv: list[str]) -> Any:
-    """The exit code, as the interpreter would give it."""
+    """The exit code that the interpreter would end with."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always")

@@ -1,4 +1,4 @@
-"""What commands write into the READMEs: whole tables, and nothing beside their parts."""
+"""Commands write complete tables into the READMEs, and change only their sections."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The comparison with MaxText: both sides are asked for the same step, and a program is read as its text says."""
+"""The comparison with MaxText: both sides compile the same step, and programs are analysed correctly."""
 
 import importlib
 import sys
@@ -67,7 +67,7 @@ FACTS = dict(
 def test_figures_of_a_program():
     f = figures(PROGRAM, FACTS, "v5e:4x4", model_flops=1e6)
     assert f["peak"] == 100 + 90 - 80 + 5 + f["temporaries"] and f["temporaries"] == 7 - 2
-    assert f["product_flops"] == f["executed_flops"] == 2 * 8 * 16 * 16 * 3 * 16  # three turns, on 16 devices
+    assert f["product_flops"] == f["executed_flops"] == 2 * 8 * 16 * 16 * 3 * 16  # three iterations, on 16 devices
     assert f["kernel_calls"] == {"kernel bf16[4, 128]": 3}
     assert f["sent"] == 3 * 16 * 16 * 4 * 15 // 16
     assert f["collectives"] == [{"kind": "all-gather", "axes": ["fsdp"], "count": 3, "bytes": f["sent"]}]
@@ -109,4 +109,4 @@ ENTRY %main (p: f32[64,8,128], at: s32[]) -> f32[8,128] {
 
 def test_a_fusion_in_a_fusion_reads_its_slice_alone():
     row = 8 * 128 * 4
-    assert hbm_traffic(parse_program(SLICED)) == 2 * row + 4  # one row read, one written, and where it is
+    assert hbm_traffic(parse_program(SLICED)) == 2 * row + 4  # one row read, one written, and its index

@@ -1,4 +1,4 @@
-"""experiments/report.py on results whose truth is planted: ten cells, four metrics, three seeds, eight relations."""
+"""experiments/report.py on synthetic results with known effects: ten cells, four metrics, three seeds, eight relations."""
 
 import dataclasses
 import json
@@ -79,7 +79,7 @@ def a_study(**changes) -> Study:
 
 
 def a_result(cell: str, seed: int) -> dict:
-    """Seeds move all cells alike (0.01), and each run by itself a little (0.0003)."""
+    """Noise: a part that all cells of a seed share (0.01), and a small part per run (0.0003)."""
     rng = np.random.default_rng([seed, list(NAMES).index(cell)])
     shared = 0.01 * np.random.default_rng(seed).normal()
     metrics = {
@@ -87,7 +87,7 @@ def a_result(cell: str, seed: int) -> dict:
         METRICS[1].name: BITS[cell] + shared + 0.001 * rng.normal(),
         METRICS[2].name: 0.5 + 0.05 * rng.normal(),
     }
-    if not cell.startswith(("encoder", "untied")):  # an encoder writes no text
+    if not cell.startswith(("encoder", "untied")):  # encoders do not generate text
         metrics[METRICS[3].name] = 30 + 2 * rng.normal()
     steps = range(0, 501, 20)
     loss = lambda step: float(2 + 7 * np.exp(-step / 80) + 0.3 * BITS[cell] + 0.05 * rng.normal())
@@ -120,7 +120,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """For what pictures do not bear on: they take seconds."""
+    """Skips the pictures, which take seconds."""
     for name in ("dots", "forest", "curves"):
         monkeypatch.setattr(report.pictures, name, lambda *args: None)
 
@@ -133,11 +133,12 @@ def test_verdicts_are_as_planted(written):
     assert [row[0].text.split(" (within")[0] for row in table.rows] == [r.name for r in RELATIONS]
     assert [row[-1].text for row in table.rows] == [*PLANTED[:-1], "unresolved, exploratory"]
     assert re.search(r"^\| prefix above causal<sup>1</sup> \|.*\| \*\*reproduced\*\* \|$", text, re.M)
-    assert "83.28 vs 79.56 (+3.72)" in text and "1.1 vs 1.2 (+0.1)" in text  # of bits fewer are a gain
+    assert "83.28 vs 79.56 (+3.72)" in text and "1.1 vs 1.2 (+0.1)" in text  # fewer bits are a gain
 
 
 def test_no_verdict_between_cells_at_chance(no_pictures):
-    """Both cells say the commonest class: equal, and no equivalence. One that clears it gives the verdict back."""
+    """Two cells that predict the most common class are equal, but not equivalent. If one is above chance, there is a
+    verdict."""
     equal = Relation("equal", "accuracy", "a", "b", kind="equivalent", margin=0.02)
     metrics = (Metric("accuracy", "accuracy", chance="majority"), Metric("majority", "majority"))
     cells = {name: CELLS["causal"] for name in "ab"}
@@ -184,7 +185,7 @@ def test_all_is_there(written):
 
 
 def test_latex_is_whole_and_escaped(written):
-    """pdflatex reads it (tried by hand); here: every brace and environment closes, and each row has its columns."""
+    """Every brace and environment is closed, and each row has all columns. (pdflatex was tried by hand.)"""
     tex = written["tex"].read_text()
     assert r"15 \% masked \& $<$mask$>$\_words" in tex
     depth = 0
@@ -225,10 +226,10 @@ def test_an_unfinished_study_shows_what_is_there(tmp_path):
     text = report.write(study, results, tmp_path)["md"].read_text()
     assert "7 of 30 runs are done" in text and "encoder-decoder, language model (1)" in text
     first = next(line for line in text.splitlines() if line.startswith("| denoising above"))
-    assert first.split(" | ")[4] == "2"  # seeds 0 and 2, which both cells have
+    assert first.split(" | ")[4] == "2"  # both cells have seeds 0 and 2
     assert "unresolved (one seed)" in text and text.count("unresolved (no pair of runs yet)") == 5
     judged = judge(study, results)
-    # The family keeps all eight primary relations: one by itself is not easier to show.
+    # The family keeps all eight primary relations, so that missing ones do not lower the thresholds.
     assert sum(j.p_holm is not None for j in judged) == 1 and judged[0].p_holm == pytest.approx(8 * judged[0].p)
 
 
@@ -341,7 +342,7 @@ def test_a_withdrawn_study_gets_no_verdict(no_pictures, tmp_path):
 
 @pytest.mark.parametrize("folder", [f for f in RAN if report.load(f)[0].withdrawn], ids=lambda folder: folder.name)
 def test_what_is_withdrawn_is_so_wherever_it_is_read(folder):
-    """In the study's own README and reports, in the list of studies and on the front page."""
+    """In the study's README and reports, in the list of studies, and in the main README."""
     for name in ("README.md", "report.md", "report.tex"):
         text = (folder / name).read_text()
         assert "Withdrawn" in text[:1500] or name == "report.tex", name

@@ -1,4 +1,4 @@
-"""Fits of scaling laws give back what was planted, and Chinchilla's published constants their published optimum."""
+"""Fits of scaling laws recover known constants, and Chinchilla's published constants give its published optimum."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_a_slope_is_over_the_budgets_that_it_is_said_to_be_over():
 
 
 def test_runs_of_another_shape_are_no_fit():
-    """A cliff: large models have not begun to learn. Chinchilla's own form is no such thing, whatever its noise."""
+    """A cliff, as of large models that have not begun to learn, is detected; Chinchilla's form with noise is not."""
     assert not fit.law(points(CHINCHILLA, 0.01)).bounded
     cliff = [Point(c, n, c / n, 3.0 if n < 3e4 else 9.0) for c in (1e9, 3e9, 9e9) for n in (1e3, 3e3, 1e4, 3e4, 1e5)]
     found = fit.law(cliff)

@@ -1,4 +1,4 @@
-"""experiments/stats.py against scipy and statsmodels, and against simulated studies whose truth is known."""
+"""experiments/stats.py compared with scipy and statsmodels, and on simulated studies with known effects."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ EQUAL = Relation("a is about b", "m", "a", "b", kind="equivalent", margin=1.0)
 
 
 def pairs_of(seed: int, n: int, difference: float, sd: float = 1.0) -> np.ndarray:
-    """[n, 2]: a large part that both runs of a seed share, and differences of the given mean and sd."""
+    """[n, 2]: a large component shared by both runs of a seed, and differences of the given mean and sd."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(50, 5, n)
     return np.stack([shared + rng.normal(difference, sd, n), shared], 1)
@@ -26,7 +26,7 @@ def decided(relation: Relation, pairs: np.ndarray) -> str:
 
 
 def rate_bounds(rate: float, trials: int) -> tuple[float, float]:
-    """Where a simulated rate lies in all but one of 10,000 simulations."""
+    """The range of a simulated rate in all but one of 10,000 simulations."""
     return tuple(scipy_stats.binom.interval(0.9999, trials, rate) / np.asarray(trials))
 
 
@@ -54,7 +54,7 @@ def test_the_sign_test_needs_six_seeds():
     assert least == pytest.approx([0.5, 0.25, 0.125, 0.0625, 0.03125])
     mixed = np.array([3.0, -1.0, 2.0, 5.0, 4.0, -2.0, 1.0, 1.5])
     assert stats.paired(mixed).sign_p == pytest.approx(scipy_stats.binomtest(6, 8).pvalue)
-    assert stats.paired([1.0, -1.0, 2.0, 0.0]).sign_p == 1.0  # a tie says nothing and is left out
+    assert stats.paired([1.0, -1.0, 2.0, 0.0]).sign_p == 1.0  # ties are left out
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 4.0], [1.0, 1.0, 3.0, 0.0, 2.5, 7.0]])
@@ -76,7 +76,7 @@ def test_intervals_where_there_is_no_spread():
 
 @pytest.mark.parametrize(("n", "bootstrap"), [(3, 0.72), (5, 0.84), (10, 0.89)])
 def test_the_t_interval_holds_its_level_and_the_bootstrap_does_not(n, bootstrap):
-    """The figures in bootstrap_interval's docstring, and why the tables show the t interval."""
+    """The figures in bootstrap_interval's docstring, which are the reason that tables show the t interval."""
     rng, trials = np.random.default_rng(n), 400
     samples = rng.normal(0, 1, (trials, n))
     hit = lambda interval: interval.low <= 0 <= interval.high
@@ -135,7 +135,7 @@ def test_what_was_planted_is_found_at_the_stated_number_of_seeds(relation, diffe
     found = np.mean([decided(relation, pairs_of(i, n, difference)) == expected for i in range(trials)])
     assert found >= rate_bounds(0.8, trials)[0]
     fewer = np.mean([decided(relation, pairs_of(i, n - 1, difference)) == expected for i in range(trials)])
-    assert fewer <= rate_bounds(0.8, trials)[1]  # and one less would not do: the number is no mere upper bound
+    assert fewer <= rate_bounds(0.8, trials)[1]  # one less does not suffice: the number is not just an upper bound
 
 
 @pytest.mark.parametrize("n", [3, 5])
@@ -156,7 +156,8 @@ def test_a_difference_just_outside_the_margin_passes_for_equivalence_five_times_
 
 
 def test_holm_holds_the_rate_of_a_whole_family():
-    """Eight relations of which six are nulls: false verdicts in at most 5 % of the studies, and the planted two are found."""
+    """Of eight relations, six have no effect: at most 5 % of the studies have a false verdict, and the two effects are
+    found."""
     trials, truth = 600, [0.0] * 6 + [4.0] * 2
     uncorrected = wrong = found = 0
     for trial in range(trials):
@@ -167,7 +168,7 @@ def test_holm_holds_the_rate_of_a_whole_family():
         wrong += any(v != "unresolved" for v in verdicts[:6])
         found += verdicts[6:] == ["reproduced"] * 2
     assert wrong / trials <= rate_bounds(0.05, trials)[1]
-    assert uncorrected / trials > 0.2  # there was something to correct
+    assert uncorrected / trials > 0.2  # so the correction matters
     assert found / trials > 0.5
 
 
@@ -175,7 +176,7 @@ def test_holm_holds_the_rate_of_a_whole_family():
     "pairs",
     [
         [(0.5, 0.5)] * 3,  # the same run twice
-        [(0.3, 0.1), (0.2, 0.0), (0.9, 0.7)],  # 0.2 each time but for rounding; scipy calls this p = 1e-32
+        [(0.3, 0.1), (0.2, 0.0), (0.9, 0.7)],  # 0.2 up to rounding; scipy gives p = 1e-32
         [(0.7, 0.1)],
     ],
 )

@@ -1,4 +1,4 @@
-"""The table of pods, with a planted compiler: what is compiled, when again, what is kept, and what the table says of it."""
+"""The table of pods, with a fake compiler: which entries are compiled, which results are kept, and the table."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def get_config(name):
     c.log = dict(every=10)
     return c
 """
-# Writes a report as tpu.compile does, and a line to `calls`; "large" does not fit, "broken" ends without a report.
+# Writes a report like tpu.compile, and a line to `calls`; "large" does not fit, "broken" ends without a report.
 FAKE = """
 import json, sys
 from pathlib import Path
@@ -91,7 +91,7 @@ def repository(tmp_path):
 
 
 def update(repository, *names, **settings):
-    """What failed, and what was compiled by this call."""
+    """(failures, entries compiled by this call)."""
     calls = repository / "calls"
     calls.write_text("")
     command = (sys.executable, "fake.py")
@@ -131,7 +131,7 @@ def test_what_is_there_is_compiled_again_only_if_its_settings_changed(repository
     assert update(repository, "small", "large")[1] == []
     change(repository, '"small": 8,', '"small": 16,')
     assert update(repository, "small", "large")[1] == ["small"]
-    change(repository, 'topology="v5e:2x2"', 'topology="v5e:2x2", price=1.0, mfu=0.5')  # decide no compiled step
+    change(repository, 'topology="v5e:2x2"', 'topology="v5e:2x2", price=1.0, mfu=0.5')  # do not affect the compiled step
     change(repository, "every=10", "every=20")
     assert update(repository, "small", "large")[1] == []
     change(repository, "decoder_length=16", "decoder_length=32")

@@ -1,10 +1,11 @@
-"""A `gcloud` for tests: keeps its argv and a small world of pods under $FAKE, and really runs on "hosts" what ssh brings.
+"""A fake `gcloud` for tests: records its argv, simulates pods under $FAKE, and runs the scripts that it gets over ssh on
+"hosts".
 
 $FAKE/calls.jsonl  the argv of each call
-$FAKE/world.json   pods, and what the test has planned: `plan` (the states of each creation, one a describe), `fail`
-$FAKE/hosts/NAME   the home of a host
+$FAKE/world.json   the pods, and the test's plan: `plan` (the states of each created pod, one per describe), `fail`
+$FAKE/hosts/NAME   the home directory of a host
 
-Started some hundred times by the tests, it imports what it needs where it needs it.
+The tests start it about a hundred times, so it imports modules only where it needs them.
 """
 
 import json
@@ -31,7 +32,7 @@ def flag(argv, name, default=None):
 
 
 def wipe(name):
-    """The hosts of a pod are gone, with what runs on them."""
+    """Removes the hosts of a pod and kills what runs on them."""
     import shutil
     import signal
 
@@ -40,12 +41,12 @@ def wipe(name):
             with open(f"{home}/lm/run/pid") as file:
                 os.kill(int(file.read()), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError):
-            pass  # nothing runs there
+            pass  # nothing runs on this host
         shutil.rmtree(home, ignore_errors=True)
 
 
 def on(hosts, command):
-    """Runs it on all of them at once; their stdouts, and the first exit code that is not 0."""
+    """Runs a script on all hosts concurrently; returns their stdouts and the first nonzero exit code."""
     import subprocess
 
     started = []
@@ -53,7 +54,7 @@ def on(hosts, command):
         home = f"{HOSTS}/{host}"
         os.makedirs(home, exist_ok=True)
         env = {"HOME": home, "HOST": host, "PATH": f"{FAKE}/shims:/usr/bin:/bin", "FAKE": FAKE}
-        env["GIT_TEMPLATE_DIR"] = ""  # a clone then lacks its dozen of sample hooks
+        env["GIT_TEMPLATE_DIR"] = ""  # makes a clone without sample hooks
         words = ["sh", "-c", command]
         started.append(subprocess.Popen(words, env=env, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     codes = []
@@ -76,7 +77,7 @@ def copy(hosts, file, to):
 
 
 def next_state(world, name):
-    """The plan of this creation, one state a call; the last stays."""
+    """Moves a pod to its next planned state (the last one is repeated), and returns it."""
     states = world["pods"][name]["states"]
     state = states.pop(0) if len(states) > 1 else states[0]
     if state in ("SUSPENDED", "PREEMPTED", "TERMINATED"):

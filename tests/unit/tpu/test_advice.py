@@ -1,14 +1,15 @@
-"""The search for what fits, over a memory that is made up: state, and what a forward pass keeps."""
+"""The search for a config that fits, with a simulated memory: the state, and activations per row."""
 
 from tpu.advice import Outcome, candidates, search
 
 MESH = {"slice": 1, "data": 4, "fsdp": 2, "sequence": 1, "expert": 1, "tensor": 1}
-KEPT = {"none": 100.0, "dots": 40.0, "full": 5.0}  # for a row of a microbatch
+KEPT = {"none": 100.0, "dots": 40.0, "full": 5.0}  # activations per row of a microbatch
 KEY = "model.decoder.remat"
 
 
 class Memory:
-    """`weights` over fsdp and tensor, and KEPT of a microbatch's rows. What was compiled is remembered."""
+    """A device's memory: `weights` sharded over fsdp and tensor, and KEPT per row of a microbatch. `tried`: compiled
+    candidates."""
 
     def __init__(self, weights, capacity, batch_size=64, mesh=MESH):
         self.weights, self.capacity, self.batch_size, self.mesh, self.tried = weights, capacity, batch_size, mesh, []
@@ -37,7 +38,7 @@ class Memory:
 
 
 def test_the_cheapest_that_fits_is_found():
-    """Whatever the memory, no candidate that stands before the answer would have fitted: what was left out could not."""
+    """Pruning is safe: whatever the memory, no candidate before the answer fits."""
     for weights in (10, 1000, 3000):
         for capacity in (90, 200, 450, 900, 1600):
             memory = Memory(weights, capacity)
@@ -53,14 +54,14 @@ def test_few_are_compiled():
 
 
 def test_no_more_are_compiled_than_asked_for():
-    """What needs more than anybody foresaw: each attempt fails by little, so that none rules out the next."""
+    """Every attempt fails by little, so none rules out the next one."""
     memory = Memory(weights=10, capacity=500)
     stubborn = lambda c: memory.tried.append(c) or Outcome(False, 501, 500)
     assert memory.search(attempt=stubborn, state=lambda c: 1.0, tries=3)[0] is None and len(memory.tried) == 3
 
 
 def test_a_state_that_is_too_large_is_not_compiled():
-    memory = Memory(weights=4000, capacity=990)  # fits over 8 devices alone
+    memory = Memory(weights=4000, capacity=990)  # fits only when sharded over 8 devices
     answer, _ = memory.search()
     sizes = [memory._size(c, "fsdp") * memory._size(c, "tensor") for c in memory.tried]
     assert answer is not None and set(sizes) == {8}
@@ -79,7 +80,7 @@ def test_candidates_divide_the_batch_and_keep_the_devices():
         for n in sizes.values():
             product *= n
         assert product == 8 and 48 % (rows * c.changes.get("train.microbatches", 2)) == 0
-        assert c.changes.get(KEY) in (None, "full")  # never less remat than there is
+        assert c.changes.get(KEY) in (None, "full")  # never less remat than the config has
 
 
 def test_candidates_come_in_order_of_their_cost():

@@ -1,4 +1,4 @@
-"""What a babysitter decides, with no gcloud; test_tpu_scripts.py has it with one."""
+"""The babysitter's decisions, without gcloud; test_scripts.py tests it with the fake one."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def _host(state: str, code: int | None = None, step: int | None = None, name: st
 
 
 def _sit(*outcomes: list[Host], states: list[State | GcloudFailed] | None = None) -> list[str]:
-    """What a babysitter of two hosts does; each launch ends at once as the next of `outcomes`, no gcloud takes part."""
+    """The actions of a babysitter of two hosts. Each launch ends at once with the next of `outcomes`."""
     did, left, seen = [], list(outcomes), [_host("bare"), _host("bare")]
     told = states or [State("ready", "READY")]
 
@@ -54,11 +54,11 @@ ZERO = _host("ended", 0)
 
 def test_a_failure_is_tried_again_where_it_is_another():
     ends = [_host("ended", 1, 3), _host("ended", 1, 5), _host("lost", None, 5), _host("ended", 75, 6), _host("ended", 1, 3)]
-    assert _sit(*([end, ZERO] for end in ends), [ZERO, ZERO]) == ["setup", *["launch"] * 6]  # the machines are as they were
+    assert _sit(*([end, ZERO] for end in ends), [ZERO, ZERO]) == ["setup", *["launch"] * 6]  # on the same machines
 
 
 def test_the_same_failure_twice_ends_it():
-    bad = [_host("ended", 1, 3, "pod-w0"), _host("ended", 69, 4)]  # the other one has only missed it
+    bad = [_host("ended", 1, 3, "pod-w0"), _host("ended", 69, 4)]  # the second host ended because the first was missing
     with pytest.raises(UserError, match="same way, exit code 1 at step 3; the last line of pod-w0: pod-w0's last line"):
         _sit(bad, bad[::-1])
     with pytest.raises(UserError, match="twice in the same way, a death without an exit code at step None"):
@@ -74,7 +74,7 @@ def test_requests_that_come_to_nothing_end_it():
     absent, failed = State("absent", ""), State("gone", "FAILED no room")
     with pytest.raises(UserError, match="10 requests in a row failed, the last: FAILED no room"):
         _sit(states=[absent, failed] * 20)
-    ready = State("ready", "READY")  # machines that came and were taken are another thing
+    ready = State("ready", "READY")  # preempted machines do not count as refused requests
     did = _sit([_host("running")] * 2, [ZERO, ZERO], states=[failed] * 9 + [ready] + [failed] * 9 + [ready])
     assert did.count("delete") == 18
 

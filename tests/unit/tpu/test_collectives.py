@@ -1,4 +1,4 @@
-"""Collectives read from HLO: every notation of groups, every way an instruction is written, and a program that XLA made."""
+"""Collectives parsed from HLO: all notations of groups, all forms of instructions, and a program compiled by XLA."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ from tests.processes import HANGS
 from tpu.collectives import axes_of, collectives, device_groups
 from tpu.hlo import Array, arrays_of, parse
 
-MESH = {"data": 1, "fsdp": 4, "tensor": 2}  # device 2 i + j stands at fsdp i, tensor j
+MESH = {"data": 1, "fsdp": 4, "tensor": 2}  # device 2 i + j is at fsdp i, tensor j
 ALONG_FSDP, ALONG_TENSOR = [[0, 2, 4, 6], [1, 3, 5, 7]], [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def program(*lines, rest=""):
-    """A module whose entry holds these instructions."""
+    """A module whose entry computation has these instructions."""
     body = "\n".join(f"  {line}" for line in lines)
     return f"HloModule jit_step, is_scheduled=true\n{rest}\nENTRY %main (p: f32[8]) -> f32[8] {{\n{body}\n}}\n"
 
@@ -52,7 +52,7 @@ def test_a_group_lies_along_the_axes_in_which_its_members_differ():
     assert axes_of(np.arange(8).reshape(8, 1), MESH) == ()
 
 
-# Each line with: kind, axes, the shape where it is largest, and the bytes that a device sends, by hand.
+# Each line with its kind, axes, full shape, and the bytes that a device sends, computed by hand.
 FSDP, TENSOR = "replica_groups=[2,4]<=[4,2]T(1,0)", "replica_groups=[4,2]<=[8]"
 LINES = {
     f"%g = bf16[128,256]{{0,1:T(8,128)(2,1)}} all-gather(%p), channel_id=8, {FSDP}, dimensions={{1}}": (
@@ -135,11 +135,11 @@ LOOPS = """
 }
 """
 TIMES = {
-    'condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"24"}}': 24,  # what XLA knows comes first
+    'condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"24"}}': 24,  # XLA's trip count takes precedence
     "condition=%cond, body=%body": 6,
     "condition=%cond.2, body=%body": 5,
     "condition=%cond.4, body=%by_two": 4,  # 0, 2, 4, 6
-    "condition=%cond.3, body=%body": 1,  # ends where the data say so
+    "condition=%cond.3, body=%body": 1,  # its end depends on data
     'condition=%cond.2, body=%outer, backend_config={"known_trip_count":{"n":"3"}}': 18,
 }
 
@@ -194,7 +194,7 @@ def test_asynchronous_and_fused_ones_count_once():
 
 
 def test_a_chain_in_two_loops_is_two_collectives():
-    """A loop that XLA cloned has the chains of the first."""
+    """A loop that XLA cloned has the same chain ids as the original."""
     body = f"""
 %b (p: f32[8]) -> f32[8] {{
   %g = f32[8]{{0}} all-gather(%p), channel_id=3, {FSDP}, dimensions={{0}}, frontend_attributes={{chain_id="0"}}
@@ -220,7 +220,7 @@ def test_arrays():
 
 
 def test_hbm_bytes_are_padded_to_tiles():
-    """Of [2, 3, 5] the fastest axis is the second, and beside it the third: 3 -> 128, 5 -> 8."""
+    """In [2, 3, 5] the fastest axes are the second and the third, which are padded to the tile: 3 -> 128, 5 -> 8."""
     assert Array("f32", (2, 3, 5), "1,2,0:T(8,128)").hbm_bytes == 2 * 8 * 128 * 4
     assert Array("bf16", (16, 128), "1,0:T(8,128)(2,1)").hbm_bytes == 16 * 128 * 2
     assert Array("f32", (100,), "0:T(256)").hbm_bytes == 1024
@@ -228,7 +228,7 @@ def test_hbm_bytes_are_padded_to_tiles():
 
 
 def test_what_xla_made_of_a_program(tmp_path):
-    """Scanned layers, their weights cut over fsdp and tensor: each turn gathers a layer's weights, never the stack's."""
+    """Scanned layers with weights sharded over fsdp and tensor: each iteration gathers one layer's weights, never the stack."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
@@ -236,7 +236,7 @@ def test_what_xla_made_of_a_program(tmp_path):
     found = collectives(done.stdout, {"fsdp": 4, "tensor": 2})
     assert found and all(c.times == 3 for c in found), found
     gathered = {c.shape: c for c in found if c.kind == "all-gather" and c.axes == ("fsdp",)}
-    assert set(gathered) == {(256, 128)}  # a layer's weights of 256 by 256, still cut in two over tensor
+    assert set(gathered) == {(256, 128)}  # one layer's [256, 256], still sharded over tensor
     assert gathered[256, 128].bytes == 3 * 256 * 128 * 4 * 3 // 4
     assert {c.axes for c in found if c.kind in ("all-reduce", "reduce-scatter")} == {("fsdp",), ("tensor",)}
     assert parse(done.stdout).entry

@@ -1,4 +1,4 @@
-"""`tpu.compile` without libtpu: what it asks for, what it says of mistakes, and the parts that need no compiler."""
+"""`tpu.compile` without libtpu: its requirements, its errors, and the parts that need no compiler."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ RUN = config.Run(
 
 @pytest.fixture
 def said(tmp_path, capsys, monkeypatch):
-    """What the command says of a small run and these flags, and its exit code."""
+    """Runs the command on a small config with these flags; returns its exit code and stderr."""
     monkeypatch.delenv(libtpu.PATH, raising=False)
     monkeypatch.setattr(libtpu.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "config.json").write_text(resolve.to_json(RUN))
@@ -71,12 +71,15 @@ def test_the_pod_of_the_config_and_flags_before_it():
     shown = lambda pod: (str(pod[0]), pod[1])
     assert shown(pod_of(run, flags())) == ("v5e:16x16", 2)
     assert shown(pod_of(run, flags("--slices=1"))) == ("v5e:16x16", 1)
-    assert shown(pod_of(run, flags("--topology=v6e:4x4"))) == ("v6e:4x4", 1)  # another machine: its own number of slices
+    assert shown(pod_of(run, flags("--topology=v6e:4x4"))) == (
+        "v6e:4x4",
+        1,
+    )  # then the config's slices do not apply
     assert shown(pod_of(RUN, flags("--topology=v4:2x2x1", "--slices=3"))) == ("v4:2x2x1", 3)
 
 
 def test_what_xla_says_when_memory_runs_out():
-    """Words of libtpu 0.0.42, and of other versions."""
+    """Messages of libtpu 0.0.42 and other versions."""
     first = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (60.84G) exceeds "
         "available HBM (15.75G)."
@@ -90,7 +93,7 @@ def test_what_xla_says_when_memory_runs_out():
     assert aot.out_of_memory("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem.") is None
 
 
-# Of libtpu 0.0.42, for t5_11b_v4; its analysis gave 5.914 GiB of temporaries.
+# A log of libtpu 0.0.42 for t5_11b_v4; its analysis gave 5.914 GiB of temporaries.
 LOG = """I1122 18:57:51.950804   12319 deepsea_compiler_backend.cc:2171] Total hbm usage >= 5.91G:
     reserved          1.25G
     program           4.31G
@@ -120,7 +123,7 @@ def test_the_peak_is_what_xla_adds_up():
     m = dict(argument=355.55 * mib, output=355.18 * mib, alias=355.17 * mib, temp=5.914 * GIB, generated_code=129.33 * mib)
     total = 1.25 * GIB + libtpu.peak(m, libtpu.fragmentation(LOG))
     assert total == pytest.approx(5.91 * GIB, abs=0.02 * GIB)  # the log has three digits
-    assert libtpu.peak(m, None) == pytest.approx(libtpu.peak(m, 1.74 * GIB) + 1.74 * GIB)  # too much, where no log tells
+    assert libtpu.peak(m, None) == pytest.approx(libtpu.peak(m, 1.74 * GIB) + 1.74 * GIB)  # too large without a log
 
 
 def test_changes_of_a_config():
@@ -140,7 +143,7 @@ def test_pairs_that_a_mask_leaves():
 
 
 def test_the_dimensions_that_an_axis_lies_along():
-    """Four chips in a square: one axis along each, or one along both."""
+    """Four chips in a square: each mesh axis along one dimension, or one axis along both."""
     chips = np.array([SimpleNamespace(coords=(x, y, 0)) for x in range(2) for y in range(2)], object)
     mesh = lambda **axes: SimpleNamespace(devices=chips.reshape(tuple(axes.values())), axis_names=tuple(axes))
     assert aot.torus_dims(mesh(a=2, b=2)) == {"a": {0}, "b": {1}}
@@ -153,7 +156,7 @@ def test_xla_plans_with_about_all_of_the_memory():
 
 
 def tokenizer_of(size):
-    """Special tokens at other places than a stand-in's: rows are as long."""
+    """Special ids at other positions than the dummy vocabulary's do not change the lengths of rows."""
     return SimpleNamespace(
         vocab_size=size,
         bos_id=7,
@@ -204,7 +207,7 @@ def test_a_decoding_step_is_made_of_the_cache_and_one_token():
     assert token.shape == (4,) and int(cache["cache"]["length"]) == 1
     width, hidden, head, vocab = 32, 64, 16, 256
     layer = 4 * width * 2 * head + 2 * width * hidden
-    seen = 2 * 2 * 2 * head * (16 - 0.5)  # the last of 16 causal places: half of what the 16th adds to a square
+    seen = 2 * 2 * 2 * head * (16 - 0.5)  # the last of 16 causal positions, counted as half of the pairs that it adds
     assert job.model_flops == pytest.approx(4 * (2 * (2 * layer + seen) + 2 * width * vocab))
 
 

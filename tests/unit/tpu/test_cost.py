@@ -21,11 +21,11 @@ def pod(name, **overrides):
 
 
 def without_attention(c):
-    """6 N D, which leaves out the products of queries with keys and of weights with values."""
+    """6 N D: without the matmuls of queries with keys and of weights with values."""
     return replace(c, parts=replace(c.parts, attention=0.0)).flops
 
 
-# GPT-3, arXiv 2005.14165, table D.1: six for each parameter and token; attention is left out (appendix D).
+# GPT-3, arXiv 2005.14165, table D.1: six FLOPs per parameter and token, without attention (appendix D).
 # PaLM, arXiv 2204.02311: 2.53e24, six times 540B times 780B.
 @pytest.mark.parametrize(
     ("name", "tokens", "published"), [("gpt3_175b_v5p", 300e9, 3.14e23), ("palm_540b_v4_x2", 780e9, 2.53e24)]
@@ -47,8 +47,8 @@ def test_the_utilisation_of_palm():
 def test_training_flops_of_chinchilla():
     """arXiv 2203.15556: 70B (table 4) and 1.4T tokens for the budget of Gopher, 5.76e23.
 
-    Counted as in its appendix F, with every pair of a query and a key; our own count, of those that a causal query sees, is
-    3.7 % below. There is no preset: its positions are Transformer-XL's (5.4B parameters, which appendix F leaves out too).
+    Counted as in its appendix F, with all query-key pairs; our count of the causal pairs alone is 3.7 % lower. There is no
+    preset, because its positions are Transformer-XL's (5.4B parameters, which appendix F leaves out too).
     """
     block = Block(Attention(64, head_dim=128), Mlp(32_768), norm=Norm("rms"))
     model = Model(32_000, 8192, decoder=Stack(80, {"L": block}))
@@ -63,7 +63,7 @@ SMALL = Model(50, 8, decoder=Stack(1, {"L": Block(Attention(2), Mlp(32))}))
 
 
 def test_by_hand():
-    """A row of ten tokens through one layer, on two slices of four chips at a quarter of their peak."""
+    """One layer on rows of ten tokens, on two slices of four chips at a quarter of their peak."""
     pod = config.Pod("v5e:2x2", slices=2, price=1.5, mfu=0.25)
     run = config.Run(SMALL, config.Data(decoder_length=10), train=config.Train(steps=7, batch_size=3), pod=pod)
     forward = 4 * 2 * 10 * 8 * 8 + 2 * 2 * 10 * 5 * 8 + 2 * 2 * 10 * 8 * 32 + 2 * 10 * 8 * 50
@@ -78,7 +78,7 @@ def test_by_hand():
 
 def test_an_encoder_gives_logits_where_it_is_asked_and_both_stacks_read():
     bert, t5 = cost.of(pod("bert_large_v3")), cost.of(pod("t5_11b_v4"))
-    assert bert.parts.head == 2 * 88 * (1024 * 1024 + 1024 * 30_522)  # 88 places of 512 have room for 15 % of each document
+    assert bert.parts.head == 2 * 88 * (1024 * 1024 + 1024 * 30_522)  # 88 of 512 positions suffice for 15 % of each document
     assert t5.tokens_a_row == 512 + 114 and t5.steps == 1e6
     assert t5.parts.head == 2 * 114 * 1024 * 32_128
 
@@ -105,7 +105,7 @@ def test_mistakes_are_one_line(flags, message, monkeypatch, capsys):
 
 
 def test_the_command_needs_no_device():
-    """jax would fail on the first thing asked of a platform that there is not."""
+    """With this platform name, jax would fail at its first use."""
     words = [sys.executable, "-m", "tpu.cost", "--config=configs/pod.py", "--tokens=2e12", "--config.pod.price=2"]
     done = subprocess.run(words, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "none"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

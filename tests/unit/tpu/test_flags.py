@@ -1,4 +1,4 @@
-"""XLA's flags are known to libtpu, and those that break a promise are not among them."""
+"""libtpu knows our XLA flags, and none of them is one that breaks reproducibility."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def _starts(init_args: str) -> subprocess.CompletedProcess:
-    """libtpu reads its flags when it is asked for a topology; no TPU takes part."""
+    """libtpu reads its flags when a topology is requested, which needs no TPU."""
     program = (
         "from jax.experimental import topologies\n"
         "print(topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4').devices[0].device_kind)"

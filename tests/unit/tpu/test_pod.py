@@ -1,4 +1,4 @@
-"""Every entry of configs/pod.py on its mesh, by shapes alone: what is cut comes out even, and the state leaves room."""
+"""Every entry of configs/pod.py on its mesh, by shapes alone: all shardings divide evenly, and the state leaves room."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def mesh_of(run):
 
 
 def state_bytes(run, mesh):
-    """(parameters, optimizer's state) on one device."""
+    """(parameters, optimizer state) in bytes per device."""
     row = stack([blank(Lengths(16 if run.model.encoder else None, 16 if run.model.decoder else None))])
     tx, _ = optim.make(run.optimizer, run.train.steps)
     plan = plan_state(lambda key: task(run).init(key, row), tx, mesh, ema=False)
@@ -54,7 +54,7 @@ def test_an_entry_divides_and_its_state_fits(name):
     lengths = [length for length in (run.data.encoder_length, run.data.decoder_length) if length]
     assert all(length % mesh.shape["sequence"] == 0 for length in lengths)
     check_positions(run.model, run.data.encoder_length, run.data.decoder_length, cure="")
-    parameters, optimizer = state_bytes(run, mesh)  # raises where a parameter does not divide
+    parameters, optimizer = state_bytes(run, mesh)  # raises if a parameter does not divide evenly
     memory = topology.chip.hbm / topology.chip.devices
     assert 2 * parameters + optimizer < ROOM * memory
 

@@ -1,4 +1,4 @@
-"""FLOPs, traffic and activations read from HLO written by hand, against sums done by hand."""
+"""FLOPs, traffic and activations of hand-written HLO, compared with sums by hand."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def program(*lines, rest=""):
     return parse(f"HloModule jit_step\n{rest}\nENTRY %main (p: f32[8]) -> f32[8] {{\n{body}\n}}\n")
 
 
-# What libtpu makes of products: operands' types, the instruction, its FLOPs as a product of matrices.
+# How libtpu compiles matmuls: types of the operands, the instruction, and its FLOPs as a matmul.
 PRODUCTS = {
     "dot": (
         ("f32[4,8,16]", "f32[4,16,32]"),
@@ -28,7 +28,7 @@ PRODUCTS = {
         "bf16[1024,64,1] convolution(%a, %b), window={size=2}, dim_labels=0fb_0io->bf0",
         2 * (2 * 256) * 1024 * 64,
     ),
-    "to heads": (  # [2, 256, 256] x [256, 2, 64]: a window of 2 heads slides over 1 place and padding
+    "to heads": (  # [2, 256, 256] x [256, 2, 64]: a window of 2 heads slides over 1 position and padding
         ("bf16[2,256,256,1]", "bf16[2,64,256,1]"),
         "bf16[2,256,2,64] convolution(%a, %b), window={size=1x2 pad=0_0x1_1 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f",
         2 * (2 * 256) * 256 * (2 * 64),
@@ -37,7 +37,7 @@ PRODUCTS = {
         ("bf16[2,2,256,64]", "bf16[2,2,64,128]"),
         "bf16[2,2,256,128] convolution(%a, %b), window={size=2x2 stride=1x1 pad=1_1x1_1 lhs_dilate=2x2 rhs_reversal=1x1}, "
         "dim_labels=01bf_01io->01bf",
-        2 * 256 * 64 * 128 * 4,  # 2 x 2 places each meet one number, the others a hole
+        2 * 256 * 64 * 128 * 4,  # each of 2 x 2 positions reads one element, the others holes
     ),
 }
 
@@ -50,7 +50,7 @@ def test_products(name):
 
 
 def test_a_computation_that_runs_beside_the_main_one_ends_as_others_do():
-    """What follows a SparseCore's computation is a computation of its own, not its last instruction's text."""
+    """The lines after a SparseCore computation are a new computation, not part of its last instruction."""
     beside = """
 %offloaded (p: f32[8]) -> f32[8] {
   %p = f32[8] parameter(0)
@@ -145,13 +145,13 @@ FUSED = """
 ROW, STACK = 64 * 4, 24 * 64 * 4
 TRAFFIC = {
     "%y = f32[24,64] add(%stack, %stack)": 3 * STACK,
-    "%y = f32[24,64]{1,0:S(1)} add(%stack, %stack)": 2 * STACK,  # what comes out stays on the chip
+    "%y = f32[24,64]{1,0:S(1)} add(%stack, %stack)": 2 * STACK,  # its output is in on-chip memory
     "%y = f32[1,64] fusion(%stack, %i), kind=kLoop, calls=%slice_of_a_stack": ROW + 4 + ROW,
     "%y = f32[24,64] fusion(%stack, %row), kind=kLoop, calls=%slice_into_a_stack": ROW + ROW,
     "%y = (f32[64], f32[64]) fusion(%row, %row), kind=kLoop, calls=%two": 3 * ROW,
     "%y = f32[1,64] dynamic-slice(%stack, %i), dynamic_slice_sizes={1,64}": 2 * ROW,
     "%y = f32[24,64] dynamic-update-slice(%stack, %row, %i)": 2 * ROW,
-    "%y = (f32[1,64]{1,0:S(1)}, f32[1,64], u32[]) copy-start(%row)": ROW,  # prefetched to the chip: read alone
+    "%y = (f32[1,64]{1,0:S(1)}, f32[1,64], u32[]) copy-start(%row)": ROW,  # prefetched on chip: only read
     "%y = f32[24,64] bitcast(%stack)": 0,
     "%y = f32[1,64] fusion(%stack, %i), kind=kLoop, calls=%nested": ROW + 4 + ROW,
     "%y = (f32[1,64], f32[24,64], u32[]{:S(2)}) fusion(%row), kind=kCustom, calls=%start": ROW + STACK,
@@ -219,7 +219,7 @@ def test_scanned_layers_keep_their_stack_and_not_their_weights():
 
 
 def test_a_piece_that_is_fetched_counts_as_a_piece():
-    """To the chip: read once; of an array that stays in HBM nothing else moves."""
+    """A slice prefetched to on-chip memory is read once; the rest of the array in HBM does not count."""
     read = program(
         "%p = f32[4,128]{1,0} parameter(0)",
         "%s = ((f32[4,128]{1,0}), f32[1,128]{1,0:S(1)}, s32[]) slice-start(%p), slice={[0:1], [0:128]}",

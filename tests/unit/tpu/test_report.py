@@ -1,4 +1,4 @@
-"""The report's arithmetic: rooflines by hand, sums of collectives, and a table that says what the figures say."""
+"""The report: rooflines compared with sums by hand, sums of collectives, and the table."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def test_hbm_bounds():
 
 
 def test_links_of_one_dimension_are_shared_and_those_of_two_are_added():
-    """A v5e has 45 GB/s each way along each of two dimensions."""
+    """A v5e has 45 GB/s per direction along each of two dimensions."""
     both = collective(size=int(4 * 90e9))  # half of it along each dimension, in both directions
     one = collective(axes=("tensor",), size=int(90e9))
     assert best(both).ici_s == pytest.approx(2.0)
@@ -54,7 +54,7 @@ def test_a_device_of_two_to_a_chip_has_half_of_it():
 
 
 def test_collectives_are_summed_by_kind_and_axes():
-    """One that carries two arrays is counted once, in each of its turns."""
+    """A collective of two arrays counts once per iteration."""
     each = [collective(size=10, times=4), collective(size=5, times=4), collective(size=100, axes=("tensor",), name="h")]
     assert summed(each) == [
         {"kind": "all-gather", "axes": ["tensor"], "count": 1, "bytes": 100},
@@ -90,7 +90,7 @@ def report(**other):
 
 
 def test_json_has_these_keys():
-    """Others read them: a table of all configs is made from these files."""
+    """The keys are an interface: tpu.table reads these files."""
     made = json.loads(json.dumps(report().to_dict()))
     keys = "config topology slices chips mesh batch_size microbatches remat tokens_per_step parameters fits short_by"
     assert list(made) == f"{keys} hbm flops collectives roofline compile_seconds libtpu jax step".split()

@@ -1,4 +1,4 @@
-"""`python -m tpu` against a gcloud that records its argv and runs on pretended hosts what ssh brings them."""
+"""`python -m tpu` with a fake gcloud that records its argv and runs the scripts it gets over ssh on fake hosts."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tpu.machines import Wanted, machines
 
 # ----------------------------------------------------------------------------------------------------------- the world
 
-# A host's python: notes what it got, says a step, and ends as $FAKE/codes/HOST plans it: a code, or `wait` for SIGTERM.
+# A host's python: records its arguments, prints a step, and ends as planned in $FAKE/codes/HOST: a code, or `wait` for SIGTERM.
 PYTHON = """#!/bin/sh
 if [ "$2" = pip ]; then
   echo "$@" >>"$HOME/pip"
@@ -47,7 +47,7 @@ mkdir -p "$dir/bin" && cp "$FAKE/shims/run_python" "$dir/bin/python"
 SHIMS = {
     "hostname": '#!/bin/sh\necho "$HOST"\n',
     "run_python": PYTHON,
-    # `python3 -c` asks for its version, `python3 -m venv DIR` makes one
+    # `python3 -c` checks its version, `python3 -m venv DIR` makes an environment
     "python3": '#!/bin/sh\nif [ "$1" = -c ]; then [ ! -e "$FAKE/old" ]; exit; fi\n' + MAKES.partition("\n")[2],
     # the installer of uv, as `curl | sh` gets it
     "curl": '#!/bin/sh\necho \'mkdir -p "$HOME/.local/bin" && cp "$FAKE/shims/uv" "$HOME/.local/bin/uv"\'\n',
@@ -77,7 +77,7 @@ class World:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def verbs(self) -> list[str]:
-        """`create`, `ssh`, ..: what was called, without the looks."""
+        """The verbs of the calls (`create`, `ssh`, ...), without those that only query."""
         names = {"create", "delete", "scp", "ssh"}
         return [next(word for word in call if word in names) for call in self.calls if names & set(call)]
 
@@ -87,7 +87,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory) -> Path:
-    """A checkout with a commit and nothing else."""
+    """A checkout with one commit."""
     checkout = tmp_path_factory.mktemp("committed")
     (checkout / "configs").mkdir()
     (checkout / "configs/quickstart.py").write_text("# a config\n")
@@ -190,7 +190,7 @@ def test_create_setup_launch_status_logs_kill_delete(world, capsys):
     assert shlex.join(world.calls[-1]) == "compute tpus queued-resources delete pod --zone=z --force --quiet"
     assert main(["status", *pod]) == 0 and "absent" in capsys.readouterr().out
     capsys.readouterr()
-    assert main(["delete", *pod, "--yes"]) == 0  # what is gone already is no error, nor is it said to be deleted
+    assert main(["delete", *pod, "--yes"]) == 0  # deleting a missing pod is not an error, but it is not reported as deleted
     assert capsys.readouterr().out == "there is no 'pod' in --zone=z: nothing was deleted\n"
 
 
@@ -360,7 +360,7 @@ def test_it_ends_when_the_run_is_killed_and_goes_on_where_it_finds_one(world, ca
 
 
 def test_a_babysitter_knows_its_run_and_its_commit(world, capsys):
-    """What ended on the hosts may have been another run, or an older commit: neither its end nor its mistake is this one's."""
+    """The run that ended on the hosts may be another one, or an older commit: its exit codes do not count for this run."""
     world.codes("pod-w0", "0", "2", "0", "wait")
     world.codes("pod-w1", "0", "0", "0", "wait")
     other = [*QUEUED, *RUN[:1], "--workdir=gs://bucket/other"]
@@ -409,7 +409,7 @@ def test_a_group_of_compute_engine(world, capsys):
 
 
 def test_babysitter_on_compute_engine(world):
-    world.plan([*["RUNNING"] * 7, "TERMINATED"], ["RUNNING"])  # a round is a look and what is done; the second ends there
+    world.plan([*["RUNNING"] * 7, "TERMINATED"], ["RUNNING"])  # each round polls and acts; the pod is lost in the second
     for host in ("pod-x1", "pod-y2"):
         world.codes(host, "wait", "0")
     assert main(["babysit", "pod", *GROUP, *RUN, "--spot"]) == 0
@@ -442,13 +442,13 @@ def test_a_host_that_is_a_slice_is_one_instance(world, capsys):
 
 # -------------------------------------------------------------------------------------------------- the real gcloud
 
-# What gcloud 528 (June 2025) has in alpha or beta only; reports of 2026 use both without.
+# Flags that gcloud 528 (June 2025) has in alpha or beta only; reports of 2026 use both in the release track.
 NEWER = ("--target-size-policy-mode", "FLEX_START")
 
 
 @pytest.mark.skipif(not os.environ.get("LM_GCLOUD"), reason="needs gcloud and some seconds of it: LM_GCLOUD=1")
 def test_gcloud_takes_our_commands(tmp_path, capsys):
-    """Its own linter parses what a dry run prints; nothing is sent and no account is looked for."""
+    """gcloud's linter parses the commands of dry runs; nothing is sent and no account is needed."""
     place = ["--zone=us-central1-c", "--project=p", "--dry_run"]
     pods = (
         ["--topology=v5e:16x16", "--spot"],
@@ -465,7 +465,7 @@ def test_gcloud_takes_our_commands(tmp_path, capsys):
         for action in ("setup", "logs", "delete"):
             assert main([action, "pod", *pod, *place]) == 0
     assert main(["profile", "pod", "--workdir=gs://b/r", "--dry_run"]) == 0
-    # The scripts that ssh brings are text to gcloud; the linter wants a command on one line.
+    # gcloud treats the scripts for ssh as opaque text; the linter needs each command on one line.
     commands = {shlex.join(_flat(words)) for words in _commands(capsys.readouterr().out)}
     (tmp_path / "commands.json").write_text(json.dumps([{"command_string": c} for c in sorted(commands)]))
     env = dict(os.environ, CLOUDSDK_CONFIG=str(tmp_path), CLOUDSDK_CORE_DISABLE_USAGE_REPORTING="true")
@@ -476,7 +476,7 @@ def test_gcloud_takes_our_commands(tmp_path, capsys):
         text=True,
         timeout=HANGS,
     )
-    if done.returncode:  # its linter is no part of what gcloud promises
+    if done.returncode:  # the linter is not a public interface of gcloud
         pytest.skip(f"gcloud has no linter any more: {done.stderr[-200:]}")
     verdicts = json.loads(done.stdout)
     assert len(verdicts) == len(commands) > 15
@@ -486,7 +486,7 @@ def test_gcloud_takes_our_commands(tmp_path, capsys):
 
 
 def _commands(printed: str) -> list[list[str]]:
-    """The gcloud commands of dry runs, as argv; a quoted one may go over several lines."""
+    """The gcloud commands of dry runs, as argv; a quoted argument may span several lines."""
     found = [[]]
     for word in shlex.split(printed.replace("\ngcloud ", "\n;\ngcloud ").replace("\ngit ", "\n;\ngit ")):
         found = [*found, []] if word == ";" else [*found[:-1], [*found[-1], word]]

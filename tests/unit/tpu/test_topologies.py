@@ -1,4 +1,4 @@
-"""Names of slices, both ways."""
+"""Parsing and formatting the names of slices."""
 
 import pytest
 
