@@ -47,6 +47,8 @@ def build(hint: Any, value: Any, path: str = "config") -> Any:
     if classes:
         # A dataclass that a config file made has not been held against the types and ranges: it is built once more.
         return _build_dataclass(classes, to_dict(value, hint) if isinstance(value, tuple(classes)) else value, path)
+    if len(members) > 1 and isinstance(value, (tuple, list)):  # of tuple[...] | None
+        hint = next((member for member in members if typing.get_origin(member) is tuple), hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Mapping and isinstance(value, Mapping):
         return {build(args[0], k, f"{path} (a name)"): build(args[1], v, f"{path}.{k}") for k, v in value.items()}

@@ -237,3 +237,12 @@ def test_a_flag_can_say_none_where_that_is_a_word(tmp_path):
     file.write_text(json.dumps(to_dict(made())))
     run = load(str(file), {"model.decoder.remat": "none", "evaluate.every": "none"})
     assert run.model.decoder.remat == "none" and run.evaluate.every is None
+
+
+def test_a_list_that_may_be_none_comes_back_from_json():
+    run = config.Run(recipe=config.Finetune(classes=("bad", "good")))
+    assert resolve.from_json(resolve.to_json(run)) == run
+    with pytest.raises(UserError, match=r"config.recipe.classes\[1\] is 2; it must be str"):
+        resolve.build(config.Run, {"recipe": {"kind": "finetune", "classes": ["bad", 2]}})
+    with pytest.raises(UserError, match="config.recipe.classes is 'bad'; it must be"):
+        resolve.build(config.Run, {"recipe": {"kind": "finetune", "classes": "bad"}})
