@@ -1,4 +1,4 @@
-"""The tokenizer: lossless for any text, reserved ids that no text can make, equal bytes from equal texts."""
+"""The tokenizer is lossless, no text encodes to reserved ids, and equal texts give equal models."""
 
 import io
 import random
@@ -34,7 +34,7 @@ def tokenizer(kind):
     return train(texts(), config.Tokenizer(kind, 420))
 
 
-def test_reserved_ids_are_where_they_must_be(tokenizer):
+def test_reserved_ids(tokenizer):
     t = tokenizer
     assert (t.pad_id, t.bos_id, t.eos_id, t.unk_id, t.mask_id) == (0, 1, 2, 3, 4)
     assert t.sentinel_ids == tuple(range(5, 5 + NUM_SENTINELS)) and t.piece(5) == "<extra_id_0>"
@@ -44,8 +44,8 @@ def test_reserved_ids_are_where_they_must_be(tokenizer):
 
 
 @pytest.mark.parametrize("settings", [dict(user_defined_symbols=["\n", "\n\n"]), dict(add_dummy_prefix=True)])
-def test_a_given_model_whose_newlines_are_not_ours_is_asked_for_whole_texts(settings):
-    """Of runs of newlines it may have pieces; or it puts a space before a text, and then before each line."""
+def test_a_given_model_is_not_encoded_by_lines_if_its_pieces_span_newlines(settings):
+    """Or if it puts a space before each text, which would then be before each line."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -59,7 +59,7 @@ def test_a_given_model_whose_newlines_are_not_ours_is_asked_for_whole_texts(sett
     assert from_bytes(model.getvalue()).encode(text).tolist() == sp.encode(text)
 
 
-def test_any_text_comes_back(tokenizer):
+def test_decoding_restores_any_text(tokenizer):
     rng = random.Random(1)
 
     def character():
@@ -88,7 +88,7 @@ def test_any_text_comes_back(tokenizer):
 
 
 @pytest.mark.parametrize("part", [3, 7, 40])
-def test_a_long_text_is_encoded_in_parts_and_as_a_whole_alike(tokenizer, monkeypatch, part):
+def test_a_long_text_has_the_same_tokens_when_encoded_in_parts(tokenizer, monkeypatch, part):
     rng = random.Random(part)
     cases = ["the war\n\nof  law\npeace", "\n" * 50, " " * 50, "a" + " " * 50 + "b\n", *texts()[:3]]
     cases += ["".join(rng.choices(["the", "war", " ", "   ", "\n", "▁", "1945"], k=40)) for _ in range(20)]
@@ -107,7 +107,7 @@ def test_a_long_text_costs_a_few_times_its_size(tokenizer, monkeypatch):
         ids = tokenizer.encode(long)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 4 * len(long) + 3 * ids.nbytes  # lists of ids alone take more than ten times the array
+        assert peak < 4 * len(long) + 3 * ids.nbytes  # lists of ids would take more than ten times the array
 
 
 def test_lines_and_digits_are_split(tokenizer):
@@ -116,7 +116,7 @@ def test_lines_and_digits_are_split(tokenizer):
     assert all("\n" not in tokenizer.piece(i) for i in range(111, tokenizer.vocab_size))
 
 
-def test_control_symbols_are_silent(tokenizer):
+def test_control_symbols_decode_to_nothing(tokenizer):
     ids = tokenizer.encode("the law")
     assert tokenizer.decode([1, *ids, 4, 5, 105, 2]) == "the law"
 
@@ -134,7 +134,7 @@ def test_sentence_ends(tokenizer):
     ids = tokenizer.encode("The law. Of war!\nand, peace?")
     assert not tokenizer.sentence_ends(np.arange(110)).any()
     ends = np.flatnonzero(tokenizer.sentence_ends(ids))
-    assert [tokenizer.decode(ids[: i + 1])[-1] for i in ends] == [".", "!", "\n", "?"]  # "." and "?" go as bytes here
+    assert [tokenizer.decode(ids[: i + 1])[-1] for i in ends] == [".", "!", "\n", "?"]  # "." and "?" are encoded as bytes here
 
 
 def test_training_is_deterministic(kind, tokenizer):
@@ -167,7 +167,7 @@ def test_a_line_of_any_length_is_trained_on():
     assert "▁extraordinarily" in [t.piece(i) for i in range(t.vocab_size)]
 
 
-def test_too_large_a_vocabulary_names_the_largest(kind):
+def test_the_error_of_too_large_a_vocabulary_names_the_limit(kind):
     with pytest.raises(UserError, match=rf"vocab_size=5000 is more than .* largest for {kind} is (\d+)") as caught:
         train(texts(), config.Tokenizer(kind, 5000))
     largest = int(str(caught.value).split()[-1])
@@ -236,14 +236,14 @@ def test_a_given_tokenizer_json(tmp_path):
         from_bytes(b"{}")
 
 
-# --------------------------------------------------------- letters stay letters, whatever they spell
+# ----------------------------------------------------- names of special tokens in a text are letters
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", "<|eot_id|>"]
 SPELLED = ["</s>", "a <mask>b</s> <|eot_id|>", "<unk><pad>", "<s>now</s>", " <mask> </s>"]
 
 
 def given(model, pre=None, decoder=None, special=tuple(SPECIAL), added=()):
-    """A file of the tokenizers library with these special tokens, of which each takes the spaces before it (`lstrip`)."""
+    """A tokenizer.json with these special tokens, each of which absorbs the spaces before it (`lstrip`)."""
     from tokenizers import AddedToken, Tokenizer
 
     t = Tokenizer(model)
@@ -257,7 +257,7 @@ def given(model, pre=None, decoder=None, special=tuple(SPECIAL), added=()):
 
 
 def kinds_of_files():
-    """Name -> a tokenizer whose model itself finds its special tokens in a text, or whose library does."""
+    """Name -> a tokenizer in which the model or the library would find special tokens in a text."""
     from tokenizers import decoders, models, pre_tokenizers
 
     letters = [*"abnow</>|_eidtskmpu"]
@@ -281,7 +281,7 @@ def kinds_of_files():
 
 @pytest.mark.parametrize("name", ["unigram", "words", "merges", "byte level", "whole pieces", "behind"])
 def test_no_text_becomes_a_special_token(name):
-    """What a file cannot write is unknown, and that is special as well: it stands for no text."""
+    """Except unk, which is special too, for text that the vocabulary cannot encode."""
     t = kinds_of_files()[name]
     named = {t.pad_id, t.bos_id, t.eos_id, t.mask_id, t._vocab["<|eot_id|>"]}
     assert len(named) == 5 and t.special[sorted(named)].all() and t.special.sum() == 6
@@ -295,15 +295,15 @@ def test_no_text_becomes_a_special_token(name):
 
 
 @pytest.mark.parametrize("name", ["unigram", "words", "merges", "byte level", "whole pieces", "behind"])
-def test_no_text_becomes_a_special_token_by_other_names_either(name):
-    """Which the pieces are given, so that no text has them."""
+def test_no_text_becomes_a_special_token_by_its_secret_name(name):
+    """The names that special tokens get in the loaded model are random."""
     t = kinds_of_files()[name]
     text = " ".join(f"\U0010fffe{i}\U0010ffff" for i in range(8))
     assert not {t.pad_id, t.bos_id, t.eos_id, t.mask_id} & set(t.encode(text).tolist())
 
 
 def files_to_cut():
-    """Name -> a file, of which each puts its own mark where words or texts begin."""
+    """Name -> a tokenizer.json; they differ in how they mark the beginnings of words or texts."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     raw = Tokenizer.from_str(byte_level())
@@ -324,7 +324,7 @@ def files_to_cut():
 
 @pytest.mark.parametrize("name", ["byte level", "byte level, prefix", "prepends", "unigram", "bert"])
 @pytest.mark.parametrize("part", [20, 50])
-def test_a_file_encodes_a_long_text_in_parts_and_as_a_whole_alike(monkeypatch, name, part):
+def test_a_tokenizer_json_gives_a_long_text_the_same_tokens_in_parts(monkeypatch, name, part):
     t, rng = HuggingFace(files_to_cut()[name].encode()), random.Random(part)
     cases = ["the war\n\nof  law\npeace " * 5, *texts()[:3], "漢字 e\u0301 " * 20, "the  wars, " * 30]
     cases += ["".join(rng.choices(["the", "war", " ", "   ", "\n", "1945", ","], k=60)) for _ in range(20)]
@@ -338,7 +338,7 @@ def test_a_file_encodes_a_long_text_in_parts_and_as_a_whole_alike(monkeypatch, n
     assert len(asked) > 20 and max(asked) < 150 < max(map(len, cases))
 
 
-def test_a_file_refuses_a_long_text_that_it_cannot_cut(monkeypatch):
+def test_a_tokenizer_json_refuses_a_long_text_that_cannot_be_cut(monkeypatch):
     t = HuggingFace(files_to_cut()["bert"].encode())
     monkeypatch.setattr(json_module, "_PART", 200)
     monkeypatch.setattr(json_module, "_LONGEST_PART", 2000)
@@ -347,7 +347,7 @@ def test_a_file_refuses_a_long_text_that_it_cannot_cut(monkeypatch):
         t.encode("the " * 100 + "a" * 2001)
 
 
-def test_a_file_s_other_added_tokens_are_text():
+def test_added_tokens_that_are_not_special_are_text():
     from tokenizers import models
 
     t = given(models.BPE({"a": 0, "b": 1}, []), special=["</s>"], added=["<tool>", "    "])
@@ -355,14 +355,14 @@ def test_a_file_s_other_added_tokens_are_text():
     assert t.decode(t.encode("a<tool>b")).replace(" ", "") == "a<tool>b" and not t.special[t.encode("<tool>")].any()
 
 
-def test_ids_that_no_piece_has_are_special():
+def test_ids_without_a_piece_are_special():
     from tokenizers import models
 
     t = given(models.WordLevel({"a": 0, "b": 4, "<unk>": 2}, unk_token="<unk>"), special=[])
     assert t.special.tolist() == [False, True, True, True, False] and t.reserved == 0
 
 
-def test_a_file_that_marks_no_special_token_still_has_those_with_a_role():
+def test_tokens_with_a_role_are_special_even_if_the_file_does_not_mark_them():
     from tokenizers import models
 
     t = given(models.WordLevel({"<s>": 0, "a": 1, "</s>": 2, "<unk>": 3}, unk_token="<unk>"), special=[])
@@ -370,8 +370,8 @@ def test_a_file_that_marks_no_special_token_still_has_those_with_a_role():
 
 
 @pytest.mark.parametrize("names", [["<mask>", "<extra_id_0>", "<|user|>"], ["[MASK]"]])
-def test_user_defined_symbols_with_a_role_are_no_text(names):
-    """Of a given sentencepiece model; other symbols of its user are text."""
+def test_user_defined_symbols_with_a_role_are_not_text(names):
+    """In a given sentencepiece model; its other user-defined symbols are text."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -387,5 +387,5 @@ def test_user_defined_symbols_with_a_role_are_no_text(names):
     assert t.decode([t.mask_id, *t.encode("law")]) == "law"
 
 
-def test_special_tokens_of_ours(tokenizer):
+def test_special_tokens_of_a_trained_tokenizer(tokenizer):
     assert np.flatnonzero(tokenizer.special).tolist() == list(range(110))

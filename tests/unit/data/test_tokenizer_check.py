@@ -1,4 +1,4 @@
-"""Hostile tokenizers are refused in one line; honest ones pass. Each trial is a process of 0.1 s."""
+"""Hostile tokenizers are refused with a one-line error; ordinary ones pass. Each check is a process of 0.1 s."""
 
 import io
 import json
@@ -93,12 +93,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HONEST)
-def test_honest_ones_pass(case):
+def test_ordinary_tokenizers_pass(case):
     tokenizer_check.check(HONEST[case])
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_ones_are_refused_in_one_line(case):
+def test_hostile_tokenizers_are_refused_with_one_line(case):
     proto, said = HOSTILE[case]
     with pytest.raises(UserError) as error:
         tokenizer_check.check(proto)
@@ -106,8 +106,8 @@ def test_hostile_ones_are_refused_in_one_line(case):
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-def test_a_limit_of_time_ends_the_trial(monkeypatch):
-    """Whatever a file does: here the texts take more than a second, one after the other. (Memory: "bomb" above.)"""
+def test_a_time_limit_ends_the_check(monkeypatch):
+    """Here the texts together take more than a second. (For the memory limit, see "bomb" above.)"""
     monkeypatch.setattr(tokenizer_check, "SECONDS", 1)
     monkeypatch.setattr(tokenizer_check, "MEMORY", 2**32)
     slow = spec(normalizer=sequence(*[replace("String", "zz", "zzz")] * 60))
@@ -115,8 +115,8 @@ def test_a_limit_of_time_ends_the_trial(monkeypatch):
         tokenizer_check.check(slow)
 
 
-def test_a_system_that_limits_no_memory(monkeypatch, capsys):
-    """macOS, whose setrlimit refuses RLIMIT_AS."""
+def test_a_system_without_memory_limits(monkeypatch, capsys):
+    """On macOS, setrlimit refuses RLIMIT_AS."""
 
     def limits(which, _):
         if which == tokenizer_check.resource.RLIMIT_AS:
@@ -129,7 +129,7 @@ def test_a_system_that_limits_no_memory(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == {"fault": None}
 
 
-def test_what_is_given_is_tried_wherever_it_comes_in(tmp_path):
+def test_every_way_to_load_a_given_tokenizer_checks_it(tmp_path):
     hostile = HOSTILE["nested quantifier"][0]
     (tmp_path / "tokenizer.json").write_bytes(hostile)
     for read in (lambda: tokenizer.from_bytes(hostile), lambda: tokenizer.load(str(tmp_path / "tokenizer.json"))):
@@ -140,12 +140,12 @@ def test_what_is_given_is_tried_wherever_it_comes_in(tmp_path):
         tokenizer.load(str(tmp_path / "x.model"))
 
 
-def test_an_error_in_a_later_text_is_one_line(monkeypatch):
-    """What the texts of the trial did not show: a panic of the library, which is no Exception."""
+def test_an_error_on_a_later_text_is_a_user_error(monkeypatch):
+    """A panic of the library, which is not an Exception, on a text that the check did not try."""
     monkeypatch.setattr(tokenizer_check, "check", lambda proto: None)
     given = tokenizer.from_bytes(HOSTILE["nested quantifier"][0])
     with pytest.raises(UserError, match="the given tokenizer fails at a text: Onig"):
         given.encode("a" * 50 + "!")
-    with pytest.raises(TypeError):  # the text's own fault
+    with pytest.raises(TypeError):  # a fault of the text
         given.encode("\ud800")
     assert given.encode("a").tolist() == [0]

