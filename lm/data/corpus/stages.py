@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from lm import config
 from lm.data.corpus import clean, dedup
-from lm.data.corpus.sources import Document
+from lm.data.corpus.documents import Document
 from lm.errors import UserError
 
 T = TypeVar("T")
