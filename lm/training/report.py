@@ -88,7 +88,8 @@ def _goodput(goodput: dict[str, Any]) -> str:
         for k, v in kinds.items()
     )
     starts = f"{goodput['starts']} start" + "s" * (goodput["starts"] != 1)
-    text = f"<p>{goodput['wall_seconds']:,.0f} s over {starts}; {goodput['share']:.1%} of it in steps that count.</p>"
+    share = f"{goodput['share']:.1%} of it in steps whose result was kept"
+    text = f"<p>{goodput['wall_seconds']:,.0f} s over {starts}; {share}.</p>"
     return f"<h2>Where the time went</h2>{text}<div class=time>{bar}</div><table>{lines}</table>"
 
 

@@ -1,4 +1,4 @@
-"""With 8 simulated devices: the kernel for TPUs, interpreted, and rows spread over devices, against plain attention."""
+"""With 8 simulated devices: the TPU kernel (interpreted) and sequence-sharded attention agree with plain attention."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from lm.models import attention
 from lm.models.kernels import splash
 from lm.models.mask import Mask
 
-T, HEADS = 512, (4, 2, 32)  # queries and keys' heads, and their size
+T, HEADS = 512, (4, 2, 32)  # query heads, key-value heads, head dimension
 MESHES = {
     "one device": None,
     "rows and heads": config.Mesh(data=2, fsdp=2, tensor=2),
@@ -31,7 +31,7 @@ MASKS = {
 
 
 def inputs(keys=T, causal=False, prefix=False, kv_heads=HEADS[1], **how):
-    """Four rows of packed documents and padding; a prefix begins each document."""
+    """Four rows of packed documents and padding; each document begins with a bidirectional prefix."""
     rng = np.random.default_rng(0)
     n, k, h = HEADS[0], kv_heads, HEADS[2]
     arrays = [rng.normal(size=(4, *shape)).astype(np.float32) for shape in ((T, n, h), (keys, k, h), (keys, k, h), (T, n, h))]
@@ -46,7 +46,7 @@ def inputs(keys=T, causal=False, prefix=False, kv_heads=HEADS[1], **how):
 
 
 def both(fn, arrays, mask, how, mesh):
-    """Output, and gradients at q, k and v, at the places that are no padding and see anything."""
+    """The output and the gradients of q, k and v, at positions that are not padding and attend to something."""
     *qkv, weights = arrays
     sees = (mask.q_segments > 0) & np.asarray(mask.dense(how.get("window"))).any(-1)
     weights = weights * sees[..., None, None]
@@ -95,9 +95,9 @@ def test_the_zigzag_gives_each_device_an_early_and_a_late_part(parts):
 @pytest.mark.parametrize("window", [None, 1, 5, 16, 100])
 @pytest.mark.parametrize(("causal", "parts"), [(True, 1), (True, 2), (False, 1)])
 def test_corners_say_of_every_tile_what_its_places_say(window, causal, parts):
-    """Of 64 queries, in their order or the zigzag's, and 64 keys, in tiles of 8 x 4."""
+    """With 64 queries, in their order or zigzag order, and 64 keys, in tiles of 8 x 4."""
     if window is None and not causal:
-        return  # has no static mask
+        return  # it has no static mask
     row = np.ones((1, 64), np.int32)
     mask = splash._static_mask(Mask(row, row, causal=causal), 64, 64, window, parts)
     whole = mask.mask_function(mask.q_sequence[:, None], np.arange(64)[None])

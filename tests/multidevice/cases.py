@@ -1,4 +1,4 @@
-"""With 8 simulated devices (see test_multidevice.py): sharded is unsharded, and things really are sharded."""
+"""With 8 simulated devices (see test_multidevice.py): sharded results equal unsharded ones, and arrays really are sharded."""
 
 import math
 import sys
@@ -77,7 +77,7 @@ def unsharded(architecture):
     return data, steps(run(architecture, objective, config.Mesh()), data, 4, jax.devices()[:1])
 
 
-CASES = [("decoder", strategy) for strategy in MESHES if "expert" not in strategy]  # those: below, with experts
+CASES = [("decoder", strategy) for strategy in MESHES if "expert" not in strategy]  # expert strategies are tested below
 CASES += [(a, strategy) for a in ("encoder", "encoder_decoder") for strategy in ("all", "fsdp and sequence")]
 
 
@@ -93,7 +93,7 @@ def test_sharded_is_unsharded(architecture, strategy):
 
 @pytest.mark.parametrize("strategy", ["data", "fsdp and tensor", "fsdp and sequence", "fsdp and expert"])
 def test_sharded_is_unsharded_in_bfloat16(strategy):
-    """To the rounding of sums over devices; float32 parameters, whose gradients travel in bfloat16."""
+    """Up to the rounding of sums over devices; parameters are float32, and their gradients are sent in bfloat16."""
     data = rows("decoder", config.Causal(), decoder_length=16)
     one, many = (
         steps(run("decoder", config.Causal(), mesh, dtype="bfloat16"), data, 4, devices)[1]
@@ -103,7 +103,7 @@ def test_sharded_is_unsharded_in_bfloat16(strategy):
 
 
 def test_queries_are_cut_though_their_only_key_is_not():
-    """Multi-query attention: each device has its own heads, and the key and value of all."""
+    """Multi-query attention: query heads are sharded, the single key-value head is replicated."""
     data = rows("decoder", config.Causal(), decoder_length=16)
     model = run("decoder", config.Causal(), config.Mesh()).model
     block = replace(model.decoder.blocks["L"], attention=config.Attention(4, num_kv_heads=1))
@@ -130,7 +130,7 @@ def test_parameters_moments_and_activations_are_really_sharded(scan):
         text = step.lower(state, batch).compile().as_text()
     whole, share = (sum(f(x) for x in jax.tree.leaves((state.params, state.opt_state))) for f in (lambda x: x.size, shard))
     assert share < 0.3 * whole, "fsdp=2 x tensor=2 leaves about a quarter on a device"
-    # 8 rows over data x fsdp = 4 shards: a hidden activation is [2 rows * 16, 64 hidden / 2 tensor] on a device.
+    # 8 rows over data x fsdp = 4 shards: a hidden activation is [2 rows * 16, 64 hidden / 2 tensor] per device.
     assert "f32[32,32]" in text and "f32[128,64]" not in text
     assert "all-gather" in text and ("all-reduce" in text or "reduce-scatter" in text)
 
@@ -141,7 +141,7 @@ EXPERTS = {
 }
 
 
-# What a strategy must send (kind, axis), and the axes on which parameters or keys and values may be gathered.
+# Per strategy: the collectives (kind, axis) that it must have, and the axes over which it may gather parameters, keys, values.
 SENT = {
     "data": ({("all-reduce", "data")}, set()),
     "fsdp": ({("all-gather", "fsdp")}, {"fsdp"}),
@@ -156,9 +156,10 @@ SENT = {
 
 @pytest.mark.parametrize("strategy", SENT)
 def test_a_strategy_sends_what_it_should_and_gathers_nothing_whole(strategy):
-    """Gathered are a layer's parameters, tables, and keys and values of the device's rows: no stack of layers, no batch.
+    """Only a layer's parameters, tables, and the keys and values of the device's rows are gathered: no stack of layers, no
+    batch.
 
-    Over `expert` go tokens, to their experts and back, and sums of gradients: no sums of activations.
+    Over `expert`, tokens are sent to their experts and back, and gradients are summed; activations are not summed.
     """
     width, hidden, vocab, length = 32, 64, 512, 24
     ffn = EXPERTS["limited"] if "expert" in strategy else config.Mlp(hidden)
@@ -183,7 +184,7 @@ def test_a_strategy_sends_what_it_should_and_gathers_nothing_whole(strategy):
 @pytest.mark.parametrize("strategy", ["fsdp", "all of a pod", "fsdp and expert", "data"])
 @pytest.mark.parametrize("vocab", [64, 4])
 def test_a_table_is_looked_up_and_its_gradient_added_up(strategy, vocab):
-    """Of a long table the tokens travel to its parts, of a short one the table to the tokens."""
+    """With a long table, tokens are sent to its shards; a short table is gathered."""
     width, mesh = 32, sharding.make_mesh(MESHES[strategy])
     rng = np.random.default_rng(0)
     ids, table, ways = rng.integers(0, vocab, (8, 8)), rng.normal(size=(vocab, width)), rng.normal(size=(8, 8, width))
@@ -209,7 +210,8 @@ def test_a_table_is_looked_up_and_its_gradient_added_up(strategy, vocab):
 @pytest.mark.parametrize("strategy", ["expert", "fsdp, expert and tensor"])
 @pytest.mark.parametrize("kind", EXPERTS)
 def test_sharded_experts_are_unsharded(kind, strategy):
-    """Loss and gradients; a device has one or two of four experts, and its own rows, with more or less padding."""
+    """Loss and gradients agree; each device has one or two of four experts and its own rows, with different amounts of
+    padding."""
     c = MESHES["expert"] if strategy == "expert" else config.Mesh(data=1, fsdp=2, expert=2, tensor=2)
     many, state, text = loss_and_gradients(kind, c, jax.devices(), scan=strategy == "expert")
     one, _, _ = loss_and_gradients(kind, config.Mesh(), jax.devices()[:1], scan=strategy == "expert")
@@ -234,7 +236,7 @@ def loss_and_gradients(kind, c, devices, scan):
 
 @pytest.mark.parametrize("strategy", ["data", "all", "fsdp and sequence", "all of a pod"])
 def test_sharded_log_probs_are_unsharded(strategy):
-    """Values of every token and the gradient of a function of them; half of the vocabulary is forbidden."""
+    """Per-token values and the gradient of a function of them agree; half of the vocabulary is forbidden."""
     data = rows("decoder", config.Causal(), decoder_length=16)
 
     def values_and_gradient(c, devices):
@@ -260,7 +262,7 @@ def test_sharded_log_probs_are_unsharded(strategy):
 
 
 def cut(example, index):
-    """Row i with padding in the place of its last 2 i tokens."""
+    """Replaces the last 2 i tokens of row i by padding."""
     kept = (np.arange(16) < 16 - 2 * index[:, None]).astype(np.int32)
     stream = example.decoder.replace(segments=example.decoder.segments * kept)
     return example.replace(decoder=stream, weights=example.weights * kept)

@@ -1,4 +1,4 @@
-"""With 8 simulated devices: every family in miniature takes 20 sharded steps and learns (see test_multidevice.py)."""
+"""With 8 simulated devices: every family in miniature trains for 20 sharded steps and learns (see test_multidevice.py)."""
 
 import importlib
 import os
@@ -21,7 +21,7 @@ from lm.models.miniature import tiny, tiny_generator
 from lm.models.presets.electra import ELECTRA_SMALL_GENERATOR
 
 MESH = config.Mesh(data=2, fsdp=2, tensor=2)
-# One of each shape that a file holds; the rest are other sizes of these.
+# One preset of each architecture in a file; the others differ in size only.
 EXTRA = {
     "gpt": ("GPT1", "GPT2", "GPT3_175B"),
     "llama": ("LLAMA_7B", "LLAMA31_8B", "MISTRAL_7B", "SMOLLM2_135M"),
@@ -42,7 +42,7 @@ def models():
             yield pytest.param(values[name], id=f"{found.name}.{name}")
 
 
-FIRST, OF = (int(x) for x in os.environ.get("PART", "0/1").split("/"))  # this process's share of them
+FIRST, OF = (int(x) for x in os.environ.get("PART", "0/1").split("/"))  # this process's part of the families
 
 
 @pytest.mark.parametrize("model", list(models())[FIRST::OF])
@@ -52,7 +52,7 @@ def test_a_family_trains_sharded(model):
     if any(isinstance(b.ffn, config.Moe) for s in (small.encoder, small.decoder) if s for b in s.blocks.values()):
         mesh = replace(mesh, data=1, expert=2)
     objective, lengths = LENGTHS[small.architecture]
-    if small.head.outputs:  # of a discriminator: any generator of the file
+    if small.head.outputs:  # a discriminator: use any generator of the file
         objective = config.ReplacedTokens(tiny_generator(ELECTRA_SMALL_GENERATOR, small))
     data = rows(small.architecture, objective, **lengths)
     optimizer = config.Optimizer(learning_rate=3e-3, schedule=config.Schedule("constant", warmup=4))
@@ -62,7 +62,7 @@ def test_a_family_trains_sharded(model):
     losses = []
     with sharding.use(mesh):
         state, batch = plan.create(0), sharding.global_batch(data.rows, np.arange(8), mesh)
-        for _ in range(20):  # the same rows again: what is there to learn is to know them
+        for _ in range(20):  # on the same rows, to memorise them
             state, metrics = step(state, batch)
             losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.3, losses

@@ -1,4 +1,4 @@
-"""Made-up rows for tests with several devices."""
+"""Synthetic data for tests with several devices."""
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def rows(architecture, objective, **lengths):
 
 
 def run(architecture, objective, mesh, **model):
-    """A tiny run whose axes divide by 8."""
+    """A tiny run whose axes are divisible by 8."""
     block = config.Block(config.Attention(4, num_kv_heads=4), model.pop("ffn", config.Mlp(64)))
     stack = config.Stack(model.pop("layers", 2), {"L": block}, position=config.Rope(), scan=model.pop("scan", False))
     cross = config.Stack(2, {"L": config.Block(config.Attention(4), config.Mlp(64), cross=True)}, position=config.Rope())

@@ -1,4 +1,4 @@
-"""One of several processes: the last hangs on the way to a meeting, though its heart beats."""
+"""One of several processes: the last one hangs before a barrier while its heartbeat continues."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from lm import distributed
 
 def hangs() -> int:
     distributed.start()
-    os.environ["LM_BARRIER_SECONDS"] = "4"  # not sooner: processes of a busy machine may start far apart
+    os.environ["LM_BARRIER_SECONDS"] = "4"  # not less: on a busy machine, processes may start far apart
     if os.environ["LM_PROCESS"] != "0":
         time.sleep(3600)
     distributed.barrier("restore")

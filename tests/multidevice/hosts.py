@@ -1,4 +1,4 @@
-"""One of several processes: prints a digest of whole global batches, gathered from all of them."""
+"""One of several processes: prints a digest of global batches, gathered from all processes."""
 
 import hashlib
 import sys
@@ -20,7 +20,7 @@ def main(port: str, processes: str, index: str) -> None:
     mesh = sharding.make_mesh(config.Mesh())
     data = rows("encoder_decoder", config.SpanCorruption(), encoder_length=32, decoder_length=16)
     epoch = data.windows(data.stores["words"])
-    for step in (0, 1, epoch // 16, 3):  # among them one in the middle of an epoch, and one that goes back
+    for step in (0, 1, epoch // 16, 3):  # including one within an epoch, and one out of order
         batch = sharding.global_batch(data.rows, np.arange(step * 8, step * 8 + 8), mesh)
         whole = jax.tree.leaves(multihost_utils.process_allgather(batch, tiled=True))
         print("digest", hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in whole)).hexdigest())

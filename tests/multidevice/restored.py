@@ -1,4 +1,5 @@
-"""One of several processes: says the digest of a run's latest checkpoint as restored on its devices, then goes on training."""
+"""One of several processes: prints the digest of a run's latest checkpoint as restored on its devices, then resumes
+training."""
 
 import sys
 
@@ -16,7 +17,7 @@ def restored() -> int:
     flags = parser().parse_args(rest)
     run = load(flags.config, overrides)
     distributed.start()
-    distributed.CHUNK = 2**14  # the embeddings come in four pieces, and the digest is that of the whole
+    distributed.CHUNK = 2**14  # the embedding is gathered in four pieces, which must not change the digest
     parts = assemble(run, recipe(run), progress=False)
     checkpoints = Checkpoints(flags.workdir, run.checkpoint, run, parts.data.tokenizer.proto)
     with sharding.use(parts.mesh):

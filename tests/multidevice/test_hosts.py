@@ -1,4 +1,4 @@
-"""Several real processes of one run, over gloo: the figures of one, checkpoints that move, and the ways to lose a host."""
+"""A run of several real processes over gloo: results of a single process, checkpoints across numbers of hosts, lost hosts."""
 
 import json
 import os
@@ -20,8 +20,8 @@ TINY = HERE.parent / "e2e" / "tiny.py"
 
 
 class Hosts:
-    """The processes of one run; each one's standard error goes to a file, since gloo fills pipes. A heartbeat that is late does
-    not end a run, because the machine may be busy."""
+    """The processes of a run. Their standard error goes to files, because gloo fills pipes. A late heartbeat does not end the
+    run, because the machine may be busy."""
 
     def __init__(self, root, workdir, processes, devices, commands, environment):
         port = free_port()
@@ -29,7 +29,7 @@ class Hosts:
         common |= {
             "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
             "LM_HEARTBEAT_SECONDS": "600",
-        }  # a busy machine is no dead one
+        }  # a busy machine is not a lost one
         words = [sys.executable, *commands]
         self.workdir, self.processes, self.errors = workdir, [], []
         for i in range(processes):
@@ -44,7 +44,7 @@ class Hosts:
         return "\n".join(line for line in lines if "spmd_partitioner" not in line)
 
     def ended(self):
-        """Exit codes of all."""
+        """The exit codes of all processes."""
         try:
             return [p.wait(timeout=HANGS) for p in self.processes]
         finally:
@@ -70,7 +70,7 @@ def rows(workdir):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Documents of made-up words, what is prepared from them, and compiled steps."""
+    """Synthetic documents, the data prepared from them, and compiled steps."""
     root = tmp_path_factory.mktemp("hosts")
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghij"), rng.integers(2, 7))) for _ in range(200)]
@@ -101,7 +101,7 @@ def start(root):
 
     yield go
     for process in (p for hosts in started for p in hosts.processes):
-        process.kill()  # what a failed test left behind
+        process.kill()  # left over from a failed test
         process.wait()
 
 
@@ -110,7 +110,7 @@ SILENT = "--config.log.samples=()"
 
 @pytest.fixture(scope="module")
 def whole(start):
-    """Two processes that nothing happens to, with a trace and samples."""
+    """An undisturbed run of two processes, with a trace and samples."""
     hosts = start("whole", 2, 4, "--config.log.samples=('The ',)", "--profile=5:2")
     hosts.finish()
     return hosts.workdir
@@ -127,7 +127,7 @@ def test_two_processes_give_the_figures_of_one(start, whole):
         assert together[key] == alone[key]
     samples = [(d / "samples.jsonl").read_text() for d in (one.workdir, whole)]
     assert samples[0] == samples[1] and samples[0].count("\n") == 1
-    # What only one of them may write stands there once, and is whole.
+    # Files that only one process may write exist once and are complete.
     assert [row["step"] for row in rows(whole)] == [2, 4, 6, 8, 10, 12, 12]
     assert json.loads((whole / "manifest.json").read_text())["devices"]["processes"] == 2
     assert "Where the time went" in (whole / "report.html").read_text()
@@ -151,7 +151,7 @@ def test_one_killed_ends_the_other_and_the_restart_goes_on_to_the_bit(start, who
     first = start("killed", 2, 4, SILENT, LM_HEARTBEAT_SECONDS="20")
     first.wait_for((first.workdir / "checkpoints" / "4").exists)
     first.processes[1].send_signal(signal.SIGKILL)
-    code, killed = first.ended()  # after the twenty seconds of the heartbeat, or as soon as gloo notices
+    code, killed = first.ended()  # after the heartbeat's timeout of twenty seconds, or as soon as gloo notices
     assert killed == -signal.SIGKILL and code not in (0, EXIT_PREEMPTED) and not (first.workdir / "summary.json").exists()
     assert re.search("another one|another task", first.said(0)), first.said(0)
     after = start("killed", 2, 4, SILENT).finish()

@@ -1,4 +1,4 @@
-"""Starts the cases with simulated devices, each file in processes of its own: devices are counted when jax starts."""
+"""Starts the cases with simulated devices, each file in its own processes: the number of devices is fixed when jax starts."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def environment(devices: int) -> dict[str, str]:
-    # What is compiled runs for milliseconds: compile it fast instead of well, more so than tests/conftest.py says.
+    # Programs run for milliseconds, so compile time matters more than speed, even more than in tests/conftest.py.
     more = f"--xla_force_host_platform_device_count={devices} --xla_llvm_disable_expensive_passes=true"
     flags = f"{os.environ.get('XLA_FLAGS', '')} {more}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": ""}
@@ -40,7 +40,7 @@ def reference():
 
 
 def digests(processes: int) -> list[str]:
-    """The digests of some global batches, as each of the processes saw them; all must agree."""
+    """The digests of some global batches as seen by each of the processes, which must agree."""
     words = [sys.executable, str(HERE / "hosts.py"), str(free_port()), str(processes)]
     started = [
         subprocess.Popen(
@@ -50,7 +50,7 @@ def digests(processes: int) -> list[str]:
     ]
     outs = [p.communicate(timeout=HANGS) for p in started]
     assert all(p.returncode == 0 for p in started), outs
-    # Gloo, too, writes to standard output.
+    # Gloo also writes to standard output.
     seen = [[line for line in out.splitlines() if line.startswith("digest ")] for out, _ in outs]
     assert all(s == seen[0] and len(s) == 4 for s in seen)
     return seen[0]

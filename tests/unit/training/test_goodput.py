@@ -140,7 +140,7 @@ def test_the_report_shows_all_of_it():
     page = _goodput(account(FIRST + SECOND) | {"starts": 2})
     widths = [float(w) for w in re.findall(r"width:([\d.]+)%", page)]
     assert sum(widths) == pytest.approx(100, abs=0.1) and len(widths) == 8
-    assert "130 s over 2 starts; 26.2% of it in steps that count" in page
+    assert "130 s over 2 starts; 26.2% of it in steps whose result was kept" in page
     assert page.count("<tr>") == 8 and "profile" not in page, "kinds that took no time are left out"
 
     opened, closed = [], []
