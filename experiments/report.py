@@ -1,4 +1,4 @@
-"""`python -m experiments.report D [--out=DIR]`: the report of a comparison study, of what is done so far.
+"""`python -m experiments.report D [--out=DIR]`: writes the report of a comparison study, from the runs finished so far.
 
 D is a study's work directory (study.json and <cell>/seed<k>/result.json) or a folder with study.json and the results.json
 that an earlier report wrote. Writes report.md, report.html, report.tex, results.json, study.json and pictures into --out

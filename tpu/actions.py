@@ -78,7 +78,7 @@ def command(config: str, workdir: str, overrides: dict[str, str], more: list[str
     try:
         inside = Path(name).resolve().relative_to(root.resolve())
     except ValueError:
-        raise UserError(f"config {name} lies outside {root}; hosts get the checkout and nothing else") from None
+        raise UserError(f"config {name} is outside of {root}; hosts have only the checkout") from None
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     return ["-m", "lm.train", f"--config={inside}{colon}{argument}", f"--workdir={workdir}", *flags, *more]
 

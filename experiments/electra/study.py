@@ -10,7 +10,7 @@ from lm import config
 ROWS = {
     "electra": ("replaced-token detection", "replaced", 85.0),
     "all_tokens": ("all-tokens MLM", "all", 84.3),
-    "electra_15": ("replaced-token detection, chosen places alone", "replaced_chosen", 82.4),
+    "electra_15": ("replaced-token detection, chosen positions alone", "replaced_chosen", 82.4),
     "replace_mlm": ("replace MLM", "masked", 82.4),
     "bert": ("masked", None, 82.2),
 }

@@ -52,8 +52,8 @@ def theirs(words: tuple[str, ...]) -> tuple[Any, Any, dict[str, Any]]:
     given = sharding.build_zero1_input_state_mesh_shardings(c, shardings, params)
     data = sharding.get_input_data_sharding(c, mesh)
     how = maxtext_utils.get_functional_train_with_signature(train.train_step, data, given, model, c, params)
-    step, *places = how
-    make = lambda: train_compile.jit_and_compile(step, args, kwargs, mesh, *places, c, logical_axis_rules(c.logical_axis_rules))
+    step, *rest = how
+    make = lambda: train_compile.jit_and_compile(step, args, kwargs, mesh, *rest, c, logical_axis_rules(c.logical_axis_rules))
     return mesh, make, {}
 
 

@@ -145,9 +145,9 @@ def plot(results: Results, folder: Path) -> None:
     for row, kind in zip(axes, OBJECTIVES, strict=True):
         seeds = complete(results, kind)
         for axis, (counted, field) in zip(row, COUNTS.items(), strict=True):
-            whole = [p for seed in seeds for p in points(results, kind, seed, counted)]
+            every = [p for seed in seeds for p in points(results, kind, seed, counted)]
             for i, share in enumerate(SHARES):
-                mine = [p for p in whole if p.flops == share]
+                mine = [p for p in every if p.flops == share]
                 if not mine:
                     continue
                 axis.plot([p.parameters for p in mine], [p.loss for p in mine], "o", color=f"C{i}", ms=4)
@@ -160,7 +160,7 @@ def plot(results: Results, folder: Path) -> None:
             axis.set(
                 xscale="log", xlabel=field.replace("_", " "), ylabel="held-out loss", title=f"{kind}, {counted} embeddings"
             )
-            sizes = sorted({p.parameters for p in whole})
+            sizes = sorted({p.parameters for p in every})
             axis.set_xticks(sizes, [f"{n / 1e3:,.0f} k" for n in sizes])
             axis.minorticks_off()
             axis.grid(alpha=0.3)

@@ -87,7 +87,7 @@ class Ours:
             self.state = plan.create(run.train.seed)
         self.parameters = sum(p.size for p in jax.tree.leaves(self.state.params))
         index = np.arange(w.batch)
-        # Placed as the loader places them, at every step anew, since that is part of a step's cost.
+        # Batches are transferred at every step, as the loader does, because that is part of the cost of a step.
         place = lambda b: sharding.global_batch(lambda rows: jax.tree.map(lambda x: x[rows], b), index, self.mesh)
         self.batches = (place(b) for b in itertools.cycle(made))
 

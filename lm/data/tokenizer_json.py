@@ -103,10 +103,10 @@ class HuggingFace(Tokenizer):
         prefix, suffix = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
         byte_level = "ByteLevel" in _kinds(spec.get("pre_tokenizer")) | _kinds(spec.get("decoder"))
         pieces, inner, closes = [b""] * self.vocab_size, np.zeros(self.vocab_size, bool), np.zeros(self.vocab_size, bool)
-        whole = self.special.copy()  # tokens that are looked up before the pre-tokenizer splits a text
-        whole[list(self._added)] = True
+        unsplit = self.special.copy()  # tokens that are looked up before the pre-tokenizer splits a text
+        unsplit[list(self._added)] = True
         for piece, i in self._vocab.items():
-            if whole[i]:
+            if unsplit[i]:
                 pieces[i] = self._added.get(i, piece).encode()
                 continue
             inner[i], closes[i] = bool(prefix) and piece.startswith(prefix), bool(suffix) and piece.endswith(suffix)
@@ -125,10 +125,10 @@ class HuggingFace(Tokenizer):
                     return [first for _, (first, _) in split.pre_tokenize_str(text)]
 
             drops_spaces = sum(last - first for _, (first, last) in split.pre_tokenize_str("a b")) < 3
-            return ByteLevel(pieces, self.special, whole, words, drops_spaces)
+            return ByteLevel(pieces, self.special, unsplit, words, drops_spaces)
         if prefix:  # WordPiece: a piece without the prefix begins a word
             return Marked(pieces, self.special, ~inner)
-        return Marked(pieces, self.special, whole, closes)
+        return Marked(pieces, self.special, unsplit, closes)
 
     def piece(self, i: int) -> str:
         return self._names_of.get(int(i), "")
@@ -178,8 +178,8 @@ class HuggingFace(Tokenizer):
     def _may_cut(self, text: str, stop: int, start: int) -> bool:
         """Whether, near the cut, the text before `stop` and the text from `start` on have the tokens of the uncut text."""
         left, right = text[max(0, stop - _CONTEXT) : stop], text[start : start + _CONTEXT]
-        whole, *both = self._encode([left + text[stop:start] + right, left, right])
-        return np.array_equal(whole, np.concatenate(both))
+        uncut, *both = self._encode([left + text[stop:start] + right, left, right])
+        return np.array_equal(uncut, np.concatenate(both))
 
     def decode(self, ids: Iterable[int]) -> str:
         known = [i for i in np.asarray(ids).tolist() if i < self.vocab_size and not self.special[i]]

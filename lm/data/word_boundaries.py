@@ -138,7 +138,7 @@ def byte_level_alphabet() -> dict[str, int]:
 class ByteLevel(Pieces):
     """Byte-level BPE. Its words are those of the file's pre-tokenizer, which has to see the text: a token alone does not tell.
 
-    whole: bool [V], special and added tokens, which are taken out of a text before the pre-tokenizer splits it.
+    unsplit: bool [V], special and added tokens, which are taken out of a text before the pre-tokenizer splits it.
     split: text -> the index of the first character of each word.
     drops_spaces: the pre-tokenizer removes white space, so a space in a token was inserted before a word. (If it removes spaces
         and inserts none, tokens do not show where words begin, and a run without punctuation counts as one word.)
@@ -148,22 +148,22 @@ class ByteLevel(Pieces):
         self,
         pieces: Sequence[bytes],
         special: np.ndarray,
-        whole: np.ndarray,
+        unsplit: np.ndarray,
         split: Callable[[str], Sequence[int]],
         drops_spaces: bool = False,
     ) -> None:
         super().__init__(pieces, special)
-        self.whole, self.split = whole, split
-        self.begins[whole] = WORD
+        self.unsplit, self.split = unsplit, split
+        self.begins[unsplit] = WORD
         self.opens = np.array([drops_spaces and piece[:1].isspace() for piece in pieces])
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
         """uint8 [n]. The first token is taken to begin a word, unless it is INSIDE a character."""
         out = np.where(self.begins[tokens] == INSIDE, INSIDE, CHARACTER).astype(np.uint8)
-        whole = self.whole[tokens]
-        out[whole | self.opens[tokens]] = WORD
-        for run in np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(whole)) + 1):
-            if len(run) and not whole[run[0]]:
+        unsplit = self.unsplit[tokens]
+        out[unsplit | self.opens[tokens]] = WORD
+        for run in np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(unsplit)) + 1):
+            if len(run) and not unsplit[run[0]]:
                 out[run] = np.maximum(out[run], self._words(tokens[run]))
         return out
 

@@ -20,7 +20,7 @@ COUNTED = ("repaired", "width", "tag", "entity", "marker", "correction", "space"
 _SOUND = "applause|laughter|laughs?|cheers|cheering|inaudible|crosstalk|boos|booing|music|pause|silence"
 # An editor's notes: [see APP Note], [p.3183], [Delivered in person before a joint session at 9:04 p.m.].
 _NOTE = r"see app note|p\. ?\d+|(?:as )?(?:delivered|read|recorded) [^\[\]]*|released [^\[\]]*\bdated [^\[\]]*"
-# A whole sentence about the scene: [At this point, ...], [Members of the audience spoke over the President.]
+# A sentence about the scene: [At this point, ...], [Members of the audience spoke over the President.]
 _DEED = "applauded|entered|escorted|held|joined|pinned|presented|responded|sang|spoke|turned"
 _SCENE = rf"(?:at t?his point,|there was an?) [^\[\]]*\.|[A-Z][^\[\]]* (?:{_DEED}) [^\[\]]*\.[\"”]?"
 _MARKER = re.compile(rf"\[ ?(?:(?:\w+,? ){{0,3}}(?:{_SOUND})(?:,? \w+){{0,3}}|{_NOTE}|{_SCENE})\.? ?\]", re.IGNORECASE)

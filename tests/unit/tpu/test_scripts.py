@@ -273,7 +273,7 @@ def test_a_dry_run_prints_all_and_runs_nothing(world, capsys):
         (["launch", "pod", *QUEUED, *RUN[:1], "--workdir=runs/here"], "gs://BUCKET/RUN or /MOUNT/RUN"),
         (["launch", "pod", *QUEUED, *RUN[:1], "--workdir=gs://bucket"], "gs://BUCKET/RUN or /MOUNT/RUN"),
         (["launch", "pod", *QUEUED, *RUN[:1], "--workdir=s3://bucket/run"], "gs://BUCKET/RUN or /MOUNT/RUN"),
-        (["launch", "pod", *QUEUED, "--config=/etc/passwd", *RUN[1:]], "lies outside"),
+        (["launch", "pod", *QUEUED, "--config=/etc/passwd", *RUN[1:]], "is outside of"),
         (["logs", "pod", *QUEUED, "--host=2"], "not one of 0 to 1"),
         (["logs", "pod", *QUEUED, "--host=all", "--follow"], "one host"),
         (["flags", "v9"], "no generation 'v9'"),
