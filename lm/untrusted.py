@@ -50,10 +50,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, path: Any) -> dict[str, Any]:
-    """A JSON object in UTF-8. Numbers are finite and no key repeats in an object: Python's reader takes `NaN`, makes
-    infinity of 1e999, and of a repeated key silently takes the last. UserError names `path`, where `data` is from."""
+    """A JSON object in UTF-8, see `strict_json`. UserError names `path`, where `data` is from."""
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
+        value = strict_json(data.decode())
     except (ValueError, RecursionError) as error:  # of bytes that are no UTF-8 as well
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise UserError(f"{path} is not valid JSON: {why}") from None
@@ -62,11 +61,20 @@ def parse_json(data: bytes, path: Any) -> dict[str, Any]:
     return value
 
 
+def strict_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError and RecursionError.
+
+    Numbers must be finite and no key may repeat in an object: Python's reader takes `NaN`, makes infinity of 1e999, and of a
+    repeated key silently takes the last.
+    """
+    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
+
+
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice[:100]!r} stands there twice")
     return found
 
 

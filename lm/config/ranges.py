@@ -1,33 +1,33 @@
-"""The types of the config's numbers and texts, with the values that are allowed; `lm.config.resolve.build` checks them.
+"""Types for the config's numbers and texts that carry the allowed values; `lm.config.resolve.build` checks them.
 
     steps: Count        # an int of 1 or more
     dropout: Decay      # a float of 0 or more and less than 1
 
-A field of `lm.config` that holds a number or a text has one of these types: `tests/unit/config/test_ranges.py` asks it of each.
-A bool and a Literal allow what they list. What depends on several fields stands in `__post_init__` of their dataclass.
+Every field of `lm.config` that holds a number or a text has one of these types (`tests/unit/config/test_ranges.py` checks all).
+Conditions on several fields are checked in `__post_init__` of their dataclass.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-INT32 = 2**31 - 1  # arrays, steps and places in them are counted in int32
-LARGEST, SMALLEST = 3.4028234e38, 1.1754944e-38  # float32's: beyond the first is infinity, below the second 0
+INT32 = 2**31 - 1  # steps, array sizes and indices are int32
+LARGEST, SMALLEST = 3.4028234e38, 1.1754944e-38  # of float32: larger numbers are infinity, smaller ones 0
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; `above` and `below` leave out the ends, `also` are values outside that are allowed."""
+    """Numbers from `low` to `high`; `above` and `below` exclude the ends, `also` allows single values outside."""
 
     low: float
     high: float = LARGEST
     above: bool = False  # more than `low`
     below: bool = False  # less than `high`
     also: tuple[int, ...] = ()
-    note: str = ""  # follows the range in an error: what another value would mean
+    note: str = ""  # appended to the error, such as what None would mean
 
     def wrong(self, value: float) -> str | None:
-        """Why `value` is refused and what is allowed, as the end of a sentence that begins with its name; None if allowed."""
+        """None if `value` is allowed; else the reason and what is allowed, to follow the field's name in an error."""
         if value in self.also:
             return None
         if isinstance(value, float) and not math.isfinite(value):
@@ -50,12 +50,12 @@ class Range:
 
 @dataclass(frozen=True)
 class Text:
-    """Texts that UTF-8 can hold, of `least` characters or more, without the zero byte that no file name may have."""
+    """Texts of at least `least` characters that can be encoded in UTF-8, without zero bytes (no file name may have one)."""
 
     least: int = 0
 
     def wrong(self, value: str) -> str | None:
-        """As that of `Range`."""
+        """As `Range.wrong`."""
         try:
             value.encode()
         except UnicodeEncodeError:
@@ -73,28 +73,28 @@ def _shown(number: float) -> str:
 
 
 def show(value: Any) -> str:
-    """The value as Python writes it, cut to 100 characters: a number or a text may have millions."""
+    """`repr(value)` cut to 100 characters, for errors: a number or a text may have millions."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no int of more than 4,300 digits
+    except ValueError:  # Python refuses to print an int of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 Count = Annotated[int, Range(1, INT32)]
 Natural = Annotated[int, Range(0, INT32)]
-Every = Annotated[int, Range(1, INT32, note="; None is never")]  # steps between two times that something is done
+Every = Annotated[int, Range(1, INT32, note="; None is never")]  # done every so many steps
 Axis = Annotated[int, Range(1, INT32, also=(-1,), note=", or -1 for what the others leave")]  # devices along a mesh axis
 Seed = Annotated[int, Range(0, 2**32 - 1)]
-Layers = Annotated[int, Range(1, 10_000)]  # each is traced and compiled, so that more would never begin
-Vocabulary = Annotated[int, Range(1, 2**24)]  # tables of the host have an entry for each word
+Layers = Annotated[int, Range(1, 10_000)]  # each is traced and compiled: with more a run would never start
+Vocabulary = Annotated[int, Range(1, 2**24)]  # the host keeps tables with an entry for every token
 Length = Annotated[int, Range(8, INT32)]  # tokens in a row
 
 Positive = Annotated[float, Range(0.0, above=True)]
 NonNegative = Annotated[float, Range(0.0)]
 Share = Annotated[float, Range(0.0, 1.0)]
 PositiveShare = Annotated[float, Range(0.0, 1.0, above=True)]
-Decay = Annotated[float, Range(0.0, 1.0, below=True)]  # dropout, momenta, averages: at 1 nothing is left of what is new
+Decay = Annotated[float, Range(0.0, 1.0, below=True)]  # dropout, momenta, averages: at 1 nothing new would count
 Span = Annotated[float, Range(1.0, 1e6)]  # mean tokens of a span
 
 Words = Annotated[str, Text()]

@@ -1,10 +1,10 @@
-"""Settings, as dicts, JSON, files and flags hold them, and the `lm.config.Run` that they make: there and back. Imports no jax.
+"""Makes a `lm.config.Run` of dicts, JSON, config files and flags, and writes one back. Imports no jax.
 
 A config file (`--config=F`) returns an `ml_collections.ConfigDict`; `load` executes it, applies `--config.a.b=value`
-overrides and hands the result to `build`, which checks every key, every type and every range. What lives on is frozen.
+overrides and hands the result to `build`, which checks every key, type and range and returns frozen dataclasses.
 
-Where a field allows several dataclasses (a position, an objective), the dict's `kind` is the class name in snake case;
-without it the first is meant.
+Where a field allows several dataclasses (a position, an objective), the dict's `kind` is the class name in snake case; the
+first class is the default.
 """
 
 import ast
@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 from lm.config import Run, kind_of
 from lm.config.ranges import show
 from lm.errors import UserError, nearest
+from lm.untrusted import strict_json
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -40,12 +41,12 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def build(hint: Any, value: Any, path: str = "config") -> Any:
-    """`value`, of dicts, tuples and scalars, as the type `hint`; raises UserError that names the path of what is wrong."""
+    """Converts `value` (dicts, tuples, scalars) to the type `hint`; UserError names the dotted path of what is wrong."""
     classes, members = _dataclasses(hint), _members(hint)
     if value is None and types.NoneType in members:
         return None
     if classes:
-        # A dataclass that a config file made has not been held against the types and ranges: it is built once more.
+        # A dataclass that a config file made has not been checked for types and ranges, so it is built again.
         return _build_dataclass(classes, to_dict(value, hint) if isinstance(value, tuple(classes)) else value, path)
     if len(members) > 1 and isinstance(value, (tuple, list)):  # of tuple[...] | None
         hint = next((member for member in members if typing.get_origin(member) is tuple), hint)
@@ -71,18 +72,18 @@ def build(hint: Any, value: Any, path: str = "config") -> Any:
 
 
 def of_flags(cls: Any, flags: Any) -> Any:
-    """A dataclass of scalars from command-line flags of the same names; a UserError names the flag."""
+    """The dataclass of scalars whose fields are command-line flags of the same names; UserError names the flag."""
     return cls(**{name: build(hint, getattr(flags, name), f"--{name}") for name, hint in _hints(cls).items()})
 
 
 def _ruled(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """`Annotated[int, Range(1)]` as the type and its rules."""
+    """`Annotated[int, Range(1)]` -> `int, (Range(1),)`."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint, getattr(hint, "__metadata__", ())
 
 
 def _choice(known: tuple[str, ...], value: Any, path: str) -> str:
     if value is None and "none" in known:
-        return "none"  # of a flag, which reads that word as None
+        return "none"  # flags read this word as None
     if isinstance(value, str) and value in known:
         return value
     raise UserError(f"{path} is {show(value)}{nearest(str(value)[:100] if isinstance(value, str) else '', known)}")
@@ -93,7 +94,7 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
         raise UserError(f"{path} is {show(value)}; it must be a section with the fields of {classes[0].__name__}")
     given = dict(value)
     kinds = {kind_of(c): c for c in classes}
-    # In a dataclass with a field of that name (Norm, Source), `kind` is that field; elsewhere it is the class.
+    # In a dataclass that has a field `kind` (Norm, Source) it is that field, elsewhere it names the class.
     first = classes[0]
     kind = kind_of(first) if "kind" in _hints(first) else given.pop("kind", kind_of(first))
     cls = kinds[_choice(tuple(kinds), kind, f"{path}.kind")]
@@ -104,14 +105,14 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
     for name, f in fields.items():
         if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}.{name} is missing; {cls.__name__} needs it")
-    # None is also allowed where it is the default of a field whose type leaves it out (`Run.model`).
+    # None is also allowed as the default of a field whose type does not include it (`Run.model`).
     values = {
         key: None if v is None and fields[key].default is None else build(hints[key], v, f"{path}.{key}")
         for key, v in given.items()
     }
     try:
         return cls(**values)
-    except UserError as error:  # of fields that do not go together, by their names within the section
+    except UserError as error:  # fields that do not go together; the message names them within the section
         raise UserError(f"{path}: {error}") from None
 
 
@@ -149,21 +150,9 @@ def from_json(text: str) -> Run:
 
 
 def parsed(text: str, name: str) -> Any:
-    """The JSON of a file of this name. What JSON has no word for, and a key that stands twice, is refused as well."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        section: dict[str, Any] = {}
-        for key, value in items:
-            if key in section:
-                raise ValueError(f"the key {show(key)} stands twice")
-            section[key] = value
-        return section
-
-    def constant(word: str) -> None:
-        raise ValueError(f"{word} is no JSON")
-
+    """The value of a JSON file of this name, read strictly; UserError if it is not JSON."""
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        return strict_json(text)
     except RecursionError:
         raise UserError(f"config file {name} is nested too deeply: a config has a dozen levels") from None
     except ValueError as error:
@@ -188,9 +177,11 @@ def diff(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
 
 
 def load(file: str, overrides: Mapping[str, str] | None = None) -> Run:
-    """The run that `file` describes. `file.py:argument` calls `get_config(argument)`. The file is executed: trust it.
+    """The run that a config file describes. A Python file is executed, so it must be trusted.
 
-    `overrides` maps dotted keys to text, `{"train.steps": "100"}`: Python literals, and bare words are strings.
+    `file.py` calls its `get_config()`, and `file.py:argument` calls `get_config(argument)`.
+
+    `overrides` maps dotted keys to text, `{"train.steps": "100"}`: a Python literal, or else a string.
     """
     path, argument = _found(file)
     tree = _read_json(path) if path.suffix == ".json" else _executed(path, argument)
@@ -207,7 +198,7 @@ def load(file: str, overrides: Mapping[str, str] | None = None) -> Run:
 
 
 def _found(file: str) -> tuple[Path, str | None]:
-    """The config file, and the argument that stands behind a colon."""
+    """Splits `file.py:argument`; UserError if there is no such file."""
     try:
         name, colon, argument = file.partition(":") if not Path(file).exists() else (file, "", "")
         path = Path(name)
@@ -216,7 +207,7 @@ def _found(file: str) -> tuple[Path, str | None]:
         if not path.is_file():
             offers = [p.stem for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
             raise UserError(f"no config file {name or show(name)}{nearest(path.stem, offers)}")
-    except (OSError, ValueError) as error:  # a name that is too long, or has a zero byte
+    except (OSError, ValueError) as error:  # a name that is too long, or contains a zero byte
         raise UserError(f"no config file {show(file)}: {getattr(error, 'strerror', None) or error}; give another") from None
     if path.suffix not in (".py", ".json"):
         raise UserError(f"config file {name} ends in neither .py nor .json: rename it to what it is")
@@ -253,22 +244,23 @@ def _executed(path: Path, argument: str | None) -> Any:
         return _dicts(tree.to_dict() if hasattr(tree, "to_dict") else tree)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # the file is the user's program, and may fail in any way
+    except (Exception, SystemExit) as error:  # the file is the user's program and can fail in any way
         words = " ".join(str(error).split())
         raise UserError(f"config file {path} failed: {type(error).__name__}: {words}") from error
 
 
 def _dicts(value: Any) -> Any:
-    """Copies of all mappings, as dicts; dataclasses in them stay, since `build` knows which class a field takes."""
+    """Copies all mappings to dicts. Dataclasses in them stay: only `build` knows which class a field takes."""
     return {key: _dicts(v) for key, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _takes(function: Any, arguments: list[str]) -> bool:
+    """Whether the function can be called with these arguments."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
         return False
-    except ValueError:  # built-in functions need not have a signature
+    except ValueError:  # a built-in function without a signature
         return True
     return True
 
@@ -281,7 +273,7 @@ def _override(tree: dict[str, Any], key: str, text: str) -> None:
     for name in sections:
         if tree.get(name) is None:
             tree[name] = {}
-        if dataclasses.is_dataclass(tree[name]):  # of a Python config: the override changes one of its fields
+        if dataclasses.is_dataclass(tree[name]):  # from a Python config; the override changes one of its fields
             tree[name] = {"kind": kind_of(type(tree[name]))} | to_dict(tree[name])
         if not isinstance(below := tree[name], dict):
             raise UserError(f"--config.{key}: '{name}' is {show(below)}, not a section")
@@ -290,17 +282,17 @@ def _override(tree: dict[str, Any], key: str, text: str) -> None:
 
 
 def _literal(text: str) -> Any:
-    """A Python literal, or the text itself, where it is none."""
+    """The value of a Python literal, or the text itself if it is not one."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of texts that are nearly a literal, such as "1or 2"
+            warnings.simplefilter("ignore", SyntaxWarning)  # texts that are almost literals, such as "1or 2"
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return {"true": True, "false": False, "none": None}.get(text, text)
 
 
 def split_flags(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.key=value` and `--config.key value` out of argv: the rest, and the overrides."""
+    """Splits argv into the other arguments and the overrides: `--config.key=value` or `--config.key value`."""
     rest: list[str] = []
     overrides: dict[str, str] = {}
     words = iter(argv)

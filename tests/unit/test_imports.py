@@ -15,7 +15,7 @@ MAY = {
     "errors": set(),
     "redact": set(),
     "integrity": {"errors"},
-    "config": {"errors", "config"},
+    "config": {"errors", "untrusted", "config"},
     "types": {"errors"},
     "startup": {"errors"},
     "cli": {"errors", "redact"},
