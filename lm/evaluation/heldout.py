@@ -1,4 +1,4 @@
-"""Held-out loss: every row of the held-out split, or so many evenly spread over it, scored by the run's own objective."""
+"""Held-out figures under the run's own objective, over all rows of the held-out split or some spread evenly over it."""
 
 import math
 from collections.abc import Callable
@@ -17,19 +17,17 @@ Score = Callable[[Any, Any], dict[str, WeightedMean]]  # (params, batch), jitted
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Call with parameters -> `{"loss", "accuracy", "tokens"}`, `perplexity` and `bits_per_byte` where they are defined.
+    """Call with parameters -> `{"loss", "accuracy", "tokens"}`, and `perplexity` and `bits_per_byte` where they are defined.
 
-    Perplexity needs a loss in nats a token (`nats`).
-
-    Bits per byte need a loss that factors the probability of the text, token by token, each once: a causal one. Then
-    they are nats a token / ln 2 * tokens / bytes of the held-out split.
+    Perplexity is defined for a loss in nats a token (`nats`). Bits per byte are defined for a loss whose sum is the negative
+    log-probability of the text (`factors`), which is the causal one: nats a token / ln 2 * tokens / bytes of the split.
     """
 
     rows: Rows
     score: Score
     batch_size: int
     mesh: Mesh
-    limit: int | None = None
+    limit: int | None = None  # rows; None: all
     factors: bool = False
     nats: bool = True
 
@@ -39,7 +37,7 @@ class HeldOut:
         sums: dict[str, np.ndarray] = {}
         for first in range(0, len(chosen), self.batch_size):
             part = chosen[first : first + self.batch_size]
-            index = np.append(part, np.full(self.batch_size - len(part), total))  # past the end: blank, so that the shape stays
+            index = np.append(part, np.full(self.batch_size - len(part), total))  # past the end: blank; one shape
             result = self.score(params, sharding.global_batch(self.rows.rows, index, self.mesh))
             for name, mean in result.items():
                 # Summed as Python floats: float32 would lose the last digits over many batches.

@@ -5,6 +5,7 @@ a text; with `how=text` a model with a decoder writes the answer.
 """
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -163,3 +164,12 @@ def _has_head_for(before: config.Run, recipe: config.Finetune) -> bool:
     """Whether an earlier fine-tuning's head is of the same classes, so that it is trained further."""
     tuned = before.recipe
     return isinstance(tuned, config.Finetune) and tuned.how == "head" and tuned.classes == recipe.classes
+
+
+if __name__ == "__main__":
+    print(
+        "error: fine-tuning has a config now: python -m lm.train --config=configs/finetune.py:TASK[.head|.text] "
+        "--config.train.init_from=DIR --workdir=NEW",
+        file=sys.stderr,
+    )
+    sys.exit(2)

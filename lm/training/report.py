@@ -103,7 +103,7 @@ def _curves(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
 
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
     for axis, names, scale in (
-        (axes[0, 0], ("loss", "heldout/loss"), "linear"),
+        (axes[0, 0], ("loss", "heldout/loss", "heldout/nll"), "linear"),
         (
             axes[0, 1],
             ("heldout/bits_per_byte",) if any("heldout/bits_per_byte" in r for r in rows) else ("heldout/accuracy",),

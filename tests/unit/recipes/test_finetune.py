@@ -163,3 +163,8 @@ def test_the_library_does_not_start_xla_when_imported():
     program = "import os, lm.recipes, jax; os.environ['XLA_FLAGS'] = '--xla_no_such_flag=1'; jax.devices()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode != 0 and "Unknown flag in XLA_FLAGS: --xla_no_such_flag" in done.stderr
+
+
+def test_the_old_command_says_the_new_one():
+    done = subprocess.run([sys.executable, "-m", "lm.recipes.finetune", "--task=spam"], capture_output=True, text=True)
+    assert done.returncode == 2 and "python -m lm.train --config=configs/finetune.py:TASK" in done.stderr

@@ -93,6 +93,7 @@ def test_experts_that_a_token_does_not_meet_cost_nothing():
     [
         (["--config=configs/quickstart.py"], "has no pod section: set --config.pod.topology=v5e:16x16"),
         (["--config=configs/pod.py", "--config.pod.mfu=40"], "pod.mfu=40 is too large: give more than 0, at most 1"),
+        (["--config=configs/finetune.py", "--config.pod.topology=v5e:4x4"], "only pretraining has a cost"),
         (["--config=configs/pod.py", "--tokens=0"], "--tokens=0 is too small"),
         (["--config=configs/pod.py", "--config.pod.topology=v9:2x2"], "no generation 'v9'"),
     ],
