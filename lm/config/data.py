@@ -1,4 +1,4 @@
-"""Sections of the data: sources, cleaning, deduplication, the tokenizer, rows."""
+"""The data: sources, cleaning, deduplication, the tokenizer, rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,40 +55,46 @@ _FORMATS: Mapping[str, tuple[str, ...]] = {"tfds": ("text",), "text": ("text",),
 
 @dataclass(frozen=True)
 class Clean:
-    """By default only damage is mended; what may be part of a text is changed where you ask for it. The report counts all."""
+    """By default only damage is repaired; what may be part of a text is changed on request. The report counts every change."""
 
-    unicode: bool = True  # mojibake and control characters mended (ftfy), newlines of one kind, NFC (U+FA19 becomes U+795E)
-    width: bool = False  # full-width forms and ligatures become plain letters (ftfy): no good for Chinese and Japanese
-    markup: bool = False  # HTML tags go, entities become the characters they stand for: no good for code
+    unicode: bool = True  # repair mojibake and control characters (ftfy), unify newlines, NFC (U+FA19 becomes U+795E)
+    width: bool = False  # full-width forms and ligatures to plain letters (ftfy); wrong for Chinese and Japanese
+    markup: bool = False  # remove HTML tags and decode entities; wrong for code
     directions: bool | None = None  # remove stage directions ([Applause]); None: if the source's documents are transcripts
-    spaces: bool = False  # runs of spaces, spaces at line ends and all but one empty line go: no good for code and tables
-    min_chars: Natural = 1  # documents with fewer characters, spaces around them aside, are dropped, and reported
+    spaces: bool = False  # collapse runs of spaces and of empty lines, strip line ends; wrong for code and tables
+    min_chars: Natural = 1  # drop, and report, documents with fewer characters after stripping
 
 
 @dataclass(frozen=True)
 class Dedup:
-    exact: bool = True
-    near: PositiveShare | None = 0.8  # MinHash estimate of the Jaccard similarity of word 5-grams above which the later goes
-    permutations: Annotated[int, Range(2, 2**16)] = 128
+    """Which documents are dropped because an earlier one is the same."""
+
+    exact: bool = True  # the same text
+    near: PositiveShare | None = 0.8  # a higher Jaccard similarity of word 5-grams, estimated by MinHash; None: not compared
+    permutations: Annotated[int, Range(2, 2**16)] = 128  # of MinHash: more estimate better and take longer
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: Vocabulary = 8192
-    path: Name | None = None  # a sentencepiece model to use as it is, instead of training one
+    """The tokenizer that is trained on the training documents, or is given."""
+
+    kind: Literal["bpe", "unigram"] = "bpe"  # of sentencepiece
+    vocab_size: Vocabulary = 8192  # with special tokens
+    path: Name | None = None  # a sentencepiece model to use as it is; None: train one
 
 
 @dataclass(frozen=True)
 class Data:
+    """What is read, how it is prepared, and the rows made of it."""
+
     sources: Mapping[Name, Source] = field(default_factory=lambda: {"sotu": Source()})
     clean: Clean = Clean()
     dedup: Dedup = Dedup()
     tokenizer: Tokenizer = Tokenizer()
-    holdout: Decay = 0.05  # of the documents of each source, chosen by a hash of their identity
-    train_share: PositiveShare = 1.0  # of the training documents that are read at all: to study how data repeats
-    encoder_length: Length | None = None  # tokens in a row of the encoder
-    decoder_length: Length | None = None
+    holdout: Decay = 0.05  # share of each source's documents that is held out, chosen by a hash of their identity
+    train_share: PositiveShare = 1.0  # share of the training documents that is used, to study repeated data
+    encoder_length: Length | None = None  # tokens in a row of the encoder; None: the model has none
+    decoder_length: Length | None = None  # tokens in a row of the decoder; None: the model has none
     packing: bool = False  # records, as many in a row as fit into these lengths; a text's documents always share rows
     on_long: Literal["fail", "skip"] = "fail"  # an answer for which a record has no room: stop, or leave it out and count it
     cache: Name = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>

@@ -1,4 +1,4 @@
-"""Sections of a model: positions, attention, feed-forwards, blocks, stacks, embeddings, heads."""
+"""The model: positions, attention, feed-forward networks, blocks, stacks, embeddings, heads."""
 
 import dataclasses
 import re
@@ -11,14 +11,14 @@ from lm.errors import UserError
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict that nobody changes, so that it has a hash: a model's config is a static argument of jitted functions."""
+    """A dict with a hash, never changed: a model's config is a static argument of jitted functions."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
 
 
 def kind_of(cls: type) -> str:
-    """`SpanCorruption` -> `span_corruption`."""
+    """The name of a class in configs: `SpanCorruption` -> `span_corruption`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
 
 
@@ -26,13 +26,13 @@ def kind_of(cls: type) -> str:
 class Rope:
     """Rotary positions (RoFormer, arXiv 2104.09864)."""
 
-    theta: Positive = 10_000.0
-    fraction: PositiveShare = 1.0  # of the head dim that turns (GPT-NeoX 0.25, Phi-2 0.4)
-    interleaved: bool = False  # pairs (0,1),(2,3).. as in GPT-J and PaLM; otherwise halves as in LLaMA and NeoX
-    factor: Positive = 1.0  # positions are divided by this; with `original_length`, as LLaMA 3.1 does it
-    low_freq_factor: Positive = 1.0
-    high_freq_factor: Positive = 4.0
-    original_length: Count | None = None
+    theta: Positive = 10_000.0  # base of the wavelengths, which go from 2 pi to 2 pi theta positions
+    fraction: PositiveShare = 1.0  # of the head dim that is rotated (GPT-NeoX 0.25, Phi-2 0.4)
+    interleaved: bool = False  # rotate pairs (0, 1), (2, 3)... as GPT-J and PaLM; else halves, as LLaMA and GPT-NeoX
+    factor: Positive = 1.0  # positions are divided by this; with `original_length`, only at low frequencies (LLaMA 3.1)
+    low_freq_factor: Positive = 1.0  # wavelengths above original_length / low_freq_factor positions are stretched by `factor`
+    high_freq_factor: Positive = 4.0  # those below original_length / high_freq_factor are not; between the two it blends
+    original_length: Count | None = None  # positions in pretraining; None: all wavelengths are stretched alike
 
     def __post_init__(self) -> None:
         if self.original_length is not None and self.high_freq_factor <= self.low_freq_factor:
@@ -44,10 +44,10 @@ class Rope:
 
 @dataclass(frozen=True)
 class Learned:
-    """A trained vector for each position (GPT-2, BERT); `offset` as BART and RoBERTa shift it."""
+    """A trained vector for each position (GPT-2, BERT)."""
 
-    max_length: Count
-    offset: Annotated[int, Range(0, 2**16)] = 0
+    max_length: Count  # positions
+    offset: Annotated[int, Range(0, 2**16)] = 0  # rows of the table before that of position 0 (BART, RoBERTa: 2)
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Sinusoidal:
 class Buckets:
     """T5's relative bias in logarithmic buckets, one table for a stack (arXiv 1910.10683, section 2.1)."""
 
-    num_buckets: Annotated[int, Range(4, 2**20)] = 32
-    max_distance: Count = 128
+    num_buckets: Annotated[int, Range(4, 2**20)] = 32  # half of them for single distances, half logarithmic
+    max_distance: Count = 128  # tokens; greater distances share the last bucket
 
     def __post_init__(self) -> None:
-        # max_distance equal to the number of exact buckets (of a decoder, of an encoder) makes the log scale 0.
+        # The logarithmic scale is 0 if max_distance equals the number of exact buckets (of a decoder, of an encoder).
         if self.max_distance in (self.num_buckets // 2, self.num_buckets // 4):
             raise UserError(
                 f"max_distance={self.max_distance} leaves no room for logarithmic buckets: half of num_buckets="
@@ -73,7 +73,7 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Alibi:
-    """A linear penalty on distance, one slope a head (arXiv 2108.12409)."""
+    """A linear penalty on distance, with a slope for each head (arXiv 2108.12409)."""
 
 
 Position = Rope | Learned | Sinusoidal | Buckets | Alibi
@@ -81,26 +81,30 @@ Position = Rope | Learned | Sinusoidal | Buckets | Alibi
 
 @dataclass(frozen=True)
 class Norm:
+    """Layer norm (arXiv 1607.06450) or RMS norm (arXiv 1910.07467)."""
+
     kind: Literal["layer", "rms"] = "layer"
     eps: Positive = 1e-5
-    bias: bool = True  # of a layer norm; an rms norm has none
-    unit_offset: bool = False  # the stored scale counts from 1 (Gemma)
+    bias: bool = True  # of a layer norm; an RMS norm has none
+    unit_offset: bool = False  # the parameter is the scale minus 1 (Gemma)
 
 
 @dataclass(frozen=True)
 class Attention:
+    """Multi-head attention (arXiv 1706.03762), multi-query (1911.02150) or grouped-query (2305.13245)."""
+
     num_heads: Count
     num_kv_heads: Count | None = None  # None: as many as heads (MHA); 1: MQA; between: GQA
     head_dim: Count | None = None  # None: width // num_heads
-    bias: bool = False  # on q, k, v
-    out_bias: bool = False
-    qk_norm: Norm | None = None  # of queries and keys, before rotation
-    qk_norm_over: Literal["head", "all"] = "head"  # over each head's vector (Qwen3), or all heads' at once (OLMo 2)
+    bias: bool = False  # of the projections to queries, keys and values
+    out_bias: bool = False  # of the projection back to the model's width
+    qk_norm: Norm | None = None  # on queries and keys, before rotation
+    qk_norm_over: Literal["head", "all"] = "head"  # each head's vector (Qwen3), or the vector of all heads (OLMo 2)
     softcap: Positive | None = None  # logits -> cap * tanh(logits / cap)
     window: Count | None = None  # keys a query sees: the last `window` if causal, `window // 2` to each side if not
-    scale: Positive | None = None  # None: head_dim ** -0.5; T5 has 1.0
-    dropout: Decay = 0.0
-    rope: Rope | None = None  # in place of the stack's rotary positions (ModernBERT's local layers)
+    scale: Positive | None = None  # of the logits; None: head_dim ** -0.5 (T5: 1.0)
+    dropout: Decay = 0.0  # on the attention weights
+    rope: Rope | None = None  # instead of the stack's rotary positions (ModernBERT's local layers)
 
     def __post_init__(self) -> None:
         if self.kv_heads > 0 and self.num_heads % self.kv_heads:
@@ -108,7 +112,7 @@ class Attention:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of heads of keys and values."""
         return self.num_kv_heads or self.num_heads
 
     def size(self, width: int) -> int:
@@ -118,22 +122,24 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    hidden: Count
+    """`down(activation(up(x)))`, or `down(activation(up(x)) * gate(x))` if gated (GLU variants, arXiv 2002.05202)."""
+
+    hidden: Count  # width between up and down
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
     gated: bool = False
-    bias: bool = False
-    dropout: Decay = 0.0
+    bias: bool = False  # of all its matrices
+    dropout: Decay = 0.0  # on the input of down
 
 
 @dataclass(frozen=True)
 class Moe:
-    """A router sends each token to `top_k` of `num_experts` feed-forwards, and adds their answers (arXiv 1701.06538)."""
+    """A router sends each token to `top_k` of `num_experts` feed-forward networks and sums their outputs (arXiv 1701.06538)."""
 
     num_experts: Count
-    top_k: Count
-    expert: Mlp  # what each of them is: no bias, no dropout
-    renormalize: bool = True  # weights of the chosen sum to 1 (Mixtral); False: they are shares of all experts (Grok-1)
-    capacity: Positive | None = None  # times an even share of a row's tokens: what an expert takes of it. None: all that come
+    top_k: Count  # experts of a token
+    expert: Mlp  # each of them, without bias and dropout
+    renormalize: bool = True  # the chosen experts' weights sum to 1 (Mixtral); False: softmax over all experts (Grok-1)
+    capacity: Positive | None = None  # tokens of a row that an expert takes, as a multiple of an even share; None: no limit
     balance: NonNegative = 0.01  # weight of the load-balance loss (arXiv 2101.03961, equation 4)
     z: NonNegative = 0.001  # weight of the router's z-loss (arXiv 2202.08906, equation 5)
 
@@ -144,21 +150,21 @@ class Moe:
             raise UserError(f"ffn.top_k is {self.top_k}; it must be 1 to ffn.num_experts={self.num_experts}")
 
 
-Ffn = Mlp | Moe  # another kind joins here and in `lm.models.transformer.FFN`
+Ffn = Mlp | Moe  # a new kind is added here and in `lm.models.transformer.FFN`
 
 
 @dataclass(frozen=True)
 class Block:
-    """`y = out(x + res(f(in(x))))` around attention, cross-attention and feed-forward; `norm_at` says which norms exist."""
+    """`y = out(x + res(f(in(x))))` for f attention, cross-attention and feed-forward; `norm_at` says which norms exist."""
 
     attention: Attention
     ffn: Ffn
     norm: Norm = Norm()
     norm_at: tuple[Literal["in", "res", "out"], ...] = ("in",)
-    parallel: Literal["no", "shared", "separate"] = "no"  # both read the same x: through one norm (PaLM), or one each (NeoX)
-    bare: tuple[Literal["attention", "cross", "ffn"], ...] = ()  # parts that have no norms (ModernBERT's first attention)
-    cross: bool = False  # attends to the encoder as well
-    dropout: Decay = 0.0  # on what is added to the residual stream
+    parallel: Literal["no", "shared", "separate"] = "no"  # attention and ffn read the same x: one norm (PaLM), or two (NeoX)
+    bare: tuple[Literal["attention", "cross", "ffn"], ...] = ()  # parts without norms (ModernBERT's first attention)
+    cross: bool = False  # also attends to the encoder's output
+    dropout: Decay = 0.0  # on each output of f, before the residual sum
 
     def __post_init__(self) -> None:
         if self.cross and self.parallel != "no":
@@ -167,14 +173,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Stack:
+    """The layers of an encoder or a decoder."""
+
     num_layers: Layers
-    blocks: Mapping[Name, Block]
-    pattern: Name = "L"  # repeated over the layers, a letter of `blocks` each
-    position: Position | None = None
+    blocks: Mapping[Name, Block]  # by letter
+    pattern: Name = "L"  # letters of `blocks`, one for each layer, repeated to the depth
+    position: Position | None = None  # None: no positions
     final_norm: bool = True
-    dropout: Decay = 0.0  # behind the last layer and its norm (T5)
-    scan: bool = False  # one compiled layer for all: for depth. Unrolled is faster for a few layers on a CPU
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes: nothing, all but products, all
+    dropout: Decay = 0.0  # after the last layer and the final norm (T5)
+    scan: bool = False  # compile the pattern once and scan over it, for deep stacks; on a CPU a few unrolled layers are faster
+    remat: Literal["none", "dots", "full"] = "none"  # the backward pass recomputes nothing, all but matmuls, or everything
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", FrozenDict(self.blocks))
@@ -196,31 +204,34 @@ class Stack:
             )
 
     def letters(self) -> str:
-        """The pattern repeated to the depth, a letter for each layer."""
+        """The letters of all layers: the pattern repeated to the depth."""
         return (self.pattern * self.num_layers)[: self.num_layers]
 
 
 @dataclass(frozen=True)
 class Embed:
-    width: Count | None = None  # of the tables, if narrower than the model and projected to its width (ELECTRA)
-    scale: Positive | None = None  # a multiplier after the look-up (Gemma, the original Transformer: sqrt(width))
-    norm: Norm | None = None  # after the sum with positions (BERT, BLOOM)
-    types: Natural = 0  # token types (BERT: 2; all tokens are of type 0 unless the stream says otherwise)
-    dropout: Decay = 0.0
+    """Token embeddings, with those of positions and types added."""
+
+    width: Count | None = None  # of the tables, which are projected to the model's width (ELECTRA); None: the model's width
+    scale: Positive | None = None  # multiplies token embeddings (Gemma, the original Transformer: sqrt(width)); None: 1
+    norm: Norm | None = None  # of the sum (BERT, BLOOM)
+    types: Natural = 0  # number of token types (BERT: 2); all tokens are of type 0 unless the stream has types
+    dropout: Decay = 0.0  # on the sum
 
 
 @dataclass(frozen=True)
 class Head:
-    tied: bool = True
-    bias: bool = False
-    transform: Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"] | None = (
-        None  # BERT's dense + activation + norm before the logits
-    )
+    """Hidden vectors to logits."""
+
+    tied: bool = True  # its matrix is the embedding table
+    bias: bool = False  # of the logits
+    # BERT's layer before the logits: a dense layer, this activation, `norm`. None: no such layer.
+    transform: Literal["gelu", "gelu_tanh", "relu", "silu", "tanh"] | None = None
     transform_bias: bool = True  # of that dense layer (ModernBERT: none)
-    norm: Norm | None = Norm(eps=1e-12)  # of the transform
-    outputs: Count | None = None  # None: the vocabulary. Another number needs tied=False (ELECTRA's discriminator: 1)
-    scale: Positive | None = None  # a multiplier on the logits (T5 tied: width ** -0.5)
-    softcap: Positive | None = None
+    norm: Norm | None = Norm(eps=1e-12)  # of that layer
+    outputs: Count | None = None  # None: the vocabulary; another number needs tied=False (ELECTRA's discriminator: 1)
+    scale: Positive | None = None  # multiplies the logits (T5 with tied embeddings: width ** -0.5); None: 1
+    softcap: Positive | None = None  # logits -> cap * tanh(logits / cap)
 
     def __post_init__(self) -> None:
         if self.tied and self.outputs is not None:
@@ -229,21 +240,21 @@ class Head:
 
 @dataclass(frozen=True)
 class Model:
-    """One trunk. Encoder-only, decoder-only or encoder-decoder is which of the two stacks exist."""
+    """A transformer. Which of the two stacks exist makes it encoder-only, decoder-only or encoder-decoder."""
 
     vocab_size: Vocabulary
     width: Count
     encoder: Stack | None = None
     decoder: Stack | None = None
     embed: Embed = Embed()
-    head: Head | None = Head()  # None: hidden vectors are all it gives (sentence encoders)
-    shared: bool = False  # one set of layers is both stacks; cross-attention is the decoder's alone (T5, section 3.2.2)
-    pooler: bool = False  # dense and tanh on the vector of a row's first token (BERT)
-    init_std: NonNegative | None = None  # of every matrix; None: fan-in ** -0.5. Embeddings: `embed_init_std`
-    embed_init_std: NonNegative = 0.02
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss stay in float32
-    param_dtype: Literal["float32", "bfloat16"] = "float32"
-    kernel: Literal["plain", "splash"] = "plain"  # of attention: plain XLA anywhere, or a TPU's kernel that holds no [T, S]
+    head: Head | None = Head()  # None: the model returns hidden vectors (sentence encoders)
+    shared: bool = False  # both stacks have the same parameters, but for the decoder's cross-attention (T5, section 3.2.2)
+    pooler: bool = False  # a dense layer and tanh on the vector of a row's first token (BERT)
+    init_std: NonNegative | None = None  # of matrices at the start; None: fan-in ** -0.5
+    embed_init_std: NonNegative = 0.02  # of embedding tables at the start
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss are in float32
+    param_dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters
+    kernel: Literal["plain", "splash"] = "plain"  # of attention: XLA on any device, or a TPU kernel that never stores [T, S]
 
     def __post_init__(self) -> None:
         if self.shared:
@@ -270,7 +281,7 @@ class Model:
             raise UserError(f"kernel='splash' knows neither biases nor dropout, and the {name} has {what}: take 'plain'")
 
     def _check_attention(self, where: str, attention: Attention, position: Position | None) -> None:
-        """Heads that cut the width evenly, and of each an even number of dimensions that turn by position."""
+        """Refuses heads that do not divide the width, and an odd number of rotated dimensions."""
         if attention.head_dim is None and self.width % attention.num_heads:
             raise UserError(
                 f"{where}.num_heads={attention.num_heads} does not divide width={self.width}: change one of them, or set "

@@ -1,4 +1,4 @@
-"""What a model is trained to predict: a dataclass an objective, each cites its paper."""
+"""Objectives: what a model is trained to predict. `lm.objectives` has a module for each, whose docstrings show the arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ class Causal:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The rest of a text after a random split, the part before seen both ways (T5, section 3.2.3)."""
+    """The rest of a text after a random split, its first part seen from both sides (T5, arXiv 1910.10683, section 3.2.3)."""
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Masked tokens back from both sides (BERT, arXiv 1810.04805, section 3.1)."""
+    """Masked tokens, from both sides (BERT, arXiv 1810.04805, section 3.1)."""
 
-    rate: PositiveShare = 0.15
-    mask: Share = 0.8  # of the chosen: replaced by the mask token
-    random: Share = 0.1  # of the chosen: replaced by a random token; the rest stay as they are
-    whole_word: bool = False
-    dynamic: bool = True  # new masks each epoch (RoBERTa); False: a window keeps its masks
+    rate: PositiveShare = 0.15  # share of the tokens that is chosen
+    mask: Share = 0.8  # of the chosen tokens, replaced by the mask token
+    random: Share = 0.1  # of the chosen tokens, replaced by a random one; the rest stay
+    whole_word: bool = False  # choose complete words
+    dynamic: bool = True  # new masks in each epoch (RoBERTa); False: a window keeps its masks
 
     def __post_init__(self) -> None:
         if self.mask + self.random > 1 + 1e-9:
@@ -36,65 +36,67 @@ class Masked:
 
 @dataclass(frozen=True)
 class SpanCorruption:
-    """Spans replaced by sentinels, and given back in order (T5, section 3.1.4)."""
+    """Spans that sentinels replace, predicted in order (T5, section 3.1.4)."""
 
-    rate: Annotated[float, Range(0.0, 0.95, above=True)] = 0.15
-    mean_span: Span = 3.0
-    prefix: bool = True  # a decoder alone sees the corrupted text from both sides; False: left to right, like the rest
+    rate: Annotated[float, Range(0.0, 0.95, above=True)] = 0.15  # share of the tokens that is in spans
+    mean_span: Span = 3.0  # tokens
+    prefix: bool = True  # a decoder alone sees the corrupted text from both sides; False: left to right like the spans
 
 
 @dataclass(frozen=True)
 class Denoise:
-    """The text back from a noised one (BART, arXiv 1910.13461, section 2.2). A share of 0 turns a noise off."""
+    """The complete text, from a noised one (BART, arXiv 1910.13461, section 2.2). A share of 0 turns a noise off."""
 
-    infill: Share = 0.3  # of the tokens: in spans, each replaced by one mask token
-    mean_span: Span = 3.0  # of infilling; lengths are Poisson's, some spans are empty
-    permute: Share = 1.0  # of the sentences: in a random order
-    mask: Share = 0.0  # of the tokens: each replaced by a mask token
-    delete: Share = 0.0  # of the tokens
-    rotate: Share = 0.0  # of the pieces: begun at a random token
+    infill: Share = 0.3  # of the tokens, in spans that one mask token each replaces
+    mean_span: Span = 3.0  # tokens; lengths of infilled spans are Poisson distributed, and may be 0
+    permute: Share = 1.0  # of the sentences, shuffled
+    mask: Share = 0.0  # of the tokens, each replaced by a mask token
+    delete: Share = 0.0  # of the tokens, removed
+    rotate: Share = 0.0  # of the pieces, rotated to begin at a random token
 
 
 @dataclass(frozen=True)
 class Deshuffle:
-    """The text back from its tokens in a random order (T5, section 3.3.1)."""
+    """The text, from its tokens in a random order (T5, section 3.3.1)."""
 
 
 @dataclass(frozen=True)
 class Mass:
-    """A masked stretch of the text, and nothing else, from what stands around it (MASS, arXiv 1905.02450, section 3.2)."""
+    """One masked span of the text, from what surrounds it (MASS, arXiv 1905.02450, section 3.2)."""
 
-    share: PositiveShare = 0.5  # of the text that is masked
+    share: PositiveShare = 0.5  # of the tokens that is masked
 
 
 @dataclass(frozen=True)
 class FillInMiddle:
     """Next token, of texts whose middle was moved to their end (arXiv 2207.14255, section 3)."""
 
-    rate: Share = 0.5  # of the pieces that are rearranged
-    suffix_first: Share = 0.5  # of these: the suffix before the prefix (SPM), not behind it (PSM)
+    rate: Share = 0.5  # of the pieces, rearranged
+    suffix_first: Share = 0.5  # of these, with the suffix before the prefix (SPM) and not after it (PSM)
 
 
 @dataclass(frozen=True)
 class NextSentence:
     """Masked tokens, and whether a second text follows the first (BERT, section 3.1)."""
 
-    negatives: Share = 0.5  # of the pairs: the second text is of another document, if the split has one to take from
-    masked: Masked = Masked()
+    negatives: Share = 0.5  # of the pairs, whose second text is from another document, if the split has one
+    masked: Masked = Masked()  # how their tokens are masked
 
 
 @dataclass(frozen=True)
 class Part:
+    """One objective of a mixture."""
+
     objective: "Objective"
-    weight: NonNegative = 1.0  # of the pieces, beside the other parts' weights
-    mode: Name | None = None  # a token for this name, one for all parts that have it, stands before what the model reads
+    weight: NonNegative = 1.0  # its share of the pieces, relative to the weights of the other parts
+    mode: Name | None = None  # a token of this name is put before what the model reads; parts may have the same. None: no token
 
 
 @dataclass(frozen=True)
 class Mixture:
     """Each piece under one of several objectives, drawn by weight; `mode` tells the model which (UL2, arXiv 2205.05131)."""
 
-    parts: Mapping[Name, Part]
+    parts: Mapping[Name, Part]  # a name for each; text prompts are put to the first by name
 
     def __post_init__(self) -> None:
         if not any(part.weight > 0 for part in self.parts.values()):
@@ -105,13 +107,14 @@ class Mixture:
 class ReplacedTokens:
     """A generator fills in masks, and the model says of each token whether it was replaced (ELECTRA, arXiv 2003.10555).
 
-    The other values of `predict` are the paper's ablations (section 3.4, table 5): asked at the chosen places alone
-    (ELECTRA 15 %), and the tokens themselves, of the chosen places (Replace MLM) or of all (All-Tokens MLM).
+    `predict` has the paper's ablations (section 3.4, table 5). "replaced_chosen": the same question at the masked positions
+    alone (ELECTRA 15 %). "masked": the original tokens, at the masked positions (Replace MLM). "all": those of all positions
+    (All-Tokens MLM).
     """
 
-    generator: Model  # with the model's vocabulary, and tables as wide as the model's (`embed.width`): they are shared
-    rate: PositiveShare = 0.15
-    weight: NonNegative = 50.0  # of the model's loss beside the generator's
+    generator: Model  # shares the model's embedding tables, so its vocabulary and `embed.width` must be the same
+    rate: PositiveShare = 0.15  # share of the tokens that is masked for the generator
+    weight: NonNegative = 50.0  # of the model's loss; the generator's has 1
     predict: Literal["replaced", "replaced_chosen", "masked", "all"] = "replaced"
 
 

@@ -1,4 +1,4 @@
-"""A run and the sections that say how it goes: optimizer, steps, checkpoints, evaluation, recipe, mesh, log."""
+"""A run, and how it trains: optimizer, steps, checkpoints, evaluation, recipe, mesh, log."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -28,56 +28,64 @@ from lm.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate: a linear warm-up to the peak, then `kind`, to `final` of the peak.
+    """The learning rate: a linear warm-up to the peak, then a decay of this kind to `final` of the peak.
 
-    Step k of the warm-up, counted from 1, has k / warmup of the peak: the first step has 1 / warmup of it, not 0. A warm-up
-    that is longer than the run is cut to the run's steps.
+    Step k of the warm-up, counted from 1, has k / warmup of the peak, so the first step has 1 / warmup of it, not 0. A warm-up
+    is at most as long as the run.
     """
 
     kind: Literal["cosine", "linear", "rsqrt", "wsd", "constant"] = "cosine"
-    warmup: Natural | NonNegative = 100  # steps; below 1: that share of the run's steps
-    final: Share = 0.1
-    decay: Natural | None = None  # wsd: steps of the last, linear leg; None: a fifth of the run
+    warmup: Natural | NonNegative = 100  # steps, or, below 1, a share of the run's steps
+    final: Share = 0.1  # of the peak
+    decay: Natural | None = None  # wsd: steps of the linear decay at the end; None: a fifth of the run
 
 
 @dataclass(frozen=True)
 class Optimizer:
+    """AdamW (arXiv 1711.05101), Adafactor (1804.04235), Lion (2302.06675) or Muon (2502.16982)."""
+
     name: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
-    learning_rate: NonNegative = 1e-3
+    learning_rate: NonNegative = 1e-3  # the peak
     schedule: Schedule = Schedule()
-    weight_decay: NonNegative = 0.1  # on matrices; never on norms, biases and embeddings
-    clip: Positive | None = 1.0  # of the global gradient norm
+    weight_decay: NonNegative = 0.1  # of matrices, not of norms, biases and embeddings
+    clip: Positive | None = 1.0  # the largest global norm of the gradient; None: no clipping
     b1: Decay = 0.9
     b2: Decay = 0.95
     eps: Positive = 1e-8
-    adam_learning_rate: Positive | None = None  # muon: of what is not a matrix; None: the same
-    ema: Decay | None = None  # decay of an average of the parameters; it is what is evaluated
+    adam_learning_rate: Positive | None = None  # muon: for parameters that are no matrices; None: the same
+    ema: Decay | None = None  # decay of a moving average of the parameters, which is then evaluated; None: no average
 
 
 @dataclass(frozen=True)
 class Train:
+    """Steps, batches and the seed."""
+
     steps: Natural = 1000
-    batch_size: Count = 16  # in rows, over all hosts and microbatches
-    microbatches: Count = 1  # the batch in this many turns; the gradient is that of the whole batch
-    seed: Seed = 0
-    init_from: Name | None = None  # folder of a run or a converted model whose parameters the first step starts from
+    batch_size: Count = 16  # rows of a step, over all hosts and microbatches
+    microbatches: Count = 1  # the gradient of a batch is summed over this many parts, for less memory
+    seed: Seed = 0  # of parameters, data order, noise and dropout
+    init_from: Name | None = None  # folder of a run or a converted model to start from; None: random parameters
     z_loss: NonNegative = 0.0  # weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5: 1e-4)
-    max_skipped: Count = 10  # steps in a row whose loss, gradient or update is not finite before the run stops
+    max_skipped: Count = 10  # the run stops after so many steps in a row whose loss, gradient or update is not finite
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    every: Every | None = 500  # steps; None: only at the end and when told to stop
-    keep: Count = 2
-    keep_best: bool = True  # of the evaluations, by held-out loss; only with an evaluation at the same step
+    """When the state is saved, and what is kept."""
+
+    every: Every | None = 500  # steps; None: only at the end and when the run is stopped
+    keep: Count = 2  # of the latest
+    keep_best: bool = True  # also the one with the best held-out loss, of those at a step with an evaluation
 
 
 @dataclass(frozen=True)
 class Evaluate:
+    """The evaluation on held-out data."""
+
     every: Every | None = 500  # steps; None: only at the end
-    rows: Count | None = None  # of the held-out data, evenly spread; None: all
-    batch_size: Count | None = None  # None: the training batch
-    baselines: bool = False  # at the end: xz and n-gram models on the same held-out bytes
+    rows: Count | None = None  # evaluated, spread evenly over the held-out ones; None: all
+    batch_size: Count | None = None  # rows; None: as in training
+    baselines: bool = False  # at the end, compare with xz and n-gram models on the same held-out bytes
 
 
 @dataclass(frozen=True)
@@ -105,14 +113,14 @@ Recipe = Pretrain | Finetune
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each axis, the outermost first; one may be -1: what is left. `dict(fsdp=-1, tensor=4)` is a whole mesh."""
+    """Devices along each axis, outermost first; one may be -1, for all that are left: `dict(fsdp=-1, tensor=4)`."""
 
-    slice: Axis = 1  # slices of a pod, joined by the data-centre network: each has all parameters and rows of its own
-    data: Axis = -1
-    fsdp: Axis = 1
-    sequence: Axis = 1  # of the tokens of a row, for rows that one device cannot hold; parameters are cut over it as well
-    expert: Axis = 1
-    tensor: Axis = 1
+    slice: Axis = 1  # slices of a pod, which the data-centre network connects: each has all parameters and its own rows
+    data: Axis = -1  # splits rows and replicates parameters; 1 if another axis is -1
+    fsdp: Axis = 1  # splits rows and parameters
+    sequence: Axis = 1  # splits the tokens of a row, for rows that do not fit one device, and parameters
+    expert: Axis = 1  # splits the experts of a layer, and rows elsewhere
+    tensor: Axis = 1  # splits attention heads, hidden units and the vocabulary
 
     def __post_init__(self) -> None:
         if len(rest := [f.name for f in dataclasses.fields(self) if f.name != "data" and getattr(self, f.name) == -1]) > 1:
@@ -121,21 +129,23 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Pod:
-    """The machine that a config is made for: read by `python -m tpu.compile` and `python -m tpu.cost`, not by training."""
+    """The machine that a config is made for. Read by `python -m tpu.compile` and `python -m tpu.cost`, not by training."""
 
     topology: Name  # of a slice, generation and chips: "v5e:16x16"
     slices: Count = 1
-    price: NonNegative | None = None  # USD for an hour of a chip
-    mfu: PositiveShare = 0.4  # at which cost is reckoned
+    price: NonNegative | None = None  # USD for a chip and hour; None: cost is not computed
+    mfu: PositiveShare = 0.4  # share of the peak FLOPs that the cost assumes
 
 
 @dataclass(frozen=True)
 class Log:
-    every: Count = 10
-    tensorboard: bool = True
-    samples: tuple[Words, ...] = ("The ",)  # prompts; "[MASK]" marks what an encoder fills in
-    sample_tokens: Annotated[int, Range(0, 2**20)] = 64
-    temperature: NonNegative = 0.8
+    """What a run prints and writes beside its checkpoints."""
+
+    every: Count = 10  # steps between two lines of metrics
+    tensorboard: bool = True  # also write TensorBoard event files
+    samples: tuple[Words, ...] = ("The ",)  # prompts at each evaluation; "[MASK]" marks what the model fills in
+    sample_tokens: Annotated[int, Range(0, 2**20)] = 64  # of each answer; 0: no samples
+    temperature: NonNegative = 0.8  # of sampling; 0: the most likely token
 
 
 @dataclass(frozen=True)
