@@ -62,13 +62,13 @@ def weight_files(source: Path) -> list[Path]:
 
 def _indexed(source: Path) -> list[Path]:
     """Returns the files that the index names; each must hold the tensors that the index assigns to it."""
-    places = untrusted.read_json(source, INDEX).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+    weight_map = untrusted.read_json(source, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
         raise UserError(f"{source / INDEX} has no weight_map from names of tensors to names of files")
-    held = {name: header(untrusted.inside(source, name)) for name in sorted(set(places.values()))}
-    for key, name in places.items():
+    held = {name: header(untrusted.inside(source, name)) for name in sorted(set(weight_map.values()))}
+    for key, name in weight_map.items():
         if key not in held[name]:
-            raise UserError(f"{source / INDEX} says that {key!r} lies in {name}, and it does not; download both again")
+            raise UserError(f"{source / INDEX} says that {key!r} is in {name}, and it is not; download both again")
     return [source / name for name in held]
 
 
@@ -99,7 +99,7 @@ def keys(files: list[Path]) -> dict[str, Stored]:
     for file in files:
         for key, stored in header(file).items():
             if key in found:
-                raise UserError(f"{key!r} lies in both {found[key].file} and {file}; remove the file that does not belong here")
+                raise UserError(f"{key!r} is in both {found[key].file} and {file}; remove the file that does not belong here")
             found[key] = stored
     return found
 

@@ -96,9 +96,9 @@ def read_distilbert(c: Hf) -> Model:
 
 
 def write_distilbert(m: Model) -> dict[str, Any]:
-    given = write(m)
-    renamed = {theirs: given[SIZES[ours]] for ours, theirs in DISTILBERT.items()}
-    rest = {k: given[k] for k in ("vocab_size", "max_position_embeddings", "tie_word_embeddings")}
+    settings = write(m)
+    renamed = {theirs: settings[SIZES[ours]] for ours, theirs in DISTILBERT.items()}
+    rest = {k: settings[k] for k in ("vocab_size", "max_position_embeddings", "tie_word_embeddings")}
     return rest | renamed
 
 
@@ -209,10 +209,10 @@ def read_modernbert(c: Hf) -> Model:
         raise UserError(f"config.json: rope_parameters={ropes!r} must give each kind of attention a table of its own")
 
     def rope(kind: str, old: str, default: float) -> Rope:
-        given = Hf({k: v for k, v in (ropes.get(kind) or {}).items() if v is not None}, ())
-        given.only("rope_type", "default")
-        theta = given.number("rope_theta", c.number(old, default))
-        given.check_all_used()
+        settings = Hf({k: v for k, v in (ropes.get(kind) or {}).items() if v is not None}, ())
+        settings.only("rope_type", "default")
+        theta = settings.number("rope_theta", c.number(old, default))
+        settings.check_all_used()
         return Rope(theta)
 
     norm = Norm(eps=c.eps("norm_eps"), bias=c.flag("norm_bias"))
@@ -244,8 +244,8 @@ def write_modernbert(m: Model) -> dict[str, Any]:
     window = next((a.window for a in by_layer if a.window), 128)
     ropes = [(bool(a.window), a.rope or stack.position) for a in by_layer]
     theta = {windowed: rope.theta for windowed, rope in ropes if isinstance(rope, Rope)}
-    given = sizes(m)
-    return given | dict(
+    settings = sizes(m)
+    return settings | dict(
         hidden_activation=their_activation(mlp_of(m).activation),
         norm_eps=block.norm.eps,
         norm_bias=block.norm.bias,

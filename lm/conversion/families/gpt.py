@@ -45,9 +45,9 @@ def read_gpt1(c: Hf) -> Model:
 
 
 def write_gpt1(m: Model) -> dict[str, Any]:
-    given = write(m, "afn")
-    del given["n_inner"]
-    return given | dict(afn={"gelu_new": "gelu"}.get(given["afn"], given["afn"]))
+    settings = write(m, "afn")
+    del settings["n_inner"]
+    return settings | dict(afn={"gelu_new": "gelu"}.get(settings["afn"], settings["afn"]))
 
 
 def read_bigcode(c: Hf) -> Model:

@@ -18,10 +18,10 @@ def read_rope(c: Hf, theta: float = 10_000.0, fraction: float | None = None) -> 
     """
     scaling, parameters, theta = c("rope_scaling", None), c("rope_parameters", None), c.number("rope_theta", theta)
     partial = c.number("partial_rotary_factor", fraction or 1.0)
-    given = scaling or parameters or {}
-    if not isinstance(given, dict) or any(isinstance(v, dict) for v in given.values()):
-        raise UserError(f"config.json: rope_parameters={given!r} is not implemented, only one set for all layers")
-    plain = Hf({"rope_type": given.get("type", "default"), **given}, ())
+    settings = scaling or parameters or {}
+    if not isinstance(settings, dict) or any(isinstance(v, dict) for v in settings.values()):
+        raise UserError(f"config.json: rope_parameters={settings!r} is not implemented, only one set for all layers")
+    plain = Hf({"rope_type": settings.get("type", "default"), **settings}, ())
     plain("type", None)
     kind, theta = plain.only("rope_type", "default", "linear", "llama3"), plain.number("rope_theta", theta)
     partial = plain.number("partial_rotary_factor", partial)
@@ -48,15 +48,15 @@ def read_rope(c: Hf, theta: float = 10_000.0, fraction: float | None = None) -> 
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
-    given: dict[str, Any] = dict(rope_theta=rope.theta, rope_type="default")
+    settings: dict[str, Any] = dict(rope_theta=rope.theta, rope_type="default")
     if rope.fraction != 1.0:
-        given |= dict(partial_rotary_factor=rope.fraction)
+        settings |= dict(partial_rotary_factor=rope.fraction)
     if rope.original_length is not None:
-        given |= dict(rope_type="llama3", factor=rope.factor, original_max_position_embeddings=rope.original_length)
-        given |= dict(low_freq_factor=rope.low_freq_factor, high_freq_factor=rope.high_freq_factor)
+        settings |= dict(rope_type="llama3", factor=rope.factor, original_max_position_embeddings=rope.original_length)
+        settings |= dict(low_freq_factor=rope.low_freq_factor, high_freq_factor=rope.high_freq_factor)
     elif rope.factor != 1.0:
-        given |= dict(rope_type="linear", factor=rope.factor)
-    return dict(rope_parameters=given)
+        settings |= dict(rope_type="linear", factor=rope.factor)
+    return dict(rope_parameters=settings)
 
 
 EMPTY: Mapping[str, Any] = {}
@@ -185,9 +185,9 @@ def read_mistral(c: Hf, theta: float = 10_000.0) -> Model:
 
 
 def write_mistral(m: Model) -> dict[str, Any]:
-    given = write(m)
-    del given["attention_bias"], given["mlp_bias"]
-    return given | dict(sliding_window=block_of(m).attention.window)
+    settings = write(m)
+    del settings["attention_bias"], settings["mlp_bias"]
+    return settings | dict(sliding_window=block_of(m).attention.window)
 
 
 def read_mixtral(c: Hf) -> Model:
@@ -204,8 +204,8 @@ def write_mixtral(m: Model) -> dict[str, Any]:
     moe = block_of(m).ffn
     assert isinstance(moe, Moe)
     dense = {k: replace(b, ffn=moe.expert) for k, b in m.decoder.blocks.items()}
-    given = write_mistral(replace(m, decoder=replace(m.decoder, blocks=dense)))
-    return given | dict(num_local_experts=moe.num_experts, num_experts_per_tok=moe.top_k)
+    settings = write_mistral(replace(m, decoder=replace(m.decoder, blocks=dense)))
+    return settings | dict(num_local_experts=moe.num_experts, num_experts_per_tok=moe.top_k)
 
 
 def read_qwen3(c: Hf) -> Model:
@@ -217,9 +217,9 @@ def read_qwen3(c: Hf) -> Model:
 
 
 def write_qwen3(m: Model) -> dict[str, Any]:
-    given = write(m) | layer_types(m)
-    del given["mlp_bias"]
-    return given | dict(use_sliding_window=given["sliding_window"] is not None)
+    settings = write(m) | layer_types(m)
+    del settings["mlp_bias"]
+    return settings | dict(use_sliding_window=settings["sliding_window"] is not None)
 
 
 def read_olmo2(c: Hf) -> Model:
@@ -228,9 +228,9 @@ def read_olmo2(c: Hf) -> Model:
 
 
 def write_olmo2(m: Model) -> dict[str, Any]:
-    given = write(m)
-    del given["mlp_bias"], given["head_dim"]
-    return given
+    settings = write(m)
+    del settings["mlp_bias"], settings["head_dim"]
+    return settings
 
 
 def scale_embeddings(m: Model) -> Model:
@@ -250,9 +250,9 @@ def read_gemma(c: Hf) -> Model:
 
 
 def write_gemma(m: Model) -> dict[str, Any]:
-    given = write(m)
-    del given["mlp_bias"]
-    return given | dict(hidden_activation=given["hidden_act"])
+    settings = write(m)
+    del settings["mlp_bias"]
+    return settings | dict(hidden_activation=settings["hidden_act"])
 
 
 def read_gemma2(c: Hf) -> Model:
@@ -268,12 +268,12 @@ def read_gemma2(c: Hf) -> Model:
 
 
 def write_gemma2(m: Model) -> dict[str, Any]:
-    a, given = block_of(m).attention, write_gemma(m) | layer_types(m)
+    a, settings = block_of(m).attention, write_gemma(m) | layer_types(m)
     scalar = (a.scale or a.size(m.width) ** -0.5) ** -2
     caps = dict(attn_logit_softcapping=a.softcap, final_logit_softcapping=m.head.softcap if m.head else None)
     # Their code builds the windowed mask even if no layer uses it, and fails on null.
-    given["sliding_window"] = given["sliding_window"] or GEMMA2["sliding_window"]
-    return given | caps | dict(query_pre_attn_scalar=round(scalar))
+    settings["sliding_window"] = settings["sliding_window"] or GEMMA2["sliding_window"]
+    return settings | caps | dict(query_pre_attn_scalar=round(scalar))
 
 
 # Our gated MLP is act(x up) * (x gate); theirs is act(x gate) * (x up).

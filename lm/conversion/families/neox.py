@@ -85,14 +85,14 @@ FUSED = ("bias_dropout_fusion", "masked_softmax_fusion", "skip_bias_add", "skip_
 
 
 def write_bloom(m: Model) -> dict[str, Any]:
-    block, given = block_of(m), sizes(m)
+    block, settings = block_of(m), sizes(m)
     return dict(
         vocab_size=m.vocab_size,
         hidden_size=m.width,
-        n_layer=given["num_hidden_layers"],
-        n_head=given["num_attention_heads"],
+        n_layer=settings["num_hidden_layers"],
+        n_head=settings["num_attention_heads"],
         layer_norm_epsilon=block.norm.eps,
-        tie_word_embeddings=given["tie_word_embeddings"],
+        tie_word_embeddings=settings["tie_word_embeddings"],
     )
 
 
@@ -135,13 +135,13 @@ def read_falcon(c: Hf) -> Model:
 
 
 def write_falcon(m: Model) -> dict[str, Any]:
-    block, stack, given = block_of(m), m.decoder, sizes(m)
+    block, stack, settings = block_of(m), m.decoder, sizes(m)
     a = block.attention
     assert stack and isinstance(stack.position, Rope)
     kv, one = a.kv_heads, a.num_kv_heads == 1
     grouped = block.parallel == "separate" or 1 < kv < a.num_heads
-    given["ffn_hidden_size"] = given.pop("intermediate_size")
-    return given | dict(
+    settings["ffn_hidden_size"] = settings.pop("intermediate_size")
+    return settings | dict(
         bias=a.bias,
         activation=their_activation(mlp_of(m).activation),
         layer_norm_epsilon=block.norm.eps,

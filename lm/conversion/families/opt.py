@@ -20,11 +20,13 @@ def read(c: Hf) -> Model:
 
 
 def write(m: Model) -> dict[str, Any]:
-    given, stack = sizes(m), m.decoder
+    settings, stack = sizes(m), m.decoder
     assert stack and isinstance(stack.position, Learned)
-    given["ffn_dim"] = given.pop("intermediate_size")
+    settings["ffn_dim"] = settings.pop("intermediate_size")
     act = their_activation(mlp_of(m).activation)
-    return given | dict(word_embed_proj_dim=m.width, activation_function=act, max_position_embeddings=stack.position.max_length)
+    return settings | dict(
+        word_embed_proj_dim=m.width, activation_function=act, max_position_embeddings=stack.position.max_length
+    )
 
 
 def names(m: Model) -> Names:

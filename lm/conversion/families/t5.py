@@ -122,19 +122,19 @@ def read_bart(c: Hf) -> Model:
 
 
 def write_bart(m: Model) -> dict[str, Any]:
-    given: dict[str, Any] = dict(vocab_size=m.vocab_size, d_model=m.width, scale_embedding=m.embed.scale is not None)
+    settings: dict[str, Any] = dict(vocab_size=m.vocab_size, d_model=m.width, scale_embedding=m.embed.scale is not None)
     for name, stack in (("encoder", m.encoder), ("decoder", m.decoder)):
         assert stack and isinstance(stack.position, Learned)
         block = stack.blocks[stack.letters()[0]]
         assert isinstance(block.ffn, Mlp)
-        given |= {
+        settings |= {
             f"{name}_attention_heads": block.attention.num_heads,
             f"{name}_ffn_dim": block.ffn.hidden,
             f"{name}_layers": stack.num_layers,
             "activation_function": their_activation(block.ffn.activation, "gelu_new"),
             "max_position_embeddings": stack.position.max_length,
         }
-    return given | dict(is_encoder_decoder=True, tie_word_embeddings=True)
+    return settings | dict(is_encoder_decoder=True, tie_word_embeddings=True)
 
 
 def names_bart(m: Model) -> Names:

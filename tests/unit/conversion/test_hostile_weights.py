@@ -209,18 +209,18 @@ def test_a_tensor_in_two_shards_is_refused(theirs, tmp_path):
     held = sharded(folder)
     twice = load_file(folder / "b.safetensors") | {name: held[name] + 1 for name in list(held)[:1]}
     save_file(twice, folder / "b.safetensors")
-    refused(folder, f"{list(held)[0]!r} lies in both {folder / 'a.safetensors'} and {folder / 'b.safetensors'}")
+    refused(folder, f"{list(held)[0]!r} is in both {folder / 'a.safetensors'} and {folder / 'b.safetensors'}")
     (folder / files.INDEX).unlink()
-    refused(folder, "lies in both")
+    refused(folder, "is in both")
 
 
 def test_an_index_that_is_not_true_is_refused(theirs, tensors):
     folder = theirs()
     held = sharded(folder, index={"model.extra": "a.safetensors"})
-    refused(folder, "'model.extra' lies in a.safetensors, and it does not")
+    refused(folder, "'model.extra' is in a.safetensors, and it is not")
     places = {name: "b.safetensors" for name in held}
     (folder / files.INDEX).write_text(json.dumps({"weight_map": places}))
-    refused(folder, "lies in b.safetensors, and it does not")
+    refused(folder, "is in b.safetensors, and it is not")
     for wrong in (
         "{",
         "[]",

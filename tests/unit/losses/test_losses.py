@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from lm import config, optim, sharding
-from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Schedule, Stack
+from lm.config import Attention, Block, Head, Mlp, Model, Rope, Schedule, Stack
 from lm.losses.chunked import num_chunks
 from lm.losses.cross_entropy import cross_entropy, scores, token_losses
 from lm.models.transformer import Transformer, head_params
@@ -229,80 +229,3 @@ def test_every_optimizer_learns(params, name, rate):
             seen.append(float(metrics["loss"]))
     assert seen[-1] < 0.7 * seen[0]
     assert int(metrics["skipped"]) == 0
-
-
-FULL = Block(Attention(2, bias=True, out_bias=True, qk_norm=Norm("rms")), Mlp(32, gated=True, bias=True))
-
-
-@pytest.mark.parametrize("scan", [False, True])
-def test_what_decays_and_what_muon_turns(scan):
-    """Kernels of the trunk, by name: no norm, bias, table of embeddings or of positions; Muon leaves the head too."""
-    stack = Stack(2, {"L": FULL}, position=config.Learned(32), scan=scan)
-    model = Model(V, D, decoder=stack, head=Head(tied=False, bias=True))
-    params = nn.unbox(jax.eval_shape(Transformer(model).init, jax.random.key(0), batch()))["params"]
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    flat = {name(p): x for p, x in jax.tree_util.tree_flatten_with_path(params)[0]}
-    decays = {name(p): x for p, x in jax.tree_util.tree_flatten_with_path(optim.is_matrix(params))[0]}
-    assert {n for n, yes in decays.items() if yes} == {n for n in flat if n.endswith("/kernel")}
-    assert not any(decays[n] for n in flat if "norm" in n or "embed" in n)
-
-    dimensions = optim.muon_dimensions(params)
-    is_leaf = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
-    turned = {name(p): x for p, x in jax.tree_util.tree_flatten_with_path(dimensions, is_leaf=is_leaf)[0]}
-    assert turned["head/out/kernel"] is None
-    assert {n for n, x in turned.items() if x} == {n for n in flat if n.endswith("/kernel")} - {"head/out/kernel"}
-    shift = 1 if scan else 0
-    block = "decoder/groups/block_0" if scan else "decoder/group_1/block_0"
-    sizes = lambda n, axes: int(np.prod([flat[n].shape[a] for a in axes]))
-    for n, inputs, outputs in (("attention/query", D, D), ("attention/out", D, D), ("ffn/up", D, 32), ("ffn/down", 32, D)):
-        x, n = turned[f"{block}/{n}/kernel"], f"{block}/{n}/kernel"
-        assert (sizes(n, x.reduction_axis), sizes(n, x.output_axis)) == (inputs, outputs)
-        assert sorted((*x.reduction_axis, *x.output_axis)) == list(range(shift, flat[n].ndim))
-    assert turned[f"{block}/attention/out/kernel"].reduction_axis == (shift, shift + 1)
-
-
-AFTER = {  # the curve of each kind after the warm-up: x of it is over, 0 to 1, and n updates; peak 1
-    "constant": lambda x, n, final: 1.0,
-    "linear": lambda x, n, final: 1 - (1 - final) * x,
-    "cosine": lambda x, n, final: final + (1 - final) * (1 + np.cos(np.pi * x)) / 2,
-    "rsqrt": lambda x, n, final: (11 / (11 + n)) ** 0.5,
-    "wsd": lambda x, n, final: 1.0 if n <= 77 else 1 - (1 - final) * (n - 77) / 22,  # of 110 steps, a fifth decays
-}
-
-
-@pytest.mark.parametrize("kind", AFTER)
-@pytest.mark.parametrize("warmup", [11, 0.1])
-@pytest.mark.parametrize("final", [0.0, 0.1])
-def test_every_schedule_by_its_formula(kind, warmup, final):
-    """Peak 2, 110 steps, a warm-up of 11 or a tenth: by the updates made before."""
-    rate = optim.schedule(Schedule(kind, warmup=warmup, final=final), 2.0, 110)
-    expected = [2 * (s + 1) / 11 if s < 11 else 2 * AFTER[kind]((s - 11) / 99, s - 11, final) for s in range(110)]
-    assert [float(rate(s)) for s in range(110)] == pytest.approx(expected, rel=1e-5, abs=1e-7)
-    assert min(expected) > 0, "no step is wasted on a rate of 0"
-
-
-def test_schedules():
-    """Values by hand: peak 2, 110 steps."""
-    at = lambda c, *steps: [float(optim.schedule(c, 2.0, 110)(s)) for s in steps]
-    approx = partial(pytest.approx, rel=1e-5, abs=1e-7)
-    assert at(Schedule("wsd", warmup=10, final=0.1, decay=50), 60, 85, 110) == approx([2, 1.1, 0.2])
-    assert at(Schedule("linear", warmup=0, final=0.0), 0, 55, 110) == approx([2, 1, 0])
-    assert at(Schedule("rsqrt", warmup=0), 0, 3, 8) == approx([2, 1, 2 / 3])
-
-
-@pytest.mark.parametrize("kind", AFTER)
-def test_short_schedules(kind):
-    """The only step of a run trains, a warm-up as long as the run ends at the peak, and a longer one is cut to it."""
-    at = lambda warmup, steps: [
-        float(optim.schedule(Schedule(kind, warmup=warmup, final=0.0), 2.0, steps)(s)) for s in range(steps)
-    ]
-    assert at(1, 1) == at(0, 1) == at(100, 1) == [2]
-    assert at(4, 4) == at(100, 4) == pytest.approx([0.5, 1, 1.5, 2])
-    assert at(0.01, 4)[0] == 2, "a hundredth of four steps is none"
-
-
-def test_a_decay_that_does_not_fit():
-    from lm.errors import UserError
-
-    with pytest.raises(UserError, match="decay=60 does not fit the 50 steps"):
-        optim.schedule(Schedule("wsd", warmup=50, decay=60), 1.0, 100)
