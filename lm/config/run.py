@@ -179,6 +179,6 @@ class Run:
         tokens = self.train.batch_size * max(self.data.encoder_length or 0, self.data.decoder_length or 0)
         if tokens > INT32:
             raise UserError(
-                f"train.batch_size={self.train.batch_size} rows are {tokens:,} tokens, and places are counted up to {INT32:,}: "
-                "take a smaller batch"
+                f"train.batch_size={self.train.batch_size} rows are {tokens:,} tokens, and positions are counted up to "
+                f"{INT32:,}: take a smaller batch"
             )

@@ -167,8 +167,8 @@ OBJECTIVE = Declaration(
     },
     refused={
         "decoder": "the noised text has no stream of its own; take 'span_corruption', or an encoder-decoder",
-        "encoder": "an encoder gives one token a place, and the noised text has other places than the text; take 'masked', or "
-        "an encoder-decoder",
+        "encoder": "an encoder predicts a token for each position that it reads, and the noised text has other positions than "
+        "the text; take 'masked', or an encoder-decoder",
     },
     prompt=TextPrompt(with_masks, noised=True),
 )

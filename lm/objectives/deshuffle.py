@@ -35,8 +35,8 @@ OBJECTIVE = Declaration(
     suits={"encoder_decoder": Suit(build_encoder_decoder, factors=False, reads_prefix=False)},
     refused={
         "decoder": "the shuffled text has no stream of its own; take 'prefix', or an encoder-decoder",
-        "encoder": "the token of a place would have to be told from all others without their order; take 'masked', or an "
-        "encoder-decoder",
+        "encoder": "an encoder would have to predict the token of each position from tokens that have no order; take 'masked', "
+        "or an encoder-decoder",
     },
     prompt=TextPrompt(shuffled, without_marks, noised=True),
 )

@@ -235,7 +235,7 @@ OBJECTIVE = Declaration(
     },
     refused={
         "decoder": "a causal decoder does not see what follows a mask; take 'span_corruption', which asks for the same tokens "
-        "behind the text, or an encoder",
+        "after the text, or an encoder",
     },
     prompt=TextPrompt(with_masks, noised=True),
 )

@@ -75,7 +75,7 @@ def build_mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, archit
     modes = special_tokens.modes(c, v.sentinel_ids)
     parts = [_build_part(name, part, architecture, data, v, modes) for name, part in sorted(c.parts.items())]
     if len({o.lengths.predicted is None for o in parts}) > 1:
-        raise UserError("a mixture cannot hold parts that predict at every place and parts that predict at some: split it")
+        raise UserError("a mixture cannot hold parts that predict every position and parts that predict some: split it")
     if len({o.dynamic for o in parts}) > 1:
         raise UserError("a mixture cannot hold parts with dynamic and with static masks; set dynamic alike in all")
     used = max(o.sentinels for o in parts) + max(o.marks for o in parts)

@@ -110,9 +110,9 @@ OBJECTIVE = Declaration(
         )
     },
     refused={
-        "decoder": "a causal decoder has seen nothing where the question is asked; take 'causal', or an encoder",
-        "encoder_decoder": "the question is asked at a place of the encoder, and the decoder has the loss; take 'denoise', or "
-        "an encoder alone",
+        "decoder": "a causal decoder has read nothing where the question is asked; take 'causal', or an encoder",
+        "encoder_decoder": "the question is asked at a position of the encoder, and the loss is the decoder's; take "
+        "'denoise', or an encoder alone",
     },
     prompt=TextPrompt(with_masks_and_eos),
 )

@@ -197,6 +197,8 @@ OBJECTIVE = Declaration(
             },
         ),
     },
-    refused={"encoder": "an encoder gives one token a place and a span has several; take 'masked', or an encoder-decoder"},
+    refused={
+        "encoder": "an encoder predicts one token for a position, and a span has several; take 'masked', or an encoder-decoder"
+    },
     prompt=TextPrompt(with_sentinels, noised=True, sentinels=True),
 )

@@ -58,24 +58,3 @@ def test_an_override_changes_a_field_of_an_instance(tmp_path: Path) -> None:
     run = resolve.load(path, {"train.steps": "7", "objective.mask": "0.5"})
     assert run.train == config.Train(seed=3, steps=7)
     assert run.objective == config.Masked(rate=0.3, mask=0.5)
-
-
-def test_weights_of_sources_that_sum_to_infinity_are_told_so() -> None:
-    with pytest.raises(UserError, match="sum to 6e[+]38, which is infinite in float32"):
-        config.Data(sources={"a": config.Source(weight=3e38), "b": config.Source(weight=3e38)})
-
-
-@pytest.mark.parametrize(
-    ("objective", "words"),
-    [
-        ({"kind": "mixture", "parts": {}}, "parts needs a part"),
-        ({"kind": "mixture", "parts": {"a": {"objective": {"kind": "causal"}, "weight": 0.0}}}, "not all 0"),
-        ({"kind": "masked", "mask": 0.8, "random": 0.5}, "mask=0.8 and random=0.5"),
-        ({"kind": "next_sentence", "masked": {"mask": 0.8, "random": 0.5}}, r"objective\.masked: mask=0.8"),
-        ({"kind": "next_sentence", "masked": {"random": -0.1}}, r"objective\.masked\.random=-0\.1 is too small"),
-        ({"kind": "masked", "rate": 1.2}, r"objective\.rate=1\.2 is too large"),
-    ],
-)
-def test_what_an_objective_cannot_do_is_told_before_data_is_prepared(objective: dict, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        resolve.build(config.Objective, objective, "objective")

@@ -129,7 +129,7 @@ def test_parts_that_predict_at_some_places_do_not_mix_with_those_that_predict_at
     everywhere = lambda c, data, v: objectives.Objective(lambda t, r: None, objectives.Lengths(64, None), 64, 64)
     suit = objectives.Suit(everywhere, factors=False, reads_prefix=False)
     monkeypatch.setitem(objectives.DECLARATIONS, config.Causal, objectives.Declaration(config.Causal, {"encoder": suit}))
-    with pytest.raises(UserError, match="predict at every place and parts that predict at some"):
+    with pytest.raises(UserError, match="predict every position and parts that predict some"):
         build(mix(a=(config.Causal(),), b=(config.Masked(),)), "encoder")
 
 
