@@ -2,7 +2,10 @@
 
 import pytest
 
-from experiments.measure import curve, trained
+from experiments.measure import curve, trained, tuning
+from experiments.study import Finetune, Task
+from lm import config
+from lm.config import resolve
 
 
 def row(step, tokens, speed=None):
@@ -26,3 +29,20 @@ def test_the_curve_has_the_cost_of_each_point():
     rows = [row(5, 100), {"step": 10, "heldout/loss": 3.0}, {"step": 20, "heldout/loss": 2.0}]
     expected = [{"step": 10, "flops": 50.0, "loss": 3.0}, {"step": 20, "flops": 100.0, "loss": 2.0}]
     assert curve(rows, 100.0, 20) == expected
+
+
+@pytest.mark.parametrize("name,kind,form", [("topics", "package", "labelled"), ("spans", "cloze", "pair")])
+def test_a_tasks_fine_tuning_is_a_run(name, kind, form, tmp_path):
+    """Everything that decides its result, from the task's settings and the cell's run."""
+    cell = config.Run(config.Model(8, 8), train=config.Train(seed=3), data=config.Data(cache="elsewhere"))
+    task = Task(
+        name, "text", Finetune(steps=50, batch_size=4, learning_rate=0.5, weight_decay=0.25, length=20, answer=6, rows=7)
+    )
+    run = tuning(task, cell, tmp_path)
+    ((_, source),) = run.data.sources.items()
+    assert (source.kind, source.path, source.format, run.data.cache) == (kind, name, form, "elsewhere")
+    assert run.recipe == config.Finetune(how="text", length=20, answer=6) and run.model is None
+    assert (run.train.steps, run.train.batch_size, run.train.seed, run.train.init_from) == (50, 4, 3, str(tmp_path))
+    assert (run.optimizer.learning_rate, run.optimizer.weight_decay, run.evaluate.rows) == (0.5, 0.25, 7)
+    assert run.optimizer.schedule == config.Schedule("linear", warmup=5, final=0.0)
+    assert resolve.from_json(resolve.to_json(run)) == run
