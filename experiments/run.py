@@ -1,10 +1,11 @@
 """`python -m experiments.run STUDY --workdir=D`: runs every cell of a study with every seed, then writes the report.
 
-A unit is a cell with a seed, in D/<cell>/seed<k>: its training run, and `result.json` once it is measured. Finished units are
-skipped and interrupted ones resumed, so repeat the same command until all is done. Several processes may work on one D; each
-takes a unit that no other is working on. `--shard=0/4` runs a quarter of the units, for hosts without a shared folder; a cell
-that starts from another one is in the same shard. Copy the folders together, and the same command without --shard writes the
-report. Settings of a study are set with --set: `--set seeds=5 --set budget=1e12`. Exit codes are those of `python -m lm.train`.
+A unit is a cell with a seed, in D/<cell>/seed<k>: its training run, a run for each of its fine-tunings, and `result.json` once
+it is measured. Finished units are skipped and interrupted ones resumed, so repeat the same command until all is done. Several
+processes may work on one D; each takes a unit that no other is working on. `--shard=0/4` runs a quarter of the units, for hosts
+without a shared folder; a cell that starts from another one is in the same shard. Copy the folders together, and the same
+command without --shard writes the report. Settings of a study are set with --set: `--set seeds=5 --set budget=1e12`. Exit codes
+are those of `python -m lm.train`.
 """
 
 import argparse
