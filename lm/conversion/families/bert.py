@@ -292,7 +292,7 @@ def tied(prefix: str, *names: str, bias: str | None = None) -> dict[str, str]:
     return {name: table for name in names} | ({bias.replace("bias", "decoder.bias"): bias} if bias else {})
 
 
-# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py checks them.
 BERT = dict(
     vocab_size=30_522,
     hidden_size=768,

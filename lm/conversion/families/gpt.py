@@ -123,7 +123,7 @@ def names_starcoder2(m: Model) -> Names:
     return trunk | layers("decoder", "model.layers.{}.", **projections(), ffn__up="mlp.c_fc", ffn__down="mlp.c_proj", **rest)
 
 
-# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py checks them.
 GPT1 = dict(
     vocab_size=40_478,
     n_positions=512,

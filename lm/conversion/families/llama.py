@@ -295,7 +295,7 @@ RES = dict(attention_res_norm="post_attention_layernorm", ffn_res_norm="post_fee
 BOTH = dict(attention_in_norm="input_layernorm", ffn_in_norm="pre_feedforward_layernorm", **RES)
 
 
-# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py checks them.
 LLAMA = dict(
     vocab_size=32_000,
     hidden_size=4096,

@@ -215,7 +215,7 @@ def names_phi(m: Model) -> Names:
     )
 
 
-# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py checks them.
 NEOX = dict(
     vocab_size=50_432,
     hidden_size=6144,

@@ -46,7 +46,7 @@ def names(m: Model) -> Names:
     )
 
 
-# Defaults of their config class (transformers 5.24, `configuration_opt.py`); tests/parity/test_config.py holds them.
+# Defaults of their config class (transformers 5.24, `configuration_opt.py`); tests/parity/test_config.py checks them.
 OPT = dict(
     vocab_size=50_272,
     hidden_size=768,

@@ -151,7 +151,7 @@ def names_bart(m: Model) -> Names:
     return table
 
 
-# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py holds them.
+# Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py checks them.
 T5 = dict(
     vocab_size=32_128,
     d_model=512,
