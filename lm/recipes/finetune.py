@@ -101,6 +101,10 @@ class FineTuning(Recipe):
             if (length or 0) % shards:
                 raise UserError(f"mesh.sequence={shards} does not divide the {length} tokens of a row: change recipe.length")
 
+    def facts(self, parts: Parts) -> dict[str, Any]:
+        """By split and source: records, answers, texts that were shortened, answers left out."""
+        return {"records": {split: rows.report() for split, rows in parts.rows.items()}}
+
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[HeldOutRecords]:
         """One, of the first `evaluate.rows` held-out records of each source; none where no record is held out."""
         if "holdout" not in parts.rows:

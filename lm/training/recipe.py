@@ -99,6 +99,10 @@ class Recipe:
         rows, mesh = parts.rows["train"], parts.mesh
         return prefetched(lambda step: sharding.global_batch(rows.rows, position.of(step), mesh), steps)
 
+    def facts(self, parts: Parts) -> dict[str, Any]:
+        """What the summary says of the run's data besides what it says of every run's."""
+        return {}
+
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
         """Functions from parameters to held-out figures; all of them are merged into one row."""
         return ()

@@ -94,7 +94,7 @@ def _train(
         baselines = recipe.baselines(parts) if rundir.writes else None
     goodput.now("done")
     summary = _summary(parts, state, evaluate.latest, baselines, clock, position=start.position, before=before)
-    summary |= {"text_left_out": lost, "goodput": account(rundir.rows("goodput.jsonl"))}
+    summary |= recipe.facts(parts) | {"text_left_out": lost, "goodput": account(rundir.rows("goodput.jsonl"))}
     checkpoints.close()
     rundir.write_json("summary.json", summary)
     if rundir.writes:

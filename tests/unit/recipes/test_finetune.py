@@ -86,6 +86,8 @@ def test_it_learns(architecture, how, prefix, made, tmp_path):
     got = summary["heldout"]
     assert got["accuracy"] > 0.9 and got["nll"] < 0.4, got
     assert 0.4 < got["majority"] < 0.6 and got["items"] == 80 and summary["skipped_steps"] == 0
+    counted = summary["records"]["train"]
+    assert all(one["answers_left_out"] == 0 and one["answers"] == one["records"] == one["rows"] for one in counted.values())
     ends = {"head": 1, "text": None}[how]  # in text an answer is its words and its end
     assert summary["tokens_with_loss"] == 200 * 16 * ends if ends else summary["tokens_with_loss"] >= 200 * 16 * 2
 
