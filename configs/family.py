@@ -17,7 +17,7 @@ from ml_collections import config_dict
 from lm import config
 from lm.config import resolve
 from lm.errors import UserError, nearest
-from lm.models.miniature import tiny, tiny_generator
+from lm.models.miniature import tiny
 
 OBJECTIVES = {"decoder": "causal", "encoder": "masked", "encoder_decoder": "span_corruption"}
 
@@ -59,7 +59,8 @@ def get_config(name="tiny/gpt.GPT2"):
     c.objective = dict(kind=OBJECTIVES[model.architecture])
     if model.head and model.head.outputs:
         generator = preset(f"{name.removeprefix('tiny/')}_GENERATOR")
-        generator = tiny_generator(generator, model, length=length) if small else generator
+        if small:
+            generator = tiny(generator, vocab_size=vocab, length=length, table_width=model.embed.width or model.width)
         c.objective = dict(kind="replaced_tokens", generator=resolve.to_dict(generator))
     c.optimizer = dict(name="adamw", learning_rate=3e-3 if small else 3e-4, schedule=dict(kind="wsd", warmup=20, final=0.0))
     c.train = dict(steps=240, batch_size=16)

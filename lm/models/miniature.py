@@ -8,10 +8,11 @@ from lm import config
 WIDTH, HEADS, HEAD_DIM, HIDDEN, LAYERS = 64, 4, 16, 96, 2
 
 
-def tiny(model: config.Model, *, vocab_size: int, length: int = 128) -> config.Model:
+def tiny(model: config.Model, *, vocab_size: int, length: int = 128, table_width: int | None = None) -> config.Model:
     """Returns `model` at width 64, with 2 layers (4 if its pattern is longer), `length` learned positions and no dropout.
 
-    A model without a head gets BERT's, so that every result can be trained and predicts tokens.
+    Its embedding tables are `table_width` wide; by default 32 where the preset's are narrower than its layers, else 64. A model
+    without a head gets BERT's, so that every result can be trained and predicts tokens.
     """
 
     def attention(a: config.Attention) -> config.Attention:
@@ -39,7 +40,7 @@ def tiny(model: config.Model, *, vocab_size: int, length: int = 128) -> config.M
 
     embed = replace(
         model.embed,
-        width=model.embed.width and WIDTH // 2,
+        width=table_width or (model.embed.width and WIDTH // 2),
         scale=model.embed.scale and WIDTH**0.5,
         dropout=0.0,
     )
@@ -50,10 +51,3 @@ def tiny(model: config.Model, *, vocab_size: int, length: int = 128) -> config.M
         head = replace(head, scale=WIDTH**-0.5)
     sizes = dict(vocab_size=vocab_size, width=WIDTH, embed=embed, head=head, pooler=False)
     return replace(model, encoder=stack(model.encoder), decoder=stack(model.decoder), **sizes)
-
-
-def tiny_generator(generator: config.Model, model: config.Model, *, length: int = 128) -> config.Model:
-    """Returns the tiny generator of an ELECTRA whose tiny discriminator is `model`; its tables, which are shared, have the same
-    width."""
-    small = tiny(generator, vocab_size=model.vocab_size, length=length)
-    return replace(small, embed=replace(small.embed, width=model.embed.width or model.width))

@@ -74,6 +74,7 @@ class Declaration:
     suits: Mapping[str, Suit]  # by architecture
     refused: Mapping[str, str] = field(default_factory=dict)  # by architecture: the reason; take '<the nearest objective>'
     prompt: TextPrompt | None = None  # how a text prompt is put to its models
+    own_loss: bool = False  # a task of its own trains it (`lm.recipes.pretrain.TASKS`), so that no mixture can include it
 
 
 DECLARATIONS: dict[type, Declaration] = {}

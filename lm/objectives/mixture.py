@@ -11,6 +11,7 @@ from lm import config
 from lm.errors import UserError
 from lm.objectives import special_tokens
 from lm.objectives.declaration import (
+    DECLARATIONS,
     Declaration,
     Lengths,
     Objective,
@@ -106,10 +107,9 @@ def _build_part(
     """A part's objective. One with a mode is built for a row that is one token shorter, which the mode's token fills."""
     if isinstance(part.objective, config.Mixture):
         raise UserError(f"objective.parts.{name} is a mixture itself: put its parts beside the others")
-    if isinstance(part.objective, config.ReplacedTokens):
-        raise UserError(
-            f"objective.parts.{name} is 'replaced_tokens', which trains two models by a loss of its own: make it the objective"
-        )
+    if DECLARATIONS[type(part.objective)].own_loss:
+        kind = config.kind_of(type(part.objective))
+        raise UserError(f"objective.parts.{name} is '{kind}', which has a loss of its own: make it the objective")
     if part.mode is None:
         return build(part.objective, architecture, data, v)
     read = "decoder" if architecture == "decoder" else "encoder"

@@ -31,4 +31,5 @@ OBJECTIVE = Declaration(
         "encoder_decoder": "a decoder has nothing to write; take 'masked', or an encoder",
     },
     prompt=TextPrompt(with_masks, noised=True),
+    own_loss=True,
 )

@@ -25,8 +25,9 @@ from lm.losses.log_probs import log_probs
 from lm.models import embedding
 from lm.models.transformer import Transformer, head_params
 from lm.recipes import recipe, task
-from lm.training.assembly import check
+from lm.training.assembly import check, computation
 from lm.training.step import make_step, plan_state
+from tests import toy
 from tpu.collectives import collectives
 
 LENGTHS = {
@@ -127,12 +128,31 @@ def test_parameters_moments_and_activations_are_really_sharded(scan):
     with sharding.use(mesh):
         state = plan.create(0)
         batch = sharding.global_batch(data.rows, np.arange(8), mesh)
-        text = step.lower(state, batch).compile().as_text()
+        text = step.lower(state, None, batch).compile().as_text()
     whole, share = (sum(f(x) for x in jax.tree.leaves((state.params, state.opt_state))) for f in (lambda x: x.size, shard))
     assert share < 0.3 * whole, "fsdp=2 x tensor=2 leaves about a quarter on a device"
     # 8 rows over data x fsdp = 4 shards: a hidden activation is [2 rows * 16, 64 hidden / 2 tensor] per device.
     assert "f32[32,32]" in text and "f32[128,64]" not in text
     assert "all-gather" in text and ("all-reduce" in text or "reduce-scatter" in text)
+
+
+def test_a_frozen_tree_is_sharded_as_parameters_are_and_changes_nothing():
+    """Nor does a batch of pairs, in microbatches: state and metrics are those of one device."""
+    found = []
+    for mesh in (
+        sharding.make_mesh(config.Mesh(data=1, fsdp=4, tensor=2)),
+        sharding.make_mesh(config.Mesh(), jax.devices()[:1]),
+    ):
+        r, toys = toy.run(train=config.Train(batch_size=8, microbatches=2)), toy.Toy()
+        data = toys.rows(r, None)["train"]
+        made = computation(r, toy.TASK, mesh, data.lengths, toys.row(data))
+        with sharding.use(mesh):
+            state, frozen = made.plan.create(0), toy.teacher(made.frozen)
+            for s in range(3):
+                state, metrics = made.step(state, frozen, sharding.global_batch(toy.pairs, np.arange(8 * s, 8 * s + 8), mesh))
+        found.append((state, metrics))
+        assert shard(frozen["kernel"]) == toy.D**2 // mesh.size
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
 
 
 EXPERTS = {
@@ -167,7 +187,8 @@ def test_a_strategy_sends_what_it_should_and_gathers_nothing_whole(strategy):
     data = rows("decoder", config.Causal(), decoder_length=length)
     mesh, plan, step = start(r, data)
     with sharding.use(mesh):
-        text = step.lower(plan.targets(), sharding.global_batch(data.rows, np.arange(8), mesh)).compile().as_text()
+        batch = sharding.global_batch(data.rows, np.arange(8), mesh)
+        text = step.lower(plan.targets(), None, batch).compile().as_text()
     found = collectives(text, dict(mesh.shape))
     wanted, gathering = SENT[strategy]
     assert wanted <= {(c.kind, axis) for c in found for axis in c.axes}

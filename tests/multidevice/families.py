@@ -17,7 +17,7 @@ from fixtures import rows
 
 from lm import config, sharding
 from lm.models import presets
-from lm.models.miniature import tiny, tiny_generator
+from lm.models.miniature import tiny
 from lm.models.presets.electra import ELECTRA_SMALL_GENERATOR
 
 MESH = config.Mesh(data=2, fsdp=2, tensor=2)
@@ -53,7 +53,8 @@ def test_a_family_trains_sharded(model):
         mesh = replace(mesh, data=1, expert=2)
     objective, lengths = LENGTHS[small.architecture]
     if small.head.outputs:  # a discriminator: use any generator of the file
-        objective = config.ReplacedTokens(tiny_generator(ELECTRA_SMALL_GENERATOR, small))
+        generator = tiny(ELECTRA_SMALL_GENERATOR, vocab_size=512, table_width=small.embed.width or small.width)
+        objective = config.ReplacedTokens(generator)
     data = rows(small.architecture, objective, **lengths)
     optimizer = config.Optimizer(learning_rate=3e-3, schedule=config.Schedule("constant", warmup=4))
     train = config.Train(steps=20, batch_size=8)
@@ -63,6 +64,6 @@ def test_a_family_trains_sharded(model):
     with sharding.use(mesh):
         state, batch = plan.create(0), sharding.global_batch(data.rows, np.arange(8), mesh)
         for _ in range(20):  # on the same rows, to memorise them
-            state, metrics = step(state, batch)
+            state, metrics = step(state, None, batch)
             losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.3, losses

@@ -13,7 +13,9 @@ from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Moe, R
 from lm.errors import UserError
 from lm.losses import replaced
 from lm.models.transformer import Transformer
+from lm.objectives import DECLARATIONS
 from lm.recipes import task
+from lm.recipes.pretrain import TASKS
 from lm.recipes.replaced_tokens import with_shared_tables, without_shared_tables
 from lm.training.step import make_step, plan_state
 from lm.types import Example, TokenStream
@@ -244,6 +246,11 @@ def test_it_learns(predict, microbatches):
     assert after["generator_loss"] < 0.5 * before["generator_loss"]
     if predict != "replaced_chosen":  # of the chosen alone, the better the generator the harder is the question
         assert after["model_loss"] < 0.8 * before["model_loss"]
+
+
+def test_objectives_with_a_loss_of_their_own_are_those_that_have_a_task():
+    """The others are trained by the cross-entropy of their Examples' targets."""
+    assert {declared.config for declared in DECLARATIONS.values() if declared.own_loss} == set(TASKS)
 
 
 BASE = run_of().model

@@ -115,7 +115,12 @@ def test_windows_of_a_mixture_overlap_where_a_part_needs_it():
         (mix(a=(config.Causal(), 1.0, "x")), "decoder", dict(sentinel_ids=(5, 6, 7)), "take the last 4 sentinels"),
         (config.FillInMiddle(), "decoder", dict(sentinel_ids=(5, 6)), "take the last 3 sentinels"),
         (config.NextSentence(), "encoder", dict(sentinel_ids=(5,)), "answers with two sentinels"),
-        (mix(a=(config.ReplacedTokens(GENERATOR),)), "encoder", {}, "parts.a is 'replaced_tokens', which trains two models"),
+        (
+            mix(a=(config.ReplacedTokens(GENERATOR),)),
+            "encoder",
+            {},
+            "parts.a is 'replaced_tokens', which has a loss",
+        ),
         (config.Denoise(), "encoder_decoder", dict(mask_id=None), "'denoise' needs a mask token"),
         (config.Mass(), "encoder_decoder", dict(mask_id=None), "'mass' needs a mask token"),
     ],
