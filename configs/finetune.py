@@ -9,7 +9,8 @@ a model with a decoder writes the answer. `init_from` is a run, a converted mode
 
     sentiment, questions, spam, topics, sarcasm   small labelled sets from packages, fetched once; by head unless told otherwise
     spans, infill                                 words missing from the documents that the run was pretrained on; in text
-    labelled, pair                                your own .jsonl of {"text", "label"} or {"question", "answer", "context"}
+    labelled, pair, messages                      your own .jsonl of {"text", "label"}, {"question", "answer", "context"}, or
+                                                  {"messages": [{"role", "content"}, ...]} (`lm.data.records`)
 
 Cost: one to two minutes on two CPU cores for a model of the quickstart's size. Expected: more than `majority`, the score of the
 training records' most common answer, which the summary and the report show beside the model's. `questions` by head from the
@@ -22,14 +23,14 @@ from lm.errors import UserError, nearest
 
 PACKAGES = ("sentiment", "questions", "spam", "topics", "sarcasm")
 CLOZE = ("spans", "infill")
-OWN = ("labelled", "pair")
+OWN = ("labelled", "pair", "messages")
 
 
 def get_config(what="sentiment"):
     task, _, how = what.partition(".")
     if task not in (*PACKAGES, *CLOZE, *OWN):
         raise UserError(f"no task '{task}'{nearest(task, (*PACKAGES, *CLOZE, *OWN))}")
-    how = how or ("text" if task in (*CLOZE, "pair") else "head")
+    how = how or ("text" if task in (*CLOZE, "pair", "messages") else "head")
     c = config_dict.ConfigDict()
     if task in PACKAGES:
         source = {task: dict(kind="package", path=task, format="labelled")}
