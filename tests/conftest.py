@@ -1,6 +1,7 @@
 """For every tier: the CPU, a compiler that takes no pains with programs that run once (six times as fast), and signals that
 arrive: a shell's background job or `nohup` would hand them to the runs under test as ignored, and a run leaves them so."""
 
+import gc
 import os
 import signal
 from importlib.metadata import version
@@ -11,6 +12,8 @@ if version("jax").startswith("0.10."):  # later ones do not know it, and an unkn
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+
+gc.set_threshold(100_000, 20, 20)  # tracing makes many objects: by default a twelfth of the time is garbage collection
 
 for number, usual in (
     (signal.SIGHUP, signal.SIG_DFL),

@@ -1,6 +1,7 @@
 """Replaced-token detection against sums in plain numpy; what is shared; what is asked; what is refused."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +52,32 @@ def batch(seed=0):
     )
 
 
+PARAMS = {}  # by model and objective
+
+
 def params_of(run):
-    shapes = nn.unbox(jax.eval_shape(task(run).init, jax.random.key(0), batch()))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, x.dtype), shapes)
+    if (run.model, run.objective) not in PARAMS:
+        shapes = nn.unbox(jax.eval_shape(task(run).init, jax.random.key(0), batch()))
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, x.dtype), shapes)
+        PARAMS[run.model, run.objective] = params
+    return PARAMS[run.model, run.objective]
+
+
+generator_logits = jax.jit(Transformer(GENERATOR).apply)
+
+
+@cache
+def forward(model):
+    """Compiled: parameters and tokens [B, T] -> hidden vectors and logits."""
+    module = Transformer(model)
+
+    def run(p, tokens):
+        stream = batch().encoder.replace(tokens=tokens)
+        hidden = module.apply({"params": p}, Example(stream, None, None, None), method="hidden")
+        return hidden, module.apply({"params": p}, hidden, method="logits")
+
+    return jax.jit(run)
 
 
 def log_softmax(x):
@@ -66,7 +89,7 @@ def plainly(run, params, drawn):
     """(generator's sum, model's sum, weight): whole logits, float64, loops over places."""
     e, predict = batch(), run.objective.predict
     whole = with_shared_tables(params["generator"], params["model"])
-    first = log_softmax(jax.jit(Transformer(GENERATOR).apply)({"params": whole}, e))
+    first = log_softmax(generator_logits({"params": whole}, e))
     weights, where, targets = (np.asarray(x) for x in (e.weights, e.where, e.targets))
     read, flags = np.array(e.encoder.tokens), np.zeros((B, T))
     original, generator = read.copy(), 0.0
@@ -75,13 +98,7 @@ def plainly(run, params, drawn):
         original[b, where[b, k]] = targets[b, k]
         read[b, where[b, k]] = drawn[b, k]
     flags = read != original
-    module = Transformer(run.model)
-
-    def forward(p, tokens):
-        hidden = module.apply({"params": p}, Example(e.encoder.replace(tokens=tokens), None, None, None), method="hidden")
-        return hidden, module.apply({"params": p}, hidden, method="logits")
-
-    hidden, logits = jax.jit(forward)(params["model"], jnp.asarray(read))
+    hidden, logits = forward(run.model)(params["model"], jnp.asarray(read))
     places = [(b, where[b, k]) for b, k in zip(*np.nonzero(weights), strict=True)]
     if predict in ("replaced", "all"):
         places = list(zip(*np.nonzero(np.asarray(e.encoder.segments)), strict=True))
@@ -105,7 +122,7 @@ def drawn_by(run, params, key):
     """The tokens that the loss draws with this key, from whole logits."""
     uniform = jax.random.uniform(jax.random.split(key, 3)[0], (B, P))
     whole = with_shared_tables(params["generator"], params["model"])
-    shares = np.exp(log_softmax(jax.jit(Transformer(GENERATOR).apply)({"params": whole}, batch())))
+    shares = np.exp(log_softmax(generator_logits({"params": whole}, batch())))
     return np.sum(np.cumsum(shares, -1) <= np.asarray(uniform)[..., None], -1)
 
 
@@ -124,7 +141,8 @@ def test_the_loss_is_the_plain_one(predict):
 def test_scores_are_the_plain_ones(predict):
     run = run_of(predict)
     params = params_of(run)
-    got = {k: (float(v.total), float(v.weight)) for k, v in jax.jit(task(run).scores)(params, None, batch()).items()}
+    scores = jax.jit(task(run).scores)
+    got = {k: (float(v.total), float(v.weight)) for k, v in scores(params, None, batch()).items()}
     drawn = drawn_by(run, params, jax.random.key(0))
     generator, model, weight = plainly(run, params, drawn)
     chosen = float(batch().weights.sum())
@@ -134,7 +152,7 @@ def test_scores_are_the_plain_ones(predict):
     assert got["accuracy_replaced"][1] == changed and got["accuracy_kept"][1] == weight - changed
     np.testing.assert_allclose(got["accuracy_replaced"][0] + got["accuracy_kept"][0], got["accuracy"][0])
     assert 0 <= got["accuracy_replaced"][0] <= changed
-    again = jax.jit(task(run).scores)(params, None, batch())
+    again = scores(params, None, batch())
     assert {k: (float(v.total), float(v.weight)) for k, v in again.items()} == got, "the same is drawn each time"
 
 

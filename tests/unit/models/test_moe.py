@@ -237,11 +237,17 @@ def test_a_model_without_experts_has_its_old_loss():
     close(jax.jit(loss_of(model))(params), expected, rtol=1e-6)
 
 
+@cache
+def unrolled():
+    """Parameters, and the loss and gradient of the unrolled model."""
+    params = start(model := model_of())
+    return params, *jax.jit(jax.value_and_grad(loss_of(model)))(params)
+
+
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_scanned_is_unrolled(remat):
     """The loss, which includes the routers', and gradients."""
-    model = model_of()
-    value, gradient = jax.jit(jax.value_and_grad(loss_of(model)))(params := start(model))
+    params, value, gradient = unrolled()
     scanned = jax.jit(jax.value_and_grad(loss_of(model_of(scan=True, remat=remat))))(stack_groups(params))
     close(scanned, (value, stack_groups(gradient)), atol=1e-4, rtol=1e-4)
     close(jax.jit(loss_of(model_of(remat=remat)))(params), value, rtol=1e-6)
