@@ -1,4 +1,4 @@
-"""Scores on the same held-out spans under every model, in bits per byte of text, whatever its architecture and objective.
+"""Scores of the same held-out spans under models of any architecture and objective, in bits per byte of text.
 
 How a model is asked, and whether the answer is a probability, is declared by its objective (`lm.objectives.prompts`).
 """
@@ -27,7 +27,7 @@ from lm.objectives import Lengths, Vocabulary, of_texts, span_prompts
 from lm.objectives.prompts import KINDS, ONE_SIDED, Span, examples
 from lm.types import WORD, Example
 
-_LOOKED_AT = 4096  # places of the held-out data that are tried at once
+_CHUNK = 4096  # positions in the held-out data that are tried at once
 
 # ------------------------------------------------------------------------------------------------------------ spans
 
@@ -35,8 +35,8 @@ _LOOKED_AT = 4096  # places of the held-out data that are tried at once
 def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, right: int, seed: int = 0) -> list[Span]:
     """`count` spans of `span` tokens with `left` and `right` tokens around them, each in one held-out document.
 
-    A target is whole words: a word starts at its first token, and another behind its last. Drawn evenly from all places
-    that will do, none twice; a function of the prepared data and of the arguments alone.
+    A target is complete words: a word starts at its first token, and another after its last. Drawn uniformly without
+    replacement from all positions where that holds; a function of the prepared data and the arguments.
     """
     if min(count, left, span, right) < 1:
         raise UserError(f"spans={count}, left={left}, span={span}, right={right}: each must be 1 or more")
@@ -46,8 +46,8 @@ def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, righ
     ends = np.cumsum([store.num_tokens for store in stores])
     total = int(ends[-1])
     found: list[Span] = []
-    for first in range(0, total, _LOOKED_AT):
-        places = permute(np.arange(first, min(first + _LOOKED_AT, total)), total, (seed, 3))
+    for first in range(0, total, _CHUNK):
+        places = permute(np.arange(first, min(first + _CHUNK, total)), total, (seed, 3))
         owner = np.searchsorted(ends, places, side="right")
         windows = np.zeros((len(places), left + span + right), np.int32)
         good = np.zeros(len(places), bool)
@@ -69,26 +69,26 @@ def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, righ
 
 
 def _inside(store: Store, starts: np.ndarray, length: int) -> np.ndarray:
-    """bool [n]: the window lies in one document."""
+    """bool [n]: whether the window of `length` tokens from each start is in one document."""
     document = np.searchsorted(store.offsets, starts, side="right")
     return starts + length <= store.offsets[document]
 
 
 def _whole_words(window: np.ndarray, left: int, span: int, tokenizer: Tokenizer) -> bool:
-    """Whether words start where the target does and behind it, and the window is text, without special tokens."""
+    """Whether words start at the target and after it, and the window has no special tokens."""
     if tokenizer.special[window].any():
         return False
     return bool((tokenizer.boundaries(window)[[left, left + span]] == WORD).all())
 
 
 def _span(window: np.ndarray, left: int, span: int, tokenizer: Tokenizer) -> Span:
-    # By difference: some tokenizers drop a space in front of what they decode.
+    # By difference, because some tokenizers drop a leading space of what they decode.
     sizes = [len(tokenizer.decode(window[:n]).encode()) for n in (left, left + span)]
     return Span(window[:left], window[left : left + span], window[left + span :], sizes[1] - sizes[0])
 
 
 def digest(spans: Sequence[Span]) -> str:
-    """64 hex digits over all tokens: equal where two models were asked for the same."""
+    """SHA-256 of all tokens, 64 hex digits: equal if two models were asked for the same spans."""
     whole = hashlib.sha256()
     for span in spans:
         for part in (span.left, span.target, span.right):
