@@ -32,6 +32,7 @@ from lm.training.task import Task
 class FineTuning(Recipe):
     """Of one run: `complete` comes first, and keeps what the other methods need of the model that the run starts from."""
 
+    why_left_out = "beyond recipe.length a text keeps both its ends, and a conversation its beginning"
     tokenizer: Tokenizer | None = None  # of that model; None: the one that run.data says
     prepared: Prepared | None = None
     fresh: tuple[str, ...] = ()

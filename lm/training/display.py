@@ -34,14 +34,12 @@ class Display:
         """Prints lines of text, with control characters escaped."""
         self.console.print("\n".join(map(printable, text.split("\n"))), highlight=False, markup=False, soft_wrap=True)
 
-    def introduce(self, made: Computation, left_out: dict[str, float]) -> None:
-        """`left_out`: the share of each split's text that is in no row."""
+    def introduce(self, made: Computation, left_out: dict[str, float], why: str) -> None:
+        """`left_out`: the share of each split's text that is in no row, and `why` it is not."""
         self.say(parameter_table(made))
         for split, share in left_out.items():
             if share >= 0.001:
-                self.say(
-                    f"{share:.1%} of the {split} text is in no row: documents too short for the objective, ends that do not fit"
-                )
+                self.say(f"{share:.1%} of the {split} text is in no row: {why}")
 
     def results(self, summary: dict[str, Any], rundir: RunDir, report: Path) -> None:
         """Prints the last samples, the held-out figures, the baselines and where the report is."""

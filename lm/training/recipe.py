@@ -67,6 +67,8 @@ class Recipe:
     """A base class: a recipe overrides `check`, `task`, `rows`, and whatever else is different. One object serves one run; what
     `complete` keeps in it must not change from there on."""
 
+    why_left_out = "documents too short for the objective, ends that do not fit"  # why some text is in no row
+
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
         """The run with what its config leaves to the model that it starts from. Called before anything is checked; of a
         workdir with checkpoints (None: a dry run) that model may be gone, and everything must come from the workdir."""

@@ -59,7 +59,7 @@ def _train(
     _record(parts, rundir, start.step)
     lost = {split: left_out(rows) for split, rows in parts.rows.items()}
     display = Display(run.train.steps, start.step, quiet=quiet)
-    display.introduce(parts, lost)
+    display.introduce(parts, lost, recipe.why_left_out)
     if start.step:
         display.say(f"going on from step {start.step} in {rundir.home}")
 
