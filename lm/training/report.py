@@ -28,6 +28,8 @@ COLOURS = {
     "down": "#e59a90",
 }
 
+ACCURACIES = ("heldout/accuracy", "heldout/exact", "heldout/f1")  # of models that label or answer
+
 
 def write_report(rundir: RunDir, summary: dict[str, Any]) -> Path:
     """Writes report.html from the run's logs and `summary`, and returns its path. Without matplotlib, it has a note instead of
@@ -102,13 +104,10 @@ def _curves(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    judged = ("heldout/bits_per_byte",) if any("heldout/bits_per_byte" in r for r in rows) else ACCURACIES
     for axis, names, scale in (
         (axes[0, 0], ("loss", "heldout/loss", "heldout/nll"), "linear"),
-        (
-            axes[0, 1],
-            ("heldout/bits_per_byte",) if any("heldout/bits_per_byte" in r for r in rows) else ("heldout/accuracy",),
-            "linear",
-        ),
+        (axes[0, 1], judged, "linear"),
         (axes[1, 0], ("grad_norm", "learning_rate"), "log"),
         (axes[1, 1], ("tokens_per_second",), "linear"),
     ):
@@ -122,6 +121,8 @@ def _curves(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
         axis.grid(alpha=0.3)
         if "heldout/bits_per_byte" in names:
             _baseline_lines(axis, summary.get("baselines") or {})
+        if names is ACCURACIES:
+            _baseline_lines(axis, {k: v for k, v in (summary.get("heldout") or {}).items() if k == "majority"})
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8)
     buffer = io.BytesIO()
