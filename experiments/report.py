@@ -1,17 +1,17 @@
-"""`python -m experiments.report D [--out=DIR]`: writes the report of a comparison study, from the runs finished so far.
+"""Writes the report of a comparison study, of what is done so far.
+
+  python -m experiments.report runs/scaling --out=experiments/scaling
 
 D is a study's work directory (study.json and <cell>/seed<k>/result.json) or a folder with study.json and the results.json
 that an earlier report wrote. Writes report.md, report.html, report.tex, results.json, study.json and pictures into --out
 (default: D).
 """
 
-import argparse
 import copy
 import importlib
 import json
 import math
 import shlex
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,21 @@ from experiments import pages, pictures, tables
 from experiments.judge import Judged, judge
 from experiments.pages import Block, Code, Heading, Markdown, Paragraph, Picture
 from experiments.study import Results, Study
-from lm.errors import EXIT_USER_ERROR, UserError
+from lm import cli
+from lm.errors import UserError
 
 
+@cli.command
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(
-        prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = cli.parser("experiments.report", __doc__)
     p.add_argument("directory", help="a study's work directory, or the folder of its results.json")
     p.add_argument("--out", help="where the report goes; the same directory unless given")
-    flags = p.parse_args(argv)
-    try:
-        study, results = load(flags.directory)
-        out = Path(flags.out or flags.directory)
-        written = write(study, results, out, command=f"python -m experiments.report {shlex.quote(str(out))}")
-        if out.resolve() != Path(flags.directory).resolve():
-            (out / "study.json").write_text(Path(flags.directory, "study.json").read_text())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    flags = p.parse(argv)
+    study, results = load(flags.directory)
+    out = Path(flags.out or flags.directory)
+    written = write(study, results, out, command=f"python -m experiments.report {shlex.quote(str(out))}")
+    if out.resolve() != Path(flags.directory).resolve():
+        (out / "study.json").write_text(Path(flags.directory, "study.json").read_text())
     print("\n".join(str(path) for path in written.values()))
     return 0
 
@@ -177,4 +173,4 @@ def _status(study: Study, results: Results, judged: list[Judged]) -> list[Block]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.enter(main)

@@ -1,14 +1,15 @@
-"""`python -m experiments.run STUDY --workdir=D`: runs every cell of a study with every seed, then writes the report.
+"""Runs every cell of a study with every seed, then writes the report.
+
+  python -m experiments.run scaling --workdir=runs/scaling
+  python -m experiments.run scaling --set seeds=5 --set budget=1e12 --dry_run
 
 A unit is a cell with a seed, in D/<cell>/seed<k>: its training run, a run for each of its fine-tunings, and `result.json` once
 it is measured. Finished units are skipped and interrupted ones resumed, so repeat the same command until all is done. Several
 processes may work on one D; each takes a unit that no other is working on. `--shard=0/4` runs a quarter of the units, for hosts
 without a shared folder; a cell that starts from another one is in the same shard. Copy the folders together, and the same
-command without --shard writes the report. Settings of a study are set with --set: `--set seeds=5 --set budget=1e12`. Exit codes
-are those of `python -m lm.train`.
+command without --shard writes the report. Settings of a study are set with --set: `--set seeds=5 --set budget=1e12`.
 """
 
-import argparse
 import ast
 import importlib
 import inspect
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.study import Study
-from lm import atomic, cli, config, paths, startup
+from lm import atomic, cli, config, paths
 from lm.config import resolve
 from lm.errors import Busy, Diverged, UserError, nearest
 
@@ -188,15 +189,14 @@ def execute(study: Study, workdir: Path, shard: tuple[int, int] = (0, 1)) -> boo
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:
-    flags = parser().parse_args(argv)
+    flags = parser().parse(argv)
     settings = dict(setting(text) for text in flags.set)
     study, shard = load_study(flags.study, settings), parse_shard(flags.shard)
     workdir = paths.local(flags.workdir or f"runs/{study.name}", name="--workdir")
-    startup.before_jax()
+    cli.start_jax()
     from experiments import report
     from experiments.display import plan_table
 
-    startup.after_jax()
     if flags.dry_run:
         print(plan_table(study, workdir))
         return 0
@@ -235,14 +235,9 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     known = ", ".join(sorted(p.parent.name for p in HERE.glob("*/study.py")))
-    p = argparse.ArgumentParser(
-        prog="python -m experiments.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    p = cli.parser("experiments.run", __doc__, exits=cli.RUN_EXITS)
     p.add_argument("study", help=f"one of {known}")
     p.add_argument("--workdir", help="folder of the study; runs/STUDY if not given. What is done there is not done again")
     p.add_argument("--shard", default="0/1", help="I/N: this process keeps to the I-th of N parts of the units")
@@ -252,5 +247,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    cli.begin()
-    cli.leave(main())
+    cli.enter(main)

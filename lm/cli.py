@@ -1,250 +1,207 @@
-"""What every command does around its work: it handles signals and closed streams, and ends with one line and an exit code.
+"""One way of flags, errors and exit codes for every command.
 
-    SIGTERM, SIGHUP     exit code 75 (EX_TEMPFAIL): run the same command again to go on
-    SIGINT (Ctrl-C)     exit code 130: the same
-    a user's mistake    exit code 2
+    def parser() -> cli.Parser:
+        p = cli.parser("lm.example", __doc__, config=True)       --config=FILE[:ARG] and --config.KEY=VALUE
+        p.add_argument("--rows", hint=Count, default=8, help="how many")
+        return p
 
-During training steps, `catch(note)` lets the run save before it ends. Elsewhere the first signal raises `Ended` and the second
-ends the process at once, which is safe because files on disk are complete at any moment.
+    @cli.command
+    def main(argv: list[str] | None = None) -> int:
+        flags = parser().parse(argv)
+        run = cli.load(flags)
+        cli.start_jax()
+        ...
+        return 0
+
+    if __name__ == "__main__":
+        cli.enter(main)
+
+A mistake in the flags is a UserError like any other: one line, exit code 2.
 """
 
-import errno
+import argparse
+import ast
 import functools
-import io
-import os
-import signal
+import re
 import sys
-import threading
-import time
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from lm.errors import ALSO, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, Stopped, UserError, printable
-from lm.redact import redacted
+import lm
+from lm import process, startup
+from lm.config import Run, resolve
+from lm.errors import EXIT_HOST_MISSING, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, nearest
 
-SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-# Seconds. Signals closer together than this count as one request: a key may be pressed twice, and a parent process may pass
-# on what the terminal has sent to all.
-GAP = 1.0
-CURES = {
-    errno.ENOSPC: "no disk space; free some and start again",
-    errno.EDQUOT: "the disk quota is used up; free some space and start again",
-    errno.EFBIG: "a file grew past the limit of this shell; raise it (ulimit -f) and start again",
-    errno.EMFILE: "too many open files; raise the limit (ulimit -n) and start again",
-    errno.ENFILE: "too many open files on this machine; close some and start again",
+WIDTH = 80  # columns of --help
+EXITS = {
+    0: "done",
+    EXIT_USER_ERROR: "a mistake in the input; one line names it",
+    EXIT_PREEMPTED: "ended by SIGTERM or SIGHUP; the same command starts again",
+    EXIT_INTERRUPTED: "ended by Ctrl-C; the same",
+}
+RUN_EXITS = {  # of commands that train
+    EXIT_HOST_MISSING: "another host did not come or is gone; start all again",
+    EXIT_PREEMPTED: "told to stop by SIGTERM or SIGHUP, and saved; the same command goes on",
+    EXIT_INTERRUPTED: "told to stop by Ctrl-C, and saved; the same command goes on",
 }
 
 
-class Ended(KeyboardInterrupt):
-    """A signal asked the process to end; `code` is what it exits with."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """80 columns. Paragraphs are filled; indented lines, such as examples and tables, stay as they are."""
 
-    def __init__(self, code: int):
-        super().__init__(f"exit code {code}")
-        self.code = code
+    def __init__(self, prog: str, **settings: Any):
+        super().__init__(prog, width=WIDTH, max_help_position=26, **settings)
 
-
-class _Asked:
-    """The exit code of the latest `Ended`, or None. Kept here because a library that `Ended` interrupts may raise another
-    exception instead."""
-
-    code: int | None = None
-
-
-def was_asked() -> bool:
-    """Whether a signal has raised `Ended`."""
-    return _Asked.code is not None
-
-
-# ------------------------------------------------------------------------------------------------------------- signals
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        paragraph: list[str] = []
+        for line in [*text.strip().splitlines(), ""]:
+            if line and not line.startswith(" "):
+                paragraph.append(line)
+                continue
+            lines += textwrap.wrap(" ".join(paragraph), WIDTH, break_long_words=False, break_on_hyphens=False)
+            lines.append(line)
+            paragraph = []
+        return "\n".join(lines).rstrip()
 
 
-class _Handler:
-    def __init__(self, note: Callable[[int], None] | None):
-        self.note, self.noted, self.raised, self.last = note, False, False, -GAP
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose `parse` raises UserErrors. `add_argument(..., hint=Count)` gives a flag a type and a range."""
 
-    def __call__(self, number: int, frame: Any) -> None:
-        now = time.monotonic()
-        if now - self.last < GAP:
-            return
-        self.last = now
-        code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
-        if self.note is not None and not (self.noted and number == signal.SIGINT):
-            self.noted |= number == signal.SIGINT
-            self.note(code)
-        elif not self.raised:
-            self.raised, _Asked.code = True, code
-            raise Ended(code)
-        else:
-            say_now("ended at once; the same command starts again\n")
-            os._exit(code)
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **settings)
+        self.hints: dict[str, Any] = {}
+        self.takes_config = False
+        self.renamed: Mapping[str, str] = {}  # flags of earlier versions -> those of today
+
+    def add_argument(self, *names: str, hint: Any = None, **settings: Any) -> argparse.Action:
+        if hint is None:
+            return super().add_argument(*names, **settings)
+        default = "" if settings.get("default") is None else f" (default {settings['default']})"
+        action = super().add_argument(*names, type=_literal, **settings | {"help": settings["help"] + default})
+        self.hints[action.dest] = hint
+        return action
+
+    def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """The flags of a command line; `overrides` are its `--config.KEY=VALUE`. UserError for what is wrong in it."""
+        words, overrides = sys.argv[1:] if argv is None else argv, {}
+        if self.takes_config:
+            words, overrides = resolve.split_flags(words)
+        known = self._flags()
+        for word in words:
+            name = word.partition("=")[0]
+            if name in self.renamed and name not in known:
+                new = word.replace(name, self.renamed[name], 1)
+                raise UserError(f"{name} is {self.renamed[name]} now: give {new}")
+            if word.startswith("--") and word != "--" and name not in known:
+                raise UserError(f"unknown flag {name}{nearest(name, known)}")
+        flags = self.parse_args(words)
+        for name, hint in self.hints.items():
+            if (value := getattr(flags, name, None)) is not None:
+                setattr(flags, name, resolve.build(hint, value, f"--{name}"))
+        flags.overrides = overrides
+        return flags
+
+    def _flags(self) -> set[str]:
+        subparsers = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        below = [p for action in subparsers for p in action.choices.values()]
+        return {name for p in (self, *below) for name in p._option_string_actions if name.startswith("--")}
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(_in_our_words(message, self.prog))
 
 
-def catch(note: Callable[[int], None] | None = None, signals: tuple[int, ...] = SIGNALS) -> Callable[[], None]:
-    """Handles signals until the returned function is called. Each signal calls `note` with an exit code; a second Ctrl-C raises
-    `Ended`, and so does the first signal where `note` is None. Signals that are ignored already (nohup) stay ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
-    handler = _Handler(note)
-    before = {s: signal.getsignal(s) for s in signals}
-    before = {s: old for s, old in before.items() if old not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, handler)
-
-    def restore() -> None:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-    return restore
-
-
-def say_now(text: str) -> None:
-    """Writes to standard error from a signal handler, which may have interrupted a `print`."""
+def _literal(text: str) -> Any:
     try:
-        os.write(2, text.encode())
-    except OSError:
-        pass
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
-# ------------------------------------------------------------------------------------------------------------- streams
+def _in_our_words(message: str, prog: str) -> str:
+    """An error of argparse as cause and cure."""
+    if found := re.match(r"the following arguments are required: (.+)", message):
+        return f"{found[1]} is missing; {prog} --help has examples"
+    if found := re.match(r"argument (\S+?)(?:/\S+)?: expected .*argument", message):
+        return f"{found[1]} needs a value: {found[1]}=..."
+    if found := re.match(r"argument (\S+?)(?:/\S+)?: ignored explicit argument (.+)", message):
+        return f"{found[1]} takes no value; leave out {found[2]}"
+    if found := re.match(r"argument (\S+?)(?:/\S+)?: invalid (\w+) value: (.+)", message):
+        kind = {"int": "a whole number", "float": "a number"}.get(found[2], f"a valid {found[2]}")
+        return f"{found[1]}={found[3]} is not {kind}; give another"
+    if found := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.+)\)", message):
+        return f"{found[1]} {found[2]!r} is not known{nearest(found[2], re.findall(r'[^ ,]+', found[3].replace(chr(39), '')))}"
+    if found := re.match(r"unrecognized arguments: (.+)", message):
+        return f"unexpected {found[1]!r}; {prog} --help lists the arguments"
+    return f"{message}; see {prog} --help"
 
 
-class _Stream(io.RawIOBase):
-    """A file descriptor whose reader may be gone. Errors in writing to standard error never end a run."""
-
-    def __init__(self, descriptor: int):
-        self.descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self.descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self.descriptor)
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        try:
-            done = 0
-            while done < len(data):  # a buffer would write the rest, but with `python -u` there is none
-                done += os.write(self.descriptor, memoryview(data)[done:])
-            return done
-        except OSError as error:
-            if self.descriptor == 2 or error.errno == errno.EPIPE:
-                return len(data)
-            raise
+def parser(module: str, doc: str | None, *, config: bool | None = None, exits: Mapping[int, str] | None = None) -> Parser:
+    """The parser of `python -m <module>`: `doc` is the text of its --help, `exits` what its exit codes mean besides EXITS.
+    With `config` it takes --config, required (True) or not (False), and --config.KEY=VALUE."""
+    codes = "\n".join(f"  {code:<4} {text}" for code, text in sorted((EXITS | dict(exits or {})).items()))
+    p = Parser(prog=f"python -m {module}", description=doc, epilog=f"exit codes:\n{codes}")
+    p.add_argument("--version", action="version", version=f"lm {lm.__version__}")
+    if config is not None:
+        p.takes_config = True
+        p.add_argument(
+            "--config",
+            required=config,
+            metavar="FILE[:ARG]",
+            help="a Python file with get_config(), which is executed and gets ARG, or a run's config.json",
+        )
+        p.add_argument(
+            "--config.KEY",
+            dest="_",
+            metavar="VALUE",
+            default=argparse.SUPPRESS,
+            help="sets any value of the config: --config.train.steps=200",
+        )
+    return p
 
 
-def _unbreakable() -> None:
-    """Replaces the standard streams by ones that write every character and ignore a reader that is gone."""
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:  # it is closed; the next file to be opened would get its number and what is printed
-            os.open(os.devnull, os.O_RDWR)
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        old: Any = getattr(sys, name)
-        encoding = getattr(old, "encoding", None) or "utf-8"
-        lines = descriptor == 2 or os.isatty(descriptor)
-        at_once = getattr(old, "write_through", False)  # `python -u`, PYTHONUNBUFFERED
-        raw: Any = _Stream(descriptor) if at_once else io.BufferedWriter(_Stream(descriptor))
-        settings: dict[str, Any] = dict(errors="backslashreplace", line_buffering=lines, write_through=at_once)
-        setattr(sys, name, io.TextIOWrapper(raw, encoding, **settings))
+def load(flags: argparse.Namespace) -> Run:
+    """The run that --config and --config.KEY=VALUE describe."""
+    return resolve.load(flags.config, flags.overrides)
 
 
-# ------------------------------------------------------------------------------------------------- beginning and end
+def start_jax(*, hosts: bool = False) -> None:
+    """Imports jax with what must be set around that; with `hosts`, joins the other processes of the run. Call it once flags
+    and config are checked, since the import takes seconds."""
+    startup.before_jax()
+    startup.after_jax()
+    if hosts:
+        from lm import distributed
 
-
-def begin() -> None:
-    """Sets up streams, signals and hooks. `lm/__init__.py` calls it for every `python -m lm...`, before any slow import."""
-    _unbreakable()
-    catch()
-    sys.excepthook = _uncaught
-    sys.unraisablehook = _unraisable
-
-
-def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Handles exceptions that are raised outside of a `command`, mostly while modules are imported.
-
-    A library's own threads report an error in a callback here too, and that does not end the process. After a failed save,
-    TensorStore's other writes report to an event loop that is closed: its error has been told already.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        if str(error) != "Event loop is closed":
-            sys.__excepthook__(kind, error, trace)
-        return
-    if (told := ending(error)) is None:
-        sys.__excepthook__(kind, error, trace)
-        return
-    say_now(told[0] + "\n")
-    os._exit(told[1])
-
-
-def _unraisable(info: Any) -> None:
-    """Sends the signal again where `Ended` was raised in a destructor or callback, whose exceptions Python drops."""
-    if not issubclass(info.exc_type, Ended):
-        sys.__unraisablehook__(info)
-        return
-    number = signal.SIGINT if _Asked.code == EXIT_INTERRUPTED else signal.SIGTERM
-    handler = signal.getsignal(number)
-    if isinstance(handler, _Handler):
-        handler.raised, handler.last = False, -GAP
-    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
-
-
-def ending(error: BaseException) -> tuple[str, int] | None:
-    """The line to print and the exit code, or None where the exception is a bug and its traceback should be printed."""
-    if (told := _ending(error)) is None:
-        return None
-    also = (note for note in getattr(error, "__notes__", []) if note.startswith(ALSO))
-    return "; ".join([told[0], *(printable(redacted(note)) for note in also)]), told[1]
-
-
-def _ending(error: BaseException) -> tuple[str, int] | None:
-    code = _Asked.code if was_asked() else EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else None
-    if isinstance(error, Stopped):
-        return str(error), error.code
-    if code is not None:
-        return f"{'interrupted' if code == EXIT_INTERRUPTED else 'told to end'}; the same command starts again", code
-    if isinstance(error, UserError):
-        return f"error: {redacted(str(error))}", EXIT_USER_ERROR
-    if isinstance(error, OSError) and error.errno is not None:
-        where = f" ({error.filename})" if error.filename else ""
-        cause = CURES.get(error.errno, f"{error.strerror}; mend that and start again")
-        return f"error: {printable(redacted(cause + where))}", EXIT_USER_ERROR
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by `expanduser`
-        return "error: there is no home directory for a path with '~'; set HOME, or give absolute paths", EXIT_USER_ERROR
-    return None
+        distributed.start()
 
 
 def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
-    """Wraps `main` so that it prints one line and returns an exit code where it would raise one of the above."""
+    """Wraps `main` so that a user's mistake, a signal and errors of the system end in one line and an exit code."""
 
     @functools.wraps(main)
-    def whole(argv: list[str] | None = None) -> int:
-        _Asked.code = None
+    def wrapped(argv: list[str] | None = None) -> int:
+        process._Asked.code = None
         try:
             return main(argv)
         except SystemExit:
             raise
         except BaseException as error:
-            if (told := ending(error)) is None:
+            if (told := process.ending(error)) is None:
                 raise
             print(told[0], file=sys.stderr)
             return told[1]
 
-    return whole
+    return wrapped
 
 
-def leave(code: int, *, waits: bool = False) -> NoReturn:
-    """Flushes standard output and ends the process. Signals are ignored meanwhile, since one that comes while the interpreter
-    shuts down prints a traceback. With `waits`, where this one may have to wait for other processes, a signal kills it."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL if waits else signal.SIG_IGN)
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        print(f"error: what was printed is lost: {error.strerror}", file=sys.stderr)
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        code = code or EXIT_USER_ERROR
-    sys.exit(code)
+def enter(main: Callable[[], int], *, hosts: bool = False) -> NoReturn:
+    """Runs a command and ends the process with its exit code. `hosts`: the command may run on several at once."""
+    process.begin()
+    if not hosts:
+        process.leave(main())
+    startup.before_jax()
+    from lm import distributed
+
+    distributed.run(main)

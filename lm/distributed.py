@@ -29,7 +29,7 @@ import numpy as np
 from jax._src import clusters, distributed  # no public name: what jax would detect, and barriers with a time-out
 from jax.experimental import multihost_utils
 
-from lm import cli
+from lm import process
 from lm.errors import EXIT_HOST_MISSING, EXIT_INTERRUPTED, EXIT_PREEMPTED, HostMissing, UserError
 
 ADDRESS, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "LM_PROCESSES", "LM_PROCESS"
@@ -258,7 +258,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     me, together = distributed.global_state, False
     try:
         code = main()
-        together = code in ORDERLY and not cli.was_asked()  # a signal before the steps reached this host alone
+        together = code in ORDERLY and not process.was_asked()  # a signal before the steps reached this host alone
     except HostMissing as missing:
         print(f"error: {missing}", file=sys.stderr)
         code = EXIT_HOST_MISSING
@@ -274,7 +274,7 @@ def run(main: Callable[[], int]) -> NoReturn:
             code = 1
     if together or not jax.distributed.is_initialized():
         # A host that is done waits for host 0's report. Hosts that were told to end do so at once, whoever is told again.
-        cli.leave(code, waits=code == 0 and jax.distributed.is_initialized())
+        process.leave(code, waits=code == 0 and jax.distributed.is_initialized())
     sys.stdout.flush()
     sys.stderr.flush()
     if me.process_id == 0:  # jax's service goes with host 0, and aborts whoever is still there: let them speak first

@@ -1,13 +1,21 @@
-"""`python -m tpu ACTION NAME --config=F --zone=Z ...`: creates a TPU pod, trains on it, deletes it. See tpu/README.md.
+"""Creates a TPU pod, trains on it and deletes it; see tpu/README.md.
 
-  create   requests the machines and waits for them       kill      stops the run on all hosts; it saves
-  setup    installs the commit and its packages            delete    deletes the machines; asks first
-  launch   starts `python -m lm.train` on all hosts        babysit   all of these until the run is done
-  logs     shows the log of one host, or of all            profile   copies traces from the workdir
-  status   shows the state of machines and run             flags     prints XLA's flags; NAME is a generation
+  python -m tpu babysit my-pod --config=configs/pod.py:llama2_7b_v5e --zone=Z
+  python -m tpu create my-pod --topology=v5e:16x16 --slices=2 --dry_run
+
+  create    requests the machines and waits for them
+  setup     installs the commit and its packages
+  launch    starts `python -m lm.train` on all hosts
+  logs      shows the log of one host, or of all
+  status    shows the state of machines and run
+  kill      stops the run on all hosts; it saves
+  delete    deletes the machines; asks first
+  babysit   all of these until the run is done
+  profile   copies traces from the workdir
+  flags     prints XLA's flags; NAME is a generation
 
 The pod is --topology=v5e:16x16 [--slices=N], or the `pod` section of --config. Arguments after `--` go to lm.train.
-With --dry_run the commands are printed and nothing runs. Exit codes: 0, 2 (a one-line error), 130.
+With --dry_run the commands are printed and nothing runs.
 """
 
 import argparse
@@ -16,9 +24,9 @@ import sys
 import time
 from collections.abc import Callable
 
+from lm import cli
 from lm.config.ranges import Count, NonNegative
-from lm.config.resolve import build, load, split_flags
-from lm.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from lm.errors import UserError, add_also
 from tpu import actions, remote, topologies
 from tpu.babysit import Actions, babysit
 from tpu.flags import AVOID, flags_for, init_args
@@ -29,17 +37,14 @@ Say = Callable[[str], None]
 ACTIONS = ("create", "setup", "launch", "logs", "status", "kill", "delete", "babysit", "profile", "flags")
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m tpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    p.add_argument("action", choices=ACTIONS)
+def parser() -> cli.Parser:
+    p = cli.parser("tpu", __doc__, config=False)
+    p.add_argument("action", metavar="ACTION", choices=ACTIONS, help="one of those above")
     p.add_argument("name", help="of the pod; it is part of the names of its hosts")
     p.add_argument("--dry_run", action="store_true", help="print the commands and run nothing")
     pod = p.add_argument_group("the pod")
     pod.add_argument("--topology", help="of a slice: v5e:16x16, or v5litepod-256")
     pod.add_argument("--slices", type=int, help="joined by the data-centre network")
-    pod.add_argument("--config", help="a config file; its pod section, and what `launch` trains")
     pod.add_argument("--zone", help="as gcloud's; without it, gcloud's default")
     pod.add_argument("--project", help="the same")
     pod.add_argument("--api", choices=sorted(APIS), help="queued up to v6e, compute for TPU7x")
@@ -53,51 +58,45 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--workdir", help="gs://BUCKET/RUN, or /MOUNT/RUN of a share that all hosts have mounted")
     run.add_argument("--libtpu_args", help="instead of the flags of the generation")
     run.add_argument("--host", default="0", help="logs: a number, or 'all'")
-    run.add_argument("--lines", type=int, default=40, help="logs: how many")
+    p.add_argument("--lines", hint=Count, default=40, help="logs: how many")
     run.add_argument("--follow", action="store_true", help="logs: and what comes")
-    run.add_argument("--wait", type=int, default=600, help="kill: seconds that a host may take to save")
-    run.add_argument("--interval", type=float, default=60, help="seconds between looks: create, babysit")
+    p.add_argument("--wait", hint=Count, default=600, help="kill: seconds that a host may take to save")
+    p.add_argument("--interval", hint=NonNegative, default=60, help="create, babysit: seconds between looks")
     run.add_argument("--yes", action="store_true", help="delete: do not ask")
     run.add_argument("--out", default=".", help="profile: where to")
     return p
 
 
+@cli.command
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     cut = words.index("--") if "--" in words else len(words)
-    pod = None
-    try:
-        rest, overrides = split_flags(words[:cut])
-        flags = parser().parse_args(rest)
-        for name, allowed in (("lines", Count), ("wait", Count), ("interval", NonNegative)):
-            build(allowed, getattr(flags, name), f"--{name}")
-        gcloud = Gcloud(flags.dry_run)
-        say = _silent if flags.dry_run else _say
-        if flags.action == "flags":
-            _print_flags(flags.name, flags.slices or 1)
-        elif flags.action == "profile":
-            actions.profile(gcloud, _needed(flags.workdir, "workdir", "gs://BUCKET/RUN"), flags.out, say)
-        else:
-            pod = machines(_wanted(flags, overrides), flags.api, gcloud)
-            _act(flags, pod, overrides, words[cut + 1 :], say)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        waited = pod is not None and flags.action in ("create", "babysit")
-        print("interrupted" + (f"; {actions.hint(pod)}" if waited else ""), file=sys.stderr)
-        return EXIT_INTERRUPTED
+    flags = parser().parse(words[:cut])
+    gcloud = Gcloud(flags.dry_run)
+    say = _silent if flags.dry_run else _say
+    if flags.action == "flags":
+        _print_flags(flags.name, flags.slices or 1)
+    elif flags.action == "profile":
+        actions.profile(gcloud, _needed(flags.workdir, "workdir", "gs://BUCKET/RUN"), flags.out, say)
+    else:
+        pod = machines(_wanted(flags), flags.api, gcloud)
+        try:
+            _act(flags, pod, words[cut + 1 :], say)
+        except KeyboardInterrupt as interruption:
+            if flags.action in ("create", "babysit"):
+                add_also(interruption, actions.hint(pod))
+            raise
     return 0
 
 
-def _act(flags: argparse.Namespace, pod: Machines, overrides: dict[str, str], more: list[str], say: Say) -> None:
+def _act(flags: argparse.Namespace, pod: Machines, more: list[str], say: Say) -> None:
     def sleep() -> None:
         time.sleep(flags.interval)
 
     def start() -> tuple[list[str], dict[str, str]]:
         config = _needed(flags.config, "config", "configs/quickstart.py")
         workdir = _needed(flags.workdir, "workdir", "gs://BUCKET/RUN")
-        words = actions.command(config, workdir, overrides, more, actions.ROOT)
+        words = actions.command(config, workdir, flags.overrides, more, actions.ROOT)
         return words, actions.environment(pod, workdir, flags.libtpu_args)
 
     if flags.action == "create":
@@ -136,12 +135,12 @@ def _act(flags: argparse.Namespace, pod: Machines, overrides: dict[str, str], mo
         say(f"the run is done; the machines still cost: python -m tpu delete {flags.name} ...")
 
 
-def _wanted(flags: argparse.Namespace, overrides: dict[str, str]) -> Wanted:
+def _wanted(flags: argparse.Namespace) -> Wanted:
     topology, slices = flags.topology, flags.slices
     if topology is None:
         if flags.config is None:
             raise UserError("which pod? give --topology=v5e:16x16, or --config=F with a pod section")
-        pod = load(flags.config, overrides).pod
+        pod = cli.load(flags).pod
         if pod is None:
             raise UserError(f"{flags.config} has no pod section; give --topology=v5e:16x16")
         topology, slices = pod.topology, slices or pod.slices
@@ -189,4 +188,4 @@ def _silent(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.enter(main)

@@ -1,20 +1,18 @@
 """What a run costs: FLOPs by `lm.flops`, days and chip-hours at an MFU, money at a price. Needs no device.
 
-    python -m tpu.cost --config=configs/pod.py:llama2_7b_v5e [--tokens=2e12] [--config.pod.mfu=0.5] [--config.pod.price=1.2]
+  python -m tpu.cost --config=configs/pod.py:llama2_7b_v5e --tokens=2e12
+  python -m tpu.cost --config=configs/pod.py:gpt3_175b_v5p --config.pod.price=2
 
 Tokens are the positions in the rows of all stacks; without --tokens, those of the config's steps. Each row counts as a single
 document, for which attention costs most. FLOPs are model FLOPs, and `mfu` is their share of the chips' peak, as `lm.train` logs
 it: recomputation and masked pairs do not count. There is no default price: give yours, in USD per chip-hour.
 """
 
-import argparse
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from lm import config, flops, objectives
-from lm.config.resolve import load, split_flags
-from lm.errors import EXIT_USER_ERROR, UserError
+from lm import cli, config, flops, objectives
+from lm.errors import UserError
 from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import task
 from tpu import topologies
@@ -102,30 +100,23 @@ def show(cost: Cost, pod: config.Pod) -> str:
     return "\n".join(f"{figure:>22}  {what}" for figure, what in lines)
 
 
+@cli.command
 def main(argv: list[str] | None = None) -> int:
-    try:
-        rest, overrides = split_flags(sys.argv[1:] if argv is None else argv)
-        flags = parser().parse_args(rest)
-        if flags.tokens is not None and not flags.tokens > 0:
-            raise UserError(f"--tokens={flags.tokens:g} is too small; give a number of tokens, such as --tokens=2e12")
-        run = load(flags.config, overrides)
-        cost = of(run, flags.tokens)
-        assert run.pod
-        print(show(cost, run.pod))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    flags = parser().parse(argv)
+    if flags.tokens is not None and not flags.tokens > 0:
+        raise UserError(f"--tokens={flags.tokens:g} is too small; give a number of tokens, such as --tokens=2e12")
+    run = cli.load(flags)
+    cost = of(run, flags.tokens)
+    assert run.pod
+    print(show(cost, run.pod))
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m tpu.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    p.add_argument("--config", required=True, help="a config file whose config.pod names a topology, or a run's config.json")
+def parser() -> cli.Parser:
+    p = cli.parser("tpu.cost", __doc__, config=True)
     p.add_argument("--tokens", type=float, help="to train on; by default those of the config's steps")
     return p
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.enter(main)

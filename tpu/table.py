@@ -1,8 +1,9 @@
 """The table of pods: compiles the entries of configs/pod.py ahead of time, one after the other, each in its own process.
 
-    python -m tpu.table                                  # all entries without a current result: minutes each, on two cores
-    python -m tpu.table llama2_7b_v5e gpt3_175b_v5p      # these entries, if they have no current result
-    python -m tpu.table --again bert_large_v3            # this entry in any case
+  python -m tpu.table                    all entries without a current result:
+                                         minutes each, on two cores
+  python -m tpu.table llama2_7b_v5e      this one, if it has no current result
+  python -m tpu.table --again NAME       this one in any case
 
 Writes the report of `tpu.compile` on each entry to tpu/results/NAME.json, and a table of all of them to tpu/results/table.md
 and between two markers in README.md. A result is current if its hash of the entry's settings (model, rows, objective,
@@ -10,11 +11,9 @@ optimizer, mesh, machine) matches. Only settings that are not defaults are hashe
 Changes of the code, jax or libtpu are not noticed: use `--again`.
 """
 
-import argparse
 import hashlib
 import json
 import runpy
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -22,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import atomic, config
+from lm import atomic, cli, config
 from lm.config import resolve
-from lm.errors import EXIT_USER_ERROR, UserError, nearest
+from lm.errors import UserError, nearest
 
 ROOT = Path(__file__).parents[1]
 FILE, RESULTS = "configs/pod.py", "tpu/results"
@@ -152,24 +151,16 @@ def between(text: str, new: str) -> str | None:
     return f"{before}{first}{new}{second}{after}" if first and second else None
 
 
+@cli.command
 def main(argv: list[str] | None = None) -> int:
-    flags = parser().parse_args(argv)
-    try:
-        failed = update(flags.names, Path(flags.out), again=flags.again)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    flags = parser().parse(argv)
+    failed = update(flags.names, Path(flags.out), again=flags.again)
     print(f"{flags.out}/table.md")
     return 1 if failed else 0
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m tpu.table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser() -> cli.Parser:
+    p = cli.parser("tpu.table", __doc__, exits={1: "one of them did not compile"})
     p.add_argument("names", nargs="*", help=f"entries of {FILE}; by default all")
     p.add_argument(
         "--out", default=str(ROOT / RESULTS), help="folder of the reports and the table; README.md has those of %(default)s"
@@ -179,5 +170,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, so that subprocess.run kills the compiler
-    sys.exit(main())
+    cli.enter(main)

@@ -1,6 +1,6 @@
 """Prints the table of families: the parameter count of every preset, by `eval_shape`, as Markdown.
 
-    python -m experiments.families.run > experiments/families/table.md
+  python -m experiments.families.run > experiments/families/table.md
 
 Cost: a minute. tests/shape/test_presets.py compares the same counts with transformers and the papers.
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import jax
 
-from lm import config
+from lm import cli, config
 from lm.models import presets
 from lm.models.transformer import abstract_params
 
@@ -24,7 +24,9 @@ def count(model: config.Model) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(replace(model, **scanned))))
 
 
-def main() -> None:
+@cli.command
+def main(argv: list[str] | None = None) -> int:
+    cli.parser("experiments.families.run", __doc__).parse(argv)
     print("| file | what, and where its sizes are from | parameters |\n|---|---|---|")
     for found in pkgutil.iter_modules(presets.__path__):
         module = importlib.import_module(f"lm.models.presets.{found.name}")
@@ -38,7 +40,8 @@ def main() -> None:
             if isinstance(v, config.Model)
         ]
         print(f"| `{found.name}` | {about} | {', '.join(sizes + grids)} |")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.enter(main)

@@ -1,14 +1,15 @@
 """Compares our compiled training step with MaxText's, using the same compiler and the same analysis.
 
-    python -m experiments.maxtext.run --python=VENV/bin/python --work=D              # compiles what is not in D, analyses all
-    python -m experiments.maxtext.run --work=D --cases=llama2_7b_v5e_256 --sides=ours,maxtext
+  python -m experiments.maxtext.run --python=VENV/bin/python --work=D
+  python -m experiments.maxtext.run --work=D --cases=llama2_7b_v5e_256
+
+What D has already is not compiled again.
 
 Each side is compiled in its own process (worker.py), which saves the program in D. The figures are computed from the programs
 by `tpu.hlo`, `tpu.program` and `tpu.collectives`, without jax or MaxText. Writes results.json and table.md next to this file.
 The README in this folder says what is compared and how to install MaxText.
 """
 
-import argparse
 import gzip
 import json
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.maxtext.cases import CASES
-from lm import atomic
+from lm import atomic, cli
 from tpu import hlo, libtpu, program
 from tpu.collectives import Collective, collectives
 from tpu.report import roofline, summed
@@ -135,14 +136,15 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+@cli.command
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = cli.parser("experiments.maxtext.run", __doc__)
     p.add_argument("--python", default=sys.executable, help="with MaxText, jax and libtpu; compiles ours as well")
     p.add_argument("--work", required=True, type=Path, help="folder for the compiled programs")
     p.add_argument("--cases", default=",".join(CASES))
     p.add_argument("--sides", help="by default all of a case")
     p.add_argument("--out", default=HERE, type=Path)
-    flags = p.parse_args(argv)
+    flags = p.parse(argv)
     flags.work.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     for case in flags.cases.split(","):
@@ -165,4 +167,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.enter(main)

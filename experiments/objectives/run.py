@@ -1,4 +1,7 @@
-"""`python -m experiments.objectives.run --workdir=runs/objectives`: trains every architecture with every objective, as a table.
+"""Measures every architecture under every objective and writes the table.
+
+  python -m experiments.objectives.run --workdir=runs/objectives
+  python -m experiments.objectives.run --table
 
 Runs the one-minute configs one after the other, each in its own process, those without results first; finished runs are not
 repeated. After each it writes `results.json`, `table.md`, and the tables in README.md and this folder's README.md, so it can be
@@ -6,7 +9,6 @@ stopped at any time. Run it on a quiet machine, because it measures seconds. `--
 results.json.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -58,10 +60,10 @@ CASES = {
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = cli.parser("experiments.objectives.run", __doc__)
     p.add_argument("--workdir", default="runs/objectives")
     p.add_argument("--table", action="store_true", help="write the tables of the results that there are, and run nothing")
-    flags = p.parse_args(argv)
+    flags = p.parse(argv)
     kept = HERE / "results.json"
     for readme in READMES:
         around(readme, PART)
@@ -134,4 +136,4 @@ def notes(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    cli.enter(main)

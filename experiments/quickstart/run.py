@@ -1,11 +1,12 @@
-"""`python -m experiments.quickstart.run --workdir=runs/quickstart_fresh`: runs the quickstart, writes its figures to README.md.
+"""Measures the quickstart and writes its figures into README.md.
+
+  python -m experiments.quickstart.run --workdir=runs/quickstart_fresh
 
 Trains `configs/quickstart.py` with a new cache, so that the time includes preparing the data. Writes `summary.json`,
 `curves.png`, and the run's output into README.md and this folder's README.md. Run it on a quiet machine, because it measures
 seconds.
 """
 
-import argparse
 import base64
 import json
 import os
@@ -28,9 +29,9 @@ STEPS = 3  # lines of training that are shown
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = cli.parser("experiments.quickstart.run", __doc__)
     p.add_argument("--workdir", default="runs/quickstart_fresh", type=Path, help="a folder that is not there yet")
-    flags = p.parse_args(argv)
+    flags = p.parse(argv)
     readmes = {ROOT / "README.md": "experiments/quickstart/", HERE / "README.md": ""}
     for readme in readmes:
         around(readme, PART)
@@ -72,4 +73,4 @@ def section(summary: dict[str, Any], printed: str, folder: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    cli.enter(main)

@@ -1,13 +1,12 @@
 """Decoding speed on a CPU in tokens/s: `lm.generation` with its own flags, with all training flags, and without oneDNN.
 
-    python -m experiments.speed.decode --workloads W1,W2 --dtypes float32,bfloat16 --batches 1,2,8,16 --rounds 5
+  python -m experiments.speed.decode --workloads=W1,W2 --batches=1,2,8,16
 
 Greedy decoding of 128 tokens after a prompt of 32, with random parameters. The variants take turns in every round, in one
 process; `others` is the number of cores that the rest of the machine used meanwhile (median over rounds). Needs jaxlib 0.12 or
 later, because earlier versions get no flags. Prints a Markdown table.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 from experiments.speed.ours import make_config
 from experiments.speed.worker import busy_elsewhere
 from experiments.speed.workloads import WORKLOADS
-from lm import startup
+from lm import cli, startup
 
 PROMPT, NEW = 32, 128
 # Compiler options of `jax.jit` in addition to the flags of the process; None: those that `lm.generation` chooses for this
@@ -78,14 +77,15 @@ def measure(workload: str, dtype: str, batch: int, rounds: int) -> str:
     return " | ".join(["| " + workload, dtype, str(batch), *shown, f"{statistics.median(others):.2f} |"])
 
 
-def main() -> None:
+@cli.command
+def main(argv: list[str] | None = None) -> int:
     split = lambda text: text.split(",")
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p = cli.parser("experiments.speed.decode", __doc__)
     p.add_argument("--workloads", type=split, default=["W1"], help="decoders alone: W1, W2")
     p.add_argument("--dtypes", type=split, default=["float32", "bfloat16"])
     p.add_argument("--batches", type=lambda text: [int(n) for n in split(text)], default=[1, 2, 8, 16])
     p.add_argument("--rounds", type=int, default=5)
-    flags = p.parse_args()
+    flags = p.parse(argv)
     startup.before_jax()
     columns = ["workload", "dtype", "batch", *VARIANTS, "others"]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * 2 + "---:|" * (len(columns) - 2))
@@ -93,7 +93,8 @@ def main() -> None:
         for dtype in flags.dtypes:
             for batch in flags.batches:
                 print(measure(workload, dtype, batch, flags.rounds), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.enter(main)

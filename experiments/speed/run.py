@@ -1,11 +1,10 @@
 """Training speed of this library and of PyTorch in tokens/s, on workloads W1-W4.
 
-    python -m experiments.speed.run --workloads W1,W2,W3,W4 --dtypes float32,bfloat16 --rounds 5 --steps 5
+  python -m experiments.speed.run --workloads=W1,W2 --dtypes=float32 --rounds=5
 
 Prints a table; writes results.json and results.md next to this file. The README in this folder says what is measured and how.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from experiments.speed.worker import CONTENDERS, Worker
 from experiments.speed.workloads import WORKLOADS, Workload
+from lm import cli
 
 COLUMNS = (
     "workload",
@@ -137,8 +137,9 @@ def show(console: Console, results: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@cli.command
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.parser("experiments.speed.run", __doc__)
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--jax-python", default=sys.executable, help="interpreter of ours")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peers")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"))
-    flags = parser.parse_args()
+    flags = parser.parse(argv)
     contenders = flags.contenders.split(",")
     for given, known in (
         (flags.workloads.split(","), WORKLOADS),
@@ -170,7 +171,8 @@ def main() -> None:
             show(console, [row])
     show(console, report["results"])
     console.print(f"{flags.out}, {flags.out.with_suffix('.md')}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    cli.enter(main)

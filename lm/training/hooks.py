@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lm import cli, config, flops
+from lm import config, flops, process
 from lm.checkpoint import Checkpoints
 from lm.errors import EXIT_PREEMPTED, Diverged, Stopped
 from lm.training.display import Display
@@ -234,12 +234,12 @@ class StopOnSignal:
 
     def __init__(self, save: Save):
         self.save, self.code, self.together = save, 0, jax.distributed.is_initialized()
-        signals = (signal.SIGHUP, signal.SIGINT) if self.together else cli.SIGNALS
-        self.restore = cli.catch(self._note, signals)
+        signals = (signal.SIGHUP, signal.SIGINT) if self.together else process.SIGNALS
+        self.restore = process.catch(self._note, signals)
 
     def _note(self, code: int) -> None:
         self.code = code
-        cli.say_now("\nstopping after this step, then saving ...\n")
+        process.say_now("\nstopping after this step, then saving ...\n")
         if self.together:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -14,7 +14,7 @@ def test_two_objectives_compare(train, tmp_path, capsys):
     for what in ("decoder.causal", "encoder.masked"):
         run = tmp_path / what
         assert train(run, what, "--config.train.steps=2", "--config.checkpoint.every=None")[0] == 0
-        assert main([f"--workdir={run}", *SIZES]) == 0
+        assert main([f"--from={run}", *SIZES]) == 0
         out = capsys.readouterr().out
         assert "bits per byte" in out and "suffix" in out
         results.append(json.loads((run / "span_scores.json").read_text()))
@@ -31,31 +31,31 @@ def test_two_objectives_compare(train, tmp_path, capsys):
         ("--left=80", "held-out|positions"),
         ("--span=0", "1 or more"),
     ):
-        assert main([f"--workdir={run}", *SIZES, flag]) == 2
+        assert main([f"--from={run}", *SIZES, flag]) == 2
         lines = capsys.readouterr().err.splitlines()
         errors = [line for line in lines if line.startswith("error:")]
         assert len(errors) == 1 and any(c in errors[0] for c in cause.split("|")) and not any("Traceback" in x for x in lines)
 
 
 def test_no_run(tmp_path, capsys):
-    assert main([f"--workdir={tmp_path}"]) == 2
-    assert "error: no run in --workdir" in capsys.readouterr().err
+    assert main([f"--from={tmp_path}"]) == 2
+    assert f"error: --from={tmp_path} is an empty folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["batch_size=0", "spans=0", "left=0", "span=0", "right=0", "seed=-1"])
 def test_values_out_of_range_are_named_before_anything_is_read(flag, tmp_path, capsys):
-    assert main([f"--workdir={tmp_path}", f"--{flag}"]) == 2
+    assert main([f"--from={tmp_path}", f"--{flag}"]) == 2
     assert capsys.readouterr().err.startswith(f"error: --{flag} is too small: give ")
 
 
 def test_home_and_interruption(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert main(["--workdir=~/run"]) == 2
-    assert f"no run in --workdir={tmp_path}/run:" in capsys.readouterr().err
+    assert main(["--from=~/run"]) == 2
+    assert "--from=~/run is not there" in capsys.readouterr().err
 
-    def interrupted(flags):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lm.evaluate.evaluate", interrupted)
-    assert main(["--workdir=~/run"]) == 130
+    monkeypatch.setattr("lm.evaluation.span_scores.evaluate", interrupted)
+    assert main(["--from=~/run"]) == 130
     assert "interrupted" in capsys.readouterr().err

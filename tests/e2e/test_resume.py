@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lm import cli
+from lm import process
 from tests.processes import HANGS, wait_for
 
 
@@ -226,10 +226,10 @@ def test_a_finished_run_started_again_says_the_same(train, uninterrupted, tmp_pa
     workdir = copy(uninterrupted, tmp_path)
     before = summary(workdir)
     (workdir / "report.html").unlink()
-    restore = cli.catch()
+    restore = process.catch()
     try:
         with monkeypatch.context() as told:
-            told.setattr(cli._Asked, "code", None)
+            told.setattr(process._Asked, "code", None)
             told.setattr("lm.training.run.write_report", lambda *_: signal.raise_signal(signal.SIGTERM))
             code, err = train(workdir)
     finally:

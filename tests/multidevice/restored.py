@@ -3,9 +3,8 @@ training."""
 
 import sys
 
-from lm import distributed, sharding
+from lm import cli, distributed, sharding
 from lm.checkpoint import Checkpoints
-from lm.config.resolve import load, split_flags
 from lm.recipes import recipe
 from lm.train import main, parser
 from lm.training.assembly import assemble
@@ -13,9 +12,8 @@ from lm.training.rundir import params_sha256
 
 
 def restored() -> int:
-    rest, overrides = split_flags(sys.argv[1:])
-    flags = parser().parse_args(rest)
-    run = load(flags.config, overrides)
+    flags = parser().parse()
+    run = cli.load(flags)
     distributed.start()
     distributed.CHUNK = 2**14  # the embedding is gathered in four pieces, which must not change the digest
     parts = assemble(run, recipe(run), progress=False)

@@ -1,267 +1,148 @@
-"""Whatever ends a command is one line and an exit code. Where signals and streams are at stake, a real process."""
+"""The flags of every command: --help, mistakes in one line, old spellings."""
 
-import ast
-import errno
+import importlib
 import os
-import signal
+import re
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 
 import pytest
 
-from lm import cli
-from lm.errors import Stopped, UserError, add_also
-from tests.processes import HANGS
+import lm
+from lm import cli, moved
+from lm.config.ranges import Count
+from lm.errors import UserError
 
-ENDS = {
-    "a mistake": (UserError("no such thing"), 2, "error: no such thing"),
-    "a mistake in hostile words": (UserError("no file a\x1b[2J\nb"), 2, "error: no file a\\x1b[2J\\nb"),
-    "a mistake with a secret": (UserError("cannot read https://me:hush@h/x"), 2, "error: cannot read https://(redacted)@h/x"),
-    "stopped": (Stopped(75, 8), 75, "stopped at step 8, saved; the same command goes on from there"),
-    "Ctrl-C": (KeyboardInterrupt(), 130, "interrupted; the same command starts again"),
-    "no space": (OSError(errno.ENOSPC, "x", "f"), 2, "error: no disk space; free some and start again (f)"),
-    "a limit": (
-        OSError(errno.EFBIG, "x"),
-        2,
-        "error: a file grew past the limit of this shell; raise it (ulimit -f) and start again",
-    ),
-    "no access": (PermissionError(errno.EACCES, "no", "f"), 2, "error: no; mend that and start again (f)"),
-    "no home": (
-        RuntimeError("Could not determine home directory."),
-        2,
-        "error: there is no home directory for a path with '~'",
-    ),
+COMMANDS = {  # module -> words that its parser takes
+    "lm.train": ["--config=F", "--workdir=D"],
+    "lm.prepare": ["--config=F"],
+    "lm.evaluate": ["--from=D"],
+    "lm.convert": ["families"],
+    "experiments.run": ["scaling"],
+    "experiments.report": ["D"],
+    "experiments.families.run": [],
+    "experiments.maxtext.run": ["--work=D"],
+    "experiments.objectives.run": [],
+    "experiments.quickstart.run": [],
+    "experiments.speed.decode": [],
+    "experiments.speed.run": [],
+    "tpu": ["create", "pod"],
+    "tpu.compile": ["--config=F"],
+    "tpu.cost": ["--config=F"],
+    "tpu.table": [],
 }
 
 
-@pytest.mark.parametrize("case", ENDS)
-def test_whatever_ends_a_command_is_one_line(capsys, case):
-    error, code, line = ENDS[case]
-
-    def main(argv):
-        raise error
-
-    assert cli.command(main)([]) == code
-    err = capsys.readouterr().err
-    assert err.startswith(line) and err.count("\n") == 1
+def main_of(name):
+    return importlib.import_module("tpu.__main__" if name == "tpu" else name).main
 
 
-def test_an_error_in_a_callback_of_a_library_does_not_end_the_process(monkeypatch):
-    """Its thread is not Python's own. What a failed save leaves behind, of which the error was told, is not shown."""
-    shown = []
-    monkeypatch.setattr(sys, "__excepthook__", lambda kind, error, trace: shown.append(str(error)))
-    monkeypatch.setattr(cli.os, "_exit", lambda code: shown.append(code))
-    for error in (RuntimeError("Event loop is closed"), RuntimeError("else"), OSError(errno.ENOSPC, "no space")):
-        thread = threading.Thread(target=cli._uncaught, args=(type(error), error, None))
-        thread.start()
-        thread.join()
-    assert shown == ["else", "[Errno 28] no space"]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_80_columns_examples_and_exit_codes(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        main_of(name)(["--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    usage, _, rest = text.partition("\n\n")
+    assert usage.startswith(f"usage: python -m {name} ") and f"python -m {name} " in rest.replace("\n", " \n")
+    codes = re.search(r"^exit codes:\n((?:  .*\n)+)", text, re.M)
+    assert codes and {"0", "2", "75", "130"} <= {line.split()[0] for line in codes[1].splitlines()}
 
 
-def test_a_second_cause_is_on_the_same_line(capsys):
-    """Such as a save that failed while the run ended for another reason. Notes of libraries are not shown."""
-
-    def main(argv):
-        error = UserError("the steps were skipped")
-        error.add_note("JAX has removed its internal frames")
-        add_also(error, "the save under way failed: no space in\nhttps://me:hush@h")
-        raise error
-
-    assert cli.command(main)([]) == 2
-    said = "error: the steps were skipped; also: the save under way failed: no space in\\nhttps://(redacted)@h\n"
-    assert capsys.readouterr().err == said
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_flag_is_one_line_with_the_nearest_name(name, capsys):
+    assert main_of(name)([*COMMANDS[name], "--versoin=3"]) == 2
+    assert capsys.readouterr().err == "error: unknown flag --versoin; did you mean '--version'?\n"
 
 
-def test_a_fault_of_the_program_keeps_its_trace():
-    def main(argv):
-        raise ValueError("a fault")
-
-    with pytest.raises(ValueError, match="a fault"):
-        cli.command(main)([])
-
-
-# ------------------------------------------------------------------------------------------------------------- signals
+@pytest.mark.parametrize("name", COMMANDS)
+def test_version(name, capsys):
+    with pytest.raises(SystemExit):
+        main_of(name)(["--version"])
+    assert capsys.readouterr().out == f"lm {lm.__version__}\n"
 
 
-@pytest.fixture
-def now(monkeypatch):
-    """A clock that stands still: `now.value` is its time."""
-
-    class Clock:
-        value = 0.0
-
-    monkeypatch.setattr(cli.time, "monotonic", lambda: Clock.value)
-    monkeypatch.setattr(cli._Asked, "code", None)
-    return Clock
-
-
-@pytest.fixture
-def left(monkeypatch):
-    """What `os._exit` was asked for."""
-    codes = []
-    monkeypatch.setattr(cli.os, "_exit", codes.append)
-    return codes
+def parser():
+    p = cli.parser("lm.example", "An example.", config=True)
+    p.renamed = {"--source": "--from"}
+    p.add_argument("--from")
+    p.add_argument("--rows", hint=Count, default=8, help="how many")
+    p.add_argument("--share", type=float)
+    p.add_argument("--kind", choices=["suffix", "infill"])
+    p.add_argument("--all", action="store_true")
+    p.add_argument("name", nargs="?")
+    return p
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
-def test_the_first_signal_raises_and_a_later_one_ends_at_once(now, left, number, code):
-    before = signal.getsignal(number)
-    restore = cli.catch()
-    try:
-        with pytest.raises(cli.Ended) as ended:
-            signal.raise_signal(number)
-        assert ended.value.code == code and cli.was_asked()
-        now.value = 0.3
-        signal.raise_signal(number)  # pressed twice
-        assert not left
-        now.value = 2.0
-        signal.raise_signal(number)
-        assert left == [code]
-    finally:
-        restore()
-    assert signal.getsignal(number) == before
+def test_flags_and_overrides():
+    flags = parser().parse(["--config=F", "--config.train.steps=5", "--config.a", "b", "--rows", "3", "x"])
+    assert (flags.config, flags.overrides, flags.rows, flags.name) == ("F", {"train.steps": "5", "a": "b"}, 3, "x")
+    assert parser().parse(["--config=F"]).rows == 8
 
 
-def test_between_steps_it_is_noted_and_only_ctrl_c_is_impatient(now, left):
-    noted = []
-    restore = cli.catch(noted.append)
-    try:
-        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
-            signal.raise_signal(number)
-            now.value += 2
-        signal.raise_signal(signal.SIGINT)  # the first Ctrl-C: work is saved after a SIGTERM as well
-        now.value += 2
-        signal.raise_signal(signal.SIGTERM)
-        assert noted == [75, 75, 75, 130, 75]
-        now.value += 2
-        with pytest.raises(cli.Ended):
-            signal.raise_signal(signal.SIGINT)
-        now.value += 2
-        signal.raise_signal(signal.SIGINT)
-        assert left == [130]
-    finally:
-        restore()
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rows=3"], "--config is missing; python -m lm.example --help has examples"),
+        (["--confg=F"], "unknown flag --confg; did you mean '--config'?"),
+        (["--conf=F"], "unknown flag --conf; did you mean '--config'?"),
+        (["--config=F", "--rows"], "--rows needs a value: --rows=..."),
+        (["--config=F", "--rows=0"], "--rows=0 is too small: give "),
+        (["--config=F", "--rows=many"], "--rows is 'many'; it must be int"),
+        (["--config=F", "--rows=1.5"], "--rows is 1.5; it must be int"),
+        (["--config=F", "--share=x"], "--share='x' is not a number; give another"),
+        (["--config=F", "--kind=sufix"], "--kind 'sufix' is not known; did you mean 'suffix'?"),
+        (["--config=F", "--all=yes"], "--all takes no value; leave out 'yes'"),
+        (["--config=F", "a", "b"], "unexpected 'b'; python -m lm.example --help lists the arguments"),
+        (["--config=F", "--config.train.steps"], "--config.train.steps needs a value: --config.train.steps=..."),
+        (["--config=F", "--source=D"], "--source is --from now: give --from=D"),
+    ],
+)
+def test_mistakes(words, said):
+    with pytest.raises(UserError) as error:
+        parser().parse(words)
+    assert str(error.value).startswith(said)
 
 
-def test_what_is_to_be_ignored_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
-    try:
-        restore = cli.catch()
-        signal.raise_signal(signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        restore()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_the_old_flag_of_evaluate_names_the_new_one(capsys):
+    assert main_of("lm.evaluate")(["--workdir=runs/quickstart"]) == 2
+    assert capsys.readouterr().err == "error: --workdir is --from now: give --from=runs/quickstart\n"
 
 
-def test_an_error_of_a_library_that_was_interrupted_is_the_interruption(now, capsys):
-    def main(argv):
-        try:
-            signal.raise_signal(signal.SIGTERM)
-        except cli.Ended:
-            raise RuntimeError("callback failed") from None
-
-    restore = cli.catch()
-    try:
-        assert cli.command(main)([]) == 75
-    finally:
-        restore()
-    assert capsys.readouterr().err == "told to end; the same command starts again\n"
+def test_overrides_without_a_config_are_refused(capsys):
+    assert main_of("lm.evaluate")(["--from=D", "--config.data.holdout=0.1"]) == 2
+    assert "error: --config.data.holdout changes a --config, and none is given" in capsys.readouterr().err
 
 
-SCRIPT = """
-import sys, time
-sys.argv = ["-m"]
-import lm  # begins as `python -m lm...` does
-from lm import cli
-
-@cli.command
-def main(argv):
-    print("begun", flush=True)
-    {body}
-    return 0
-
-cli.leave(main())
-"""
+# ------------------------------------------------------------------------------------------------------------ old names
 
 
-def script(body, *, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options):
-    words = [sys.executable, "-c", SCRIPT.format(body=body)]
-    return subprocess.Popen(words, stdout=stdout, stderr=stderr, text=True, **options)
+@pytest.mark.parametrize("name", moved.COMMANDS)
+def test_commands_by_their_old_names(name):
+    done = subprocess.run([sys.executable, "-m", name, "--config=F"], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"error: python -m {name} is another command now: {moved.COMMANDS[name]}\n"
 
 
-def test_a_signal_in_a_process(tmp_path):
-    """In a loop, in a destructor, where Python drops exceptions, and while modules are imported."""
-    (tmp_path / "slow.py").write_text("import time; print('begun', flush=True); time.sleep(3600)")
-    destructor = "class D:\n        def __del__(self): print('begun', flush=True); time.sleep(3600)\n    D(); time.sleep(3600)"
-    imported = SCRIPT.split("@cli")[0] + f"sys.path.insert(0, {str(tmp_path)!r})\nimport slow\n"
-    cases = {
-        (signal.SIGTERM, 75): script("time.sleep(3600)"),
-        (signal.SIGINT, 130): script(destructor),
-        (signal.SIGHUP, 75): subprocess.Popen([sys.executable, "-c", imported], stdout=-1, stderr=-1, text=True),
-    }
-    for (number, code), process in cases.items():
-        assert process.stdout.readline() == "begun\n"
-        if "__del__" in str(process.args):
-            assert process.stdout.readline() == "begun\n"
-        time.sleep(0.05)
-        process.send_signal(number)
-        err = process.communicate(timeout=HANGS)[1]
-        assert process.returncode == code, err
-        assert err == ("interrupted" if code == 130 else "told to end") + "; the same command starts again\n"
+@pytest.mark.parametrize("name", moved.MODULES)
+def test_modules_by_their_old_names(name):
+    package, _, module = name.rpartition(".")
+    for statement in (f"import {name}", f"from {package} import {module}", f"from {name} import x"):
+        with pytest.raises(ImportError, match=f"^{re.escape(name)} is {re.escape(moved.MODULES[name])} now: import that$"):
+            exec(statement)
+    for new in moved.MODULES[name].split(" and "):
+        importlib.import_module(new)
 
 
-def test_streams_that_are_gone_or_take_no_such_characters():
-    said = r"print('\xe9\udcff\u65e5', file=sys.stderr); print('\xe9\u65e5'); print('x' * 100_000, file=sys.stderr)"
-    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    reader, gone = os.pipe()
-    os.close(reader)
-    with open("/dev/full", "w") as full:
-        processes = {
-            "ascii": script(said, env=ascii_only),
-            "full": script(said, stderr=full),
-            "gone": script(said, stdout=gone, stderr=gone),
-            "closed": script(said, stdout=None, stderr=None, preexec_fn=lambda: [os.close(i) for i in (0, 1, 2)]),
-            "lost": script(said, stdout=full),
-        }
-        os.close(gone)
-        out = {name: process.communicate(timeout=HANGS) for name, process in processes.items()}
-    assert {name: process.returncode for name, process in processes.items()} == dict.fromkeys(out, 0) | {"lost": 2}
-    assert out["ascii"][0] == "begun\n\\xe9\\u65e5\n" and out["ascii"][1].startswith("\\xe9\\udcff\\u65e5\n")
-    assert out["lost"][1].splitlines()[-1] in (
-        "error: no disk space; free some and start again",
-        "error: what was printed is lost: No space left on device",
-    )
+def test_a_config_file_that_imports_an_old_name(tmp_path):
+    file = tmp_path / "old.py"
+    file.write_text("from lm import resolve\ndef get_config(): return {}\n")
+    with pytest.raises(UserError, match="old.py failed: ImportError: lm.resolve is lm.config.resolve now: import that"):
+        cli.load(parser().parse([f"--config={file}"]))
 
 
-def test_unbuffered_output_is_still_unbuffered():
-    """`python -u`: what is printed without an end of line is out before anything else is written to the same descriptor."""
-    body = "import os; print('a', end=''); os.write(1, b'b'); print('c' * 300_000)"
-    for setting, order in (("1", "ab"), ("", "ba")):
-        process = script(body, env=os.environ | {"PYTHONUNBUFFERED": setting})
-        assert process.communicate(timeout=HANGS)[0] == f"begun\n{order}{'c' * 300_000}\n"
-
-
-def test_no_text_depends_on_the_locale():
-    """In an ASCII locale `open` reads and writes ASCII, and a run would end with its report."""
-
-    def unnamed(call):
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        named = {keyword.arg for keyword in call.keywords}
-        words = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-        if name in ("read_text", "write_text"):
-            return "encoding" not in named and not any(word.startswith("utf-8") for word in words)
-        if name == "open" and not (
-            isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) in ("os", "ts", "ts.KvStore", "Store")
-        ):
-            return "encoding" not in named and not any("b" in word for word in words)
-        return name in ("run", "Popen") and "text" in named and not named & {"encoding", "errors"}
-
-    files = sorted((Path(cli.__file__).parent).rglob("*.py"))
-    calls = [(f, c) for f in files for c in ast.walk(ast.parse(f.read_text("utf-8"))) if isinstance(c, ast.Call)]
-    assert len(calls) > 1000
-    assert [f"{f}:{c.lineno}: {ast.unparse(c)}" for f, c in calls if unnamed(c)] == []
+def test_names_that_never_were_are_still_unknown():
+    with pytest.raises(ModuleNotFoundError, match="No module named 'lm.nothing'"):
+        importlib.import_module("lm.nothing")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import cli, distributed
+from lm import distributed, process
 from lm.errors import HostMissing, UserError
 from tests.processes import HANGS, free_port
 
@@ -158,7 +158,7 @@ def test_alone_everything_is_at_hand():
 @pytest.fixture
 def handlers():
     """Puts signal handlers back afterwards."""
-    before = {number: signal.getsignal(number) for number in cli.SIGNALS}
+    before = {number: signal.getsignal(number) for number in process.SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -169,7 +169,7 @@ def test_a_signal_ends_a_host_that_is_done_and_waits_for_host_0(monkeypatch, han
     for code, expected in ((0, signal.SIG_DFL), (75, signal.SIG_IGN), (130, signal.SIG_IGN)):
         with pytest.raises(SystemExit):
             distributed.run(lambda code=code: code)
-        assert {signal.getsignal(number) for number in cli.SIGNALS} == {expected}, code
+        assert {signal.getsignal(number) for number in process.SIGNALS} == {expected}, code
 
 
 def test_alone_a_process_ends_as_it_always_did(handlers):

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {"train", "prepare", "evaluate", "convert"}  # verbs: each may import all of lm, and nothing imports one
-CORE = {"cli", "config", "types", "errors", "atomic", "paths", "untrusted", "distributed"}
+CORE = {"process", "config", "types", "errors", "atomic", "paths", "untrusted", "distributed"}
 MODELS = CORE | {"sharding", "flops", "models"}
 DATA = CORE | {"data", "objectives"}
 TRAINING = MODELS | DATA | {"redact", "losses", "checkpoint", "saved", "optim", "training"}
@@ -18,8 +18,10 @@ MAY = {
     "config": {"errors", "untrusted", "config"},
     "types": {"errors"},
     "startup": {"errors"},
-    "cli": {"errors", "redact"},
-    "distributed": {"errors", "cli"},
+    "moved": {"errors"},
+    "process": {"errors", "redact"},
+    "distributed": {"errors", "process"},
+    "cli": {"errors", "process", "startup", "config", "distributed"},
     "atomic": {"errors"},
     "paths": {"errors"},
     "untrusted": {"errors"},
@@ -32,7 +34,7 @@ MAY = {
     "models": MODELS,
     "saved": MODELS | {"checkpoint", "data", "integrity", "layout"},
     "generation": MODELS | {"losses", "generation", "objectives", "startup"},
-    "conversion": MODELS | {"conversion"},
+    "conversion": MODELS | {"conversion", "checkpoint", "data", "saved"},
     "objectives": CORE | {"objectives"},
     "data": DATA,
     "training": TRAINING,
@@ -41,7 +43,7 @@ MAY = {
 }
 NEVER = {"configs", "experiments", "tests", "tpu"}
 # No jax: config and flops of a laptop, data on the host.
-LIGHT = {"errors", "cli", "atomic", "redact", "paths", "untrusted", "config", "flops", "objectives", "data"}
+LIGHT = {"errors", "cli", "process", "moved", "atomic", "redact", "paths", "untrusted", "config", "flops", "objectives", "data"}
 HEAVY = {"jax", "flax", "optax", "orbax"}
 
 FILES = sorted((ROOT / "lm").rglob("*.py"))

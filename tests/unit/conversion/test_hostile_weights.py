@@ -16,7 +16,7 @@ import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
-from lm import atomic, checkpoint, cli, conversion, saved
+from lm import atomic, checkpoint, conversion, process, saved
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
 from lm.conversion import files
 from lm.conversion.naming import drop_pattern
@@ -414,19 +414,19 @@ def test_what_fails_or_is_interrupted_leaves_nothing(theirs, tmp_path, capsys, m
 
 def test_a_library_that_a_signal_interrupts_is_the_interruption(theirs, tmp_path, capsys, monkeypatch):
     """Orbax raises its own error, or one that looks like a user's mistake."""
-    folder, asked = theirs(), cli._Asked.code
-    restore = cli.catch()
+    folder, asked = theirs(), process._Asked.code
+    restore = process.catch()
     try:
         for error in (RuntimeError("cannot schedule new futures"), UserError("the save failed"), OSError("cut short")):
 
             def interrupted(*_, error=error, **__):
                 try:
                     signal.raise_signal(signal.SIGTERM)
-                except cli.Ended:
+                except process.Ended:
                     raise error from None
 
             signal.getsignal(signal.SIGTERM).raised = False
-            monkeypatch.setattr(signal.getsignal(signal.SIGTERM), "last", -cli.GAP)
+            monkeypatch.setattr(signal.getsignal(signal.SIGTERM), "last", -process.GAP)
             monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", interrupted)
             assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 75
             err = capsys.readouterr().err
@@ -434,7 +434,7 @@ def test_a_library_that_a_signal_interrupts_is_the_interruption(theirs, tmp_path
             assert not (tmp_path / "ours").exists()
     finally:
         restore()
-        cli._Asked.code = asked
+        process._Asked.code = asked
 
 
 @pytest.mark.parametrize("target", ["", "a\\b", "{tmp}/c:/x"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -296,8 +297,8 @@ def test_runs_and_the_small_file_give_the_same_report(tmp_path, no_pictures, mon
     """From a work directory, and again from the results.json of that report."""
     spec = {"study": "planted", "settings": {"seeds": 2}}
     module = type("module", (), {"study": staticmethod(lambda **settings: a_study(**settings))})
-    monkeypatch.setitem(report.sys.modules, "experiments.planted", module)
-    monkeypatch.setitem(report.sys.modules, "experiments.planted.study", module)
+    monkeypatch.setitem(sys.modules, "experiments.planted", module)
+    monkeypatch.setitem(sys.modules, "experiments.planted.study", module)
     runs, small, third = tmp_path / "runs", tmp_path / "small", tmp_path / "third"
     runs.mkdir()
     (runs / "study.json").write_text(json.dumps(spec))

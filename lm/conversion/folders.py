@@ -1,0 +1,105 @@
+"""Folders of Hugging Face and of ours: what `python -m lm.convert` reads and writes."""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from lm import atomic, checkpoint, paths, saved, untrusted
+from lm.conversion import check_family, files, read, write
+from lm.data import tokenizer_check
+from lm.errors import UserError, printable
+
+KEPT = ("architectures", "id2label", "label2id", "problem_type")  # of a classifier's config.json: what its outputs mean
+
+
+def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, allow_pickle: bool, drop: str | None) -> str:
+    """Converts a Hugging Face folder to `target`: model.json, params/, and in hf/ its config.json and tokenizer. Returns a line
+    that says what was written."""
+    start, source, new = time.perf_counter(), Path(given).expanduser(), paths.local(target, name="the target")
+    with atomic.new_folder(new) as folder:
+        kept = folder / "hf"
+        kept.mkdir()
+        carried = files.carry(source, kept)
+        if tokenizer := next((name for name in saved.TOKENIZERS if name in carried), None):
+            cure = "take it out of the folder to convert the weights alone"
+            tokenizer_check.check((kept / tokenizer).read_bytes(), name=str(source / tokenizer), cure=cure)
+        with _bar("reading") as progress:
+            imported = read(
+                source, dtype=dtype, scan=scan, allow_pickle=allow_pickle, drop=drop, scratch=folder, progress=progress
+            )
+        (kept / "config.json").write_bytes(untrusted.inside(source, "config.json").read_bytes())
+        checkpoint.save_params(folder, imported.model, imported.params)
+    for note in imported.notes:
+        print(f"note: {printable(note)}", file=sys.stderr)
+    return _summary(imported.params, f"{imported.family}, {imported.model.param_dtype}", carried, new, start)
+
+
+def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> str:
+    """Converts a run's workdir or a converted model to a Hugging Face folder. Returns a line that says what was written."""
+    start, new = time.perf_counter(), paths.local(target, name="the target")
+    shard = shard_gb * 1e9
+    if not 1 <= shard < float("inf"):
+        raise UserError(f"--shard_gb={shard_gb} must be a finite number above 0")
+    if family is not None:
+        check_family(family, "--family")
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic.new_folder(new))
+        source = saved.open(given, name="SRC")
+        params = source.params()
+        if has_hf := (source.folder / "hf").exists():
+            saved.check_files(source.folder, "hf")
+        kept = stack.enter_context(_local(source.folder / "hf"))
+        also = untrusted.read_json(kept, "config.json") if untrusted.has(kept, "config.json") else {}
+        if (family := family or also.get("model_type")) is not None:
+            check_family(family, f"model_type of {kept / 'config.json'}")
+        with _bar("writing") as progress:
+            also = {k: v for k, v in also.items() if k.endswith("token_id") or k in KEPT}
+            name = write(source.model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)
+        carried = files.carry(kept, folder)
+        if not has_hf and (proto := source.tokenizer_bytes()):
+            carried.append("tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model")
+            (folder / carried[-1]).write_bytes(proto)
+    return _summary(params, name, carried, new, start)
+
+
+@contextmanager
+def _bar(about: str) -> Generator[Callable[[int, int], None]]:
+    """A progress bar in bytes, as `progress(done, total)`."""
+    columns = (TextColumn(about), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(about, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def _local(folder: epath.Path) -> Generator[Path]:
+    """The folder on this machine: itself, or a temporary copy of one in a bucket."""
+    if not str(folder).startswith("gs://"):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="lm-convert-") as copy:
+        for path in folder.iterdir() if folder.exists() else []:
+            (Path(copy) / path.name).write_bytes(path.read_bytes())
+        yield Path(copy)
+
+
+def _summary(params: Any, about: str, carried: list[str], target: Path, start: float) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    tokenizer = f"; with {', '.join(carried)}" if carried else ""
+    return (
+        f"{target}: {about}, {count:,} parameters, {size / 1e9:.2f} GB{tokenizer}; "
+        f"{time.perf_counter() - start:.1f} s, peak memory {peak / 1e9:.2f} GB"
+    )

@@ -1,0 +1,115 @@
+"""Scores of a saved model on held-out spans: what `python -m lm.evaluate` prints and writes."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from lm import atomic, config, objectives, paths, saved
+from lm.data.corpus.prepare import Prepared, prepare
+from lm.data.tokenizer import Tokenizer
+from lm.errors import UserError, nearest
+from lm.evaluation.spans import digest, held_out_spans, score
+from lm.models.transformer import Transformer
+from lm.objectives import span_prompts
+from lm.objectives.prompts import KINDS, ONE_SIDED
+
+
+def evaluate(
+    folder: str,
+    run: config.Run | None = None,
+    *,
+    kinds: str,
+    spans: int,
+    left: int,
+    span: int,
+    right: int,
+    seed: int,
+    batch_size: int,
+    out: str | None = None,
+) -> dict[str, Any]:
+    """Scores the model of a folder and writes the result, which is returned, to `out` or to FOLDER/span_scores.json.
+
+    The data and the objective are those of `run`; default: of the run that trained the model.
+    """
+    asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    for kind in asked:
+        if kind not in KINDS:
+            raise UserError(f"--kinds: no kind of score '{kind}'{nearest(kind, KINDS)}")
+    target = None if out is None else paths.local(out, name="--out")
+    if target is not None and not target.parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {target.parent}; create it first")
+    source = saved.open(folder)
+    own, run = run is None, run or source.run
+    if run is None:
+        raise UserError(f"--from={folder} is a converted model, without data of its own: add --config=FILE for what to score")
+    if source.model.head is None or source.model.head.outputs not in (None, 1):
+        raise UserError(f"--from={folder} has no head over the vocabulary, and spans are scored by one; take a language model")
+    known = span_prompts(source.model.architecture, run.objective)
+    tokenizer = source.tokenizer()
+    data = _data(run, tokenizer, own=own)
+    drawn = held_out_spans(data, count=spans, left=left, span=span, right=right, seed=seed)
+    model, params = Transformer(source.model), source.params(device=jax.local_devices()[0])
+    scores = []
+    for kind in asked:
+        if kind not in known:
+            scores.append({"kind": kind, "refused": ONE_SIDED})
+            continue
+        result = score(model, params, run.objective, tokenizer, drawn, kind=kind, batch_size=batch_size)
+        scores.append(asdict(result) | {"per_span": [round(float(x), 4) for x in result.per_span]})
+    result = {
+        "architecture": source.model.architecture,
+        "objective": config.kind_of(type(run.objective)),
+        "data": data.fingerprint,
+        "digest": digest(drawn),
+        "spans": len(drawn),
+        "left": left,
+        "span": span,
+        "right": right,
+        "seed": seed,
+        "trained_window": objectives.build(run.objective, source.model.architecture, run.data, tokenizer).window,
+        "scores": scores,
+    }
+    if jax.process_index() == 0:
+        _write(result, source, target)
+    return result
+
+
+def _data(run: config.Run, tokenizer: Tokenizer, *, own: bool) -> Prepared:
+    """The prepared data of a run; in the tokens of the model, if it is not the run that trained it."""
+    if not own:
+        return prepare(run.data, tokenizer=tokenizer)
+    data = prepare(run.data)
+    if data.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise UserError("the data is prepared with another tokenizer than the run's: its sources changed; bring them back")
+    return data
+
+
+def _write(result: dict[str, Any], source: saved.Saved, target: Path | None) -> None:
+    if target is None and str(source.folder).startswith("gs://"):
+        text = json.dumps(atomic.strict(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (source.folder / "span_scores.json").write_text(text, encoding="utf-8")
+    else:
+        atomic.write_json(target or Path(source.folder / "span_scores.json"), result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the scores as a table."""
+    sizes = f"{result['left']}+{result['span']}+{result['right']} tokens"
+    table = Table(title=f"{result['architecture']}, {result['objective']}: {result['spans']} held-out spans of {sizes}")
+    for name in ("score", "bits per byte", "accuracy", "probability", "note"):
+        table.add_column(name, justify="left" if name in ("score", "note") else "right")
+    for s in result["scores"]:
+        if "refused" in s:
+            table.add_row(s["kind"], "-", "-", "-", s["refused"])
+        else:
+            flag = "yes" if s["normalised"] else "NO"
+            table.add_row(s["kind"], f"{s['bits_per_byte']:.4f}", f"{s['accuracy']:.3f}", flag, s["note"])
+    length = result["left"] + result["span"] + result["right"]
+    if length > result["trained_window"]:
+        table.caption = f"{length} tokens of text, trained on {result['trained_window']} at a time: shorten --left or --right"
+    Console().print(table)
