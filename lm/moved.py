@@ -35,7 +35,6 @@ MODULES = {  # that a config file or a script may import
     "lm.models.tiny": "lm.models.miniature",
     "lm.objectives.marks": "lm.objectives.special_tokens",
     "lm.objectives.middle": "lm.objectives.fim",
-    "lm.objectives.pairs": "lm.objectives.next_sentence",
     "lm.objectives.standin": "lm.objectives.dummy_vocabulary",
     "lm.objectives.stretch": "lm.objectives.mass",
     "lm.recipes.ledger": "lm.training.ledger",

@@ -47,6 +47,8 @@ def evaluate(
     own, run = run is None, run or source.run
     if run is None:
         raise UserError(f"--from={folder} is a converted model, without data of its own: add --config=FILE for what to score")
+    if own and isinstance(run.recipe, config.Finetune):
+        raise UserError(f"--from={folder} was fine-tuned on records, without documents: add --config=FILE for what to score")
     if source.model.head is None or source.model.head.outputs not in (None, 1):
         raise UserError(f"--from={folder} has no head over the vocabulary, and spans are scored by one; take a language model")
     known = span_prompts(source.model.architecture, run.objective)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lm import checkpoint, saved
 from lm.evaluate import main
 
 SIZES = ["--spans=8", "--left=8", "--span=4", "--right=4", "--batch_size=8"]
@@ -35,6 +36,28 @@ def test_two_objectives_compare(train, tmp_path, capsys):
         lines = capsys.readouterr().err.splitlines()
         errors = [line for line in lines if line.startswith("error:")]
         assert len(errors) == 1 and any(c in errors[0] for c in cause.split("|")) and not any("Traceback" in x for x in lines)
+
+
+def test_a_converted_model_is_scored_as_the_run_that_it_is_from(train, flags, tmp_path, capsys):
+    """With --config for its data and objective; it is scored in its own tokens."""
+    run, converted, out = tmp_path / "run", tmp_path / "converted", tmp_path / "scores.json"
+    assert train(run, "decoder.causal", "--config.train.steps=2", "--config.checkpoint.every=None")[0] == 0
+    source = saved.open(run)
+    checkpoint.save_params(converted, source.model, source.params())
+    (converted / "hf").mkdir()
+    (converted / "hf" / "tokenizer.model").write_bytes(source.tokenizer_bytes())
+    assert main([f"--from={run}", *SIZES]) == 0
+    assert main([f"--from={converted}", f"--out={out}", *flags("decoder.causal"), *SIZES]) == 0
+    ours, theirs = json.loads((run / "span_scores.json").read_text()), json.loads(out.read_text())
+    assert theirs["digest"] == ours["digest"] and not (converted / "span_scores.json").exists()
+    assert [s["nats"] for s in theirs["scores"][:2]] == pytest.approx([s["nats"] for s in ours["scores"][:2]], rel=1e-6)
+    capsys.readouterr()
+    for words, cause in (
+        ([f"--from={converted}"], "is a converted model, without data of its own: add --config=FILE"),
+        ([f"--from={run}", "--out=/nowhere/x.json"], "there is no folder /nowhere; create it first"),
+    ):
+        assert main([*words, *SIZES]) == 2
+        assert cause in capsys.readouterr().err
 
 
 def test_no_run(tmp_path, capsys):
