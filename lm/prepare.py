@@ -6,28 +6,17 @@
 Training prepares what is not prepared yet; this does it ahead of time, on a machine without an accelerator.
 """
 
-from lm import cli, config
+from lm import cli
 from lm.data.corpus import stages
-from lm.data.corpus.prepare import Prepared, prepare
+from lm.data.corpus.prepare import prepare
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     run = cli.load(parser().parse(argv))
-    prepared = prepared_for(run)
+    prepared = prepare(run.data)
     stages.show(prepared.report, prepared.path)
     return 0
-
-
-def prepared_for(run: config.Run) -> Prepared:
-    """The data as training will read it: a fine-tuning's tokenizer is that of the model in `train.init_from`."""
-    if isinstance(run.recipe, config.Pretrain):
-        return prepare(run.data)
-    cli.start_jax()
-    from lm import recipes
-
-    recipe = recipes.recipe(run)
-    return recipe.data(recipe.complete(run, None), progress=True)
 
 
 def parser() -> cli.Parser:
