@@ -6,17 +6,28 @@
 Training prepares what is not prepared yet; this does it ahead of time, on a machine without an accelerator.
 """
 
-from lm import cli
+from lm import cli, config
 from lm.data.corpus import stages
-from lm.data.corpus.prepare import prepare
+from lm.data.corpus.prepare import Prepared, prepare
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     run = cli.load(parser().parse(argv))
-    prepared = prepare(run.data)
+    prepared = prepared_for(run)
     stages.show(prepared.report, prepared.path)
     return 0
+
+
+def prepared_for(run: config.Run) -> Prepared:
+    """The data as training will read it: a fine-tuning's tokenizer is that of the model in `train.init_from`."""
+    if isinstance(run.recipe, config.Pretrain):
+        return prepare(run.data)
+    cli.start_jax()
+    from lm import recipes
+
+    recipe = recipes.recipe(run)
+    return recipe.data(recipe.complete(run, None), progress=True)
 
 
 def parser() -> cli.Parser:

@@ -1,5 +1,6 @@
 """Fine-tuning as a run: killed, it goes on to the bit though what it began from is gone; its model is kept."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import pytest
 
 from lm import checkpoint, config, recipes, saved
 from lm.config import resolve
+from lm.errors import UserError
+from lm.prepare import prepared_for
 from lm.recipes.finetune import FineTuning
 from lm.training.assembly import assemble
 from lm.training.rundir import RunDir
@@ -131,6 +134,14 @@ def test_killed_it_goes_on_to_the_bit_and_keeps_a_model(what, tune, tuning, corp
     report = (workdir / "report.html").read_text()
     assert all(name in whole["heldout"] and f"held-out {name}" in report for name in names)
     assert "heldout/nll" in (workdir / "metrics.jsonl").read_text()
+
+
+def test_its_data_is_prepared_ahead_of_time_with_the_tokenizer_that_it_starts_from(tuning):
+    (given,), overrides = resolve.split_flags(tuning("labelled"))
+    run = resolve.load(given.removeprefix("--config="), overrides)
+    assert prepared_for(run).tokenizer.fingerprint == saved.open(run.train.init_from).tokenizer().fingerprint
+    with pytest.raises(UserError, match="a fine-tuning needs a model to start from"):
+        prepared_for(dataclasses.replace(run, train=config.Train()))
 
 
 def test_a_fine_tuned_model_is_one_like_any_other(tune, tuning, tmp_path):
