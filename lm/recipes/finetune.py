@@ -57,6 +57,11 @@ class FineTuning(Recipe):
         if start and data.tokenizer.path is None:
             self.tokenizer = start.tokenizer()
         self.prepared = prepare(data, tokenizer=self.tokenizer, progress=False)
+        if start and not resumes and start.tokenizer_bytes() not in (None, self.prepared.tokenizer.proto):
+            raise UserError(
+                f"train.init_from={run.train.init_from} was trained with another tokenizer than data.tokenizer.path="
+                f"{data.tokenizer.path}: leave that out"
+            )
         classes = self.prepared.classes or None
         if recipe.classes not in (None, classes):
             raise UserError(f"recipe.classes are {recipe.classes}, and those of the data are {classes}: leave them out")

@@ -128,10 +128,9 @@ class Evaluate:
         jax.block_until_ready(state.params)  # otherwise, steps that still run would count as evaluation
         params = self.evaluate(step, state)
         self.log.write({"step": step} | {f"heldout/{k}": v for k, v in self.latest.items()})
-        shown = ("loss", "nll", "accuracy", "exact", "f1", "bits_per_byte")
-        self.log.display.say(
-            f"step {step}  held-out  " + "  ".join(f"{k} {self.latest[k]:.4f}" for k in shown if k in self.latest)
-        )
+        shown = [k for k in ("loss", "nll", "accuracy", "exact", "f1", "bits_per_byte") if k in self.latest]
+        if shown:
+            self.log.display.say(f"step {step}  held-out  " + "  ".join(f"{k} {self.latest[k]:.4f}" for k in shown))
         with self.log.clock("sample"):
             texts = self.sample(params)
         for text in texts:

@@ -209,7 +209,7 @@ def test_another_tokenizer_is_refused(tune, corpus, tmp_path):
     recipes.train(run, tmp_path / "other", quiet=True)
     (tmp_path / "other.model").write_bytes(saved.open(tmp_path / "other").tokenizer_bytes())
     given = f"--config.data.tokenizer.path={tmp_path}/other.model"
-    refused(tune(tmp_path / "run", "labelled", given), "was trained with another tokenizer")
+    refused(tune(tmp_path / "run", "labelled", given), "was trained with another tokenizer than data.tokenizer.path=")
 
 
 def test_one_run_in_a_directory(tune, pretrained, tmp_path):
