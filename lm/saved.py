@@ -12,6 +12,7 @@ Of a run, the latest intact checkpoint is read. Every file is compared with its 
 import base64
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from lm import config, integrity, layout, paths, untrusted
 from lm.checkpoint import MODEL, STEP
 from lm.config import resolve
 from lm.data import tokenizer as tokenizers
-from lm.errors import UserError
+from lm.errors import UserError, printable
 from lm.models.transformer import abstract_params
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # in the hf/ of a converted model; the first found is read
@@ -94,7 +95,7 @@ class Saved:
 
 def open(given: str | Path | epath.Path, *, name: str = "--from") -> Saved:  # noqa: A001  read as `saved.open`
     """Finds out what a folder holds. UserError, which names the flag or config key `name`, where it is no model's folder or
-    no checkpoint in it is intact."""
+    no checkpoint in it is intact. Damaged checkpoints after that one are warned of."""
     in_bucket = str(given).startswith("gs://")
     folder = epath.Path(str(given) if in_bucket else paths.local(str(given), name=name))
     said = f"{name}={given}"
@@ -106,7 +107,10 @@ def open(given: str | Path | epath.Path, *, name: str = "--from") -> Saved:  # n
     steps = _steps(folder / "checkpoints") if "checkpoints" in entries else []
     if not steps:
         raise UserError(f"{said} {_what_else(folder, entries)}")
-    step, _ = integrity.latest(folder / "checkpoints", steps, cure="train it again")
+    step, faults = integrity.latest(folder / "checkpoints", steps, cure="train it again")
+    for damaged, fault in faults.items():
+        text = f"checkpoint {folder / 'checkpoints' / str(damaged)} is damaged: {fault}; step {step} is read instead"
+        warnings.warn(printable(text), stacklevel=2)
     settings = json.loads((folder / "checkpoints" / str(step) / "config" / "metadata").read_bytes())
     run = resolve.build(config.Run, settings)
     return Saved(folder, run.model, run, step)
