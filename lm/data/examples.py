@@ -31,7 +31,7 @@ def answer_room(tokenizer: Tokenizer, classes: Sequence[str]) -> int:
     seen: dict[tuple[int, ...], str] = {}
     for name, ids in zip(classes, tokenizer.encode_batch([f" {c}" for c in classes]), strict=True):
         if (other := seen.setdefault(tuple(ids.tolist()), name)) is not name:
-            raise UserError(f"labels {other!r} and {name!r} are the same tokens: rename one, or take how='head'")
+            raise UserError(f"labels {other!r} and {name!r} are the same tokens: rename one, or set --config.recipe.how=head")
     return 1 + max(map(len, seen))
 
 
@@ -67,7 +67,7 @@ class ExampleBuilder:
     def answer_lengths(self) -> Lengths:
         """Of rows of `answer_example`, one in each."""
         if self.architecture == "encoder":
-            raise UserError("an encoder gives no text: take how='head'")
+            raise UserError("an encoder gives no text: set --config.recipe.how=head")
         if self.architecture == "encoder_decoder":
             return Lengths(self.length, self.answer)
         return Lengths(None, self.length + self.answer - 1, self.answer, prefix=self.prefix)

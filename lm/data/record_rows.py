@@ -68,7 +68,7 @@ class RecordRows:
         if format == "text":
             raise UserError(f"source {name!r} has texts, and a fine-tuning takes records: set its format, or pretrain on it")
         if self.how == "head" and format != "labelled":
-            raise UserError(f"source {name!r} has no classes that a head could tell apart: take how='text'")
+            raise UserError(f"source {name!r} has no classes that a head could tell apart: set --config.recipe.how=text")
 
     @property
     def count(self) -> int:

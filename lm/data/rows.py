@@ -205,7 +205,7 @@ def fill(
 ) -> Example:
     """One row from a window: a segment for each document, shortened if its noised form does not fit.
 
-    `other`: tokens of another document, for an objective with `other=True`.
+    `other`: tokens of another document, for an objective with `needs_other=True`.
     """
     return pack(fitted(tokens, cuts, objective, rng, other)[0], objective.lengths)
 

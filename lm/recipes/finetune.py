@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from lm import config, saved
 from lm.data.corpus.prepare import Prepared, prepare
+from lm.data.corpus.store import shared
 from lm.data.examples import ExampleBuilder, answer_room
 from lm.data.record_rows import RecordRows
 from lm.data.tokenizer import Tokenizer
@@ -94,7 +95,7 @@ class FineTuning(Recipe):
         builder = ExampleBuilder(data.tokenizer, run.model.architecture, **settings)
         rows = {
             split: RecordRows(stores, run.data, builder, how=recipe.how, seed=run.train.seed, shuffle=split == "train")
-            for split, stores in (("train", data.train), ("holdout", data.holdout))
+            for split, stores in (("train", shared(data.train, run.data.train_share)), ("holdout", data.holdout))
             if stores
         }
         lengths = rows["train"].lengths

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from lm import config
 from lm.data.corpus.prepare import Prepared
+from lm.data.corpus.store import shared
 from lm.data.rows import Rows
 from lm.errors import UserError
 from lm.evaluation.heldout import HeldOut
@@ -133,10 +134,7 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
 
 def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:
     weights = {name: source.weight for name, source in run.data.sources.items()}
-    train, share = data.train, run.data.train_share
-    if share < 1:
-        train = {name: store.share(share) for name, store in train.items()}
-    splits = {"train": train, "holdout": data.holdout}
+    splits = {"train": shared(data.train, run.data.train_share), "holdout": data.holdout}
     return {
         split: Rows(stores, objective, run.train.seed, weights, shuffle=split == "train")
         for split, stores in splits.items()

@@ -344,7 +344,8 @@ def _signature(document: sources.Document, source: config.Source) -> dedup.Signa
 
 def _encoded(every: list[records.Record], tokenizer: Tokenizer, classes: list[str]) -> Iterator[Entry]:
     """Records as the store holds them; a text has no loss mask, because every token of it has loss."""
+    index = {name: i for i, name in enumerate(classes)}
     for one, rendered in zip(every, records.render(every, tokenizer), strict=True):
         loss = None if isinstance(one, records.Text) else rendered.loss
-        label = classes.index(one.label) if isinstance(one, records.Labelled) else None
+        label = index[one.label] if isinstance(one, records.Labelled) else None
         yield Entry(rendered.ids, len(records.texts(one).encode()), loss, label)

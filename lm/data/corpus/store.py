@@ -12,7 +12,7 @@ truncated chunk and a missing chunk are errors that name the file.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def _append(array: Any, values: np.ndarray) -> Any:
 
 
 class _Appender:
-    """An array that grows by values as they come, written a multiple of CHUNK at a time, so that no chunk is written twice."""
+    """An array that grows by appending. It is written in multiples of CHUNK, so that no chunk is written twice."""
 
     def __init__(self, path: str, name: str, dtype: str) -> None:
         self._array, self._dtype = _create(path, name, dtype, CHUNK), np.dtype(dtype)
@@ -90,13 +90,13 @@ class Entry:
 
     ids: np.ndarray  # integers [n]
     num_bytes: int  # of its text in UTF-8
-    loss: np.ndarray | None = None  # bool [n]; of all documents of a store, or of none
-    label: int | None = None  # the same
+    loss: np.ndarray | None = None  # bool [n]: tokens that are targets; given for all documents of a store or for none
+    label: int | None = None  # index of the record's class; given for all documents of a store or for none
 
 
 def write_store(path: str, documents: Iterable[Entry], *, vocab_size: int) -> None:
-    """Writes documents as they come. Overwrites what is at `path` (an absolute folder or gs://...). Raises UserError when the
-    disk is full.
+    """Writes documents one after another, holding few in memory. Overwrites what is at `path` (an absolute folder or gs://...).
+    Raises UserError when the disk is full.
     """
     ends, sizes, labels = [0], [], []
     loss: _Appender | None = None
@@ -151,7 +151,7 @@ def _translate(error: Exception, path: str) -> Exception:
 
 
 def _again(path: str) -> str:
-    """The cure, as the end of an error; a store's folder is <cache>/<fingerprint>/<source>/<split>."""
+    """The end of an error message: how to prepare the data again. A store is in <cache>/<fingerprint>/<source>/<split>."""
     return again(Path(path).parents[1])
 
 
@@ -288,7 +288,8 @@ class Store:
         return self.read(np.array([0]), self.num_tokens)[0]
 
     def share(self, share: float) -> "Store":
-        """A store of this share of the documents, one at least, read into memory; a smaller share is part of a larger one."""
+        """A store of this share of the documents, at least one, in memory. They are drawn with a fixed seed, and a larger share
+        contains a smaller one."""
         count = max(1, round(share * self.num_documents))
         chosen = np.sort(np.random.default_rng(0).permutation(self.num_documents)[:count])
         documents = self.documents(chosen)
@@ -296,3 +297,8 @@ class Store:
         loss = None if self._loss is None else np.concatenate(self.loss(chosen))
         labels = None if self.labels is None else self.labels[chosen]
         return Store(self.path, offsets, self.byte_lengths[chosen], np.concatenate(documents), loss, labels)
+
+
+def shared(stores: Mapping[str, Store], share: float) -> dict[str, Store]:
+    """`Store.share` of every store; the stores themselves for a share of 1."""
+    return {name: store if share == 1 else store.share(share) for name, store in stores.items()}

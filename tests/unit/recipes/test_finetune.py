@@ -116,6 +116,14 @@ def test_the_seed_decides_the_order(made):
     assert epochs[0] == epochs[1]  # each record once
 
 
+def test_a_share_of_the_training_records_is_used(made):
+    run = made("encoder", how="head")
+    complete = parts_of(run).rows
+    part = parts_of(dataclasses.replace(run, data=dataclasses.replace(run.data, train_share=0.1))).rows
+    assert part["train"].count == round(0.1 * complete["train"].count)
+    assert part["holdout"].count == complete["holdout"].count
+
+
 @pytest.mark.parametrize("how", ["head", "text"])
 def test_padding_costs_no_flops(how, made):
     """FLOPs are those of the rows that are trained on, whatever room they have."""
