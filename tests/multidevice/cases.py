@@ -306,7 +306,7 @@ def test_a_checkpoint_moves_to_another_topology(tmp_path):
             moved = saved.restore(3, plan.targets())
             for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(state), strict=True):
                 np.testing.assert_array_equal(a, b)
-            moved, metrics = step(moved, sharding.global_batch(data.rows, np.arange(24, 32), new_mesh))
+            moved, metrics = step(moved, None, sharding.global_batch(data.rows, np.arange(24, 32), new_mesh))
             assert np.isfinite(metrics["loss"]) and int(moved.step) == 4
     saved.close()
 
