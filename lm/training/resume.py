@@ -109,8 +109,15 @@ def step_to_go_on_from(run: config.Run, data: Prepared, checkpoints: Checkpoints
     changed = {k: v for k, v in resolve.diff(old, run).items() if k.split(".")[0] not in FREE and k not in FOLDERS}
     if fingerprint != data.fingerprint:
         changed["contents of the data"] = (fingerprint[:8], data.fingerprint[:8])
-    lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:6])
+    kind, wanted = (config.kind_of(type(r.recipe)) for r in (old, run))
+    if kind != wanted:
+        raise UserError(
+            f"{checkpoints.directory.parent} holds a run with recipe.kind={kind}, and the config has {wanted}: give another "
+            "--workdir, and this one as train.init_from"
+        )
     fixed = [k for k in changed if k.startswith("model.") and k.split(".")[-1] not in LOOSE]
+    shown = {k: changed[k] for k in [*fixed, *changed]}  # what cannot change is named first
+    lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(shown.items())[:6])
     if fixed:
         raise UserError(f"{checkpoints.directory.parent} holds another model ({lines}); use its config, or another --workdir")
     if changed and not allow_changes:

@@ -144,7 +144,7 @@ def test_its_data_is_prepared_ahead_of_time_with_the_tokenizer_that_it_starts_fr
         prepared_for(dataclasses.replace(run, train=config.Train()))
 
 
-def test_a_fine_tuned_model_is_one_like_any_other(tune, tuning, tmp_path):
+def test_a_fine_tuned_model_is_one_like_any_other(tune, tuning, corpus, tmp_path):
     """It begins another fine-tuning: with the head of the same classes, with a new one for others; and goes on in text."""
     first = tmp_path / "first"
     assert tune(first, "labelled")[0] == 0
@@ -163,6 +163,9 @@ def test_a_fine_tuned_model_is_one_like_any_other(tune, tuning, tmp_path):
     trunk, before = saved.open(tmp_path / "other").params(), saved.open(first).params()
     jax.tree.map(np.testing.assert_array_equal, trunk | {"head": 0}, before | {"head": 0})
     refused(tune(tmp_path / "text", "labelled.text", start=first), "no head over the vocabulary", "how=head")
+    paths = {"data.sources.tiny.path": f"{corpus}/tiny.jsonl", "data.cache": f"{corpus}/cache"}
+    with pytest.raises(UserError, match="a run with recipe.kind=finetune, and the config has pretrain: give another --workdir"):
+        recipes.train(resolve.load(f"{TINY}:decoder.causal", paths), first, allow_changes=True, quiet=True)
 
 
 def test_a_converted_model_is_fine_tuned_in_text(tune, pretrained, tmp_path):

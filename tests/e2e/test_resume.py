@@ -116,6 +116,10 @@ def test_a_damaged_checkpoint_is_named_and_the_step_before_is_used(train, uninte
     [
         ("--config.optimizer.learning_rate=0.02", "config differs.*learning_rate: 0.01 -> 0.02.*--allow_changes"),
         ("--config.model.width=64", "another model.*model.width: 32 -> 64.*another --workdir"),
+        (
+            "--config.model.width=64 --config.data.train_share=0.5",
+            r"another model \(model.width: 32 -> 64; data.train_share: 1.0 -> 0.5\)",
+        ),
         ("--config.data.tokenizer.vocab_size=410", "another tokenizer"),
     ],
 )
@@ -123,7 +127,7 @@ def test_a_changed_run_is_refused_with_a_diff(train, uninterrupted, change, caus
     import re
 
     before = sorted(p.name for p in (uninterrupted / "checkpoints").iterdir())
-    code, err = train(uninterrupted, "decoder.causal", change)
+    code, err = train(uninterrupted, "decoder.causal", *change.split())
     assert code == 2 and err.count("error:") == 1
     assert re.search(cause, err), err
     assert sorted(p.name for p in (uninterrupted / "checkpoints").iterdir()) == before
