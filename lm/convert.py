@@ -14,6 +14,8 @@ import argparse
 from lm import cli, startup
 from lm.errors import UserError, add_also
 
+__path__: list[str] = []  # imports of submodules that it had as a package reach `lm.moved`
+
 HELP = {
     "from_hf": "imports a Hugging Face checkpoint",
     "to_hf": "exports a converted model or a run",

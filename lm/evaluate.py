@@ -17,6 +17,8 @@ from lm import cli
 from lm.config.ranges import Count, Seed
 from lm.errors import UserError
 
+__path__: list[str] = []  # imports of submodules that it had as a package reach `lm.moved`
+
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Old names of commands and modules: whoever uses one is told the new one."""
+"""Errors that give the new name when an old name of a command or module is used."""
 
 import importlib.abc
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 from lm.errors import UserError
 
-COMMANDS = {  # python -m <old> -> what to type
+COMMANDS = {  # python -m <old> -> the command that replaces it
     "lm.data.prepare": "python -m lm.prepare --config=FILE",
     "lm.recipes.finetune": "python -m lm.train --config=configs/finetune.py:TASK --config.train.init_from=D --workdir=E",
 }
-MODULES = {  # that a config file or a script may import
+MODULES = {  # old name -> new name, of modules that a config file or a script may import
     "lm.foreign": "lm.untrusted",
     "lm.generate": "lm.generation",
     "lm.ranges": "lm.config.ranges",
@@ -30,6 +30,18 @@ MODULES = {  # that a config file or a script may import
     "lm.data.store": "lm.data.corpus.store",
     "lm.data.trial": "lm.data.tokenizer_check",
     "lm.data.words": "lm.data.word_boundaries",
+    "lm.convert.families": "lm.conversion.families",
+    "lm.convert.files": "lm.conversion.files",
+    "lm.convert.naming": "lm.conversion.naming",
+    "lm.convert.settings": "lm.conversion.settings",
+    "lm.convert.tables": "lm.conversion.tables",
+    "lm.convert.unpickle": "lm.conversion.unpickle",
+    "lm.evaluate.answers": "lm.evaluation.qa_metrics",
+    "lm.evaluate.baselines": "lm.evaluation.baselines",
+    "lm.evaluate.comparable": "lm.evaluation.spans",
+    "lm.evaluate.heldout": "lm.evaluation.heldout",
+    "lm.evaluate.ways": "lm.objectives.prompts",
+    "lm.evaluate.xz": "lm.evaluation.xz",
     "lm.models.products": "lm.models.matmul",
     "lm.models.splash": "lm.models.kernels.splash",
     "lm.models.tiny": "lm.models.miniature",
@@ -40,11 +52,22 @@ MODULES = {  # that a config file or a script may import
     "lm.recipes.ledger": "lm.training.ledger",
     "lm.recipes.resume": "lm.training.resume",
     "lm.recipes.tasks": "lm.training.task",
+    "lm.train.goodput": "lm.training.goodput",
+    "lm.train.hooks": "lm.training.hooks",
+    "lm.train.jsonl": "lm.training.jsonl",
+    "lm.train.loop": "lm.training.loop",
+    "lm.train.report": "lm.training.report",
+    "lm.train.rundir": "lm.training.rundir",
+    "lm.train.step": "lm.training.step",
 }
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Asked last, for modules that nobody has found."""
+    """The last finder on `sys.meta_path`: raises ImportError with the new name of a module that no other finder found.
+
+    Python asks finders for submodules of packages only, so `lm.train`, `lm.evaluate` and `lm.convert`, which are modules
+    now, have an empty `__path__`.
+    """
 
     @staticmethod
     def find_spec(fullname: str, path: Any = None, target: Any = None) -> None:
@@ -53,7 +76,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 def check_command(words: Sequence[str]) -> None:
-    """UserError if this command line of Python (`sys.orig_argv`) starts a command by its old name."""
+    """UserError if `words`, the interpreter's command line (`sys.orig_argv`), runs a command by its old name."""
     for i, word in enumerate(words[1:], 1):
         if word.startswith("-m") and not word.startswith("--"):
             name = word[2:] or next(iter(words[i + 1 :]), "")

@@ -21,6 +21,8 @@ import re
 from lm import cli
 from lm.errors import UserError
 
+__path__: list[str] = []  # imports of submodules that it had as a package reach `lm.moved`
+
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:

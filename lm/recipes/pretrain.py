@@ -122,7 +122,9 @@ class Pretraining(Recipe):
 def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
     """The objective of a run. UserError where the model does not fit it."""
     objective = build(run.objective, run.model.architecture, run.data, vocabulary)
-    cure = "shorten data.encoder_length, whose places these are, or raise --config.model.{stack}.position.max_length"
+    cure = (
+        "shorten data.encoder_length, which sets the number of positions, or raise --config.model.{stack}.position.max_length"
+    )
     check_positions(run.model, None, objective.reach, cure=cure)
     if objective.lengths.types and run.model.embed.types < 2:
         raise UserError(

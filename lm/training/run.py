@@ -174,7 +174,7 @@ def dry_run(run: config.Run, recipe: Recipe) -> str:
     }
     lines = [f"{v:>14,}  {k}" for k, v in report.items()]
     replicated = [
-        f"whole on every device: {name}"
+        f"replicated on every device: {name}"
         for name in sharding.replicated_params(parts.plan.abstract.params, parts.plan.shardings.params, parts.mesh)
     ]
     return "\n".join([resolve.to_json(run), parameter_table(parts), *lines, *replicated])

@@ -143,6 +143,16 @@ def test_a_config_file_that_imports_an_old_name(tmp_path):
         cli.load(parser().parse([f"--config={file}"]))
 
 
+def test_a_submodule_of_a_package_that_was_renamed():
+    with pytest.raises(ImportError, match="^lm.generate is lm.generation now: import that$"):
+        importlib.import_module("lm.generate.rank")
+
+
+def test_unknown_submodules_of_commands_are_still_unknown():
+    with pytest.raises(ModuleNotFoundError, match="No module named 'lm.train.nothing'"):
+        importlib.import_module("lm.train.nothing")
+
+
 def test_names_that_never_were_are_still_unknown():
     with pytest.raises(ModuleNotFoundError, match="No module named 'lm.nothing'"):
         importlib.import_module("lm.nothing")

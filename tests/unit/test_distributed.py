@@ -1,4 +1,4 @@
-"""How hosts find each other: what the environment says, and the roll call, over real sockets."""
+"""How hosts find each other: environment variables, jax's detection, and the roll call over real sockets."""
 
 import signal
 import socket
@@ -16,12 +16,12 @@ from tests.processes import HANGS, free_port
 THREE = {"JAX_COORDINATOR_ADDRESS": "node0:1234", "LM_PROCESSES": "3", "LM_PROCESS": "2"}
 
 
-def test_what_the_environment_says():
-    assert distributed._told({}) is None
-    assert distributed._told(THREE) == dict(coordinator_address="node0:1234", num_processes=3, process_id=2)
-    assert distributed._told({"LM_PROCESSES": "1", "SLURM_STEP_NODELIST": "node[0-3]"}) == dict(num_processes=1)
-    # jax's own variable alone is left to jax: it overrides what it would detect.
-    assert distributed._told({"JAX_COORDINATOR_ADDRESS": "node0:1234"}) is None
+def test_environment_variables():
+    assert distributed._from_environment({}) is None
+    assert distributed._from_environment(THREE) == dict(coordinator_address="node0:1234", num_processes=3, process_id=2)
+    assert distributed._from_environment({"LM_PROCESSES": "1", "SLURM_STEP_NODELIST": "node[0-3]"}) == dict(num_processes=1)
+    # jax's own variable alone is left to jax, where it overrides the detected address.
+    assert distributed._from_environment({"JAX_COORDINATOR_ADDRESS": "node0:1234"}) is None
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,14 @@ def test_what_the_environment_says():
         ({"LM_PROCESS": ""}, "LM_PROCESS is not"),
     ],
 )
-def test_half_of_it_is_refused(change, cause):
+def test_incomplete_or_invalid_variables_are_refused(change, cause):
     with pytest.raises(UserError, match=cause):
-        distributed._told(THREE | change)
+        distributed._from_environment(THREE | change)
 
 
-def test_a_lone_machine_is_not_asked():
-    assert not distributed._may_find({"JAX_PLATFORMS": "cpu"})
-    assert not distributed._may_find({"JAX_PLATFORMS": "cpu", "KUBERNETES_SERVICE_HOST": "10.0.0.1"})
+def test_detection_is_skipped_on_a_single_machine():
+    assert not distributed._should_detect({"JAX_PLATFORMS": "cpu"})
+    assert not distributed._should_detect({"JAX_PLATFORMS": "cpu", "KUBERNETES_SERVICE_HOST": "10.0.0.1"})
     for name in (
         "JAX_COORDINATOR_ADDRESS",
         "SLURM_STEP_NODELIST",
@@ -49,35 +49,35 @@ def test_a_lone_machine_is_not_asked():
         "JOB_COMPLETION_INDEX",
         "TPU_WORKER_HOSTNAMES",
     ):
-        assert distributed._may_find({"JAX_PLATFORMS": "cpu", name: "x"})
+        assert distributed._should_detect({"JAX_PLATFORMS": "cpu", name: "x"})
 
 
-def test_slurm_is_found_as_jax_finds_it(monkeypatch):
+def test_slurm_is_detected_by_jax(monkeypatch):
     job = dict(SLURM_JOB_ID="5", SLURM_STEP_NODELIST="node[3-7]", SLURM_NTASKS="5", SLURM_PROCID="2", SLURM_LOCALID="0")
     for name, value in job.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("JAX_COORDINATOR_PORT", "4321")
-    found = distributed._found()
+    found = distributed._detect()
     assert found == dict(coordinator_address="node3:4321", num_processes=5, process_id=2, local_device_ids=[0])
     monkeypatch.setenv("SLURM_NTASKS", "many")
     with pytest.raises(UserError, match="cannot find the other processes .*LM_PROCESSES=1"):
-        distributed._found()
+        distributed._detect()
 
 
-def test_a_scheduler_that_jax_cannot_read_is_not_passed_over(monkeypatch):
+def test_a_scheduler_that_jax_cannot_read_is_an_error(monkeypatch):
     for name in (distributed.ADDRESS, *distributed.JOBS):
         monkeypatch.delenv(name, raising=False)
-    assert distributed._found() is None
+    assert distributed._detect() is None
     monkeypatch.setenv("SLURM_STEP_NODELIST", "node[3-7]")  # and nothing else of Slurm's
     with pytest.raises(UserError, match="SLURM_STEP_NODELIST is set, .*LM_PROCESSES=1"):
-        distributed._found()
+        distributed._detect()
     monkeypatch.delenv("SLURM_STEP_NODELIST")
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "node0:1234")
     with pytest.raises(UserError, match="JAX_COORDINATOR_ADDRESS is set, .*set .*LM_PROCESSES and LM_PROCESS"):
-        distributed._found()
+        distributed._detect()
 
 
-def test_times_are_whole_seconds(monkeypatch):
+def test_timeouts_are_integers(monkeypatch):
     assert distributed._seconds("LM_HEARTBEAT_SECONDS", 30) == 30
     monkeypatch.setenv("LM_HEARTBEAT_SECONDS", "1.5")
     with pytest.raises(UserError, match="LM_HEARTBEAT_SECONDS=1.5"):
@@ -85,70 +85,70 @@ def test_times_are_whole_seconds(monkeypatch):
 
 
 def calls(processes, present, seconds, port):
-    """What each of the present hosts hears: None if all are there, else the message."""
-    heard = {}
+    """Index -> result of the roll call on each of the `present` hosts: None if it succeeds, otherwise the error text."""
+    results = {}
 
     def call(i):
         try:
             distributed._roll_call(f"127.0.0.1:{port}", processes, i, seconds)
-            heard[i] = None
+            results[i] = None
         except HostMissing as error:
-            heard[i] = str(error)
+            results[i] = str(error)
 
     threads = [threading.Thread(target=call, args=(i,)) for i in present]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return heard
+    return results
 
 
-def test_all_present():
+def test_a_complete_roll_call():
     assert calls(4, [3, 1, 2, 0], HANGS, free_port()) == dict.fromkeys(range(4))
 
 
-def test_all_hear_who_is_missing():
-    for seconds in (0.7, 7, 70):  # on a busy machine others may be late as well
-        heard = calls(4, [0, 1, 3], seconds, free_port())
-        said = f"host 2 of 4 did not arrive at 'start' within {seconds:g} s"
-        if all(text.startswith(said) for text in heard.values()):
+def test_every_host_names_the_missing_one():
+    for seconds in (0.7, 7, 70):  # on a busy machine other hosts may be late too
+        results = calls(4, [0, 1, 3], seconds, free_port())
+        expected = f"host 2 of 4 did not arrive at 'start' within {seconds:g} s"
+        if all(text.startswith(expected) for text in results.values()):
             break
-    assert len(heard) == 3 and all(text.startswith(said) for text in heard.values()), heard
+    assert len(results) == 3 and all(text.startswith(expected) for text in results.values()), results
 
 
-def test_without_host_0_the_others_say_so():
+def test_the_others_name_a_missing_host_0():
     began = time.monotonic()
-    heard = calls(3, [1, 2], 0.5, free_port())
-    assert all(text.startswith("host 0 of 3 did not arrive") for text in heard.values()) and len(heard) == 2
+    results = calls(3, [1, 2], 0.5, free_port())
+    assert all(text.startswith("host 0 of 3 did not arrive") for text in results.values()) and len(results) == 2
     assert time.monotonic() - began < HANGS
 
 
-def test_a_stranger_at_the_port_changes_nothing():
-    port, heard = free_port(), {}
-    thread = threading.Thread(target=lambda: heard.update(calls(2, [0], HANGS, port)))
+def test_connections_from_other_programs_are_ignored():
+    port, results = free_port(), {}
+    thread = threading.Thread(target=lambda: results.update(calls(2, [0], HANGS, port)))
     thread.start()
-    for said in (b"GET / HTTP/1.1", b"7", b"0", b""):
+    for sent in (b"GET / HTTP/1.1", b"7", b"0", b""):
         end = time.monotonic() + HANGS
         while True:
             try:
-                with socket.create_connection(("127.0.0.1", port), timeout=HANGS) as line:
-                    line.sendall(said)
+                with socket.create_connection(("127.0.0.1", port), timeout=HANGS) as peer:
+                    peer.sendall(sent)
                 break
             except ConnectionRefusedError:  # not listening yet
                 assert time.monotonic() < end
                 time.sleep(0.02)
     assert calls(2, [1], HANGS, port) == {1: None}
     thread.join()
-    assert heard == {0: None}
+    assert results == {0: None}
 
 
-def test_a_port_in_use_is_a_mistake_of_the_users():
+def test_a_port_in_use_is_a_user_error():
     with socket.create_server(("", 0)) as server:
         with pytest.raises(UserError, match="cannot be used .*give a free one"):
             distributed._roll_call(f"127.0.0.1:{server.getsockname()[1]}", 2, 0, 1)
 
 
-def test_alone_everything_is_at_hand():
+def test_a_single_process_needs_no_communication():
     distributed.barrier("nowhere")
     assert distributed.is_main_process() and distributed.broadcast(7) == 7 and distributed.broadcast(None) is None
     x = jax.numpy.arange(12.0).reshape(4, 3)
@@ -157,14 +157,14 @@ def test_alone_everything_is_at_hand():
 
 @pytest.fixture
 def handlers():
-    """Puts signal handlers back afterwards."""
+    """Restores the signal handlers afterwards."""
     before = {number: signal.getsignal(number) for number in process.SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_a_signal_ends_a_host_that_is_done_and_waits_for_host_0(monkeypatch, handlers):
+def test_a_signal_kills_a_finished_host_that_waits_for_host_0(monkeypatch, handlers):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     for code, expected in ((0, signal.SIG_DFL), (75, signal.SIG_IGN), (130, signal.SIG_IGN)):
         with pytest.raises(SystemExit):
@@ -172,7 +172,7 @@ def test_a_signal_ends_a_host_that_is_done_and_waits_for_host_0(monkeypatch, han
         assert {signal.getsignal(number) for number in process.SIGNALS} == {expected}, code
 
 
-def test_alone_a_process_ends_as_it_always_did(handlers):
+def test_exit_of_a_single_process(handlers):
     def fails():
         raise OSError("planted")
 
