@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all: whenever the process is killed, the old one or the new one is there."""
+"""Atomic writes of files and folders: whenever the process is killed, the old or the new one exists, complete."""
 
 import errno
 import fcntl
@@ -19,9 +19,9 @@ AnyPath = TypeVar("AnyPath", bound=Any)  # a pathlib.Path, or an epath.Path of a
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `<name>.<process>.tmp` and renames it. An error removes that file; after a kill it stays."""
+    """Writes a temporary file `<name>.<process id>.tmp` and renames it. An error removes it; after a kill it remains."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two processes may write the same at once
-    temporary.unlink(missing_ok=True)  # of a killed process with the same number, or a link that leads elsewhere
+    temporary.unlink(missing_ok=True)  # left by a killed process with the same id, or a link to another file
     try:
         with temporary.open("xb") as out:
             out.write(content)
@@ -34,13 +34,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """In the order that `value` has: that of a run's data sources, for one, decides its rows."""
+    """Writes strict JSON and keeps the order of keys, which matters: the order of a run's data sources decides its rows."""
     write_bytes(path, (json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def strict(value: Any) -> Any:
-    """`value` with what JSON has no number for as a text, "nan", "inf" or "-inf": Python writes NaN, and other programs
-    refuse the whole file."""
+    """`value` with the strings "nan", "inf" and "-inf" instead of such floats. Python would write NaN, for which other programs
+    reject the file."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     if isinstance(value, Mapping):
@@ -50,16 +50,16 @@ def strict(value: Any) -> Any:
 
 @contextmanager
 def new_folder(target: Path) -> Generator[Path]:
-    """Gives a folder to write in, `.<name>.partial` beside `target`, and renames it to `target` when the block ends. An error
-    removes it; after a kill it stays there, and the next call for the same target removes it."""
+    """Yields the folder `.<name>.partial` beside `target` to write into, and renames it to `target` when the block ends. An
+    error removes it; after a kill it remains until the next call with the same target."""
     target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder; give another, nothing is overwritten")
     if target.is_mount():
-        raise UserError(f"{target} is where a file system is mounted, which cannot be replaced; give a folder in it")
+        raise UserError(f"{target} is a mount point, which cannot be replaced; give a folder in it")
     folder = target.with_name(f".{target.name}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
+    with _locked(folder):
         try:
             yield folder
             folder.rename(target)
@@ -69,8 +69,9 @@ def new_folder(target: Path) -> Generator[Path]:
 
 
 @contextmanager
-def _held(folder: Path) -> Generator[None]:
-    """The folder, made or emptied, while no other process has it; a lock that the system frees when its holder dies."""
+def _locked(folder: Path) -> Generator[None]:
+    """Creates or empties the folder and locks it; raises Busy if another process has it. The system frees the lock of a process
+    that dies."""
     folder.mkdir(exist_ok=True)
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -78,13 +79,13 @@ def _held(folder: Path) -> Generator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(f"another process is writing {folder}; wait for it, or give another target") from None
-        _emptied(folder)
+        _empty(folder)
         yield
     finally:
         os.close(lock)
 
 
-def _emptied(folder: Path) -> None:
+def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -93,7 +94,8 @@ def _emptied(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Threads that were writing when the error came may write on for a moment. What stays after 2 s the next call removes."""
+    """Removes the folder, with retries for 2 s, because threads may still be writing to it. The next `new_folder` removes
+    what is left."""
     for _ in range(40):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -102,16 +104,16 @@ def _remove(folder: Path) -> None:
 
 
 def put_aside(path: AnyPath, folder: AnyPath, *, name: str | None = None) -> AnyPath:
-    """Moves a file or folder into `folder`, which is made, and returns its new path: under `name` (default: its own), or
-    with `.2`, `.3`, ... where that is taken. Nothing is overwritten.
+    """Moves a file or folder into `folder`, which is created if needed, and returns its new path: `name` (default: its own),
+    with `.2`, `.3`, ... appended if that exists. Overwrites nothing.
 
-    Where `folder` is on another disk, a folder of the same name beside `path` takes its place: a checkpoint may be too large
-    to copy.
+    If `folder` is on another disk, a folder of the same name beside `path` is used instead, because a checkpoint may be too
+    large to copy.
     """
     if folder.exists() and not folder.is_dir():
         put_aside(folder, folder.parent / f"{folder.name}.2")
     folder.mkdir(parents=True, exist_ok=True)
-    if not folder.exists():  # a bucket has no folders, and etils renames only into one that holds a file
+    if not folder.exists():  # a bucket has no empty folders, and etils renames only into an existing one
         (folder / ".keep").write_bytes(b"")
     name = name or path.name
     names = (name if i == 1 else f"{name}.{i}" for i in count(1))
@@ -124,5 +126,5 @@ def put_aside(path: AnyPath, folder: AnyPath, *, name: str | None = None) -> Any
         beside = path.parent / folder.name
         if beside != folder:
             return put_aside(path, beside, name=name)
-        shutil.move(path, target)  # `folder` is itself a link to another disk
+        shutil.move(path, target)  # `folder` is a link to another disk
     return target

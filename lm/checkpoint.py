@@ -1,8 +1,8 @@
-"""Checkpoints: written and read by Orbax, and checked here for being complete and unchanged ("whole").
+"""Checkpoints: written and read by Orbax, and checked here to be intact, that is, complete and unchanged.
 
 A step's directory holds `state`, `config`, `tokenizer`, `progress` (the number of rows read, and the losses that are not in the
 log yet) and `SHA256.json`, a digest of every file (`lm/integrity.py`). The digests are written before the directory gets its
-final name, so a kill at any moment leaves either a whole checkpoint or one that is never read. Steps are ordered by number.
+final name, so a kill at any moment leaves either an intact checkpoint or one that is never read. Steps are ordered by number.
 """
 
 import asyncio
@@ -141,7 +141,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def latest_intact(self) -> int | None:
-        """The latest step that is whole, or None for a new run. Later steps are moved to `damaged/`, with a warning. Host 0
+        """The latest step that is intact, or None for a new run. Later steps are moved to `damaged/`, with a warning. Host 0
         finds the step and tells the others."""
         distributed.barrier("restore")
         found = distributed.broadcast(self._latest_intact() if distributed.is_main_process() else None)
@@ -152,7 +152,7 @@ class Checkpoints:
     def _latest_intact(self) -> int | None:
         if not self.steps():
             return None
-        # Where no step is whole this raises and moves nothing: hours of training are not repeated without asking.
+        # If no step is intact, this raises and moves nothing: hours of training are not repeated without asking.
         step, faults = integrity.latest(self.directory, self.steps(), cure="begin anew in another --workdir")
         for damaged, fault in faults.items():
             path = self.directory / str(damaged)
@@ -254,7 +254,7 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
         text = json.dumps(resolve.to_dict(model), indent=1) + "\n"
         listing = integrity.digests(path) | {MODEL: hashlib.sha256(text.encode()).hexdigest()}
         if fault := integrity.lacks_arrays(listing):
-            raise OSError(f"the save of {path} is not whole: {fault}")
+            raise OSError(f"the save of {path} is not complete: {fault}")
         (path / integrity.DIGESTS).write_text(json.dumps(listing, indent=1), encoding="utf-8")
         (path / MODEL).write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:

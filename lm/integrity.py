@@ -18,7 +18,7 @@ from lm.errors import UserError
 
 DIGESTS = "SHA256.json"
 UNDIGESTED = {DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt"}  # Orbax writes the other two after the digests
-# Held-out metrics, which a run does not need to go on: a step with damaged ones is still whole.
+# Held-out metrics, which a run does not need to go on: a step with damaged ones is still intact.
 SIDE = "metrics"
 # TensorStore keeps arrays in a database (OCDBT): a manifest, and files of data named by a hash.
 ARRAYS = re.compile(r"(?:.*/)?d/[0-9a-f]{32}")
@@ -53,7 +53,7 @@ def write(directory: epath.Path, *, step: int) -> None:
     """Writes SHA256.json of a saved step. OSError where its arrays are missing."""
     found = digests(directory)
     if fault := lacks_arrays(found):
-        raise OSError(f"the save of step {step} in {directory.parent} is not whole: {fault}")
+        raise OSError(f"the save of step {step} in {directory.parent} is not complete: {fault}")
     (directory / DIGESTS).write_text(json.dumps({"step": step, "files": found}, indent=1), encoding="utf-8")
 
 

@@ -61,7 +61,8 @@ class HeldOutRecords:
                 metrics = qa_metrics(written, answers) | metrics
         if None not in answers:
             same = str.__eq__ if self.classes else exact
-            metrics["majority"] = majority([_answer(record) for record in self.trained], answers, same)
+            trained = [answer for record in self.trained if (answer := _answer(record)) is not None]
+            metrics["majority"] = majority(trained, answers, same)
         return metrics | {"items": float(len(answers))}
 
     @property

@@ -27,7 +27,7 @@ from lm.objectives import Lengths, Vocabulary, of_texts, span_prompts
 from lm.objectives.prompts import KINDS, ONE_SIDED, Span, examples
 from lm.types import WORD, Example
 
-_CHUNK = 4096  # positions in the held-out data that are tried at once
+_CHUNK = 4096  # random positions in the held-out data that are tried at a time
 
 # ------------------------------------------------------------------------------------------------------------ spans
 
@@ -35,8 +35,8 @@ _CHUNK = 4096  # positions in the held-out data that are tried at once
 def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, right: int, seed: int = 0) -> list[Span]:
     """`count` spans of `span` tokens with `left` and `right` tokens around them, each in one held-out document.
 
-    A target is complete words: a word starts at its first token, and another after its last. Drawn uniformly without
-    replacement from all positions where that holds; a function of the prepared data and the arguments.
+    A target is complete words: a word starts at its first token, and another after its last. The spans are drawn uniformly,
+    without replacement, from all such positions, and depend only on the prepared data and the arguments.
     """
     if min(count, left, span, right) < 1:
         raise UserError(f"spans={count}, left={left}, span={span}, right={right}: each must be 1 or more")
@@ -47,13 +47,13 @@ def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, righ
     total = int(ends[-1])
     found: list[Span] = []
     for first in range(0, total, _CHUNK):
-        places = permute(np.arange(first, min(first + _CHUNK, total)), total, (seed, 3))
-        owner = np.searchsorted(ends, places, side="right")
-        windows = np.zeros((len(places), left + span + right), np.int32)
-        good = np.zeros(len(places), bool)
+        positions = permute(np.arange(first, min(first + _CHUNK, total)), total, (seed, 3))
+        owner = np.searchsorted(ends, positions, side="right")
+        windows = np.zeros((len(positions), left + span + right), np.int32)
+        good = np.zeros(len(positions), bool)
         for s, store in enumerate(stores):
             mine = np.flatnonzero(owner == s)
-            starts = places[mine] - (ends[s] - store.num_tokens)
+            starts = positions[mine] - (ends[s] - store.num_tokens)
             inside = _inside(store, starts, windows.shape[1])
             windows[mine[inside]] = store.read(starts[inside], windows.shape[1])
             good[mine[inside]] = True
@@ -63,7 +63,7 @@ def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, righ
             if len(found) == count:
                 return found
     raise UserError(
-        f"the held-out documents have {len(found)} places for {left}+{span}+{right} tokens, {count} were asked for: "
+        f"the held-out documents have {len(found)} positions for {left}+{span}+{right} tokens, and {count} are needed: "
         "take fewer or shorter spans, or raise data.holdout"
     )
 
@@ -89,11 +89,11 @@ def _span(window: np.ndarray, left: int, span: int, tokenizer: Tokenizer) -> Spa
 
 def digest(spans: Sequence[Span]) -> str:
     """SHA-256 of all tokens, 64 hex digits: equal if two models were asked for the same spans."""
-    whole = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for span in spans:
         for part in (span.left, span.target, span.right):
-            whole.update(len(part).to_bytes(4, "little") + part.astype("<i4").tobytes())
-    return whole.hexdigest()
+            sha256.update(len(part).to_bytes(4, "little") + part.astype("<i4").tobytes())
+    return sha256.hexdigest()
 
 
 # ----------------------------------------------------------------------------------------------------------- scores
@@ -101,8 +101,8 @@ def digest(spans: Sequence[Span]) -> str:
 
 @dataclass(frozen=True)
 class Score:
-    """Of all spans together. `tokens` are the places that were counted, `bytes` those of the targets' text, `accuracy` the
-    share of counted places whose likeliest token is right, `per_span` float64 [spans] in nats, for paired comparisons."""
+    """Figures of one kind over all spans. `tokens`: scored positions; `bytes`: of the targets' text in UTF-8; `accuracy`: the
+    share of scored positions whose likeliest token is right; `per_span`: float64 [spans] in nats, for paired comparisons."""
 
     kind: str
     nats: float
@@ -125,18 +125,18 @@ def score(
     kind: str,
     batch_size: int = 64,
 ) -> Score:
-    """The spans' negative log-probability under a model that was trained by `objective`. Compiles once a call's shape.
+    """The spans' negative log-probability under a model that was trained with `objective`. All rows have one shape.
 
-    Given that they are text: a target's length is known, so the probability that a model has for its marks (the end, the
-    next sentinel, which a model of short spans soon expects) is shared out among the tokens of texts.
+    Probabilities are renormalised over the tokens of texts: a target's length is known, so special tokens (eos, the next
+    sentinel, which a model of short spans soon expects) cannot follow.
 
-    Raises UserError for an objective or a kind without a way, and where the rows are longer than the model's positions.
+    Raises UserError for an objective or a kind for which no prompt is declared, and for rows longer than the learned positions.
     """
     known = span_prompts(model.config.architecture, objective)
     if kind not in KINDS:
         raise UserError(f"no kind of score '{kind}'{nearest(kind, KINDS)}")
     if kind not in known:
-        raise UserError(f"'{kind}' cannot be had from this model: {ONE_SIDED}")
+        raise UserError(f"kind '{kind}' is not defined for this model: {ONE_SIDED}")
     asked = [examples(known[kind], kind, span, tokenizer) for span in spans]
     owner = np.repeat(np.arange(len(spans)), [len(of_span) for of_span in asked])
     rows = [example for of_span in asked for example in of_span]
@@ -146,16 +146,15 @@ def score(
     nats, right = np.zeros(len(spans)), 0.0
     for first in range(0, len(rows), batch_size):
         packed = [pack([example], lengths) for example in rows[first : first + batch_size]]
-        packed += [blank(lengths)] * (batch_size - len(packed))  # so that the shape stays
+        packed += [blank(lengths)] * (batch_size - len(packed))  # keeps the shape of the batch
         losses, hits = (np.asarray(x, float) for x in _row_scores(model, params, stack(packed), forbidden))
         mine = owner[first : first + batch_size]
         np.add.at(nats, mine, losses[: len(mine)])
         right += hits.sum()
     tokens, size = sum(len(row.targets) for row in rows), sum(span.num_bytes for span in spans)
-    whole = float(nats.sum())
-    way = known[kind]
-    bits = whole / math.log(2) / max(size, 1)
-    return Score(kind, whole, tokens, size, bits, right / max(tokens, 1), way.normalised, way.note, nats)
+    total, prompt = float(nats.sum()), known[kind]
+    bits = total / math.log(2) / max(size, 1)
+    return Score(kind, total, tokens, size, bits, right / max(tokens, 1), prompt.normalised, prompt.note, nats)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -168,7 +167,7 @@ def _row_scores(model: Transformer, params: Any, batch: Example, forbidden: jax.
 
 
 def _lengths(rows: Sequence[Example]) -> Lengths:
-    """The room that every row fits."""
+    """The largest lengths of any row."""
 
     def longest(name: str) -> int | None:
         return max((len(getattr(row, name).tokens) for row in rows if getattr(row, name) is not None), default=None)
@@ -178,6 +177,6 @@ def _lengths(rows: Sequence[Example]) -> Lengths:
 
 
 def _reach(rows: Sequence[Example], name: str) -> int | None:
-    """How many positions the tokens of a stack have; of MASS more than its decoder has places."""
+    """How many positions a stack needs. For MASS these are more than its decoder's tokens, which keep the text's positions."""
     streams = [stream for row in rows if (stream := getattr(row, name)) is not None]
     return max((int(np.max(stream.positions)) + 1 for stream in streams), default=None)

@@ -31,22 +31,24 @@ from lm.training.task import Task
 
 
 class FineTuning(Recipe):
-    """Of one run: `complete` comes first, and keeps what the other methods need of the model that the run starts from."""
+    """Serves one run. `complete` must be called first: it keeps what the other methods need of the model to start from."""
 
     why_left_out = "beyond recipe.length a text keeps both its ends, and a conversation its beginning"
-    tokenizer: Tokenizer | None = None  # of that model; None: the one that run.data says
+    tokenizer: Tokenizer | None = None  # of that model; None: that of `run.data`
     prepared: Prepared | None = None
     fresh: tuple[str, ...] = ()
 
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
-        """Model, objective, prefix and the documents of cloze questions are those of the model that the run starts from, unless
-        the config gives them. A resumed run reads its own checkpoint instead, so that the other folder may be gone."""
+        """Fills in model, objective, prefix and the documents of cloze questions from the model that the run starts from,
+        unless the config gives them. A resumed run reads its own checkpoint, since `train.init_from` may be gone by then."""
         resumes = workdir is not None and saved.is_run(workdir)
         folder = workdir if resumes else run.train.init_from
         start = None if folder is None else saved.open(folder, name="--workdir" if resumes else "train.init_from")
         before = start.run if start else None
         if resumes and not (before and isinstance(before.recipe, config.Finetune)):
-            raise UserError(f"{workdir} holds a run that is no fine-tuning: give another --workdir, and this as init_from")
+            raise UserError(
+                f"{workdir} holds a run that is no fine-tuning: give another --workdir, and this one as train.init_from"
+            )
         recipe, model = _recipe(run), run.model or _model(start)
         objective = before.objective if before else run.objective
         if recipe.prefix is None:
@@ -63,7 +65,8 @@ class FineTuning(Recipe):
                 f"train.init_from={run.train.init_from} was trained with another tokenizer than data.tokenizer.path="
                 f"{data.tokenizer.path}: leave that out"
             )
-        classes = self.prepared.classes or None
+        labelled = all(source.format == "labelled" for source in sources.values())
+        classes = self.prepared.classes if labelled else None  # labels among other answers are text like these
         if recipe.classes not in (None, classes):
             raise UserError(f"recipe.classes are {recipe.classes}, and those of the data are {classes}: leave them out")
         recipe = replace(recipe, classes=classes)
@@ -109,11 +112,11 @@ class FineTuning(Recipe):
                 raise UserError(f"mesh.sequence={shards} does not divide the {length} tokens of a row: change recipe.length")
 
     def facts(self, parts: Parts) -> dict[str, Any]:
-        """By split and source: records, answers, texts that were shortened, answers left out."""
+        """Counts by split and source: records, answers, shortened texts, answers that are left out, rows of an epoch."""
         return {"records": {split: rows.report() for split, rows in parts.rows.items()}}
 
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[HeldOutRecords]:
-        """One, of the first `evaluate.rows` held-out records of each source; none where no record is held out."""
+        """One evaluator, of the first `evaluate.rows` held-out records of each source; none if no record is held out."""
         if "holdout" not in parts.rows:
             return []
         run, data, rows = parts.run, parts.data, parts.rows["holdout"]
@@ -148,7 +151,8 @@ def _model(start: saved.Saved | None) -> config.Model:
 
 
 def _with_documents(source: config.Source, recipe: config.Finetune, before: config.Run | None) -> config.Source:
-    """A source that knows which data its cloze questions are about: that of the run before, or what that one's were about."""
+    """A cloze source with the documents that it asks about: those of the run before, or, if that is a fine-tuning on cloze
+    questions, the documents of its questions."""
     if source.kind != "cloze":
         return source
     documents = source.documents
@@ -165,14 +169,13 @@ def _with_documents(source: config.Source, recipe: config.Finetune, before: conf
 
 def _num_classes(recipe: config.Finetune, data: config.Data) -> int:
     if not recipe.classes:
-        raise UserError(
-            f"{' and '.join(map(repr, data.sources))} has no classes that a head could tell apart: set --config.recipe.how=text"
-        )
+        without = " and ".join(repr(name) for name, source in data.sources.items() if source.format != "labelled")
+        raise UserError(f"{without} has no classes that a head could tell apart: set --config.recipe.how=text")
     return len(recipe.classes)
 
 
 def _has_head_for(before: config.Run, recipe: config.Finetune) -> bool:
-    """Whether an earlier fine-tuning's head is of the same classes, so that it is trained further."""
+    """Whether the run before is a fine-tuning whose head has the same classes, so that its head is trained further."""
     tuned = before.recipe
     return isinstance(tuned, config.Finetune) and tuned.how == "head" and tuned.classes == recipe.classes
 

@@ -143,7 +143,7 @@ def test_arrays_that_a_library_puts_elsewhere_are_no_checkpoint(tmp_path):
     """TensorStore takes a backslash for a separator. `RunDir` refuses such a folder; a later rewriting ends here."""
     writer = Checkpoints(tmp_path / "a\\b", config.Checkpoint(), RUN, b"tokenizer")
     writer.save(state(1))
-    with pytest.raises(UserError, match="cannot save in .*not whole: the arrays are not among its files"):
+    with pytest.raises(UserError, match="cannot save in .*not complete: the arrays are not among its files"):
         writer.wait()
     writer.wait()  # says nothing of a save that is known to have failed
     writer.close()

@@ -132,7 +132,7 @@ def test_batches_and_padding_change_nothing(architecture, objective, kind):
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="'pll' cannot be had.*take 'suffix'"):
+    with pytest.raises(UserError, match="'pll' is not defined for this model.*take 'suffix'"):
         scored("decoder", config.Causal, [SPAN], kind="pll")
     with pytest.raises(UserError, match="no kind of score 'sufix'; did you mean 'suffix'"):
         scored("decoder", config.Causal, [SPAN], kind="sufix")
@@ -191,7 +191,7 @@ def test_all_places_that_will_do_are_found():
             for p in range(len(text) - 12):
                 there += data.tokenizer.word_start[text[p + 6]] and data.tokenizer.word_start[text[p + 10]]
     assert len(held_out_spans(data, count=int(there), **SIZES)) == there
-    with pytest.raises(UserError, match=f"have {there} places for 6.4.3 tokens, {there + 1} were asked for"):
+    with pytest.raises(UserError, match=f"have {there} positions for 6.4.3 tokens, and {there + 1} are needed"):
         held_out_spans(data, count=int(there) + 1, **SIZES)
 
 

@@ -116,6 +116,16 @@ def test_the_seed_decides_the_order(made):
     assert epochs[0] == epochs[1]  # each record once
 
 
+def test_labels_among_other_answers_are_written_as_text(made, tmp_path):
+    """Pairs have no class, so a model of both is judged by what it writes."""
+    run, other = made("decoder", how="text", answer=32, steps=1, rows=4), made("decoder", "pair").data.sources["mine"]
+    both = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=run.data.sources | {"other": other}))
+    got = recipes.train(both, tmp_path, quiet=True)["heldout"]
+    assert got["items"] == 8 and {"exact", "f1", "nll", "majority"} <= got.keys() and "accuracy" not in got
+    with pytest.raises(UserError, match="^'other' has no classes that a head could tell apart"):
+        parts_of(dataclasses.replace(both, recipe=dataclasses.replace(both.recipe, how="head")))
+
+
 def test_a_share_of_the_training_records_is_used(made):
     run = made("encoder", how="head")
     complete = parts_of(run).rows
