@@ -1,12 +1,12 @@
-"""Records: the formats of what a source holds, read from JSON, and rendered as token ids with a loss mask.
+"""Records: the formats of a source's documents, parsed from JSON and rendered as token ids with a loss mask.
 
     text      {"text": "..."}
     labelled  {"text": "...", "label": "spam"}                         a label is a word or a whole number
     pair      {"question": "...", "answer": "...", "context": "..."}   `context` may be left out
     messages  {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-Other fields of the object are ignored, because data sets number and date their records; a message has no others, because
-they would change what is said.
+Other fields of the object, such as an id or a date, are ignored. A message may have no other fields, because they (images, tool
+calls, ...) would change its meaning.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ import numpy as np
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError, nearest
 
-VERSION = 1  # of the parsers and of `render`; a change makes records be prepared anew
+VERSION = 1  # of the parsers and of `render`; raise it to have records prepared again
 ROLES = ("system", "user", "assistant", "tool")
 
 
 class InvalidRecord(UserError):
-    """A JSON value that is no record of its format: which field is at fault, and how."""
+    """A JSON value that is no record of its format. The message names the field and the fault."""
 
 
 @dataclass(frozen=True)
@@ -95,33 +95,33 @@ def _pair(value: Mapping[str, Any]) -> Pair:
 
 
 def _messages(value: Mapping[str, Any]) -> Messages:
-    """After an optional system message, the user's; what the assistant says follows a message of the user or of a tool."""
+    """A conversation: an optional system message, then the user's; `_FOLLOWS` says which roles may follow each other."""
     given = value.get("messages")
     if "messages" not in value:
         raise InvalidRecord(f"no field 'messages'{nearest('messages', value)}")
     if not isinstance(given, list):
         raise InvalidRecord(f"field 'messages' is a {_kind(given)}, not a list")
     turns: list[Message] = []
-    for i, one in enumerate(given):
+    for i, message in enumerate(given):
         where = f"messages[{i}]"
-        if not isinstance(one, dict):
-            raise InvalidRecord(f"{where} is a {_kind(one)}, not an object with 'role' and 'content'")
-        if unknown := sorted(one.keys() - {"role", "content"}):
-            raise InvalidRecord(f"{where} has a field {unknown[0]!r}, and a message has 'role' and 'content' alone")
-        role = _string(one, "role", where)
+        if not isinstance(message, dict):
+            raise InvalidRecord(f"{where} is a {_kind(message)}, not an object with 'role' and 'content'")
+        if unknown := sorted(message.keys() - {"role", "content"}):
+            raise InvalidRecord(f"{where} has a field {unknown[0]!r}, and a message has only 'role' and 'content'")
+        role = _string(message, "role", where)
         if role not in ROLES:
             raise InvalidRecord(f"{where} has the role {role[:40]!r}{nearest(role, ROLES)}")
         before = turns[-1].role if turns else None
         if role not in _FOLLOWS[before]:
-            after = f"follows the {before}'s" if before else "is the first"
-            raise InvalidRecord(f"{where} is the {role}'s and {after}; there it is one of {', '.join(_FOLLOWS[before])}")
-        turns.append(Message(role, _string(one, "content", where)))
+            after = f"follows a message of the role {before!r}" if before else "is the first"
+            raise InvalidRecord(f"{where} has the role {role!r} and {after}; allowed there: {', '.join(_FOLLOWS[before])}")
+        turns.append(Message(role, _string(message, "content", where)))
     if not any(turn.role == "assistant" for turn in turns):
         raise InvalidRecord("no message is the assistant's, so there is nothing to learn")
     return Messages(tuple(turns))
 
 
-# Which roles may follow one; None: at the beginning.
+# role -> the roles that may follow it; None: the start of the conversation.
 _FOLLOWS: Mapping[str | None, tuple[str, ...]] = {
     None: ("system", "user"),
     "system": ("user",),
@@ -139,7 +139,7 @@ _PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
 
 
 def _string(value: Mapping[str, Any], name: str, within: str = "", *, empty: bool = False) -> str:
-    """A field's text, which has characters other than white space unless it may be `empty`."""
+    """The text in a field. Raises InvalidRecord if it is missing, not text, or only white space (allowed with `empty`)."""
     field = f"field {name!r}" + (f" of {within}" if within else "")
     if name not in value:
         raise InvalidRecord(f"no {field}{nearest(name, map(str, value))}")
@@ -159,11 +159,11 @@ def _kind(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
 
-# ------------------------------------------------------------------------------------------------ what is compared
+# ------------------------------------------------------------------------------------- texts, and what identifies one
 
 
 def texts(record: Record) -> str:
-    """All that a record says, line by line: what a tokenizer is trained on, and whose bytes are counted."""
+    """All texts of a record, joined by newlines: a tokenizer is trained on it, and its UTF-8 bytes are counted."""
     if isinstance(record, Messages):
         return "\n".join(turn.content for turn in record.messages)
     return "\n".join(
@@ -174,19 +174,19 @@ def texts(record: Record) -> str:
     )
 
 
-def asked(record: Record) -> bytes:
-    """A SHA-256 of what a record asks, but for case, punctuation and white space: records that ask the same are held out
-    together, so that no question of the training data is asked again in the test."""
+def question_digest(record: Record) -> bytes:
+    """SHA-256 of the part of a record that the model answers, without case, punctuation and white space. Records with equal
+    digests go to the same split, so that no training question is asked again in the test."""
     match record:
         case Messages(turns):
             first = next(i for i, turn in enumerate(turns) if turn.role == "assistant")
-            said = [turn.content for turn in turns[:first]]
+            question = [turn.content for turn in turns[:first]]
         case Pair():
-            said = [record.context, record.question]
+            question = [record.context, record.question]
         case _:
-            said = [record.text]
-    whole = "\n".join(said)
-    key = "".join(filter(str.isalnum, whole.casefold())) or whole
+            question = [record.text]
+    text = "\n".join(question)
+    key = "".join(filter(str.isalnum, text.casefold())) or text
     return hashlib.sha256(key.encode()).digest()
 
 
@@ -198,7 +198,7 @@ class Rendered:
     """A record as the model reads it.
 
     ids   int32 [n]
-    loss  bool [n]: tokens that the model is to predict, each from those before it
+    loss  bool [n]: the tokens that have loss, each predicted from those before it
     """
 
     ids: np.ndarray
@@ -206,8 +206,8 @@ class Rendered:
 
 
 def render(records: Sequence[Record], tokenizer: Tokenizer) -> list[Rendered]:
-    """Each record as ids with a loss mask. Loss is on what the model is to write, and on the token that ends it, so that it
-    learns to stop; never on what it is asked.
+    """Renders each record as ids with a loss mask. The answer has loss, and so has the token that ends it, so that the model
+    learns to stop; the question has none.
 
     text      bos a text eos                 labelled  bos a text eos spam eos      pair  bos context question eos answer eos
     loss       1  1   1   1                  loss       0  0   0   0    1   1       loss   0     0       0      0    1     1
@@ -215,21 +215,22 @@ def render(records: Sequence[Record], tokenizer: Tokenizer) -> list[Rendered]:
     messages  bos <|user|> Hello <|end|> <|assistant|> Good day <|end|>
     loss       0      0      0      0          0        1    1     1
 
-    A tokenizer without role tokens gets `user:` as text and eos for <|end|>. A conversation ends with the assistant's last
-    message: what follows is answered by nobody. Each part is encoded on its own, so that the ids of what was said do not
-    change with what follows.
+    Without role tokens in the tokenizer, roles are written as text (`user:`) and <|end|> is eos. Messages after the assistant's
+    last one are left out. Each part is encoded on its own, so that the ids of a message do not depend on what follows.
     """
     parts = [_parts(record, tokenizer) for record in records]
-    encoded = iter(tokenizer.encode_batch([part for one in parts for part, _ in one if isinstance(part, str)]))
+    encoded = iter(
+        tokenizer.encode_batch([part for record_parts in parts for part, _ in record_parts if isinstance(part, str)])
+    )
     out = []
-    for one in parts:
-        ids = [next(encoded) if isinstance(part, str) else np.array(part, np.int32) for part, _ in one]
-        loss = [np.full(len(some), wanted) for some, (_, wanted) in zip(ids, one, strict=True)]
+    for record_parts in parts:
+        ids = [next(encoded) if isinstance(part, str) else np.array(part, np.int32) for part, _ in record_parts]
+        loss = [np.full(len(part), has_loss) for part, (_, has_loss) in zip(ids, record_parts, strict=True)]
         out.append(Rendered(np.concatenate(ids).astype(np.int32), np.concatenate(loss)))
     return out
 
 
-Parts = list[tuple[str | list[int], bool]]  # a text to encode or ids, and whether there is loss on it
+Parts = list[tuple[str | list[int], bool]]  # text to encode, or ids; and whether it has loss
 
 
 def _parts(record: Record, tokenizer: Tokenizer) -> Parts:
@@ -254,8 +255,8 @@ def _turns(record: Messages, tokenizer: Tokenizer) -> Parts:
     end = [roles["<|end|>"]] if "<|end|>" in roles else [tokenizer.require("eos")]
     parts: Parts = []
     for turn in record.messages[: last + 1]:
-        mark, said = f"<|{turn.role}|>", turn.role == "assistant"
+        mark, has_loss = f"<|{turn.role}|>", turn.role == "assistant"
         known = mark in roles and "<|end|>" in roles
         parts.append(([roles[mark]] if known else f"{turn.role}:", False))
-        parts += [(turn.content if known else f" {turn.content}", said), (end, said)]
+        parts += [(turn.content if known else f" {turn.content}", has_loss), (end, has_loss)]
     return parts

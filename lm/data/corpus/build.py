@@ -1,7 +1,7 @@
 """The stages of a preparation: read, clean, drop duplicates, split, train a tokenizer, encode.
 
-A document of a source of records is the JSON of one record (`lm.data.records`), which goes through the same stages: it is not
-cleaned, compared as it is, split by what it asks, and rendered instead of encoded.
+In a source of records, a document is the JSON of one record (`lm.data.records`). It goes through the same stages, but is not
+cleaned; only exact copies are duplicates; its split depends on its question; and it is rendered instead of encoded.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from lm.data.corpus.store import Entry, write_store
 from lm.data.tokenizer import Tokenizer, from_bytes, load, train
 from lm.errors import UserError
 
-FORMAT = 2  # version of the prepared folder and of the stages; raise it to make everything be prepared again
+FORMAT = 2  # version of the prepared folder and of the stages; raise it to have everything prepared again
 SPLITS = ("train", "holdout")
 _WITH_SPLIT = ("package", "cloze")  # kinds of sources that come with a held-out split
 _ENCODE_BYTES = 1 << 23  # of text in one call of the tokenizer
@@ -30,9 +30,9 @@ _EXAMPLES = 5  # of dropped documents and corrupt records, shown in the report; 
 
 
 class Build:
-    """One preparation, stage by stage, in the folder `path`, which a killed process leaves for the next one to go on with.
+    """One preparation, stage by stage, in the folder `path`. After a kill, the next process continues with the same folder.
 
-    `mark`: the fingerprint. `tokenizer`: one that replaces that of the settings.
+    `mark` is the fingerprint; `tokenizer` replaces `data.tokenizer`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Build:
         self._finish(cleaned, dropped, split, encoded, classes, tokenizer, time.monotonic() - start)
 
     def _stage(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns (JSON), or returned in an earlier process that finished this stage."""
+        """Runs `make` and stores its result as JSON; returns the stored result if this stage was finished before."""
         done = self.path / f"{name}.done.json"
         if done.exists():
             try:
@@ -84,7 +84,7 @@ class Build:
         return json.loads(done.read_bytes())
 
     def _clean(self, name: str) -> dict[str, Any]:
-        """Writes the cleaned documents and their signatures; returns what was counted, and why documents were unreadable."""
+        """Writes the cleaned documents and their signatures; returns counts, and an error text for each unreadable document."""
         data, source = self.data, self.data.sources[name]
         documents = self.open_source(source, data)
         texts = source.format == "text"
@@ -123,7 +123,8 @@ class Build:
         return {"counts": counts, "unreadable": unreadable, "keys": len(keys)}
 
     def _dedup(self, cleaned: Mapping[str, Any]) -> dict[str, Any]:
-        """Over all sources as one list: for each source, [index, reason, source of the kept, its index] of what is dropped."""
+        """Finds duplicates over all sources as one list. Returns for each source a list of [index, reason, source of the kept
+        document, its index there]."""
         settings, names = self.data.dedup, list(self.data.sources)
         starts = np.cumsum([0] + [cleaned[name]["keys"] for name in names])
 
@@ -133,19 +134,19 @@ class Build:
                 for i in range(len(exact)):
                     yield dedup.Signature(exact[i].tobytes(), near[i] if len(near) else None)
 
-        def place(index: int) -> tuple[str, int]:
+        def located(index: int) -> tuple[str, int]:
             number = int(np.searchsorted(starts, index, side="right")) - 1
             return names[number], int(index - starts[number])
 
         out: dict[str, Any] = {name: [] for name in names}
         every = self.bar.track(signatures(), "duplicates", total=int(starts[-1]))
         for drop in dedup.duplicates(every, settings):
-            name, index = place(drop.index)
-            out[name].append([index, drop.reason, *place(drop.kept)])
+            name, index = located(drop.index)
+            out[name].append([index, drop.reason, *located(drop.kept)])
         return out
 
     def _split(self, name: str, dropped: list[Any]) -> dict[str, Any]:
-        """Writes the documents of both splits. Returns their numbers, and those of each label if the records are labelled.
+        """Writes the documents of both splits. Returns the number of documents in each, and of each label if they have labels.
 
         The documents with the smallest hashes are held out; a set that comes with a held-out split keeps it.
         """
@@ -153,7 +154,9 @@ class Build:
         folder, source = self.path / name, self.data.sources[name]
         texts = source.format == "text"
         every = enumerate(stages.read_texts(folder / "clean.jsonl", keys_only=texts))
-        digest = lambda d: _sha256(d.key.encode("utf-8", "surrogatepass")) if texts else records.asked(record(d, source.format))
+        digest = lambda d: (
+            _sha256(d.key.encode("utf-8", "surrogatepass")) if texts else records.question_digest(record(d, source.format))
+        )
         if source.kind in _WITH_SPLIT:
             kept = [(b"", i, d.key.startswith("holdout/")) for i, d in every if i not in gone]
             held = {i for _, i, out in kept if out}
@@ -176,7 +179,7 @@ class Build:
 
     def _held_out(self, hashes: list[bytes], *, together: bool) -> int:
         """How many of the documents, sorted by hash, are held out. `together`: documents with equal hashes, which are records
-        that ask the same, are in one split.
+        with the same question, must be in the same split.
         """
         if not self.data.holdout or len(hashes) < 2:
             return 0
@@ -200,7 +203,7 @@ class Build:
             classes |= dict.fromkeys(packages.find(source.path).classes if source.kind == "package" else sorted(found))
         if len(classes) == 1:
             raise UserError(
-                f"all records have the label {next(iter(classes))!r}, so there is nothing to tell apart: give another"
+                f"all records have the label {next(iter(classes))!r}, so there is nothing to learn: give others too"
             )
         return list(classes)
 

@@ -1,5 +1,6 @@
-"""Questions about the documents of prepared data, as pairs: kind `cloze` of a source. `spans` and `infill` both blank out
-words; what stood there is the answer. Training questions are about training documents, held-out ones about held-out documents.
+"""Fill-in-the-blank questions about the documents of prepared data, as pairs: a source of kind `cloze`. The answer of `spans`
+and `infill` are the words that were blanked out. Training questions are about training documents, held-out questions about
+held-out documents.
 """
 
 import re
@@ -12,7 +13,7 @@ from lm.data.records import Pair
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError, nearest
 
-VERSION = 1  # of the questions; a change makes them be prepared anew
+VERSION = 1  # of the questions; raise it to have them prepared again
 BLANK = "___"
 COUNTS = {"train": 2000, "holdout": 500}  # questions of each split, at most
 WORDS = 3  # of an infilled answer, at most
@@ -25,7 +26,7 @@ Make = Callable[[list[str], np.random.Generator], Iterator[Question]]
 
 
 class Corpus(Protocol):
-    """What is asked of prepared data: see `lm.data.corpus.prepare.Prepared`."""
+    """The part of `lm.data.corpus.prepare.Prepared` that is used here."""
 
     @property
     def train(self) -> Mapping[str, Any]: ...
@@ -49,13 +50,13 @@ def load(name: str, corpus: Corpus, *, length: int, seed: int = 0) -> dict[str, 
 
 
 def spans(clauses: list[str], rng: np.random.Generator) -> Iterator[Question]:
-    """Which name or number is missing from a clause: it occurs before it, too, so it can be found there.
+    """Asks for a name or number that is blanked out in a clause and also occurs in an earlier clause of the passage.
 
     context   On Monday the Senate met. In the evening,
     question  when the ___ had voted,
     answer    Senate
 
-    Neither occurrence begins a clause, where any word may have a capital.
+    Neither occurrence is the first word of a clause, because any first word may have a capital.
     """
     for i in range(1, len(clauses)):
         earlier = {m[0] for c in clauses[:i] for m in WORD.finditer(c) if m.start()}
@@ -66,7 +67,7 @@ def spans(clauses: list[str], rng: np.random.Generator) -> Iterator[Question]:
 
 
 def infill(clauses: list[str], rng: np.random.Generator) -> Iterator[Question]:
-    """Which words, 1 to WORDS of them, were in the blank of a passage; the question is empty.
+    """Asks for 1 to WORDS words that are blanked out in a passage; the question is empty.
 
     context   On Monday the ___ in the Capitol.
     question
@@ -83,7 +84,7 @@ MAKERS: Mapping[str, Make] = {"spans": spans, "infill": infill}
 
 
 def _ask(name: str, corpus: Corpus, make: Make, length: int, seed: int) -> dict[str, list[Pair]]:
-    """Pairs in an order that `seed` decides: passages from everywhere, the pairs of a passage one after the other."""
+    """Pairs from paragraphs in random order (by `seed`); the pairs of a passage are consecutive."""
     tokenizer = corpus.tokenizer
     blank = len(tokenizer.encode(" " + BLANK)) + 1
     out: dict[str, list[Pair]] = {}
@@ -95,7 +96,7 @@ def _ask(name: str, corpus: Corpus, make: Make, length: int, seed: int) -> dict[
         texts = [document.text for source in stores for document in corpus.documents(source, split)]
         paragraphs = [p for text in texts for p in text.split("\n") if p]
         pairs: list[Pair] = []
-        for i in rng.permutation(len(paragraphs)):  # no more of them are encoded than are needed
+        for i in rng.permutation(len(paragraphs)):  # lazily: only as many are encoded as are needed
             for passage in _passages(paragraphs[i], tokenizer, length - blank):
                 pairs += [Pair(question, answer, context) for context, question, answer in make(passage, rng)]
             if len(pairs) >= most:

@@ -72,7 +72,7 @@ def check_file(folder: Path, report: Mapping[str, Any], name: str) -> None:
 
 
 def again(folder: Path) -> str:
-    """The cure, as the end of an error: one file cannot be prepared alone."""
+    """The end of an error message: delete the folder, since a single file cannot be prepared again."""
     return f"delete {folder} and prepare the data again (python -m lm.prepare)"
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from lm.data.records import Labelled
 from lm.errors import UserError, nearest
 
-VERSION = 1  # of the parsers and the split; a change makes every set be prepared anew
+VERSION = 1  # of the parsers and the split; raise it to have all sets prepared again
 HELD_OUT = 0.2  # share of the texts
 
 Pairs = Iterator[tuple[str, str]]  # text, class

@@ -1,9 +1,9 @@
 """Prepared data: token stores of all sources, below <cache>/<fingerprint>, built on first use.
 
-The fingerprint covers all that decides the outcome, so that equal settings over equal data are prepared once. A folder is built
-beside its place (`lm.data.corpus.build`) and renamed at the end; a preparation that was killed goes on after the last stage
-that it finished. Two processes that want the same data wait for each other. Prepared data is verified when it is opened
-(`lm.data.corpus.integrity`): a damaged file is named, and a damaged report is made again.
+The fingerprint covers everything that determines the result, so that equal settings over equal data are prepared once. A folder
+is built as <fingerprint>.partial (`lm.data.corpus.build`) and renamed at the end; after a kill, the next preparation continues
+after the last finished stage. Of two processes that need the same data, one waits for the other. Prepared data is verified when
+it is opened (`lm.data.corpus.integrity`): an error names a damaged file; a damaged report leads to a new preparation.
 
     report.json  tokenizer.model  dropped.jsonl
     <source>/train/ holdout/                 token stores
@@ -34,7 +34,7 @@ from lm.errors import UserError
 
 @dataclass(frozen=True)
 class Prepared:
-    """Token stores by source, and what they were made with. A source without held-out documents is not in `holdout`."""
+    """Token stores by source, their tokenizer and report. A source without held-out documents is not in `holdout`."""
 
     path: Path
     fingerprint: str
@@ -62,19 +62,19 @@ class Prepared:
 
 
 def fingerprint(data: config.Data, tokenizer: Tokenizer | None = None) -> str:
-    """64 hex digits that identify the outcome of `prepare`: from contents, settings, library versions and FORMAT."""
+    """64 hex digits that identify the result of `prepare`: from contents, settings, library versions and FORMAT."""
     tree = resolve.to_dict(data)
     settings = {k: tree[k] for k in ("clean", "dedup", "tokenizer", "holdout", "on_corrupt")}
     if tokenizer or data.tokenizer.path:
         proto = tokenizer.proto if tokenizer else read(data.tokenizer.path or "")
         settings["tokenizer"] = {"given": hashlib.sha256(proto).hexdigest()}
-    whole = {
+    identity = {
         "format": build.FORMAT,
         "sources": [[name, _identity(name, source)] for name, source in data.sources.items()],
         "settings": settings,
         "libraries": {name: version(name) for name in ("ftfy", "datasketch", "sentencepiece")},
     }
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _identity(name: str, source: config.Source) -> dict[str, Any]:
@@ -90,10 +90,10 @@ def _identity(name: str, source: config.Source) -> dict[str, Any]:
 
 
 def prepare(data: config.Data, *, tokenizer: Tokenizer | None = None, progress: bool = True) -> Prepared:
-    """Opens the prepared data of these settings, and builds it first if it is not in the cache. `tokenizer` replaces that of
-    `data.tokenizer`.
+    """Opens the prepared data of these settings, and builds it first if it is not in the cache. A given `tokenizer` is used
+    instead of `data.tokenizer`.
 
-    Raises UserError for what a user can fix: sources, encodings, an empty corpus, a vocabulary that is too large, a full disk.
+    Raises UserError for faults of sources and encodings, an empty corpus, a vocabulary that is too large, and a full disk.
     """
     from filelock import FileLock
 
@@ -147,8 +147,8 @@ def _report(done: Path) -> dict[str, Any] | None:
 
 
 def _move(partial: Path, done: Path) -> None:
-    """Moves `partial` to `done`. If `done` exists it goes file by file, because others may be reading there; what they read
-    does not change, since equal settings give equal bytes. The report is last, so that a kill leaves the work to be redone.
+    """Moves `partial` to `done`. If `done` exists, moves file by file, because other processes may be reading it; its contents
+    stay the same, since equal settings give equal bytes. The report is moved last: without it, the data counts as not prepared.
     """
     if not done.exists():
         partial.rename(done)

@@ -5,7 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from lm.data.records import InvalidRecord, Labelled, Message, Messages, Pair, Text, asked, parse, render, texts, to_json
+from lm.data.records import (
+    InvalidRecord,
+    Labelled,
+    Message,
+    Messages,
+    Pair,
+    Text,
+    parse,
+    question_digest,
+    render,
+    texts,
+    to_json,
+)
 from lm.errors import UserError
 from tests.fakes import WORDS, WordTokenizer
 
@@ -56,10 +68,18 @@ def test_what_is_read_and_written_again(format, value, record):
         (
             "messages",
             {"messages": [A, U]},
-            r"messages\[0\] is the assistant's and is the first; there it is one of system, user",
+            r"messages\[0\] has the role 'assistant' and is the first; allowed there: system, user",
         ),
-        ("messages", {"messages": [U, SYSTEM, A]}, r"messages\[1\] is the system's and follows the user's"),
-        ("messages", {"messages": [U, A, A]}, r"messages\[2\] is the assistant's and follows the assistant's"),
+        (
+            "messages",
+            {"messages": [U, SYSTEM, A]},
+            r"messages\[1\] has the role 'system' and follows a message of the role 'user'",
+        ),
+        (
+            "messages",
+            {"messages": [U, A, A]},
+            r"messages\[2\] has the role 'assistant' and follows a message of the role 'assistant'",
+        ),
         (
             "messages",
             {"messages": [U, {"role": "bot", "content": "w1"}]},
@@ -148,12 +168,16 @@ def test_a_tokenizer_without_an_end_is_refused():
 
 def test_records_that_ask_the_same_are_told_by_their_questions():
     same = [Labelled("One, two!", "yes"), Labelled("one  two", "no")]
-    assert len({asked(r) for r in same}) == 1
+    assert len({question_digest(r) for r in same}) == 1
     pairs = [Pair("When?", "then", "A text."), Pair("when", "now", "a text"), Pair("when", "now", "another text")]
-    assert [asked(pairs[0]) == asked(r) for r in pairs] == [True, True, False]
+    assert [question_digest(pairs[0]) == question_digest(r) for r in pairs] == [True, True, False]
     talks = [parse({"messages": [U, A, *more]}, "messages") for more in ([], [U, A])]
-    assert asked(talks[0]) == asked(talks[1]) != asked(parse({"messages": [SYSTEM, U, A]}, "messages"))
-    assert asked(Labelled("!?", "yes")) != asked(Labelled("?!", "yes"))  # without letters, as they are
+    assert (
+        question_digest(talks[0])
+        == question_digest(talks[1])
+        != question_digest(parse({"messages": [SYSTEM, U, A]}, "messages"))
+    )
+    assert question_digest(Labelled("!?", "yes")) != question_digest(Labelled("?!", "yes"))  # without letters, as they are
 
 
 def test_all_that_a_record_says():

@@ -249,7 +249,7 @@ def test_no_record_at_all(tmp_path, tokenizer, lines):
 
 
 def test_one_class_alone_is_refused(tmp_path, tokenizer):
-    with pytest.raises(UserError, match="all records have the label 'war', so there is nothing to tell apart"):
+    with pytest.raises(UserError, match="all records have the label 'war', so there is nothing to learn"):
         prepared(tokenizer, section(tmp_path, [{"text": f"text {i}", "label": "war"} for i in range(5)]))
 
 
