@@ -1,8 +1,8 @@
-"""Checkpoints: written and read by Orbax, and checked here to be intact, that is, complete and unchanged.
+"""Checkpoints of runs, written and read by Orbax, and checked here to be complete and unchanged ("intact").
 
-A step's directory holds `state`, `config`, `tokenizer`, `progress` (the number of rows read, and the losses that are not in the
-log yet) and `SHA256.json`, a digest of every file (`lm/integrity.py`). The digests are written before the directory gets its
-final name, so a kill at any moment leaves either an intact checkpoint or one that is never read. Steps are ordered by number.
+A step's directory holds `state`, `config`, `tokenizer`, `progress` (the number of rows read, and the losses not logged yet)
+and `SHA256.json`, a digest of every file (`lm/integrity.py`). The digests are written before the directory gets its final
+name, so a kill at any moment leaves either an intact checkpoint or one that is never read. Steps are ordered by number.
 """
 
 import asyncio
@@ -30,20 +30,20 @@ from lm.config import resolve
 from lm.errors import UserError, printable
 from lm.types import TrainState
 
-MODEL = "model.json"  # of a converted model
-GOES_ON = "earlier checkpoints are intact. Free some space and start again: the run goes on where it was saved"
+MODEL = "model.json"  # the model's config in the folder of a converted model
+RESUMES = "earlier checkpoints are intact. Free some space and start again: the run resumes from its last checkpoint"
 FULL = (errno.ENOSPC, errno.EDQUOT)
-STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")  # what TensorStore's ValueErrors begin with, such as "PERMISSION_DENIED: "
+STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")  # how TensorStore's ValueErrors begin, such as "PERMISSION_DENIED: "
 STEP = re.compile("0|[1-9][0-9]*")  # the name of a step's directory
 
 
 def _write_digests(path: atomicity.TemporaryPathBase) -> None:
-    if path.get_final().name.isdigit():  # a step, not one of its items, which Orbax finalizes in the same way before it
+    if path.get_final().name.isdigit():  # a step: Orbax finalizes each of its items in the same way first
         integrity.write(path.get(), step=int(path.get_final().name))
 
 
 class _Renamed(atomicity.AtomicRenameTemporaryPath):
-    """On a file system, Orbax renames a temporary directory when it is complete. This writes the digests into it first."""
+    """Writes the digests before Orbax renames a complete temporary directory, which is how it commits on a file system."""
 
     async def finalize(self) -> None:
         _write_digests(self)
@@ -51,7 +51,7 @@ class _Renamed(atomicity.AtomicRenameTemporaryPath):
 
 
 class _Marked(atomicity.CommitFileTemporaryPath):
-    """A bucket cannot rename: Orbax writes a last file when the rest is complete. This writes the digests before it."""
+    """Writes the digests before Orbax writes its commit file, which it does in a bucket, where nothing can be renamed."""
 
     async def finalize(self) -> None:
         _write_digests(self)
@@ -66,11 +66,11 @@ class Checkpoints:
         self.run, self.tokenizer, self.data = run, tokenizer, data
         if distributed.is_main_process():
             self._put_side_files_aside()
-        distributed.barrier("checkpoints")  # the other hosts read the directory only after it was tidied
-        self._saved: int | None = None  # the step whose save was started and not yet waited for
+        distributed.barrier("checkpoints")  # other hosts read the directory only once damaged files are moved
+        self._saved: int | None = None  # the step of the save in progress
         policies = checkpoint_managers
         keep: list[Any] = [policies.LatestN(c.keep)]
-        # Orbax takes NaN for the smallest loss. `save` passes none, but older versions did.
+        # Orbax treats NaN as the smallest loss. `save` never passes NaN, but older versions did.
         loss = lambda metrics: metrics["loss"] if math.isfinite(metrics["loss"]) else math.inf
         if c.keep_best:
             keep.append(policies.BestN(get_metric_fn=loss, reverse=True, n=1, keep_checkpoints_without_metrics=False))
@@ -79,7 +79,7 @@ class Checkpoints:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep),
-                best_fn=loss,  # without it Orbax writes no metrics, and after a restart no checkpoint is the best
+                best_fn=loss,  # without it Orbax writes no metrics, and a restart forgets which checkpoint is the best
                 best_mode="min",
                 cleanup_tmp_directories=True,
                 temporary_path_class=_Marked if in_bucket else _Renamed,
@@ -95,10 +95,10 @@ class Checkpoints:
     def save(
         self, state: TrainState, metrics: dict[str, float] | None = None, *, progress: Mapping[str, Any] | None = None
     ) -> None:
-        """Starts to save; the arrays may change as soon as this returns. UserError if the previous save failed.
+        """Starts an asynchronous save; the arrays may be overwritten once this returns. UserError if the previous save failed.
 
         `metrics`: `{"loss": nats}`, the held-out loss that decides which checkpoint is the best; ignored if not finite.
-        `progress`: whatever else a restart needs, as JSON; `saved_progress` returns it.
+        `progress`: other JSON values that a restart needs; `saved_progress` returns them.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -117,32 +117,35 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items, metrics=metrics)
         except (OSError, ValueError) as error:
-            raise _save_error(error, self.directory, GOES_ON) from error
+            raise _save_error(error, self.directory, RESUMES) from error
         self._saved = step
 
     def wait(self) -> None:
-        """Waits until the save that was started is on disk. UserError where it failed."""
-        saved, self._saved = self._saved, None  # an error is raised once
+        """Waits until the save in progress is on disk. UserError if it failed."""
+        saved, self._saved = self._saved, None  # cleared first, so that an error is raised once only
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise _save_error(error, self.directory, GOES_ON) from error
+            raise _save_error(error, self.directory, RESUMES) from error
         if (
             saved is not None
             and distributed.is_main_process()
             and not (self.directory / str(saved) / integrity.DIGESTS).exists()
         ):
-            raise UserError(f"step {saved} was saved without an error, and is not in {self.directory}: give another --workdir")
+            raise UserError(f"step {saved} was saved without an error, but is not in {self.directory}: give another --workdir")
 
     def close(self) -> None:
         self._manager.close()
 
     def steps(self) -> list[int]:
+        """The saved steps in ascending order, intact or not."""
         return sorted(self._manager.all_steps())
 
     def latest_intact(self) -> int | None:
-        """The latest step that is intact, or None for a new run. Later steps are moved to `damaged/`, with a warning. Host 0
-        finds the step and tells the others."""
+        """Returns the latest intact step, or None for a new run. Later steps are moved to `damaged/`, with a warning.
+
+        Host 0 checks the steps and broadcasts the result. UserError if there are steps and none is intact.
+        """
         distributed.barrier("restore")
         found = distributed.broadcast(self._latest_intact() if distributed.is_main_process() else None)
         if not distributed.is_main_process():
@@ -152,8 +155,8 @@ class Checkpoints:
     def _latest_intact(self) -> int | None:
         if not self.steps():
             return None
-        # If no step is intact, this raises and moves nothing: hours of training are not repeated without asking.
-        step, faults = integrity.latest(self.directory, self.steps(), cure="begin anew in another --workdir")
+        # If no step is intact, this raises and moves nothing: training does not silently restart from step 0.
+        step, faults = integrity.latest(self.directory, self.steps(), cure="start from the beginning in another --workdir")
         for damaged, fault in faults.items():
             path = self.directory / str(damaged)
             aside = atomic.put_aside(path, self.directory.parent / "damaged")
@@ -164,8 +167,8 @@ class Checkpoints:
         return step
 
     def _put_side_files_aside(self) -> None:
-        """Moves damaged metrics and metadata to `damaged/`, since Orbax reads them before the steps are checked, and files that
-        stand where a directory belongs. A checkpoint without its metrics is still usable, but never counts as the best."""
+        """Moves damaged metrics and metadata to `damaged/`, with a warning, because Orbax reads them before the steps are
+        checked; also files in place of directories. A checkpoint without metrics is usable, but never counts as the best."""
         damaged: dict[str, epath.Path] = {}  # new name -> path
         if self.directory.exists() and not self.directory.is_dir():
             damaged["checkpoints"] = self.directory
@@ -182,10 +185,10 @@ class Checkpoints:
                 damaged[f"{step.name}.metadata"] = about
         for name, path in damaged.items():
             aside = atomic.put_aside(path, self.directory.parent / "damaged", name=name)
-            warnings.warn(printable(f"{path} is damaged; moved to {aside}, the run goes on without it"), stacklevel=2)
+            warnings.warn(printable(f"{path} is damaged; moved to {aside}; the run continues without it"), stacklevel=2)
 
     def saved_run(self, step: int) -> tuple[config.Run, bytes, str]:
-        """The config, the tokenizer and the data's fingerprint that a checkpoint was saved with."""
+        """Returns the config, the tokenizer file and the fingerprint of the data of a saved step."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
         saved: Any = self._manager.restore(step, args=items)
         return (
@@ -195,14 +198,14 @@ class Checkpoints:
         )
 
     def saved_progress(self, step: int) -> dict[str, Any]:
-        """The `progress` that a checkpoint was saved with; empty for checkpoints of earlier versions."""
+        """Returns the `progress` of a saved step; empty for checkpoints of versions that saved none."""
         if not (self.directory / str(step) / "progress").exists():
             return {}
         saved: Any = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
         return saved.progress
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """The state of a step in the shardings of `target` (abstract). UserError where a shape or dtype differs."""
+        """Returns a saved state in the shardings of `target` (abstract). UserError if names, shapes or dtypes differ."""
         saved = layout.described(self._manager.item_metadata(step)["state"])
         first = layout.is_first(saved, self.directory / str(step))
         if wrong := layout.differences(saved, layout.described(target)):
@@ -220,13 +223,13 @@ class Checkpoints:
         return layout.to_current(restored.state) if first else restored.state
 
     def _check_room(self, state: TrainState) -> None:
-        """UserError unless there is room for the state. Older checkpoints are deleted only after the new one is complete."""
-        _check_free(self.directory, state, GOES_ON, margin=1.1)
+        """UserError unless the state fits on the disk. Older checkpoints are deleted only after the new one is complete."""
+        _check_free(self.directory, state, RESUMES, margin=1.1)
 
 
-class _InTurn(ocp.type_handlers.NumpyHandler):
-    """Orbax copies all NumPy arrays and compresses them at the same time, which takes the memory of three models. This copies
-    none and compresses one after the other."""
+class _SequentialHandler(ocp.type_handlers.NumpyHandler):
+    """Writes NumPy arrays one after the other, without copying them. Orbax's handler copies all and compresses them
+    concurrently, which takes three times the memory of the model."""
 
     def __init__(self):
         super().__init__(deepcopy_host_arrays=False)
@@ -235,26 +238,29 @@ class _InTurn(ocp.type_handlers.NumpyHandler):
         for value, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
             for written in await super().serialize([value], [info], [arg]):
                 await asyncio.to_thread(written.result)
-        return []  # there are no futures left to wait for
+        return []  # no futures: all are written
 
 
 def save_params(directory: str | Path, model: config.Model, params: Any) -> None:
-    """Saves a model without a run: `params/`, `SHA256.json` with a digest of every file in the folder, also of those that were
-    there before, and `model.json`. The latter is written last, so a folder without it is an unfinished conversion."""
+    """Saves a model without a run: `params/`, `SHA256.json` and `model.json`. UserError if the disk is full or refuses.
+
+    SHA256.json has a digest of every file in the folder, including those that were there before. model.json is written last,
+    so a folder without it is an unfinished conversion.
+    """
     path = epath.Path(paths.local(str(directory), name="the model's folder"))
     path.mkdir(parents=True, exist_ok=True)
-    cure = "free some, or give another folder, and convert it again"
+    cure = "free some space, or give another folder, and convert it again"
     _check_free(path, params, cure)
     try:
         registry = ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, _InTurn()), (jax.Array, ocp.type_handlers.ArrayHandler())
+            (np.ndarray, _SequentialHandler()), (jax.Array, ocp.type_handlers.ArrayHandler())
         )
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as checkpointer:
             checkpointer.save(path / "params", args=ocp.args.PyTreeSave(params), force=True)
         text = json.dumps(resolve.to_dict(model), indent=1) + "\n"
         listing = integrity.digests(path) | {MODEL: hashlib.sha256(text.encode()).hexdigest()}
         if fault := integrity.lacks_arrays(listing):
-            raise OSError(f"the save of {path} is not complete: {fault}")
+            raise OSError(f"the save of {path} is incomplete: {fault}")
         (path / integrity.DIGESTS).write_text(json.dumps(listing, indent=1), encoding="utf-8")
         (path / MODEL).write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -262,7 +268,7 @@ def save_params(directory: str | Path, model: config.Model, params: Any) -> None
 
 
 def _is_json(path: epath.Path, **types: tuple[type, ...]) -> bool:
-    """Whether a file holds a JSON object with these keys and types of values."""
+    """Whether a file contains a JSON object that has these keys with values of these types."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -271,7 +277,7 @@ def _is_json(path: epath.Path, **types: tuple[type, ...]) -> bool:
 
 
 def _check_free(directory: epath.Path, tree: Any, cure: str, margin: float = 1.0) -> None:
-    """UserError unless the file system has `margin` times the space that these arrays need."""
+    """UserError unless the file system has `margin` times the free space that the arrays of `tree` need."""
     if str(directory).startswith("gs://"):
         return
     needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -285,17 +291,16 @@ def _no_space(directory: epath.Path, cause: str, cure: str) -> UserError:
 
 
 def _save_error(error: Exception, directory: epath.Path, cure: str) -> Exception:
+    """Returns the UserError for a failed save, or `error` itself if it does not come from the file system."""
     text = " ".join(str(error).split())
-    if len(text) > 300:  # names of files stand first, the cause last
+    if len(text) > 300:  # file names come first, the cause last
         text = f"{text[:100]} ... {text[-200:]}"
     if "RESOURCE_EXHAUSTED" in text or "No space left" in text or getattr(error, "errno", None) in FULL:
         return _no_space(directory, text, cure)
     if "File too large" in text or getattr(error, "errno", None) == errno.EFBIG:
         return UserError(
-            f"cannot save in {directory}: a file grew past the limit of this shell; raise it (ulimit -f) and start again"
+            f"cannot save in {directory}: a file exceeds this shell's size limit; raise it (ulimit -f) and start again"
         )
     if isinstance(error, OSError) or STATUS.match(text):
-        return UserError(
-            f"cannot save in {directory}: {text}; mend that and start again: nothing that was saved before is lost"
-        )
+        return UserError(f"cannot save in {directory}: {text}; fix that and start again: earlier checkpoints are not lost")
     return error

@@ -1,18 +1,18 @@
-"""The one exception for mistakes a user can mend: `python -m lm...` prints it as a single line and exits with 2."""
+"""Exceptions of all commands and their exit codes. A UserError is printed as one line, and the command exits with 2."""
 
 import difflib
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
-EXIT_HOST_MISSING = 69  # sysexits' EX_UNAVAILABLE: another host did not start, or died; start all of them again
-EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: saved, start the same command again to go on
-EXIT_INTERRUPTED = 130  # the shell's number for Ctrl-C; saved as well
+EXIT_HOST_MISSING = 69  # sysexits' EX_UNAVAILABLE: another host did not connect, or is gone; restart all hosts
+EXIT_PREEMPTED = 75  # sysexits' EX_TEMPFAIL: the run is saved; the same command resumes it
+EXIT_INTERRUPTED = 130  # the shell's exit code for Ctrl-C; the run is saved too
 
 
 class UserError(Exception):
-    """Bad input. The message says the cause first, then the cure.
+    """Bad input. The message gives the cause first, then the cure.
 
-    `str` gives one line without control characters, whatever names and values of the user's it includes.
+    `str` of it is one line of printable characters, whatever names and values of the user's it contains: see `printable`.
     """
 
     def __str__(self) -> str:
@@ -20,15 +20,16 @@ class UserError(Exception):
 
 
 class Busy(UserError):
-    """Another process is using the same folder."""
+    """Another process is writing to the same folder."""
 
 
 class Diverged(UserError):
-    """The last steps of a run were skipped because they were not finite; the parameters are those of the last finite step."""
+    """The last steps of a run were skipped because their loss or gradient was not finite; the parameters are those of
+    the last finite step."""
 
 
 class Stopped(Exception):
-    """The run was stopped by a signal, and is saved; `code` is the exit code of the process."""
+    """A signal stopped the run, and it is saved. `code` is the exit code of the process."""
 
     def __init__(self, code: int, step: int):
         super().__init__(f"stopped at step {step}, saved; the same command goes on from there")
@@ -36,24 +37,25 @@ class Stopped(Exception):
 
 
 class HostMissing(Exception):
-    """Another host of the run did not reach the barrier where this one waits."""
+    """Another host of the run did not reach the barrier that this one waits at."""
 
 
 ALSO = "also: "
 
 
 def add_also(error: BaseException, text: str) -> None:
-    """Adds a second cause, which `lm.cli` prints on the same line. A note with a prefix, since libraries add notes too."""
+    """Adds a second cause, which `lm.process.ending` prints on the same line. The prefix ALSO
+    distinguishes it from notes that libraries add."""
     error.add_note(ALSO + text)
 
 
 def printable(text: str) -> str:
-    """The text on one line, with line ends and other unprintable characters escaped as in a Python literal."""
+    """Returns the text with unprintable characters, such as newlines and escapes, as in a Python literal (`\\n`, `\\x1b`)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'steps'?"`, or the list of what is known when nothing is close."""
+    """Returns `"; did you mean 'steps'?"` with the known name that is most similar, or `"; known: a, b"` if none is similar."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known) or 'none'}"

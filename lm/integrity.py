@@ -1,9 +1,9 @@
-"""Tells whether a saved directory is complete and unchanged: `SHA256.json` lists every file in it with its digest.
+"""Checks that a saved directory is complete and unchanged. Its `SHA256.json` lists every file with its digest:
 
     {"step": 8, "files": {"config/metadata": "9f86d0...", "state/manifest.ocdbt": "2c26b4...", ...}}
 
-It is written before the directory gets its final name, so a directory without it is incomplete. It names the step, so a
-renamed directory is detected. Earlier versions wrote the content of "files" only.
+It is written before the directory gets its final name, so a directory without it is incomplete. It contains the step, so
+that a renamed directory is detected. Earlier versions wrote only the mapping that is now under "files".
 """
 
 import hashlib
@@ -18,14 +18,14 @@ from lm.errors import UserError
 
 DIGESTS = "SHA256.json"
 UNDIGESTED = {DIGESTS, "_CHECKPOINT_METADATA", "commit_success.txt"}  # Orbax writes the other two after the digests
-# Held-out metrics, which a run does not need to go on: a step with damaged ones is still intact.
+# Held-out metrics. A run can resume without them, so a step whose metrics are damaged still counts as intact.
 SIDE = "metrics"
-# TensorStore keeps arrays in a database (OCDBT): a manifest, and files of data named by a hash.
+# TensorStore keeps arrays in an OCDBT database: a manifest, and data files named by a hash.
 ARRAYS = re.compile(r"(?:.*/)?d/[0-9a-f]{32}")
 
 
 def files(directory: epath.Path) -> list[str]:
-    """Sorted relative paths of all files in a directory and its subdirectories, except those that have no digest."""
+    """Sorted relative paths of all files in a directory and its subdirectories, except UNDIGESTED ones."""
 
     def below(d: epath.Path) -> Iterator[epath.Path]:  # epath has no `rglob`
         for p in d.iterdir():
@@ -39,9 +39,9 @@ def digests(directory: epath.Path, names: Iterable[str] | None = None) -> dict[s
 
     def one(name: str) -> str:
         digest = hashlib.sha256()
-        with (directory / name).open("rb") as file:  # in pieces, since a file may be larger than the free memory
-            while piece := file.read(2**20):
-                digest.update(piece)
+        with (directory / name).open("rb") as file:  # in blocks, since a file may be larger than the free memory
+            while block := file.read(2**20):
+                digest.update(block)
         return digest.hexdigest()
 
     names = files(directory) if names is None else list(names)
@@ -50,37 +50,40 @@ def digests(directory: epath.Path, names: Iterable[str] | None = None) -> dict[s
 
 
 def write(directory: epath.Path, *, step: int) -> None:
-    """Writes SHA256.json of a saved step. OSError where its arrays are missing."""
+    """Writes SHA256.json into the directory of a saved step. OSError if the arrays are not among its files."""
     found = digests(directory)
     if fault := lacks_arrays(found):
-        raise OSError(f"the save of step {step} in {directory.parent} is not complete: {fault}")
+        raise OSError(f"the save of step {step} in {directory.parent} is incomplete: {fault}")
     (directory / DIGESTS).write_text(json.dumps({"step": step, "files": found}, indent=1), encoding="utf-8")
 
 
 def changed(directory: epath.Path, name: str) -> bool:
-    """Whether a file of a step differs from its digest in SHA256.json; False where there is no such file or no such digest."""
+    """Whether a file of a step differs from its digest in SHA256.json; False if either the file or the digest is missing."""
     try:
-        said = json.loads((directory / DIGESTS).read_bytes())
-        expected = said.get("files", said).get(name)
+        listing = json.loads((directory / DIGESTS).read_bytes())
+        expected = listing.get("files", listing).get(name)
         return isinstance(expected, str) and digests(directory, [name])[name] != expected
     except (OSError, ValueError, RecursionError, AttributeError):
         return False
 
 
 def damage(directory: epath.Path, *, step: int) -> str | None:
-    """What is wrong with a step's directory: it is another step, or the first listed file that is missing or changed. None if
-    nothing is. Files that are not listed are ignored."""
+    """Describes what is wrong with a step's directory, or returns None if it is intact.
+
+    It is damaged if SHA256.json is missing, unreadable or of another step, or if a listed file is missing or changed; the
+    first such file is named. Files that are not listed are ignored.
+    """
     try:
-        said = json.loads((directory / DIGESTS).read_bytes())
+        listing = json.loads((directory / DIGESTS).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return f"{DIGESTS} is missing: the save was not finished"
     except (OSError, ValueError, RecursionError):
         return f"{DIGESTS} is not readable"
-    expected = said.get("files", said) if isinstance(said, dict) else None
+    expected = listing.get("files", listing) if isinstance(listing, dict) else None
     if not isinstance(expected, dict) or not all(isinstance(digest, str) for digest in expected.values()):
         return f"{DIGESTS} is not readable"
-    if expected is not said and said.get("step") != step:
-        return f"it is step {said.get('step')}, and was renamed"
+    if expected is not listing and listing.get("step") != step:
+        return f"it is step {listing.get('step')}, and was renamed"
     if fault := lacks_arrays(expected):
         return fault
     names = [name for name in sorted(expected) if name.split("/")[0] != SIDE]
@@ -95,20 +98,22 @@ def damage(directory: epath.Path, *, step: int) -> str | None:
 
 
 def latest(directory: epath.Path, steps: Iterable[int], *, cure: str) -> tuple[int, dict[int, str]]:
-    """The latest of the steps in `checkpoints/` that is intact, and step -> what is wrong for those after it. UserError where
-    none is intact."""
+    """Returns the latest intact step below `directory` (a run's `checkpoints/`), and {step: fault} of the later ones.
+
+    UserError if no step is intact; its message ends with `cure`.
+    """
     faults: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
         fault = damage(directory / str(step), step=step)
         if fault is None:
             return step, faults
         faults[step] = fault
-    said = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
-    raise UserError(f"{directory.parent} has no intact checkpoint ({said}); bring one back, or {cure}")
+    listed = "; ".join(f"{step}: {fault}" for step, fault in faults.items())
+    raise UserError(f"{directory.parent} has no intact checkpoint ({listed}); restore one from a copy, or {cure}")
 
 
 def lacks_arrays(found: Iterable[str]) -> str | None:
-    """What is wrong if these file names include no arrays, otherwise None."""
+    """Returns the fault if these file names include no arrays, otherwise None."""
     if any(name.endswith("manifest.ocdbt") for name in found) and any(ARRAYS.fullmatch(name) for name in found):
         return None
     return "the arrays are not among its files"

@@ -28,7 +28,7 @@ GAP = 1.0
 CURES = {
     errno.ENOSPC: "no disk space; free some and start again",
     errno.EDQUOT: "the disk quota is used up; free some space and start again",
-    errno.EFBIG: "a file grew past the limit of this shell; raise it (ulimit -f) and start again",
+    errno.EFBIG: "a file exceeds this shell's size limit; raise it (ulimit -f) and start again",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n) and start again",
     errno.ENFILE: "too many open files on this machine; close some and start again",
 }

@@ -1,4 +1,4 @@
-"""Removes secrets from text that other people may read: logs, manifests, reports and error messages."""
+"""Removes secrets from text that others may read: logs, manifests, reports and error messages."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -27,23 +27,23 @@ GONE = "(redacted)"
 
 
 def redacted(text: str) -> str:
-    """Returns the text with "(redacted)" for what looks like a secret: credentials in URLs and headers, keys of known
-    services."""
+    """Returns the text with everything that looks like a secret replaced by "(redacted)": credentials in URLs and headers,
+    and keys of known services."""
     for shape in SHAPES:
         text = shape.sub(rf"\g<1>{GONE}", text)
     return text
 
 
 def redacted_value(name: str, value: str) -> str:
-    """The redacted value of an environment variable or flag; all of it is hidden where the name marks it as secret."""
+    """Returns the redacted value of an environment variable or flag, just "(redacted)" if its name is that of a secret."""
     return GONE if NAMED.fullmatch(name) else redacted(value)
 
 
 def redacted_command(words: Iterable[str]) -> list[str]:
-    """A redacted command line. Values of flags with a secret name are hidden, both as `--token=x` and as `--token x`."""
+    """Returns a redacted command line. Values of flags with a secret name are hidden in `--token=x` and in `--token x`."""
 
     def each() -> Iterator[str]:
-        secret = False  # whether the word is the value of the flag before it
+        secret = False  # whether the word is the value of a secret flag before it
         for word in words:
             name, equals, value = word.partition("=")
             if secret and not word.startswith("-"):
@@ -56,4 +56,5 @@ def redacted_command(words: Iterable[str]) -> list[str]:
 
 
 def redacted_environment(variables: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Returns {name: redacted value} of environment variables, stricter on names than `redacted_value`."""
     return {name: GONE if ANYWHERE.search(name.upper()) else redacted_value(name, value) for name, value in variables}

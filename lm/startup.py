@@ -1,7 +1,7 @@
-"""What must be set around the import of jax: flags and an allocator that make a CPU fast, the compilation cache.
+"""Settings before and after the import of jax: XLA flags and malloc options for speed on a CPU, and the compilation cache.
 
-Nothing here overrides what the user has set in the environment, and nothing is set where an accelerator may be found.
-`LM_CPU_TUNING=0` leaves everything as it is. Ratios measured on two cores, see experiments/speed/README.md.
+Nothing overrides the user's environment variables, and the CPU settings are skipped where an accelerator may be present or
+`LM_CPU_TUNING=0` is set. Ratios measured on two cores, see experiments/speed/README.md.
 """
 
 import ctypes
@@ -12,40 +12,40 @@ import os
 import platform
 from pathlib import Path
 
-# From jaxlib 0.12 on these hand products and reductions to libraries: 2.2x in bfloat16, 1.1x in float32. Earlier
-# versions know the names, but crash or slow down with them.
+# From jaxlib 0.12 on, these run matmuls and reductions in libraries: 2.2x as fast in bfloat16, 1.1x in float32. Earlier
+# versions accept the flags, but crash or become slower.
 FLAGS = (
     "--xla_cpu_use_onednn=true",
     "--xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_DOT",
     "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE",
     "--xla_cpu_prefer_vector_width=512",
 )
-ROOMY = 12 * 2**30  # bytes of memory from which on keeping freed pages is safe: it takes up to four times as many
+ENOUGH_MEMORY = 12 * 2**30  # bytes. Below this, freed pages are not kept: that can quadruple the memory in use
 
 
 def before_jax() -> None:
-    """Call first in every `__main__` that computes."""
-    if os.environ.get("LM_CPU_TUNING") == "0" or not _cpu_alone():
+    """Sets XLA_FLAGS and malloc options. Must be called before jax is imported, in every program that computes."""
+    if os.environ.get("LM_CPU_TUNING") == "0" or not _cpu_only():
         return
     version = tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2])
     if version >= (0, 12) and platform.machine() == "x86_64":
-        given = os.environ.get("XLA_FLAGS", "")
-        more = [flag for flag in FLAGS if flag.partition("=")[0] not in given]
-        os.environ["XLA_FLAGS"] = " ".join([given, *more]).strip()
+        current = os.environ.get("XLA_FLAGS", "")
+        added = [flag for flag in FLAGS if flag.partition("=")[0] not in current]
+        os.environ["XLA_FLAGS"] = " ".join([current, *added]).strip()
     _keep_pages()
 
 
 def decoding_options(*, single: bool) -> dict[str, bool | str] | None:
-    """`compiler_options` for `jax.jit` of a program that decodes a single text, or several together.
+    """Returns `compiler_options` for `jax.jit` of a program that decodes one text (`single`) or a batch of several.
 
-    Training multiplies matrices, decoding a single text multiplies a vector by matrices. Where FLAGS are set, oneDNN does
-    both, and takes four times as long for the latter as XLA's own code in float32, 1.5 times in bfloat16. From two texts on
-    it is the faster one, in float32 by a factor of two.
+    Decoding one text multiplies matrices by a vector. With FLAGS, oneDNN does that, and takes 4 times as long as XLA's own
+    code in float32 and 1.5 times in bfloat16, so it is turned off. From two texts on oneDNN is faster: 2x in float32.
     """
     return {"xla_cpu_use_onednn": False} if single and FLAGS[0] in os.environ.get("XLA_FLAGS", "") else None
 
 
-def _cpu_alone() -> bool:
+def _cpu_only() -> bool:
+    """Whether jax will run on the CPU: JAX_PLATFORMS says so, or no plugin of an accelerator is installed."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
@@ -53,9 +53,9 @@ def _cpu_alone() -> bool:
 
 
 def _keep_pages() -> None:
-    """Freed memory stays with the process instead of being unmapped and faulted in anew at each step: 1.2x."""
+    """Makes glibc keep freed memory instead of unmapping it and faulting it in again in each step: steps are 1.2x as fast."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if platform.libc_ver()[0] != "glibc" or memory < ROOMY or any(name.startswith("MALLOC_") for name in os.environ):
+    if platform.libc_ver()[0] != "glibc" or memory < ENOUGH_MEMORY or any(name.startswith("MALLOC_") for name in os.environ):
         return
     libc = ctypes.CDLL("libc.so.6")
     for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_ARENA_MAX
@@ -63,15 +63,15 @@ def _keep_pages() -> None:
 
 
 def after_jax() -> None:
-    """The persistent compilation cache: a step compiles once per machine and version, not once a start."""
+    """Enables the persistent compilation cache, so that a step compiles once per machine and version, and silences loggers."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         try:
             jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/lm/compiled").expanduser()))
-        except RuntimeError:  # no home directory: a step is compiled anew
+        except RuntimeError:  # without a home directory each start compiles again
             pass
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    # Orbax and its tasks log the traceback of an error that Orbax raises as well, and that we turn into one line.
+    # Orbax logs the traceback of errors that it also raises, and that commands report in one line.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Files that somebody else made: read within their own folder only, regular ones only, up to a size, JSON strictly."""
+"""Reads files of unknown origin: only regular files inside their own folder, up to a size limit, and strict JSON."""
 
 import json
 import math
@@ -8,24 +8,24 @@ from typing import Any
 
 from lm.errors import UserError
 
-JSON_BYTES = 64 * 2**20  # the index of the largest published checkpoint has about 10 MB
+JSON_BYTES = 64 * 2**20  # the weight index of the largest published checkpoint has about 10 MB
 
 
 def inside(folder: Path, name: str, *, largest: int | None = None) -> Path:
-    """The regular file `name` in `folder`; UserError if there is none, or if it is larger than `largest` bytes.
+    """Returns the path of the regular file `name` in `folder`. UserError if it is missing or larger than `largest` bytes.
 
-    `name` may come from a file of unknown origin, so it must be a plain name, and a symbolic link must lead to a place in
-    the same folder. Links of a hub cache, `snapshots/<revision>/<file> -> blobs/<hash>`, are the one exception.
+    `name` may come from a file of unknown origin, so it must not contain a path, and a symbolic link must point into the same
+    folder. The only exception are links of a hub cache, `snapshots/<revision>/<file> -> blobs/<hash>`.
     """
     if name in ("", ".", "..") or any(c in "/\\\0" for c in name):
         raise UserError(f"{folder} names a file {name!r}, which must be a plain name of a file in that folder")
     path, home = folder / name, folder.resolve()
     try:
         real = path.resolve(strict=True)
-    except RuntimeError:  # Python 3.11 and 3.12, of a circle of links
+    except RuntimeError:  # Python 3.11 and 3.12 raise it for a cycle of links
         raise UserError(f"{path} is a symbolic link to itself") from None
     except OSError as error:
-        why = f"{path} is not there" if isinstance(error, FileNotFoundError) else f"{path} cannot be read: {error.strerror}"
+        why = f"{path} does not exist" if isinstance(error, FileNotFoundError) else f"{path} cannot be read: {error.strerror}"
         raise UserError(f"{why}{', a broken link' if path.is_symlink() else ''}; download it again") from None
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
     if not real.is_relative_to(home) and real.parent != blobs:
@@ -40,20 +40,20 @@ def inside(folder: Path, name: str, *, largest: int | None = None) -> Path:
 
 
 def has(folder: Path, name: str) -> bool:
-    """Whether there is anything of this name, a broken link too."""
+    """Whether `folder` has an entry of this name; a broken link counts."""
     return (folder / name).is_symlink() or (folder / name).exists()
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of `folder`, see `inside` and `parse_json`."""
+    """Returns the JSON object in a file of `folder`. UserError as of `inside` and `parse_json`."""
     return parse_json(inside(folder, name, largest=JSON_BYTES).read_bytes(), folder / name)
 
 
 def parse_json(data: bytes, path: Any) -> dict[str, Any]:
-    """A JSON object in UTF-8, see `strict_json`. UserError names `path`, where `data` is from."""
+    """Returns the JSON object in `data` (UTF-8), see `strict_json`. UserError, with the file's `path`, if it is not valid."""
     try:
         value = strict_json(data.decode())
-    except (ValueError, RecursionError) as error:  # of bytes that are no UTF-8 as well
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         why = "nested too deeply" if isinstance(error, RecursionError) else error
         raise UserError(f"{path} is not valid JSON: {why}") from None
     if not isinstance(value, dict):
@@ -62,20 +62,20 @@ def parse_json(data: bytes, path: Any) -> dict[str, Any]:
 
 
 def strict_json(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError and RecursionError.
+    """Parses JSON. Raises ValueError, or RecursionError if it is nested too deeply.
 
-    Numbers must be finite and no key may repeat in an object: Python's reader takes `NaN`, makes infinity of 1e999, and of a
-    repeated key silently takes the last.
+    Numbers must be finite, and keys unique within their object. Python's own parser accepts `NaN`, returns infinity for 1e999,
+    and silently uses the last of several equal keys.
     """
     return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice[:100]!r} stands there twice")
-    return found
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {repeated[:100]!r} appears twice")
+    return result
 
 
 def _no_constant(text: str) -> float:

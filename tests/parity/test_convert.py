@@ -222,7 +222,7 @@ def test_sharded_files_and_scanned_layers_are_the_same_weights(llama, tmp_path):
     before, after = load_file(llama / "model.safetensors"), load_file(again / "model.safetensors")
     assert all(tensor.tobytes() == after[name].tobytes() for name, tensor in before.items())
     next(tmp_path.glob("model-00001*")).unlink()
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         conversion.read(tmp_path)
 
 

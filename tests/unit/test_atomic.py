@@ -1,4 +1,4 @@
-"""A file is the old one or the new one, in the order that was given."""
+"""Writes are atomic, keep the order of keys, and write strict JSON; what is put aside overwrites nothing."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     for name in ("summary.json", "metrics.jsonl"):
         (tmp_path / f"{name}.123.tmp").write_text("{")
     (tmp_path / "notes.tmp").write_text("of the user")
@@ -37,14 +37,14 @@ def test_what_killed_processes_left_is_removed(tmp_path):
 
 
 def test_a_run_keeps_the_order_of_its_sources(tmp_path):
-    """It decides the rows: config.json, given to `--config`, is the same run."""
+    """The order decides the rows, so that config.json given to `--config` is the same run."""
     rundir = RunDir(tmp_path)
     rundir.write_json("config.json", {"sources": {"web": 1, "books": 2}})
     rundir.close()
     assert list(json.loads((tmp_path / "config.json").read_text())["sources"]) == ["web", "books"]
 
 
-def test_what_is_no_number_is_written_as_text(tmp_path):
+def test_numbers_that_json_lacks_are_written_as_strings(tmp_path):
     """Python would write NaN, which is not JSON."""
     value = {"loss": float("nan"), "of": [float("inf"), 1.5, (np.float64("-inf"), None)], 2: {"flag": True, "n": 3}}
     atomic.write_json(tmp_path / "x.json", value)
@@ -56,7 +56,7 @@ def test_what_is_no_number_is_written_as_text(tmp_path):
 
 
 class InBucket(type(Path())):
-    """Folders are part of names: making one does nothing, and writing a file makes those it is in."""
+    """A bucket: folders are only parts of names, so `mkdir` does nothing and writing a file creates its parents."""
 
     def mkdir(self, *args, **kwargs):
         pass
@@ -66,7 +66,7 @@ class InBucket(type(Path())):
         return super().write_bytes(data)
 
 
-def test_what_is_put_aside_in_a_bucket(tmp_path):
+def test_putting_aside_in_a_bucket(tmp_path):
     for step in (3, 4):
         (InBucket(tmp_path) / f"checkpoints/{step}/state").write_bytes(b"x")
         target = atomic.put_aside(InBucket(tmp_path) / f"checkpoints/{step}", InBucket(tmp_path) / "damaged")
@@ -96,7 +96,7 @@ def test_checkpoints_on_another_disk_are_put_aside_there(tmp_path, other_disk):
     run.mkdir()
     (run / "checkpoints").symlink_to(other_disk)
     (other_disk / "7").write_bytes(b"a file in place of a step")
-    with pytest.warns(UserWarning, match="checkpoints/7 is damaged; moved to .*checkpoints/damaged/7, the run goes on"):
+    with pytest.warns(UserWarning, match="checkpoints/7 is damaged; moved to .*checkpoints/damaged/7; the run continues"):
         found = Checkpoints(run, config.Checkpoint(), config.Run(config.Model(8, 8)), b"tokenizer")
     assert found.latest_intact() is None and found.steps() == []
     found.close()

@@ -1,4 +1,4 @@
-"""What is kept through restarts, and what is said where nothing is whole; e2e/test_resume.py has whole runs."""
+"""Saving, retention, and recovery from damaged checkpoints; e2e/test_resume.py resumes complete runs."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ def state(step):
 
 
 def save(workdir, losses, keep=1):
-    """As a process does that dies afterwards."""
+    """Saves a step for each loss in a new `Checkpoints`, as a process does that is then restarted."""
     writer = Checkpoints(workdir, config.Checkpoint(keep=keep), RUN, b"tokenizer")
     for step, loss in losses.items():
         writer.save(state(step), {"loss": loss})
@@ -47,7 +47,7 @@ def begun(three, tmp_path):
 
 
 def resumed(workdir):
-    """The step that is found, and what its state says."""
+    """The step that a restart finds, and the step in its state; then saves step 20."""
     again = Checkpoints(workdir, config.Checkpoint(keep=3), RUN, b"tokenizer")
     try:
         step = again.latest_intact()
@@ -70,7 +70,7 @@ def test_the_best_is_kept_through_a_restart(tmp_path):
 
 
 def test_moments_that_an_older_version_kept_in_bfloat16_are_refused_by_name(tmp_path):
-    """Nobody knows what they would have been: they are not cast."""
+    """They are not cast, since the lost precision cannot be recovered."""
     writer = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
     moments = lambda dtype: state(1).replace(opt_state={"mu": jnp.ones(4, dtype)})
     writer.save(moments(jnp.bfloat16))
@@ -86,7 +86,7 @@ def test_progress_comes_back_and_an_older_checkpoint_has_none(tmp_path):
     writer.wait()
     writer.close()
     again = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
-    assert again.saved_progress(1) == {"rows": 2**40, "losses": [0.1, "nan"]}, "what JSON cannot hold is a text"
+    assert again.saved_progress(1) == {"rows": 2**40, "losses": [0.1, "nan"]}, "numbers that JSON lacks are strings"
     (tmp_path / "checkpoints/1/progress").rename(tmp_path / "progress")
     assert again.saved_progress(1) == {}
     again.close()
@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path, bad):
     assert steps(tmp_path) == [8, 9, 10]
 
 
-def test_where_no_loss_is_finite_none_is_the_best(tmp_path):
+def test_without_a_finite_loss_no_checkpoint_is_the_best(tmp_path):
     save(tmp_path, {1: NAN, 2: INF, 3: NAN, 4: -INF}, keep=2)
     assert steps(tmp_path) == [3, 4]
     save(tmp_path, {5: 7.0, 6: NAN, 7: NAN}, keep=2)
@@ -113,7 +113,7 @@ def test_where_no_loss_is_finite_none_is_the_best(tmp_path):
 
 
 def test_a_nan_that_an_older_version_saved_is_not_the_best(tmp_path, monkeypatch):
-    """It stands in the checkpoint's metrics, from where Orbax reads it after a restart."""
+    """Orbax reads it from the checkpoint's metrics after a restart."""
     with monkeypatch.context() as older:
         older.setattr("lm.checkpoint.math.isfinite", lambda x: True)
         save(tmp_path, {1: 1.0, 2: NAN}, keep=2)
@@ -122,7 +122,7 @@ def test_a_nan_that_an_older_version_saved_is_not_the_best(tmp_path, monkeypatch
     assert steps(tmp_path) == [1, 4]
 
 
-def test_where_none_is_whole_nothing_is_moved_and_nothing_begins_anew(tmp_path):
+def test_if_no_step_is_intact_nothing_is_moved_or_restarted(tmp_path):
     save(tmp_path, {1: 2.0, 2: 1.0}, keep=2)
     for step in (1, 2):
         (tmp_path / f"checkpoints/{step}/SHA256.json").unlink()
@@ -139,13 +139,13 @@ def test_a_new_run_has_none(tmp_path):
     new.close()
 
 
-def test_arrays_that_a_library_puts_elsewhere_are_no_checkpoint(tmp_path):
-    """TensorStore takes a backslash for a separator. `RunDir` refuses such a folder; a later rewriting ends here."""
+def test_arrays_written_to_another_path_are_an_error(tmp_path):
+    """TensorStore takes a backslash as a separator. `RunDir` refuses such folders; this catches what it does not know of."""
     writer = Checkpoints(tmp_path / "a\\b", config.Checkpoint(), RUN, b"tokenizer")
     writer.save(state(1))
-    with pytest.raises(UserError, match="cannot save in .*not complete: the arrays are not among its files"):
+    with pytest.raises(UserError, match="cannot save in .*incomplete: the arrays are not among its files"):
         writer.wait()
-    writer.wait()  # says nothing of a save that is known to have failed
+    writer.wait()  # the error is raised once
     writer.close()
     assert steps(tmp_path / "a\\b") == []
 
@@ -155,27 +155,27 @@ def test_a_save_that_ends_without_its_directory_is_an_error(tmp_path):
     writer.save(state(1))
     writer._manager.wait_until_finished()
     shutil.rmtree(tmp_path / "checkpoints" / "1")
-    with pytest.raises(UserError, match="step 1 was saved without an error, and is not in"):
+    with pytest.raises(UserError, match="step 1 was saved without an error, but is not in"):
         writer.wait()
     writer.close()
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "cause"),
     [
-        (OSError(errno.EFBIG, "File too large"), r"a file grew past the limit of this shell; raise it \(ulimit -f\)"),
-        (ValueError("UNKNOWN: write failed: File too large"), "a file grew past the limit of this shell"),
+        (OSError(errno.EFBIG, "File too large"), r"a file exceeds this shell's size limit; raise it \(ulimit -f\)"),
+        (ValueError("UNKNOWN: write failed: File too large"), "a file exceeds this shell's size limit"),
         (OSError(errno.ENOSPC, "No space left on device"), "no disk space in"),
-        (ValueError("PERMISSION_DENIED: no"), "PERMISSION_DENIED: no; mend that"),
+        (ValueError("PERMISSION_DENIED: no"), "PERMISSION_DENIED: no; fix that"),
     ],
 )
-def test_what_the_system_refuses_is_a_mistake_of_the_users(tmp_path, monkeypatch, error, said):
+def test_errors_of_the_file_system_are_user_errors(tmp_path, monkeypatch, error, cause):
     writer = Checkpoints(tmp_path, config.Checkpoint(), RUN, b"tokenizer")
 
     def fails(*_, **__):
         raise error
 
-    with monkeypatch.context() as failing, pytest.raises(UserError, match=said):
+    with monkeypatch.context() as failing, pytest.raises(UserError, match=cause):
         failing.setattr(writer._manager, "wait_until_finished", fails)
         writer.wait()
     writer.close()
@@ -188,7 +188,7 @@ def test_a_renamed_step_is_named_and_put_aside(begun):
     assert (begun / "damaged/12/state").is_dir()
 
 
-def test_a_checkpoint_of_before_that_names_no_step(begun):
+def test_an_older_checkpoint_that_does_not_name_its_step(begun):
     listing = begun / "checkpoints/3/SHA256.json"
     listing.write_text(json.dumps(json.loads(listing.read_text())["files"]))
     assert resumed(begun) == (3, 3)
@@ -210,7 +210,7 @@ STRAY = {
 
 
 @pytest.mark.parametrize("stray", STRAY)
-def test_what_others_leave_among_checkpoints_does_no_harm(begun, stray):
+def test_stray_files_among_checkpoints_are_ignored(begun, stray):
     STRAY[stray](begun / "checkpoints")
     assert resumed(begun) == (3, 3)
     assert saved.open(begun).tokenizer_bytes() == b"tokenizer"
@@ -221,7 +221,7 @@ def emptied(path):
     path.mkdir()
 
 
-SIDE = {  # what is damaged, and what is put aside
+SIDE = {  # damage -> (how it is done, name of what is moved to damaged/)
     "no text": (lambda c: (c / "2/metrics/metrics").write_bytes(b"\xff"), "2.metrics"),
     "a bare number": (lambda c: (c / "2/metrics/metrics").write_bytes(b"3"), "2.metrics"),
     "no loss": (lambda c: (c / "2/metrics/metrics").write_bytes(b'{"loss": "low"}'), "2.metrics"),
@@ -235,10 +235,10 @@ SIDE = {  # what is damaged, and what is put aside
 
 
 @pytest.mark.parametrize("case", SIDE)
-def test_damaged_metrics_cost_no_step(begun, case):
+def test_damaged_metrics_do_not_lose_the_step(begun, case):
     harm, aside = SIDE[case]
     harm(begun / "checkpoints")
-    with pytest.warns(UserWarning, match=f"is damaged; moved to .*damaged/{aside}, the run goes on without it") as said:
+    with pytest.warns(UserWarning, match=f"is damaged; moved to .*damaged/{aside}; the run continues without it") as said:
         assert resumed(begun) == (3, 3)
     assert len(said) == 1 and (begun / "damaged" / aside).exists()
 
@@ -251,7 +251,7 @@ def test_a_loss_that_was_changed_does_not_cost_the_best_checkpoint(begun):
 
 
 @pytest.mark.parametrize("listing", [b"[]", b"3", b"\xff", b"{}", b'{"files": 3}', b'{"a": 1}', b"[" * 100_000])
-def test_a_damaged_list_of_digests_condemns_its_step_alone(begun, listing):
+def test_a_damaged_list_of_digests_affects_its_step_only(begun, listing):
     (begun / "checkpoints/3/SHA256.json").write_bytes(listing)
     with pytest.warns(UserWarning, match="checkpoints/3 is damaged: .*using the step before"):
         assert resumed(begun) == (2, 2)
@@ -264,7 +264,7 @@ def test_a_file_in_place_of_all_checkpoints(tmp_path):
     assert steps(tmp_path) == [20] and (tmp_path / "damaged/checkpoints").read_bytes() == b"x"
 
 
-def test_what_is_put_aside_overwrites_nothing(tmp_path):
+def test_putting_aside_overwrites_nothing(tmp_path):
     from lm import atomic
 
     (tmp_path / "damaged").write_text("a file of that name")
@@ -275,10 +275,10 @@ def test_what_is_put_aside_overwrites_nothing(tmp_path):
     assert (tmp_path / "damaged.2" / "damaged").read_text() == "a file of that name"
 
 
-def test_a_file_that_grew_past_the_limit_is_told_so(tmp_path):
-    """TensorStore names the cause behind hundreds of characters of paths."""
+def test_a_long_error_still_names_the_file_size_limit(tmp_path):
+    """TensorStore's message has the cause after hundreds of characters of paths."""
     from lm.checkpoint import _save_error
 
     path = "/".join(["a-long-name"] * 40)
     error = ValueError(f'OUT_OF_RANGE: Error writing "w/0" at "{path}": Failed to write 9 bytes to file 14: File too large')
-    assert "a file grew past the limit of this shell; raise it (ulimit -f)" in str(_save_error(error, tmp_path, ""))
+    assert "a file exceeds this shell's size limit; raise it (ulimit -f)" in str(_save_error(error, tmp_path, ""))

@@ -1,4 +1,4 @@
-"""Checkpoints of the first layout of parameter names (tests/checkpoints); e2e/test_first_layout.py goes on with its runs."""
+"""Checkpoints of the first layout of parameter names (tests/checkpoints); e2e/test_first_layout.py resumes its runs."""
 
 import tarfile
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_a_state_with_moments_and_averages_is_restored_under_the_new_names(tmp_p
 def test_both_layouts_in_one_checkpoint_are_an_error(tmp_path):
     both = {"decoder": {"turn_0": jnp.ones(2), "group_1": jnp.ones(2)}}
     checkpoints = written(tmp_path, both)
-    cause = r"parameters named 'turn_0', as the first layout named them, beside 'group_1'.*bring back one"
+    cause = r"parameters named 'turn_0', as the first layout named them, beside 'group_1'.*restore one"
     with pytest.raises(UserError, match=rf"checkpoints/1 has {cause}"):
         checkpoints.restore(1, state(layout.to_current(both)))
     checkpoints.close()

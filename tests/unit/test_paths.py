@@ -1,4 +1,4 @@
-"""A folder is the one that was named, or it is refused before anything is written."""
+"""Files go to exactly the folder that was given, or it is refused before anything is written."""
 
 import os
 
@@ -11,7 +11,7 @@ from lm.errors import UserError
 from lm.training.rundir import RunDir
 
 
-def test_what_is_taken(tmp_path, monkeypatch):
+def test_accepted_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert paths.local("runs/a", name="--workdir") == tmp_path / "runs/a"
@@ -32,7 +32,7 @@ def test_what_is_taken(tmp_path, monkeypatch):
         ("~nobody-has-this-name/r", "home directory.*absolute path"),
     ],
 )
-def test_what_is_refused_before_anything_is_written(tmp_path, monkeypatch, given, cause):
+def test_paths_refused_before_anything_is_written(tmp_path, monkeypatch, given, cause):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=cause):
         RunDir(given)
@@ -69,8 +69,8 @@ def test_a_link_to_a_folder_that_is_refused(tmp_path):
         paths.local(tmp_path / "plain" / "r", name="--workdir")
 
 
-def test_the_library_writes_where_it_is_told_for_all_else(tmp_path):
-    """A printable character that begins to be rewritten by a later version belongs into `REWRITTEN`."""
+def test_orbax_writes_to_all_other_paths_unchanged(tmp_path):
+    """If a later version rewrites another character, this fails; add it to `REWRITTEN`."""
     name = "".join(map(chr, range(1, 127))).replace("/", "").replace("\\", "") + "é日%41"
     target = paths.local(tmp_path / name, name="--workdir") / "state"
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:

@@ -26,7 +26,7 @@ ENDS = {
     "a limit": (
         OSError(errno.EFBIG, "x"),
         2,
-        "error: a file grew past the limit of this shell; raise it (ulimit -f) and start again",
+        "error: a file exceeds this shell's size limit; raise it (ulimit -f) and start again",
     ),
     "no access": (PermissionError(errno.EACCES, "no", "f"), 2, "error: no; mend that and start again (f)"),
     "no home": (

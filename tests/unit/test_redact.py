@@ -1,4 +1,4 @@
-"""What is written for others has no secrets in it, and what should be read stays readable."""
+"""Secrets are removed from what others may read, and everything else stays readable."""
 
 import sys
 
@@ -35,7 +35,7 @@ def test_credentials_in_urls_and_headers():
     assert redacted('{"Authorization": "Basic bWU6aHVzaA=="}') == '{"Authorization": "Basic (redacted)"}'
 
 
-def test_what_is_no_secret_stays():
+def test_other_text_is_unchanged():
     for text in (
         "--config.data.tokenizer.vocab_size=400",
         "--config=configs/quickstart.py:decoder.causal",

@@ -1,4 +1,4 @@
-"""Files of unknown origin: only regular ones within their folder are read, and JSON strictly."""
+"""Files of unknown origin: only regular files inside their folder are read, and JSON is strict."""
 
 import os
 
@@ -17,7 +17,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", ".", "", "a/b", "a\\b", "a\0b", "sub/../config.json"])
-def test_a_name_that_is_no_plain_one_is_refused(folder, name):
+def test_a_name_with_a_path_is_refused(folder, name):
     with pytest.raises(UserError, match="must be a plain name"):
         untrusted.inside(folder, name)
 
@@ -72,7 +72,7 @@ def test_a_file_that_is_too_large_is_not_read(folder):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "cause"),
     [
         (b"", "Expecting value"),
         (b'{"a": ', "Expecting value"),
@@ -81,7 +81,7 @@ def test_a_file_that_is_too_large_is_not_read(folder):
         (b"[1]", "not list"),
         (b"3", "not int"),
         (b"null", "not NoneType"),
-        (b'{"a": 1, "b": {"c": 1, "d": 2, "c": 3}}', "key 'c' stands there twice"),
+        (b'{"a": 1, "b": {"c": 1, "d": 2, "c": 3}}', "key 'c' appears twice"),
         (b'{"a": NaN}', "NaN is not a JSON number"),
         (b'{"a": [-Infinity]}', "-Infinity is not a JSON number"),
         (b'{"a": 1e999}', "1e999 is too large a number"),
@@ -90,9 +90,9 @@ def test_a_file_that_is_too_large_is_not_read(folder):
         (b'{"a": ' * 200_000 + b"1" + b"}" * 200_000, "nested too deeply"),
     ],
 )
-def test_json_that_is_not_strict_is_refused_in_one_line(folder, data, said):
+def test_json_that_is_not_strict_is_refused_in_one_line(folder, data, cause):
     (folder / "config.json").write_bytes(data)
     with pytest.raises(UserError) as error:
         untrusted.read_json(folder, "config.json")
-    assert f"{folder / 'config.json'} is not valid JSON" in str(error.value) and said in str(error.value)
+    assert f"{folder / 'config.json'} is not valid JSON" in str(error.value) and cause in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400

@@ -92,7 +92,7 @@ def test_a_config_without_an_argument_is_given_none(file):
         ("17", "x.json gives 17: it must give a dict"),
         ("null", "x.json gives None"),
         ("[]", r"x.json gives \[\]"),
-        ('{"model": 1, "model": 2}', "is not JSON: the key 'model' stands there twice"),
+        ('{"model": 1, "model": 2}', "is not JSON: the key 'model' appears twice"),
         ('{"train": {"z_loss": NaN}}', "is not JSON: NaN is not a JSON number"),
         ('{"train": {"z_loss": -Infinity}}', "is not JSON: -Infinity is not a JSON number"),
         ('{"train": {"steps": ' + "9" * 5000 + "}}", "is not JSON: Exceeds the limit"),

@@ -233,7 +233,7 @@ def test_an_index_that_is_not_true_is_refused(theirs, tensors):
         (folder / files.INDEX).write_text(wrong)
         refused(folder, str(folder / files.INDEX))
     (folder / files.INDEX).write_text('{"weight_map": {"a": "a.safetensors", "a": "b.safetensors"}}')
-    refused(folder, "key 'a' stands there twice")
+    refused(folder, "key 'a' appears twice")
 
 
 @pytest.mark.parametrize("place", ["../b.safetensors", "{root}/b.safetensors", "fifo", "link", "sub/b.safetensors"])
@@ -494,7 +494,7 @@ def test_no_room_is_said_before_a_byte_is_written(theirs, tmp_path, capsys, monk
     for words in (["from_hf", str(folder), str(tmp_path / "a")], ["to_hf", str(tmp_path / "ours"), str(tmp_path / "b")]):
         assert main(words) == 2
         err = capsys.readouterr().err
-        assert "no disk space" in err and "0.0 MB are free" in err and "the run goes on" not in err
+        assert "no disk space" in err and "0.0 MB are free" in err and "the run resumes" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
 
 
@@ -524,7 +524,7 @@ def test_a_full_disk_leaves_nothing_and_the_same_command_works_once_there_is_roo
         assert main(words) == 2
         err = capsys.readouterr().err
         assert err.startswith("error: no disk space") and err.count("\n") == 1, err
-        assert "free some" in err.lower() and "the run goes on" not in err
+        assert "free some" in err.lower() and "the run resumes" not in err
         assert [p.name for p in small.iterdir()] == ["other"]
     (small / "other").unlink()
     for words in commands:

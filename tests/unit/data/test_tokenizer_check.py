@@ -84,7 +84,7 @@ HOSTILE = {
         "in different ways",
     ),
     "cut": (spec()[:-9], "not valid JSON"),
-    "a word twice": (spec().replace(b'"a": 0', b'"a": 0, "a": 2'), "stands there twice"),
+    "a word twice": (spec().replace(b'"a": 0', b'"a": 0, "a": 2'), "appears twice"),
     "deep": (b'{"a":' * 100_000, "nested too deeply"),
     "another JSON": (b"{}", "Model missing"),
     "no sentencepiece": (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff", "not a sentencepiece model"),
