@@ -1,4 +1,4 @@
-"""Examples of records: a text, and its answer in words or its class from a head, for each of the three architectures."""
+"""Makes Examples of records, for each architecture: a text with its answer in words, or with its class for a head."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from lm.types import Example
 
 
 def shorten(tokens: np.ndarray, length: int) -> np.ndarray:
-    """At most `length` tokens: of a longer text its two ends, which say most about its subject (arXiv 1905.05583,
-    section 5.3.1).
+    """Shortens a text to at most `length` tokens by removing its middle: the two ends say most about its subject (arXiv
+    1905.05583, section 5.3.1).
 
     tokens    [5 6 7 8 9], length 4
     shorter   [5 6 8 9]
@@ -25,8 +25,8 @@ def shorten(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 def answer_room(tokenizer: Tokenizer, classes: Sequence[str]) -> int:
-    """Tokens of the longest class as an answer, with its end. UserError if two classes are the same tokens, so that no
-    answer could tell them apart.
+    """The most tokens that a class takes as an answer, with eos. UserError if two classes are the same tokens, so that answers
+    could not distinguish them.
     """
     seen: dict[tuple[int, ...], str] = {}
     for name, ids in zip(classes, tokenizer.encode_batch([f" {c}" for c in classes]), strict=True):
@@ -36,8 +36,8 @@ def answer_room(tokenizer: Tokenizer, classes: Sequence[str]) -> int:
 
 
 class ExampleBuilder:
-    """Makes Examples for one architecture. `length` is the room for a text with its bos and eos, `answer` that for an answer
-    with its eos, in tokens. `prefix`: a decoder alone sees the text from both sides.
+    """Makes Examples for one architecture. `length` is the most tokens of a text with its bos and eos, `answer` of an answer
+    with its eos. `prefix`: tokens of a decoder-only model's text attend to each other in both directions.
     """
 
     def __init__(self, tokenizer: Tokenizer, architecture: str, *, length: int, answer: int, prefix: bool) -> None:
@@ -49,7 +49,7 @@ class ExampleBuilder:
         self.start = self.bos if len(self.bos) else np.array([tokenizer.require("pad")])
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Texts as ids, shortened to the room between bos and eos."""
+        """Encodes texts, shortened so that bos and eos fit too."""
         return [self.shorten(ids) for ids in self.tokenizer.encode_batch(texts)]
 
     def shorten(self, text: np.ndarray) -> np.ndarray:
@@ -117,7 +117,7 @@ class ExampleBuilder:
         return Example(stream(before), stream(decoder), np.asarray(answer, np.int32), np.ones(len(answer), np.float32))
 
     def prompt(self, text: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """What the encoder reads, if there is one, and what the decoder's stream begins with: the answer follows it."""
+        """The ids that the encoder reads (None without one), and those that the decoder reads before the answer."""
         if self.architecture == "encoder_decoder":
             return np.concatenate([text, self.eos]), self.start
         return None, np.concatenate([self.bos, text, self.eos])

@@ -1,4 +1,4 @@
-"""Rows of records by arithmetic: row i is a function of (seed, i), as with windows over texts (`lm.data.rows`)."""
+"""Rows of records: row i is a function of (seed, i) alone, as for windows over texts (`lm.data.rows`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,14 @@ from lm.errors import UserError
 from lm.objectives import Lengths
 from lm.types import Example
 
-_OPEN = 64  # a record is packed into one of this many rows, those begun last
-_TOKENS_A_LABEL = 4  # a packed row has room for one label for each of so many tokens
+_OPEN = 64  # how many unfinished rows, the latest ones, packing chooses from
+_TOKENS_A_LABEL = 4  # a packed row has room for one label per this many tokens
 
 
 @dataclass(frozen=True)
 class Items:
-    """The items that rows of one source consist of: each one answer of a record, or all answers. int64 [items] each."""
+    """The items of one source, from which rows are made: one answer of a record each, or all of its answers. int64 [items]
+    each."""
 
     record: np.ndarray  # number in the store
     start: np.ndarray  # of the first token with loss, within the record
@@ -28,18 +29,18 @@ class Items:
     encoder: np.ndarray  # tokens in the encoder's stream
     decoder: np.ndarray  # tokens in the decoder's stream
     tokens: np.ndarray  # of the record
-    lost: np.ndarray  # those of them that are in no stream
+    lost: np.ndarray  # tokens of the record that are in no stream
     report: Mapping[str, int]
 
 
 class RecordRows:
-    """Examples of fixed shape by number, of the records in `stores`. `data` has the format and weight of each source.
+    """Examples of fixed shape by number, made from the records in `stores`. `data` has the format and weight of each source.
 
-    Training rows have no end, and each epoch of a source has its own order. Held-out rows (`shuffle=False`) have every
-    record once, in the order of the stores; their number is `count`, and rows past it are blank, of weight 0.
+    Training rows are endless, and each epoch of a source has its own order. Held-out rows (`shuffle=False`) contain every
+    record once, in the order of the stores; there are `count` of them, and rows past the last are blank, of weight 0.
 
-    With `data.packing` a training row has as many records as fit, each a segment of its own. Which ones share a row depends on
-    their lengths and the seed, and stays; epochs differ in the order of the rows.
+    With `data.packing` a training row holds as many records as fit, each a segment of its own. Which records share a row
+    depends on their lengths and the seed and is the same in all epochs; epochs differ in the order of the rows.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class RecordRows:
 
     @property
     def count(self) -> int:
-        """Rows that have every record once."""
+        """How many rows contain every record once: an epoch of all sources."""
         return sum(self._sizes)
 
     @property
@@ -86,17 +87,17 @@ class RecordRows:
         return sum(store.num_bytes for store in self.stores.values()) / max(1, self.count)
 
     def report(self) -> dict[str, dict[str, int]]:
-        """By source: the number of records, answers, texts shortened to both ends, answers left out because they have no room
+        """Counts by source: records, answers, texts shortened to both ends, answers left out because they do not fit
         (`data.on_long=skip`), and rows of an epoch.
         """
         sizes = zip(self.items.items(), self._sizes, strict=True)
         return {name: {**items.report, "rows": size} for (name, items), size in sizes}
 
-    # --------------------------------------------------------------------------------------------------- what has room
+    # ------------------------------------------------------------------------------------------------ lengths and items
 
     def _lengths(self) -> Lengths:
-        """The lengths of a row: those of one record, or, for packed rows, those of the data settings, which must have room for
-        one.
+        """The lengths of a row: those of one record; of packed rows `data.encoder_length` and `data.decoder_length`, which must
+        have room for one record.
         """
         b = self.builder
         one = b.label_lengths if self.how == "head" else b.answer_lengths
@@ -147,7 +148,7 @@ class RecordRows:
         if left_out and self.data.on_long == "fail":
             raise UserError(self._too_long(name, left_out, int((stop - start)[~fits].max()), int(start[~fits].max())))
         keep = fits
-        if self.formats[name] == "messages" and b.architecture == "decoder":  # of a record the last that fits, and all before
+        if self.formats[name] == "messages" and b.architecture == "decoder":  # one item: up to the last answer that fits
             keep = fits & ~(np.roll(fits, -1) & (np.roll(record, -1) == record) & (np.arange(len(record)) < len(record) - 1))
             first = np.searchsorted(record, record)  # the record's first answer
             start = start[first]
@@ -162,7 +163,8 @@ class RecordRows:
         return Items(*(array[keep] for array in (record, start, stop, encoder, decoder, tokens, lost)), report)
 
     def _too_long(self, name: str, count: int, answer: int, before: int) -> str:
-        """`answer`, `before`: tokens of the longest answer that has no room, and of the most that is read before one."""
+        """The error for answers that do not fit. `answer`: tokens of the longest of them; `before`: the most tokens that
+        precede one."""
         b = self.builder
         what = f"{count} answers of source {name!r} have no room in a row"
         if self.formats[name] == "messages" and b.architecture == "decoder":
@@ -179,7 +181,8 @@ class RecordRows:
     def _pack(self, s: int, items: Items) -> tuple[np.ndarray, np.ndarray]:
         """Items sorted by row, int64 [items], and where each row begins among them, int64 [rows + 1].
 
-        Items are taken in random order, and each goes into the fullest of the last rows that has room for it.
+        Items are taken in random order, and each goes into the fullest of the latest rows that has room for it. A
+        million items take about 16 s.
         """
         count = len(items.record)
         if not self.packing:
@@ -209,23 +212,23 @@ class RecordRows:
         source, number = self._located(index)
         for s, (name, (order, starts)) in enumerate(zip(self.stores, self._packed, strict=True)):
             mine = np.flatnonzero(source == s)
-            held = [order[starts[n] : starts[n + 1]] for n in number[mine].tolist()]
-            if held:
-                at = np.repeat(mine, [len(some) for some in held]).tolist()
-                for place, example in zip(at, self._examples(name, np.concatenate(held)), strict=True):
-                    pieces[place].append(example)
+            of_rows = [order[starts[n] : starts[n + 1]] for n in number[mine].tolist()]
+            if of_rows:
+                row = np.repeat(mine, [len(items) for items in of_rows]).tolist()
+                for i, example in zip(row, self._examples(name, np.concatenate(of_rows)), strict=True):
+                    pieces[i].append(example)
         empty = blank(self.lengths)
-        return stack([pack(some, self.lengths) if some else empty for some in pieces])
+        return stack([pack(examples, self.lengths) if examples else empty for examples in pieces])
 
     def left_out(self, index: np.ndarray) -> float:
-        """The share of the tokens of the records in rows `index` that is in no row: the middles of texts that are shortened,
-        and what comes after the last answer of a conversation that has room."""
+        """The share of tokens of the records in rows `index` that is in no row: the middles of shortened texts, and what
+        follows the last answer of a conversation that fits."""
         tokens = lost = 0
         source, number = self._located(np.asarray(index, np.int64))
         for s, (items, (order, starts)) in enumerate(zip(self.items.values(), self._packed, strict=True)):
             for n in number[source == s].tolist():
-                held = order[starts[n] : starts[n + 1]]
-                tokens, lost = tokens + int(items.tokens[held].sum()), lost + int(items.lost[held].sum())
+                packed = order[starts[n] : starts[n + 1]]
+                tokens, lost = tokens + int(items.tokens[packed].sum()), lost + int(items.lost[packed].sum())
         return lost / max(tokens, 1)
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

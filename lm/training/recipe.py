@@ -1,4 +1,4 @@
-"""What a recipe says of a kind of training, and the parts of a run that it is given; `lm.training.run` does the rest."""
+"""The interface of a recipe, which defines one kind of training, and the parts of a run; `lm.training.run` does the rest."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Computation:
 
 @dataclass(frozen=True)
 class Parts(Computation):
-    """All that a run is made of before its first step."""
+    """Everything that a run consists of before its first step."""
 
     data: Prepared
     rows: dict[str, Any]  # by split: "train", and "holdout" if anything was held out
@@ -64,29 +64,30 @@ def abstract_batch(row: Any, size: int, placed: NamedSharding | None = None) -> 
 
 
 class Recipe:
-    """A base class: a recipe overrides `check`, `task`, `rows`, and whatever else is different. One object serves one run; what
-    `complete` keeps in it must not change from there on."""
+    """The base class of recipes, which override `check`, `task`, `rows`, and other methods as needed. One object serves one
+    run; attributes that `complete` sets must not change afterwards."""
 
     why_left_out = "documents too short for the objective, ends that do not fit"  # why some text is in no row
 
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
-        """The run with what its config leaves to the model that it starts from. Called before anything is checked; of a
-        workdir with checkpoints (None: a dry run) that model may be gone, and everything must come from the workdir."""
+        """Fills in settings that the config takes from the model that the run starts from. Called before any check. If
+        `workdir` (None: a dry run) has checkpoints, everything must come from there, since that model may be gone."""
         return run
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
-        """UserError where the config does not fit itself, as far as that is known without the data."""
+        """Raises UserError for a config that contradicts itself, as far as that can be checked without data."""
         raise NotImplementedError
 
     def task(self, run: config.Run) -> Task:
         raise NotImplementedError
 
     def data(self, run: config.Run, *, progress: bool) -> Prepared:
-        """The prepared data, with its tokenizer. UserError where the run does not fit it."""
+        """The prepared data, with its tokenizer. Raises UserError if the run does not fit it."""
         return prepare(run.data, progress=progress)
 
     def rows(self, run: config.Run, data: Prepared) -> dict[str, Any]:
-        """Rows by split (`lm.data.rows.Rows` or others like them): "train", and "holdout" if anything was held out."""
+        """Rows by split (`lm.data.rows.Rows` or a class with the same methods): "train", and "holdout" if anything was held
+        out."""
         raise NotImplementedError
 
     def row(self, rows: Any) -> Any:
@@ -94,7 +95,7 @@ class Recipe:
         return blank(rows.lengths)
 
     def check_data(self, parts: Parts) -> None:
-        """UserError where the run does not fit its data or tokenizer, before anything is trained."""
+        """Raises UserError if the run does not fit its data or tokenizer, before anything is trained."""
 
     def source(self, parts: Parts, position: Position, steps: range) -> Source:
         """The batches of these steps: by default training rows in order, prefetched."""
@@ -102,17 +103,17 @@ class Recipe:
         return prefetched(lambda step: sharding.global_batch(rows.rows, position.of(step), mesh), steps)
 
     def facts(self, parts: Parts) -> dict[str, Any]:
-        """What the summary says of the run's data besides what it says of every run's."""
+        """Further entries of summary.json about the run's data."""
         return {}
 
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
-        """Functions from parameters to held-out figures; all of them are merged into one row."""
+        """Functions from parameters to held-out figures, which are merged into one row of the log."""
         return ()
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
-        """Prompts and what the model makes of them, for the log and the report."""
+        """Prompts with the model's continuations, for the log and the report."""
         return []
 
     def baselines(self, parts: Parts) -> dict[str, Any] | None:
-        """Figures that the model's are shown beside, computed after training on one host."""
+        """Figures to compare the model's with, computed after training on one host."""
         return None
