@@ -1,4 +1,4 @@
-"""One way of flags, errors and exit codes for every command.
+"""Flags, errors and exit codes, the same for every command.
 
     def parser() -> cli.Parser:
         p = cli.parser("lm.example", __doc__, config=True)       --config=FILE[:ARG] and --config.KEY=VALUE
@@ -37,18 +37,18 @@ WIDTH = 80  # columns of --help
 EXITS = {
     0: "done",
     EXIT_USER_ERROR: "a mistake in the input; one line names it",
-    EXIT_PREEMPTED: "ended by SIGTERM or SIGHUP; the same command starts again",
-    EXIT_INTERRUPTED: "ended by Ctrl-C; the same",
+    EXIT_PREEMPTED: "stopped by SIGTERM or SIGHUP; run the same command to start again",
+    EXIT_INTERRUPTED: "stopped by Ctrl-C; the same",
 }
 RUN_EXITS = {  # of commands that train
-    EXIT_HOST_MISSING: "another host did not come or is gone; start all again",
-    EXIT_PREEMPTED: "told to stop by SIGTERM or SIGHUP, and saved; the same command goes on",
-    EXIT_INTERRUPTED: "told to stop by Ctrl-C, and saved; the same command goes on",
+    EXIT_HOST_MISSING: "another host did not connect or is gone; restart all hosts",
+    EXIT_PREEMPTED: "stopped by SIGTERM or SIGHUP, and saved; the same command resumes the run",
+    EXIT_INTERRUPTED: "stopped by Ctrl-C, and saved; the same command resumes the run",
 }
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """80 columns. Paragraphs are filled; indented lines, such as examples and tables, stay as they are."""
+    """Formats --help in 80 columns: paragraphs are filled, and indented lines (examples, tables) are unchanged."""
 
     def __init__(self, prog: str, **settings: Any):
         super().__init__(prog, width=WIDTH, max_help_position=26, **settings)
@@ -67,13 +67,13 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose `parse` raises UserErrors. `add_argument(..., hint=Count)` gives a flag a type and a range."""
+    """An ArgumentParser whose `parse` raises UserError. `add_argument(hint=Count)` declares the type and range of a flag."""
 
     def __init__(self, **settings: Any):
         super().__init__(formatter_class=_Help, allow_abbrev=False, **settings)
         self.hints: dict[str, Any] = {}
         self.takes_config = False
-        self.renamed: Mapping[str, str] = {}  # flags of earlier versions -> those of today
+        self.renamed: Mapping[str, str] = {}  # flag of an earlier version -> its current name
 
     def add_argument(self, *names: str, hint: Any = None, **settings: Any) -> argparse.Action:
         if hint is None:
@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def parse(self, argv: list[str] | None = None) -> argparse.Namespace:
-        """The flags of a command line; `overrides` are its `--config.KEY=VALUE`. UserError for what is wrong in it."""
+        """Parses the command line (default: `sys.argv`); UserError if invalid. `overrides` has its `--config.KEY=VALUE`."""
         words, overrides = sys.argv[1:] if argv is None else argv, {}
         if self.takes_config:
             words, overrides = resolve.split_flags(words)
@@ -109,18 +109,19 @@ class Parser(argparse.ArgumentParser):
         return {name for p in (self, *below) for name in p._option_string_actions if name.startswith("--")}
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(_in_our_words(message, self.prog))
+        raise UserError(_cause_and_cure(message, self.prog))
 
 
 def _literal(text: str) -> Any:
+    """The value of a Python literal, or `text` itself if it is none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
 
 
-def _in_our_words(message: str, prog: str) -> str:
-    """An error of argparse as cause and cure."""
+def _cause_and_cure(message: str, prog: str) -> str:
+    """Rewords an error message of argparse, which has no cure."""
     if found := re.match(r"the following arguments are required: (.+)", message):
         return f"{found[1]} is missing; {prog} --help has examples"
     if found := re.match(r"argument (\S+?)(?:/\S+)?: expected .*argument", message):
@@ -138,8 +139,11 @@ def _in_our_words(message: str, prog: str) -> str:
 
 
 def parser(module: str, doc: str | None, *, config: bool | None = None, exits: Mapping[int, str] | None = None) -> Parser:
-    """The parser of `python -m <module>`: `doc` is the text of its --help, `exits` what its exit codes mean besides EXITS.
-    With `config` it takes --config, required (True) or not (False), and --config.KEY=VALUE."""
+    """Returns the parser of `python -m <module>`.
+
+    `doc` is the text of --help, and `exits` describes exit codes beyond EXITS. If `config` is not None, the command takes
+    --config, which is required if True, and --config.KEY=VALUE.
+    """
     codes = "\n".join(f"  {code:<4} {text}" for code, text in sorted((EXITS | dict(exits or {})).items()))
     p = Parser(prog=f"python -m {module}", description=doc, epilog=f"exit codes:\n{codes}")
     p.add_argument("--version", action="version", version=f"lm {lm.__version__}")
@@ -162,13 +166,15 @@ def parser(module: str, doc: str | None, *, config: bool | None = None, exits: M
 
 
 def load(flags: argparse.Namespace) -> Run:
-    """The run that --config and --config.KEY=VALUE describe."""
+    """Returns the run that --config and --config.KEY=VALUE describe. UserError if they are invalid."""
     return resolve.load(flags.config, flags.overrides)
 
 
 def start_jax(*, hosts: bool = False) -> None:
-    """Imports jax with what must be set around that; with `hosts`, joins the other processes of the run. Call it once flags
-    and config are checked, since the import takes seconds."""
+    """Imports jax with the settings of `lm.startup`, and with `hosts` connects to the other processes of the run.
+
+    Call it after flags and config are checked, since the import takes seconds.
+    """
     startup.before_jax()
     startup.after_jax()
     if hosts:
@@ -178,7 +184,7 @@ def start_jax(*, hosts: bool = False) -> None:
 
 
 def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
-    """Wraps `main` so that a user's mistake, a signal and errors of the system end in one line and an exit code."""
+    """Wraps `main` so that UserErrors, signals and OSErrors print one line and return an exit code. Other exceptions pass."""
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
@@ -188,16 +194,17 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
         except SystemExit:
             raise
         except BaseException as error:
-            if (told := process.ending(error)) is None:
+            if (ended := process.ending(error)) is None:
                 raise
-            print(told[0], file=sys.stderr)
-            return told[1]
+            line, code = ended
+            print(line, file=sys.stderr)
+            return code
 
     return wrapped
 
 
 def enter(main: Callable[[], int], *, hosts: bool = False) -> NoReturn:
-    """Runs a command and ends the process with its exit code. `hosts`: the command may run on several at once."""
+    """Runs a command and exits with its code. `hosts`: the command may run as several processes, see `lm.distributed`."""
     process.begin()
     if not hosts:
         process.leave(main())

@@ -1,11 +1,11 @@
-"""Around every command: signals, closed streams, and an end with one line and an exit code (`lm.cli` has the flags).
+"""Signals, closed streams, and exits with one line and an exit code, for every command (`lm.cli` has the flags).
 
-    SIGTERM, SIGHUP     exit code 75 (EX_TEMPFAIL): run the same command again to go on
+    SIGTERM, SIGHUP     exit code 75 (EX_TEMPFAIL): run the same command again to resume
     SIGINT (Ctrl-C)     exit code 130: the same
     a user's mistake    exit code 2
 
-During training steps, `catch(note)` lets the run save before it ends. Elsewhere the first signal raises `Ended` and the second
-ends the process at once, which is safe because files on disk are complete at any moment.
+During training steps, `catch(note)` lets the run save before it exits. Elsewhere the first signal raises `Ended` and the second
+exits at once, which is safe because files are written atomically.
 """
 
 import errno
@@ -22,8 +22,8 @@ from lm.errors import ALSO, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, S
 from lm.redact import redacted
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-# Seconds. Signals closer together than this count as one request: a key may be pressed twice, and a parent process may pass
-# on what the terminal has sent to all.
+# Seconds. Signals closer together than this count as one: a key may be pressed twice, and a parent process may forward a
+# signal that the terminal has sent to the whole group.
 GAP = 1.0
 CURES = {
     errno.ENOSPC: "no disk space; free some and start again",
@@ -35,7 +35,7 @@ CURES = {
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asked the process to end; `code` is what it exits with."""
+    """A signal asked the process to exit. `code` is its exit code."""
 
     def __init__(self, code: int):
         super().__init__(f"exit code {code}")
@@ -43,8 +43,8 @@ class Ended(KeyboardInterrupt):
 
 
 class _Asked:
-    """The exit code of the latest `Ended`, or None. Kept here because a library that `Ended` interrupts may raise another
-    exception instead."""
+    """The exit code of the latest `Ended`, or None. Kept outside of the exception because a library that `Ended` interrupts may
+    replace it by one of its own."""
 
     code: int | None = None
 
@@ -58,6 +58,8 @@ def was_asked() -> bool:
 
 
 class _Handler:
+    """A signal handler, see `catch`. It may interrupt any line of the main thread."""
+
     def __init__(self, note: Callable[[int], None] | None):
         self.note, self.noted, self.raised, self.last = note, False, False, -GAP
 
@@ -74,13 +76,16 @@ class _Handler:
             self.raised, _Asked.code = True, code
             raise Ended(code)
         else:
-            say_now("ended at once; the same command starts again\n")
+            say_now("exited at once; run the same command to start again\n")
             os._exit(code)
 
 
 def catch(note: Callable[[int], None] | None = None, signals: tuple[int, ...] = SIGNALS) -> Callable[[], None]:
-    """Handles signals until the returned function is called. Each signal calls `note` with an exit code; a second Ctrl-C raises
-    `Ended`, and so does the first signal where `note` is None. Signals that are ignored already (nohup) stay ignored."""
+    """Installs a handler for signals and returns a function that restores the earlier ones.
+
+    Each signal calls `note` with an exit code. A second Ctrl-C raises `Ended`, as does the first signal if `note` is None.
+    Signals that are already ignored (nohup) stay ignored. Does nothing outside of the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     handler = _Handler(note)
@@ -97,7 +102,7 @@ def catch(note: Callable[[int], None] | None = None, signals: tuple[int, ...] = 
 
 
 def say_now(text: str) -> None:
-    """Writes to standard error from a signal handler, which may have interrupted a `print`."""
+    """Writes to standard error without buffering, for a signal handler, which may have interrupted a `print`."""
     try:
         os.write(2, text.encode())
     except OSError:
@@ -108,7 +113,7 @@ def say_now(text: str) -> None:
 
 
 class _Stream(io.RawIOBase):
-    """A file descriptor whose reader may be gone. Errors in writing to standard error never end a run."""
+    """A raw stream on a file descriptor that drops output once its reader is gone. Errors on standard error are ignored."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor
@@ -125,7 +130,7 @@ class _Stream(io.RawIOBase):
     def write(self, data: Any) -> int:
         try:
             done = 0
-            while done < len(data):  # a buffer would write the rest, but with `python -u` there is none
+            while done < len(data):  # os.write may write a part only, and with `python -u` no buffer retries
                 done += os.write(self.descriptor, memoryview(data)[done:])
             return done
         except OSError as error:
@@ -134,12 +139,12 @@ class _Stream(io.RawIOBase):
             raise
 
 
-def _unbreakable() -> None:
-    """Replaces the standard streams by ones that write every character and ignore a reader that is gone."""
+def _replace_streams() -> None:
+    """Replaces stdout and stderr by streams that escape unencodable characters and ignore a reader that is gone."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
-        except OSError:  # it is closed; the next file to be opened would get its number and what is printed
+        except OSError:  # it is closed; the next opened file would get this descriptor, and the printed text
             os.open(os.devnull, os.O_RDWR)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old: Any = getattr(sys, name)
@@ -151,39 +156,40 @@ def _unbreakable() -> None:
         setattr(sys, name, io.TextIOWrapper(raw, encoding, **settings))
 
 
-# ------------------------------------------------------------------------------------------------- beginning and end
+# ----------------------------------------------------------------------------------------------------- start and exit
 
 
 def begin() -> None:
-    """Sets up streams, signals and hooks. `lm/__init__.py` calls it for every `python -m lm...`, before any slow import; a
-    second call does nothing."""
+    """Installs streams, signal handlers and exception hooks. `lm/__init__.py` calls it for every `python -m lm...`, before any
+    slow import. A second call does nothing."""
     if sys.excepthook is _uncaught:
         return
-    _unbreakable()
+    _replace_streams()
     catch()
     sys.excepthook = _uncaught
     sys.unraisablehook = _unraisable
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Handles exceptions that are raised outside of a `cli.command`, mostly while modules are imported.
+    """The `sys.excepthook`: handles exceptions raised outside of a `cli.command`, mostly while modules are imported.
 
-    A library's own threads report an error in a callback here too, and that does not end the process. After a failed save,
-    TensorStore's other writes report to an event loop that is closed: its error has been told already.
+    It also gets errors in callbacks on a library's threads, which must not end the process. After a failed save, which has been
+    reported, TensorStore's other writes report to an event loop that is closed; that is not printed.
     """
     if threading.current_thread() is not threading.main_thread():
         if str(error) != "Event loop is closed":
             sys.__excepthook__(kind, error, trace)
         return
-    if (told := ending(error)) is None:
+    if (ended := ending(error)) is None:
         sys.__excepthook__(kind, error, trace)
         return
-    say_now(told[0] + "\n")
-    os._exit(told[1])
+    line, code = ended
+    say_now(line + "\n")
+    os._exit(code)
 
 
 def _unraisable(info: Any) -> None:
-    """Sends the signal again where `Ended` was raised in a destructor or callback, whose exceptions Python drops."""
+    """The `sys.unraisablehook`: sends the signal again if `Ended` was raised in a destructor, where Python drops it."""
     if not issubclass(info.exc_type, Ended):
         sys.__unraisablehook__(info)
         return
@@ -195,11 +201,12 @@ def _unraisable(info: Any) -> None:
 
 
 def ending(error: BaseException) -> tuple[str, int] | None:
-    """The line to print and the exit code, or None where the exception is a bug and its traceback should be printed."""
-    if (told := _ending(error)) is None:
+    """Returns the line to print and the exit code, or None if the exception is a bug, whose traceback should be printed."""
+    if (ended := _ending(error)) is None:
         return None
+    line, code = ended
     also = (note for note in getattr(error, "__notes__", []) if note.startswith(ALSO))
-    return "; ".join([told[0], *(printable(redacted(note)) for note in also)]), told[1]
+    return "; ".join([line, *(printable(redacted(note)) for note in also)]), code
 
 
 def _ending(error: BaseException) -> tuple[str, int] | None:
@@ -207,12 +214,12 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, Stopped):
         return str(error), error.code
     if code is not None:
-        return f"{'interrupted' if code == EXIT_INTERRUPTED else 'told to end'}; the same command starts again", code
+        return f"{'interrupted' if code == EXIT_INTERRUPTED else 'terminated'}; the same command starts again", code
     if isinstance(error, UserError):
         return f"error: {redacted(str(error))}", EXIT_USER_ERROR
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
-        cause = CURES.get(error.errno, f"{error.strerror}; mend that and start again")
+        cause = CURES.get(error.errno, f"{error.strerror}; fix that and start again")
         return f"error: {printable(redacted(cause + where))}", EXIT_USER_ERROR
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # raised by `expanduser`
         return "error: there is no home directory for a path with '~'; set HOME, or give absolute paths", EXIT_USER_ERROR
@@ -220,8 +227,11 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
 
 
 def leave(code: int, *, waits: bool = False) -> NoReturn:
-    """Flushes standard output and ends the process. Signals are ignored meanwhile, since one that comes while the interpreter
-    shuts down prints a traceback. With `waits`, where this one may have to wait for other processes, a signal kills it."""
+    """Flushes standard output and exits with `code`, or with 2 instead of 0 if the flush fails.
+
+    Signals are ignored from here on, since one during the interpreter's shutdown would print a traceback. With `waits`, where
+    the process may wait for other hosts, a signal kills it.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if waits else signal.SIG_IGN)
     try:

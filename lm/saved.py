@@ -1,12 +1,12 @@
-"""What a folder holds: `saved.open(folder)` of a run's workdir or of a converted model, local or gs://.
+"""Reads a saved model: `saved.open(folder)` of a run's workdir or of a converted model, local or gs://.
 
     pretrained = saved.open("runs/quickstart")
     pretrained.model                      lm.config.Model
-    pretrained.params(device=device)      the parameters on a device; of a run the averaged ones, if it keeps an average
+    pretrained.params(device=device)      the parameters on a device; their average (EMA) if the run keeps one
     pretrained.tokenizer()                lm.data.tokenizer.Tokenizer
     pretrained.run                        lm.config.Run; None for a converted model
 
-Of a run, the latest intact checkpoint is read. Every file is compared with its digest before it is used.
+The latest intact checkpoint of a run is read. Every file is compared with its digest before it is used.
 """
 
 import base64
@@ -29,13 +29,13 @@ from lm.data import tokenizer as tokenizers
 from lm.errors import UserError, printable
 from lm.models.transformer import abstract_params
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # in the hf/ of a converted model; the first found is read
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # in hf/ of a converted model, by preference
 CONVERT = "python -m lm.convert from_hf"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved model. `step` is that of the checkpoint that is read; None for a converted model, as is `run`."""
+    """A saved model. `step` is the step of the checkpoint that is read. `run` and `step` are None for a converted model."""
 
     folder: epath.Path
     model: config.Model
@@ -49,13 +49,14 @@ class Saved:
     def params(
         self, target: Any = None, *, device: jax.Device | None = None, fresh: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """The parameters in the dtypes and shardings of `target` (abstract; default: those of `model`, on `device`), as NumPy
-        arrays where it has no shardings. UserError where names or shapes differ from the target's.
+        """Returns the parameters in the dtypes and shardings of `target` (abstract; default: the parameters of `model` on
+        `device`), as NumPy arrays if it has no shardings. UserError if names or shapes differ from the target's.
 
         `fresh` is `{name: parameters}` for top-level names, such as a new head: nothing is read or compared below these, and
         the given parameters are returned there. All other names must be both saved and in the target.
 
-        A run that trains several models saves them by name, one of them as "model"; a target without such names gets that one.
+        A run that trains several models saves them by name, and calls the main one "model". A target without these names gets
+        that one.
         """
         target, fresh = abstract_params(self.model, device) if target is None else target, fresh or {}
         if self.step is None:
@@ -70,12 +71,12 @@ class Saved:
         if "model" in target and not several:
             others = " and ".join(f"'{name}'" for name in sorted(target.keys() - {"model"}))
             raise UserError(
-                f"{self.folder} holds one model alone, and {others} cannot begin from it; take a run of the same objective"
+                f"{self.folder} has a single model, and no parameters for {others}; take a run of the same objective"
             )
         return _restored(self.folder, tree, inside + ["model"] * (several and "model" not in target), target, fresh)
 
     def tokenizer_bytes(self) -> bytes | None:
-        """The tokenizer file that a run was trained with, or the one in the hf/ of a converted model; None if it has none."""
+        """Returns the tokenizer file of a run, or the one in hf/ of a converted model; None if it has none."""
         if self.step is not None:
             return base64.b64decode(json.loads((self._checkpoint / "tokenizer" / "metadata").read_bytes())["sentencepiece"])
         name = next((f"hf/{name}" for name in TOKENIZERS if (self.folder / "hf" / name).exists()), None)
@@ -85,28 +86,30 @@ class Saved:
         return (self.folder / name).read_bytes()
 
     def tokenizer(self) -> tokenizers.Tokenizer:
-        """The tokenizer; UserError if the folder has none."""
+        """Returns the tokenizer. UserError if the folder has none."""
         data = self.tokenizer_bytes()
         if data is None:
             names = ", ".join(TOKENIZERS)
-            raise UserError(f"{self.folder} has no tokenizer: put the one of this model into {self.folder / 'hf'} ({names})")
+            raise UserError(f"{self.folder} has no tokenizer; put that of this model into {self.folder / 'hf'} ({names})")
         return tokenizers.from_bytes(data)
 
 
 def open(given: str | Path | epath.Path, *, name: str = "--from") -> Saved:  # noqa: A001  read as `saved.open`
-    """Finds out what a folder holds. UserError, which names the flag or config key `name`, where it is no model's folder or
-    no checkpoint in it is intact. Damaged checkpoints after that one are warned of."""
+    """Opens the folder of a run or a converted model, without reading the parameters. Warns of damaged later checkpoints.
+
+    UserError, which names the flag or config key `name`, if the folder is neither or has no intact checkpoint.
+    """
     in_bucket = str(given).startswith("gs://")
     folder = epath.Path(str(given) if in_bucket else paths.local(str(given), name=name))
-    said = f"{name}={given}"
-    entries = _entries(folder, said)
+    label = f"{name}={given}"
+    entries = _entries(folder, label)
     if MODEL in entries:
         check_files(folder, MODEL)
         model = resolve.build(config.Model, untrusted.parse_json((folder / MODEL).read_bytes(), folder / MODEL))
         return Saved(folder, model, None, None)
     steps = _steps(folder / "checkpoints") if "checkpoints" in entries else []
     if not steps:
-        raise UserError(f"{said} {_what_else(folder, entries)}")
+        raise UserError(f"{label} {_what_else(folder, entries)}")
     step, faults = integrity.latest(folder / "checkpoints", steps, cure="train it again")
     for damaged, fault in faults.items():
         text = f"checkpoint {folder / 'checkpoints' / str(damaged)} is damaged: {fault}; step {step} is read instead"
@@ -117,22 +120,22 @@ def open(given: str | Path | epath.Path, *, name: str = "--from") -> Saved:  # n
 
 
 def is_run(folder: epath.PathLike) -> bool:
-    """Whether there are checkpoints of a run in a folder, intact or not."""
+    """Whether a folder has checkpoints of a run, intact or not."""
     return bool(_steps(epath.Path(folder) / "checkpoints"))
 
 
-def _entries(folder: epath.Path, said: str) -> set[str]:
-    """The names in a folder; UserError where it cannot be listed."""
+def _entries(folder: epath.Path, label: str) -> set[str]:
+    """Returns the names in a folder. UserError if it cannot be listed."""
     try:
         if not folder.exists():
-            raise UserError(f"{said} is not there; give a run's workdir or a converted model")
+            raise UserError(f"{label} does not exist; give a run's workdir or a converted model")
         if not folder.is_dir():
-            raise UserError(f"{said} is a file; give the folder of the run or model, such as {folder.parent}")
+            raise UserError(f"{label} is a file; give the folder of the run or model, such as {folder.parent}")
         return {path.name for path in folder.iterdir()}
     except ImportError as error:
-        raise UserError(f"{said} needs gcsfs ({error}): pip install gcsfs") from error
+        raise UserError(f"{label} needs gcsfs ({error}): pip install gcsfs") from error
     except OSError as error:
-        raise UserError(f"{said} cannot be read ({error.strerror or error}); mend that, or give another") from error
+        raise UserError(f"{label} cannot be read ({error.strerror or error}); fix that, or give another") from error
 
 
 def _steps(folder: epath.Path) -> list[int]:
@@ -140,7 +143,7 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def _what_else(folder: epath.Path, entries: set[str]) -> str:
-    """Of a folder that is neither a run's nor a converted model's: what it is, and what to give instead."""
+    """Describes a folder that is neither a run nor a converted model, and what to give instead: the end of an error."""
     parent = folder.parent
     if not entries:
         return "is an empty folder; give a run's workdir or a converted model"
@@ -151,7 +154,7 @@ def _what_else(folder: epath.Path, entries: set[str]) -> str:
     if folder.name in ("params", "hf") and (parent / MODEL).exists():
         return f"is a part of a converted model; give the model's folder, {parent}"
     if "params" in entries:
-        return f"is a conversion that was not finished (no {MODEL}); convert it again: {CONVERT} SOURCE {folder}"
+        return f"is an unfinished conversion (no {MODEL}); convert it again: {CONVERT} SOURCE {folder}"
     weights = any(name.endswith(".safetensors") or (name.startswith("pytorch_model") and ".bin" in name) for name in entries)
     if weights or "model_type" in _json(folder / "config.json"):
         return f"is a Hugging Face folder that is not converted: {CONVERT} {folder} NEW, and give NEW"
@@ -163,7 +166,7 @@ def _what_else(folder: epath.Path, entries: set[str]) -> str:
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none."""
+    """Returns the JSON object in a file, or {} if it has none."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -171,18 +174,23 @@ def _json(path: epath.Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target: Any, fresh: Mapping[str, Any]) -> Any:
-    """Restores the subtree at the keys `inside` of an Orbax directory, except what is `fresh`. Names and shapes are compared
-    with those of `target`, since Orbax itself skips arrays that are not asked for and returns placeholders for missing ones."""
+def _restored(folder: epath.Path, directory: epath.Path, inside: list[str], target: Any, fresh: Mapping[str, Any]) -> Any:
+    """Restores the subtree at the keys `inside` of an Orbax directory, and adds `fresh`, whose names are not read.
+
+    UserError if names or shapes differ from those of `target`: Orbax itself skips arrays that are not in the target and
+    returns placeholders for those not saved.
+    """
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved: Any = checkpointer.metadata(directory).item_metadata.tree
         for key in inside:
             saved = saved[key]
         saved, target = ({name: below for name, below in tree.items() if name not in fresh} for tree in (saved, target))
         names = layout.described(saved, dtypes=False)
-        first = layout.is_first(names, said)
+        first = layout.is_first(names, folder)
         if wrong := layout.differences(names, layout.described(target, dtypes=False)):
-            raise UserError(f"the parameters in {said} are of another model: {wrong}. Take the model that they were saved from")
+            raise UserError(
+                f"the parameters in {folder} are of another model: {wrong}. Take the model that they were saved from"
+            )
         item = layout.to_first(target) if first else target
         for key in reversed(inside):
             item = {key: item}
@@ -194,9 +202,11 @@ def _restored(said: epath.Path, directory: epath.Path, inside: list[str], target
 
 
 def check_files(folder: epath.Path, below: str) -> None:
-    """Compares the files of a converted model with their digests: the file `below`, or all files in that folder. UserError for
-    the first that was changed or is missing. New files in `hf/` are allowed, since a tokenizer may be put there by hand. Older
-    conversions have digests of `params/` only."""
+    """Compares files of a converted model with their digests: the file `below`, or all files in that folder.
+
+    UserError for the first that is changed or missing. New files in `hf/` are allowed, since a tokenizer may be put there by
+    hand. Older conversions have digests of `params/` only.
+    """
     try:
         listing = untrusted.parse_json((folder / integrity.DIGESTS).read_bytes(), folder / integrity.DIGESTS)
     except FileNotFoundError:
@@ -211,7 +221,7 @@ def check_files(folder: epath.Path, below: str) -> None:
 
 
 def _digests(folder: epath.Path, below: str) -> dict[str, str]:
-    """Path relative to `folder` -> SHA-256, for the file `below` or all files in that folder; empty if there is none."""
+    """Returns {path relative to `folder`: SHA-256} for the file `below`, or all files in that folder; {} if missing."""
     path = folder / below
     if path.is_dir():
         return {f"{below}/{name}": digest for name, digest in integrity.digests(path).items()}

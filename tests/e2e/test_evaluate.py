@@ -74,7 +74,7 @@ def test_values_out_of_range_are_named_before_anything_is_read(flag, tmp_path, c
 def test_home_and_interruption(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["--from=~/run"]) == 2
-    assert "--from=~/run is not there" in capsys.readouterr().err
+    assert "--from=~/run does not exist" in capsys.readouterr().err
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

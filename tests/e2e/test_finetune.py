@@ -171,7 +171,7 @@ def test_a_fine_tuned_model_is_one_like_any_other(tune, tuning, corpus, tmp_path
 def test_a_converted_model_is_fine_tuned_in_text(tune, pretrained, tmp_path):
     begun = saved.open(pretrained)
     checkpoint.save_params(tmp_path / "converted", begun.model, begun.params())
-    refused(tune(tmp_path / "none", "labelled.text", start=tmp_path / "converted"), "has no tokenizer: put")
+    refused(tune(tmp_path / "none", "labelled.text", start=tmp_path / "converted"), "has no tokenizer; put")
     (tmp_path / "converted" / "hf").mkdir()
     (tmp_path / "converted" / "hf" / "tokenizer.model").write_bytes(begun.tokenizer_bytes())
     code, err = tune(tmp_path / "tuned", "labelled.text", start=tmp_path / "converted")
@@ -201,7 +201,7 @@ def test_mistakes_take_one_line(tune, pretrained, corpus, tmp_path):
     }.items():
         refused(tune(tmp_path / "run", *words), cause)
     refused(tune(tmp_path / "run", "labelled", start=tmp_path / "empty"), "train.init_from=", "empty folder")
-    refused(tune(tmp_path / "run", "labelled", start=tmp_path / "nowhere"), "train.init_from=", "is not there")
+    refused(tune(tmp_path / "run", "labelled", start=tmp_path / "nowhere"), "train.init_from=", "does not exist")
     refused(tune(tmp_path / "run", "labelled", start="None"), "needs a model to start from: give --config.train.init_from=RUN")
     refused(tune(tmp_path / "run", "spans", file="pair", start="None"), "needs a model to start from")
 

@@ -74,7 +74,7 @@ def test_what_does_not_match_is_named(train, trained, converted, tmp_path):
         refused(wide, "of another model", "saved [", "(and ")
         other = train(tmp_path / "other", "decoder.causal", FEW, begin, "--config.data.tokenizer.vocab_size=410")
         refused(other, "another tokenizer", "data.tokenizer.path")
-        with pytest.raises(UserError, match="holds one model alone, and 'generator' cannot begin"):
+        with pytest.raises(UserError, match="has a single model, and no parameters for 'generator'"):
             saved.open(source).params({"model": {}, "generator": {}})
     for layers, cause in ((1, "wanted nothing"), (3, "saved nothing, wanted [")):
         deep = f"--config.model.decoder.num_layers={layers}"
@@ -127,5 +127,5 @@ def test_the_tokenizer_of_a_converted_model(converted):
     assert saved.open(converted).tokenizer().proto == found.tokenizer().proto
     (converted / "hf" / "spiece.model").unlink()
     assert saved.open(converted).tokenizer_bytes() is None
-    with pytest.raises(UserError, match="has no tokenizer: put"):
+    with pytest.raises(UserError, match="has no tokenizer; put"):
         saved.open(converted).tokenizer()

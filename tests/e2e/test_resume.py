@@ -238,7 +238,7 @@ def test_a_finished_run_started_again_says_the_same(train, uninterrupted, tmp_pa
             code, err = train(workdir)
     finally:
         restore()
-    assert code == 75 and err.splitlines()[-1] == "told to end; the same command starts again", err
+    assert code == 75 and err.splitlines()[-1] == "terminated; the same command starts again", err
     with warnings.catch_warnings():
         code, err = train(workdir)
     after = summary(workdir)

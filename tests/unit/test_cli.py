@@ -83,7 +83,7 @@ def test_flags_and_overrides():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "cause"),
     [
         (["--rows=3"], "--config is missing; python -m lm.example --help has examples"),
         (["--confg=F"], "unknown flag --confg; did you mean '--config'?"),
@@ -100,10 +100,10 @@ def test_flags_and_overrides():
         (["--config=F", "--source=D"], "--source is --from now: give --from=D"),
     ],
 )
-def test_mistakes(words, said):
+def test_mistakes(words, cause):
     with pytest.raises(UserError) as error:
         parser().parse(words)
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(cause)
 
 
 def test_the_old_flag_of_evaluate_names_the_new_one(capsys):

@@ -1,4 +1,4 @@
-"""Whatever ends a command is one line and an exit code. Where signals and streams are at stake, a real process."""
+"""Every exit of a command is one line and an exit code. Signals and streams are tested in real processes."""
 
 import ast
 import errno
@@ -28,7 +28,7 @@ ENDS = {
         2,
         "error: a file exceeds this shell's size limit; raise it (ulimit -f) and start again",
     ),
-    "no access": (PermissionError(errno.EACCES, "no", "f"), 2, "error: no; mend that and start again (f)"),
+    "no access": (PermissionError(errno.EACCES, "no", "f"), 2, "error: no; fix that and start again (f)"),
     "no home": (
         RuntimeError("Could not determine home directory."),
         2,
@@ -38,7 +38,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("case", ENDS)
-def test_whatever_ends_a_command_is_one_line(capsys, case):
+def test_every_exit_is_one_line(capsys, case):
     error, code, line = ENDS[case]
 
     def main(argv):
@@ -50,7 +50,7 @@ def test_whatever_ends_a_command_is_one_line(capsys, case):
 
 
 def test_an_error_in_a_callback_of_a_library_does_not_end_the_process(monkeypatch):
-    """Its thread is not Python's own. What a failed save leaves behind, of which the error was told, is not shown."""
+    """The library's thread calls the hook. Errors that follow from a failed save, which was reported, are not printed."""
     shown = []
     monkeypatch.setattr(sys, "__excepthook__", lambda kind, error, trace: shown.append(str(error)))
     monkeypatch.setattr(process.os, "_exit", lambda code: shown.append(code))
@@ -62,7 +62,7 @@ def test_an_error_in_a_callback_of_a_library_does_not_end_the_process(monkeypatc
 
 
 def test_a_second_cause_is_on_the_same_line(capsys):
-    """Such as a save that failed while the run ended for another reason. Notes of libraries are not shown."""
+    """Such as a save that failed while the run stopped for another reason. Notes of libraries are not printed."""
 
     def main(argv):
         error = UserError("the steps were skipped")
@@ -170,7 +170,7 @@ def test_an_error_of_a_library_that_was_interrupted_is_the_interruption(now, cap
         assert cli.command(main)([]) == 75
     finally:
         restore()
-    assert capsys.readouterr().err == "told to end; the same command starts again\n"
+    assert capsys.readouterr().err == "terminated; the same command starts again\n"
 
 
 SCRIPT = """
@@ -212,7 +212,7 @@ def test_a_signal_in_a_process(tmp_path):
         child.send_signal(number)
         err = child.communicate(timeout=HANGS)[1]
         assert child.returncode == code, err
-        assert err == ("interrupted" if code == 130 else "told to end") + "; the same command starts again\n"
+        assert err == ("interrupted" if code == 130 else "terminated") + "; the same command starts again\n"
 
 
 def test_streams_that_are_gone_or_take_no_such_characters():

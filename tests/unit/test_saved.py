@@ -1,4 +1,4 @@
-"""What a folder holds, and what is said of every other folder that a user may name."""
+"""Opening saved models, and the errors for every other folder that a user may give."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_a_converted_model(converted):
     source = saved.open(converted)
     assert (source.model, source.run, source.step) == (RUN.model, None, None)
     assert source.tokenizer_bytes() is None
-    with pytest.raises(UserError, match="has no tokenizer: put the one of this model into .*hf"):
+    with pytest.raises(UserError, match="has no tokenizer; put that of this model into .*hf"):
         source.tokenizer()
 
 
@@ -54,9 +54,9 @@ def test_a_damaged_step_is_passed_over_and_where_none_is_intact_each_is_named(tr
         saved.open(run)
 
 
-FOLDERS = {  # what a user may name by mistake: how it is made in an empty folder, and what is said
+FOLDERS = {  # given by mistake -> (how it is made from an empty folder, the error)
     "empty": (lambda d: None, "is an empty folder"),
-    "gone": (lambda d: d.rmdir(), "is not there"),
+    "gone": (lambda d: d.rmdir(), "does not exist"),
     "file": (lambda d: (d.rmdir(), d.write_text("x")), "is a file; give the folder"),
     "transformers": (
         lambda d: (d / "config.json").write_text('{"model_type": "gpt2"}'),
@@ -64,7 +64,7 @@ FOLDERS = {  # what a user may name by mistake: how it is made in an empty folde
     ),
     "weights": (lambda d: (d / "model-00001-of-00002.safetensors").touch(), "is a Hugging Face folder"),
     "pickles": (lambda d: (d / "pytorch_model.bin").touch(), "is a Hugging Face folder"),
-    "unfinished": (lambda d: (d / "params").mkdir(), "is a conversion that was not finished .no model.json."),
+    "unfinished": (lambda d: (d / "params").mkdir(), "is an unfinished conversion .no model.json."),
     "no checkpoint": (
         lambda d: ((d / "config.json").write_text("{}"), (d / "checkpoints").mkdir()),
         "is a run without a ch",
@@ -103,7 +103,7 @@ def test_a_folder_without_the_right_to_read_it(trained, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(type(saved.epath.Path(trained)), "iterdir", refused)
-    with pytest.raises(UserError, match="cannot be read .Permission denied.; mend that, or give another"):
+    with pytest.raises(UserError, match="cannot be read .Permission denied.; fix that, or give another"):
         saved.open(trained)
 
 
@@ -116,7 +116,7 @@ def test_a_bucket_without_gcsfs(monkeypatch):
         saved.open("gs://bucket/run")
 
 
-def test_a_file_of_a_model_that_was_changed(converted, tmp_path):
+def test_a_changed_file_of_a_converted_model(converted, tmp_path):
     folder = shutil.copytree(converted, tmp_path / "changed")
     listing = json.loads((folder / "SHA256.json").read_text())
     (folder / next(name for name in listing if name.startswith("params/"))).write_bytes(b"x")
@@ -127,7 +127,7 @@ def test_a_file_of_a_model_that_was_changed(converted, tmp_path):
         saved.open(folder)
 
 
-# --------------------------------------------------------------------------- parameters of which some are made anew
+# --------------------------------------------------------------------------- restoring parameters with a fresh head
 
 
 TRUNK = {"embed": {"tokens": np.arange(16.0, dtype=np.float32).reshape(8, 2)}, "encoder": {"norm": np.ones(2, np.float32)}}
@@ -155,15 +155,15 @@ def test_a_fresh_head_on_the_saved_trunk(converted):
     jax.tree.map(np.testing.assert_array_equal, kept, TRUNK | {"head": OLD_HEAD})
 
 
-def test_a_head_that_is_not_saved_is_no_hindrance(converted, tmp_path):
-    """A tied head has no parameters of its own; and a model may come without a head where it had one."""
+def test_a_fresh_head_need_not_be_saved(converted, tmp_path):
+    """A tied head has no parameters of its own, and a model may be loaded without the head that it was saved with."""
     checkpoint.save_params(tmp_path, config.Model(8, 2), TRUNK)
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path, TRUNK | {"head": NEW_HEAD}, head=NEW_HEAD)["head"], NEW_HEAD)
     without = {"embed": TRUNK["embed"], "encoder": TRUNK["encoder"]}
     assert load(converted, without, head={})["head"] == {}
 
 
-def test_all_but_the_fresh_must_be_both_saved_and_wanted(converted):
+def test_all_other_names_must_be_both_saved_and_wanted(converted):
     wanted = TRUNK | {"head": NEW_HEAD}
     more = wanted | {"encoder": {"norm": np.ones(2), "bias": np.ones(2)}}
     for tree, fresh, cause in (

@@ -430,7 +430,7 @@ def test_a_library_that_a_signal_interrupts_is_the_interruption(theirs, tmp_path
             monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", interrupted)
             assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 75
             err = capsys.readouterr().err
-            assert err.startswith("told to end; the same command starts again") and err.count("\n") == 1
+            assert err.startswith("terminated; the same command starts again") and err.count("\n") == 1
             assert not (tmp_path / "ours").exists()
     finally:
         restore()
