@@ -6,7 +6,7 @@
                                            -> config.json, safetensors
   python -m lm.convert families            lists the known model types
 
-Tensors are read and written one by one, so memory stays near the model's own size. The tokenizer's files are carried along.
+Tensors are read and written one by one, so memory stays near the model's size. Tokenizer files are copied.
 """
 
 import argparse
@@ -27,10 +27,10 @@ HELP = {
 def main(argv: list[str] | None = None) -> int:
     flags = parser().parse(argv)
     try:
-        startup.after_jax()  # and not `before_jax`: nothing is computed here, and freed memory is to go back
+        startup.after_jax()  # without `before_jax`, which makes the process keep freed memory
         _do(flags)
     except MemoryError as error:
-        cure = "convert on a machine that has twice the size of the weights"
+        cure = "convert on a machine with twice the size of the weights"
         raise UserError(f"not enough memory{f' ({error})' if str(error) else ''}; {cure}") from None
     except UserError:
         raise
@@ -61,7 +61,9 @@ def parser() -> cli.Parser:
         command.add_argument("target", metavar="DST", help="a new folder")
         if name == "from_hf":
             command.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as saved, float16 as float32")
-            command.add_argument("--scan", action=argparse.BooleanOptionalAction, help="stack the layers; default: from 8 on")
+            command.add_argument(
+                "--scan", action=argparse.BooleanOptionalAction, help="stack the layers; default: if 8 or more"
+            )
             command.add_argument("--allow_pickle", action="store_true", help="read pytorch_model*.bin in a process of its own")
             command.add_argument("--drop", metavar="REGEX", help="tensors to leave out, such as 'cls.seq_relationship.*'")
         else:

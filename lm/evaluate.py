@@ -1,16 +1,17 @@
-"""Scores a model on held-out spans, in the ways that its objective allows, so that runs of any architecture compare.
+"""Scores a model on held-out spans of text, so that models of different architectures and objectives can be compared.
 
   python -m lm.evaluate --from=runs/quickstart
   python -m lm.evaluate --from=runs/quickstart --kinds=suffix --spans=64
   python -m lm.evaluate --from=gpt2_converted --config=configs/quickstart.py
 
-  suffix   the span given the text left of it
-  infill   the span given the text on both sides
-  pll      each of its tokens given all the others
+  suffix   log-probability of the span given the text left of it
+  infill   log-probability of the span given the text on both sides
+  pll      sum of log-probabilities of its tokens, each given all others
 
-Prints a table and writes it to FROM/span_scores.json, with the nats of each span. The spans are those of the run's own data;
+Prints a table and writes it to FROM/span_scores.json, with the nats of each span. Spans are drawn from the run's own data;
 --config gives other data and, for a converted model, its objective. Models with the same data and tokenizer get the same spans
-(their digest says so), so figures of the same kind compare. A flagged figure is no probability of the span; its note says why.
+(the digest shows it), so scores of the same kind can be compared. Where the table says NO under probability, a score is not a
+normalized probability of the span, and its note says why.
 """
 
 from lm import cli
@@ -38,14 +39,14 @@ def parser() -> cli.Parser:
     p = cli.parser("lm.evaluate", __doc__, config=False)
     p.renamed = {"--workdir": "--from"}
     p.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="workdir of a run, or a converted model")
-    p.add_argument("--out", metavar="FILE", help="where the scores go; default FROM/span_scores.json")
+    p.add_argument("--out", metavar="FILE", help="file to write; default FROM/span_scores.json")
     p.add_argument("--kinds", default="suffix,infill,pll", help="which scores, separated by commas (default all)")
-    p.add_argument("--spans", hint=Count, default=256, help="how many")
+    p.add_argument("--spans", hint=Count, default=256, help="number of spans")
     p.add_argument("--left", hint=Count, default=64, help="tokens left of a span")
-    p.add_argument("--span", hint=Count, default=16, help="tokens of a span")
-    p.add_argument("--right", hint=Count, default=32, help="tokens right of it")
-    p.add_argument("--seed", hint=Seed, default=0, help="of the choice of spans")
-    p.add_argument("--batch_size", hint=Count, default=64, help="rows at a time")
+    p.add_argument("--span", hint=Count, default=16, help="tokens in a span")
+    p.add_argument("--right", hint=Count, default=32, help="tokens right of a span")
+    p.add_argument("--seed", hint=Seed, default=0, help="seed that spans are drawn with")
+    p.add_argument("--batch_size", hint=Count, default=64, help="rows in a batch")
     return p
 
 

@@ -1,9 +1,9 @@
-"""Prepares the data of a run: reads, cleans, deduplicates, splits, tokenizes and stores it, once.
+"""Prepares the data of a run: reads, cleans, deduplicates, splits, tokenizes and caches it.
 
   python -m lm.prepare --config=configs/quickstart.py
   python -m lm.prepare --config=configs/quickstart.py --config.data.cache=/data
 
-Training prepares what is not prepared yet; this does it ahead of time, on a machine without an accelerator.
+Training prepares data that is not in the cache. This does it ahead of time, on a machine without an accelerator.
 """
 
 from lm import cli, config
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepared_for(run: config.Run) -> Prepared:
-    """The data as training will read it: a fine-tuning's tokenizer is that of the model in `train.init_from`."""
+    """Returns the data as training will read it. Fine-tuning uses the tokenizer of the model in `train.init_from`."""
     if isinstance(run.recipe, config.Pretrain):
         return prepare(run.data)
     cli.start_jax()

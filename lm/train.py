@@ -1,19 +1,19 @@
-"""Trains the run that a config describes, or goes on with it where it stopped.
+"""Trains the run that a config describes, or resumes it from its last checkpoint.
 
   python -m lm.train --config=configs/quickstart.py --workdir=runs/quickstart
   python -m lm.train --config=configs/encdec_bart.py --workdir=runs/bart \\
     --config.train.steps=200
 
-On several hosts the same command runs on each, with one --workdir that all of them see. On Cloud TPU slices, GKE, Slurm and
-Open MPI the hosts find each other; elsewhere set these variables in the environment:
+On several hosts, run the same command on each, with a --workdir that all can access. On Cloud TPU slices, GKE, Slurm and
+Open MPI the hosts find each other; elsewhere set these environment variables:
 
   JAX_COORDINATOR_ADDRESS   <host 0>:<port>
-  LM_PROCESSES              how many processes there are
-  LM_PROCESS                the number of this one, from 0 on
-  LM_BARRIER_SECONDS        how long hosts wait for one another at the start and
+  LM_PROCESSES              number of processes
+  LM_PROCESS                index of this process, from 0
+  LM_BARRIER_SECONDS        how long hosts wait for each other at the start and
                             around checkpoints (default 600)
-  LM_HEARTBEAT_SECONDS      after how long without a sign of one host the others
-                            end (default 30)
+  LM_HEARTBEAT_SECONDS      how long a host may be silent before the others exit
+                            (default 30)
 """
 
 import re
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse(argv)
     run = cli.load(flags)
     if not flags.workdir and not flags.dry_run:
-        said = "is missing" if flags.workdir is None else "is empty"
-        raise UserError(f"--workdir {said}; give the directory of this run, such as --workdir=runs/first")
+        fault = "is missing" if flags.workdir is None else "is empty"
+        raise UserError(f"--workdir {fault}; give the directory of this run, such as --workdir=runs/first")
     profile = steps_to_profile(flags.profile, run.train.steps)
     cli.start_jax(hosts=True)
     from lm import recipes
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def steps_to_profile(given: str | None, steps: int) -> range | None:
-    """`"10:3"` is the steps 10, 11 and 12."""
+    """Parses FIRST:COUNT: `"10:3"` returns `range(10, 13)`. UserError unless the steps are between 2 and `steps`."""
     if given is None:
         return None
     found = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", given)
@@ -58,9 +58,9 @@ def steps_to_profile(given: str | None, steps: int) -> range | None:
 
 def parser() -> cli.Parser:
     p = cli.parser("lm.train", __doc__, config=True, exits=cli.RUN_EXITS)
-    p.add_argument("--workdir", help="directory of the run, local or gs://; if it holds a run, that run goes on")
+    p.add_argument("--workdir", help="directory of the run, local or gs://; a run that it contains is resumed")
     p.add_argument("--dry_run", action="store_true", help="print config, parameters, FLOPs and memory, and stop")
-    p.add_argument("--allow_changes", action="store_true", help="go on although the config changed (never the model)")
+    p.add_argument("--allow_changes", action="store_true", help="resume although the config changed (never the model)")
     p.add_argument("--profile", metavar="FIRST:COUNT", help="trace these steps with jax.profiler into WORKDIR/profile")
     return p
 

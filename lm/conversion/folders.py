@@ -1,4 +1,4 @@
-"""Folders of Hugging Face and of ours: what `python -m lm.convert` reads and writes."""
+"""Converts folders from and to Hugging Face's format, for `python -m lm.convert`."""
 
 import resource
 import sys
@@ -19,19 +19,21 @@ from lm.conversion import check_family, files, read, write
 from lm.data import tokenizer_check
 from lm.errors import UserError, printable
 
-KEPT = ("architectures", "id2label", "label2id", "problem_type")  # of a classifier's config.json: what its outputs mean
+KEPT = ("architectures", "id2label", "label2id", "problem_type")  # in a classifier's config.json: the meaning of its outputs
 
 
 def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, allow_pickle: bool, drop: str | None) -> str:
-    """Converts a Hugging Face folder to `target`: model.json, params/, and in hf/ its config.json and tokenizer. Returns a line
-    that says what was written."""
+    """Converts a Hugging Face folder to `target`: model.json, params/, and hf/ with its config.json and tokenizer.
+
+    Returns a one-line summary. UserError if the source cannot be read or converted, or if the target is not new.
+    """
     start, source, new = time.perf_counter(), Path(given).expanduser(), paths.local(target, name="the target")
     with atomic.new_folder(new) as folder:
         kept = folder / "hf"
         kept.mkdir()
         carried = files.carry(source, kept)
         if tokenizer := next((name for name in saved.TOKENIZERS if name in carried), None):
-            cure = "take it out of the folder to convert the weights alone"
+            cure = "remove it from the folder to convert only the weights"
             tokenizer_check.check((kept / tokenizer).read_bytes(), name=str(source / tokenizer), cure=cure)
         with _bar("reading") as progress:
             imported = read(
@@ -45,7 +47,7 @@ def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, al
 
 
 def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> str:
-    """Converts a run's workdir or a converted model to a Hugging Face folder. Returns a line that says what was written."""
+    """Converts a run's workdir or a converted model to a Hugging Face folder. Returns a one-line summary."""
     start, new = time.perf_counter(), paths.local(target, name="the target")
     shard = shard_gb * 1e9
     if not 1 <= shard < float("inf"):
@@ -74,7 +76,7 @@ def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> st
 
 @contextmanager
 def _bar(about: str) -> Generator[Callable[[int, int], None]]:
-    """A progress bar in bytes, as `progress(done, total)`."""
+    """Shows a progress bar on a terminal. Yields `progress(done, total)`, in bytes."""
     columns = (TextColumn(about), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -84,7 +86,7 @@ def _bar(about: str) -> Generator[Callable[[int, int], None]]:
 
 @contextmanager
 def _local(folder: epath.Path) -> Generator[Path]:
-    """The folder on this machine: itself, or a temporary copy of one in a bucket."""
+    """Yields a local path of the folder: its own, or that of a temporary copy if it is in a bucket."""
     if not str(folder).startswith("gs://"):
         yield Path(folder)
         return
@@ -95,6 +97,7 @@ def _local(folder: epath.Path) -> Generator[Path]:
 
 
 def _summary(params: Any, about: str, carried: list[str], target: Path, start: float) -> str:
+    """One line with the parameters' number and size, copied files, seconds since `start` and the process's peak memory."""
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,4 +1,4 @@
-"""Scores of a saved model on held-out spans: what `python -m lm.evaluate` prints and writes."""
+"""Scores a saved model on held-out spans, for `python -m lm.evaluate`."""
 
 import json
 from dataclasses import asdict
@@ -32,9 +32,11 @@ def evaluate(
     batch_size: int,
     out: str | None = None,
 ) -> dict[str, Any]:
-    """Scores the model of a folder and writes the result, which is returned, to `out` or to FOLDER/span_scores.json.
+    """Scores the model in `folder`, writes the result to `out` (default: FOLDER/span_scores.json) and returns it.
 
-    The data and the objective are those of `run`; default: of the run that trained the model.
+    `kinds` are separated by commas. Data and objective come from `run`, by default the run that trained the model. In the
+    result, `scores` has for each kind the nats of every span and their mean in bits per byte, or why it is refused.
+    UserError for bad arguments, and for a model without a head over the vocabulary.
     """
     asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
     for kind in asked:
@@ -42,15 +44,15 @@ def evaluate(
             raise UserError(f"--kinds: no kind of score '{kind}'{nearest(kind, KINDS)}")
     target = None if out is None else paths.local(out, name="--out")
     if target is not None and not target.parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {target.parent}; create it first")
+        raise UserError(f"--out={out}: the folder {target.parent} does not exist; create it first")
     source = saved.open(folder)
     own, run = run is None, run or source.run
     if run is None:
-        raise UserError(f"--from={folder} is a converted model, without data of its own: add --config=FILE for what to score")
+        raise UserError(f"--from={folder} is a converted model without data; add --config=FILE with the data to score")
     if own and isinstance(run.recipe, config.Finetune):
-        raise UserError(f"--from={folder} was fine-tuned on records, without documents: add --config=FILE for what to score")
+        raise UserError(f"--from={folder} was fine-tuned on records, not documents; add --config=FILE with the data to score")
     if source.model.head is None or source.model.head.outputs not in (None, 1):
-        raise UserError(f"--from={folder} has no head over the vocabulary, and spans are scored by one; take a language model")
+        raise UserError(f"--from={folder} has no head over the vocabulary, which scores need; give a language model")
     known = span_prompts(source.model.architecture, run.objective)
     tokenizer = source.tokenizer()
     data = _data(run, tokenizer, own=own)
@@ -82,12 +84,14 @@ def evaluate(
 
 
 def _data(run: config.Run, tokenizer: Tokenizer, *, own: bool) -> Prepared:
-    """The prepared data of a run; in the tokens of the model, if it is not the run that trained it."""
+    """Returns the prepared data of `run`, tokenized with the model's tokenizer if the run is not its `own`."""
     if not own:
         return prepare(run.data, tokenizer=tokenizer)
     data = prepare(run.data)
     if data.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise UserError("the data is prepared with another tokenizer than the run's: its sources changed; bring them back")
+        raise UserError(
+            "the data was prepared with a different tokenizer than the run's, because its sources changed; restore them"
+        )
     return data
 
 

@@ -53,8 +53,8 @@ def test_a_converted_model_is_scored_as_the_run_that_it_is_from(train, flags, tm
     assert [s["nats"] for s in theirs["scores"][:2]] == pytest.approx([s["nats"] for s in ours["scores"][:2]], rel=1e-6)
     capsys.readouterr()
     for words, cause in (
-        ([f"--from={converted}"], "is a converted model, without data of its own: add --config=FILE"),
-        ([f"--from={run}", "--out=/nowhere/x.json"], "there is no folder /nowhere; create it first"),
+        ([f"--from={converted}"], "is a converted model without data; add --config=FILE"),
+        ([f"--from={run}", "--out=/nowhere/x.json"], "the folder /nowhere does not exist; create it first"),
     ):
         assert main([*words, *SIZES]) == 2
         assert cause in capsys.readouterr().err
