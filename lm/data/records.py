@@ -84,7 +84,10 @@ def _labelled(value: Mapping[str, Any]) -> Labelled:
     label = value.get("label")
     if type(label) is int:
         value = {**value, "label": str(label)}
-    return Labelled(_string(value, "text"), " ".join(_string(value, "label").split()))
+    label = " ".join(_string(value, "label").split())
+    if "\0" in label:  # labels become `recipe.classes`, and a config has none
+        raise InvalidRecord("field 'label' holds a zero byte")
+    return Labelled(_string(value, "text"), label)
 
 
 def _pair(value: Mapping[str, Any]) -> Pair:

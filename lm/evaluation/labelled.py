@@ -1,4 +1,4 @@
-"""How a model answers held-out records: which class its head gives, which class's words it ranks first, or what it writes."""
+"""Held-out figures of fine-tuned models: the class from a head, the class whose words are most likely, or a written answer."""
 
 import itertools
 from collections import Counter
@@ -23,21 +23,21 @@ from lm.models.transformer import Transformer, head_params
 from lm.objectives import of_texts
 from lm.types import Example, TokenStream
 
-Batch = Callable[[np.ndarray], Example]  # the rows of these numbers; blank past the last
+Batch = Callable[[np.ndarray], Example]  # row numbers, int64 [n] -> these rows; blank past the last
 
 
 @dataclass(frozen=True)
 class HeldOutRecords:
-    """Call with parameters -> the metrics of held-out records, and `majority`, the floor that a model has to beat.
+    """Call with parameters -> the metrics of held-out records, and `majority`, the baseline that a model has to beat.
 
     With `classes`: `accuracy`, and `nll` in nats a record, over the classes. Without: `exact` match and `f1` of the answers
-    that the model writes, and `nll` in nats a token of the right ones; of conversations only `nll`. `items` is how many answers
-    were tested.
+    that the model writes, and `nll` in nats a token of the right ones; with conversations only `nll`. `items` is the number of
+    tested answers.
     """
 
     network: Transformer
     rows: RecordRows  # held out
-    index: np.ndarray  # int64 [N]: those of them that are tested
+    index: np.ndarray  # int64 [N]: numbers of the rows that are tested
     records: Mapping[str, Sequence[Record]]  # held out, by source
     trained: Sequence[Record]
     classes: tuple[str, ...]
@@ -79,7 +79,7 @@ def _answer(record: Record) -> Any:
 
 
 def head_logits(network: Transformer, params: Any, batch: Batch, *, count: int, batch_size: int) -> np.ndarray:
-    """float32 [count, C]: the head's logits of rows 0 .. count - 1, each of which is asked at one position."""
+    """float32 [count, C]: the head's logits of rows 0 .. count - 1, each of which has one position with logits."""
     found = [distributed.fetched(_logits(network, params, batch(index)))[:, 0] for index in _batches(count, batch_size)]
     return np.concatenate(found)[:count]
 
@@ -92,13 +92,13 @@ def answer_loss(network: Transformer, params: Any, batch: Batch, *, count: int, 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a model reads before it answers, by record: ids for the encoder, if there is one, and for the decoder."""
+    """What a model reads before each answer: ids for the encoder (None without one) and for the decoder."""
 
     builder: ExampleBuilder
     read: Sequence[tuple[np.ndarray | None, np.ndarray]]
 
     def class_log_probs(self, network: Transformer, params: Any, classes: Sequence[str], *, batch_size: int) -> np.ndarray:
-        """float32 [N, C]: the log-probability of each class's words, and of their end, behind each prompt."""
+        """float32 [N, C]: the log-probability of each class's words and the eos after them, given each prompt."""
         words = self.builder.answers(list(classes))
         candidates = np.zeros((len(words), max(map(len, words))), np.int32)
         weights = np.zeros(candidates.shape, np.float32)
@@ -111,7 +111,7 @@ class Prompts:
         return np.concatenate(found)[: len(self.read)]
 
     def answers(self, network: Transformer, params: Any, *, batch_size: int) -> list[str]:
-        """The model's most likely answer to each prompt, token by token up to its end."""
+        """The model's answer to each prompt: the most likely token at each step, up to eos."""
         tokenizer = self.builder.tokenizer
         forbidden = ~of_texts(tokenizer, network.config.vocab_size)
         forbidden[tokenizer.eos_id] = False
@@ -125,7 +125,7 @@ class Prompts:
         return found[: len(self.read)]
 
     def _batch(self, index: np.ndarray) -> tuple[TokenStream, TokenStream | None]:
-        """Prompts of one shape, for the decoder and the encoder; past the last record the last is repeated."""
+        """The prompts numbered `index` for the decoder and for the encoder; past the last, the last prompt is repeated."""
         chosen = [self.read[min(i, len(self.read) - 1)] for i in index.tolist()]
         begun, encoded = [decoder for _, decoder in chosen], [encoder for encoder, _ in chosen if encoder is not None]
         if encoded:
@@ -134,13 +134,13 @@ class Prompts:
 
 
 def majority(trained: Sequence[str], held_out: Sequence[str], same: Callable[[str, str], bool]) -> float:
-    """The share of held-out answers that are the most common one of the training records: the floor of every model."""
+    """The share of held-out answers that equal the most common training answer: a baseline for every model."""
     commonest = Counter(trained).most_common(1)[0][0]
     return float(np.mean([same(commonest, answer) for answer in held_out]))
 
 
 def _batches(count: int, size: int) -> list[np.ndarray]:
-    """int64 [size] each: 0 .. count - 1 and, in the last, numbers past the end."""
+    """0 .. count - 1 in arrays int64 [size]; the last one may contain larger numbers."""
     return [np.arange(first, first + size) for first in range(0, count, size)]
 
 

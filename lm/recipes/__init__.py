@@ -1,4 +1,4 @@
-"""Kinds of training, one file each: what each says of itself (`lm.training.recipe`). `lm.training.run` does the rest."""
+"""Kinds of training, one file each, which define a `lm.training.recipe.Recipe`; `lm.training.run` does the rest."""
 
 from pathlib import Path
 from typing import Any

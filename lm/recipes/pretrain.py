@@ -1,4 +1,4 @@
-"""Pretraining: windows of documents, made into questions by the run's objective, from which one model learns."""
+"""Pretraining: one model learns from windows of documents, which the run's objective turns into Examples."""
 
 import warnings
 from collections.abc import Callable
@@ -32,7 +32,7 @@ NOTHING_HELD_OUT = (
 
 
 def tokens(run: config.Run) -> Task:
-    """One model, and the cross-entropy of the tokens, or classes of its head, that the rows ask for."""
+    """The task of one model, with the cross-entropy of the rows' targets: tokens, or classes if its head has `outputs`."""
     model = Transformer(run.model)
     outputs = run.model.head.outputs if run.model.head else None
     settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs or run.model.vocab_size)
@@ -47,7 +47,7 @@ def tokens(run: config.Run) -> Task:
     )
 
 
-TASKS: dict[type, Callable[[config.Run], Task]] = {config.ReplacedTokens: replaced_tokens.task}  # of other objectives: `tokens`
+TASKS: dict[type, Callable[[config.Run], Task]] = {config.ReplacedTokens: replaced_tokens.task}  # all others: `tokens`
 
 
 class Pretraining(Recipe):

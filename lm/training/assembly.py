@@ -1,4 +1,4 @@
-"""A config and its recipe become the parts of a run: mesh, data, task, state plan and step, checked in the order of cost."""
+"""Makes the parts of a run from its config and recipe: mesh, task, data, state plan and step. Cheap checks come first."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from lm.training.task import Task
 
 
 def assemble(run: config.Run, recipe: Recipe, *, progress: bool = True) -> Parts:
-    """UserError where the run does not fit itself, the devices or the data."""
+    """Raises UserError if the config contradicts itself, or does not fit the devices or the data."""
     mesh = sharding.make_mesh(run.mesh)
     task = check(run, recipe, mesh)
     data = recipe.data(run, progress=progress)
@@ -37,7 +37,7 @@ def assemble(run: config.Run, recipe: Recipe, *, progress: bool = True) -> Parts
 
 
 def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
-    """The task of a run. UserError where the run does not fit itself or the devices, as far as that is known without data."""
+    """Returns the task. Raises UserError if the config contradicts itself or does not fit the devices."""
     if not (run.model.encoder or run.model.decoder):
         raise UserError("model has neither an encoder nor a decoder: give one of them, or both")
     optim.schedule(run.optimizer.schedule, run.optimizer.learning_rate, run.train.steps)
@@ -57,9 +57,9 @@ def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
 
 
 def check_memory(state: int, devices: list[Any]) -> None:
-    """UserError where a device's part of the state, in bytes, is more than the device has; a step needs more yet."""
+    """Raises UserError if the state takes more bytes per device than a device has. A step needs more than the state."""
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-    if devices[0].platform == "cpu":  # which has no limit of its own, and shares the machine's memory with the others
+    if devices[0].platform == "cpu":  # reports no limit; all CPU devices share the machine's memory
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
     if limit is not None and state > limit:
         raise UserError(
@@ -69,11 +69,11 @@ def check_memory(state: int, devices: list[Any]) -> None:
 
 
 def computation(run: config.Run, task: Task, mesh: Mesh, lengths: Lengths, row: Any) -> Computation:
-    """From a blank row alone. Nothing is put on the mesh's devices."""
+    """Makes everything that needs no data, from a blank row. Puts nothing on the mesh's devices."""
     tx, schedule = optim.make(run.optimizer, run.train.steps)
     shapes = abstract_batch(row, run.train.batch_size)
     batch = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    # Outside of `sharding.use`: Optax makes a few numbers at once, which would have to lie on the mesh.
+    # Outside of `sharding.use`: Optax creates a few concrete numbers, which would be put on the mesh.
     plan = plan_state(lambda key: task.init(key, batch()), tx, mesh, ema=run.optimizer.ema is not None)
     frozen = None
     if task.frozen is not None:
@@ -84,7 +84,7 @@ def computation(run: config.Run, task: Task, mesh: Mesh, lengths: Lengths, row: 
 
 
 def abstract_params(init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
-    """What `init(key)` makes, as abstract arrays with the shardings that its logical axis names mean."""
+    """The result of `init(key)` as abstract arrays, with shardings from its logical axis names."""
     boxed = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.param_shardings(boxed, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.unbox(boxed), shardings)

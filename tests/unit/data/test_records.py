@@ -61,6 +61,7 @@ def test_what_is_read_and_written_again(format, value, record):
         ("pair", {"question": "w1", "answer": {"text": "w1"}}, r"field 'answer' is a dict, not text"),
         ("pair", {"question": "w1", "answer": "w1", "contxt": "w1"}, r"field 'contxt' is unknown; did you mean 'context'"),
         ("messages", {"conversation": []}, r"no field 'messages'"),
+        ("labelled", {"text": "w1", "label": "a\0b"}, "field 'label' holds a zero byte"),
         ("messages", {"messages": "w1"}, r"field 'messages' is a str, not a list"),
         ("messages", {"messages": []}, r"no message is the assistant's"),
         ("messages", {"messages": [U]}, r"no message is the assistant's"),
