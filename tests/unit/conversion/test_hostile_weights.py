@@ -268,7 +268,7 @@ def test_a_hostile_tokenizer_does_not_come_in(theirs, tmp_path, capsys):
         (folder / name).write_bytes(data)
         assert main(["from_hf", str(folder), str(tmp_path / "ours")]) == 2
         err = capsys.readouterr().err
-        assert f"error: {folder / name} is refused: " in err and "convert the weights alone" in err and err.count("\n") == 1
+        assert f"error: {folder / name} is refused: " in err and "convert only the weights" in err and err.count("\n") == 1
         assert not (tmp_path / "ours").exists()
         (folder / name).unlink()
 
