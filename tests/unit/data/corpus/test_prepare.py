@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -20,6 +18,7 @@ from lm.data.corpus import build, stages
 from lm.data.corpus import prepare as module
 from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
+from lm.prepare import main
 
 WORDS = "the state of union and congress people war peace treasury law year navy army bank road".split()
 
@@ -349,45 +348,6 @@ def test_corrupt_records_fail_or_are_counted(tmp_path, data):
     assert "line 25" in a["examples"]["unreadable"][0] and "line 26" in a["examples"]["unreadable"][1]
 
 
-LONG_LINE = """
-import json, random, resource, sys
-from pathlib import Path
-from lm import config
-from lm.data.corpus.prepare import prepare
-
-folder, rng = Path(sys.argv[1]), random.Random(0)
-base = "".join(rng.choice("the state of the union and congress people war peace law".split()) + " " for _ in range(2000))
-
-def peak(name, texts, tokenizer):
-    path = folder / f"{name}.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\\n" for text in texts))
-    source = config.Source(kind="jsonl", path=str(path))
-    settings = dict(tokenizer=tokenizer, cache=str(folder / name), dedup=config.Dedup(near=None))
-    report = prepare(config.Data({name: source}, **settings), progress=False).report
-    assert report["sources"][name]["bytes"] > sum(map(len, texts)) - 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-ours, given = config.Tokenizer(vocab_size=400), config.Tokenizer(path=str(folder / "tokenizer.json"))
-long = [base * 400, base[:5000] + "fin"]
-peak("little", [base, long[1]], ours)
-before = peak("little", [base, long[1]], given)
-print(len(long[0]) / 1024, *(peak(name, long, kind) - before for name, kind in (("ours", ours), ("given", given))))
-"""
-
-
-def test_a_line_of_megabytes_costs_a_few_times_its_size(tmp_path):
-    """All of the process's memory, that of the tokenizers' libraries too: a tokenizer.json took 110 times the line."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    alphabet = {piece: i for i, piece in enumerate(pre_tokenizers.ByteLevel.alphabet())}
-    file = Tokenizer(models.BPE(alphabet, []))
-    file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    file.save(str(tmp_path / "tokenizer.json"))
-    run = subprocess.run([sys.executable, "-c", LONG_LINE, str(tmp_path)], capture_output=True, text=True, check=True)
-    size, ours, given = map(float, run.stdout.split())
-    assert size > 3500 and ours < 50 * size and given < 80 * size
-
-
 def test_an_empty_corpus(tmp_path, data):
     write(tmp_path / "b.jsonl", ["", " \n "])
     with pytest.raises(UserError, match=r"source 'b' .* has no text: 2 documents read, 0 unreadable, 2 shorter than"):
@@ -475,19 +435,20 @@ def test_processes_and_threads_clean_alike(data, monkeypatch):
     assert all(np.array_equal(p[1].near, t[1].near) for p, t in zip(process, thread, strict=True))
 
 
-def test_the_command(tmp_path, data):
+def test_the_command(tmp_path, data, capsys):
     (tmp_path / "c.py").write_text(
         "def get_config():\n    return {'model': {'vocab_size': 420, 'width': 8}, 'data': {'cache': "
         f"{data.cache!r}, 'tokenizer': {{'vocab_size': 420}}, 'sources': {{'a': {{'kind': 'jsonl', 'path': "
         f"{str(tmp_path / 'a.jsonl')!r}}}}}}}}}\n"
     )
-    command = [sys.executable, "-m", "lm.prepare", f"--config={tmp_path / 'c.py'}"]
-    good = subprocess.run([*command, "--config.data.holdout=0.1"], capture_output=True, text=True)
-    assert good.returncode == 0 and "bytes per token" in good.stdout and "held out documents" in good.stdout
-    bad = subprocess.run([*command, "--config.data.tokenizer.vocab_size=9000"], capture_output=True, text=True)
-    last = bad.stderr.strip().splitlines()[-1]
-    assert bad.returncode == 2 and last.startswith("error: data.tokenizer.vocab_size=9000 is more")
-    assert "Traceback" not in bad.stderr
+    flags = [f"--config={tmp_path / 'c.py'}"]
+    assert main([*flags, "--config.data.holdout=0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "bytes per token" in said and "held out documents" in said
+    assert main([*flags, "--config.data.tokenizer.vocab_size=9000"]) == 2
+    said = capsys.readouterr().err
+    assert said.strip().splitlines()[-1].startswith("error: data.tokenizer.vocab_size=9000 is more")
+    assert "Traceback" not in said
 
 
 def test_sotu():
