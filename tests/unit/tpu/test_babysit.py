@@ -1,4 +1,4 @@
-"""The babysitter's decisions, without gcloud; test_scripts.py tests it with the fake one."""
+"""The babysitter's decisions, without gcloud; e2e/test_tpu_scripts.py tests it with the fake one."""
 
 import pytest
 

@@ -290,7 +290,7 @@ def test_a_config_names_its_pod(world, capsys):
     source = "def get_config(name):\n    import dataclasses\n    from lm import config\n    from lm.config import resolve\n"
     source += "    run = resolve.load('REPO/configs/quickstart.py')\n"
     source += "    return dataclasses.replace(run, pod=config.Pod(topology=name, slices=2))\n"
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     (actions.ROOT / "configs/pod.py").write_text(source.replace("REPO", str(root)))
     assert main(["create", "pod", "--config=configs/pod.py:v5litepod-256", "--dry_run"]) == 0
     assert "--node-count=2" in (out := capsys.readouterr().out) and "--accelerator-type=v5litepod-256" in out
