@@ -94,7 +94,7 @@ def test_a_run_of_two_models(train, tmp_path):
     # The model alone goes into a plain run, and a plain run's model is no pair.
     code, err = train(alone, "encoder.masked", FEW, begin, "--config.model.head.tied=False")
     assert code == 0, err
-    refused(train(tmp_path / "pair", both, FEW, f"--config.train.init_from={alone}", *head), "one model alone", "'generator'")
+    refused(train(tmp_path / "pair", both, FEW, f"--config.train.init_from={alone}", *head), "a single model", "'generator'")
 
 
 def test_the_latest_intact_checkpoint_is_read(trained, tmp_path):
