@@ -159,6 +159,10 @@ def _replace_streams() -> None:
 # ----------------------------------------------------------------------------------------------------- start and exit
 
 
+# After a failed save, which has been reported, TensorStore's other writes report to an event loop that is closed.
+CLOSED_LOOP = "Event loop is closed"
+
+
 def begin() -> None:
     """Installs streams, signal handlers and exception hooks. `lm/__init__.py` calls it for every `python -m lm...`, before any
     slow import. A second call does nothing."""
@@ -173,11 +177,10 @@ def begin() -> None:
 def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """The `sys.excepthook`: handles exceptions raised outside of a `cli.command`, mostly while modules are imported.
 
-    It also gets errors in callbacks on a library's threads, which must not end the process. After a failed save, which has been
-    reported, TensorStore's other writes report to an event loop that is closed; that is not printed.
+    It also gets errors in callbacks on a library's threads, which must not end the process; CLOSED_LOOP is not printed.
     """
     if threading.current_thread() is not threading.main_thread():
-        if str(error) != "Event loop is closed":
+        if str(error) != CLOSED_LOOP:
             sys.__excepthook__(kind, error, trace)
         return
     if (ended := ending(error)) is None:
@@ -189,9 +192,11 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> No
 
 
 def _unraisable(info: Any) -> None:
-    """The `sys.unraisablehook`: sends the signal again if `Ended` was raised in a destructor, where Python drops it."""
+    """The `sys.unraisablehook`: sends the signal again if `Ended` was raised in a destructor, where Python drops it. Errors in
+    callbacks of a library come here or to `_uncaught`, depending on how its C++ code calls Python."""
     if not issubclass(info.exc_type, Ended):
-        sys.__unraisablehook__(info)
+        if str(info.exc_value) != CLOSED_LOOP:
+            sys.__unraisablehook__(info)
         return
     number = signal.SIGINT if _Asked.code == EXIT_INTERRUPTED else signal.SIGTERM
     handler = signal.getsignal(number)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,10 @@ def test_an_error_in_a_callback_of_a_library_does_not_end_the_process(monkeypatc
         thread.start()
         thread.join()
     assert shown == ["else", "[Errno 28] no space"]
+    monkeypatch.setattr(sys, "__unraisablehook__", lambda info: shown.append(str(info.exc_value)))
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("unraisable")):
+        process._unraisable(SimpleNamespace(exc_type=type(error), exc_value=error))
+    assert shown[2:] == ["unraisable"]
 
 
 def test_a_second_cause_is_on_the_same_line(capsys):
