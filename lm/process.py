@@ -195,7 +195,8 @@ def _unraisable(info: Any) -> None:
     """The `sys.unraisablehook`: sends the signal again if `Ended` was raised in a destructor, where Python drops it. Errors in
     callbacks of a library come here or to `_uncaught`, depending on how its C++ code calls Python."""
     if not issubclass(info.exc_type, Ended):
-        if str(info.exc_value) != CLOSED_LOOP:
+        # An event loop that found no free file descriptor raises in its destructor as well; the first error is reported.
+        if str(info.exc_value) != CLOSED_LOOP and getattr(info.object, "__qualname__", "") != "BaseEventLoop.__del__":
             sys.__unraisablehook__(info)
         return
     number = signal.SIGINT if _Asked.code == EXIT_INTERRUPTED else signal.SIGTERM

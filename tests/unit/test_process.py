@@ -1,6 +1,7 @@
 """Every exit of a command is one line and an exit code. Signals and streams are tested in real processes."""
 
 import ast
+import asyncio
 import errno
 import os
 import signal
@@ -61,8 +62,13 @@ def test_an_error_in_a_callback_of_a_library_does_not_end_the_process(monkeypatc
         thread.join()
     assert shown == ["else", "[Errno 28] no space"]
     monkeypatch.setattr(sys, "__unraisablehook__", lambda info: shown.append(str(info.exc_value)))
-    for error in (RuntimeError("Event loop is closed"), RuntimeError("unraisable")):
-        process._unraisable(SimpleNamespace(exc_type=type(error), exc_value=error))
+    half_made = AttributeError("no attribute '_ssock'")
+    for error, where in (
+        (RuntimeError("Event loop is closed"), None),
+        (half_made, asyncio.BaseEventLoop.__del__),
+        (RuntimeError("unraisable"), None),
+    ):
+        process._unraisable(SimpleNamespace(exc_type=type(error), exc_value=error, object=where))
     assert shown[2:] == ["unraisable"]
 
 
