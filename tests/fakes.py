@@ -1,4 +1,4 @@
-"""Stand-ins that several tests share: a tokenizer of whole words, and models of a thousand parameters."""
+"""Stand-ins that several tests share: a tokenizer of whole words, documents in memory, an objective, small models."""
 
 import dataclasses
 from functools import cache
@@ -29,6 +29,23 @@ class WordTokenizer:
 
     def require(self, name):
         return getattr(self, f"{name}_id")
+
+
+class Backwards:
+    """An objective that nothing declares."""
+
+
+class MemoryStore:
+    """Documents in memory: `tokens` (int [N]), cut into documents of these lengths; four bytes a token."""
+
+    def __init__(self, tokens, lengths):
+        self.tokens, self.offsets = np.asarray(tokens, np.int32), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self.num_tokens, self.num_documents, self.num_bytes = len(self.tokens), len(lengths), 4 * len(self.tokens)
+        assert self.offsets[-1] == self.num_tokens
+
+    def read(self, starts, length):
+        assert (starts >= 0).all() and (starts + length <= self.num_tokens).all()
+        return self.tokens[starts[:, None] + np.arange(length)]
 
 
 def small_model(architecture, *, outputs=None, **changes):

@@ -15,6 +15,7 @@ from lm.errors import UserError
 from lm.losses.cross_entropy import token_losses
 from lm.models.transformer import Transformer
 from lm.types import WORD, Example, TokenStream
+from tests.fakes import MemoryStore
 
 BOS, EOS, MASK, RESERVED, V = 1, 2, 3, 20, 120
 VOCABULARY = SimpleNamespace(
@@ -30,21 +31,12 @@ VOCABULARY = SimpleNamespace(
 )
 
 
-class FakeStore:
-    """Documents in memory, each with bos and eos."""
-
-    def __init__(self, lengths, seed=0, unique=False):
-        rng = np.random.default_rng(seed)
-        total = int(sum(lengths))
-        self._tokens = np.arange(total) + RESERVED if unique else rng.integers(RESERVED, V, total)
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._tokens[self.offsets[:-1]] = BOS
-        self._tokens[self.offsets[1:] - 1] = EOS
-        self.num_tokens, self.num_documents, self.num_bytes = total, len(lengths), 4 * total
-
-    def read(self, starts, length):
-        assert (starts >= 0).all() and (starts + length <= self.num_tokens).all()
-        return self._tokens[starts[:, None] + np.arange(length)].astype(np.int32)
+def store_of(lengths, seed=0, unique=False):
+    """Documents that each begin with bos and end with eos."""
+    total, ends = int(sum(lengths)), np.cumsum(lengths)
+    tokens = np.arange(total) + RESERVED if unique else np.random.default_rng(seed).integers(RESERVED, V, total)
+    tokens[ends - lengths], tokens[ends - 1] = BOS, EOS
+    return MemoryStore(tokens, lengths)
 
 
 def documents(n=40, seed=0, low=2, high=60):
@@ -133,7 +125,7 @@ def test_mixture_starts_anywhere():
 @pytest.mark.parametrize("c,architecture", SUITING, ids=ids)
 def test_rows_depend_on_seed_and_index_alone(c, architecture):
     """Batches made whole, by slices as 2 and 4 processes make them, and by another object started in mid-epoch."""
-    stores = {"a": FakeStore(documents()), "b": FakeStore(documents(seed=1), seed=1)}
+    stores = {"a": store_of(documents()), "b": store_of(documents(seed=1), seed=1)}
     make = lambda: Rows(stores, objective(c, architecture), 7, {"a": 3.0, "b": 1.0})
     rows, size = make(), 8
     epoch = rows.windows(stores["a"])
@@ -154,7 +146,7 @@ def windows_read(rows, index):
 
 
 def test_an_epoch_reads_each_window_once():
-    store = FakeStore([1500], unique=True)
+    store = store_of([1500], unique=True)
     rows = Rows({"a": store}, objective(), 0)
     n = rows.windows(store)
     epochs = [windows_read(rows, np.arange(e * n, (e + 1) * n)) for e in range(3)]
@@ -169,7 +161,7 @@ def test_an_epoch_reads_each_window_once():
 
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_static_masks_stay_and_dynamic_ones_change(dynamic):
-    store = FakeStore([2000])
+    store = store_of([2000])
     rows = Rows({"a": store}, objective(config.Masked(dynamic=dynamic), "encoder"), 0)
     n = rows.windows(store)
     seen = []
@@ -187,7 +179,7 @@ def test_static_masks_stay_and_dynamic_ones_change(dynamic):
 @pytest.mark.parametrize("lengths", [[2], [9], [33], [34], [5, 1, 2, 40, 33, 32, 31, 2], documents(50), documents(300, high=5)])
 @pytest.mark.parametrize("length", [8, 32])
 def test_every_heldout_token_is_predicted_once(lengths, length):
-    store = FakeStore(lengths, unique=True)
+    store = store_of(lengths, unique=True)
     rows = Rows({"a": store}, objective(length=length), 0, shuffle=False)
     batch = rows.rows(np.arange(rows.count + 3))  # what goes past the end has no weight
     predicted = batch.targets[batch.weights > 0]
@@ -199,7 +191,7 @@ def test_every_heldout_token_is_predicted_once(lengths, length):
 
 
 def test_heldout_rows_of_several_sources():
-    stores = {name: FakeStore(documents(9, seed=s), seed=s) for s, name in enumerate("abc")}
+    stores = {name: store_of(documents(9, seed=s), seed=s) for s, name in enumerate("abc")}
     rows = Rows(stores, objective(), 0, shuffle=False)
     total = rows.rows(np.arange(rows.count)).weights.sum()
     assert total == sum(s.num_tokens - s.num_documents for s in stores.values())
@@ -214,7 +206,7 @@ def loses_text(c):
 @pytest.mark.parametrize("c,architecture", [p for p in SUITING if not loses_text(p[0])], ids=ids)
 def test_heldout_rows_hold_all_the_text(c, architecture):
     """Where documents are long, each token of the text stands in exactly one row, as input or as target."""
-    store = FakeStore([700], unique=True)
+    store = store_of([700], unique=True)
     rows = Rows({"a": store}, objective(c, architecture, length=64), 0, shuffle=False)
     batch = rows.rows(np.arange(rows.count))
     arrays = [s.tokens for s in (batch.encoder, batch.decoder) if s is not None] + [batch.targets]
@@ -230,7 +222,7 @@ SHORT = [c for c in SUITING if c[1] == "encoder"]
 def test_short_documents_are_in_the_rows(n, c, architecture):
     """Rows of nothing but documents of n tokens, their ends among them: every token is there, and the rate is met."""
     o = objective(c, architecture, length=128)
-    rows = Rows({"a": FakeStore([n] * 300, unique=False)}, o, 0)
+    rows = Rows({"a": store_of([n] * 300, unique=False)}, o, 0)
     batch = rows.rows(np.arange(40))
     window = o.lengths.encoder
     assert ((batch.encoder.segments > 0).sum(axis=1) == window).all() and rows.left_out(np.arange(40)) == 0
@@ -241,14 +233,14 @@ def test_short_documents_are_in_the_rows(n, c, architecture):
 
 @pytest.mark.parametrize("c,architecture", [p for p in SHORT if not loses_text(p[0])], ids=ids)
 def test_heldout_rows_of_short_documents_hold_each_token_once(c, architecture):
-    store = FakeStore(documents(300, low=2, high=6), unique=True)
+    store = store_of(documents(300, low=2, high=6), unique=True)
     rows = Rows({"a": store}, objective(c, architecture, length=64), 0, shuffle=False)
     batch = rows.rows(np.arange(rows.count))
     read = batch.encoder.tokens.copy()
     row = np.arange(len(read))[:, None].repeat(batch.where.shape[1], 1)
     counted = batch.weights > 0
     read[row[counted], batch.where[counted]] = batch.targets[counted]
-    np.testing.assert_array_equal(read[batch.encoder.segments > 0], store._tokens)
+    np.testing.assert_array_equal(read[batch.encoder.segments > 0], store.tokens)
     assert rows.left_out(np.arange(rows.count)) == 0
 
 
@@ -256,7 +248,7 @@ def test_heldout_rows_of_short_documents_hold_each_token_once(c, architecture):
 def test_near_empty_documents_are_read_under_next_sentence(n):
     """Nothing is asked about a text that cannot be cut in two; what a row has no room for is counted."""
     o = objective(config.NextSentence(), "encoder", length=67)
-    rows = Rows({"a": FakeStore([n] * 100)}, o, 0, shuffle=False)
+    rows = Rows({"a": store_of([n] * 100)}, o, 0, shuffle=False)
     batch = rows.rows(np.arange(rows.count))
     firsts = (batch.encoder.tokens == BOS).sum()
     assert firsts > 0.7 * 100 and (batch.encoder.types > 0).any() == (n > 3)
@@ -268,7 +260,7 @@ def test_near_empty_documents_are_read_under_next_sentence(n):
 def test_what_is_left_out_is_counted(c, architecture):
     """Against the segments of the rows, text by text: of documents from 2 to 9 tokens some are too short, or do not fit."""
     o = objective(c, architecture, length=64)
-    store = FakeStore(documents(200, low=2, high=10), unique=True)
+    store = store_of(documents(200, low=2, high=10), unique=True)
     rows = Rows({"a": store}, o, 0, shuffle=False)
     share = rows.left_out(np.arange(rows.count))
     assert 0 <= share < 0.6 and rows.left_out(np.arange(rows.count, rows.count + 3)) == 0
@@ -290,7 +282,7 @@ def test_predictions_past_the_room_leave_their_text():
 
 def test_too_little_text():
     with pytest.raises(UserError, match="'a' has 20 tokens in this split, and a row takes"):
-        Rows({"a": FakeStore([20])}, objective(), 0)
+        Rows({"a": store_of([20])}, objective(), 0)
 
 
 # ----------------------------------------------------------------------------------------------------------- packing

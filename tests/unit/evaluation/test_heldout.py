@@ -12,6 +12,7 @@ from lm.evaluation.heldout import HeldOut
 from lm.objectives import DECLARATIONS, Declaration, Suit
 from lm.recipes.pretrain import Pretraining
 from lm.types import WeightedMean
+from tests.fakes import Backwards
 
 
 class Rows:
@@ -36,10 +37,6 @@ def test_rows_are_spread_evenly(limit, chosen, monkeypatch):
     found = HeldOut(rows, score, 3, mesh, limit)(None)
     assert [i for i in rows.asked if i < 10] == list(chosen) and len(rows.asked) % 3 == 0
     assert found["loss"] == np.mean(chosen) and found["tokens"] == len(chosen)
-
-
-class Backwards:
-    """An objective that no table knows."""
 
 
 @pytest.mark.parametrize("factors", [True, False])

@@ -17,6 +17,7 @@ from lm.generation.rank import rank
 from lm.models.transformer import Transformer
 from lm.objectives import prompts
 from lm.types import Example, TokenStream
+from tests.fakes import Backwards
 
 BOS, EOS, MASK, V = 1, 2, 3, 40
 S = tuple(range(4, 12))
@@ -227,10 +228,6 @@ def test_decoding_past_learned_positions_is_refused(what):
             rank(both, None, prompt(1 if long else 4), np.zeros((2, 4), np.int32), np.ones((2, 4), np.float32), **long)
         else:
             predict_tokens(both, None, prompt(7))
-
-
-class Backwards:
-    """An objective that no table knows."""
 
 
 def test_a_prompt_of_a_new_objective_is_refused_by_name():

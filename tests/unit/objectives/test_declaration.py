@@ -7,6 +7,7 @@ import pytest
 
 from lm import config, objectives
 from lm.errors import UserError
+from tests.fakes import Backwards
 from tests.unit.objectives.common import DATA, GENERATOR, RESERVED, V, rng, vocabulary
 
 ARCHITECTURES = ("encoder", "decoder", "encoder_decoder")
@@ -86,10 +87,6 @@ def test_what_factors_asks_for_every_token_once(pair):
         for e in made
     ]
     assert SUITS[pair].factors == all(whole)
-
-
-class Backwards:
-    """An objective that nothing declares."""
 
 
 def test_a_new_objective_is_refused_by_name_until_it_says_what_it_is(monkeypatch):

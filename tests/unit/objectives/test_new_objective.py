@@ -19,6 +19,7 @@ from lm.objectives.declaration import required_length
 from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import recipe, task
 from lm.training.step import make_step, plan_state
+from tests.fakes import MemoryStore
 
 V, A = 140, 110  # "a" is token 110
 TEXT = np.arange(A, A + 9, dtype=np.int32)
@@ -68,13 +69,7 @@ class Letters(DummyVocabulary):
         return "".join(chr((i - A) % 26 + 97) for i in ids)
 
 
-class Store:
-    """Two documents of the alphabet."""
-
-    offsets, num_tokens, num_documents = np.array([0, 40, 80]), 80, 2
-
-    def read(self, starts, length):
-        return (A + (starts[:, None] + np.arange(length)) % 26).astype(np.int32)
+STORE = MemoryStore(A + np.arange(80) % 26, [40, 40])  # two documents of the alphabet
 
 
 @pytest.fixture
@@ -87,7 +82,7 @@ def run(monkeypatch):
 def test_it_trains_and_is_asked(run):
     built = objectives.build(run.objective, "decoder", run.data, Letters(V))
     what, tx = task(run), optim.make(run.optimizer, 2)[0]
-    rows, mesh = Rows({"a": Store()}, built, 0), sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+    rows, mesh = Rows({"a": STORE}, built, 0), sharding.make_mesh(config.Mesh(), jax.devices()[:1])
     batches = [jax.tree.map(jnp.asarray, rows.rows(np.arange(4 * i, 4 * i + 4))) for i in range(2)]
     assert (np.diff(batches[0].decoder.tokens[0, :4]) % 26 == 25).all()
     with sharding.use(mesh):

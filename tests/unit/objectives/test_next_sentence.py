@@ -8,6 +8,7 @@ import pytest
 from lm import config
 from lm.data.rows import Rows, blank, pack
 from lm.objectives import masked, next_sentence
+from tests.fakes import MemoryStore
 from tests.unit.objectives.common import BOS, ENDS, EOS, MASK, RESERVED, SENTINELS, V, build, equal, first, rng, text
 
 
@@ -51,23 +52,15 @@ def test_without_another_text_the_next_one_follows():
     assert all(o.make(text(30), rng(s), np.zeros(0, np.int32)).targets[0] == SENTINELS[0] for s in range(20))
 
 
-class Store:
+def store_of(lengths):
     """Documents of unique tokens."""
-
-    def __init__(self, lengths):
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self.num_tokens, self.num_documents = int(self.offsets[-1]), len(lengths)
-        self.tokens = np.arange(self.num_tokens) + 1000
-
-    def read(self, starts, length):
-        assert (starts >= 0).all() and (starts + length <= self.num_tokens).all()
-        return self.tokens[starts[:, None] + np.arange(length)].astype(np.int32)
+    return MemoryStore(np.arange(sum(lengths)) + 1000, lengths)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_the_other_text_is_one_document_from_elsewhere(shuffle):
     o = build(config.NextSentence(masked=config.Masked(random=0.0, mask=0.0)), "encoder")
-    store = Store([150, 40, 300, 90, 7, 200])
+    store = store_of([150, 40, 300, 90, 7, 200])
     rows = Rows({"a": store}, o, 0, shuffle=shuffle)
     negatives = begins = 0
     for i in range(rows.count if not shuffle else 200):
@@ -93,13 +86,13 @@ def test_the_other_text_is_one_document_from_elsewhere(shuffle):
 
 def test_of_one_document_another_part_is_taken():
     o = build(config.NextSentence(negatives=1.0), "encoder")
-    rows = Rows({"a": Store([400])}, o, 0, shuffle=False)
+    rows = Rows({"a": store_of([400])}, o, 0, shuffle=False)
     assert (rows.rows(np.arange(rows.count - 1)).targets[:, 0] == SENTINELS[1]).all()
 
 
 def test_a_source_of_one_window_has_nothing_elsewhere():
     o = build(config.NextSentence(negatives=1.0), "encoder")
-    row = Rows({"a": Store([70])}, o, 0, shuffle=False).rows(np.array([0]))
+    row = Rows({"a": store_of([70])}, o, 0, shuffle=False).rows(np.array([0]))
     assert row.targets[0, 0] == SENTINELS[0]
 
 

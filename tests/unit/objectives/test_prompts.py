@@ -10,6 +10,7 @@ from lm import config
 from lm.errors import UserError
 from lm.objectives import DECLARATIONS, Declaration, span_prompts
 from lm.objectives.prompts import KINDS, examples, word_ends
+from tests.fakes import Backwards
 from tests.unit.objectives.asking import (
     ASKED,
     BOS,
@@ -154,10 +155,6 @@ def test_every_objective_has_its_ways():
     assert set(SUITS) - set(SPAN_PROMPTS) - none == {(a, config.Mixture) for a in ("encoder", "decoder", "encoder_decoder")}
     assert set(SPAN_PROMPTS) <= set(SUITS)
     assert all({"suffix", "infill"} <= set(known) <= set(KINDS) for known in SPAN_PROMPTS.values())
-
-
-class Backwards:
-    """An objective that no table knows."""
 
 
 def test_a_new_objective_is_refused_by_name_or_asked_as_its_entry_says(monkeypatch):

@@ -18,6 +18,7 @@ from lm.recipes import task
 from lm.training.ledger import left_out, of_a_row, parameters, steps_for
 from lm.training.step import counted, make_step, plan_state
 from lm.types import Example, TokenStream
+from tests.fakes import MemoryStore
 
 V, D = 50, 8
 STACK = Stack(1, {"L": Block(Attention(2), Mlp(32))}, position=Learned(16))
@@ -58,17 +59,11 @@ def test_what_rows_leave_out_is_looked_for_everywhere():
 # ---------------------------------------------------------------------------------------------------------- and the step
 
 
-class Store:
-    """Documents of 5 to 20 tokens, in memory."""
-
-    def __init__(self):
-        rng = np.random.default_rng(0)
-        self.offsets = np.concatenate([[0], np.cumsum(rng.integers(5, 21, 40))])
-        self.num_tokens, self.num_bytes = int(self.offsets[-1]), 4 * int(self.offsets[-1])
-        self.tokens = rng.integers(10, V, self.num_tokens).astype(np.int32)
-
-    def read(self, starts, length):
-        return self.tokens[starts[:, None] + np.arange(length)]
+def store():
+    """Documents of 5 to 20 tokens."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 21, 40)
+    return MemoryStore(rng.integers(10, V, lengths.sum()), lengths)
 
 
 def masked_run(predict):
@@ -89,7 +84,7 @@ def four_rows(run):
     vocabulary = SimpleNamespace(vocab_size=V, bos_id=1, eos_id=2, mask_id=3, sentinel_ids=(), reserved=10)
     vocabulary.special = np.arange(V) < 10
     objective = objectives.build(run.objective, "encoder", run.data, vocabulary)
-    rows = Rows({"a": Store()}, dataclasses.replace(objective, shortest=4), 0)  # so that some rows have padding
+    rows = Rows({"a": store()}, dataclasses.replace(objective, shortest=4), 0)  # so that some rows have padding
     example = rows.rows(np.arange(4))
     text, masks = int((example.encoder.segments > 0).sum()), int(example.weights.sum())
     assert 4 * 16 > text > masks > 4  # there is padding, and more text than is asked about
