@@ -7,7 +7,7 @@ import numpy as np
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.objectives import Lengths
-from lm.objectives.causal import stream
+from lm.objectives.streams import stream
 from lm.types import Example
 
 

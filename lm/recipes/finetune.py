@@ -52,9 +52,7 @@ class FineTuning(Recipe):
         recipe, model = _recipe(run), run.model or _model(start)
         objective = before.objective if before else run.objective
         if recipe.prefix is None:
-            tuned = before and isinstance(before.recipe, config.Finetune)
-            own = lambda: model.architecture == "decoder" and reads_prefix(model.architecture, objective)
-            recipe = replace(recipe, prefix=before.recipe.prefix if tuned else own())
+            recipe = replace(recipe, prefix=_prefix(model, objective, before))
         sources = {name: _with_documents(source, recipe, before) for name, source in run.data.sources.items()}
         data = replace(run.data, sources=sources)
         if start and data.tokenizer.path is None:
@@ -139,6 +137,13 @@ class FineTuning(Recipe):
 def _recipe(run: config.Run) -> config.Finetune:
     assert isinstance(run.recipe, config.Finetune)
     return run.recipe
+
+
+def _prefix(model: config.Model, objective: config.Objective, before: config.Run | None) -> bool:
+    """Whether a decoder reads a question from both sides: as in an earlier fine-tuning, or as its pretraining had it."""
+    if before and isinstance(before.recipe, config.Finetune):
+        return bool(before.recipe.prefix)
+    return model.architecture == "decoder" and reads_prefix(model.architecture, objective)
 
 
 def _model(start: saved.Saved | None) -> config.Model:
