@@ -14,7 +14,7 @@ from tests.unit.losses.test_replaced import STACK, batch, run_of
 
 @pytest.mark.parametrize(("predict", "microbatches"), [("replaced", 2), ("replaced_chosen", 1), ("masked", 1), ("all", 1)])
 def test_it_learns(predict, microbatches):
-    """The same rows again: what is there to learn is to know them. With dropout, an optimizer that turns matrices, experts."""
+    """Both models overfit one batch, with dropout; one case has experts, one the Muon optimizer."""
     ffn = Moe(2, 1, Mlp(16)) if predict == "masked" else Mlp(32)
     model = replace(run_of(predict).model, encoder=replace(STACK, blocks={"L": Block(Attention(2), ffn, dropout=0.05)}))
     run, mesh = run_of(predict, model), sharding.make_mesh(config.Mesh(), jax.devices()[:1])

@@ -1,27 +1,13 @@
 """Config files, JSON and flags that mean nothing are refused in a line that names the cause."""
 
-import dataclasses
 import json
 
 import pytest
 
 from lm import config
-from lm.config import Attention, Block, Mlp, Model, Run, Stack
-from lm.config.resolve import from_json, load, split_flags, to_dict
-from lm.errors import UserError
-
-BLOCK = Block(Attention(2), Mlp(8))
-CROSS = dataclasses.replace(BLOCK, cross=True)
-STACK = Stack(2, {"L": BLOCK})
-MODEL = Model(16, 8, decoder=STACK)
-TREE = to_dict(Run(MODEL))
-
-
-def refused(words, function, *arguments):
-    with pytest.raises(UserError, match=words) as error:
-        function(*arguments)
-    said = str(error.value)
-    assert said.isprintable() and len(said) < 400, said
+from lm.config import Run
+from lm.config.resolve import from_json, load, split_flags
+from tests.unit.config.common import MODEL, TREE, refused
 
 
 @pytest.fixture

@@ -8,21 +8,9 @@ from ml_collections import config_dict
 
 from lm import config
 from lm.config import Alibi, Attention, Block, Buckets, Embed, Head, Learned, Mlp, Model, Rope, Run, Stack
-from lm.config.resolve import build, to_dict
+from lm.config.resolve import build
 from lm.errors import UserError
-
-BLOCK = Block(Attention(2), Mlp(8))
-CROSS = dataclasses.replace(BLOCK, cross=True)
-STACK = Stack(2, {"L": BLOCK})
-MODEL = Model(16, 8, decoder=STACK)
-TREE = to_dict(Run(MODEL))
-
-
-def refused(words, function, *arguments):
-    with pytest.raises(UserError, match=words) as error:
-        function(*arguments)
-    said = str(error.value)
-    assert said.isprintable() and len(said) < 400, said
+from tests.unit.config.common import BLOCK, CROSS, MODEL, STACK, TREE, refused
 
 
 def changed(**changes):
