@@ -8,12 +8,17 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from lm import config
 from lm.config import resolve
 from lm.config.ranges import Count, NonNegative, Share
 from lm.errors import UserError
+
+if TYPE_CHECKING:
+    from lm.saved import Saved  # imports jax
 
 Results = dict[str, dict[int, dict[str, Any]]]  # cell -> seed -> what its result.json holds
 
@@ -31,6 +36,9 @@ class Finetune:
     length: Count = config.Finetune.length
     answer: Count = config.Finetune.answer
     rows: Count = 1000  # of the held-out records that are tested, at most
+    labels: Count | None = None  # training records; None: all of the set
+    seeds: Count = 1  # fine-tunings of each pretrained model
+    grid: tuple[tuple[float, int], ...] = ()  # (learning_rate, steps) to choose from on a development split; (): as above
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,22 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a measurement found. `items[name]` are the values of metric `name` for each test item, in an order that is the same
+    for all cells and seeds; their mean is the metric."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    items: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [N]
+    flags: Mapping[str, str] = field(default_factory=dict)  # metric -> what a reader must know of it
+    flops: float = 0.0  # that the measurement trained for, such as a fine-tuning's
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One run of a study: everything but the seed, the steps (if the study matches a cost) and where it starts from."""
+    """One run of a study: everything but the seed, the steps (if the study matches a cost) and where it starts from.
+
+    `share=0` trains nothing: the model at its first parameters, which is the floor of cells that are fine-tuned.
+    """
 
     label: str
     run: config.Run
@@ -53,6 +75,10 @@ class Cell:
     share: float = 1.0  # of the study's budget
     scores: tuple[str, ...] = ()  # kinds of `lm.evaluation.spans`
     tasks: tuple[Task, ...] = ()
+    items: Mapping[str, str] = field(default_factory=dict)  # name -> JSON lines of {"left", "target", "right"}; gives
+    # `<name>/exact`, `<name>/accuracy` of tokens and `<name>/nats` of an item (`lm.evaluation.items`)
+    measure: "Callable[[Saved], Measured] | None" = None  # of its own, beside all of these
+    floor: str | None = None  # the cell of the same model without pretraining
 
 
 @dataclass(frozen=True)
@@ -63,6 +89,23 @@ class Metric:
     flag: str = ""  # such as "not normalised"
     chance: str = ""  # the metric that says what is had for nothing; a relation between cells that have no more is undecided
     comparable: bool = True  # between cells of different objectives
+    floor: bool = False  # a relation is undecided unless the better of its cells is above its `Cell.floor`
+    lines: Mapping[str, float] = field(default_factory=dict)  # to be drawn: {"chance": 0.25, "entropy": 1.386}
+    unit: str = ""  # "nats a token"; "" for a share
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A check that the manipulation worked: a relation between cells is judged only if each of them passes, in every seed.
+
+    `at_least` and `at_most` are values of `metric`.
+    """
+
+    name: str  # as a sentence's subject: "the discriminator finds replaced tokens"
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    cells: tuple[str, ...] = ()  # that it is asked of; (): all that have the metric
 
 
 @dataclass(frozen=True)
@@ -78,6 +121,7 @@ class Relation:
     source: str = ""  # paper and table
     published: tuple[float, float] | None = None  # their figures for (better, than)
     primary: bool = True  # counts in the study's Holm family; others are exploratory, and not corrected
+    planted: Literal["", "effect", "null"] = ""  # known by construction: a check of the method, not a finding
 
 
 @dataclass(frozen=True)
@@ -100,6 +144,7 @@ class Study:
     derive: Callable[[Results], Results] | None = None  # adds metrics that take several cells of a seed
     derived: Mapping[str, str] = field(default_factory=dict)  # results that `derive` adds beside the cells: name -> label
     analyse: Callable[[Results, Path], str] | None = None  # draws into a folder, gives Markdown
+    gates: tuple[Gate, ...] = ()
     withdrawn: str = ""  # why its results decide nothing, as sentences; its relations then get no verdict
 
     def __post_init__(self) -> None:
@@ -127,6 +172,8 @@ class Study:
             self.budget,
             before,
         )
+        if cell.items or cell.measure:
+            parts += (dict(cell.items), cell.measure and f"{cell.measure.__module__}.{cell.measure.__qualname__}")
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def root(self, name: str) -> str:
