@@ -76,9 +76,13 @@ class Dedup:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tokenizer that is trained on the training documents, or is given."""
+    """The tokenizer that is trained on the training documents, or is given.
 
-    kind: Literal["bpe", "unigram"] = "bpe"  # of sentencepiece
+    kind `bpe`, `unigram`: pieces of words, and bytes for what they do not spell; `vocab_size` is reached exactly.
+    kind `word`: each word between white space is one id, other words are unk; `vocab_size` is an upper limit.
+    """
+
+    kind: Literal["bpe", "unigram", "word"] = "bpe"
     vocab_size: Vocabulary = 8192  # with special tokens
     path: Name | None = None  # a sentencepiece model to use as it is; None: train one
 

@@ -6,12 +6,18 @@ A tokenizer that is trained here has its reserved ids at fixed numbers:
     110 newline   111..366 the 256 bytes   367.. learned pieces
 
 Ids below `reserved` (110) are control symbols: no text encodes to them, even if it contains their names.
+
+A word-level tokenizer (`kind="word"`) has the same control symbols but for 32 sentinels, and no bytes: `reserved` is 42.
+
+    0..4 as above   5..36 <extra_id_0>..<extra_id_31>   37..41 role markers   42.. words, the most frequent first
 """
 
 import io
 import itertools
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,7 +27,17 @@ import numpy as np
 from lm import config
 from lm.data import tokenizer_check
 from lm.data.tokenizer_json import HuggingFace
-from lm.data.vocabulary import MASK, MASKS, NUM_SENTINELS, ROLES, SENTINELS, SPACE, Tokenizer, byte_value
+from lm.data.vocabulary import (
+    MASK,
+    MASKS,
+    NUM_SENTINELS,
+    NUM_WORD_SENTINELS,
+    ROLES,
+    SENTINELS,
+    SPACE,
+    Tokenizer,
+    byte_value,
+)
 from lm.data.word_boundaries import Pieces
 from lm.errors import UserError
 
@@ -147,6 +163,43 @@ class SentencePiece(Tokenizer):
         return self._sp.decode(np.asarray(ids).tolist())
 
 
+class Words(SentencePiece):
+    """A sentencepiece model of whole words. A text is its words between any white space; a word that is not in the vocabulary
+    is unk. So `encode("a b")` is `encode("a")` and `encode("b")`, and decoding puts single spaces between words.
+
+    sentencepiece itself makes one unk of several unknown words in a row, and splits words at a literal U+2581.
+    """
+
+    def __init__(self, proto: bytes) -> None:
+        super().__init__(proto)
+        pieces = ((i, self.piece(i)) for i in np.flatnonzero(~self.special).tolist())
+        self._words = {piece[len(SPACE) :]: i for i, piece in pieces if piece.startswith(SPACE)}
+
+    def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:
+        words, unk = self._words, self.unk_id
+        return [np.array([words.get(word, unk) for word in text.split()], np.int32) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The words; unk is U+2047, as in other sentencepiece models, other special ids are left out."""
+        known = (i for i in np.asarray(ids).tolist() if i == self.unk_id or not self.special[i])
+        return " ".join("\u2047" if i == self.unk_id else self.piece(i)[len(SPACE) :] for i in known)
+
+
+def _is_of_words(proto: bytes) -> bool:
+    """Whether the bytes are a sentencepiece model whose pieces are the words between spaces, unchanged."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    format: Any = sentencepiece_model_pb2
+    try:
+        model = format.ModelProto.FromString(proto)
+    except DecodeError:
+        return False
+    rule = model.normalizer_spec
+    words = model.trainer_spec.model_type == format.TrainerSpec.WORD
+    return words and rule.add_dummy_prefix and rule.remove_extra_whitespaces and not rule.precompiled_charsmap
+
+
 def _with_controls(proto: bytes, ids: Sequence[int]) -> bytes:
     """The sentencepiece model `proto` with the pieces `ids` turned into control symbols."""
     from sentencepiece import sentencepiece_model_pb2
@@ -162,7 +215,7 @@ def from_bytes(proto: bytes, *, checked: bool = False) -> Tokenizer:
     """The tokenizer in a file's bytes: JSON is a tokenizer.json, anything else a sentencepiece model. Unless `checked`, a
     tokenizer.json is first tried in a process of its own (`lm.data.tokenizer_check`)."""
     if proto.lstrip()[:1] != b"{":
-        return SentencePiece(proto)
+        return Words(proto) if _is_of_words(proto) else SentencePiece(proto)
     if not checked:
         tokenizer_check.check(proto)
     return HuggingFace(proto)
@@ -190,10 +243,13 @@ def read(path: str) -> bytes:
 def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:
     """Trains a tokenizer. The same texts and settings give the same bytes.
 
-    Raises UserError if `vocab_size` is too small, or larger than the texts allow; the message names the limit.
+    Raises UserError if `vocab_size` is too small, or, unless words are the pieces, larger than the texts allow; the message
+    names the limit.
     """
     import sentencepiece
 
+    if settings.kind == "word":
+        return Words(_words(texts, settings.vocab_size))
     smallest = _RESERVED + 1 + 256 + 1
     if settings.vocab_size < smallest:
         raise UserError(
@@ -226,6 +282,38 @@ def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:
     except RuntimeError as error:
         raise UserError(_training_error(str(error), settings)) from None
     return SentencePiece(model.getvalue())
+
+
+def _words(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A sentencepiece model of the most frequent words, equally frequent ones in alphabetical order; `vocab_size` is the most
+    ids that it has. Made without sentencepiece's trainer, which leaves out lines that contain characters of its own use.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    controls = ["<pad>", "<s>", "</s>", "<unk>", MASK, *SENTINELS[:NUM_WORD_SENTINELS], *ROLES]
+    if vocab_size <= len(controls):
+        raise UserError(
+            f"data.tokenizer.vocab_size={vocab_size} is below {len(controls) + 1}, the least that reserved ids and a word need"
+        )
+    counts = Counter[str]()
+    for text in texts:
+        counts.update(text.split())
+    if not counts:
+        raise UserError("the training text has no words to make a vocabulary of: give documents that are not empty")
+    words = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - len(controls)]
+    format: Any = sentencepiece_model_pb2
+    kinds, total = format.ModelProto.SentencePiece, math.log(counts.total())
+    model = format.ModelProto()
+    for i, piece in enumerate(controls):
+        model.pieces.add(piece=piece, score=0.0, type=kinds.UNKNOWN if i == 3 else kinds.CONTROL)
+    for word in words:
+        model.pieces.add(piece=SPACE + word, score=math.log(counts[word]) - total)
+    ids = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="<pad>")
+    model.trainer_spec.MergeFrom(
+        format.TrainerSpec(model_type=format.TrainerSpec.WORD, vocab_size=len(model.pieces), hard_vocab_limit=False, **ids)
+    )
+    model.normalizer_spec.MergeFrom(format.NormalizerSpec(name="identity", add_dummy_prefix=True))
+    return model.SerializeToString(deterministic=True)
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

@@ -7,13 +7,13 @@ from lm.types import WORD
 
 
 class DummyVocabulary(Vocabulary):
-    """The special tokens, by number and id, of a tokenizer that is trained here (`lm.data.tokenizer`)."""
+    """The special tokens, by number and id, of a tokenizer that is trained here (`lm.data.tokenizer`), of words or of pieces."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, *, words: bool = False) -> None:
         self.vocab_size = vocab_size
         self.bos_id, self.eos_id, self.mask_id = 1, 2, 4
-        self.sentinel_ids = tuple(range(5, 105))
-        self.reserved = 110
+        self.sentinel_ids = tuple(range(5, 37 if words else 105))
+        self.reserved = 42 if words else 110
         self.special = np.arange(vocab_size) < self.reserved
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
