@@ -68,7 +68,8 @@ def counts(run: config.Run, rows: Any) -> dict[str, int]:
 
 
 def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
-    """The run of a unit: the cell's, with the seed, the steps that match the budget, and the checkpoint that it starts from.
+    """The run of a unit: the cell's, with the seed, the steps that match the budget, and the checkpoint that it starts from. A
+    cell with `share=0` has no steps: its run saves and evaluates the first parameters.
 
     Raises UserError if the study matches parameters and the cell's are more than 1 % off.
     """
@@ -78,15 +79,16 @@ def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
     cell, seed = study.cells[unit[0]], unit[1]
     start = None if cell.start is None else str(folder(workdir, (cell.start, seed)) / "run")
     run = replace(cell.run, train=replace(cell.run.train, seed=seed, init_from=start))
-    if study.match is None:
-        return run
-    rows = training_rows(run)
     if study.match == "params":
-        count = counts(run, rows)["parameters"]
+        count = counts(run, training_rows(run))["parameters"]
         if abs(count - study.budget) > 0.01 * study.budget:
             raise UserError(f"{unit[0]} of {study.name} has {count:,} parameters; the study needs {study.budget:,.0f}")
+    if cell.share == 0:
+        return replace(run, train=replace(run.train, steps=0))
+    if study.match in (None, "params"):
         return run
-    steps = ledger.steps_for(task(run), rows, run.train.batch_size, study.match, study.budget * cell.share)
+    budget = study.budget * cell.share
+    steps = ledger.steps_for(task(run), training_rows(run), run.train.batch_size, study.match, budget)
     return replace(run, train=replace(run.train, steps=steps))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from lm import config
 from lm.config import resolve
 from lm.config.ranges import Count, NonNegative, Share
-from lm.errors import UserError
+from lm.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from lm.saved import Saved  # imports jax
@@ -152,6 +152,10 @@ class Study:
             raise UserError(f"match={self.match!r}; it must be 'flops', 'seen', 'loss_tokens', 'params' or None")
         if self.seeds < 1 or (self.match and self.budget <= 0):
             raise UserError(f"seeds={self.seeds} and budget={self.budget:g} must be positive")
+        for name, cell in self.cells.items():
+            for kind, other in (("start", cell.start), ("floor", cell.floor)):
+                if other is not None and other not in self.cells:
+                    raise UserError(f"cell '{name}' has {kind}='{other}'{nearest(other, self.cells)}")
 
     @property
     def labels(self) -> dict[str, str]:

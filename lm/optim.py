@@ -32,7 +32,7 @@ def schedule(c: config.Schedule, peak: float, steps: int) -> optax.Schedule:
             after = lambda step: peak * (max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))) ** 0.5
         case "wsd":  # warm-up, stable, decay (MiniCPM, arXiv 2404.06395, section 4)
             decay = c.decay if c.decay is not None else min(steps // 5, rest)
-            if decay > rest:
+            if steps and decay > rest:  # without steps there is no update
                 raise UserError(f"optimizer.schedule.decay={decay} does not fit the {rest} steps after the warm-up")
             parts = [optax.constant_schedule(peak), optax.linear_schedule(peak, end, max(decay, 1))]
             after = optax.join_schedules(parts, [rest - decay])

@@ -76,11 +76,12 @@ def _train(
         state = _steps(parts, recipe, start, every, display, clock)
         stop.restore()  # no step is left after which a signal could stop the run
         hooks.check_progress(run.train, int(state.step), int(state.skipped_in_a_row))
-        with clock("checkpoint"):
-            checkpoints.wait()
-        if evaluate.at != run.train.steps:  # no step was left: evaluate the restored state
+        if evaluate.at != run.train.steps:  # no step was left: evaluate the restored state, or save that of a run of 0 steps
             with sharding.use(parts.mesh):
                 evaluate.evaluate(run.train.steps, state)
+            save.now(run.train.steps, state)
+        with clock("checkpoint"):
+            checkpoints.wait()
     except BaseException as error:
         _finish_saving(checkpoints, error)
         raise

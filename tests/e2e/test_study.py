@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from experiments.run import execute, finished, folder, main, parse_shard, units, work
+from lm import saved
 from lm.errors import UserError
 from lm.training import jsonl
 from tests.e2e.tiny_study import study
@@ -60,6 +62,22 @@ def test_a_cell_starts_from_the_end_of_another(corpus, whole):
     assert json.loads((then / "config.json").read_text())["train"]["init_from"] == str(first)
     fresh, adapted = ([r["loss"] for r in jsonl.read(run / "metrics.jsonl") if "loss" in r] for run in (first, then))
     assert adapted[0] < fresh[0] - 0.5
+
+
+def test_a_floor_is_measured_at_its_first_parameters(corpus, tmp_path):
+    causal = study(corpus).cells["causal"]
+    made = replace(study(corpus), cells={"none": replace(causal, share=0.0)}, relations=())
+    assert execute(made, tmp_path)
+    result = json.loads((folder(tmp_path, ("none", 0)) / "result.json").read_text())
+    assert result["curve"] == [] and result["ledger"]["model_flops"] == result["ledger"]["tokens_seen"] == 0
+    assert 5 < result["metrics"]["heldout/loss"] < 8  # log 512 is 6.2
+    assert saved.open(folder(tmp_path, ("none", 0)) / "run").step == 0  # that a fine-tuning starts from
+
+
+def test_a_cell_that_names_no_other_is_refused(corpus):
+    made = study(corpus)
+    with pytest.raises(UserError, match="cell 'causal' has floor='cuasal'; did you mean 'causal'"):
+        replace(made, cells=made.cells | {"causal": replace(made.cells["causal"], floor="cuasal")})
 
 
 def test_killed_and_started_again_gives_the_same(corpus, whole, tmp_path):
