@@ -31,12 +31,18 @@ class Source:
     documents: "Data | None" = None  # cloze: the data that is asked about; None: that of the run in train.init_from
     length: Length | None = None  # cloze: tokens of a context and its question, at most; None: what a record has room for
     weight: NonNegative = 1.0  # of this source in the mixture, in rows
+    # Which split its documents are in: a share of `data.holdout` held out, none, or all. (A package or cloze has its own.)
+    use: Literal["both", "train", "holdout"] = "both"
 
     def __post_init__(self) -> None:
         try:
             "a".encode(self.encoding)
         except (LookupError, ValueError):  # a codec that gives no text, such as hex, is a LookupError too
             raise UserError(f"unknown encoding {self.encoding!r} of {self.path}; for example utf-8, utf-16, latin-1") from None
+        if self.use != "both" and self.kind in OWN_SPLIT:
+            raise UserError(
+                f"use={self.use} of {self.path}: a source of kind {self.kind} comes with a held-out split; leave it out"
+            )
         scheme, colon, _ = self.path.partition("://")
         formats = _FORMATS.get(self.kind, ("text", "labelled", "pair", "messages"))
         if self.format not in formats:
@@ -49,6 +55,7 @@ class Source:
             raise UserError(f"path={self.path} is not read, {what} is: copy it to a local folder and give that")
 
 
+OWN_SPLIT = ("package", "cloze")  # kinds of sources that come with a held-out split
 # Of kinds that have not all of them.
 _FORMATS: Mapping[str, tuple[str, ...]] = {"tfds": ("text",), "text": ("text",), "package": ("labelled",), "cloze": ("pair",)}
 
@@ -107,7 +114,10 @@ class Data:
     def __post_init__(self) -> None:
         if not self.sources:
             raise UserError("sources is empty: give at least one, such as sources.mine.path=texts/*.txt")
-        total = sum(source.weight for source in self.sources.values())
+        trained = [source for source in self.sources.values() if source.use != "holdout"]
+        if not trained:
+            raise UserError("all sources have use=holdout, so there is nothing to train on: add one with use=train or both")
+        total = sum(source.weight for source in trained)
         if total > LARGEST:
             raise UserError(f"weights of all sources sum to {total:g}, which is infinite in float32: give smaller ones")
         if total == 0:

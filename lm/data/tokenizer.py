@@ -42,6 +42,7 @@ from lm.data.word_boundaries import Pieces
 from lm.errors import UserError
 
 _RESERVED = 5 + NUM_SENTINELS + len(ROLES)
+RESERVED_OF_WORDS = 5 + NUM_WORD_SENTINELS + len(ROLES)  # ids of a word-level tokenizer that are no words
 # A constant, not the number of cores: unigram training sums probabilities per thread, so the number changes the model. (It is
 # also stored in the model file.)
 _TRAIN_THREADS = 2
@@ -291,16 +292,15 @@ def _words(texts: Iterable[str], vocab_size: int) -> bytes:
     from sentencepiece import sentencepiece_model_pb2
 
     controls = ["<pad>", "<s>", "</s>", "<unk>", MASK, *SENTINELS[:NUM_WORD_SENTINELS], *ROLES]
-    if vocab_size <= len(controls):
-        raise UserError(
-            f"data.tokenizer.vocab_size={vocab_size} is below {len(controls) + 1}, the least that reserved ids and a word need"
-        )
+    if vocab_size <= RESERVED_OF_WORDS:
+        least = RESERVED_OF_WORDS + 1
+        raise UserError(f"data.tokenizer.vocab_size={vocab_size} is below {least}, the least that reserved ids and a word need")
     counts = Counter[str]()
     for text in texts:
         counts.update(text.split())
     if not counts:
         raise UserError("the training text has no words to make a vocabulary of: give documents that are not empty")
-    words = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - len(controls)]
+    words = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - RESERVED_OF_WORDS]
     format: Any = sentencepiece_model_pb2
     kinds, total = format.ModelProto.SentencePiece, math.log(counts.total())
     model = format.ModelProto()

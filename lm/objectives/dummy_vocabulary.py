@@ -7,7 +7,7 @@ from lm.types import WORD
 
 
 class DummyVocabulary(Vocabulary):
-    """The special tokens, by number and id, of a tokenizer that is trained here (`lm.data.tokenizer`), of words or of pieces."""
+    """The special tokens, by number and id, of a tokenizer of words or pieces that is trained here (`lm.data.tokenizer`)."""
 
     def __init__(self, vocab_size: int, *, words: bool = False) -> None:
         self.vocab_size = vocab_size

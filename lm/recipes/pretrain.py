@@ -55,7 +55,8 @@ class Pretraining(Recipe):
         return TASKS.get(type(run.objective), tokens)(run)
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
-        if run.evaluate.baselines and run.data.holdout == 0:
+        held_out = run.data.holdout > 0 or any(source.use == "holdout" for source in run.data.sources.values())
+        if run.evaluate.baselines and not held_out:
             raise UserError(NOTHING_HELD_OUT)
         if run.evaluate.baselines and run.data.train_share < 1:
             raise UserError(

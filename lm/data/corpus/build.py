@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lm import atomic, config
+from lm.config.data import OWN_SPLIT
 from lm.data import records
 from lm.data.corpus import clean, dedup, integrity, packages, sources, stages
 from lm.data.corpus.store import Entry, write_store
@@ -23,7 +24,6 @@ from lm.errors import UserError
 
 FORMAT = 2  # version of the prepared folder and of the stages; raise it to have everything prepared again
 SPLITS = ("train", "holdout")
-_WITH_SPLIT = ("package", "cloze")  # kinds of sources that come with a held-out split
 _ENCODE_BYTES = 1 << 23  # of text in one call of the tokenizer
 _TOKENIZER_BYTES = 1 << 30  # of text that a tokenizer is trained on, taken evenly from all sources
 _EXAMPLES = 5  # of dropped documents and corrupt records, shown in the report; dropped.jsonl has all
@@ -112,7 +112,7 @@ class Build:
                 if texts and len(document.text.strip()) < data.clean.min_chars:
                     counts["short"] += 1
                     continue
-                stages.check_space(self.cache, out.tell(), every=len(keys))
+                stages.check_space(self.cache, out, every=len(keys))
                 keys.append(document.key)
                 exact.append(signature.exact)
                 if signature.near is not None:
@@ -148,7 +148,8 @@ class Build:
     def _split(self, name: str, dropped: list[Any]) -> dict[str, Any]:
         """Writes the documents of both splits. Returns the number of documents in each, and of each label if they have labels.
 
-        The documents with the smallest hashes are held out; a set that comes with a held-out split keeps it.
+        The documents with the smallest hashes are held out, or all or none of them by `source.use`; a set that comes with a
+        held-out split keeps it.
         """
         gone = {index for index, *_ in dropped}
         folder, source = self.path / name, self.data.sources[name]
@@ -157,12 +158,13 @@ class Build:
         digest = lambda d: (
             _sha256(d.key.encode("utf-8", "surrogatepass")) if texts else records.question_digest(record(d, source.format))
         )
-        if source.kind in _WITH_SPLIT:
+        if source.kind in OWN_SPLIT:
             kept = [(b"", i, d.key.startswith("holdout/")) for i, d in every if i not in gone]
             held = {i for _, i, out in kept if out}
         else:
             kept = sorted((digest(d), i, False) for i, d in every if i not in gone)
-            held = {i for _, i, _ in kept[: self._held_out([key for key, *_ in kept], together=not texts)]}
+            share = self._held_out([key for key, *_ in kept], together=not texts)
+            held = {i for _, i, _ in kept[: {"both": share, "train": 0, "holdout": len(kept)}[source.use]]}
         if not kept:
             raise UserError(self._nothing_left(name, len(gone)))
         labels = {split: Counter[str]() for split in SPLITS}
@@ -172,9 +174,10 @@ class Build:
                     (b if i in held else a).write(document)
                     if source.format == "labelled":
                         labels["holdout" if i in held else "train"][json.loads(document.text)["label"]] += 1
-        if not held:
-            (folder / "holdout.jsonl.gz").unlink()
         counts: dict[str, Any] = {"train": len(kept) - len(held), "holdout": len(held)}
+        for split in SPLITS:
+            if not counts[split]:
+                (folder / f"{split}.jsonl.gz").unlink()
         return counts | ({"labels": labels} if source.format == "labelled" else {})
 
     def _held_out(self, hashes: list[bytes], *, together: bool) -> int:
@@ -224,11 +227,12 @@ class Build:
         if self.given or settings.path:
             tokenizer = self.given or load(settings.path or "")
         else:
-            size = sum(self._text_bytes(name) for name in split)
+            trained = [name for name in split if split[name]["train"]]
+            size = sum(self._text_bytes(name) for name in trained)
             step = max(1, -(-size // _TOKENIZER_BYTES))
             texts = (
                 records.texts(record(document, self.data.sources[name].format))
-                for name in split
+                for name in trained
                 for i, document in enumerate(stages.read_texts(self.path / name / "train.jsonl.gz"))
                 if i % step == 0
             )
@@ -341,7 +345,7 @@ def _sha256(raw: bytes) -> bytes:
 
 def _signature(document: sources.Document, source: config.Source) -> dedup.Signature:
     """Equal records are duplicates, but for those of a set that comes with a split: its key makes each unique."""
-    key = f"{source.path}/{document.key}" if source.kind in _WITH_SPLIT else ""
+    key = f"{source.path}/{document.key}" if source.kind in OWN_SPLIT else ""
     return dedup.Signature(_sha256(f"{source.format} {key} {document.text}".encode()), None)
 
 

@@ -48,8 +48,10 @@ def identity(source: config.Source) -> dict[str, Any]:
     else:
         contents = {"files": [[f.key, *files.identity(f)] for f in files.find(source)], "encoding": source.encoding}
     if source.format != "text":  # texts keep the fingerprint that they had before there were other formats
-        return {"kind": source.kind, "format": source.format, "version": records.VERSION, **contents}
-    return {"kind": source.kind, "field": source.field, **contents}
+        about = {"kind": source.kind, "format": source.format, "version": records.VERSION}
+    else:
+        about = {"kind": source.kind, "field": source.field}
+    return about | contents | ({} if source.use == "both" else {"use": source.use})  # so that older fingerprints hold
 
 
 class Splits:

@@ -12,7 +12,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from lm import config
 from lm.data.corpus import clean, dedup
@@ -21,6 +21,7 @@ from lm.errors import UserError
 
 T = TypeVar("T")
 _BATCH_BYTES = 1 << 20  # of text that a worker gets at a time
+_OVERHEAD = 100  # bytes of work that a document costs beside its text
 _SMALL = 24  # batches: up to this many, starting processes does not pay
 _SPACE_EVERY = 1000  # documents between two checks of the free disk space
 
@@ -55,12 +56,12 @@ class TextWriter:
         self._file.close()
 
 
-def check_space(folder: Path, written: int, *, every: int) -> None:
+def check_space(folder: Path, out: TextIO, *, every: int) -> None:
     """Raises UserError if the disk has no room for the next stages, whose tokens and compressed text take about as many bytes
-    as the `written` text. Checks only if `every` is a multiple of _SPACE_EVERY."""
+    as the text written to `out`. Checks only if `every` is a multiple of _SPACE_EVERY."""
     if every % _SPACE_EVERY:
         return
-    free = shutil.disk_usage(folder).free
+    free, written = shutil.disk_usage(folder).free, out.tell()
     if free < written:
         need, have = (f"{n / 1e9:.2f} GB" for n in (written, free))
         raise UserError(f"no disk space: at least {need} more needed below {folder}, {have} free; free some or set data.cache")
@@ -108,7 +109,7 @@ def clean_all(documents: Iterable[Document], how: config.Clean, compare: config.
     Threads do a small corpus, processes a large one. Processes are spawned, because forking under jax is unsafe, so a script
     that calls this needs the usual `if __name__ == "__main__":`.
     """
-    groups = _group(documents, _BATCH_BYTES, lambda d: len(d.text) + 1000)
+    groups = _group(documents, _BATCH_BYTES, lambda d: len(d.text) + _OVERHEAD)
     head = list(itertools.islice(groups, _SMALL + 1))
     workers = os.cpu_count() or 1
     if len(head) <= _SMALL or workers == 1:

@@ -85,6 +85,23 @@ def test_everything_is_there(data):
     assert {p.name for p in (done.path / "a").iterdir()} == {"train", "holdout", "train.jsonl.gz", "holdout.jsonl.gz"}
 
 
+def test_a_source_is_held_out_whole_or_not_at_all(data):
+    """`use` is part of the fingerprint; data without it keeps the fingerprint that it had before there was such a setting."""
+    assert set(module.sources.identity(data.sources["a"])) == {"kind", "field", "files", "encoding"}
+    sources = {"a": replace(data.sources["a"], use="train"), "b": replace(data.sources["b"], use="holdout")}
+    assert module.sources.identity(sources["b"])["use"] == "holdout"
+    done = prepare(replace(data, sources=sources), progress=False)
+    assert {name: store.num_documents for name, store in done.train.items()} == {"a": 20}
+    assert {name: store.num_documents for name, store in done.holdout.items()} == {"b": 4}
+    assert {p.name for p in (done.path / "b").iterdir()} == {"holdout", "holdout.jsonl.gz"}
+    assert len(list(done.documents("b", "holdout"))) == 4 and done.records("b", "train") == []
+    assert done.report["sources"]["b"]["documents"] == 4
+    with pytest.raises(UserError, match="all sources have use=holdout, so there is nothing to train on"):
+        replace(data, sources={"b": sources["b"]})
+    with pytest.raises(UserError, match="kind package comes with a held-out split"):
+        config.Source("package", "topics", format="labelled", use="train")
+
+
 @pytest.mark.parametrize("split", ["train", "holdout"])
 def test_a_store_that_is_gone_is_missed_and_its_cure_cures(data, split):
     """It is not taken for a source without such a split, which would train without it in silence."""
