@@ -122,9 +122,14 @@ class Rows:
         return self.objective.window * size / tokens
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """How many rows cover each source once; held-out rows are those of the first source, of the second, ..."""
+        return {name: self.windows(store) for name, store in self.stores.items()}
+
+    @property
     def count(self) -> int:
         """How many rows cover the split once."""
-        return sum(self.windows(store) for store in self.stores.values())
+        return sum(self.sizes.values())
 
     def rows(self, index: np.ndarray) -> Example:
         """Rows `index` (int64 [B]), stacked: every array of the Example with a leading axis B."""
@@ -146,7 +151,7 @@ class Rows:
         if self.shuffle:
             source, number = mixture(index, [(self.weights or {}).get(name, 1.0) for name in names])
         else:
-            source, number = one_after_another(index, [self.windows(store) for store in self.stores.values()])
+            source, number = one_after_another(index, list(self.sizes.values()))
         for s, name in enumerate(names):
             mine = np.flatnonzero(source == s)
             if len(mine):

@@ -17,7 +17,8 @@ Score = Callable[[Any, Any], dict[str, WeightedMean]]  # (params, batch), jitted
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Call with parameters -> `{"loss", "accuracy", "tokens"}`, and `perplexity` and `bits_per_byte` where they are defined.
+    """Call with parameters -> `{"loss", "accuracy", "tokens"}`, and `perplexity` and `bits_per_byte` where they are defined; of
+    two or more sources also `<source>/loss` and `<source>/accuracy`, of the same rows.
 
     Perplexity is defined for a loss in nats a token (`nats`). Bits per byte are defined for a loss whose sum is the negative
     log-probability of the text (`factors`), which is the causal one: nats a token / ln 2 * tokens / bytes of the split.
@@ -34,16 +35,14 @@ class HeldOut:
     def __call__(self, params: Any) -> dict[str, float]:
         total = self.rows.count
         chosen = np.linspace(0, total - 1, min(total, self.limit or total)).round().astype(np.int64)
-        sums: dict[str, np.ndarray] = {}
-        for first in range(0, len(chosen), self.batch_size):
-            part = chosen[first : first + self.batch_size]
-            index = np.append(part, np.full(self.batch_size - len(part), total))  # past the end: blank; one shape
-            result = self.score(params, sharding.global_batch(self.rows.rows, index, self.mesh))
-            for name, mean in result.items():
-                # Summed as Python floats: float32 would lose the last digits over many batches.
-                part = np.array([float(mean.total), float(mean.weight)])
-                sums[name] = sums.get(name, np.zeros(2)) + part
-        metrics = {name: float(total / max(weight, 1.0)) for name, (total, weight) in sums.items()}
+        ends = np.cumsum(list(self.rows.sizes.values()))
+        parts = np.split(chosen, np.searchsorted(chosen, ends[:-1]))  # no batch has rows of two sources
+        of_source = {name: self._sums(params, part) for name, part in zip(self.rows.sizes, parts, strict=True) if len(part)}
+        names = next(iter(of_source.values()))
+        sums = {name: np.sum([found[name] for found in of_source.values()], axis=0) for name in names}
+        metrics = {name: _mean(sums[name]) for name in names}
+        if len(self.rows.sizes) > 1:
+            metrics |= {f"{source}/{name}": _mean(found[name]) for source, found in of_source.items() for name in names}
         metrics["tokens"] = float(sums["loss"][1])
         if self.nats:
             metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
@@ -52,3 +51,21 @@ class HeldOut:
             tokens = sum(store.num_tokens - store.num_documents for store in stores)
             metrics["bits_per_byte"] = metrics["loss"] / math.log(2) * tokens / sum(store.num_bytes for store in stores)
         return metrics
+
+    def _sums(self, params: Any, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """[total, weight] of each score over these rows, float64."""
+        sums: dict[str, np.ndarray] = {}
+        for first in range(0, len(chosen), self.batch_size):
+            part = chosen[first : first + self.batch_size]
+            # Past the end: blank; one shape.
+            index = np.append(part, np.full(self.batch_size - len(part), self.rows.count))
+            result = self.score(params, sharding.global_batch(self.rows.rows, index, self.mesh))
+            for name, mean in result.items():
+                # Summed as Python floats: float32 would lose the last digits over many batches.
+                sums[name] = sums.get(name, np.zeros(2)) + np.array([float(mean.total), float(mean.weight)])
+        return sums
+
+
+def _mean(sums: np.ndarray) -> float:
+    total, weight = sums
+    return float(total / max(weight, 1.0))

@@ -25,6 +25,7 @@ from lm.recipes import replaced_tokens
 from lm.training.recipe import Parts, Recipe
 from lm.training.task import Task
 
+HELD_OUT_SEED = 0  # of the noise in held-out rows
 NOTHING_HELD_OUT = (
     "evaluate.baselines are judged on held-out documents, and none is held out: raise data.holdout, give more documents, or "
     "set --config.evaluate.baselines=False"
@@ -136,10 +137,12 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
 
 
 def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:
+    """Rows by split. Held-out rows have the same noise in runs of all seeds, so that losses differ by the models alone."""
     weights = {name: source.weight for name, source in run.data.sources.items()}
     splits = {"train": shared(data.train, run.data.train_share), "holdout": data.holdout}
+    seeds = {"train": run.train.seed, "holdout": HELD_OUT_SEED}
     return {
-        split: Rows(stores, objective, run.train.seed, weights, shuffle=split == "train")
+        split: Rows(stores, objective, seeds[split], weights, shuffle=split == "train")
         for split, stores in splits.items()
         if stores
     }

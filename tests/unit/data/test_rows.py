@@ -14,6 +14,7 @@ from lm.data.rows import Rows, blank, fill, fitted, mixture, pack, permute, stac
 from lm.errors import UserError
 from lm.losses.cross_entropy import token_losses
 from lm.models.transformer import Transformer
+from lm.recipes.pretrain import rows_of
 from lm.types import WORD, Example, TokenStream
 from tests.fakes import MemoryStore
 
@@ -195,6 +196,18 @@ def test_heldout_rows_of_several_sources():
     rows = Rows(stores, objective(), 0, shuffle=False)
     total = rows.rows(np.arange(rows.count)).weights.sum()
     assert total == sum(s.num_tokens - s.num_documents for s in stores.values())
+
+
+@pytest.mark.parametrize("c", [config.Masked(), config.Masked(dynamic=False)], ids=["dynamic", "static"])
+def test_runs_of_all_seeds_are_evaluated_on_equal_rows(c):
+    """And each trains on rows of its own."""
+    data = SimpleNamespace(train={"a": store_of(documents())}, holdout={"a": store_of(documents(9, seed=1))})
+    model = Model(V, 8, encoder=Stack(1, {"L": Block(Attention(2), Mlp(8))}))
+    runs = [config.Run(model, objective=c, train=config.Train(seed=seed)) for seed in (0, 7)]
+    first, other = (rows_of(run, data, objective(c, "encoder")) for run in runs)
+    index = np.arange(first["holdout"].count)
+    same(first["holdout"].rows(index), other["holdout"].rows(index))
+    assert (first["train"].rows(index).encoder.tokens != other["train"].rows(index).encoder.tokens).any()
 
 
 def loses_text(c):

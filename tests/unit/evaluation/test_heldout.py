@@ -20,8 +20,8 @@ class Rows:
 
     count = 10
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, **sizes):
+        self.asked, self.sizes = [], sizes or {"one": 10}
 
     def rows(self, index):
         self.asked += index.tolist()
@@ -37,6 +37,21 @@ def test_rows_are_spread_evenly(limit, chosen, monkeypatch):
     found = HeldOut(rows, score, 3, mesh, limit)(None)
     assert [i for i in rows.asked if i < 10] == list(chosen) and len(rows.asked) % 3 == 0
     assert found["loss"] == np.mean(chosen) and found["tokens"] == len(chosen)
+    assert set(found) == {"loss", "tokens", "perplexity"}  # a single source has no figures beside the total's
+
+
+def test_each_of_several_sources_has_a_loss_by_the_way(monkeypatch):
+    """No row is scored twice, and the total is that of all rows."""
+    monkeypatch.setattr(sharding, "global_batch", lambda make, index, mesh: make(index))
+    score = lambda params, b: {"loss": WeightedMean((b.index * b.weight).sum(), b.weight.sum())}
+    mesh = sharding.make_mesh(config.Mesh(data=jax.device_count()))
+    rows = Rows(near=4, far=1, other=5)
+    found = HeldOut(rows, score, 3, mesh)(None)
+    assert [i for i in rows.asked if i < 10] == list(range(10)) and len(rows.asked) == 3 * (2 + 1 + 2)
+    assert (found["near/loss"], found["far/loss"], found["other/loss"]) == (1.5, 4.0, 7.0)
+    assert found["loss"] == 4.5 and found["tokens"] == 10
+    few = HeldOut(Rows(near=4, far=1, other=5), score, 3, mesh, 2)(None)  # the first and the last
+    assert (few["near/loss"], few["other/loss"], few["loss"]) == (0.0, 9.0, 4.5) and "far/loss" not in few
 
 
 @pytest.mark.parametrize("factors", [True, False])
