@@ -2,17 +2,19 @@
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from experiments.study import Cell, Task
+from experiments.study import Cell, Measured, Task
 from lm import config, recipes, saved
 from lm.config import resolve
 from lm.data.corpus import cloze
 from lm.data.corpus.prepare import prepare
-from lm.evaluation import spans
+from lm.evaluation import items, spans
 from lm.models.transformer import Transformer, abstract_params
 from lm.training import jsonl
 
@@ -21,30 +23,59 @@ LEDGER = ("model_flops", "tokens_seen", "tokens_with_loss", "raw_bytes", "parame
 
 
 def measure(cell: Cell, run: config.Run, workdir: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """`{"metrics", "flags", "ledger", "curve"}` of a finished run in `workdir`. Each fine-tuning is a run beside it, in
-    `<workdir>/../finetune/<task>`; one that is finished is not trained again."""
-    metrics = {f"heldout/{name}": value for name, value in summary["heldout"].items()}
-    flags: dict[str, str] = {}
-    if cell.scores:
-        data = prepare(run.data, progress=False)
-        params = saved.open(workdir).params()
-        chosen = spans.held_out_spans(data, **SPANS)
-        for kind in cell.scores:
-            score = spans.score(Transformer(run.model), params, run.objective, data.tokenizer, chosen, kind=kind)
-            metrics |= {f"{kind}/bits_per_byte": score.bits_per_byte, f"{kind}/accuracy": score.accuracy}
-            flags |= {} if score.normalised else {f"{kind}/bits_per_byte": f"not normalised: {score.note}"}
+    """`{"metrics", "items", "flags", "ledger", "curve"}` of a finished run in `workdir`. Each fine-tuning is a run beside it,
+    in `<workdir>/../finetune/<task>`; one that is finished is not trained again."""
+    parts = [Measured({f"heldout/{name}": value for name, value in summary["heldout"].items()})]
+    if cell.scores or cell.items or cell.measure:
+        trained_model = saved.open(workdir)
+        parts += [*scored(cell, run, trained_model), *([cell.measure(trained_model)] if cell.measure else [])]
     for task in cell.tasks:
         found = fine_tune(task, run, workdir, workdir.parent / "finetune" / task.name)
-        metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
+        cost = found["model_flops"]
+        parts.append(Measured({f"{task.name}/{name}": value for name, value in found.items()}, flops=cost))
     rows = jsonl.read(workdir / "metrics.jsonl")
     seconds = trained(rows, summary) * jax.device_count()
     ledger = {name: summary[name] for name in LEDGER} | {"device_seconds": round(seconds, 1)}
+    if flops := sum(part.flops for part in parts):
+        ledger["finetune_flops"] = flops
     return {
-        "metrics": metrics,
-        "flags": flags,
+        "metrics": {name: float(value) for part in parts for name, value in part.metrics.items()},
+        "items": {name: stored(values) for part in parts for name, values in part.items.items()},
+        "flags": {name: flag for part in parts for name, flag in part.flags.items()},
         "ledger": ledger,
         "curve": curve(rows, ledger["model_flops"], summary["step"]),
     }
+
+
+def scored(cell: Cell, run: config.Run, model: saved.Saved) -> Iterator[Measured]:
+    """The cell's `scores` of held-out spans and of its `items`, each metric with a value for each span or item."""
+    if not (cell.scores or cell.items):
+        return
+    network, params, tokenizer = Transformer(run.model), model.params(), model.tokenizer()
+    asked: tuple[Any, ...] = (network, params, run.objective, tokenizer)
+    if cell.scores:
+        chosen = spans.held_out_spans(prepare(run.data, progress=False), **SPANS)
+        for kind in cell.scores:
+            found = spans.score(*asked, chosen, kind=kind)
+            flags = {} if found.normalised else {"bits_per_byte": f"not normalised: {found.note}"}
+            yield named(kind, found.values(), flags)
+    for name, path in cell.items.items():
+        each = items.score(*asked, items.read(path, name=f"items.{name}"))
+        yield named(name, each.values(), {} if each.normalised else {"nats": f"not normalised: {each.note}"})
+
+
+def named(name: str, values: dict[str, np.ndarray], flags: dict[str, str]) -> Measured:
+    """Metrics `<name>/<what>` as the means of their values."""
+    of_items = {f"{name}/{what}": each for what, each in values.items()}
+    means = {what: float(each.mean()) for what, each in of_items.items()}
+    return Measured(means, of_items, {f"{name}/{what}": flag for what, flag in flags.items()})
+
+
+def stored(values: np.ndarray) -> str | list[float]:
+    """Values of items for JSON: hits (0 and 1 only) as a string "0110", others to 4 significant digits."""
+    if np.isin(values, (0, 1)).all():
+        return "".join("1" if value else "0" for value in values)
+    return [float(f"{value:.4g}") for value in values]
 
 
 def fine_tune(task: Task, run: config.Run, start: Path, workdir: Path) -> dict[str, Any]:

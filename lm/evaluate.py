@@ -3,6 +3,7 @@
   python -m lm.evaluate --from=runs/quickstart
   python -m lm.evaluate --from=runs/quickstart --kinds=suffix --spans=64
   python -m lm.evaluate --from=gpt2_converted --config=configs/quickstart.py
+  python -m lm.evaluate --from=runs/quickstart --items=capitals.jsonl
 
   suffix   log-probability of the span given the text left of it
   infill   log-probability of the span given the text on both sides
@@ -12,7 +13,12 @@ Prints a table and writes it to FROM/span_scores.json, with the nats of each spa
 --config gives other data and, for a converted model, its objective. Models with the same data and tokenizer get the same spans
 (the digest shows it), so scores of the same kind can be compared. Where the table says NO under probability, a score is not a
 normalized probability of the span, and its note says why.
+
+--items scores items of a file in their stead, a line {"left": "...", "target": "...", "right": "..."} each, and writes
+FROM/item_scores.json with the values of each item. An empty right side asks for a suffix, otherwise for an infill.
 """
+
+from typing import Any
 
 from lm import cli
 from lm.config.ranges import Count, Seed
@@ -28,8 +34,12 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--config.{next(iter(flags.overrides))} changes a --config, and none is given; add --config=FILE")
     run = None if flags.config is None else cli.load(flags)
     cli.start_jax()
-    from lm.evaluation import span_scores
+    from lm.evaluation import item_scores, span_scores
 
+    if flags.items is not None:
+        settings: dict[str, Any] = dict(path=flags.items, batch_size=flags.batch_size, out=flags.out)
+        item_scores.show(item_scores.evaluate(flags.source, run, **settings))
+        return 0
     settings = {name: getattr(flags, name) for name in ("kinds", "spans", "left", "span", "right", "seed", "batch_size")}
     span_scores.show(span_scores.evaluate(flags.source, run, out=flags.out, **settings))
     return 0
@@ -39,7 +49,8 @@ def parser() -> cli.Parser:
     p = cli.parser("lm.evaluate", __doc__, config=False)
     p.renamed = {"--workdir": "--from"}
     p.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="workdir of a run, or a converted model")
-    p.add_argument("--out", metavar="FILE", help="file to write; default FROM/span_scores.json")
+    p.add_argument("--items", metavar="FILE", help="JSON lines of items to score, and no spans")
+    p.add_argument("--out", metavar="FILE", help="file to write; default FROM/span_scores.json or FROM/item_scores.json")
     p.add_argument("--kinds", default="suffix,infill,pll", help="which scores, separated by commas (default all)")
     p.add_argument("--spans", hint=Count, default=256, help="number of spans")
     p.add_argument("--left", hint=Count, default=64, help="tokens left of a span")

@@ -42,17 +42,13 @@ def evaluate(
     for kind in asked:
         if kind not in KINDS:
             raise UserError(f"--kinds: no kind of score '{kind}'{nearest(kind, KINDS)}")
-    target = None if out is None else paths.local(out, name="--out")
-    if target is not None and not target.parent.is_dir():
-        raise UserError(f"--out={out}: the folder {target.parent} does not exist; create it first")
-    source = saved.open(folder)
+    target, source = output(out), saved.open(folder)
     own, run = run is None, run or source.run
     if run is None:
         raise UserError(f"--from={folder} is a converted model without data; add --config=FILE with the data to score")
     if own and isinstance(run.recipe, config.Finetune):
         raise UserError(f"--from={folder} was fine-tuned on records, not documents; add --config=FILE with the data to score")
-    if source.model.head is None or source.model.head.outputs not in (None, 1):
-        raise UserError(f"--from={folder} has no head over the vocabulary, which scores need; give a language model")
+    check_head(source)
     known = span_prompts(source.model.architecture, run.objective)
     tokenizer = source.tokenizer()
     data = _data(run, tokenizer, own=own)
@@ -64,7 +60,8 @@ def evaluate(
             scores.append({"kind": kind, "refused": ONE_SIDED})
             continue
         result = score(model, params, run.objective, tokenizer, drawn, kind=kind, batch_size=batch_size)
-        scores.append(asdict(result) | {"per_span": [round(float(x), 4) for x in result.per_span]})
+        lists = {name: [round(float(x), 4) for x in getattr(result, name)] for name in ("per_span", "hits")}
+        scores.append(asdict(result) | lists)
     result = {
         "architecture": source.model.architecture,
         "objective": config.kind_of(type(run.objective)),
@@ -78,9 +75,21 @@ def evaluate(
         "trained_window": objectives.build(run.objective, source.model.architecture, run.data, tokenizer).window,
         "scores": scores,
     }
-    if jax.process_index() == 0:
-        _write(result, source, target)
+    write(result, source, target, default="span_scores.json")
     return result
+
+
+def output(out: str | None) -> Path | None:
+    """The file of --out, in a folder that exists."""
+    target = None if out is None else paths.local(out, name="--out")
+    if target is not None and not target.parent.is_dir():
+        raise UserError(f"--out={out}: the folder {target.parent} does not exist; create it first")
+    return target
+
+
+def check_head(source: saved.Saved) -> None:
+    if source.model.head is None or source.model.head.outputs not in (None, 1):
+        raise UserError(f"--from={source.folder} has no head over the vocabulary, which scores need; give a language model")
 
 
 def _data(run: config.Run, tokenizer: Tokenizer, *, own: bool) -> Prepared:
@@ -95,12 +104,15 @@ def _data(run: config.Run, tokenizer: Tokenizer, *, own: bool) -> Prepared:
     return data
 
 
-def _write(result: dict[str, Any], source: saved.Saved, target: Path | None) -> None:
+def write(result: dict[str, Any], source: saved.Saved, target: Path | None, *, default: str) -> None:
+    """Writes the result to `target`, or to the file `default` in the model's folder; the first of several hosts does."""
+    if jax.process_index() != 0:
+        return
     if target is None and str(source.folder).startswith("gs://"):
         text = json.dumps(atomic.strict(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        (source.folder / "span_scores.json").write_text(text, encoding="utf-8")
+        (source.folder / default).write_text(text, encoding="utf-8")
     else:
-        atomic.write_json(target or Path(source.folder / "span_scores.json"), result)
+        atomic.write_json(target or Path(source.folder / default), result)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from lm.objectives.prompts import KINDS, ONE_SIDED, Span, examples
 from lm.types import WORD, Example
 
 _CHUNK = 4096  # random positions in the held-out data that are tried at a time
+_MULTIPLE = 16  # tokens of which a row's length is a multiple
 
 # ------------------------------------------------------------------------------------------------------------ spans
 
@@ -102,7 +103,8 @@ def digest(spans: Sequence[Span]) -> str:
 @dataclass(frozen=True)
 class Score:
     """Figures of one kind over all spans. `tokens`: scored positions; `bytes`: of the targets' text in UTF-8; `accuracy`: the
-    share of scored positions whose likeliest token is right; `per_span`: float64 [spans] in nats, for paired comparisons."""
+    share of scored positions whose likeliest token is right. Of each span, float64 [spans]: `per_span` in nats, and `hits`,
+    its scored positions whose likeliest token is right."""
 
     kind: str
     nats: float
@@ -113,6 +115,12 @@ class Score:
     normalised: bool
     note: str
     per_span: np.ndarray
+    hits: np.ndarray
+
+    def values(self) -> dict[str, np.ndarray]:
+        """`bits_per_byte` and `accuracy` by span, float64 [spans], each scaled so that its mean is the figure of all spans."""
+        size, tokens, count = max(self.bytes, 1), max(self.tokens, 1), len(self.per_span)
+        return {"bits_per_byte": self.per_span * count / math.log(2) / size, "accuracy": self.hits * count / tokens}
 
 
 def score(
@@ -143,18 +151,19 @@ def score(
     lengths = _lengths(rows)
     check_positions(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure="shorten left, span or right")
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
-    nats, right = np.zeros(len(spans)), 0.0
+    nats, right = np.zeros(len(spans)), np.zeros(len(spans))
     for first in range(0, len(rows), batch_size):
         packed = [pack([example], lengths) for example in rows[first : first + batch_size]]
         packed += [blank(lengths)] * (batch_size - len(packed))  # keeps the shape of the batch
-        losses, hits = (np.asarray(x, float) for x in _row_scores(model, params, stack(packed), forbidden))
+        losses, tops = (np.asarray(x, float) for x in _row_scores(model, params, stack(packed), forbidden))
         mine = owner[first : first + batch_size]
         np.add.at(nats, mine, losses[: len(mine)])
-        right += hits.sum()
+        np.add.at(right, mine, tops[: len(mine)])
     tokens, size = sum(len(row.targets) for row in rows), sum(span.num_bytes for span in spans)
     total, prompt = float(nats.sum()), known[kind]
     bits = total / math.log(2) / max(size, 1)
-    return Score(kind, total, tokens, size, bits, right / max(tokens, 1), prompt.normalised, prompt.note, nats)
+    share = float(right.sum()) / max(tokens, 1)
+    return Score(kind, total, tokens, size, bits, share, prompt.normalised, prompt.note, nats, right)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -167,10 +176,11 @@ def _row_scores(model: Transformer, params: Any, batch: Example, forbidden: jax.
 
 
 def _lengths(rows: Sequence[Example]) -> Lengths:
-    """The largest lengths of any row."""
+    """The largest lengths of any row, those of streams rounded up so that calls often share a compiled shape."""
 
     def longest(name: str) -> int | None:
-        return max((len(getattr(row, name).tokens) for row in rows if getattr(row, name) is not None), default=None)
+        sizes = [len(getattr(row, name).tokens) for row in rows if getattr(row, name) is not None]
+        return -(-max(sizes) // _MULTIPLE) * _MULTIPLE if sizes else None
 
     prefix = any(row.decoder is not None and row.decoder.prefix is not None for row in rows)
     return Lengths(longest("encoder"), longest("decoder"), max(len(row.targets) for row in rows), prefix)

@@ -159,9 +159,9 @@ OBJECTIVE = Declaration(
             factors=False,
             reads_prefix=False,
             spans={
-                "suffix": SpanPrompt(ask, True, _GAP),
-                "infill": SpanPrompt(ask, True, _GAP),
-                "pll": SpanPrompt(word_by_word(ask), False, EACH_WORD),
+                "suffix": SpanPrompt(ask, True, _GAP, without_ends=True),
+                "infill": SpanPrompt(ask, True, _GAP, without_ends=True),
+                "pll": SpanPrompt(word_by_word(ask), False, EACH_WORD, without_ends=True),
             },
         )
     },

@@ -74,9 +74,11 @@ def build_decoder(c: config.FillInMiddle, data: config.Data, v: Vocabulary) -> O
 
 
 def ask_infill(span: Span, v: Vocabulary) -> list[Example]:
-    """decoder `P left S right M target`; the target is scored."""
+    """decoder `P left S right M target`, after bos if `left` has one; the target is scored."""
     p, s, m = ([mark] for mark in special_tokens.fill_in_middle(v.sentinel_ids))
-    return [answer(join(p, span.left, s, span.right, m, span.target), len(span.target))]
+    begin = span.left[: int(len(span.left) > 0 and span.left[0] == v.bos_id)]
+    left, right = (without_ends(side, v.bos_id, v.eos_id) for side in (span.left, span.right))
+    return [answer(join(begin, p, left, s, right, m, span.target), len(span.target))]
 
 
 def around_mark(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng: np.random.Generator) -> Sequence[Any]:

@@ -227,9 +227,9 @@ OBJECTIVE = Declaration(
             factors=False,
             reads_prefix=False,
             spans={
-                "suffix": SpanPrompt(ask_encoder_decoder, True, _REWRITTEN),
-                "infill": SpanPrompt(ask_encoder_decoder, True, _REWRITTEN),
-                "pll": SpanPrompt(ask_encoder_decoder_pll, False, EACH),
+                "suffix": SpanPrompt(ask_encoder_decoder, True, _REWRITTEN, without_ends=True),
+                "infill": SpanPrompt(ask_encoder_decoder, True, _REWRITTEN, without_ends=True),
+                "pll": SpanPrompt(ask_encoder_decoder_pll, False, EACH, without_ends=True),
             },
         ),
     },

@@ -92,9 +92,9 @@ OBJECTIVE = Declaration(
             factors=False,
             reads_prefix=False,
             spans={
-                "suffix": SpanPrompt(ask, True, _IN_MASKS, aligned=True),
-                "infill": SpanPrompt(ask, True, _IN_MASKS, aligned=True),
-                "pll": SpanPrompt(word_by_word(ask), False, EACH_WORD, aligned=True),
+                "suffix": SpanPrompt(ask, True, _IN_MASKS, aligned=True, without_ends=True),
+                "infill": SpanPrompt(ask, True, _IN_MASKS, aligned=True, without_ends=True),
+                "pll": SpanPrompt(word_by_word(ask), False, EACH_WORD, aligned=True, without_ends=True),
             },
         )
     },

@@ -103,9 +103,9 @@ OBJECTIVE = Declaration(
             factors=False,
             reads_prefix=False,
             spans={
-                "suffix": SpanPrompt(between_ends(masked.ask_encoder), True, REVEALED),
-                "infill": SpanPrompt(between_ends(masked.ask_encoder), True, REVEALED),
-                "pll": SpanPrompt(between_ends(masked.ask_encoder_pll), False, EACH),
+                "suffix": SpanPrompt(between_ends(masked.ask_encoder), True, REVEALED, without_ends=True),
+                "infill": SpanPrompt(between_ends(masked.ask_encoder), True, REVEALED, without_ends=True),
+                "pll": SpanPrompt(between_ends(masked.ask_encoder_pll), False, EACH, without_ends=True),
             },
         )
     },

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import UserError
-from lm.objectives.streams import stream
+from lm.objectives.streams import stream, without_ends
 from lm.objectives.vocabulary import Vocabulary
 from lm.types import WORD, Example, TokenStream
 
@@ -30,9 +30,9 @@ KINDS = ("suffix", "infill", "pll")
 class Span:
     """A target of complete words and the tokens around it in its document, all int32 [n]."""
 
-    left: np.ndarray
+    left: np.ndarray  # from bos on, if the document begins here
     target: np.ndarray
-    right: np.ndarray
+    right: np.ndarray  # up to eos, if the document ends here
     num_bytes: int  # of the target in UTF-8
 
 
@@ -51,6 +51,7 @@ class SpanPrompt:
     normalised: bool  # the probabilities of all targets of one length sum to 1; if not, scores rank but are no code lengths
     note: str  # said beside the score
     aligned: bool = False  # the decoder's positions are those of the encoder's text
+    without_ends: bool = False  # training strips a document's bos and eos, and so they are left out of what is asked
 
 
 # Notes that several objectives share.
@@ -64,7 +65,10 @@ ONE_SIDED = "it reads left to right, and nothing can be asked of it given what f
 
 def examples(way: SpanPrompt, kind: str, span: Span, vocabulary: Vocabulary) -> list[Example]:
     """The Examples that score a span; for a suffix its `right` is dropped."""
-    return way.ask(replace(span, right=span.right[:0]) if kind == "suffix" else span, vocabulary)
+    left, right = span.left, span.right[:0] if kind == "suffix" else span.right
+    if way.without_ends:
+        left, right = (without_ends(side, vocabulary.bos_id, vocabulary.eos_id) for side in (left, right))
+    return way.ask(replace(span, left=left, right=right), vocabulary)
 
 
 def join(*parts: np.ndarray | Sequence[int]) -> np.ndarray:

@@ -181,9 +181,9 @@ OBJECTIVE = Declaration(
             factors=False,
             reads_prefix=lambda c: c.prefix,
             spans={
-                "suffix": SpanPrompt(ask_decoder, True, _ANSWER),
-                "infill": SpanPrompt(ask_decoder, True, _TWO_SIDED),
-                "pll": SpanPrompt(word_by_word(ask_decoder), False, EACH_WORD),
+                "suffix": SpanPrompt(ask_decoder, True, _ANSWER, without_ends=True),
+                "infill": SpanPrompt(ask_decoder, True, _TWO_SIDED, without_ends=True),
+                "pll": SpanPrompt(word_by_word(ask_decoder), False, EACH_WORD, without_ends=True),
             },
         ),
         "encoder_decoder": Suit(
@@ -191,9 +191,9 @@ OBJECTIVE = Declaration(
             factors=False,
             reads_prefix=False,
             spans={
-                "suffix": SpanPrompt(ask_encoder_decoder, True, _ANSWER),
-                "infill": SpanPrompt(ask_encoder_decoder, True, _TWO_SIDED),
-                "pll": SpanPrompt(word_by_word(ask_encoder_decoder), False, EACH_WORD),
+                "suffix": SpanPrompt(ask_encoder_decoder, True, _ANSWER, without_ends=True),
+                "infill": SpanPrompt(ask_encoder_decoder, True, _TWO_SIDED, without_ends=True),
+                "pll": SpanPrompt(word_by_word(ask_encoder_decoder), False, EACH_WORD, without_ends=True),
             },
         ),
     },

@@ -20,6 +20,18 @@ def test_two_objectives_compare(train, tmp_path, capsys):
         assert "bits per byte" in out and "suffix" in out
         results.append(json.loads((run / "span_scores.json").read_text()))
     causal, masked = results
+    asked = [{"left": "abc", "target": " de fa", "right": ""}, {"left": "", "target": "abc de", "right": " bd"}]
+    path = tmp_path / "items.jsonl"
+    path.write_text("\n".join(map(json.dumps, asked)))
+    assert main([f"--from={run}", f"--items={path}"]) == 0
+    assert "nats an item" in capsys.readouterr().out
+    scores = json.loads((run / "item_scores.json").read_text())
+    each = scores["per_item"]
+    assert len(each["exact"]) == scores["count"] == 2 and sum(each["nats"]) == pytest.approx(
+        2 * scores["metrics"]["nats"], abs=1e-3
+    )
+    assert main([f"--from={tmp_path}/decoder.causal", f"--items={path}"]) == 2
+    assert "item 2 has a right side" in capsys.readouterr().err
     assert causal["digest"] == masked["digest"] and causal["data"] == masked["data"]
     flags = [{s["kind"]: s.get("normalised") for s in result["scores"]} for result in results]
     assert flags == [{"suffix": True, "infill": False, "pll": None}, {"suffix": True, "infill": True, "pll": False}]

@@ -129,6 +129,12 @@ def test_batches_and_padding_change_nothing(architecture, objective, kind):
     np.testing.assert_allclose(together.per_span, moved.per_span[::-1], rtol=1e-5)
     assert together.bytes == 21 and len(together.per_span) == 7
     assert together.nats == pytest.approx(together.per_span.sum())
+    assert (
+        together.hits.sum() == pytest.approx(together.accuracy * together.tokens)
+        and moved.hits.tolist()[::-1] == together.hits.tolist()
+    )
+    means = {name: values.mean() for name, values in together.values().items()}
+    assert means == {"bits_per_byte": pytest.approx(together.bits_per_byte), "accuracy": pytest.approx(together.accuracy)}
 
 
 def test_refusals():

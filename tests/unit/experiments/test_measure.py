@@ -1,8 +1,9 @@
 """What a study keeps of a run: seconds that survive restarts, a curve with its cost."""
 
+import numpy as np
 import pytest
 
-from experiments.measure import curve, trained, tuning
+from experiments.measure import curve, named, stored, trained, tuning
 from experiments.study import Finetune, Task
 from lm import config
 from lm.config import resolve
@@ -46,3 +47,14 @@ def test_a_tasks_fine_tuning_is_a_run(name, kind, form, tmp_path):
     assert (run.optimizer.learning_rate, run.optimizer.weight_decay, run.evaluate.rows) == (0.5, 0.25, 7)
     assert run.optimizer.schedule == config.Schedule("linear", warmup=5, final=0.0)
     assert resolve.from_json(resolve.to_json(run)) == run
+
+
+def test_values_of_items_are_kept_short_and_their_means_are_the_metrics():
+    hits, nats = np.array([0.0, 1.0, 1.0]), np.array([1.23456, 1234.56, 0.0])
+    found = named("mine", {"exact": hits, "nats": nats}, {"nats": "not normalised"})
+    assert found.metrics == {"mine/exact": pytest.approx(2 / 3), "mine/nats": pytest.approx(nats.mean())}
+    assert found.flags == {"mine/nats": "not normalised"}
+    assert {name: stored(values) for name, values in found.items.items()} == {
+        "mine/exact": "011",
+        "mine/nats": [1.235, 1235.0, 0.0],
+    }

@@ -1,0 +1,163 @@
+"""Test items of one's own: a target that stands between a left and a right text, scored under any model.
+
+A file has one item a line, as JSON. An item is a document from its beginning; `left` or `right` may be empty:
+
+    {"left": "the capital of France is", "target": " Paris", "right": ""}
+
+With a `right` the model is asked for an infill, which is the target given both sides, and the document ends after it; otherwise
+for a suffix, the target given `left` (see `lm.objectives.prompts`). The three texts are tokenized apart, as they are written:
+most tokenizers want the space between two words at the beginning of the second.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm import config, paths, untrusted
+from lm.data.tokenizer import Tokenizer
+from lm.errors import UserError, nearest
+from lm.evaluation import spans
+from lm.models.transformer import Transformer
+from lm.objectives import span_prompts
+from lm.objectives.prompts import ONE_SIDED, Span, SpanPrompt, examples, join
+
+FIELDS = ("left", "target", "right")
+
+
+@dataclass(frozen=True)
+class Item:
+    left: str
+    target: str
+    right: str
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """One value for each of N items, float64 [N].
+
+    exact   1 if each token of the target is the most likely one given the target's earlier tokens, otherwise 0
+    hits    tokens of the target that are the most likely one
+    tokens  tokens of the target
+    nats    -log p(target)
+
+    `normalised` and `note`: as in `lm.evaluation.spans.Score`.
+    """
+
+    exact: np.ndarray
+    hits: np.ndarray
+    tokens: np.ndarray
+    nats: np.ndarray
+    normalised: bool
+    note: str
+
+    def values(self) -> dict[str, np.ndarray]:
+        """`exact`, `accuracy` and `nats`: float64 [N] each, whose means are the share of items that are right, the share of
+        tokens that are right, and the nats of an item."""
+        return {"exact": self.exact, "accuracy": self.hits / self.tokens.mean(), "nats": self.nats}
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def read(path: str | Path, *, name: str = "--items") -> list[Item]:
+    """The items in a local file. UserError, which names the flag `name`, the line and the field, for anything else."""
+    file = paths.local(path, name=name)
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name}={path} cannot be read ({error}); give a file of JSON lines in UTF-8") from None
+    found = [_item(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise UserError(f'{name}={path} has no items; give a line {{"left": "...", "target": "...", "right": "..."}} for each')
+    return found
+
+
+def _item(line: str, where: str) -> Item:
+    value = untrusted.parse_json(line.encode(), where)
+    for field in FIELDS:
+        if field not in value:
+            raise UserError(f"{where} has no field '{field}'{nearest(field, value.keys() - set(FIELDS))}")
+        if not isinstance(value[field], str):
+            raise UserError(f"{where}: field '{field}' is a {type(value[field]).__name__}; give a text")
+        if re.search("[\ud800-\udfff]", value[field]):
+            raise UserError(f"{where}: field '{field}' has half a surrogate pair, which is no character; repair it")
+    if unknown := sorted(value.keys() - set(FIELDS)):
+        raise UserError(f"{where}: an item has no field {unknown[0]!r}{nearest(unknown[0], FIELDS)}")
+    if not value["target"]:
+        raise UserError(f"{where}: field 'target' is empty; give the text that is asked for")
+    return Item(*(value[field] for field in FIELDS))
+
+
+# ------------------------------------------------------------------------------------------------------------ scoring
+
+
+def score(
+    model: Transformer,
+    params: Any,
+    objective: config.Objective,
+    tokenizer: Tokenizer,
+    items: Sequence[Item],
+    *,
+    batch_size: int = 64,
+) -> ItemScores:
+    """The items' scores under a model that was trained with `objective`.
+
+    UserError for an objective that cannot be asked so, for a target that the tokenizer does not know, and for rows longer than
+    the learned positions.
+    """
+    known, asked = span_prompts(model.config.architecture, objective), _spans(items, tokenizer)
+    values = {name: np.zeros(len(items)) for name in ("hits", "tokens", "nats")}
+    ways: list[SpanPrompt] = []
+    for kind, numbers in _by_kind(asked).items():
+        chosen = [asked[n] for n in numbers]
+        if kind not in known or _answers_more(known[kind], kind, chosen[0], tokenizer):
+            name = config.kind_of(type(objective))
+            raise UserError(
+                f"item {numbers[0] + 1} has a right side, and a model of '{name}' cannot be asked for it: {ONE_SIDED}"
+            )
+        found = spans.score(model, params, objective, tokenizer, chosen, kind=kind, batch_size=batch_size)
+        values["hits"][numbers], values["nats"][numbers] = found.hits, found.per_span
+        values["tokens"][numbers] = [len(span.target) for span in chosen]
+        ways.append(known[kind])
+    notes = dict.fromkeys(way.note for way in ways)
+    exact = (values["hits"] == values["tokens"]).astype(float)
+    return ItemScores(exact, **values, normalised=all(way.normalised for way in ways), note="; ".join(notes))
+
+
+def _spans(items: Sequence[Item], tokenizer: Tokenizer) -> list[Span]:
+    """The items as tokens: bos before the left side, eos after a right side.
+
+    UserError for a target without tokens or with an unknown word: it has no probability.
+    """
+    ids = iter(tokenizer.encode_batch([text for item in items for text in (item.left, item.target, item.right)]))
+    found = []
+    for number, item in enumerate(items, 1):
+        left, target, right = next(ids), next(ids), next(ids)
+        if not len(target) or tokenizer.special[target].any():
+            what = "a word that the tokenizer does not know" if len(target) else "no text that the tokenizer knows"
+            raise UserError(f"item {number}: target {item.target[:40]!r} has {what}; give another target")
+        if tokenizer.bos_id is None and not len(left):
+            raise UserError(
+                f"item {number} has an empty left side, and the tokenizer has no bos to put there; give a left side"
+            )
+        begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        end = [tokenizer.eos_id] if len(right) and tokenizer.eos_id is not None else []
+        found.append(Span(join(begin, left), target, join(right, end), len(item.target.encode())))
+    return found
+
+
+def _by_kind(asked: Sequence[Span]) -> dict[str, list[int]]:
+    """The numbers of the spans that are asked for as a suffix and as an infill; no empty lists."""
+    kinds: dict[str, list[int]] = {}
+    for number, span in enumerate(asked):
+        kinds.setdefault("infill" if len(span.right) else "suffix", []).append(number)
+    return kinds
+
+
+def _answers_more(way: SpanPrompt, kind: str, span: Span, tokenizer: Tokenizer) -> bool:
+    """Whether more than the target is scored, as left to right models score what follows it too."""
+    return sum(len(example.targets) for example in examples(way, kind, span, tokenizer)) > len(span.target)
