@@ -27,11 +27,15 @@ class Masked:
     mask: Share = 0.8  # of the chosen tokens, replaced by the mask token
     random: Share = 0.1  # of the chosen tokens, replaced by a random one; the rest stay
     whole_word: bool = False  # choose complete words
+    # Choose each token by itself, so that a short text has any number of chosen ones; otherwise its share, rounded at random.
+    independent: bool = False
     dynamic: bool = True  # new masks in each epoch (RoBERTa); False: a window keeps its masks
 
     def __post_init__(self) -> None:
         if self.mask + self.random > 1 + 1e-9:
             raise UserError(f"mask={self.mask} and random={self.random} are shares of the same tokens: lower one to sum to 1")
+        if self.independent and self.whole_word:
+            raise UserError("independent=True chooses each token by itself, and whole_word=True complete words: leave one out")
 
 
 @dataclass(frozen=True)

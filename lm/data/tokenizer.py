@@ -5,9 +5,9 @@ A tokenizer that is trained here has its reserved ids at fixed numbers:
     0 <pad>   1 <s>   2 </s>   3 <unk>   4 <mask>   5..104 <extra_id_0>..<extra_id_99>   105..109 role markers
     110 newline   111..366 the 256 bytes   367.. learned pieces
 
-Ids below `reserved` (110) are control symbols: no text encodes to them, even if it contains their names.
+Ids below 110 are control symbols: no text encodes to them, even if it contains their names.
 
-A word-level tokenizer (`kind="word"`) has the same control symbols but for 32 sentinels, and no bytes: `reserved` is 42.
+A word-level tokenizer (`kind="word"`) has the same control symbols but for 32 sentinels, and no bytes.
 
     0..4 as above   5..36 <extra_id_0>..<extra_id_31>   37..41 role markers   42.. words, the most frequent first
 """

@@ -65,11 +65,6 @@ class Tokenizer(abc.ABC):
         """SHA-256 of `proto`, in hex."""
         return hashlib.sha256(self.proto).hexdigest()
 
-    @cached_property
-    def reserved(self) -> int:
-        """Ids 0 .. reserved - 1 are special; there may be more special ids after them."""
-        return int(np.argmin(self.special)) if not self.special.all() else len(self.special)
-
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
         """uint8 [n]: whether each token begins a WORD, a CHARACTER or neither (INSIDE); see `lm.data.word_boundaries`."""
         return self._pieces.boundaries(np.asarray(tokens))

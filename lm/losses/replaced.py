@@ -5,7 +5,7 @@ that reads the result.
 denominators, the masked positions and those that the model answers for, which would not add up over microbatches. Hence the
 weight of a batch is the number of positions that the model answers for, and if these are all positions, the generator's sum
 is divided by `rate`. Sums and weights then add up, and the mean approximates the paper's `mean of the generator + weight * mean
-of the model`. It is slightly too low for the generator: `rate` is of the tokens that are not reserved, rounded in each
+of the model`. It is slightly too low for the generator: `rate` is of the tokens that are text, rounded in each
 document, whereas the model also answers at bos and eos. If the model answers only at the masked positions, the mean is exact.
 """
 

@@ -30,7 +30,7 @@ from lm.objectives.declaration import (
     suited,
     text_prompt,
 )
-from lm.objectives.vocabulary import Vocabulary, controls, of_texts
+from lm.objectives.vocabulary import Vocabulary, of_texts
 
 __all__ = [
     "DECLARATIONS",
@@ -40,7 +40,6 @@ __all__ = [
     "Suit",
     "Vocabulary",
     "build",
-    "controls",
     "of_texts",
     "pairs",
     "reads_prefix",

@@ -13,8 +13,7 @@ class DummyVocabulary(Vocabulary):
         self.vocab_size = vocab_size
         self.bos_id, self.eos_id, self.mask_id = 1, 2, 4
         self.sentinel_ids = tuple(range(5, 37 if words else 105))
-        self.reserved = 42 if words else 110
-        self.special = np.arange(vocab_size) < self.reserved
+        self.special = np.arange(vocab_size) < (42 if words else 110)
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
         return np.full(len(tokens), WORD, np.uint8)

@@ -1,6 +1,6 @@
 """Masked language modelling (BERT, arXiv 1810.04805, section 3.1 and appendix A.1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ from lm.objectives.prompts import (
     word_ends,
 )
 from lm.objectives.streams import reconstruct, stream, without_ends
-from lm.objectives.vocabulary import Vocabulary, controls, ends, required_mask
+from lm.objectives.vocabulary import Vocabulary, ends, of_texts, required_mask
 from lm.types import CHARACTER, WORD, Example
 
 _LONGEST = 24  # a word of more tokens is split into its characters, unless the budget is twice as large
@@ -36,28 +36,31 @@ def noise(
     mask: float,
     random: float,
     mask_id: int,
-    reserved: int,
-    vocab_size: int,
+    text: np.ndarray,
+    ids: np.ndarray,
+    independent: bool = False,
     boundaries: Callable[[np.ndarray], np.ndarray] | None = None,
-    controls: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the corrupted tokens, int32 [n], and the sorted indices of the chosen ones, int32 [k].
 
-    Chooses a share `rate` of the tokens that are text (special ones have ids below `reserved`, or are among the sorted
-    `controls`). The share holds on average, so a short text often has none. Each chosen token becomes the mask token with
-    probability `mask`, a random text token with probability `random`, or stays. With `boundaries` (a tokenizer's), complete
-    words are chosen.
+    Chooses a share `rate` of the tokens that are text: `text` (bool [V]) has the ids that are, and `ids` (int64) lists them.
+    The share holds on average, so a short text often has none; its number of chosen tokens is one of the two next to the
+    share, or, if `independent`, any: each token is chosen with probability `rate`. Each chosen token becomes the mask token
+    with probability `mask`, a random text token with probability `random`, or stays. With `boundaries` (a tokenizer's),
+    complete words are chosen.
 
     tokens      [bos 20 21 22 23 24 25]
     corrupted   [bos 20  M 22 23  7 25]
     chosen      [2 5]
     """
     tokens = np.asarray(tokens, np.int32)
-    candidates = np.flatnonzero((tokens >= reserved) & ~np.isin(tokens, controls))
+    candidates = np.flatnonzero(text[tokens])
     if len(candidates) == 0:
         return tokens, candidates.astype(np.int32)
     budget = rate * len(candidates)
-    if boundaries is None:
+    if independent:
+        chosen = candidates[rng.random(len(candidates)) < rate]
+    elif boundaries is None:
         chosen = rng.choice(candidates, rounded(budget, rng), replace=False)
     else:
         chosen = _whole_words(candidates, boundaries(tokens)[candidates], budget, rng)
@@ -66,7 +69,7 @@ def noise(
     corrupted = tokens.copy()
     corrupted[chosen[draw < mask]] = mask_id
     swapped = chosen[(draw >= mask) & (draw < mask + random)]
-    corrupted[swapped] = _random_text(rng, len(swapped), reserved, vocab_size, controls)
+    corrupted[swapped] = ids[rng.integers(0, len(ids), len(swapped))]
     return corrupted, chosen
 
 
@@ -74,14 +77,6 @@ def rounded(amount: float, rng: np.random.Generator) -> int:
     """Rounds up or down at random with the mean `amount`, so that a rate holds for short texts too."""
     floor = int(amount)
     return floor + int(rng.random() < amount - floor)
-
-
-def _random_text(rng: np.random.Generator, count: int, reserved: int, vocab_size: int, controls: Sequence[int]) -> np.ndarray:
-    """int64 [count]: text tokens, drawn uniformly."""
-    among = np.asarray(controls, np.int64)
-    drawn = rng.integers(reserved, vocab_size - len(among), count)
-    # The n-th id that is no control token: n plus the number of control tokens up to it.
-    return drawn + np.searchsorted(among - np.arange(len(among)), drawn, side="right")
 
 
 def _whole_words(candidates: np.ndarray, begins: np.ndarray, budget: float, rng: np.random.Generator) -> np.ndarray:
@@ -139,29 +134,31 @@ def encoder_decoder(tokens: np.ndarray, rng: np.random.Generator, *, noise: Nois
 
 def noise_of(c: config.Masked, v: Vocabulary) -> Noise:
     """`noise` with the settings of a config and a vocabulary; UserError if that has no mask token."""
+    text = of_texts(v, v.vocab_size)
     return partial(
         noise,
         rate=c.rate,
         mask=c.mask,
         random=c.random,
         mask_id=required_mask(v, c),
-        reserved=v.reserved,
-        vocab_size=v.vocab_size,
+        text=text,
+        ids=np.flatnonzero(text),
+        independent=c.independent,
         boundaries=v.boundaries if c.whole_word else None,
-        controls=controls(v),
     )
 
 
-def predicted(length: int, rate: float, extra: int = 8) -> int:
+def predicted(length: int, c: config.Masked, extra: int = 8) -> int:
     """Predictions in a row of this length: the expected number and some `extra`, as every document of a row rounds its own
-    share, rounded up to a multiple of 8."""
-    return 8 * int(np.ceil((length * rate + extra) / 8))
+    share, and four standard deviations of tokens that are chosen independently; rounded up to a multiple of 8."""
+    spread = 4 * (length * c.rate * (1 - c.rate)) ** 0.5 if c.independent else 0.0
+    return min(length, 8 * int(np.ceil((length * c.rate + spread + extra) / 8)))
 
 
 def build_encoder(c: config.Masked, data: config.Data, v: Vocabulary) -> Objective:
     """Windows as long as the row."""
     length = required_length(data, "encoder_length")
-    lengths = Lengths(length, None, min(length, predicted(length, c.rate)))
+    lengths = Lengths(length, None, predicted(length, c))
     return Objective(partial(encoder, noise=noise_of(c, v)), lengths, length, length, c.dynamic, shortest=1)
 
 

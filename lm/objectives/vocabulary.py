@@ -17,7 +17,6 @@ class Vocabulary(Protocol):
     mask_id: int | None
     sentinel_ids: tuple[int, ...]
     special: np.ndarray  # bool [vocab_size]: ids that encoding a text never produces
-    reserved: int  # ids 0..reserved-1 are special, and there may be others
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray: ...  # uint8 [n]: INSIDE, CHARACTER or WORD (`lm.types`)
 
@@ -37,12 +36,6 @@ def required_mask(v: Vocabulary, c: config.Objective) -> int:
 def ends(v: Vocabulary) -> frozenset[int]:
     """`Objective.ends` of objectives that strip bos and eos."""
     return frozenset({v.bos_id, v.eos_id})
-
-
-def controls(v: Vocabulary) -> list[int]:
-    """Special tokens with ids of `reserved` or more, sorted. BERT's [CLS], [SEP] and [MASK] follow its unused ids, and all
-    special tokens of LLaMA 3 follow the vocabulary."""
-    return (v.reserved + np.flatnonzero(v.special[v.reserved :])).tolist()
 
 
 def of_texts(v: Vocabulary, size: int) -> np.ndarray:

@@ -22,7 +22,7 @@ class Words:
 
 
 class Vocabulary:
-    vocab_size, bos_id, eos_id, mask_id, reserved = 512, 1, 2, 4, 110
+    vocab_size, bos_id, eos_id, mask_id = 512, 1, 2, 4
     sentinel_ids = tuple(range(5, 105))
     special = np.arange(512) < 110
 

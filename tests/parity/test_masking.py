@@ -41,7 +41,7 @@ def test_rates(rate):
     after, labels = collator.torch_mask_tokens(torch.tensor(before))
     theirs = shares(before, after.numpy(), labels.numpy() != -100)
 
-    settings = dict(rate=rate, mask=0.8, random=0.1, mask_id=MASK, reserved=RESERVED, vocab_size=V)
+    settings = dict(rate=rate, mask=0.8, random=0.1, mask_id=MASK, text=np.arange(V) >= RESERVED, ids=np.arange(RESERVED, V))
     ours, chosen = np.empty_like(before), np.zeros(before.shape, bool)
     for i in range(ROWS):
         ours[i], places = masked.noise(tokens, np.random.default_rng(i), **settings)

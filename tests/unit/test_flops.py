@@ -74,7 +74,6 @@ VOCABULARY = SimpleNamespace(
     eos_id=2,
     mask_id=3,
     sentinel_ids=tuple(range(4, 40)),
-    reserved=40,
     special=np.arange(FEW) < 40,
     sentence_ends=lambda tokens: np.ones(len(tokens), bool),
 )

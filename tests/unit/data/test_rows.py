@@ -18,14 +18,13 @@ from lm.recipes.pretrain import rows_of
 from lm.types import WORD, Example, TokenStream
 from tests.fakes import MemoryStore
 
-BOS, EOS, MASK, RESERVED, V = 1, 2, 3, 20, 120
+BOS, EOS, MASK, RESERVED, V = 1, 2, 3, 20, 1500
 VOCABULARY = SimpleNamespace(
     vocab_size=V,
     bos_id=BOS,
     eos_id=EOS,
     mask_id=MASK,
     sentinel_ids=tuple(range(4, 20)),
-    reserved=RESERVED,
     special=np.arange(V) < RESERVED,
     boundaries=lambda tokens: np.full(len(tokens), WORD),
     sentence_ends=lambda tokens: tokens % 7 == 0,

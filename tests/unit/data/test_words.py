@@ -21,7 +21,7 @@ def tokenizer():
 
 def test_each_word_is_one_id_after_the_reserved_ones(tokenizer):
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.mask_id) == (0, 1, 2, 3, 4)
-    assert tokenizer.sentinel_ids == tuple(range(5, 37)) and tokenizer.reserved == 42
+    assert tokenizer.sentinel_ids == tuple(range(5, 37))
     assert tokenizer.role_ids["<|system|>"] == 37 and tokenizer.role_ids["<|end|>"] == 41
     assert tokenizer.vocab_size == 42 + len(WORDS)  # 8192 is the limit
     assert [tokenizer.encode(word).tolist() for word in WORDS] == [[42 + i] for i in range(len(WORDS))]

@@ -26,7 +26,6 @@ def vocabulary(word_start):
         eos_id=EOS,
         mask_id=MASK,
         sentinel_ids=SENTINELS,
-        reserved=TEXT,
         special=np.arange(V) < TEXT,
         boundaries=lambda tokens: np.where(np.array(word_start)[tokens], WORD, CHARACTER),
     )

@@ -11,7 +11,7 @@ BOS, EOS, MASK, RESERVED, V = 1, 2, 4, 20, 500
 SENTINELS = tuple(range(5, 17))
 STOP, NEWLINE = 30, 31  # end a sentence
 ENDS = dict(bos=BOS, eos=EOS)
-NOISE = dict(mask_id=MASK, reserved=RESERVED, vocab_size=V)
+NOISE = dict(mask_id=MASK, text=np.arange(V) >= RESERVED, ids=np.arange(RESERVED, V))
 DATA = config.Data(encoder_length=64, decoder_length=64)
 GENERATOR = config.Model(V, 16, encoder=config.Stack(1, {"L": config.Block(config.Attention(2), config.Mlp(16))}))
 
@@ -34,7 +34,7 @@ def first(make, wanted, seeds=5000):
 
 
 def vocabulary(**changes):
-    known = dict(vocab_size=V, bos_id=BOS, eos_id=EOS, mask_id=MASK, sentinel_ids=SENTINELS, reserved=RESERVED)
+    known = dict(vocab_size=V, bos_id=BOS, eos_id=EOS, mask_id=MASK, sentinel_ids=SENTINELS)
     words = dict(special=np.arange(V) < RESERVED, boundaries=boundaries, sentence_ends=sentence_ends)
     return SimpleNamespace(**(known | words | changes))
 

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from lm import config
+from lm.data.rows import Rows
+from lm.errors import UserError
 from lm.objectives import masked
 from lm.types import CHARACTER, INSIDE, WORD
-from tests.unit.objectives.common import BOS, EOS, MASK, NOISE, RESERVED, V, equal, first, rng, vocabulary
+from tests.fakes import MemoryStore
+from tests.unit.objectives.common import BOS, EOS, MASK, NOISE, RESERVED, V, build, equal, first, rng, vocabulary
 
 
 def test_masked_docstring():
-    noise = partial(masked.noise, rate=0.3, mask=0.8, random=0.1, mask_id=MASK, reserved=20, vocab_size=26)
+    noise = partial(masked.noise, rate=0.3, mask=0.8, random=0.1, mask_id=MASK, text=np.arange(26) >= 20, ids=np.arange(20, 26))
     tokens = np.array([BOS, 20, 21, 22, 23, 24, 25])
     wanted = lambda e: e.where.tolist() == [2, 5] and e.encoder.tokens[2] == MASK and e.encoder.tokens[5] == 20
     e = first(lambda r: masked.encoder(tokens, r, noise=noise), wanted)
@@ -25,7 +28,7 @@ def test_masked_docstring():
 def test_control_tokens_behind_the_reserved_ones_are_neither_asked_for_nor_drawn():
     """BERT's [CLS], [SEP] and [MASK] are 101 to 103, behind a hundred that are unused."""
     special = np.isin(np.arange(110), [0, 101, 102, 103])
-    v = vocabulary(bos_id=101, eos_id=102, mask_id=103, reserved=1, sentinel_ids=(), vocab_size=110, special=special)
+    v = vocabulary(bos_id=101, eos_id=102, mask_id=103, sentinel_ids=(), vocab_size=110, special=special)
     noise = masked.noise_of(config.Masked(0.5, mask=0.0, random=1.0), v)
     tokens = np.array([101, *range(104, 109), 102])
     for seed in range(200):
@@ -95,17 +98,17 @@ def test_whole_words_are_never_split(rate):
 
 def test_random_tokens_are_those_of_texts():
     """Special tokens within the vocabulary are never drawn, and all others equally often."""
-    controls = [20, 24, 25, 26, 39]
-    settings = dict(rate=1.0, mask=0.0, random=1.0, mask_id=MASK, reserved=20, vocab_size=40)
+    ids = np.setdiff1d(np.arange(20, 40), [20, 24, 25, 26, 39])
+    settings = dict(rate=1.0, mask=0.0, random=1.0, mask_id=MASK, text=np.isin(np.arange(40), ids))
     tokens = np.full(6000, 30)
-    drawn, chosen = masked.noise(tokens, rng(), controls=controls, **settings)
+    drawn, chosen = masked.noise(tokens, rng(), ids=ids, **settings)
     counts = np.bincount(drawn, minlength=40)
-    assert len(chosen) == 6000 and not counts[[*range(20), *controls]].any()
+    assert len(chosen) == 6000 and set(np.flatnonzero(counts)) == set(ids)
     assert abs(counts[counts > 0] - 400).max() < 90 and (counts > 0).sum() == 15  # 4.6 sigma
-    # Without such tokens the draw is a plain one.
+    # Without special tokens among them the draw is a plain one.
     generator = rng(3)
     generator.random(), generator.choice(50, 50, replace=False), generator.random(50)
-    equal(masked.noise(np.full(50, 30), rng(3), **settings)[0], generator.integers(20, 40, 50).tolist())
+    equal(masked.noise(np.full(50, 30), rng(3), ids=np.arange(20, 40), **settings)[0], generator.integers(20, 40, 50).tolist())
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
@@ -119,6 +122,39 @@ def test_the_rate_is_a_probability_on_short_texts(n, whole_words):
     word = min(3, n) if whole_words else 1
     sigma = (0.15 * n * word / rounds) ** 0.5
     assert abs(np.mean(taken) - 0.15 * n) < 4 * sigma and min(taken) <= 0.15 * n <= max(taken)
+
+
+@pytest.mark.parametrize("n", [1, 6, 40])
+def test_independent_tokens_are_chosen_any_number_of_times(n):
+    """The number of chosen ones is binomial, from none to all, and each place is as likely as another."""
+    rounds, rate = 4000, 0.4
+    settings = dict(rate=rate, mask=1.0, random=0.0, independent=True, **NOISE)
+    tokens = np.array([BOS, *range(20, 20 + n), EOS])
+    chosen = [masked.noise(tokens, rng(s), **settings)[1] for s in range(rounds)]
+    counts = np.array([len(places) for places in chosen])
+    assert abs(counts.mean() - rate * n) < 4 * (n * rate * (1 - rate) / rounds) ** 0.5
+    assert abs(counts.var() / (n * rate * (1 - rate)) - 1) < 0.15
+    if n <= 6:
+        assert set(counts) == set(range(n + 1))
+    places = np.bincount(np.concatenate(chosen), minlength=n + 2)
+    assert places[0] == places[-1] == 0 and abs(places[1:-1] / rounds - rate).max() < 4.5 * (rate * (1 - rate) / rounds) ** 0.5
+
+
+@pytest.mark.parametrize("n", [6, 126])
+def test_a_row_has_room_for_what_is_chosen_independently(n):
+    """Rows of documents of n words: all predictions are in the row, which has no more places than tokens."""
+    c = config.Masked(0.5, independent=True)
+    o = build(c, "encoder", config.Data(encoder_length=128))
+    assert o.lengths.predicted == 96
+    rows = Rows({"a": MemoryStore(np.tile([BOS, *[30] * n, EOS], 400), [n + 2] * 400)}, o, 0)
+    counts = rows.rows(np.arange(200)).weights.sum(axis=1)
+    due = 128 * n / (n + 2) / 2
+    assert counts.max() < 96 and abs(counts.mean() - due) < 4 * (due / 2 / 200) ** 0.5
+
+
+def test_independent_words_are_refused():
+    with pytest.raises(UserError, match="independent=True chooses each token by itself, and whole_word=True complete words"):
+        config.Masked(independent=True, whole_word=True)
 
 
 UNBROKEN = {

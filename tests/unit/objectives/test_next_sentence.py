@@ -9,11 +9,11 @@ from lm import config
 from lm.data.rows import Rows, blank, pack
 from lm.objectives import masked, next_sentence
 from tests.fakes import MemoryStore
-from tests.unit.objectives.common import BOS, ENDS, EOS, MASK, RESERVED, SENTINELS, V, build, equal, first, rng, text
+from tests.unit.objectives.common import BOS, ENDS, EOS, MASK, NOISE, RESERVED, SENTINELS, build, equal, first, rng, text
 
 
 def test_next_sentence_docstring():
-    noise = partial(masked.noise, rate=0.2, mask=1.0, random=0.0, mask_id=MASK, reserved=RESERVED, vocab_size=V)
+    noise = partial(masked.noise, rate=0.2, mask=1.0, random=0.0, **NOISE)
     settings = dict(noise=noise, negatives=0.5, answers=(5, 6), **ENDS)
     make = lambda r: next_sentence.encoder(np.arange(20, 25), r, np.array([80, 81, 82, 83]), **settings)
     e = first(make, lambda e: e.encoder.tokens.tolist() == [BOS, 20, MASK, 22, EOS, 81, 82, EOS])
@@ -52,6 +52,9 @@ def test_without_another_text_the_next_one_follows():
     assert all(o.make(text(30), rng(s), np.zeros(0, np.int32)).targets[0] == SENTINELS[0] for s in range(20))
 
 
+MANY = dict(vocab_size=2000, special=np.arange(2000) < RESERVED)
+
+
 def store_of(lengths):
     """Documents of unique tokens."""
     return MemoryStore(np.arange(sum(lengths)) + 1000, lengths)
@@ -59,7 +62,7 @@ def store_of(lengths):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_the_other_text_is_one_document_from_elsewhere(shuffle):
-    o = build(config.NextSentence(masked=config.Masked(random=0.0, mask=0.0)), "encoder")
+    o = build(config.NextSentence(masked=config.Masked(random=0.0, mask=0.0)), "encoder", **MANY)
     store = store_of([150, 40, 300, 90, 7, 200])
     rows = Rows({"a": store}, o, 0, shuffle=shuffle)
     negatives = begins = 0
@@ -85,13 +88,13 @@ def test_the_other_text_is_one_document_from_elsewhere(shuffle):
 
 
 def test_of_one_document_another_part_is_taken():
-    o = build(config.NextSentence(negatives=1.0), "encoder")
+    o = build(config.NextSentence(negatives=1.0), "encoder", **MANY)
     rows = Rows({"a": store_of([400])}, o, 0, shuffle=False)
     assert (rows.rows(np.arange(rows.count - 1)).targets[:, 0] == SENTINELS[1]).all()
 
 
 def test_a_source_of_one_window_has_nothing_elsewhere():
-    o = build(config.NextSentence(negatives=1.0), "encoder")
+    o = build(config.NextSentence(negatives=1.0), "encoder", **MANY)
     row = Rows({"a": store_of([70])}, o, 0, shuffle=False).rows(np.array([0]))
     assert row.targets[0, 0] == SENTINELS[0]
 

@@ -163,7 +163,6 @@ def tokenizer_of(size):
         eos_id=8,
         mask_id=9,
         sentinel_ids=tuple(range(100, 200)),
-        reserved=10,
         special=np.isin(np.arange(size), [*range(10), *range(100, 200)]),
         boundaries=np.ones_like,
         sentence_ends=np.zeros_like,

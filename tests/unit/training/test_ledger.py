@@ -81,8 +81,7 @@ def masked_run(predict):
 
 def four_rows(run):
     """The rows of the first step as an Example, their ledger, and how much of them is text, and is masked."""
-    vocabulary = SimpleNamespace(vocab_size=V, bos_id=1, eos_id=2, mask_id=3, sentinel_ids=(), reserved=10)
-    vocabulary.special = np.arange(V) < 10
+    vocabulary = SimpleNamespace(vocab_size=V, bos_id=1, eos_id=2, mask_id=3, sentinel_ids=(), special=np.arange(V) < 10)
     objective = objectives.build(run.objective, "encoder", run.data, vocabulary)
     rows = Rows({"a": store()}, dataclasses.replace(objective, shortest=4), 0)  # so that some rows have padding
     example = rows.rows(np.arange(4))
