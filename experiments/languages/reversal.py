@@ -1,0 +1,56 @@
+"""Facts about people, each told in one direction: `note deko rami is bula tore gani .`
+
+A person has a given name and a family name; a description is three words. Half of the people are told of in both directions
+("note bula tore gani is deko rami ." too), so that the reversed form is known; the others forwards alone, and are asked for.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from experiments.languages import Language, write
+
+NAME, DESCRIPTION = 2, 3  # words of each
+WORDS = 24  # for each of their places
+Person = tuple[str, str]  # name, description
+
+
+def people(count: int, seed: int) -> list[Person]:
+    """`count` people; no two have the same name or the same description, whose words are drawn uniformly."""
+    rng = np.random.default_rng(seed)
+    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+    words = rng.permutation([a + b for a in syllables for b in syllables if a != b])[: WORDS * (NAME + DESCRIPTION)]
+    places = words.reshape(NAME + DESCRIPTION, WORDS)
+
+    def phrases(places: np.ndarray) -> list[str]:
+        numbers = rng.choice(WORDS ** len(places), count, replace=False)
+        digits = numbers[:, None] // WORDS ** np.arange(len(places)) % WORDS
+        return [" ".join(place[d] for place, d in zip(places, row, strict=True)) for row in digits]
+
+    return list(zip(phrases(places[:NAME]), phrases(places[NAME:]), strict=True))
+
+
+def forwards(person: Person) -> str:
+    return f"note {person[0]} is {person[1]} ."
+
+
+def backwards(person: Person) -> str:
+    return f"note {person[1]} is {person[0]} ."
+
+
+@cache
+def language(*, count: int = 400, seed: int = 0) -> Language:
+    """Items, in the same order of people: `forwards` and `backwards` are suffixes of the two forms, `gap` asks for the name in
+    the form that was read. `known` is `backwards` of those who are told of in both directions. Held out are the answers:
+    the reversed form of those who are told of forwards alone."""
+    everybody = people(count, seed)
+    asked, known = everybody[: count // 2], everybody[count // 2 :]
+    items = {
+        "forwards": [{"left": f"note {name} is", "target": text, "right": ""} for name, text in asked],
+        "backwards": [{"left": f"note {text} is", "target": name, "right": ""} for name, text in asked],
+        "gap": [{"left": "note", "target": name, "right": f"is {text} ."} for name, text in asked],
+        "known": [{"left": f"note {text} is", "target": name, "right": ""} for name, text in known],
+    }
+    train = [*map(forwards, everybody), *map(backwards, known)]
+    order = np.random.default_rng(seed).permutation(len(train))
+    return write("reversal", [train[i] for i in order], list(map(backwards, asked)), items=items)

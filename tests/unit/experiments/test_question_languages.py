@@ -1,0 +1,107 @@
+"""The languages whose items are questions: the same texts each time, and every item answered from the text alone."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments import languages
+from experiments.languages import Language, copying, lengths, pairs, reversal
+
+MAKERS: dict[str, Callable[[], Language]] = {
+    "reversal": lambda: reversal.language(count=20),
+    "copying": lambda: copying.language(count=100, asked=20),
+    "lengths": lambda: lengths.language(count=100, asked=18),
+    "pairs": lambda: pairs.language(count=100, asked=20),
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(languages, "FOLDER", str(tmp_path))
+    for module in (reversal, copying, lengths, pairs):
+        module.language.cache_clear()
+    yield
+    for module in (reversal, copying, lengths, pairs):
+        module.language.cache_clear()
+
+
+def read(path: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in Path(path).expanduser().read_text().splitlines()]
+
+
+def train(language: Language) -> list[str]:
+    return [record["text"] for record in read(f"{language.folder}/train.jsonl")]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_texts_are_the_same_each_time(name):
+    first = MAKERS[name]()
+    for module in (reversal, copying, lengths, pairs):
+        module.language.cache_clear()
+    assert MAKERS[name]() == first  # the folder's name is a digest of its contents
+
+
+def test_reversal_is_told_forwards_and_asked_backwards():
+    language = reversal.language(count=20)
+    told = train(language)
+    files = {name: read(path) for name, path in language.items.items()}
+    assert len(told) == 30 and {len(items) for items in files.values()} == {10}
+    whole = {name: [" ".join(filter(None, item.values())) for item in items] for name, items in files.items()}
+    assert set(f"{text} ." for text in whole["forwards"]) == set(whole["gap"]) <= set(told)
+    assert set(f"{text} ." for text in whole["known"]) <= set(told)
+    assert not set(f"{text} ." for text in whole["backwards"]) & set(told)
+    # The same people in the same order, so that values are compared item by item.
+    assert [item["target"] for item in files["gap"]] == [item["target"] for item in files["backwards"]]
+    names = [item["target"] for item in files["gap"] + files["known"]]
+    assert len(set(names)) == 20
+    # Every person's name is told of, first or last.
+    assert all(any(name in text for text in told) for name in names)
+
+
+def copies(words: list[str]) -> str:
+    """What followed the earlier occurrence of the last word."""
+    return words[words.index(words[-1]) + 1]
+
+
+def test_copying_has_one_answer_in_the_context():
+    for item in read(copying.language(count=100, asked=20).items["copy"]):
+        words = item["left"].split()
+        assert words.count(words[-1]) == 2 and copies(words) == item["target"]
+
+
+def test_copying_repeats_one_pattern_at_distances_that_vary():
+    distances = []
+    for words, second, size in copying.documents(200, 7):
+        first = words.index(words[second])
+        assert len(words) == copying.LENGTH and len(set(words)) == copying.LENGTH - size
+        assert words[first : first + size] == words[second : second + size] and first + size <= second
+        distances.append(second - first)
+    assert len(set(distances)) > 10
+
+
+def test_lengths_are_longer_in_the_items_than_in_training():
+    language = lengths.language(count=100, asked=18)
+    sizes = {name: [len(item["left"].split()) - 1 for item in read(path)] for name, path in language.items.items()}
+    assert {name: (min(of), max(of)) for name, of in sizes.items()} == lengths.RANGES
+    assert max(text.split().index("=") for text in train(language)) == lengths.LONGEST
+    for item in read(language.items["far"]):
+        words = item["left"].removesuffix(" =")
+        assert item["target"] == f"{words} ." and len(set(words.split())) == len(words.split())
+
+
+def answers(left: str) -> str:
+    """The word before the pair's word in the list that is asked for."""
+    first, second, question = (part.split() for part in left.split(" ; "))
+    (number,) = {word[1:] for word in first} & {word[1:] for word in second}
+    return first[first.index(f"a{number}") - 1] if question == ["first"] else second[second.index(f"b{number}") - 1]
+
+
+def test_pairs_have_one_answer():
+    language = pairs.language(count=100, asked=20)
+    for name in pairs.QUESTIONS:
+        items = read(language.items[name])
+        assert len(items) == 20 and all(item["left"].endswith(f"; {name}") for item in items)
+        assert all(answers(item["left"]) == item["target"] for item in items)
+    assert all(answers(text.rsplit(" ", 2)[0]) == text.split()[-2] for text in train(language))
