@@ -34,7 +34,7 @@ def items(least: int, most: int, count: int, seed: int) -> Iterator[dict[str, st
 
 @cache
 def language(*, count: int = 24_000, asked: int = 120) -> Language:
-    """Items `inside`, `near` and `far`, by the number of words: as in training, up to one and a half times, up to twice that."""
+    """Items `inside`, `near` and `far`, by the number of words: as in training, up to 1.5 times and up to twice as many."""
     return write(
         "lengths",
         map(copied, lists(count, 1, LONGEST, 0)),
