@@ -1,46 +1,55 @@
 """Tests a study's relations on the seeds that have results."""
 
-import dataclasses
 import math
+from dataclasses import dataclass, replace
 
-from experiments import stats
-from experiments.study import Metric, Relation, Results, Study
+import numpy as np
+
+from experiments import stats, variance
+from experiments.study import Gate, Metric, Relation, Results, Study
 from lm.errors import UserError, nearest
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Judged:
-    """A tested relation. Differences are gains: better - than, signed so that positive means better.
+    """A tested relation. Gains are better - than, signed so that positive means better.
 
-    In every field, None means that it cannot be computed: no seed in common, one seed, or no variance.
+    In every field, None means that it cannot be computed: no run of a cell, or one seed.
     """
 
     relation: Relation
     metric: Metric
-    test: stats.Paired | None
-    interval: stats.Interval | None
-    bootstrap: stats.Interval | None
-    p: float | None
-    p_holm: float | None  # also None for an exploratory relation
-    seeds: int | None  # needed to decide it; also None above `stats.CAP`
-    verdict: stats.Verdict
-    at_chance: bool = False  # neither cell is shown to be above the metric's chance level
+    test: stats.Test | None
+    p: float | None = None
+    p_holm: float | None = None  # also None for an exploratory relation
+    seeds: int | None = None  # needed to decide it; also None above `stats.CAP`
+    power: float | None = None  # of an equivalence: the chance to show it if the two cells are equal
+    verdict: stats.Verdict = "unresolved"
+    why: str = ""  # there is no verdict
     withdrawn: bool = False  # the study is withdrawn, so there is no verdict
 
     @property
+    def interval(self) -> stats.Interval | None:
+        return None if self.test is None else self.test.interval
+
+    @property
     def words(self) -> str:
-        """The verdict, whether the relation is exploratory, and why it is unresolved."""
+        """The verdict, what kind of relation it is on, and why there is none."""
         if self.withdrawn:
             return "withdrawn"
-        if self.test is None:
-            why = " (no pair of runs yet)"
-        elif self.test.n == 1:
-            why = " (one seed)"
-        else:
-            why = " (differences without variance)" if self.test.p is None else ""
-        if self.at_chance:
-            why = " (neither shown to be above chance)"
-        return self.verdict + ("" if self.relation.primary else ", exploratory") + why
+        kind = "" if in_family(self.relation) else ", exploratory"
+        planted = f", planted {self.relation.planted}" if self.relation.planted else ""
+        return self.verdict + kind + planted + (f" ({self.why})" if self.why else "")
+
+    @property
+    def as_planted(self) -> bool | None:
+        """Does the verdict agree with what is known by construction? None for a relation that is not planted, and for an effect
+        or an equivalence that is not decided. A planted null that is claimed to be a difference should be unresolved."""
+        if not self.relation.planted or self.verdict == "not judged" or self.withdrawn:
+            return None
+        if self.relation.planted == "null" and self.relation.kind == "greater":
+            return self.verdict == "unresolved"
+        return None if self.verdict == "unresolved" else self.verdict == "reproduced"
 
     @property
     def published(self) -> float | None:
@@ -48,7 +57,17 @@ class Judged:
         if self.relation.published is None:
             return None
         better, than = self.relation.published
-        return (better - than) * (1 if self.metric.higher else -1)
+        return (better - than) * sign(self.metric)
+
+
+def sign(metric: Metric) -> int:
+    """Of a gain; where neither direction is better, more counts as a gain."""
+    return -1 if metric.higher is False else 1
+
+
+def in_family(relation: Relation) -> bool:
+    """Is its p corrected with the study's primary relations?"""
+    return relation.primary or bool(relation.planted)
 
 
 def values(results: Results, cell: str, metric: str) -> dict[int, float]:
@@ -57,67 +76,140 @@ def values(results: Results, cell: str, metric: str) -> dict[int, float]:
     return {seed: float(v) for seed, v in found.items() if v is not None and math.isfinite(v)}
 
 
-def pairs(results: Results, better: str, than: str, metric: str) -> list[tuple[float, float]]:
-    """(better, than) values for each seed that both cells have."""
-    a, b = values(results, better, metric), values(results, than, metric)
-    return [(a[seed], b[seed]) for seed in a if seed in b]
+def items(results: Results, cell: str, metric: str) -> dict[int, np.ndarray]:
+    """Seed -> values of the metric's test items, float64 [N], for the runs that have them. Hits are stored as "0110"."""
+    found = {seed: r.get("items", {}).get(metric) for seed, r in results.get(cell, {}).items()}
+    return {seed: np.array([float(v) for v in x]) for seed, x in found.items() if x is not None and len(x) > 1}
+
+
+def contrast(study: Study, results: Results, metric: Metric, better: str, than: str) -> stats.Test | None:
+    """The gain of one cell over another, with the error from all cells of the study that have the metric."""
+    table = {cell: v for cell in study.labels if (v := values(results, cell, metric.name))}
+    asked = {cell: items(results, cell, metric.name) for cell in (better, than)}
+    return variance.contrast(table, better, than, items=asked, higher=metric.higher is not False)
 
 
 def judge(study: Study, results: Results) -> list[Judged]:
     """Tests all relations, in the study's order. Raises UserError if one names an unknown cell or metric."""
     metrics = {m.name: m for m in study.metrics}
     for r in study.relations:
-        if r.metric not in metrics:
-            raise UserError(f"relation '{r.name}' asks for metric '{r.metric}'{nearest(r.metric, metrics)}")
-        for cell in (r.better, r.than):
-            if cell not in study.labels:
-                raise UserError(f"relation '{r.name}' asks for cell '{cell}'{nearest(cell, study.labels)}")
-        if r.kind == "equivalent" and r.margin <= 0:
-            raise UserError(f"relation '{r.name}' is an equivalence without a margin; give margin > 0 in the metric's unit")
-    found = [_tested(r, metrics[r.metric], pairs(results, r.better, r.than, r.metric)) for r in study.relations]
-    # Holm's family has all primary relations, also those that cannot be tested yet: missing runs must not lower the thresholds.
-    primary = [j for j in found if j.relation.primary]
-    holm = dict(zip(map(id, primary), stats.holm([1.0 if j.p is None else j.p for j in primary]), strict=True))
-    decided = [_decided(j, holm.get(id(j)) if j.p is not None else None, len(primary), results) for j in found]
-    if study.withdrawn:
-        return [dataclasses.replace(j, verdict="unresolved", withdrawn=True) for j in decided]
-    return [_unless_at_chance(j, results) for j in decided]
+        _check(study, r, metrics)
+    family = sum(map(in_family, study.relations))
+    tested = [_tested(study, results, r, metrics[r.metric], family) for r in study.relations]
+    # Holm's family has all of its relations, also those that cannot be judged: missing runs must not lower the thresholds.
+    members = [j for j in tested if in_family(j.relation)]
+    corrected = stats.holm([1.0 if j.p is None else j.p for j in members])
+    holm = {id(j): p for j, p in zip(members, corrected, strict=True) if j.p is not None}
+    return [_decided(j, holm.get(id(j)), bool(study.withdrawn)) for j in tested]
 
 
-def _unless_at_chance(judged: Judged, results: Results) -> Judged:
-    """Removes the verdict if neither cell is above chance: two models that learned nothing would count as equivalent."""
-    relation, chance = judged.relation, judged.metric.chance
-    if not chance or judged.verdict == "unresolved":
-        return judged
-    for cell in (relation.better, relation.than):
-        reached, by_chance = (values(results, cell, name) for name in (relation.metric, chance))
-        both = [(v, by_chance[seed]) for seed, v in reached.items() if seed in by_chance]
-        test = stats.gains(both, higher=judged.metric.higher) if both else None
-        if test is None or test.mean > 0 and (test.p is None or test.p < stats.ALPHA):
-            return judged
-    return dataclasses.replace(judged, verdict="unresolved", at_chance=True)
+def _check(study: Study, r: Relation, metrics: dict[str, Metric]) -> None:
+    if r.metric not in metrics:
+        raise UserError(f"relation '{r.name}' asks for metric '{r.metric}'{nearest(r.metric, metrics)}")
+    for cell in (r.better, r.than):
+        if cell not in study.labels:
+            raise UserError(f"relation '{r.name}' asks for cell '{cell}'{nearest(cell, study.labels)}")
+    if r.kind == "equivalent" and r.margin <= 0:
+        raise UserError(f"relation '{r.name}' is an equivalence without a margin; give margin > 0 in the metric's unit")
 
 
-def _tested(relation: Relation, metric: Metric, found: list[tuple[float, float]]) -> Judged:
-    if not found:
-        return Judged(relation, metric, None, None, None, None, None, None, "unresolved")
-    sign = 1 if metric.higher else -1
-    differences = [sign * (a - b) for a, b in found]
-    test = stats.gains(found, higher=metric.higher)
-    bootstrap = stats.bootstrap_interval(differences)
-    p = stats.relation_p(relation, test)
-    return Judged(relation, metric, test, stats.t_interval(differences), bootstrap, p, None, None, "unresolved")
-
-
-def _decided(judged: Judged, p_holm: float | None, family: int, results: Results) -> Judged:
-    relation, test = judged.relation, judged.test
+def _tested(study: Study, results: Results, relation: Relation, metric: Metric, family: int) -> Judged:
+    test = contrast(study, results, metric, relation.better, relation.than)
     if test is None:
-        return judged
-    p, alpha = (p_holm, stats.ALPHA / max(1, family)) if relation.primary else (judged.p, stats.ALPHA)
-    found = pairs(results, relation.better, relation.than, relation.metric)
-    return dataclasses.replace(
-        judged,
-        p_holm=p_holm,
-        seeds=stats.seeds_needed(relation, test, alpha=alpha),
-        verdict=stats.verdict(relation, found, p, higher=judged.metric.higher),
-    )
+        return Judged(relation, metric, None, why="a cell has no run yet")
+    if test.df == 0:
+        return Judged(relation, metric, test, why="one seed")
+    found = Judged(relation, metric, test, why="equal in all runs" if test.error == 0 and test.mean == 0 else "")
+    if not study.withdrawn and (why := _not_judged(study, results, relation, metric)):
+        return replace(found, verdict="not judged", why=why)
+    alpha = stats.ALPHA / max(1, family if in_family(relation) else 1)
+    power = None
+    if relation.kind == "equivalent" and test.error > 0:
+        power = stats.tost_power(0.0, test.error, test.df, relation.margin, alpha=alpha)
+    p, seeds = stats.relation_p(relation, test), stats.seeds_needed(relation, test, alpha=alpha)
+    return replace(found, p=p, seeds=seeds, power=power)
+
+
+def _decided(judged: Judged, p_holm: float | None, withdrawn: bool) -> Judged:
+    if judged.test is None or judged.verdict == "not judged":
+        return replace(judged, withdrawn=withdrawn)
+    p = p_holm if in_family(judged.relation) else judged.p
+    verdict = "unresolved" if withdrawn else stats.verdict(judged.relation, judged.test, p)
+    return replace(judged, p_holm=p_holm, verdict=verdict, withdrawn=withdrawn)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A gate's values in a cell: seed -> value, NaN for a run without the metric."""
+
+    gate: Gate
+    cell: str
+    found: dict[int, float]
+
+    @property
+    def passed(self) -> bool:
+        low = -math.inf if self.gate.at_least is None else self.gate.at_least
+        high = math.inf if self.gate.at_most is None else self.gate.at_most
+        return bool(self.found) and all(low <= value <= high for value in self.found.values())
+
+
+def gates(study: Study, results: Results) -> list[Checked]:
+    """All gates in all cells that have results and that they are asked of."""
+    found = []
+    for gate in study.gates:
+        for cell in gate.cells or study.labels:
+            runs = results.get(cell, {})
+            measured = values(results, cell, gate.metric)
+            if runs and (gate.cells or measured):
+                found.append(Checked(gate, cell, {seed: measured.get(seed, math.nan) for seed in sorted(runs)}))
+    return found
+
+
+def _not_judged(study: Study, results: Results, relation: Relation, metric: Metric) -> str:
+    """Why the relation is not judged: a gate that a cell of it does not pass, or no cell above its floor or chance; else ""."""
+    cells = (relation.better, relation.than)
+    for checked in gates(study, results):
+        if checked.cell in cells and not checked.passed:
+            found = ", ".join(f"{value:.3g}" for value in checked.found.values())
+            return f"{study.labels[checked.cell]} fails the check that {checked.gate.name}: {found}"
+    if metric.floor and (why := _at_floor(study, results, cells, metric)):
+        return why
+    if metric.chance and not any(_above_chance(results, cell, metric) for cell in cells):
+        return "neither shown to be above chance"
+    return ""
+
+
+def _at_floor(study: Study, results: Results, cells: tuple[str, str], metric: Metric) -> str:
+    """Why the better of two cells is not shown to be above its floor; "" if it is, or if one of the two is that floor."""
+    mean = lambda cell: float(np.mean(list(values(results, cell, metric.name).values()))) * sign(metric)
+    better = max(cells, key=mean)
+    floor = study.cells[better].floor if better in study.cells else None
+    if floor is None or floor in cells:
+        return ""
+    test = above_floor(results, better, floor, metric)
+    if test is None or test.df == 0:
+        return f"no two runs of the floor, {study.labels[floor]}"
+    if above(test):
+        return ""
+    reached, without = (float(np.mean(list(values(results, cell, metric.name).values()))) for cell in (better, floor))
+    return f"not above the floor: {study.labels[better]} {reached:.4g}, {study.labels[floor]} {without:.4g}"
+
+
+def above_floor(results: Results, cell: str, floor: str, metric: Metric) -> stats.Test | None:
+    """The gain of a cell over its floor, unpaired, as the two share no training."""
+    return _two(values(results, cell, metric.name), values(results, floor, metric.name), metric)
+
+
+def _above_chance(results: Results, cell: str, metric: Metric) -> bool:
+    test = _two(values(results, cell, metric.name), values(results, cell, metric.chance), metric)
+    return test is None or above(test)  # no chance level was measured
+
+
+def _two(one: dict[int, float], other: dict[int, float], metric: Metric) -> stats.Test | None:
+    return variance.contrast({"one": one, "other": other}, "one", "other", higher=metric.higher is not False)
+
+
+def above(test: stats.Test) -> bool:
+    """Is the gain positive, by a two-sided test at 0.05?"""
+    p = stats.different(test)
+    return test.mean > 0 and p is not None and p < stats.ALPHA

@@ -15,7 +15,12 @@ from lm.errors import UserError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
-VERDICTS = {"reproduced": ("#009E73", "o"), "reversed": ("#D55E00", "X"), "unresolved": ("#6E6E6E", "s")}
+VERDICTS = {
+    "reproduced": ("#009E73", "o"),
+    "reversed": ("#D55E00", "X"),
+    "unresolved": ("#6E6E6E", "s"),
+    "not judged": ("#6E6E6E", "P"),
+}
 GREY = "#6E6E6E"
 
 

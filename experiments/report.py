@@ -122,6 +122,7 @@ def _draw(study: Study, results: Results, judged: list[Judged], out: Path) -> di
 def _blocks(
     study: Study, results: Results, judged: list[Judged], drawn: dict[str, Path], section: str, command: str
 ) -> list[Block]:
+    checks = [*tables.gates_table(study, results), *tables.floors_table(study, results)]
     show = lambda *words: [Picture(path.name, text) for text, path in drawn.items() if text in words]
     return [
         Heading(study.title, 1),
@@ -131,11 +132,13 @@ def _blocks(
         *show(*(text for text in drawn if text not in ("relations", "learning curves"))),
         Heading("Compute"),
         *tables.ledger(study, results),
+        *([Heading("Gates and floors"), *checks] if checks else []),
         *(
             [Heading("Relations"), tables.relations_table(judged), *show("relations"), tables.checks_table(judged)]
             if judged
             else []
         ),
+        *tables.variances_table(study, results),
         *([Heading("Learning curves"), *show("learning curves")] if show("learning curves") else []),
         *([Markdown(section)] if section.strip() else []),
         *([Heading("Made by"), Code(command)] if command else []),
@@ -151,11 +154,12 @@ def _status(study: Study, results: Results, judged: list[Judged]) -> list[Block]
         to_come = ", ".join(f"{study.cells[name].label} ({n})" for name, n in missing.items())
         done += f" Still to come: {to_come}. Verdicts may change."
     blocks: list[Block] = [Paragraph(done)]
-    primary = [j.verdict for j in judged if j.relation.primary]
+    primary = [j.verdict for j in judged if j.relation.primary and not j.relation.planted]
     if study.withdrawn:
         blocks.append(Paragraph(f"Withdrawn: {study.withdrawn}", bold=True))
     elif primary:
-        counts = ", ".join(f"{primary.count(v)} {v}" for v in ("reproduced", "reversed", "unresolved"))
+        kinds = ["reproduced", "reversed", "unresolved", *(["not judged"] if "not judged" in primary else [])]
+        counts = ", ".join(f"{primary.count(v)} {v}" for v in kinds)
         blocks.append(Paragraph(f"Of {len(primary)} primary relations: {counts}."))
     if strangers := sorted(set(results) - set(study.labels)):
         names = ", ".join(strangers)

@@ -1,20 +1,17 @@
-"""Statistics of a comparison over seeds: intervals, paired tests, equivalence, Holm's correction, power, verdicts.
+"""Tests of a gain with a known standard error: intervals, equivalence, Holm's correction, power.
 
-A pair is one seed in two cells. If both cells cut the text into the same windows, they see the same data in the same order,
-and the seed's effect on both cancels in the difference; otherwise pairing only costs degrees of freedom.
-
-With three to ten seeds, everything here relies on the differences being approximately normal. No test without that assumption
-has enough power: the p of the exact sign test over n seeds is at least 2 * 0.5**n, which is 0.25 for three seeds and below
-0.05 only from six on. It is reported next to the t test to show what can be concluded without the assumption.
+`experiments.variance` estimates the standard error from cells, seeds and items. With three to ten seeds everything here relies
+on normal variation between seeds: an exact test without that assumption cannot reach p < 0.05 with fewer than four seeds in
+each of two cells (or six pairs). Its p is reported beside the t test.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from experiments.study import Relation
 
@@ -22,12 +19,12 @@ ALPHA = 0.05
 POWER = 0.8
 CAP = 1000  # seeds, beyond which the number needed is not computed
 
-Verdict = Literal["reproduced", "reversed", "unresolved"]
+Verdict = Literal["reproduced", "reversed", "unresolved", "not judged"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its confidence interval, None for a single value."""
+    """A mean and the ends of its confidence interval, None where no variance can be estimated."""
 
     n: int
     mean: float
@@ -35,85 +32,37 @@ class Interval:
     high: float | None = None
 
 
-def t_interval(values: Sequence[float], *, confidence: float = 1 - ALPHA) -> Interval:
-    """Student's t interval of the mean, which all tables and pictures show.
-
-    It has its nominal coverage from two seeds on if the values are normal, and it agrees with the paired t test: the interval
-    of the differences excludes 0 exactly if p < 0.05. With so few values, neither holds for the bootstrap (see below).
-    """
-    x = np.asarray(values, float)
-    mean = float(x.mean())
-    if len(x) < 2:
-        return Interval(len(x), mean)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return Interval(len(x), mean, mean - half, mean + half)
-
-
-def bootstrap_interval(values: Sequence[float], *, confidence: float = 1 - ALPHA, resamples: int = 9999) -> Interval:
-    """BCa bootstrap interval of the mean, or the percentile one if BCa is undefined. Deterministic: the resamples are seeded.
-
-    It is too narrow with few seeds, because resampled means stay within [min, max]: three values are all on one side of the
-    true mean a quarter of the time, so a 95 % interval covers at most 75 %. Measured on normal values (test_stats.py): 3 seeds
-    72 %, 5 seeds 84 %, 10 seeds 89 %. Therefore tables show `t_interval`, and this one is among the checks.
-    """
-    x = np.asarray(values, float)
-    mean = float(x.mean())
-    if len(x) < 2:
-        return Interval(len(x), mean)
-    if np.ptp(x) == 0:  # BCa divides by the spread
-        return Interval(len(x), mean, mean, mean)
-    for method in ("BCa", "percentile"):
-        ends = stats.bootstrap(
-            (x,),
-            np.mean,
-            confidence_level=confidence,
-            n_resamples=resamples,
-            method=method,
-            random_state=np.random.default_rng(0),
-        ).confidence_interval
-        if np.isfinite([ends.low, ends.high]).all():
-            break
-    return Interval(len(x), mean, float(ends.low), float(ends.high))
-
-
 @dataclass(frozen=True)
-class Paired:
-    """n differences: mean, standard deviation, effect size dz = mean / sd, two-sided p of the t test and the exact sign test.
+class Test:
+    """A gain, its standard error and the error's degrees of freedom.
 
-    Without variance (one seed, or equal differences for all seeds, as of identical runs or a saturated metric) dz and p are
-    None.
+    df = 0: one seed, so nothing can be tested. error = 0: no run differs from its cell's mean, and `exact` decides.
     """
 
-    n: int
+    __test__ = False  # not a pytest class
+
+    n: int  # seeds: pairs if paired, otherwise of the cell with fewer
     mean: float
-    sd: float
-    dz: float | None = None
-    p: float | None = None
-    sign_p: float | None = None
+    error: float
+    df: float
+    exact: float = 1.0  # two-sided p of the exact permutation test over seeds
+    least: float = 1.0  # the smallest such p that these numbers of seeds can give
+    item_error: float = 0.0  # the part of `error` that comes from the choice of test items, which more seeds do not reduce
+    how: str = ""  # how the error was estimated, for the report
 
     @property
-    def error(self) -> float:
-        return self.sd / np.sqrt(self.n)
+    def interval(self) -> Interval:
+        if self.df == 0 or self.error == 0:
+            return Interval(self.n, self.mean)
+        half = float(stats.t.isf(ALPHA / 2, self.df)) * self.error
+        return Interval(self.n, self.mean, self.mean - half, self.mean + half)
 
 
-def paired(differences: Sequence[float], *, scale: float = 0.0) -> Paired:
-    """Tests whether the mean difference is 0. `scale`: the magnitude of the subtracted values; a spread below 1e-12 of it is
-    rounding (0.3 - 0.1 != 0.2) and counts as none."""
-    d = np.asarray(differences, float)
-    n, mean = len(d), float(d.mean())
-    if n < 2:
-        return Paired(n, mean, 0.0)
-    sd = float(d.std(ddof=1))
-    sign = _sign_test(d[np.abs(d) > 1e-12 * scale])
-    if sd <= 1e-12 * max(scale, float(np.abs(d).max())):
-        return Paired(n, mean, 0.0, sign_p=sign)
-    return Paired(n, mean, sd, mean / sd, float(2 * stats.t.sf(abs(mean) / sd * np.sqrt(n), n - 1)), sign)
-
-
-def _sign_test(nonzero: np.ndarray) -> float:
-    """Exact two-sided p: the probability of at most as many of the rarer sign if both signs are equally likely."""
-    n, fewer = len(nonzero), int(min((nonzero > 0).sum(), (nonzero < 0).sum()))
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+def t_interval(values: Sequence[float]) -> Interval:
+    """Student's t interval of the mean of a cell's seeds, which tables and pictures show for single cells."""
+    x = np.asarray(values, float)
+    n, mean = len(x), float(x.mean())
+    return Test(n, mean, float(x.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0, n - 1).interval
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -129,86 +78,130 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def tost(test: Paired, margin: float) -> float | None:
-    """p of two one-sided t tests (Schuirmann 1987): small if the mean difference is within (-margin, margin)."""
-    if test.p is None:
+def different(test: Test) -> float | None:
+    """Two-sided p of "the gain is 0"; None for one seed.
+
+    Without any variance, the exact permutation test decides: 1.0 in five seeds against 0.0 in five others is the most extreme
+    of 252 divisions, p = 2/252. That is a result; with three seeds against three it is 2/20, which is none. A t test would
+    have to divide by 0, and reporting "p = 0" would claim more than any number of seeds can show.
+    """
+    return beyond(test, 0.0)
+
+
+def beyond(test: Test, margin: float) -> float | None:
+    """p of "the gain is within the margin": below 0.05 exactly if its 95 % interval is entirely outside."""
+    if test.df == 0:
         return None
-    t = (margin - abs(test.mean)) / test.error
-    return float(stats.t.sf(t, test.n - 1))
+    outside = abs(test.mean) - margin
+    if test.error == 0:
+        return test.least if outside > 0 else 1.0
+    return float(min(1.0, 2 * stats.t.sf(outside / test.error, test.df)))
 
 
-def beyond(test: Paired, margin: float) -> float | None:
-    """p of the hypothesis that the mean difference is within the margin: below 0.05 exactly if its 95 % interval is entirely
-    outside."""
-    if test.p is None:
+def tost(test: Test, margin: float) -> float | None:
+    """p of two one-sided t tests (Schuirmann 1987): small if the gain is within (-margin, margin).
+
+    Two cells with the same value in all runs are equivalent within any margin (p = 0): such runs are the same computation, or
+    the metric is at its bound, and no further seed would show more. Where the metric is a share of test items, this does not
+    apply: `experiments.variance` then bounds the error from below by that of drawing the items.
+    """
+    if test.df == 0:
         return None
-    return float(min(1.0, 2 * stats.t.sf((abs(test.mean) - margin) / test.error, test.n - 1)))
+    room = margin - abs(test.mean)
+    if test.error == 0:
+        return 0.0 if test.mean == 0 else test.least / 2 if room > 0 else 1.0
+    return float(stats.t.sf(room / test.error, test.df))
 
 
-def gains(pairs: Sequence[tuple[float, float]], *, higher: bool = True) -> Paired:
-    """The paired test of (better, than) pairs, with differences signed so that positive means better."""
-    x = np.asarray(pairs, float).reshape(-1, 2)
-    return paired((x[:, 0] - x[:, 1]) * (1 if higher else -1), scale=float(np.abs(x).max()))
-
-
-def relation_p(relation: Relation, test: Paired) -> float | None:
+def relation_p(relation: Relation, test: Test) -> float | None:
     """The p that decides a relation, before Holm's correction.
 
-    For an equivalence: of TOST if the observed difference is within the margin, otherwise of the test that it is beyond.
-    Whatever the truth, only one of the two tests can be wrong, so no correction is needed for having two.
+    For an equivalence: of TOST if the observed gain is within the margin, otherwise of the test that it is beyond. Whatever the
+    truth, only one of the two tests can be wrong, so no correction is needed for having two.
     """
     if relation.kind == "greater":
-        return test.p
+        return different(test)
     return (tost if abs(test.mean) <= relation.margin else beyond)(test, relation.margin)
 
 
-def verdict(
-    relation: Relation, pairs: Sequence[tuple[float, float]], p_adjusted: float | None, *, higher: bool = True
-) -> Verdict:
-    """The verdict on a relation. `p_adjusted`: `relation_p`, after Holm's correction if the relation is primary."""
+def verdict(relation: Relation, test: Test, p_adjusted: float | None) -> Verdict:
+    """The verdict on a relation. `p_adjusted`: `relation_p`, after Holm's correction if the relation is in a family."""
     if p_adjusted is None or p_adjusted >= ALPHA:
         return "unresolved"
-    mean = gains(pairs, higher=higher).mean
-    holds = mean > 0 if relation.kind == "greater" else abs(mean) <= relation.margin
+    holds = test.mean > 0 if relation.kind == "greater" else abs(test.mean) <= relation.margin
     return "reproduced" if holds else "reversed"
 
 
-def t_power(effect: float, n: int, *, alpha: float = ALPHA) -> float:
-    """Power of the two-sided paired t test with n seeds for a true effect dz, by the noncentral t distribution."""
-    critical, shift = stats.t.isf(alpha / 2, n - 1), abs(effect) * np.sqrt(n)
-    wrong_side = stats.nct.cdf(-critical, n - 1, shift) if shift < 8 else 0.0  # scipy's far tail is sometimes NaN
-    return float(stats.nct.sf(critical, n - 1, shift) + wrong_side)
+def _over_errors(accepted: Callable[[np.ndarray], np.ndarray], df: float) -> float:
+    """The mean of `accepted(s)` over the distribution of s, the estimated error divided by the true one, by Gauss-Legendre
+    quadrature over its quantiles. Given s, the estimated gain is normal. scipy's noncentral t has NaN in its far tail."""
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    s = np.sqrt(stats.chi2.ppf((nodes + 1) / 2, df) / df)
+    return float(weights / 2 @ accepted(s))
 
 
-def tost_power(mean: float, sd: float, margin: float, n: int, *, alpha: float = ALPHA) -> float:
-    """Power of the equivalence test with n seeds for a true mean and sd: the average over sampled sds, given which the sampled
-    mean is normal."""
-    quantiles = (np.arange(2000) + 0.5) / 2000
-    sampled = np.sqrt(stats.chi2.ppf(quantiles, n - 1) / (n - 1))  # in units of sd
-    room = margin * np.sqrt(n) / sd - stats.t.isf(alpha, n - 1) * sampled  # accepted: |sampled mean| < room, in standard errors
-    shift = mean * np.sqrt(n) / sd
-    return float(np.mean(np.where(room > 0, stats.norm.cdf(room - shift) - stats.norm.cdf(-room - shift), 0.0)))
+def power(gain: float, error: float, df: float, *, alpha: float = ALPHA) -> float:
+    """Power of the two-sided t test for a true gain with this standard error."""
+    critical, shift = float(stats.t.isf(alpha / 2, df)), abs(gain) / error
+    return _over_errors(lambda s: stats.norm.cdf(shift - critical * s) + stats.norm.cdf(-shift - critical * s), df)
 
 
-def seeds_needed(relation: Relation, test: Paired, *, alpha: float = ALPHA) -> int | None:
-    """The fewest seeds with 80 % power to decide the relation if the observed effect is the true one; None beyond CAP.
+def tost_power(gain: float, error: float, df: float, margin: float, *, alpha: float = ALPHA) -> float:
+    """Power of the equivalence test for a true gain with this standard error."""
+    critical, shift = float(stats.t.isf(alpha, df)), abs(gain) / error
 
-    The observed effect of few seeds is itself uncertain, so this is an order of magnitude. For a relation under Holm's
+    def accepted(s: np.ndarray) -> np.ndarray:
+        room = margin / error - critical * s  # accepted: |estimated gain| < room, in standard errors
+        return np.where(room > 0, stats.norm.cdf(room - shift) - stats.norm.cdf(-room - shift), 0.0)
+
+    return _over_errors(accepted, df)
+
+
+def mde(error: float, df: float, *, alpha: float = ALPHA) -> float:
+    """The minimum detectable gain: the true gain that the two-sided t test finds with 80 % power.
+
+    `error` is the standard error of the gain (residual sd * sqrt(2 / seeds)), `alpha` that of the Holm family's strictest
+    comparison, 0.05 / size. Infinite without degrees of freedom.
+    """
+    if df <= 0:
+        return math.inf
+    if error == 0:
+        return 0.0
+    high = 1.0
+    while power(high, 1.0, df, alpha=alpha) < POWER:
+        high *= 2
+    return error * float(optimize.brentq(lambda gain: power(gain, 1.0, df, alpha=alpha) - POWER, 0.0, high, xtol=1e-6))
+
+
+def with_seeds(test: Test, n: int) -> tuple[float, float]:
+    """(standard error, df) that the comparison would have with n seeds."""
+    of_seeds = max(0.0, test.error**2 - test.item_error**2)
+    return math.sqrt(of_seeds * test.n / n + test.item_error**2), test.df * (n - 1) / (test.n - 1)
+
+
+def seeds_needed(relation: Relation, test: Test, *, alpha: float = ALPHA) -> int | None:
+    """The fewest seeds with 80 % power to decide the relation if the observed gain and error are the true ones; None beyond
+    CAP, where nothing can be estimated, or where the test items alone leave too much error.
+
+    The observed gain of few seeds is itself uncertain, so this is an order of magnitude. For a relation under Holm's
     correction, give alpha / (size of the family), the strictest threshold, so that no unresolved relation appears to have
     enough seeds.
     """
-    if test.dz is None:
+    if test.df == 0 or test.error == 0:
         return None
-    if relation.kind == "greater":
-        power = lambda n: t_power(test.mean / test.sd, n, alpha=alpha)
-    elif abs(test.mean) <= relation.margin:
-        power = lambda n: tost_power(test.mean, test.sd, relation.margin, n, alpha=alpha)
-    else:
-        power = lambda n: t_power((abs(test.mean) - relation.margin) / test.sd, n, alpha=alpha)
-    if power(CAP) < POWER:
+
+    def reached(n: int) -> bool:
+        error, df = with_seeds(test, n)
+        if relation.kind == "greater":
+            return power(test.mean, error, df, alpha=alpha) >= POWER
+        if abs(test.mean) <= relation.margin:
+            return tost_power(test.mean, error, df, relation.margin, alpha=alpha) >= POWER
+        return power(abs(test.mean) - relation.margin, error, df, alpha=alpha) >= POWER
+
+    if not reached(CAP):
         return None
-    low, high = 1, CAP  # power(low) < POWER <= power(high), as power increases with n
+    low, high = 1, CAP  # not reached(low), reached(high), as power increases with n
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if power(middle) < POWER else (low, middle)
+        low, high = (low, middle) if reached(middle) else (middle, high)
     return high

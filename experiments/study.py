@@ -85,7 +85,7 @@ class Cell:
 class Metric:
     name: str  # in a result's "metrics", such as "suffix/bits_per_byte"
     label: str
-    higher: bool = True  # is more better?
+    higher: bool | None = True  # is more better? None: neither direction is
     flag: str = ""  # such as "not normalised"
     chance: str = ""  # the metric that says what is had for nothing; a relation between cells that have no more is undecided
     comparable: bool = True  # between cells of different objectives

@@ -1,10 +1,12 @@
-"""The tables of a report: results, compute, relations, checks."""
+"""The tables of a report: results, compute, gates and floors, relations, power and variances."""
 
 import math
 from typing import Any
 
-from experiments import stats
-from experiments.judge import Judged, pairs, values
+import numpy as np
+
+from experiments import judge, stats, variance
+from experiments.judge import Judged, values
 from experiments.pages import Block, Paragraph, Table, Text
 from experiments.study import Metric, Results, Study
 
@@ -15,8 +17,10 @@ LEDGER = {
     "tokens_seen": "tokens seen",
     "tokens_with_loss": "tokens with loss",
     "raw_bytes": "raw bytes",
+    "finetune_flops": "FLOPs of fine-tuning",
     "device_seconds": "device-seconds",
 }
+ARROWS = {True: " ↑", False: " ↓", None: ""}
 MATCHED = {"flops": "model_flops", "seen": "tokens_seen", "loss_tokens": "tokens_with_loss", "params": "parameters"}
 TOLERANCE = 0.01  # relative deviation of the matched figure that is accepted
 
@@ -57,7 +61,7 @@ def results_table(study: Study, results: Results) -> Table:
     facts = list(dict.fromkeys(fact for cell in study.cells.values() for fact in cell.facts))
     notes, bold = _Notes(), {m.name: _best(study, results, m) for m in study.metrics}
     header = [Text("cell"), *map(Text, facts), Text("seeds")]
-    header += [Text(f"{m.label} {'↑' if m.higher else '↓'}", marks=notes.marks(m.flag)) for m in study.metrics]
+    header += [Text(m.label + ARROWS[m.higher], marks=notes.marks(m.flag)) for m in study.metrics]
     decimals = {
         m.name: _decimals([v for c in study.labels for v in values(results, c, m.name).values()]) for m in study.metrics
     }
@@ -75,7 +79,7 @@ def results_table(study: Study, results: Results) -> Table:
         rows.append(row)
     about = "Mean over seeds ± half of the 95 % interval (Student's t)."
     if not study.withdrawn:
-        about += " Bold: better than the second by a paired t test over seeds, p < 0.05, uncorrected."
+        about += " Bold: better than the second, p < 0.05, uncorrected."
     align = "l" * (1 + len(facts)) + "r" * (1 + len(study.metrics))
     return Table("results", f"{study.title}: results", align, header, rows, notes.texts, about)
 
@@ -91,16 +95,12 @@ def _best(study: Study, results: Results, metric: Metric) -> str | None:
     """The best cell if the second best is significantly worse, among cells without a flag on the metric; otherwise None."""
     plain = [c for c in study.labels if not any(metric.name in r["flags"] for r in results.get(c, {}).values())]
     means = {c: sum(v.values()) / len(v) for c in plain if (v := values(results, c, metric.name))}
-    order = sorted(means, key=lambda c: means[c], reverse=metric.higher)
-    if (
-        study.withdrawn
-        or not metric.comparable
-        or len(order) < 2
-        or not (found := pairs(results, order[0], order[1], metric.name))
-    ):
+    order = sorted(means, key=lambda c: means[c], reverse=bool(metric.higher))
+    if study.withdrawn or not metric.comparable or metric.higher is None or len(order) < 2:
         return None
-    test = stats.gains(found, higher=metric.higher)
-    return order[0] if test.p is not None and test.p < stats.ALPHA and test.mean > 0 else None
+    test = judge.contrast(study, results, metric, order[0], order[1])
+    p = None if test is None else stats.different(test)
+    return order[0] if p is not None and p < stats.ALPHA else None
 
 
 def ledger(study: Study, results: Results) -> list[Block]:
@@ -162,16 +162,7 @@ def _width(judged: Judged) -> int:
 
 def relations_table(judged: list[Judged]) -> Table:
     notes = _Notes()
-    header = [
-        "relation",
-        "metric",
-        "published",
-        "gain here, 95 % interval",
-        "seeds",
-        "p",
-        "p (Holm)",
-        "seeds needed in all",
-    ]
+    header = ["relation", "metric", "published", "gain here, 95 % interval", "seeds", "p", "p (Holm)", "seeds needed in all"]
     rows = []
     for j in judged:
         r = j.relation
@@ -179,30 +170,112 @@ def relations_table(judged: list[Judged]) -> Table:
         published = "–" if r.published is None else f"{r.published[0]:g} vs {r.published[1]:g} ({j.published:+.4g})"
         test = ["0", "–", "–", "–"]
         if j.test is not None:
-            needed = "–" if j.test.p is None else f">{stats.CAP}" if j.seeds is None else str(j.seeds)
+            needed = "–" if j.p is None or j.test.error == 0 else f">{stats.CAP}" if j.seeds is None else str(j.seeds)
             test = [str(j.test.n), _p(j.p), _p(j.p_holm), needed]
         row = [j.metric.label, published, _range(j.interval, _width(j)), *test]
-        rows.append([Text(name, marks=notes.marks(r.source)), *map(Text, row), Text(j.words, j.verdict != "unresolved")])
+        decided = j.verdict in ("reproduced", "reversed")
+        rows.append([Text(name, marks=notes.marks(r.source)), *map(Text, row), Text(j.words, decided)])
     about = (
-        "The gain is the first cell's advantage over the second, positive where the first is better. Paired t test "
-        "over seeds; for an equivalence, two one-sided tests against the margin or, if the gain is outside, the test that it "
-        "is outside. Holm's correction over the primary relations. Seeds needed: for 80 % power at the gain observed, at "
-        "0.05 divided by the number of primary relations (exploratory: at 0.05); a rough figure with few seeds."
+        "The gain is the first cell's advantage over the second, positive where the first is better. A t test; for an "
+        "equivalence, two one-sided tests against the margin or, if the gain is outside, the test that it is outside. "
+        "Holm's correction over the primary and the planted relations. Seeds needed: for 80 % power at the gain observed, at "
+        "0.05 divided by the number of these relations (exploratory: at 0.05); a rough figure with few seeds."
     )
     align = "ll" + "r" * 6 + "l"
     return Table("relations", "Relations", align, [*map(Text, header), Text("verdict")], rows, notes.texts, about)
 
 
 def checks_table(judged: list[Judged]) -> Table:
+    family = max(1, sum(judge.in_family(j.relation) for j in judged))
     rows = []
     for j in judged:
-        dz = "–" if j.test is None or j.test.dz is None else f"{j.test.dz:+.2f}"
-        sign, least = ("–", "–") if j.test is None or j.test.n < 2 else (_p(j.test.sign_p), _p(2 * 0.5**j.test.n))
-        rows.append([Text(t) for t in (j.relation.name, dz, _range(j.bootstrap, _width(j)), sign, least)])
+        test, shown = j.test, ["–"] * 6
+        if test is not None and test.df > 0:
+            if test.error > 0:
+                alpha = stats.ALPHA / (family if judge.in_family(j.relation) else 1)
+                decimals = _width(j)
+                shown[0] = f"{stats.mde(test.error, test.df, alpha=alpha):.{decimals}f}"
+                shown[1] = "–" if j.power is None else f"{100 * j.power:.0f} %"
+                shown[2] = f"{100 * (test.item_error / test.error) ** 2:.0f} %" if test.item_error else "–"
+            shown[3:] = [test.how, _p(None if math.isnan(test.exact) else test.exact), _p(test.least)]
+        rows.append([Text(t) for t in (j.relation.name, *shown)])
     about = (
-        "dz: the gain in standard deviations of the differences. Without assuming normal differences: the bootstrap interval "
-        "(BCa; too narrow below about ten seeds) and the exact sign test, with the smallest p that this number of seeds can "
-        "give, which is below 0.05 only from six seeds on."
+        "Detectable gain: the true gain that this test finds with 80 % power. Power at the margin: the chance to show an "
+        "equivalence if the two cells are equal. Items: the part of the error's square that comes from the choice of test "
+        "items, which more seeds do not reduce. Error: paired by seed only if a seed's runs share something, with the variance "
+        "of all cells only if these two vary like the others, and with that of the test items where their values are stored. "
+        "Without assuming normal variation between seeds: the exact permutation test, with the smallest p that these seeds can "
+        "give."
     )
-    header = [Text(h) for h in ("relation", "dz", "gain, 95 % bootstrap interval", "p (sign)", "least possible")]
-    return Table("checks", "Size of the gains, and checks", "lrrrr", header, rows, about=about)
+    names = ["relation", "detectable gain", "power at the margin", "items", "error", "p (permutations)", "least possible"]
+    return Table("checks", "Power, and checks", "lrrrlrr", [Text(h) for h in names], rows, about=about)
+
+
+def gates_table(study: Study, results: Results) -> list[Block]:
+    """The values of all gates; nothing without gates or results."""
+    rows = []
+    for g in judge.gates(study, results):
+        asked = [f"{sign} {bound:g}" for sign, bound in (("≥", g.gate.at_least), ("≤", g.gate.at_most)) if bound is not None]
+        found = ", ".join("none" if math.isnan(v) else f"{v:.4g}" for v in g.found.values())
+        cells = (g.gate.name, study.labels[g.cell], f"{g.gate.metric} {' and '.join(asked)}", found)
+        rows.append([*map(Text, cells), Text("passes" if g.passed else "fails", not g.passed)])
+    about = "A relation is judged only if both of its cells pass in every seed."
+    header = [Text(h) for h in ("check", "cell", "asked", "value by seed", "")]
+    return [Table("gates", "Did the manipulation work", "llllr", header, rows, about=about)] if rows else []
+
+
+def floors_table(study: Study, results: Results) -> list[Block]:
+    """Each cell beside the same model without pretraining, for the metrics that ask for it; nothing without such results."""
+    rows = []
+    for metric in (m for m in study.metrics if m.floor):
+        for name, cell in study.cells.items():
+            test = None if cell.floor is None else judge.above_floor(results, name, cell.floor, metric)
+            if cell.floor is None or test is None:
+                continue
+            reached, without = (list(values(results, c, metric.name).values()) for c in (name, cell.floor))
+            decimals = _decimals([*reached, *without])
+            figures = (_mean(reached, decimals), _mean(without, decimals), _range(test.interval, decimals))
+            p = stats.different(test)
+            above = "yes" if judge.above(test) else "not shown"
+            rows.append([Text(t) for t in (metric.label, cell.label, *figures, _p(p))] + [Text(above, above != "yes")])
+    about = (
+        "Floor: the same model and fine-tuning without pretraining. Unpaired t test; a relation is judged only if the better "
+    )
+    about += "of its cells is above its floor."
+    header = [Text(h) for h in ("metric", "cell", "value", "floor", "gain over the floor", "p", "above")]
+    return [Table("floors", "Cells and their floors", "llrrrrr", header, rows, about=about)] if rows else []
+
+
+def variances_table(study: Study, results: Results) -> list[Block]:
+    """Where the metrics' variance comes from; nothing without a cell that has two different runs."""
+    rows = []
+    for metric in study.metrics:
+        table = {cell: v for cell in study.labels if (v := values(results, cell, metric.name))}
+        found, cells = variance.components(table), variance.varying(table)
+        if found is None:
+            continue
+        own = [float(np.std(list(v.values()), ddof=1)) for v in cells.values()]
+        digits = lambda v: f"{v:.3g}"
+        nested = _nested(study, results, metric)
+        seeds = (
+            f"{digits(math.sqrt(found.seed))} (p {_p(found.p_seed)})" if found.seed else f"none shown (p {_p(found.p_seed)})"
+        )
+        spread = f"{digits(min(own))} to {digits(max(own))}"
+        tuned = "–" if nested is None else digits(nested)
+        shown = (metric.label, f"{len(cells)} of {len(table)}", digits(math.sqrt(found.residual)), f"{found.df:g}")
+        rows.append([Text(t) for t in (*shown, spread, seeds, tuned)])
+    about = (
+        "Standard deviations. Residual: of a run about its cell's mean, over the cells whose runs differ, without what all "
+        "runs of a seed share. Shared: of that part, if an F test shows it; comparisons are then paired by seed. Fine-tuning: "
+        "of the fine-tunings of one pretrained model, whose mean is one value here."
+    )
+    names = ["metric", "cells", "residual", "df", "single cells", "shared by a seed", "fine-tuning"]
+    return [Table("variances", "Variance", "lrrrrrr", [Text(h) for h in names], rows, about=about)] if rows else []
+
+
+def _nested(study: Study, results: Results, metric: Metric) -> float | None:
+    """Standard deviation of the fine-tunings of one pretrained model, over all runs; None if no run has two."""
+    runs = [r for cell in study.labels for r in results.get(cell, {}).values()]
+    found = [x for r in runs if len(x := r.get("nested", {}).get(metric.name, ())) > 1]
+    df = sum(len(x) - 1 for x in found)
+    return math.sqrt(sum(float(np.var(x, ddof=1)) * (len(x) - 1) for x in found) / df) if df else None

@@ -151,7 +151,7 @@ def test_no_verdict_between_cells_at_chance(no_pictures):
         return {n: {s: {"metrics": value(m), "flags": {}, "ledger": {}} for s in range(4)} for n, m in (("a", a), ("b", b))}
 
     (at_chance,), (learned,) = judge(study, results(0.2, 0.2)), judge(study, results(0.6, 0.601))
-    assert at_chance.words == "unresolved (neither shown to be above chance)" and learned.words == "reproduced"
+    assert at_chance.words == "not judged (neither shown to be above chance)" and learned.words == "reproduced"
 
 
 def test_a_share_of_the_budget_is_what_is_held(no_pictures):
@@ -194,9 +194,9 @@ def test_latex_is_whole_and_escaped(written):
         depth += 1 if brace == "{" else -1
         assert depth >= 0
     assert depth == 0
-    assert len(re.findall(r"\\begin\{table\}.*?\\caption\{.*?\\label\{.*?\\end\{table\}", tex, re.S)) == 4
+    assert len(re.findall(r"\\begin\{table\}.*?\\caption\{.*?\\label\{.*?\\end\{table\}", tex, re.S)) == 5
     bodies = re.findall(r"\\begin\{tabular\}\{@\{\}(\S+)@\{\}\}\n(.*?)\\end\{tabular\}", tex, re.S)
-    assert len(bodies) == 4
+    assert len(bodies) == 5
     for align, body in bodies:
         columns = len(re.sub(r">.*cm\}", "l", align))
         rows = re.findall(r"^(.*) \\\\$", body, re.M)
@@ -228,7 +228,7 @@ def test_an_unfinished_study_shows_what_is_there(tmp_path):
     assert "7 of 30 runs are done" in text and "encoder-decoder, language model (1)" in text
     first = next(line for line in text.splitlines() if line.startswith("| denoising above"))
     assert first.split(" | ")[4] == "2"  # both cells have seeds 0 and 2
-    assert "unresolved (one seed)" in text and text.count("unresolved (no pair of runs yet)") == 5
+    assert "unresolved (one seed)" in text and text.count("unresolved (a cell has no run yet)") == 5
     judged = judge(study, results)
     # The family keeps all eight primary relations, so that missing ones do not lower the thresholds.
     assert sum(j.p_holm is not None for j in judged) == 1 and judged[0].p_holm == pytest.approx(8 * judged[0].p)
