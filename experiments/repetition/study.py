@@ -1,51 +1,67 @@
-"""Masked and causal pretraining on repeated data (arXiv 2507.15857: masked models still improve where causal ones overfit)."""
-
-from dataclasses import replace
+"""Repeated data: a causal model overfits where a masked one goes on learning (arXiv 2507.15857)."""
 
 from experiments import small
-from experiments.study import Cell, Metric, Relation, Results, Study
+from experiments.languages import villages
+from experiments.study import Cell, Gate, Metric, Relation, Results, Study
 from lm import config
 
-SHARES = (1.0, 0.1, 0.02)  # of the training documents: at the default budget about 1, 10 and 50 epochs
-SUFFIX, LOST = "suffix/bits_per_byte", "suffix/lost"
 OBJECTIVES = {"causal": ("decoder", config.Causal()), "masked": ("encoder", config.Masked())}
+SHARES = {"unique": 1.0, "repeated": 0.02}  # of the training documents: less than one epoch, and 35
+LOSS, LOST, LEARNED = "heldout/loss", "loss by repetition", "loss of unique data"
 
 
-def study(seeds: int = 3, budget: float = 3e6) -> Study:
+def study(seeds: int = 5, steps: int = 500) -> Study:
+    """All cells read the same number of tokens."""
+    language = villages.language()
     cells = {}
     for name, (architecture, objective) in OBJECTIVES.items():
-        for share in SHARES:
-            run = small.run(small.model(architecture), objective, evaluate_every=100)
-            run = replace(run, data=replace(run.data, train_share=share))
+        for amount, share in SHARES.items():
+            model = small.model(architecture, layers=2, vocab_size=language.vocab_size)
+            data = language.data(**{f"{architecture}_length": 64}, train_share=share)
+            run = small.run(model, objective, steps=steps, evaluate_every=50, data=data)
             facts = {"objective": name, "documents": f"{share:.0%}"}
-            cells[f"{name}_{share:.2f}"] = Cell(f"{name}, {share:.0%} of the documents", run, facts, scores=("suffix",))
-    relations = tuple(
+            cells[f"{name}_{amount}"] = Cell(f"{name}, {share:.0%} of the documents", run, facts)
+    source = "arXiv 2507.15857"
+    relations = (
+        Relation("masked loses less by repetition than causal", LOST, "masked_repeated", "causal_repeated", source=source),
+        Relation("causal: unique data > repeated data", LOSS, "causal_unique", "causal_repeated", source=source),
         Relation(
-            f"{share:.0%} of the documents: masked loses less by repetition than causal",
-            LOST,
-            f"masked_{share:.2f}",
-            f"causal_{share:.2f}",
-            source="arXiv 2507.15857",
-        )
-        for share in SHARES[1:]
+            "masked: repeated data = unique data",
+            LOSS,
+            "masked_repeated",
+            "masked_unique",
+            kind="equivalent",
+            margin=0.05,
+            source=source,
+        ),
     )
     metrics = (
-        Metric(LOST, "bits per byte lost by repetition", higher=False),
-        Metric(SUFFIX, "suffix, bits per byte", higher=False),
-        Metric("heldout/loss", "held-out loss of its own objective", higher=False, comparable=False),
+        Metric(LOST, "held-out loss, repeated less unique data", higher=False, unit="nats a token"),
+        Metric(
+            LOSS,
+            "held-out loss of its own objective",
+            higher=False,
+            comparable=False,
+            lines={"single words": villages.UNIGRAM},
+            unit="nats a token",
+        ),
+        Metric(LEARNED, "held-out loss with unique data", higher=False, comparable=False, unit="nats a token"),
     )
-    title = "Masked and causal as data repeats"
-    return Study("repetition", title, cells, seeds, metrics, relations, "seen", budget, derive=relative)
+    gate = Gate("the model of unique data knows more than the frequencies of words", LEARNED, at_most=villages.UNIGRAM - 1)
+    title = "Masked and causal as data repeats (arXiv 2507.15857)"
+    return Study("repetition", title, cells, seeds, metrics, relations, derive=compared, gates=(gate,))
 
 
-def relative(results: Results) -> Results:
-    """Adds the loss by repetition: bits per byte of suffixes minus those of the same objective and seed with all documents."""
+def compared(results: Results) -> Results:
+    """Adds to both cells of an objective the loss with unique data at the same seed, and to that of repeated data how much
+    more it has."""
     for name in OBJECTIVES:
-        unrepeated = results.get(f"{name}_{SHARES[0]:.2f}", {})
-        for share in SHARES:
-            for seed, result in results.get(f"{name}_{share:.2f}", {}).items():
-                if seed in unrepeated and all(
-                    SUFFIX in r["metrics"] for r in (result, unrepeated[seed])
-                ):  # a diverged run has none
-                    result["metrics"][LOST] = result["metrics"][SUFFIX] - unrepeated[seed]["metrics"][SUFFIX]
+        unique, repeated = (results.get(f"{name}_{amount}", {}) for amount in SHARES)
+        for seed, result in unique.items():
+            base = result["metrics"].get(LOSS)  # a diverged run has none
+            if base is None:
+                continue
+            result["metrics"][LEARNED] = base
+            if LOSS in (again := repeated.get(seed, {"metrics": {}})["metrics"]):
+                again |= {LEARNED: base, LOST: again[LOSS] - base}
     return results
