@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from experiments import languages
+from lm import config
 
 CLANS = "abdegkmo"
 PLACES = "hill lake wood moor ford mill dale cave bay marsh tower bridge field shore cliff well".split()
@@ -92,9 +93,9 @@ class Writer:
                 words += ["who", *inner, self.verb(second.clan, past)]
         return [*words, self.verb(person.clan, past), *self.noun(third, past), "."]
 
-    def paragraph(self) -> list[list[str]]:
-        """Four sentences: an opening, and in any order where the subject lives and two about friends."""
-        person, friends = self.subject()
+    def paragraph(self, known: bool | None = None) -> list[list[str]]:
+        """Four sentences: an opening, and in any order where the subject, known or not, lives and two about friends."""
+        person, friends = self.subject(known)
         he = f"he-{person.clan}"
         rest = [[he, "lives", "in", person.home, "."]]
         for _ in range(2):
@@ -110,8 +111,7 @@ def texts(writer: Writer, count: int) -> Iterator[str]:
 
 
 def gaps(writer: Writer, count: int, what: str) -> Iterator[dict[str, str]]:
-    """Items of paragraphs: the home ("home"), the pronoun of the last sentence ("pronoun"), three words anywhere ("span"),
-    or the three last sentences, with nothing to the right ("rest")."""
+    """Items of paragraphs: the "home", the "pronoun" of the last sentence, or a "span" of three words."""
     for _ in range(count):
         sentences = writer.paragraph()
         words = [word for sentence in sentences for word in sentence]
@@ -119,31 +119,65 @@ def gaps(writer: Writer, count: int, what: str) -> Iterator[dict[str, str]]:
             first, size = words.index("in") + 1, 1
         elif what == "pronoun":
             first, size = len(words) - len(sentences[-1]), 1
-        elif what == "span":
-            first, size = writer.rng.randrange(1, len(words) - 3), 3
         else:
-            first = len(sentences[0])
-            size = len(words) - first
+            first, size = writer.rng.randrange(1, len(words) - 3), 3
         left, target, right = words[:first], words[first : first + size], words[first + size :]
         yield {"left": " ".join(left), "target": " ".join(target), "right": " ".join(right)}
 
 
-def records(writer: Writer, count: int, known: bool) -> Iterator[dict[str, str]]:
-    """Openings in the past tense with the clan and the home of their subject, which is known or not."""
+def judged(writer: Writer, count: int) -> Iterator[dict[str, str]]:
+    """An opening in the present tense and the sentence with the home, "right" or, with one word replaced, "wrong": the main
+    verb or the pronoun agrees with another clan, or the home is another one."""
+    for _ in range(count):
+        person, friends = writer.subject()
+        opening = writer.opening(person, friends, past=False)
+        words = [*opening, f"he-{person.clan}", "lives", "in", person.home, "."]
+        wrong = writer.chance(0.5)
+        if wrong:
+            clan = writer.rng.choice(CLANS.replace(person.clan, ""))
+            kind = writer.rng.randrange(3)
+            if kind == 0:
+                verb = max(i for i, word in enumerate(opening) if word.split("-")[0] in VERBS)
+                words[verb] = words[verb].replace(f"-{person.clan}", f"-{clan}")
+            elif kind == 1:
+                words[len(opening)] = f"he-{clan}"
+            else:
+                words[-2] = writer.rng.choice([place for place in PLACES if place != person.home])
+        yield {"text": " ".join(words), "label": "wrong" if wrong else "right"}
+
+
+def homes(writer: Writer, count: int, known: bool) -> Iterator[dict[str, str]]:
+    """Openings in the past tense with the home of their subject, which is known or not."""
     for _ in range(count):
         person, friends = writer.subject(known)
-        yield {"text": " ".join(writer.opening(person, friends, past=True)), "clan": person.clan, "home": person.home}
+        yield {"question": " ".join(writer.opening(person, friends, past=True)), "answer": person.home}
+
+
+def continuations(writer: Writer, count: int, known: bool) -> Iterator[dict[str, str]]:
+    """The first sentence of a paragraph and the other three, about a subject that is known or not."""
+    for _ in range(count):
+        first, *rest = (" ".join(sentence) for sentence in writer.paragraph(known))
+        yield {"question": first, "answer": " ".join(rest)}
 
 
 @lru_cache(maxsize=4)
 def language(documents: int = 32_000, heldout: int = 1000, people: int = 128, seed: int = 0) -> languages.Language:
-    """Beside the texts and the gaps, records of 400 openings about known people to learn from, and 500 about the others:
-    "clan_train" and "clan_test" are labelled, "home_train" and "home_test" are questions with answers."""
+    """Beside the texts and the gaps, records to fine-tune on: 2,000 to learn from and 500 to be tested by for each of "judged"
+    (labelled), "home" and "rest" (questions with answers), the latter two about known people and then about the others."""
     of = world(people, seed)
     write = lambda name: Writer(of, f"{name} {seed}")
-    files = {what: list(gaps(write(what), 300, what)) for what in ("home", "pronoun", "span", "rest")}
-    for split, count in (("train", 400), ("test", 500)):
-        asked = list(records(write(split), count, split == "train"))
-        files[f"clan_{split}"] = [{"text": r["text"], "label": r["clan"]} for r in asked]
-        files[f"home_{split}"] = [{"question": r["text"], "answer": r["home"]} for r in asked]
+    files = {what: list(gaps(write(what), 300, what)) for what in ("home", "pronoun", "span")}
+    for split, count in (("train", 2000), ("test", 500)):
+        known = split == "train"
+        files[f"judged_{split}"] = list(judged(write(f"judged {split}"), count))
+        files[f"home_{split}"] = list(homes(write(f"home {split}"), count, known))
+        files[f"rest_{split}"] = list(continuations(write(f"rest {split}"), count, known))
     return languages.write("villages", texts(write("texts"), documents), texts(write("heldout"), heldout), items=files)
+
+
+def records(language: languages.Language, what: str) -> config.Data:
+    """The records to fine-tune on of this name, those of "..._test" held out."""
+    format = "labelled" if what == "judged" else "pair"
+    source = lambda split, use: config.Source("jsonl", language.items[f"{what}_{split}"], format=format, use=use)
+    sources = {"train": source("train", "train"), "test": source("test", "holdout")}
+    return config.Data(sources=sources, clean=config.Clean(unicode=False), dedup=config.Dedup(exact=False, near=None))

@@ -71,17 +71,29 @@ def test_answers_follow_from_the_texts(language):
         assert item["target"] == f"he-{subject(item['left'].split(' . ')[0].split())[0].clan}"
     for item in read(language.items["span"]):
         assert len(item["target"].split()) == 3 and item["left"] and item["right"]
-    assert not any(item["right"] for item in read(language.items["rest"]))
 
 
 def test_a_fine_tuning_is_tested_on_people_that_it_does_not_know(language):
-    for split, known, count in (("train", True, 400), ("test", False, 500)):
-        labelled, asked = (read(language.items[f"{what}_{split}"]) for what in ("clan", "home"))
-        assert len(labelled) == len(asked) == count
-        for record, question in zip(labelled, asked, strict=True):
-            person, _ = subject(record["text"].split())
-            assert (record["label"], question["answer"], person.known) == (person.clan, person.home, known)
-            assert not any("-" in word for word in record["text"].split())  # nothing but names tells a clan
+    for split, known, count in (("train", True, 2000), ("test", False, 500)):
+        homes, rests = (read(language.items[f"{what}_{split}"]) for what in ("home", "rest"))
+        assert len(homes) == len(rests) == count
+        for home, rest in zip(homes, rests, strict=True):
+            person, _ = subject(home["question"].split())
+            assert (home["answer"], person.known) == (person.home, known)
+            assert not any("-" in word for word in home["question"].split())  # nothing but names tells a clan
+            person, _ = subject(rest["question"].split())
+            assert person.known is known and rest["answer"].startswith(f"he-{person.clan} ")
+
+
+def test_a_judgement_is_wrong_where_one_word_breaks_agreement_or_a_fact(language):
+    labels = Counter()
+    for record in read(language.items["judged_train"]):
+        opening, home = (sentence.split() for sentence in record["text"].removesuffix(" .").split(" . "))
+        person, verb = subject(opening)
+        faults = [not verb.endswith(f"-{person.clan}"), home[0] != f"he-{person.clan}", home[3] != person.home]
+        assert sum(faults) == (record["label"] == "wrong")
+        labels[record["label"], faults.index(True) if any(faults) else None] += 1
+    assert len(labels) == 4 and min(labels.values()) > 250
 
 
 def test_the_same_settings_give_the_same_language_and_another_seed_another(language):
