@@ -45,6 +45,9 @@ class SpanCorruption:
     rate: Annotated[float, Range(0.0, 0.95, above=True)] = 0.15  # share of the tokens that is in spans
     mean_span: Span = 3.0  # tokens
     prefix: bool = True  # a decoder alone sees the corrupted text from both sides; False: left to right like the spans
+    # Shift the spans around the text by a random number of tokens, T5's `random_roll`. Otherwise a text ends in a span, so that
+    # one with a single span, such as a sentence of ten words, always lacks its last words.
+    roll: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,16 @@ def counts(n: int, rate: float, mean_span: float) -> tuple[int, int]:
     return noise, spans
 
 
-def lengths(n: int, c: config.SpanCorruption) -> tuple[int, int]:
-    """Tokens of the corrupted text and of the targets that n tokens give, each with a sentinel for every span and an eos."""
+def most_spans(n: int, c: config.SpanCorruption) -> int:
+    """In how many spans the noise of n tokens is, at most: where the ends of the text meet, `roll` may cut one in two."""
     noise, spans = counts(n, c.rate, c.mean_span)
+    return min(spans + c.roll, noise)
+
+
+def lengths(n: int, c: config.SpanCorruption) -> tuple[int, int]:
+    """Tokens of the corrupted text and of the targets that n tokens give at most, each with a sentinel for every span and an
+    eos."""
+    noise, spans = counts(n, c.rate, c.mean_span)[0], most_spans(n, c)
     return n - noise + spans + 1, noise + spans + 1
 
 
@@ -41,8 +48,9 @@ def window(room: int, c: config.SpanCorruption, *, fits: Callable[[int, int], in
     return n - 1 if c.rate == 0.5 and lengths(n, c)[1] > lengths(n, c)[0] else n
 
 
-def noise_mask(n: int, rng: np.random.Generator, *, rate: float, mean_span: float) -> np.ndarray:
-    """bool [n], True for noise: spans of random lengths; the first token is text, the last is noise.
+def noise_mask(n: int, rng: np.random.Generator, *, rate: float, mean_span: float, roll: bool = False) -> np.ndarray:
+    """bool [n], True for noise: spans of random lengths; the first token is text, the last is noise. With `roll` it is rotated
+    by a random number of tokens, so that each token is noise equally often.
 
     [0 0 0 1 1 0 0 0 0 1]
     """
@@ -54,11 +62,12 @@ def noise_mask(n: int, rng: np.random.Generator, *, rate: float, mean_span: floa
         return np.diff(cuts, prepend=0, append=items)
 
     spread = np.stack([partition(n - noise), partition(noise)], axis=1).reshape(-1)
-    return np.repeat(np.arange(2 * spans) % 2 == 1, spread)
+    mask = np.repeat(np.arange(2 * spans) % 2 == 1, spread)
+    return np.roll(mask, rng.integers(n)) if roll else mask
 
 
 def corrupt(
-    tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mean_span: float, sentinels: np.ndarray
+    tokens: np.ndarray, rng: np.random.Generator, *, rate: float, mean_span: float, sentinels: np.ndarray, roll: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The text with a sentinel in place of each span, and the spans after their sentinels; int32 both.
 
@@ -66,7 +75,7 @@ def corrupt(
     inputs   [20 21 22 s0 25 26 27 28 s1]
     targets  [s0 23 24 s1 29]
     """
-    mask = noise_mask(len(tokens), rng, rate=rate, mean_span=mean_span)
+    mask = noise_mask(len(tokens), rng, rate=rate, mean_span=mean_span, roll=roll)
     starts = mask & ~np.concatenate([[False], mask[:-1]])
     number = np.cumsum(starts) - 1
     inputs = np.where(starts, sentinels[np.maximum(number, 0)], tokens)[~mask | starts]
@@ -117,7 +126,7 @@ def build_decoder(c: config.SpanCorruption, data: config.Data, v: Vocabulary) ->
     length = required_length(data, "decoder_length")
     size = window(length, c, fits=lambda inputs, targets: inputs + targets)
     make = partial(decoder, prefix=c.prefix, **_settings(c, v, size))
-    return Objective(make, Lengths(None, length, prefix=c.prefix), size, size, sentinels=counts(size, c.rate, c.mean_span)[1])
+    return Objective(make, Lengths(None, length, prefix=c.prefix), size, size, sentinels=most_spans(size, c))
 
 
 def build_encoder_decoder(c: config.SpanCorruption, data: config.Data, v: Vocabulary) -> Objective:
@@ -131,19 +140,19 @@ def build_encoder_decoder(c: config.SpanCorruption, data: config.Data, v: Vocabu
             f"set data.decoder_length={targets} or more, or shorten data.encoder_length"
         )
     make = partial(encoder_decoder, **_settings(c, v, size))
-    return Objective(make, Lengths(encoder, decoder), size, size, sentinels=counts(size, c.rate, c.mean_span)[1])
+    return Objective(make, Lengths(encoder, decoder), size, size, sentinels=most_spans(size, c))
 
 
 def _settings(c: config.SpanCorruption, v: Vocabulary, size: int) -> dict[str, Any]:
     """Keyword arguments of the functions above; UserError if a window of this size has more spans than there are sentinels."""
-    needed = counts(size, c.rate, c.mean_span)[1]
+    needed = most_spans(size, c)
     if needed > len(v.sentinel_ids):
         raise UserError(
             f"span corruption of {size} tokens takes {needed} sentinels, the tokenizer has {len(v.sentinel_ids)}: "
             "raise objective.mean_span, lower objective.rate, or shorten the row"
         )
     sentinels = np.array(v.sentinel_ids, np.int32)
-    return dict(rate=c.rate, mean_span=c.mean_span, sentinels=sentinels, bos=v.bos_id, eos=v.eos_id)
+    return dict(rate=c.rate, mean_span=c.mean_span, roll=c.roll, sentinels=sentinels, bos=v.bos_id, eos=v.eos_id)
 
 
 def ask_decoder(span: Span, v: Vocabulary) -> list[Example]:

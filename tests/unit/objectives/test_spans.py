@@ -115,6 +115,20 @@ def test_noise_is_everywhere():
     assert abs(share.mean() - 0.25) < 1e-9 and 0.1 < share[3:-6].min() and share[3:-6].max() < 0.4
 
 
+def test_rolled_noise_is_everywhere_equally():
+    """A text with one span loses its last words without it, and any word with it; no form is longer than was said."""
+    assert all(spans.noise_mask(8, rng(s), rate=0.15, mean_span=3.0).tolist() == [False] * 7 + [True] for s in range(20))
+    for n, c in ((8, config.SpanCorruption(roll=True)), (12, config.SpanCorruption(0.5, 2.0, roll=True))):
+        tokens, settings = np.arange(20, 20 + n), dict(rate=c.rate, mean_span=c.mean_span, roll=True)
+        share = np.mean([spans.noise_mask(n, rng(s), **settings) for s in range(4000)], axis=0)
+        rate = spans.counts(n, c.rate, c.mean_span)[0] / n
+        assert abs(share - rate).max() < 4.5 * (rate * (1 - rate) / 4000) ** 0.5
+        made = [spans.corrupt(tokens, rng(s), sentinels=SENTINELS, **settings) for s in range(100)]
+        assert all(rebuilt(*sides) == tokens.tolist() for sides in made)
+        longest = tuple(max(len(sides[i]) for sides in made) + 1 for i in range(2))
+        assert longest == spans.lengths(n, c)
+
+
 def test_offered_decoder_length_suffices():
     data = config.Data(encoder_length=64, decoder_length=14)
     assert objectives.build(config.SpanCorruption(), "encoder_decoder", data, vocabulary()).window == spans.window(64, T5)
