@@ -13,6 +13,11 @@ LENGTH = 128  # tokens in a row
 DECAYING = Schedule("wsd", warmup=0.05, final=0.0)
 # Tokens of a text of each labelled set, and what is said of its metric.
 TASKS = {"questions": 32, "topics": 48, "sentiment": 48, "sarcasm": 32}
+# Learning rates and steps of fine-tunings; said in text, an answer takes some hundred steps more to be learned.
+GRID = {
+    "head": ((1e-3, 60), (1e-3, 200), (3e-3, 60), (3e-3, 200)),
+    "text": ((1e-3, 150), (1e-3, 500), (3e-3, 150), (3e-3, 500)),
+}
 AVERAGE = "downstream/average"
 
 
@@ -65,10 +70,13 @@ def run(
     )
 
 
-def tasks(how: Literal["text", "head"], *names: str) -> tuple[Task, ...]:
-    """Fine-tunings of a size that tells cells apart: said in text, an answer takes some hundred steps more to be learned."""
-    steps = 800 if how == "text" else 200
-    return tuple(Task(n, how, Finetune(steps=steps, batch_size=16, length=TASKS[n], rows=500)) for n in names)
+def tasks(how: Literal["text", "head"], *names: str, **changes: Any) -> tuple[Task, ...]:
+    """Fine-tunings on a few hundred labels, where pretraining tells, tuned for each cell; `changes` are of `Finetune`.
+
+    Seven runs a task: four settings tried, and three seeds of the best.
+    """
+    settings = dict(batch_size=16, rows=500, labels=300, seeds=3, grid=GRID[how]) | changes
+    return tuple(Task(n, how, Finetune(length=TASKS[n], **settings)) for n in names)
 
 
 def task_metrics(*names: str) -> tuple[Metric, ...]:

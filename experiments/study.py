@@ -39,15 +39,17 @@ class Finetune:
     labels: Count | None = None  # training records; None: all of the set
     seeds: Count = 1  # fine-tunings of each pretrained model
     grid: tuple[tuple[float, int], ...] = ()  # (learning_rate, steps) to choose from on a development split; (): as above
+    compare: Literal["words", "symbols"] = "words"  # written answers: `config.Finetune.compare`
 
 
 @dataclass(frozen=True)
 class Task:
     """A fine-tuning that starts from a cell's parameters; gives the metrics `<name>/accuracy`, `<name>/nll`, ..."""
 
-    name: str  # of a set in `lm.data.corpus.packages`, or of questions in `lm.data.corpus.cloze`
+    name: str  # of a set in `lm.data.corpus.packages` or of questions in `lm.data.corpus.cloze`, or of `data`
     how: Literal["text", "head"]
     settings: Finetune = Finetune()
+    data: config.Data | None = None  # records of one's own; None: the set `name`
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Measured:
     items: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [N]
     flags: Mapping[str, str] = field(default_factory=dict)  # metric -> what a reader must know of it
     flops: float = 0.0  # that the measurement trained for, such as a fine-tuning's
+    nested: Mapping[str, list[float]] = field(default_factory=dict)  # metric -> its values of which it is the mean
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,10 @@ class Finetune:
     answer: Annotated[int, Range(2, INT32)] = 16  # tokens of an answer with its end, at most; a class's words are never cut
     prefix: bool | None = None  # a decoder sees the text from both sides; None: as it was pretrained
     classes: tuple[Name, ...] | None = None  # of labelled records, in the order of the head's outputs; None: those of the data
+    compare: Literal["words", "symbols"] = "words"  # written answers: without articles and punctuation (SQuAD); or as they are
+    labels: Count | None = None  # training records of each source, drawn with train.seed; None: all
+    develop: Count | None = None  # tested on as many training records of each source, which are not trained on, to choose
+    # settings by; None: on the held-out ones
 
 
 Recipe = Pretrain | Finetune

@@ -9,7 +9,7 @@ from rich.table import Table
 from lm import config, saved
 from lm.errors import UserError
 from lm.evaluation import items
-from lm.evaluation.span_scores import check_head, output, write
+from lm.evaluation.span_scores import check_head, notes, output, write
 from lm.models.transformer import Transformer
 
 
@@ -34,6 +34,7 @@ def evaluate(
         "metrics": {name: float(values.mean()) for name, values in found.values().items()},
         "normalised": found.normalised,
         "note": found.note,
+        "far": found.far,
         "per_item": {name: [round(float(x), 4) for x in getattr(found, name)] for name in ("exact", "hits", "tokens", "nats")},
     }
     write(result, source, target, default="item_scores.json")
@@ -47,5 +48,5 @@ def show(result: dict[str, Any]) -> None:
         table.add_column(name, justify="left" if name == "note" else "right")
     exact, accuracy, nats = (result["metrics"][name] for name in ("exact", "accuracy", "nats"))
     flag = "yes" if result["normalised"] else "NO"
-    table.add_row(f"{exact:.3f}", f"{accuracy:.3f}", f"{nats:.4f}", flag, result["note"])
+    table.add_row(f"{exact:.3f}", f"{accuracy:.3f}", f"{nats:.4f}", flag, notes(result))
     Console().print(table)

@@ -44,7 +44,7 @@ class ItemScores:
     tokens  tokens of the target
     nats    -log p(target)
 
-    `normalised` and `note`: as in `lm.evaluation.spans.Score`.
+    `normalised`, `note` and `far`: as in `lm.evaluation.spans.Score`.
     """
 
     exact: np.ndarray
@@ -53,6 +53,7 @@ class ItemScores:
     nats: np.ndarray
     normalised: bool
     note: str
+    far: str
 
     def values(self) -> dict[str, np.ndarray]:
         """`exact`, `accuracy` and `nats`: float64 [N] each, whose means are the share of items that are right, the share of
@@ -111,7 +112,7 @@ def score(
     """
     known, asked = span_prompts(model.config.architecture, objective), _spans(items, tokenizer)
     values = {name: np.zeros(len(items)) for name in ("hits", "tokens", "nats")}
-    ways: list[SpanPrompt] = []
+    ways: list[spans.Score] = []
     for kind, numbers in _by_kind(asked).items():
         chosen = [asked[n] for n in numbers]
         if kind not in known or _answers_more(known[kind], kind, chosen[0], tokenizer):
@@ -122,10 +123,10 @@ def score(
         found = spans.score(model, params, objective, tokenizer, chosen, kind=kind, batch_size=batch_size)
         values["hits"][numbers], values["nats"][numbers] = found.hits, found.per_span
         values["tokens"][numbers] = [len(span.target) for span in chosen]
-        ways.append(known[kind])
-    notes = dict.fromkeys(way.note for way in ways)
+        ways.append(found)
+    notes, far = ("; ".join(dict.fromkeys(filter(None, texts))) for texts in zip(*((w.note, w.far) for w in ways), strict=True))
     exact = (values["hits"] == values["tokens"]).astype(float)
-    return ItemScores(exact, **values, normalised=all(way.normalised for way in ways), note="; ".join(notes))
+    return ItemScores(exact, **values, normalised=all(way.normalised for way in ways), note=notes, far=far)
 
 
 def _spans(items: Sequence[Item], tokenizer: Tokenizer) -> list[Span]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,10 +16,10 @@ from lm import distributed, sharding
 from lm.data.examples import ExampleBuilder
 from lm.data.record_rows import RecordRows
 from lm.data.records import Labelled, Pair, Record
-from lm.evaluation.qa_metrics import classified, exact, qa_metrics
+from lm.evaluation.qa_metrics import Split, classified, exact, qa_metrics, words
 from lm.generation.decoding import generate, left_padded
 from lm.generation.rank import rank
-from lm.losses.cross_entropy import scores
+from lm.losses.log_probs import log_probs
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import of_texts
 from lm.types import Example, TokenStream
@@ -43,34 +44,45 @@ class HeldOutRecords:
     classes: tuple[str, ...]
     batch_size: int
     mesh: Mesh
+    split: Split = words  # what is compared of written answers
 
     def __call__(self, params: Any) -> dict[str, float]:
-        chosen = np.append(self.index, np.full(self.batch_size, self.rows.count))  # past the last row: blank
-        batch = lambda numbers: sharding.global_batch(self.rows.rows, chosen[numbers], self.mesh)
-        sizes: dict[str, int] = dict(count=len(self.index), batch_size=self.batch_size)
-        answers = [_answer(self.records[name][number]) for name, number in self.rows.records(self.index)]
-        if self.rows.how == "head":
-            metrics = self._classified(head_logits(self.network, params, batch, **sizes), answers)
-        elif self.classes:
-            found = self._prompts.class_log_probs(self.network, params, self.classes, batch_size=self.batch_size)
-            metrics = self._classified(found, answers)
-        else:
-            metrics = {"nll": answer_loss(self.network, params, batch, **sizes)}
-            if None not in answers:
-                written = self._prompts.answers(self.network, params, batch_size=self.batch_size)
-                metrics = qa_metrics(written, answers) | metrics
+        metrics = {name: float(values.mean()) for name, values in self.values(params).items()}
+        answers = self._answers
         if None not in answers:
-            same = str.__eq__ if self.classes else exact
+            same = str.__eq__ if self.classes else partial(exact, split=self.split)
             trained = [answer for record in self.trained if (answer := _answer(record)) is not None]
             metrics["majority"] = majority(trained, answers, same)
         return metrics | {"items": float(len(answers))}
+
+    def values(self, params: Any) -> dict[str, np.ndarray]:
+        """The metrics of each record, float64 [N]. `nll` of written answers is scaled so that its mean is in nats a token."""
+        chosen = np.append(self.index, np.full(self.batch_size, self.rows.count))  # past the last row: blank
+        batch = lambda numbers: sharding.global_batch(self.rows.rows, chosen[numbers], self.mesh)
+        sizes: dict[str, int] = dict(count=len(self.index), batch_size=self.batch_size)
+        if self.rows.how == "head":
+            return self._classified(head_logits(self.network, params, batch, **sizes))
+        if self.classes:
+            return self._classified(
+                self._prompts.class_log_probs(self.network, params, self.classes, batch_size=self.batch_size)
+            )
+        nats, tokens = answer_losses(self.network, params, batch, **sizes)
+        found = {"nll": nats / tokens.mean()}
+        if None in self._answers:
+            return found
+        written = self._prompts.answers(self.network, params, batch_size=self.batch_size)
+        return qa_metrics(written, self._answers, split=self.split) | found
 
     @property
     def _prompts(self) -> "Prompts":
         return Prompts(self.rows.builder, self.rows.prompts(self.index))
 
-    def _classified(self, scores: np.ndarray, answers: Sequence[str]) -> dict[str, float]:
-        return classified(scores, np.array([self.classes.index(answer) for answer in answers]))
+    @property
+    def _answers(self) -> list[Any]:
+        return [_answer(self.records[name][number]) for name, number in self.rows.records(self.index)]
+
+    def _classified(self, scores: np.ndarray) -> dict[str, np.ndarray]:
+        return classified(scores, np.array([self.classes.index(answer) for answer in self._answers]))
 
 
 def _answer(record: Record) -> Any:
@@ -84,10 +96,13 @@ def head_logits(network: Transformer, params: Any, batch: Batch, *, count: int, 
     return np.concatenate(found)[:count]
 
 
-def answer_loss(network: Transformer, params: Any, batch: Batch, *, count: int, batch_size: int) -> float:
-    """Nats a token of the answers in rows 0 .. count - 1."""
-    parts = [jax.device_get(_loss(network, params, batch(index))) for index in _batches(count, batch_size)]
-    return sum(float(part.total) for part in parts) / sum(float(part.weight) for part in parts)
+def answer_losses(
+    network: Transformer, params: Any, batch: Batch, *, count: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64 [count] each: nats of the answers in rows 0 .. count - 1, and their tokens."""
+    parts = [_losses(network, params, batch(index)) for index in _batches(count, batch_size)]
+    nats, tokens = (np.concatenate([distributed.fetched(part[i]) for part in parts]) for i in range(2))
+    return np.asarray(nats[:count], float), np.asarray(tokens[:count], float)
 
 
 @dataclass(frozen=True)
@@ -150,6 +165,8 @@ def _logits(network: Transformer, params: Any, example: Example) -> Any:
 
 
 @partial(jax.jit, static_argnames="network")
-def _loss(network: Transformer, params: Any, example: Example) -> Any:
+def _losses(network: Transformer, params: Any, example: Example) -> tuple[jax.Array, jax.Array]:
+    """float32 [B] each: nats of a row's weighted targets, and their weights."""
     settings: dict[str, Any] = dict(head_params=head_params, vocab_size=network.config.vocab_size)
-    return scores(params, network.apply, example, **settings)["loss"]
+    found = log_probs(params, network.apply, example, **settings)
+    return -jnp.sum(example.weights * found, axis=1), jnp.sum(example.weights, axis=1)

@@ -115,6 +115,11 @@ def write(result: dict[str, Any], source: saved.Saved, target: Path | None, *, d
         atomic.write_json(target or Path(source.folder / default), result)
 
 
+def notes(score: dict[str, Any]) -> str:
+    """What a score's note says, and what is far from training."""
+    return "; ".join(filter(None, (score["note"], score["far"])))
+
+
 def show(result: dict[str, Any]) -> None:
     """Prints the scores as a table."""
     sizes = f"{result['left']}+{result['span']}+{result['right']} tokens"
@@ -126,7 +131,13 @@ def show(result: dict[str, Any]) -> None:
             table.add_row(s["kind"], "-", "-", "-", s["refused"])
         else:
             flag = "yes" if s["normalised"] else "NO"
-            table.add_row(s["kind"], f"{s['bits_per_byte']:.4f}", f"{s['accuracy']:.3f}", flag, s["note"])
+            table.add_row(
+                s["kind"],
+                f"{s['bits_per_byte']:.4f}",
+                f"{s['accuracy']:.3f}",
+                flag,
+                notes(s),
+            )
     length = result["left"] + result["span"] + result["right"]
     if length > result["trained_window"]:
         table.caption = f"{length} tokens of text, trained on {result['trained_window']} at a time: shorten --left or --right"

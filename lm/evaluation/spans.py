@@ -24,10 +24,12 @@ from lm.losses.log_probs import token_scores
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths, Vocabulary, of_texts, span_prompts
-from lm.objectives.prompts import KINDS, ONE_SIDED, Span, examples
+from lm.objectives.prompts import KINDS, ONE_SIDED, Span, examples, mask_token
 from lm.types import WORD, Example
 
 _CHUNK = 4096  # random positions in the held-out data that are tried at a time
+_NEAR = 8  # tokens to either side of a mask, in which other masks are counted
+_FAR = 0.2  # difference of their share from the trained rate that is told
 _MULTIPLE = 16  # tokens of which a row's length is a multiple
 
 # ------------------------------------------------------------------------------------------------------------ spans
@@ -104,7 +106,10 @@ def digest(spans: Sequence[Span]) -> str:
 class Score:
     """Figures of one kind over all spans. `tokens`: scored positions; `bytes`: of the targets' text in UTF-8; `accuracy`: the
     share of scored positions whose likeliest token is right. Of each span, float64 [spans]: `per_span` in nats, and `hits`,
-    its scored positions whose likeliest token is right."""
+    its scored positions whose likeliest token is right.
+
+    `far` says how what is asked differs from what the model was trained on, "" if it does not: a suffix is all masks, where a
+    masked model was trained with few."""
 
     kind: str
     nats: float
@@ -116,6 +121,7 @@ class Score:
     note: str
     per_span: np.ndarray
     hits: np.ndarray
+    far: str = ""
 
     def values(self) -> dict[str, np.ndarray]:
         """`bits_per_byte` and `accuracy` by span, float64 [spans], each scaled so that its mean is the figure of all spans."""
@@ -163,7 +169,8 @@ def score(
     total, prompt = float(nats.sum()), known[kind]
     bits = total / math.log(2) / max(size, 1)
     share = float(right.sum()) / max(tokens, 1)
-    return Score(kind, total, tokens, size, bits, share, prompt.normalised, prompt.note, nats, right)
+    far = "" if prompt.rate is None else _far(masks_nearby(rows, mask_token(tokenizer)), prompt.rate)
+    return Score(kind, total, tokens, size, bits, share, prompt.normalised, prompt.note, nats, right, far)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -173,6 +180,28 @@ def _row_scores(model: Transformer, params: Any, batch: Example, forbidden: jax.
     sizes: dict[str, Any] = dict(head_params=head_params, vocab_size=model.config.vocab_size)
     found = token_scores(params, model.apply, batch, forbidden=forbidden, **sizes)
     return -jnp.sum(batch.weights * found.log_probs, axis=1), jnp.sum(batch.weights * found.is_top, axis=1)
+
+
+def masks_nearby(rows: Sequence[Example], mask_id: int) -> float:
+    """The share of masks among the _NEAR tokens to either side of each scored one, in what an encoder reads: a mean.
+
+    encoder   [5 6 M M 9], and the first mask is scored:  1 of 4
+    """
+    shares = []
+    for row in rows:
+        assert row.encoder is not None
+        masks = row.encoder.tokens == mask_id
+        scored = np.flatnonzero(masks) if row.decoder is not None else row.where  # a decoder rewrites all masks
+        for place in np.asarray(scored).tolist():
+            near = masks[max(0, place - _NEAR) : place + _NEAR + 1]
+            shares.append((near.sum() - 1) / max(len(near) - 1, 1))
+    return float(np.mean(shares))
+
+
+def _far(asked: float, trained: float) -> str:
+    if abs(asked - trained) <= _FAR:
+        return ""
+    return f"far from training: {asked:.0%} of the tokens near a scored one are masks, and {trained:.0%} were in training"
 
 
 def _lengths(rows: Sequence[Example]) -> Lengths:

@@ -74,6 +74,7 @@ class Declaration:
     suits: Mapping[str, Suit]  # by architecture
     refused: Mapping[str, str] = field(default_factory=dict)  # by architecture: the reason; take '<the nearest objective>'
     prompt: TextPrompt | None = None  # how a text prompt is put to its models
+    rate: Callable[[Any], float] | None = None  # of its config: `SpanPrompt.rate`
     own_loss: bool = False  # a task of its own trains it (`lm.recipes.pretrain.TASKS`), so that no mixture can include it
 
 
@@ -122,9 +123,10 @@ def span_prompts(architecture: str, objective: config.Objective) -> Mapping[str,
         raise UserError(suit.spans)
     if not isinstance(suit.spans, Mapping):
         return suit.spans(objective)
+    rate, known = DECLARATIONS[kind].rate, suit.spans
     if architecture == "decoder" and not reads_prefix(architecture, objective):
-        return {name: replace(way, ask=partial(without_prefix, ask=way.ask)) for name, way in suit.spans.items()}
-    return suit.spans
+        known = {name: replace(way, ask=partial(without_prefix, ask=way.ask)) for name, way in known.items()}
+    return known if rate is None else {name: replace(way, rate=rate(objective)) for name, way in known.items()}
 
 
 def text_prompt(objective: config.Objective) -> TextPrompt:

@@ -235,4 +235,5 @@ OBJECTIVE = Declaration(
         "after the text, or an encoder",
     },
     prompt=TextPrompt(with_masks, noised=True),
+    rate=lambda c: c.rate,
 )

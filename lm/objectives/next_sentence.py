@@ -115,4 +115,5 @@ OBJECTIVE = Declaration(
         "'denoise', or an encoder alone",
     },
     prompt=TextPrompt(with_masks_and_eos),
+    rate=lambda c: c.masked.rate,
 )

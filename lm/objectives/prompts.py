@@ -52,6 +52,9 @@ class SpanPrompt:
     note: str  # said beside the score
     aligned: bool = False  # the decoder's positions are those of the encoder's text
     without_ends: bool = False  # training strips a document's bos and eos, and so they are left out of what is asked
+    rate: float | None = (
+        None  # share of the tokens that training replaces by a mask each; None: it does not mask token by token
+    )
 
 
 # Notes that several objectives share.

@@ -22,6 +22,7 @@ from lm.data.record_rows import RecordRows
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.evaluation.labelled import HeldOutRecords
+from lm.evaluation.qa_metrics import SPLIT
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives import reads_prefix
@@ -94,9 +95,12 @@ class FineTuning(Recipe):
         answer = answer_room(data.tokenizer, recipe.classes) if recipe.classes and recipe.how == "text" else recipe.answer
         settings: dict[str, Any] = dict(length=recipe.length, answer=answer, prefix=bool(recipe.prefix))
         builder = ExampleBuilder(data.tokenizer, run.model.architecture, **settings)
+        trained, tested = _drawn(run, data)
+        train = {name: data.train[name].pick(numbers) for name, numbers in trained.items()} or data.train
+        holdout = {name: data.train[name].pick(numbers) for name, numbers in tested.items()} or data.holdout
         rows = {
             split: RecordRows(stores, run.data, builder, how=recipe.how, seed=run.train.seed, shuffle=split == "train")
-            for split, stores in (("train", shared(data.train, run.data.train_share)), ("holdout", data.holdout))
+            for split, stores in (("train", shared(train, run.data.train_share)), ("holdout", holdout))
             if stores
         }
         lengths = rows["train"].lengths
@@ -114,10 +118,14 @@ class FineTuning(Recipe):
         return {"records": {split: rows.report() for split, rows in parts.rows.items()}}
 
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[HeldOutRecords]:
-        """One evaluator, of the first `evaluate.rows` held-out records of each source; none if no record is held out."""
+        """One evaluator, of the first `evaluate.rows` held-out records of each source, or of the training records that
+        `recipe.develop` sets apart; none if no record is held out."""
         if "holdout" not in parts.rows:
             return []
-        run, data, rows = parts.run, parts.data, parts.rows["holdout"]
+        run, data, rows, recipe = parts.run, parts.data, parts.rows["holdout"], _recipe(parts.run)
+        trained, tested = _drawn(run, data)
+        train = {name: data.records(name, "train") for name in data.train}
+        held_out = {name: [train[name][n] for n in numbers] for name, numbers in tested.items()}
         ends = np.cumsum([0, *(about["rows"] for about in rows.report().values())])
         most = run.evaluate.rows or rows.count
         return [
@@ -125,9 +133,10 @@ class FineTuning(Recipe):
                 Transformer(run.model),
                 rows,
                 np.concatenate([np.arange(a, min(b, a + most)) for a, b in itertools.pairwise(ends.tolist())]),
-                records={name: data.records(name, "holdout") for name in data.holdout},
-                trained=[record for name in data.train for record in data.records(name, "train")],
-                classes=_recipe(run).classes or (),
+                records=held_out or {name: data.records(name, "holdout") for name in data.holdout},
+                trained=[of[n] for name, of in train.items() for n in trained.get(name, range(len(of)))],
+                classes=recipe.classes or (),
+                split=SPLIT[recipe.compare],
                 batch_size=run.evaluate.batch_size or run.train.batch_size,
                 mesh=parts.mesh,
             )
@@ -137,6 +146,29 @@ class FineTuning(Recipe):
 def _recipe(run: config.Run) -> config.Finetune:
     assert isinstance(run.recipe, config.Finetune)
     return run.recipe
+
+
+Numbers = dict[str, np.ndarray]  # source -> numbers of training records, int64, sorted
+
+
+def _drawn(run: config.Run, data: Prepared) -> tuple[Numbers, Numbers]:
+    """The training records that are trained on, of all sources, and those that `recipe.develop` tests on. {} where the config
+    draws none: all are trained on, and the held-out records tested."""
+    recipe, trained, tested = _recipe(run), Numbers(), Numbers()
+    if recipe.labels is None and recipe.develop is None:
+        return trained, tested
+    for s, (name, store) in enumerate(data.train.items()):
+        order = np.random.default_rng((run.train.seed, s)).permutation(store.num_documents)
+        set_apart, rest = np.split(order, [recipe.develop or 0])
+        if len(rest) < (recipe.labels or 1):
+            raise UserError(
+                f"source '{name}' has {len(order)} training records, too few for recipe.labels={recipe.labels} beside "
+                f"recipe.develop={recipe.develop}: lower them"
+            )
+        trained[name] = np.sort(rest[: recipe.labels])
+        if recipe.develop is not None:
+            tested[name] = np.sort(set_apart)
+    return trained, tested
 
 
 def _prefix(model: config.Model, objective: config.Objective, before: config.Run | None) -> bool:

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.finetune import fine_tune
+from experiments.study import Finetune, Task
 from lm import checkpoint, config, recipes, saved
 from lm.config import resolve
 from lm.errors import UserError
@@ -222,3 +224,46 @@ def test_one_run_in_a_directory(tune, pretrained, tmp_path):
         refused(tune(tmp_path, "labelled"), "another run", "is at work in")
     finally:
         rundir.close()
+
+
+def test_settings_are_chosen_on_training_records_that_are_set_apart(tune, tmp_path):
+    """40 labels of the 50-odd training records, 10 others to test on; another seed draws others."""
+    runs = []
+    for seed in (0, 1):
+        code, err = tune(
+            tmp_path / str(seed), "labelled", labels="recipe.labels=40", develop="recipe.develop=10", seed=f"train.seed={seed}"
+        )
+        assert code == 0, err
+        runs.append(summary(tmp_path / str(seed)))
+        assert runs[-1]["records"]["train"]["mine"]["records"] == 40
+        assert runs[-1]["records"]["holdout"]["mine"]["records"] == runs[-1]["heldout"]["items"] == 10
+    assert runs[0]["heldout"]["majority"] != runs[1]["heldout"]["majority"] or runs[0]["heldout"] != runs[1]["heldout"]
+    assert evaluated(tmp_path / "0") == runs[0]["heldout"]
+    code, err = tune(tmp_path / "many", "labelled", labels="recipe.labels=60", develop="recipe.develop=10")
+    assert code == 2 and "too few for recipe.labels=60 beside recipe.develop=10: lower them" in err
+
+
+def test_a_studys_task_is_chosen_tuned_and_tested(corpus, pretrained, tuning, tmp_path):
+    """From a trained model and from one that nothing trained: means over seeds, each record's value, and all that it cost."""
+    before = resolve.from_json((pretrained / "config.json").read_text())
+    recipes.train(dataclasses.replace(before, train=config.Train(steps=0, batch_size=4)), tmp_path / "floor", quiet=True)
+    source = config.Source(kind="jsonl", path=f"{corpus}/labelled.jsonl", format="labelled")
+    data = config.Data(sources={"mine": source}, holdout=0.3, cache=f"{corpus}/cache")
+    settings = Finetune(batch_size=4, length=24, rows=10, labels=30, seeds=2, grid=((1e-3, 2), (1e-2, 3)))
+    task = Task("mine", "head", settings, data)
+    for start in (pretrained, tmp_path / "floor"):
+        folder = tmp_path / "tuned" / start.name
+        found = fine_tune(task, before, start, folder)
+        tried = sorted(path.name for path in (folder / "choice").iterdir())
+        assert tried == ["0.001_2", "0.01_3"]
+        costs = [json.loads(path.read_text())["model_flops"] for path in folder.rglob("summary.json")]
+        assert found.flops == sum(costs) and len(costs) == 4
+        for name in ("mine/accuracy", "mine/nll"):
+            assert found.metrics[name] == pytest.approx(np.mean(found.nested[name])) == pytest.approx(found.items[name].mean())
+            assert len(found.nested[name]) == 2 and len(found.items[name]) == found.metrics["mine/test_items"] == 10
+        assert found.nested["mine/nll"][0] != found.nested["mine/nll"][1]
+        assert (found.metrics["mine/learning_rate"], found.metrics["mine/steps"]) in settings.grid
+        assert found.metrics["mine/train_items"] == 30
+    written = max(path.stat().st_mtime_ns for path in folder.rglob("summary.json"))
+    again = fine_tune(task, before, start, folder)
+    assert again.metrics == found.metrics and written == max(p.stat().st_mtime_ns for p in folder.rglob("summary.json"))

@@ -291,7 +291,10 @@ class Store:
         """A store of this share of the documents, at least one, in memory. They are drawn with a fixed seed, and a larger share
         contains a smaller one."""
         count = max(1, round(share * self.num_documents))
-        chosen = np.sort(np.random.default_rng(0).permutation(self.num_documents)[:count])
+        return self.pick(np.sort(np.random.default_rng(0).permutation(self.num_documents)[:count]))
+
+    def pick(self, chosen: np.ndarray) -> "Store":
+        """A store of the documents with these numbers, int64 [n], in memory."""
         documents = self.documents(chosen)
         offsets = np.cumsum([0, *map(len, documents)]).astype(np.int64)
         loss = None if self._loss is None else np.concatenate(self.loss(chosen))

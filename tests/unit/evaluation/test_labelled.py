@@ -6,7 +6,7 @@ import pytest
 
 from lm.data.examples import ExampleBuilder
 from lm.data.rows import blank, pack, stack
-from lm.evaluation.labelled import Prompts, answer_loss, head_logits, majority
+from lm.evaluation.labelled import Prompts, answer_losses, head_logits, majority
 from lm.evaluation.qa_metrics import exact
 from lm.losses.cross_entropy import token_losses
 from lm.models.transformer import Transformer
@@ -40,7 +40,7 @@ def test_a_heads_logits_are_those_of_each_row_alone(architecture):
         np.testing.assert_allclose(found[i], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_is_a_mean_over_tokens_not_rows_or_batches():
+def test_each_answer_has_its_nats_and_tokens():
     m = small_model("decoder")
     b, network, params = builder("decoder"), Transformer(m), small_params(m)
     answers = [np.array(ids, np.int32) for ids in ([20, 2], [21, 22, 2], [23, 2], [24, 4, 2], [5, 2])]
@@ -48,8 +48,8 @@ def test_the_loss_is_a_mean_over_tokens_not_rows_or_batches():
     everything: Example = batch(np.arange(5))
     losses = jax.jit(lambda p: token_losses(network.apply({"params": p}, everything), everything.targets))(params)
     each = np.asarray(losses) * everything.weights
-    expected = each.sum() / sum(map(len, answers))
-    assert answer_loss(network, params, batch, count=5, batch_size=2) == pytest.approx(expected, rel=1e-5)
+    nats, tokens = answer_losses(network, params, batch, count=5, batch_size=2)
+    assert nats == pytest.approx(each.sum(axis=1), rel=1e-5) and tokens.tolist() == [len(answer) for answer in answers]
 
 
 @pytest.mark.parametrize("architecture,prefix", [("decoder", False), ("decoder", True), ("encoder_decoder", False)])

@@ -18,11 +18,12 @@ from lm.data.corpus.prepare import prepare
 from lm.data.corpus.store import Store
 from lm.data.tokenizer import HuggingFace
 from lm.errors import UserError
-from lm.evaluation.spans import digest, held_out_spans, score
+from lm.evaluation.spans import digest, held_out_spans, masks_nearby, score
 from lm.models.transformer import Transformer
 from lm.objectives.prompts import Span
+from lm.objectives.streams import stream
 from lm.types import CHARACTER, WORD, Example, TokenStream
-from tests.unit.objectives.asking import ASKED, BOS, EOS, NAMES, SPAN, SPAN_PROMPTS, TEXT, WIDE, WORDS, V, vocabulary
+from tests.unit.objectives.asking import ASKED, BOS, EOS, MASK, NAMES, SPAN, SPAN_PROMPTS, TEXT, WIDE, WORDS, V, vocabulary
 
 EVERY = [replace(SPAN, target=np.array(t, np.int32)) for t in itertools.product(range(TEXT, V), repeat=2)]
 
@@ -135,6 +136,29 @@ def test_batches_and_padding_change_nothing(architecture, objective, kind):
     )
     means = {name: values.mean() for name, values in together.values().items()}
     assert means == {"bits_per_byte": pytest.approx(together.bits_per_byte), "accuracy": pytest.approx(together.accuracy)}
+
+
+def test_a_suffix_is_far_from_what_few_masks_train():
+    """Of 16 masks at the end, most have masks around them; a word by itself has none, which few masks train for."""
+    long = replace(SPAN, left=np.full(64, 5, np.int32), target=np.full(16, 6, np.int32), right=np.full(32, 7, np.int32))
+    told = {}
+    for rate in (0.15, 0.4, 0.8):
+        for kind in ("suffix", "pll"):
+            told[rate, kind] = score(*model("encoder"), config.Masked(rate), WORDS, [long], kind=kind).far
+    said = "far from training: 39% of the tokens near a scored one are masks, and 15% were in training"
+    assert told[0.15, "suffix"] == said and not told[0.4, "suffix"] and told[0.8, "suffix"]
+    assert not told[0.15, "pll"] and told[0.8, "pll"]
+    assert not scored("decoder", config.Causal, [long], kind="suffix").far
+    assert scored("encoder_decoder", config.Masked, [long], kind="suffix").far
+    mixed = config.Mixture({"a": config.Part(config.Masked(0.15))})
+    assert score(*model("encoder"), mixed, WORDS, [long], kind="suffix").far == said
+
+
+def test_masks_nearby_are_counted_beside_the_scored_one():
+    row = lambda tokens, where: Example(stream(np.array(tokens)), None, np.zeros(1), np.ones(1), np.array([where]))
+    assert masks_nearby([row([5, 6, MASK, MASK, 8], 2)], MASK) == 1 / 4
+    assert masks_nearby([row([MASK], 0)], MASK) == 0
+    assert masks_nearby([row([MASK, *[5] * 8, MASK], 0), row([MASK, *[5] * 7, MASK], 0)], MASK) == (0 + 1 / 8) / 2
 
 
 def test_refusals():

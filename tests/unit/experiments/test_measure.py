@@ -1,12 +1,12 @@
 """What a study keeps of a run: seconds that survive restarts, a curve with its cost."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from experiments.measure import curve, named, stored, trained, tuning
-from experiments.study import Finetune, Task
-from lm import config
-from lm.config import resolve
+from experiments.measure import curve, flags, named, stored, trained
+from lm.evaluation.spans import Score
 
 
 def row(step, tokens, speed=None):
@@ -32,23 +32,6 @@ def test_the_curve_has_the_cost_of_each_point():
     assert curve(rows, 100.0, 20) == expected
 
 
-@pytest.mark.parametrize("name,kind,form", [("topics", "package", "labelled"), ("spans", "cloze", "pair")])
-def test_a_tasks_fine_tuning_is_a_run(name, kind, form, tmp_path):
-    """Everything that decides its result, from the task's settings and the cell's run."""
-    cell = config.Run(config.Model(8, 8), train=config.Train(seed=3), data=config.Data(cache="elsewhere"))
-    task = Task(
-        name, "text", Finetune(steps=50, batch_size=4, learning_rate=0.5, weight_decay=0.25, length=20, answer=6, rows=7)
-    )
-    run = tuning(task, cell, tmp_path)
-    ((_, source),) = run.data.sources.items()
-    assert (source.kind, source.path, source.format, run.data.cache) == (kind, name, form, "elsewhere")
-    assert run.recipe == config.Finetune(how="text", length=20, answer=6) and run.model is None
-    assert (run.train.steps, run.train.batch_size, run.train.seed, run.train.init_from) == (50, 4, 3, str(tmp_path))
-    assert (run.optimizer.learning_rate, run.optimizer.weight_decay, run.evaluate.rows) == (0.5, 0.25, 7)
-    assert run.optimizer.schedule == config.Schedule("linear", warmup=5, final=0.0)
-    assert resolve.from_json(resolve.to_json(run)) == run
-
-
 def test_values_of_items_are_kept_short_and_their_means_are_the_metrics():
     hits, nats = np.array([0.0, 1.0, 1.0]), np.array([1.23456, 1234.56, 0.0])
     found = named("mine", {"exact": hits, "nats": nats}, {"nats": "not normalised"})
@@ -58,3 +41,9 @@ def test_values_of_items_are_kept_short_and_their_means_are_the_metrics():
         "mine/exact": "011",
         "mine/nats": [1.235, 1235.0, 0.0],
     }
+
+
+def test_flags_say_what_is_no_probability_and_what_is_far_from_training():
+    score = Score("suffix", 1.0, 2, 3, 0.5, 0.5, False, "why", np.ones(1), np.ones(1), "far")
+    assert flags(score, "nats", "exact") == {"nats": "not normalised: why; far", "exact": "far"}
+    assert flags(replace(score, normalised=True, far=""), "nats", "exact") == {}
