@@ -36,7 +36,8 @@ def train(
     """Trains in `workdir`, resuming the run that it holds, and returns the contents of `summary.json`. Raises UserError,
     Stopped or Diverged.
 
-    `profile`: steps to trace. All hosts must call this; each writes its shards of checkpoints, and host 0 everything else.
+    `quiet`: show nothing, and write no report.html. `profile`: steps to trace. All hosts must call this; each writes its shards
+    of checkpoints, and host 0 everything else.
     """
     rundir = RunDir(workdir)
     try:
@@ -98,7 +99,7 @@ def _train(
     summary |= recipe.facts(parts) | {"text_left_out": lost, "goodput": account(rundir.rows("goodput.jsonl"))}
     checkpoints.close()
     rundir.write_json("summary.json", summary)
-    if rundir.writes:
+    if not quiet:
         display.results(summary, rundir, write_report(rundir, summary))
     return summary
 
