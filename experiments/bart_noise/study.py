@@ -1,46 +1,67 @@
 """An encoder-decoder trained with each of BART's noises, and a language model (BART, arXiv 1910.13461, Table 1)."""
 
+from dataclasses import replace
+
 from experiments import small
-from experiments.study import Cell, Metric, Relation, Study
+from experiments.languages import villages
+from experiments.study import Cell, Finetune, Gate, Metric, Relation, Study, Task
 from lm import config
 
 OFF = dict(infill=0.0, permute=0.0)
-# Cell -> label, (architecture, layers per stack), objective, the paper's (MNLI accuracy, ELI5 perplexity).
+# Cell -> label, (architecture, layers of a stack), objective, the paper's (MNLI accuracy, ELI5 perplexity).
 CELLS = {
-    "lm": ("language model", ("decoder", 6), config.Causal(), (80.1, 21.40)),
-    "masked": ("token masking", ("encoder_decoder", 3), config.Denoise(**OFF, mask=0.15), (84.1, 25.05)),
-    "deleted": ("token deletion", ("encoder_decoder", 3), config.Denoise(**OFF, delete=0.15), (84.1, 24.61)),
-    "infilled": ("text infilling", ("encoder_decoder", 3), config.Denoise(permute=0.0), (84.0, 24.26)),
-    "rotated": ("document rotation", ("encoder_decoder", 3), config.Denoise(**OFF, rotate=1.0), (75.3, 53.69)),
-    "permuted": ("sentence permutation", ("encoder_decoder", 3), config.Denoise(infill=0.0), (81.5, 41.87)),
-    "both": ("infilling and permutation", ("encoder_decoder", 3), config.Denoise(), (83.8, 24.17)),
+    "lm": ("language model", ("decoder", 4), config.Causal(), (80.1, 21.40)),
+    "infilled": ("text infilling", ("encoder_decoder", 2), config.Denoise(permute=0.0), (84.0, 24.26)),
+    "deleted": ("token deletion", ("encoder_decoder", 2), config.Denoise(**OFF, delete=0.15), (84.1, 24.61)),
+    "permuted": ("sentence permutation", ("encoder_decoder", 2), config.Denoise(infill=0.0), (81.5, 41.87)),
+    "rotated": ("document rotation", ("encoder_decoder", 2), config.Denoise(**OFF, rotate=1.0), (75.3, 53.69)),
 }
-TASKS = ("questions",)
-SUFFIX = "suffix/bits_per_byte"
+JUDGED, REST = "judged/accuracy", "rest/nll"
+TUNING = Finetune(batch_size=32, length=24, rows=500, labels=400, grid=((1e-3, 200),))
 
 
-def study(seeds: int = 3, budget: float = 6e12) -> Study:
-    how = dict(scores=("suffix",), tasks=small.tasks("text", *TASKS))
-    cells = {
-        name: Cell(label, small.run(small.model(architecture, layers=layers), objective), {"noise": label}, **how)
-        for name, (label, (architecture, layers), objective, _) in CELLS.items()
-    }
+def cells(steps: int) -> dict[str, Cell]:
+    """Each with its floor: the same model without pretraining."""
+    language = villages.language()
+    tasks = (
+        Task("judged", "text", TUNING, villages.records(language, "judged")),
+        Task("rest", "text", replace(TUNING, answer=24), villages.records(language, "rest")),
+    )
+    out = {}
+    for name, (label, (architecture, layers), objective, _) in CELLS.items():
+        model = small.model(architecture, width=64, layers=layers, vocab_size=language.vocab_size)
+        data = language.data(encoder_length=64 if model.encoder else None, decoder_length=64)
+        run = small.run(model, objective, steps=steps, data=data)
+        out[name] = Cell(label, run, {"noise": label}, tasks=tasks, floor=f"none_{architecture}")
+    for name, cell in (("none_decoder", out["lm"]), ("none_encoder_decoder", out["infilled"])):
+        label = name.removeprefix("none_").replace("_", "-") + " without pretraining"
+        out[name] = replace(cell, label=label, facts={"noise": "none"}, share=0.0, floor=None)
+    return out
 
-    def greater(better: str, than: str, metric: str, primary: bool = False) -> Relation:
-        column = metric == SUFFIX
+
+def study(seeds: int = 3, steps: int = 800) -> Study:
+    """All cells but those without pretraining read the same number of tokens."""
+
+    def greater(better: str, than: str, metric: str, primary: bool = True) -> Relation:
+        column = metric == REST
         source = "BART, Table 1, " + ("ELI5 perplexity" if column else "MNLI")
         published = (CELLS[better][3][column], CELLS[than][3][column])
-        name = f"{CELLS[better][0]} > {CELLS[than][0]}, {'suffix' if column else 'questions'}"
+        name = f"{CELLS[better][0]} > {CELLS[than][0]}, {'continuation' if column else 'judgements'}"
         return Relation(name, metric, better, than, source=source, published=published, primary=primary)
 
     relations = (
-        greater("infilled", "rotated", small.AVERAGE, primary=True),
-        greater("infilled", "lm", small.AVERAGE, primary=True),
-        greater("lm", "infilled", SUFFIX, primary=True),
-        greater("infilled", "permuted", small.AVERAGE),
-        greater("masked", "rotated", small.AVERAGE),
-        greater("lm", "rotated", SUFFIX),
+        greater("infilled", "rotated", JUDGED),
+        greater("lm", "infilled", REST),
+        greater("infilled", "lm", JUDGED, primary=False),
+        greater("infilled", "permuted", JUDGED, primary=False),
+        greater("deleted", "rotated", JUDGED, primary=False),
+        greater("infilled", "rotated", REST, primary=False),
     )
-    metrics = (*small.task_metrics(*TASKS), Metric(SUFFIX, "suffix, bits per byte", higher=False))
+    metrics = (
+        Metric(JUDGED, "judgements that are right", floor=True, lines={"chance": 0.5}),
+        Metric(REST, "continuation", higher=False, floor=True, unit="nats a token"),
+        Metric("heldout/loss", "held-out loss of its own objective", higher=False, comparable=False, unit="nats a token"),
+    )
+    gate = Gate("pretraining has left the frequencies of words", "heldout/loss", at_most=villages.UNIGRAM - 1, cells=tuple(CELLS))
     title = "Noises of denoising pretraining (BART, Table 1)"
-    return Study("bart_noise", title, cells, seeds, metrics, relations, "flops", budget, derive=small.average(*TASKS))
+    return Study("bart_noise", title, cells(steps), seeds, metrics, relations, gates=(gate,))
