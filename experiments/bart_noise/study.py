@@ -62,6 +62,8 @@ def study(seeds: int = 3, steps: int = 800) -> Study:
         Metric(REST, "continuation", higher=False, floor=True, unit="nats a token"),
         Metric("heldout/loss", "held-out loss of its own objective", higher=False, comparable=False, unit="nats a token"),
     )
-    gate = Gate("pretraining has left the frequencies of words", "heldout/loss", at_most=villages.UNIGRAM - 1, cells=tuple(CELLS))
+    gate = Gate(
+        "pretraining has left the frequencies of words", "heldout/loss", at_most=villages.UNIGRAM - 1, cells=tuple(CELLS)
+    )
     title = "Noises of denoising pretraining (BART, Table 1)"
     return Study("bart_noise", title, cells(steps), seeds, metrics, relations, gates=(gate,))

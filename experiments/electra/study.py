@@ -14,7 +14,7 @@ ROWS = {
     "bert": ("masked", None, 82.2),
 }
 JUDGED = "judged/accuracy"
-TUNING = Finetune(batch_size=32, length=24, rows=500, labels=400, seeds=2, grid=((1e-3, 100), (5e-4, 200)))
+TUNING = Finetune(batch_size=32, length=20, rows=500, labels=2000, seeds=2, grid=((1e-3, 300), (5e-4, 300)))
 
 
 def cells(steps: int) -> dict[str, Cell]:
@@ -38,7 +38,7 @@ def cells(steps: int) -> dict[str, Cell]:
     return out | {"none": replace(out["bert"], label="no pretraining", facts={"objective": "none"}, share=0.0, floor=None)}
 
 
-def study(seeds: int = 4, steps: int = 600) -> Study:
+def study(seeds: int = 3, steps: int = 600) -> Study:
     """All cells but `none` read the same number of tokens; a generator comes on top."""
 
     def greater(better: str, than: str, primary: bool = True) -> Relation:

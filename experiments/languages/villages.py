@@ -162,12 +162,12 @@ def continuations(writer: Writer, count: int, known: bool) -> Iterator[dict[str,
 
 @lru_cache(maxsize=4)
 def language(documents: int = 32_000, heldout: int = 1000, people: int = 128, seed: int = 0) -> languages.Language:
-    """Beside the texts and the gaps, records to fine-tune on: 2,000 to learn from and 500 to be tested by for each of "judged"
+    """Beside the texts and the gaps, records to fine-tune on: 4,000 to learn from and 500 to be tested by for each of "judged"
     (labelled), "home" and "rest" (questions with answers), the latter two about known people and then about the others."""
     of = world(people, seed)
     write = lambda name: Writer(of, f"{name} {seed}")
     files = {what: list(gaps(write(what), 300, what)) for what in ("home", "pronoun", "span")}
-    for split, count in (("train", 2000), ("test", 500)):
+    for split, count in (("train", 4000), ("test", 500)):
         known = split == "train"
         files[f"judged_{split}"] = list(judged(write(f"judged {split}"), count))
         files[f"home_{split}"] = list(homes(write(f"home {split}"), count, known))

@@ -74,7 +74,7 @@ def test_answers_follow_from_the_texts(language):
 
 
 def test_a_fine_tuning_is_tested_on_people_that_it_does_not_know(language):
-    for split, known, count in (("train", True, 2000), ("test", False, 500)):
+    for split, known, count in (("train", True, 4000), ("test", False, 500)):
         homes, rests = (read(language.items[f"{what}_{split}"]) for what in ("home", "rest"))
         assert len(homes) == len(rests) == count
         for home, rest in zip(homes, rests, strict=True):
