@@ -352,7 +352,3 @@ def test_what_is_withdrawn_is_so_wherever_it_is_read(folder):
     assert f"[{folder.name}]({folder.name}) (results withdrawn)" in (folder.parent / "README.md").read_text()
     for page in (folder.parent / "README.md", root / "README.md"):
         assert re.search(rf"[Ee]very cell of\s+`{folder.name}`\s+(lies |is )?below", page.read_text())
-
-
-def test_two_studies_are_withdrawn():
-    assert [f.name for f in RAN if report.load(f)[0].withdrawn] == ["electra", "t5_table2"]
