@@ -19,6 +19,7 @@ from lm.data.tokenizer import RESERVED_OF_WORDS
 from lm.errors import UserError
 
 FOLDER = "~/.cache/lm/languages"
+_ENCODED = ("left", "target", "right", "text", "context", "question", "answer")  # fields of items and records; no label is
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def write(
     if twice := set(texts) & set(records) or {"train"} & set(held):
         raise UserError(f"language {name}: {', '.join(sorted(twice))} names two of its files; rename one")
     words = {word for text in texts["train"] for word in text.split()}
-    asked = (record.get(side, "") for some in records.values() for record in some for side in ("left", "target", "right"))
+    asked = (record.get(name, "") for some in records.values() for record in some for name in _ENCODED)
     for text in (*(text for source in held for text in texts[source]), *asked):
         if unknown := set(text.split()) - words:
             raise UserError(

@@ -51,10 +51,15 @@ def folder(tmp_path_factory):
 def made(folder):
     """A run from scratch."""
 
-    def make(architecture, format="labelled", *, steps=200, model="small", rows=80, seed=0, optimizer=None, **recipe):
+    def make(
+        architecture, format="labelled", *, steps=200, model="small", rows=80, seed=0, optimizer=None, words=False, **recipe
+    ):
         source = config.Source(kind="jsonl", path=f"{folder}/{format}.jsonl", format=format)
         data = config.Data(
-            sources={"mine": source}, tokenizer=config.Tokenizer(vocab_size=VOCAB), holdout=0.2, cache=f"{folder}/cache"
+            sources={"mine": source},
+            tokenizer=config.Tokenizer("word" if words else "bpe", VOCAB),
+            holdout=0.2,
+            cache=f"{folder}/cache",
         )
         model = small_model(architecture, vocab_size=VOCAB) if model == "small" else model
         warm = config.Schedule("linear", warmup=0.1, final=0.0)
@@ -92,10 +97,11 @@ def test_it_learns(architecture, how, prefix, made, tmp_path):
     assert summary["tokens_with_loss"] == 200 * 16 * ends if ends else summary["tokens_with_loss"] >= 200 * 16 * 2
 
 
-@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
-def test_it_learns_to_extract(architecture, made, tmp_path):
+@pytest.mark.parametrize("architecture,words", [("decoder", False), ("encoder_decoder", False), ("decoder", True)])
+def test_it_learns_to_extract(architecture, words, made, tmp_path):
     """The answer is the one word among "very": the decoder has to look for it, and end."""
-    got = recipes.train(made(architecture, "pair", steps=300, how="text", rows=60), tmp_path, quiet=True)["heldout"]
+    run = made(architecture, "pair", steps=300, how="text", rows=60, words=words)
+    got = recipes.train(run, tmp_path, quiet=True)["heldout"]
     assert got["exact"] > 0.9 and got["f1"] >= got["exact"] and got["nll"] < 0.3, got
     assert got["majority"] < 0.3
 

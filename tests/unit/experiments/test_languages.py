@@ -58,6 +58,7 @@ def test_settings_of_the_data_can_be_changed():
     [
         (dict(heldout=["a", "b zz"]), "no training text has the word 'zz' of 'b zz'"),
         (dict(items={"asked": [{"left": "a", "target": "y", "right": "b"}]}), "the word 'y'"),
+        (dict(items={"tuned": [{"text": "a", "label": "good"}, {"question": "a", "answer": "x"}]}), "the word 'x'"),
         (dict(items={"train": [{"left": "a", "target": "a"}]}), "train names two of its files"),
         (dict(heldout={"train": ["a"]}), "train names two of its files"),
     ],
