@@ -196,17 +196,17 @@ def _at_floor(study: Study, results: Results, cells: tuple[str, str], metric: Me
 
 
 def above_floor(results: Results, cell: str, floor: str, metric: Metric) -> stats.Test | None:
-    """The gain of a cell over its floor, unpaired, as the two share no training."""
-    return _two(values(results, cell, metric.name), values(results, floor, metric.name), metric)
+    """The gain of a cell over its floor, with the variance of these two alone."""
+    asked = {name: items(results, name, metric.name) for name in (cell, floor)}
+    table = {name: values(results, name, metric.name) for name in (cell, floor)}
+    return variance.contrast(table, cell, floor, items=asked, higher=metric.higher is not False)
 
 
 def _above_chance(results: Results, cell: str, metric: Metric) -> bool:
-    test = _two(values(results, cell, metric.name), values(results, cell, metric.chance), metric)
+    asked = {"reached": items(results, cell, metric.name)}
+    table = {"reached": values(results, cell, metric.name), "chance": values(results, cell, metric.chance)}
+    test = variance.contrast(table, "reached", "chance", items=asked, higher=metric.higher is not False)
     return test is None or above(test)  # no chance level was measured
-
-
-def _two(one: dict[int, float], other: dict[int, float], metric: Metric) -> stats.Test | None:
-    return variance.contrast({"one": one, "other": other}, "one", "other", higher=metric.higher is not False)
 
 
 def above(test: stats.Test) -> bool:

@@ -63,4 +63,6 @@ def _of_others(study: Study, results: Results, relation: Relation) -> stats.Test
     if found.df <= 0:
         return None
     n = max(len(v) for v in table.values())
-    return stats.Test(n, 0.0, math.sqrt(2 * found.variance / n), found.df, how=f"variance of {len(table)} cells")
+    return stats.Test(
+        n, 0.0, math.sqrt(2 * found.variance / n), found.df, how=f"variance of {len(table)} cell{'s' * (len(table) > 1)}"
+    )
