@@ -35,11 +35,15 @@ class Judged:
     @property
     def words(self) -> str:
         """The verdict, what kind of relation it is on, and why there is none."""
+        return self.short + (f" ({self.why})" if self.why and not self.withdrawn else "")
+
+    @property
+    def short(self) -> str:
+        """The verdict and what kind of relation it is on."""
         if self.withdrawn:
             return "withdrawn"
         kind = "" if in_family(self.relation) else ", exploratory"
-        planted = f", planted {self.relation.planted}" if self.relation.planted else ""
-        return self.verdict + kind + planted + (f" ({self.why})" if self.why else "")
+        return self.verdict + kind + (f", planted {self.relation.planted}" if self.relation.planted else "")
 
     @property
     def as_planted(self) -> bool | None:

@@ -47,31 +47,70 @@ def _save(figure: Any, path: Path) -> Path:
 
 def dots(study: Study, results: Results, metric: Metric, path: Path) -> Path | None:
     """Draws a row per cell: a ring for each seed (at the same height in all rows), the mean as a diamond, its 95 % interval as
-    a bar. Returns the path, or None without results."""
+    a bar. Means with a flag, such as upper bounds, are hollow, and the flag is said below. Returns the path, or None without
+    results."""
     found = {name: v for name in study.labels if (v := values(results, name, metric.name))}
     if not found:
         return None
-    labels = [textwrap.fill(study.labels[name], 34) for name in found]
+    notes = [metric.flag] if metric.flag else []
+    marked = {name: _flag(results[name], metric, notes) for name in found}
+    labels = [textwrap.fill(study.labels[name], 34) + marked[name] for name in found]
     height = 0.24 + 0.2 * max(label.count("\n") + 1 for label in labels)  # inches per row
     figure, axis = pyplot().subplots(figsize=(5.5, 0.4 + height * len(found)))
     seeds = sorted({seed for v in found.values() for seed in v})
     offset = dict(zip(seeds, np.linspace(0.14, 0.36, len(seeds)), strict=True))  # below the mean, which would hide rings
-    for y, v in enumerate(found.values()):
+    for y, (name, v) in enumerate(found.items()):
         interval = stats.t_interval(list(v.values()))
         if interval.low is not None:
             axis.plot([interval.low, interval.high], [y, y], color=COLOURS[0], lw=2, alpha=0.6, solid_capstyle="butt", zorder=2)
         axis.plot(list(v.values()), [y + offset[s] for s in v], "o", mfc="none", mec=GREY, ms=4.5, zorder=3)
-        axis.plot(interval.mean, y, "D", color=COLOURS[0], ms=6, zorder=4)
+        axis.plot(interval.mean, y, "D", color=COLOURS[0], mfc="white" if marked[name] else COLOURS[0], ms=6, zorder=4)
+    _lines(axis, metric, "x")
     axis.set_yticks(range(len(found)), labels)
-    axis.set(ylim=(len(found) - 0.5, -0.5), xlabel=_direction(metric))
+    below = "\n".join(textwrap.fill(f"{'*' * (i + 1 - bool(metric.flag))} {note}".strip(), 80) for i, note in enumerate(notes))
+    axis.set(ylim=(len(found) - 0.5, -0.5), xlabel=measured(metric) + (f"\n{below}" if below else ""))
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
 
 
-def _direction(metric: Metric) -> str:
-    flag = f", {metric.flag}" if metric.flag else ""
-    return f"{metric.label}{flag} ({'more' if metric.higher else 'less'} is better)"
+def _flag(runs: dict[int, dict[str, Any]], metric: Metric, notes: list[str]) -> str:
+    """The mark of the flag that a cell's runs have on the metric, such as " *"; its text is added to `notes`."""
+    texts = sorted({str(text) for r in runs.values() if (text := r["flags"].get(metric.name))})
+    if not texts:
+        return ""
+    if texts[0] not in notes:
+        notes.append(texts[0])
+    return " " + "*" * (notes.index(texts[0]) + 1 - bool(metric.flag))
+
+
+def _lines(axis: Any, metric: Metric, along: str) -> None:
+    """Draws the values that a reader compares with, such as chance or the text's entropy, across the axis `along`."""
+    draw, beside = (axis.axvline, axis.get_xaxis_transform()) if along == "x" else (axis.axhline, axis.get_yaxis_transform())
+    for name, value in metric.lines.items():
+        draw(value, color=COLOURS[1], lw=1.2, ls="--", zorder=1)
+        place = (value, 1.01) if along == "x" else (1.01, value)
+        align = {"ha": "center", "va": "bottom"} if along == "x" else {"ha": "left", "va": "center"}
+        axis.text(*place, f"{name} {value:.4g}", color=COLOURS[1], size=8, transform=beside, **align)
+
+
+def measured(metric: Metric) -> str:
+    """An axis' label: what is measured, in which unit, and which direction is better where one is."""
+    unit = f", {metric.unit}" if metric.unit and metric.unit not in metric.label else ""
+    better = {True: " (more is better)", False: " (less is better)", None: ""}[metric.higher]
+    return metric.label + unit + better
+
+
+def log_ticks(axis: Any) -> None:
+    """Labels 1, 2 and 5 of each power of ten, written as 2e11, on a logarithmic x axis; the default prints 2 x 10^11, 3 x
+    10^11, ... over each other where the axis spans little more than one power."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_xlim()
+    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+", "e").replace("e0", "e")))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def forest(judged: list[Judged], path: Path) -> Path | None:
@@ -86,7 +125,7 @@ def forest(judged: list[Judged], path: Path) -> Path | None:
     rows = [len(p) for p in panels.values()]
     figure, axes = pyplot().subplots(
         len(panels),
-        figsize=(9.5, 0.62 * sum(rows) + 0.95 * len(rows)),
+        figsize=(9.5, 0.62 * sum(rows) + 1.1 * len(rows)),
         layout="constrained",
         height_ratios=[n + 0.4 for n in rows],
         squeeze=False,
@@ -105,18 +144,21 @@ def _panel(axis: Any, panel: list[Judged]) -> None:
         if interval.low is not None:
             axis.plot([interval.low, interval.high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
         axis.plot(interval.mean, y, shape, color=colour, mfc=colour if j.relation.primary else "white", ms=8, zorder=3)
-        published = "" if j.published is None else f"published {j.published:+.4g}"
-        claim = f"claimed within ±{j.relation.margin:.4g}" if j.relation.kind == "equivalent" else ""
-        below = "; ".join(filter(None, (published, claim)))
+        published = ""
+        if j.relation.published is not None:
+            published = f"published {j.relation.published[0]:g} against {j.relation.published[1]:g}, in the paper's unit"
+        claim = f"claimed within ±{j.relation.margin:.4g} (band)" if j.relation.kind == "equivalent" else ""
+        below = "\n".join([*textwrap.wrap(j.why, 46), *filter(None, (published, claim))])
         beside = {"transform": axis.get_yaxis_transform(), "ha": "left"}
-        axis.text(1.02, y, j.words, color=colour, weight="bold", size=9, va="bottom" if below else "center", **beside)
+        axis.text(1.02, y, j.short, color=colour, weight="bold", size=9, va="bottom" if below else "center", **beside)
         axis.text(1.02, y + 0.06, below, color="#222", size=8, va="top", **beside)
     axis.axvline(0, color="black", lw=1)
     axis.set_yticks(range(len(panel)), [textwrap.fill(j.relation.name, 38) for j in panel])
-    axis.set(
-        ylim=(len(panel) - 0.5, -0.5),
-        xlabel=f"gain in {panel[0].metric.label}, 95 % interval (right of 0: the first is better)",
-    )
+    metric = panel[0].metric
+    unit = f", {metric.unit}" if metric.unit and metric.unit not in metric.label else ""
+    right = "larger" if metric.higher is None else "better"
+    label = f"gain here in {metric.label}{unit}\n95 % interval; right of 0: the first is {right}"
+    axis.set(ylim=(len(panel) - 0.5, -0.5), xlabel=label)
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -132,7 +174,10 @@ def curves(study: Study, results: Results, path: Path) -> Path | None:
         style = {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[i // len(COLOURS) % len(STYLES)]}
         axis.fill_between(flops, loss.min(0), loss.max(0), color=style["color"], alpha=0.12, lw=0)
         axis.plot(flops, loss.mean(0), label=textwrap.fill(study.labels[name], 34), lw=1.6, **style)
-    axis.set(xscale="log", xlabel="model FLOPs", ylabel="held-out loss, each cell's own")
+    loss = next((m for m in study.metrics if m.name == "heldout/loss"), Metric("", "held-out loss", unit="nats a token"))
+    axis.set(xscale="log", xlabel="model FLOPs", ylabel=f"held-out loss, each cell's own, {loss.unit or 'nats a token'}")
+    log_ticks(axis)
+    _lines(axis, loss, "y")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)

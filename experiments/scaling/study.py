@@ -50,7 +50,7 @@ def study(seeds: int = 3, budget: float = 3.6e12) -> Study:
     then spans a larger ratio, so alpha falls and beta stays). Only the size of that rise is informative."""
     metrics = (
         Metric("heldout/loss", "held-out loss, nats a predicted token", higher=False, comparable=False),
-        Metric("exponent", "exponent a of N_opt ~ C^a, parametric, C = 6 N D", comparable=False),
+        Metric("exponent", "exponent a of N_opt ~ C^a, parametric, C = 6 N D", higher=None, comparable=False),
     )
     derived = {f"{kind}, {counted} embeddings": f"{kind}, {counted} embeddings" for kind in OBJECTIVES for counted in COUNTS}
     title = "Scaling: isoFLOP curves per objective"
@@ -158,7 +158,10 @@ def plot(results: Results, folder: Path) -> None:
                 if best is not None:
                     axis.plot(best, np.polyval(parabola, np.log(best)), "*", color=f"C{i}", ms=14, mec="k")
             axis.set(
-                xscale="log", xlabel=field.replace("_", " "), ylabel="held-out loss", title=f"{kind}, {counted} embeddings"
+                xscale="log",
+                xlabel=field.replace("_", " "),
+                ylabel="held-out loss, nats a token",
+                title=f"{kind}, {counted} embeddings",
             )
             sizes = sorted({p.parameters for p in every})
             axis.set_xticks(sizes, [f"{n / 1e3:,.0f} k" for n in sizes])

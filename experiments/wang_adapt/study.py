@@ -62,7 +62,9 @@ def study(seeds: int = 3, budget: float = 5e12) -> Study:
             for split in SPLITS
         ]
     metrics = (
-        Metric("heldout/loss", "held-out loss of its own objective", higher=False, comparable=False),
+        Metric(
+            "heldout/loss", "held-out loss of its own objective", higher=False, comparable=False, unit="nats a predicted token"
+        ),
         Metric("speed_up", "FLOPs of scratch / FLOPs of adapting, at equal loss"),
         Metric("suffix/bits_per_byte", "suffix, bits per byte", higher=False),
         Metric("infill/bits_per_byte", "infill, bits per byte", higher=False),
