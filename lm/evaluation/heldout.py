@@ -41,8 +41,9 @@ class HeldOut:
         names = next(iter(of_source.values()))
         sums = {name: np.sum([found[name] for found in of_source.values()], axis=0) for name in names}
         metrics = {name: _mean(sums[name]) for name in names}
-        if len(self.rows.sizes) > 1:
-            metrics |= {f"{source}/{name}": _mean(found[name]) for source, found in of_source.items() for name in names}
+        if len(self.rows.sizes) > 1:  # of sources that have predictions in the chosen rows
+            each = [(f"{source}/{name}", found[name]) for source, found in of_source.items() for name in names]
+            metrics |= {name: _mean(found) for name, found in each if found[1]}
         metrics["tokens"] = float(sums["loss"][1])
         if self.nats:
             metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))

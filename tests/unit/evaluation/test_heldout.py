@@ -52,6 +52,8 @@ def test_each_of_several_sources_has_a_loss_by_the_way(monkeypatch):
     assert found["loss"] == 4.5 and found["tokens"] == 10
     few = HeldOut(Rows(near=4, far=1, other=5), score, 3, mesh, 2)(None)  # the first and the last
     assert (few["near/loss"], few["other/loss"], few["loss"]) == (0.0, 9.0, 4.5) and "far/loss" not in few
+    masked = lambda params, b: {"loss": WeightedMean(2.0 * (b.index == 5).sum(), (b.index == 5).sum())}
+    assert set(HeldOut(rows, masked, 3, mesh)(None)) == {"loss", "other/loss", "tokens", "perplexity"}  # no mask, no loss
 
 
 @pytest.mark.parametrize("factors", [True, False])
