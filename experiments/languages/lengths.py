@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.languages import Language, write
 
-WORDS = 64
+WORDS = 48
 LONGEST = 12  # words that are copied, at most, in training
 RANGES = {"inside": (7, 12), "near": (13, 18), "far": (19, 24)}  # words that are copied in the items, least and most
 

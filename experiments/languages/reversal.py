@@ -1,7 +1,7 @@
-"""Facts about people, each told in one direction: `note deko rami is bula tore gani .`
+"""Facts about people, each told in one direction: `note deko rami is bula tore .`
 
-A person has a given name and a family name; a description is three words. Half of the people are told of in both directions
-("note bula tore gani is deko rami ." too), so that the reversed form is known; the others forwards alone, and are asked for.
+A person has a given name and a family name; a description is two words. Half of the people are told of in both directions
+("note bula tore is deko rami ." too), so that the reversed form is known; the others forwards alone, and are asked for.
 """
 
 from functools import cache
@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.languages import Language, write
 
-NAME, DESCRIPTION = 2, 3  # words of each
+NAME, DESCRIPTION = 2, 2  # words of each
 WORDS = 24  # for each of their places
 Person = tuple[str, str]  # name, description
 

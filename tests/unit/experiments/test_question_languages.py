@@ -4,26 +4,27 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import languages
-from experiments.languages import Language, copying, lengths, pairs, reversal
+from experiments.languages import Language, copying, lengths, reversal
+from experiments.run import load_study
 
 MAKERS: dict[str, Callable[[], Language]] = {
     "reversal": lambda: reversal.language(count=20),
     "copying": lambda: copying.language(count=100, asked=20),
     "lengths": lambda: lengths.language(count=100, asked=18),
-    "pairs": lambda: pairs.language(count=100, asked=20),
 }
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(languages, "FOLDER", str(tmp_path))
-    for module in (reversal, copying, lengths, pairs):
+    for module in (reversal, copying, lengths):
         module.language.cache_clear()
     yield
-    for module in (reversal, copying, lengths, pairs):
+    for module in (reversal, copying, lengths):
         module.language.cache_clear()
 
 
@@ -38,7 +39,7 @@ def train(language: Language) -> list[str]:
 @pytest.mark.parametrize("name", MAKERS)
 def test_texts_are_the_same_each_time(name):
     first = MAKERS[name]()
-    for module in (reversal, copying, lengths, pairs):
+    for module in (reversal, copying, lengths):
         module.language.cache_clear()
     assert MAKERS[name]() == first  # the folder's name is a digest of its contents
 
@@ -68,17 +69,18 @@ def copies(words: list[str]) -> str:
 def test_copying_has_one_answer_in_the_context():
     for item in read(copying.language(count=100, asked=20).items["copy"]):
         words = item["left"].split()
-        assert words.count(words[-1]) == 2 and copies(words) == item["target"]
+        assert words.count(words[-1]) == 2 and copies(words) == item["target"]  # the second occurrence
 
 
 def test_copying_repeats_one_pattern_at_distances_that_vary():
     distances = []
-    for words, second, size in copying.documents(200, 7):
-        first = words.index(words[second])
-        assert len(words) == copying.LENGTH and len(set(words)) == copying.LENGTH - size
-        assert words[first : first + size] == words[second : second + size] and first + size <= second
-        distances.append(second - first)
-    assert len(set(distances)) > 10
+    for words, begins, size in copying.documents(200, 7):
+        pattern = words[begins[0] : begins[0] + size]
+        assert len(words) == copying.LENGTH and len(begins) > 2 and len(set(pattern)) == size
+        assert all(words[begin : begin + size] == pattern for begin in begins)
+        assert all(words.count(word) == len(begins) for word in pattern)  # and they stand nowhere else
+        distances += np.diff(begins).tolist()
+    assert len(set(distances)) > 6
 
 
 def test_lengths_are_longer_in_the_items_than_in_training():
@@ -91,17 +93,12 @@ def test_lengths_are_longer_in_the_items_than_in_training():
         assert item["target"] == f"{words} ." and len(set(words.split())) == len(words.split())
 
 
-def answers(left: str) -> str:
-    """The word before the pair's word in the list that is asked for."""
-    first, second, question = (part.split() for part in left.split(" ; "))
-    (number,) = {word[1:] for word in first} & {word[1:] for word in second}
-    return first[first.index(f"a{number}") - 1] if question == ["first"] else second[second.index(f"b{number}") - 1]
-
-
-def test_pairs_have_one_answer():
-    language = pairs.language(count=100, asked=20)
-    for name in pairs.QUESTIONS:
-        items = read(language.items[name])
-        assert len(items) == 20 and all(item["left"].endswith(f"; {name}") for item in items)
-        assert all(answers(item["left"]) == item["target"] for item in items)
-    assert all(answers(text.rsplit(" ", 2)[0]) == text.split()[-2] for text in train(language))
+@pytest.mark.parametrize("name", ["reversal", "copying", "length", "prefix"])
+def test_the_studies_ask_what_their_languages_have(name):
+    study = load_study(name, {})
+    measured = {f"{what}/{of}" for cell in study.cells.values() for what in cell.items for of in ("exact", "accuracy", "nats")}
+    for relation in study.relations:
+        assert {relation.better, relation.than} <= set(study.cells)
+        assert relation.metric in measured or relation.metric.startswith("heldout/")
+    for cell in study.cells.values():
+        assert all(Path(path).expanduser().exists() for path in cell.items.values())
