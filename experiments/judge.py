@@ -27,6 +27,7 @@ class Judged:
     verdict: stats.Verdict = "unresolved"
     why: str = ""  # there is no verdict
     withdrawn: bool = False  # the study is withdrawn, so there is no verdict
+    flags: tuple[str, ...] = ()  # what a reader must know of the metric in these cells
 
     @property
     def interval(self) -> stats.Interval | None:
@@ -123,7 +124,9 @@ def _tested(study: Study, results: Results, relation: Relation, metric: Metric, 
         return Judged(relation, metric, None, why="a cell has no run yet")
     if test.df == 0:
         return Judged(relation, metric, test, why="one seed")
-    found = Judged(relation, metric, test, why="equal in all runs" if test.error == 0 and test.mean == 0 else "")
+    runs = [r for cell in (relation.better, relation.than) for r in results[cell].values()]
+    flags = tuple(sorted({str(text) for r in runs if (text := r["flags"].get(metric.name))}))
+    found = Judged(relation, metric, test, flags=flags, why="equal in all runs" if test.error == test.mean == 0 else "")
     if not study.withdrawn and (why := _not_judged(study, results, relation, metric)):
         return replace(found, verdict="not judged", why=why)
     alpha = stats.ALPHA / max(1, family if in_family(relation) else 1)

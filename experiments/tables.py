@@ -112,11 +112,12 @@ def ledger(study: Study, results: Results) -> list[Block]:
     of = lambda found, key: [float(r["ledger"][key]) for r in found if key in r["ledger"]]
     mean = lambda v: sum(v) / len(v) if v else math.nan
     rows = [[Text(study.cells[c].label), *(Text(_amount(mean(of(found, k)))) for k in keys)] for c, found in runs.items()]
-    everything = [r for found in runs.values() for r in found]
+    everything = [r for c, found in runs.items() for r in found if study.cells[c].share > 0]  # a floor trains nothing
     of_all = {k: mean(of(everything, k)) for k in keys}
     # The matched figure should be the cell's share of the budget, others the mean of all runs.
     share = lambda c, k: study.budget * study.cells[c].share if k == held and study.budget > 0 else of_all[k]
-    off = lambda k: (abs(v - share(c, k)) / share(c, k) if share(c, k) else 0.0 for c in runs for v in of(runs[c], k))
+    trained = [c for c in runs if study.cells[c].share > 0]
+    off = lambda k: (abs(v - share(c, k)) / share(c, k) if share(c, k) else 0.0 for c in trained for v in of(runs[c], k))
     deviations = {k: max(off(k), default=0.0) for k in keys}
     rows.append([Text("greatest deviation"), *(Text(f"{100 * deviations[k]:.2f} %", bold=k == held) for k in keys)])
     blocks: list[Block] = []
@@ -130,8 +131,8 @@ def ledger(study: Study, results: Results) -> list[Block]:
                 bold=True,
             )
         )
-    target = f"the budget of {_amount(study.budget)}" if held and study.budget > 0 else "the mean of all runs"
-    about = "Greatest deviation: of any run from the mean of all runs"
+    target = f"the budget of {_amount(study.budget)}" if held and study.budget > 0 else "their mean"
+    about = "Greatest deviation: of any trained run from their mean"
     about += f"; of the figure held equal, from {target}." if held else "."
     caption = "What the runs cost, mean over seeds"
     return [*blocks, Table("ledger", caption, "l" + "r" * len(keys), header, rows, about=about, ruled_last=True)]
@@ -172,9 +173,10 @@ def relations_table(judged: list[Judged]) -> Table:
         if j.test is not None:
             needed = "–" if j.p is None or j.test.error == 0 else f">{stats.CAP}" if j.seeds is None else str(j.seeds)
             test = [str(j.test.n), _p(j.p), _p(j.p_holm), needed]
-        row = [j.metric.label, published, _range(j.interval, _width(j)), *test]
+        row = [published, _range(j.interval, _width(j)), *test]
         decided = j.verdict in ("reproduced", "reversed")
-        rows.append([Text(name, marks=notes.marks(r.source)), *map(Text, row), Text(j.words, decided)])
+        named = Text(name, marks=notes.marks(r.source)), Text(j.metric.label, marks=notes.marks(j.metric.flag, *j.flags))
+        rows.append([*named, *map(Text, row), Text(j.words, decided)])
     about = (
         "The gain is the first cell's advantage over the second, positive where the first is better. A t test; for an "
         "equivalence, two one-sided tests against the margin or, if the gain is outside, the test that it is outside. "

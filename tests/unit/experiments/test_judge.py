@@ -158,3 +158,20 @@ def test_power_of_equal_runs_is_no_division_by_zero():
     (row,) = power_rows(a_study(EQUAL), flat)
     assert row.mde == 0.0 and row.sd == 0.0
     assert np.isfinite(row.df)
+
+
+def test_flags_of_either_cell_are_said_beside_the_relation():
+    results = the_results(none=0.1, masked=0.61, causal=0.36)
+    results["causal"][2]["flags"] = {"accuracy": "far from training"}
+    (judged,) = judge(a_study(), results)
+    assert judged.verdict == "reproduced" and judged.flags == ("far from training",)
+    table = tables.relations_table([judged])
+    assert table.notes == ["far from training"] and table.rows[0][1].marks == (1,)
+
+
+def test_a_floor_that_trains_nothing_does_not_count_in_the_ledgers_means():
+    results = the_results(none=0.1, masked=0.61, causal=0.36)
+    for result in results["none"].values():
+        result["ledger"] = {"model_flops": 0.0}
+    (table,) = tables.ledger(a_study(match="flops", budget=1.0), results)
+    assert [row[1].text for row in table.rows] == ["0", "1", "1", "0.00 %"]

@@ -341,9 +341,11 @@ def test_a_withdrawn_study_gets_no_verdict(no_pictures, tmp_path):
     assert "Bold:" not in text and not re.search(r"\*\*[\d.]+ ±", text)
 
 
-@pytest.mark.parametrize("folder", [f for f in RAN if report.load(f)[0].withdrawn], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", RAN, ids=lambda folder: folder.name)
 def test_what_is_withdrawn_is_so_wherever_it_is_read(folder):
     """In the study's README and reports, in the list of studies, and in the main README."""
+    if not report.load(folder)[0].withdrawn:
+        return
     for name in ("README.md", "report.md", "report.tex"):
         text = (folder / name).read_text()
         assert "Withdrawn" in text[:1500] or name == "report.tex", name
