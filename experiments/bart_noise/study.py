@@ -24,7 +24,7 @@ def cells(steps: int) -> dict[str, Cell]:
     """Each with its floor: the same model without pretraining."""
     language = villages.language()
     tasks = (
-        Task("judged", "text", TUNING, villages.records(language, "judged")),
+        Task("judged", "head", TUNING, villages.records(language, "judged")),
         Task("rest", "text", replace(TUNING, answer=24), villages.records(language, "rest")),
     )
     out = {}
