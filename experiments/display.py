@@ -1,23 +1,24 @@
-"""The live progress table of a study, and the table of its cells before they are trained."""
+"""The live progress table of studies."""
 
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from experiments.study import Study
+from experiments.units import Failed, Job, Outcome, Unit
 
 
 class Board:
-    """A table of cells and seeds that is filled in as units finish; without a terminal, a line for each unit."""
+    """A table that is filled in as jobs end, of one study its cells and seeds; without a terminal, a line for each job."""
 
-    def __init__(self, study: Study, units: list[tuple[str, int]], workdir: Path):
-        self.study, self.units, self.workdir = study, units, workdir
-        self.results: dict[tuple[str, int], dict[str, Any]] = {}
+    def __init__(self, jobs: Sequence[Job]):
+        self.studies = {job.study.name: job.study for job in jobs}
+        self.jobs = {str(job): job for job in jobs}
+        self.outcomes: dict[str, Outcome] = {}
         self.console = Console(stderr=True)
         self.live = Live(self.table(), console=self.console, refresh_per_second=1) if self.console.is_terminal else None
         self.began = time.monotonic()
@@ -31,52 +32,62 @@ class Board:
         if self.live:
             self.live.stop()
 
-    def done(self, unit: tuple[str, int], result: dict[str, Any]) -> None:
-        self.results[unit] = result
+    def done(self, job: Job, outcome: Outcome) -> None:
+        self.outcomes[str(job)] = outcome
+        if isinstance(outcome, Failed):
+            self.say(f"{job} failed: {outcome.why}")
         if self.live:
             self.live.update(self.table())
-            return
-        shown = "  ".join(
-            f"{m.name} {result['metrics'][m.name]:.4g}" for m in self.study.metrics if m.name in result["metrics"]
-        )
+        elif not isinstance(outcome, Failed):
+            metrics = outcome["metrics"]
+            shown = "  ".join(f"{m.name} {metrics[m.name]:.4g}" for m in job.study.metrics if m.name in metrics)
+            self.say(f"{job}  {shown or 'diverged'}")
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the table if there is one."""
         minutes = (time.monotonic() - self.began) / 60
-        line = f"[{minutes:6.1f} min] {len(self.results)}/{len(self.units)} {unit[0]} seed {unit[1]}  {shown}"
-        print(line, file=sys.stderr, flush=True)
+        line = f"[{minutes:6.1f} min] {len(self.outcomes)}/{len(self.jobs)} {text}"
+        if self.live:
+            self.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def table(self) -> Table:
-        """A row per cell, with the first metric that it has for each seed."""
-        study = self.study
-        table = Table(title=f"{study.title}: {len(self.results)} of {len(self.units)} in {self.workdir}")
-        table.add_column("cell")
-        table.add_column("metric")
-        for seed in range(study.seeds):
-            table.add_column(f"seed {seed}", justify="right")
-        for name, cell in study.cells.items():
-            mine = {seed: self.results.get((name, seed)) for seed in range(study.seeds)}
-            found = [r["metrics"] for r in mine.values() if r]
-            metric = next((m for m in study.metrics if any(m.name in of for of in found)), None)
-            show = lambda of, metric=metric: f"{of[metric.name]:.4g}" if metric and metric.name in of else "none"
-            values = ["" if r is None else show(r["metrics"]) for r in mine.values()]
-            table.add_row(cell.label, metric.label if metric else "", *values)
+        return _of_cells(*self.studies.values(), self._units()) if len(self.studies) == 1 else self._of_studies()
+
+    def _units(self) -> dict[Unit, Outcome]:
+        return {self.jobs[name].unit: outcome for name, outcome in self.outcomes.items()}
+
+    def _of_studies(self) -> Table:
+        table = Table(title=f"{len(self.outcomes)} of {len(self.jobs)} units")
+        for column in ("study", "done", "failed", "core-seconds"):
+            table.add_column(column, justify="left" if column == "study" else "right")
+        for name in self.studies:
+            mine = [outcome for of, outcome in self.outcomes.items() if self.jobs[of].study.name == name]
+            results = [outcome for outcome in mine if not isinstance(outcome, Failed)]
+            total = sum(job.study.name == name for job in self.jobs.values())
+            failed = len(mine) - len(results)
+            table.add_row(name, f"{len(results)}/{total}", str(failed or ""), f"{core_seconds(results):,.0f}")
         return table
 
 
-def plan_table(study: Study, workdir: Path) -> str:
-    """A Markdown table of the cells' sizes, steps and costs, computed without training."""
-    from experiments.run import counts, planned, training_rows
-    from lm.recipes import task
-    from lm.training.ledger import of_a_row
+def core_seconds(results: Sequence[dict]) -> float:
+    """The processor time that the units took."""
+    return sum(result["ledger"].get("core_seconds", 0.0) for result in results)
 
-    lines = [
-        "| cell | parameters | besides embeddings | steps | model FLOPs | tokens seen | tokens with loss |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+
+def _of_cells(study: Study, outcomes: dict[Unit, Outcome]) -> Table:
+    """A row per cell, with the first metric that it has for each seed."""
+    table = Table(title=f"{study.title}: {len(outcomes)} of {len(study.cells) * study.seeds}")
+    table.add_column("cell")
+    table.add_column("metric")
+    for seed in range(study.seeds):
+        table.add_column(f"seed {seed}", justify="right")
     for name, cell in study.cells.items():
-        run = planned(study, (name, 0), workdir)
-        rows = training_rows(run)
-        size, cost = counts(run, rows), of_a_row(task(run), rows).of(run.train.steps * run.train.batch_size)
-        lines.append(
-            f"| {cell.label} | {size['parameters']:,} | {size['parameters_without_embeddings']:,} | {run.train.steps:,} | "
-            f"{cost['model_flops']:.3g} | {cost['tokens_seen']:,.0f} | {cost['tokens_with_loss']:,.0f} |"
-        )
-    return "\n".join(lines)
+        mine = [outcomes.get((name, seed)) for seed in range(study.seeds)]
+        metrics = [None if r is None else {} if isinstance(r, Failed) else r["metrics"] for r in mine]
+        metric = next((m for m in study.metrics if any(m.name in of for of in metrics if of)), None)
+        show = lambda of, metric=metric: f"{of[metric.name]:.4g}" if metric and metric.name in of else "none"
+        values = ["" if of is None else show(of) for of in metrics]
+        table.add_row(cell.label, metric.label if metric else "", *values)
+    return table

@@ -19,6 +19,7 @@ LEDGER = {
     "raw_bytes": "raw bytes",
     "finetune_flops": "FLOPs of fine-tuning",
     "device_seconds": "device-seconds",
+    "core_seconds": "core-seconds in all",
 }
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 MATCHED = {"flops": "model_flops", "seen": "tokens_seen", "loss_tokens": "tokens_with_loss", "params": "parameters"}

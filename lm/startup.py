@@ -25,7 +25,7 @@ ENOUGH_MEMORY = 12 * 2**30  # bytes. Below this, freed pages are not kept: that 
 
 def before_jax() -> None:
     """Sets XLA_FLAGS and malloc options. Must be called before jax is imported, in every program that computes."""
-    if os.environ.get("LM_CPU_TUNING") == "0" or not _cpu_only():
+    if os.environ.get("LM_CPU_TUNING") == "0" or not cpu_only():
         return
     version = tuple(int(n) for n in importlib.metadata.version("jaxlib").split(".")[:2])
     if version >= (0, 12) and platform.machine() == "x86_64":
@@ -44,7 +44,7 @@ def decoding_options(*, single: bool) -> dict[str, bool | str] | None:
     return {"xla_cpu_use_onednn": False} if single and FLAGS[0] in os.environ.get("XLA_FLAGS", "") else None
 
 
-def _cpu_only() -> bool:
+def cpu_only() -> bool:
     """Whether jax will run on the CPU: JAX_PLATFORMS says so, or no plugin of an accelerator is installed."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run import execute, finished, folder, main, parse_shard, units, work
+from experiments import run, workers
+from experiments.run import execute, main
+from experiments.units import finished, folder, jobs_of, parse_shard, studies, units, work
 from lm import saved
 from lm.errors import UserError
 from lm.training import jsonl
@@ -25,7 +27,7 @@ def results(workdir: Path) -> dict:
     """All that the reports are made of but the clock."""
     found = {p.parent: json.loads(p.read_text()) for p in workdir.glob("*/*/result.json")}
     for result in found.values():
-        assert result["ledger"].pop("device_seconds") > 0
+        assert result["ledger"].pop("device_seconds") > 0 and result["ledger"].pop("core_seconds") > 0
     return {f"{p.parent.name}/{p.name}": result for p, result in found.items()}
 
 
@@ -99,13 +101,67 @@ def test_killed_and_started_again_gives_the_same(corpus, whole, tmp_path):
 
 def test_shards_together_do_all_and_wait_for_what_they_start_from(corpus, whole):
     made = study(corpus)
-    parts = [[unit for unit, _ in work(made, whole, (i, 2))] for i in range(2)]
+    parts = [[job.unit for job, _ in work(jobs_of(made, whole, (i, 2)))] for i in range(2)]
     assert sorted(parts[0] + parts[1]) == sorted(units(made)) and not set(parts[0]) & set(parts[1])
 
 
 def test_results_of_other_settings_are_not_mixed_in(corpus, whole):
     with pytest.raises(UserError, match="made with other settings"):
         finished(study(corpus, budget=4e9), ("causal", 0), whole)
+
+
+@pytest.fixture
+def tiny(corpus, tmp_path, monkeypatch):
+    """Studies on Python's path: `tiny`, whose second cell fails and which a third starts from, and `broken`."""
+    for name, text in {"tiny": TINY, "broken": "def study(seeds=1):\n    raise ValueError('no such luck')\n"}.items():
+        (tmp_path / "experiments" / name).mkdir(parents=True)
+        (tmp_path / "experiments" / name / "study.py").write_text(text)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setenv("CORPUS", str(corpus))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(corpus / "compiled"))
+    monkeypatch.setitem(run.SUITES, "laptop", ("broken", "tiny"))
+    yield tmp_path / "runs"
+    for name in ("tiny", "broken"):
+        sys.modules.pop(f"experiments.{name}.study", None)
+
+
+TINY = """
+import os
+from dataclasses import replace
+from pathlib import Path
+from tests.e2e import tiny_study
+
+def study(seeds=1):
+    made = tiny_study.study(Path(os.environ["CORPUS"]), seeds=seeds)
+    causal = made.cells["causal"]
+    cells = {"good": causal, "bad": replace(causal, share=0.01), "after": replace(causal, start="bad")}
+    return replace(made, cells=cells, relations=())
+"""
+
+
+def test_workers_go_on_after_a_unit_that_fails(tiny, capsys):
+    assert "tiny" in studies() and main(["tiny", "--processes=2", f"--workdir={tiny}"]) == 2
+    err = capsys.readouterr().err
+    assert "tiny/bad seed 0 failed: " in err and "tiny/after seed 0 failed: 'bad', from which it starts, failed" in err
+    assert err.splitlines()[-1].startswith("error: 2 of 3 units failed, first tiny/bad seed 0: ")
+    assert "over 1 %; raise it" in (tiny / "bad/seed0/error.txt").read_text()
+    assert (tiny / "good/seed0/result.json").exists() and "1 of 3 runs are done" in (tiny / "report.md").read_text()
+
+
+def test_a_study_that_raises_does_not_stop_a_suite(tiny, capsys):
+    assert main(["laptop", "--dry_run", f"--workdir={tiny}"]) == 2
+    _, err = capsys.readouterr()
+    assert "ValueError: no such luck" in err and "broken, tiny did not run" in err.splitlines()[-1]  # tiny: misses its budget
+
+
+def test_a_worker_that_dies_is_reported(tmp_path):
+    worker = workers.Worker("worker 1", [tmp_path], "0/1", workers.cores(), tmp_path / "worker1.log")
+    worker.process.wait()
+    assert worker.end.startswith("worker 1 ended with exit code 2: error: ") and "has no study.json" in worker.end
+
+
+def test_the_suites_studies_are_there():
+    assert set(sum(run.SUITES.values(), ())) <= set(studies())
 
 
 @pytest.mark.parametrize(
@@ -115,6 +171,8 @@ def test_results_of_other_settings_are_not_mixed_in(corpus, whole):
         (["t5_table2", "--set", "seed=3"], "seed"),
         (["t5_table2", "--set", "seeds"], "NAME=VALUE"),
         (["t5_table2", "--shard=2/2"], "I/N"),
+        (["t5_table2", "--processes=0"], "--processes"),
+        (["labtop"], "did you mean 'laptop'"),
     ],
 )
 def test_mistakes_take_one_line(words, said, capsys):

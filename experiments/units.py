@@ -1,0 +1,216 @@
+"""The units of studies: a cell with a seed, in D/<cell>/seed<k>, and how one is done.
+
+D/<cell>/seed<k>/result.json   once it is measured
+                 error.txt     why it failed, until it is tried again
+                 run/          its training run
+                 finetune/     its fine-tunings
+"""
+
+import importlib
+import inspect
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import experiments
+from experiments.study import Study
+from lm import process
+from lm.config import resolve
+from lm.errors import Busy, Diverged, Stopped, UserError, nearest, printable
+
+WAIT = 2.0  # seconds between two looks at the units of other processes
+OTHER_SETTINGS = "other settings than the study has now; remove its folder, or take a new --workdir"
+Unit = tuple[str, int]  # cell, seed
+
+
+def studies() -> list[str]:
+    """The names of all studies: of folders `experiments/<name>` with a study.py, here or elsewhere on Python's path."""
+    return sorted(p.parent.name for root in experiments.__path__ for p in Path(root).glob("*/study.py"))
+
+
+def load_study(name: str, settings: dict[str, Any]) -> Study:
+    """Calls `study(**settings)` of experiments/<name>/study.py. Raises UserError for an unknown study or setting."""
+    if name not in studies():
+        raise UserError(f"no study '{name}'{nearest(name, studies())}")
+    make = importlib.import_module(f"experiments.{name}.study").study
+    takes = inspect.signature(make).parameters
+    for key in settings:
+        if key not in takes:
+            raise UserError(f"--set {key}: study '{name}' has no such setting{nearest(key, takes)}")
+    return make(**settings)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--shard={text}: give I/N with I from 0 to N-1, such as 0/4")
+    return int(index), int(count)
+
+
+def folder(workdir: Path, unit: Unit) -> Path:
+    return workdir / unit[0] / f"seed{unit[1]}"
+
+
+def units(study: Study) -> list[Unit]:
+    """All units, seed by seed, so that every cell has a first result early; a cell comes after the one that it starts from."""
+    order: list[str] = []
+
+    def add(name: str) -> None:
+        start = study.cells[name].start
+        if start is not None and start not in order:
+            add(start)
+        if name not in order:
+            order.append(name)
+
+    for name in study.cells:
+        add(name)
+    return [(name, seed) for seed in range(study.seeds) for name in order]
+
+
+class Job(NamedTuple):
+    """A unit of a study in `workdir`."""
+
+    study: Study
+    workdir: Path
+    unit: Unit
+
+    def __str__(self) -> str:
+        return f"{self.study.name}/{self.unit[0]} seed {self.unit[1]}"
+
+    @property
+    def error(self) -> Path:
+        return folder(self.workdir, self.unit) / "error.txt"
+
+    @property
+    def start(self) -> "Job | None":
+        """The job that it starts from."""
+        cell = self.study.cells[self.unit[0]].start
+        return None if cell is None else self._replace(unit=(cell, self.unit[1]))
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that raised an error, said in a line."""
+
+    why: str
+
+
+Outcome = dict[str, Any] | Failed
+
+
+def jobs_of(study: Study, workdir: Path, shard: tuple[int, int] = (0, 1)) -> list[Job]:
+    """The jobs of shard (i, n). A cell that starts from another one is in the same shard."""
+    roots = list(dict.fromkeys((study.root(name), seed) for name, seed in units(study)))
+    mine = lambda unit: roots.index((study.root(unit[0]), unit[1])) % shard[1] == shard[0]
+    return [Job(study, workdir, unit) for unit in units(study) if mine(unit)]
+
+
+def finished(study: Study, unit: Unit, workdir: Path) -> dict[str, Any] | None:
+    """The result of a unit, or None. Raises UserError if it was made with other settings than the study has now."""
+    path = folder(workdir, unit) / "result.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    if result["settings"] != study.mark(unit[0]):
+        raise UserError(f"{path} was made with {OTHER_SETTINGS}")
+    return result
+
+
+def outcome(job: Job) -> Outcome | None:
+    """The result of a job, or its error; None if it has neither yet."""
+    if result := finished(job.study, job.unit, job.workdir):
+        return result
+    return Failed(job.error.read_text().partition("\n")[0]) if job.error.exists() else None
+
+
+def work(jobs: Iterable[Job], begins: Callable[[Job], None] = lambda job: None) -> Iterator[tuple[Job, Outcome]]:
+    """Does the jobs that no other process does, and yields each job with its outcome, also of those that others did.
+
+    A job that raises an error has failed, and so have those that start from it; the others go on.
+    """
+    left = list(jobs)
+    while left:
+        waiting = []
+        for job in left:
+            if (found := _attempt(job, begins)) is None:
+                waiting.append(job)
+            else:
+                yield job, found
+        if waiting:
+            time.sleep(WAIT)
+        left = waiting
+
+
+def _attempt(job: Job, begins: Callable[[Job], None]) -> Outcome | None:
+    """The outcome of a job, which is done now if it has none; None while another process does it or what it starts from."""
+    try:
+        if found := outcome(job):
+            return found
+        if job.start:
+            match outcome(job.start):
+                case None:
+                    return None
+                case Failed():
+                    raise UserError(f"'{job.start.unit[0]}', from which it starts, failed")
+        return do(job.study, job.unit, job.workdir, lambda: begins(job))
+    except (Busy, Stopped) as signal:
+        if isinstance(signal, Stopped):
+            raise
+        return None
+    except Exception as error:
+        if process.was_asked():  # a library may have replaced `Ended` by an error of its own
+            raise
+        return _failed(job, error)
+
+
+def _failed(job: Job, error: Exception) -> Failed:
+    """Writes the error's line, and the traceback unless the user is told what to do, to error.txt."""
+    ended = process.ending(error)
+    line = ended[0].removeprefix("error: ") if ended else printable(f"{type(error).__name__}: {error}")
+    text = line + "\n" + ("" if ended else "\n" + traceback.format_exc())
+    job.error.parent.mkdir(parents=True, exist_ok=True)
+    job.error.write_text(text, encoding="utf-8")
+    return Failed(line)
+
+
+def do(study: Study, unit: Unit, workdir: Path, begins: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Trains and measures a unit; its result.json, which says so if it diverged. Calls `begins` once the unit is locked. Raises
+    what `lm.recipes.train` raises."""
+    import jax
+
+    from experiments.measure import measure
+    from experiments.plan import planned
+    from lm import recipes
+    from lm.training import resume
+    from lm.training.rundir import RunDir
+
+    began, place, cell = time.process_time(), folder(workdir, unit), study.cells[unit[0]]
+    rundir = RunDir(place)
+    try:
+        if result := finished(study, unit, workdir):  # finished by another process before we locked the folder
+            return result
+        begins()
+        run, summary = planned(study, unit, workdir), place / "run" / "summary.json"
+        result = {"cell": unit[0], "seed": unit[1], "settings": study.mark(unit[0])}
+        before = finished(study, (cell.start, unit[1]), workdir) if cell.start else None
+        try:
+            if before and "diverged" in before["flags"]:
+                raise Diverged(f"{cell.start}, from which it starts, diverged")
+            if not summary.exists():
+                recipes.train(run, place / "run", quiet=True)
+            elif resolve.diff(resolve.from_json((place / "run/config.json").read_text()), run).keys() - set(resume.FOLDERS):
+                raise UserError(f"{place}/run was trained with {OTHER_SETTINGS}")
+            result |= measure(cell, run, place / "run", json.loads(summary.read_text()))
+        except Diverged as error:
+            result |= {"metrics": {}, "flags": {"diverged": str(error)}, "ledger": {}, "curve": []}
+        # Of all threads of the process that finished it: what it takes with its compilation, scores and fine-tunings.
+        result["ledger"]["core_seconds"] = round(time.process_time() - began, 1)
+        rundir.write_json("result.json", result)
+    finally:
+        rundir.close()
+    jax.clear_caches()  # the next unit has its own
+    return result
