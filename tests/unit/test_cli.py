@@ -26,6 +26,7 @@ COMMANDS = {  # module -> words that its parser takes
     "experiments.quickstart.run": [],
     "experiments.speed.decode": [],
     "experiments.speed.run": [],
+    "experiments.workers": ["D"],
     "tpu": ["create", "pod"],
     "tpu.compile": ["--config=F"],
     "tpu.cost": ["--config=F"],
