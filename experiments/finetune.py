@@ -9,14 +9,13 @@ import jax
 import numpy as np
 
 from experiments.study import Finetune, Measured, Task
-from lm import config, recipes, saved
+from lm import config, recipes, saved, sharding
 from lm.config import resolve
 from lm.data.corpus import cloze
 from lm.errors import Diverged
 from lm.models.transformer import abstract_params
 from lm.recipes.finetune import FineTuning
 from lm.training import jsonl
-from lm.training.assembly import assemble
 
 SEEDS = 1000  # seeds of a pretrained model's fine-tunings: 1000 times its own, and those after it
 CHOICE = SEEDS - 1  # the seed of those that settings are chosen by
@@ -98,8 +97,9 @@ def tested(workdir: Path) -> dict[str, np.ndarray]:
     """The metrics of each test record under a finished fine-tuning, float64 [N]."""
     tuned, recipe = saved.open(workdir), FineTuning()
     assert tuned.run is not None
-    parts = assemble(recipe.complete(tuned.run, tuned.folder), recipe, progress=False)
-    (evaluator,) = recipe.evaluators(parts, None)
+    run = recipe.complete(tuned.run, tuned.folder)
+    data = recipe.data(run, progress=False)
+    evaluator = recipe.held_out(run, data, recipe.rows(run, data)["holdout"], sharding.make_mesh(run.mesh))
     return evaluator.values(tuned.params(device=jax.devices()[0]))
 
 

@@ -118,29 +118,29 @@ class FineTuning(Recipe):
         return {"records": {split: rows.report() for split, rows in parts.rows.items()}}
 
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[HeldOutRecords]:
-        """One evaluator, of the first `evaluate.rows` held-out records of each source, or of the training records that
-        `recipe.develop` sets apart; none if no record is held out."""
-        if "holdout" not in parts.rows:
-            return []
-        run, data, rows, recipe = parts.run, parts.data, parts.rows["holdout"], _recipe(parts.run)
-        trained, tested = _drawn(run, data)
+        """One evaluator; none if no record is held out."""
+        rows = parts.rows.get("holdout")
+        return [] if rows is None else [self.held_out(parts.run, parts.data, rows, parts.mesh)]
+
+    def held_out(self, run: config.Run, data: Prepared, rows: RecordRows, mesh: Mesh) -> HeldOutRecords:
+        """Tests the first `evaluate.rows` held-out records of each source, or of the training records that `recipe.develop`
+        sets apart; `rows` are those of the split "holdout"."""
+        recipe, (trained, tested) = _recipe(run), _drawn(run, data)
         train = {name: data.records(name, "train") for name in data.train}
         held_out = {name: [train[name][n] for n in numbers] for name, numbers in tested.items()}
         ends = np.cumsum([0, *(about["rows"] for about in rows.report().values())])
         most = run.evaluate.rows or rows.count
-        return [
-            HeldOutRecords(
-                Transformer(run.model),
-                rows,
-                np.concatenate([np.arange(a, min(b, a + most)) for a, b in itertools.pairwise(ends.tolist())]),
-                records=held_out or {name: data.records(name, "holdout") for name in data.holdout},
-                trained=[of[n] for name, of in train.items() for n in trained.get(name, range(len(of)))],
-                classes=recipe.classes or (),
-                split=SPLIT[recipe.compare],
-                batch_size=run.evaluate.batch_size or run.train.batch_size,
-                mesh=parts.mesh,
-            )
-        ]
+        return HeldOutRecords(
+            Transformer(run.model),
+            rows,
+            np.concatenate([np.arange(a, min(b, a + most)) for a, b in itertools.pairwise(ends.tolist())]),
+            records=held_out or {name: data.records(name, "holdout") for name in data.holdout},
+            trained=[of[n] for name, of in train.items() for n in trained.get(name, range(len(of)))],
+            classes=recipe.classes or (),
+            batch_size=run.evaluate.batch_size or run.train.batch_size,
+            mesh=mesh,
+            split=SPLIT[recipe.compare],
+        )
 
 
 def _recipe(run: config.Run) -> config.Finetune:
