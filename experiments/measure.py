@@ -48,7 +48,8 @@ def scored(cell: Cell, run: config.Run, model: saved.Saved) -> Iterator[Measured
     """The cell's `scores` of held-out spans and of its `items`, each metric with a value for each span or item."""
     if not (cell.scores or cell.items):
         return
-    network, params, tokenizer = Transformer(run.model), model.params(), model.tokenizer()
+    network, tokenizer = Transformer(run.model), model.tokenizer()
+    params = model.params(device=jax.local_devices()[0])
     asked: tuple[Any, ...] = (network, params, run.objective, tokenizer)
     if cell.scores:
         chosen = spans.held_out_spans(prepare(run.data, progress=False), **SPANS)
