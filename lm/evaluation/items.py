@@ -1,12 +1,13 @@
 """Test items of one's own: a target that stands between a left and a right text, scored under any model.
 
-A file has one item a line, as JSON. An item is a document from its beginning; `left` or `right` may be empty:
+A file has one item a line, as JSON. An item is a complete document; `left` or `right` may be empty:
 
     {"left": "the capital of France is", "target": " Paris", "right": ""}
 
-With a `right` the model is asked for an infill, which is the target given both sides, and the document ends after it; otherwise
-for a suffix, the target given `left` (see `lm.objectives.prompts`). The three texts are tokenized apart, as they are written:
-most tokenizers want the space between two words at the beginning of the second.
+With a `right` the model is asked for an infill, which is the target given both sides; otherwise for a suffix, the target given
+`left` (see `lm.objectives.prompts`). A masked encoder, which is told the target's length anyway, also sees that the document
+ends there, as it did in training. The three texts are tokenized apart, as they are written: most tokenizers want the space
+between two words at the beginning of the second.
 """
 
 import re
@@ -113,7 +114,7 @@ def score(
     known, asked = span_prompts(model.config.architecture, objective), _spans(items, tokenizer)
     values = {name: np.zeros(len(items)) for name in ("hits", "tokens", "nats")}
     ways: list[spans.Score] = []
-    for kind, numbers in _by_kind(asked).items():
+    for kind, numbers in _by_kind(asked, tokenizer).items():
         chosen = [asked[n] for n in numbers]
         if kind not in known or _answers_more(known[kind], kind, chosen[0], tokenizer):
             name = config.kind_of(type(objective))
@@ -130,7 +131,7 @@ def score(
 
 
 def _spans(items: Sequence[Item], tokenizer: Tokenizer) -> list[Span]:
-    """The items as tokens: bos before the left side, eos after a right side.
+    """The items as tokens: bos before the left side, eos after the right side.
 
     UserError for a target without tokens or with an unknown word: it has no probability.
     """
@@ -146,16 +147,16 @@ def _spans(items: Sequence[Item], tokenizer: Tokenizer) -> list[Span]:
                 f"item {number} has an empty left side, and the tokenizer has no bos to put there; give a left side"
             )
         begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        end = [tokenizer.eos_id] if len(right) and tokenizer.eos_id is not None else []
+        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         found.append(Span(join(begin, left), target, join(right, end), len(item.target.encode())))
     return found
 
 
-def _by_kind(asked: Sequence[Span]) -> dict[str, list[int]]:
+def _by_kind(asked: Sequence[Span], tokenizer: Tokenizer) -> dict[str, list[int]]:
     """The numbers of the spans that are asked for as a suffix and as an infill; no empty lists."""
     kinds: dict[str, list[int]] = {}
     for number, span in enumerate(asked):
-        kinds.setdefault("infill" if len(span.right) else "suffix", []).append(number)
+        kinds.setdefault("infill" if (span.right != tokenizer.eos_id).any() else "suffix", []).append(number)
     return kinds
 
 

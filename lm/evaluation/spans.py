@@ -29,7 +29,7 @@ from lm.types import WORD, Example
 
 _CHUNK = 4096  # random positions in the held-out data that are tried at a time
 _NEAR = 8  # tokens to either side of a mask, in which other masks are counted
-_FAR = 0.2  # difference of their share from the trained rate that is told
+_FAR = 0.2  # how far their share is above the trained rate where that is told
 _MULTIPLE = 16  # tokens of which a row's length is a multiple
 
 # ------------------------------------------------------------------------------------------------------------ spans
@@ -199,7 +199,8 @@ def masks_nearby(rows: Sequence[Example], mask_id: int) -> float:
 
 
 def _far(asked: float, trained: float) -> str:
-    if abs(asked - trained) <= _FAR:
+    """Masks that are denser than in training hide what the model is used to seeing; fewer only show more."""
+    if asked - trained <= _FAR:
         return ""
     return f"far from training: {asked:.0%} of the tokens near a scored one are masks, and {trained:.0%} were in training"
 

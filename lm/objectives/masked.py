@@ -215,7 +215,7 @@ OBJECTIVE = Declaration(
             factors=False,
             reads_prefix=False,
             spans={
-                "suffix": SpanPrompt(ask_encoder, True, REVEALED),
+                "suffix": SpanPrompt(ask_encoder, True, REVEALED, sees_end=True),
                 "infill": SpanPrompt(ask_encoder, True, REVEALED),
                 "pll": SpanPrompt(ask_encoder_pll, False, EACH),
             },

@@ -52,9 +52,8 @@ class SpanPrompt:
     note: str  # said beside the score
     aligned: bool = False  # the decoder's positions are those of the encoder's text
     without_ends: bool = False  # training strips a document's bos and eos, and so they are left out of what is asked
-    rate: float | None = (
-        None  # share of the tokens that training replaces by a mask each; None: it does not mask token by token
-    )
+    sees_end: bool = False  # an encoder reads the document's eos right behind a suffix, as it does in training
+    rate: float | None = None  # share of the tokens that training masks, a mask each; None: it does not mask tokens so
 
 
 # Notes that several objectives share.
@@ -67,8 +66,10 @@ ONE_SIDED = "it reads left to right, and nothing can be asked of it given what f
 
 
 def examples(way: SpanPrompt, kind: str, span: Span, vocabulary: Vocabulary) -> list[Example]:
-    """The Examples that score a span; for a suffix its `right` is dropped."""
-    left, right = span.left, span.right[:0] if kind == "suffix" else span.right
+    """The Examples that score a span; for a suffix its `right` is dropped, but for an eos alone where that is read."""
+    left, right = span.left, span.right
+    if kind == "suffix" and not (way.sees_end and right.tolist() == [vocabulary.eos_id]):
+        right = right[:0]
     if way.without_ends:
         left, right = (without_ends(side, vocabulary.bos_id, vocabulary.eos_id) for side in (left, right))
     return way.ask(replace(span, left=left, right=right), vocabulary)

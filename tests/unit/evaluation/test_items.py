@@ -111,8 +111,9 @@ def test_bos_and_eos_are_where_training_has_them(architecture, objective, kind):
         read = (row.encoder or row.decoder).tokens.tolist()
         noised = architecture == "encoder_decoder" and objective is not config.Prefix or objective is config.SpanCorruption
         assert (read[0] == BOS) != noised
-        if architecture == "encoder" and kind == "infill":
+        if row.encoder is not None and objective is not config.Prefix:  # a decoder that reads on is not told where it ends
             assert read[-1] == EOS
+        assert len(row.targets) == 1 or is_joint(architecture, objective, kind)
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
