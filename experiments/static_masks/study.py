@@ -1,20 +1,21 @@
 """Masks drawn once for each window, or anew in each epoch (RoBERTa, arXiv 1907.11692, section 4.1), as little data repeats."""
 
 from experiments import small
-from experiments.languages import grammar
+from experiments.languages import mirror
 from experiments.study import Cell, Metric, Relation, Study
 from lm import config
 
 LOSS, BATCH = "heldout/loss", 16
-SHARES = {"few": 0.02, "many": 0.25}  # of the grammar's training sentences
+SHARES = {"few": 0.04, "many": 0.5}  # of the training documents
 MASKS = {"static": False, "dynamic": True}
 MARGIN = 0.03  # nats a masked word
 
 
 def study(seeds: int = 5, steps: int = 600) -> Study:
-    language = grammar.language()
+    language = mirror.language(chain=True)
     model = small.model("encoder", width=64, layers=2, vocab_size=language.vocab_size)
-    epochs = lambda share: round(steps * BATCH * small.LENGTH / (share * grammar.TRAIN * 30.2))  # with the ends of sentences
+    tokens = mirror.DOCUMENTS * (1 - 1 / mirror.HELDOUT) * (mirror.LENGTH + 2)  # with the ends of documents
+    epochs = lambda share: round(steps * BATCH * small.LENGTH / (share * tokens))
     cells = {}
     for size, share in SHARES.items():
         data = language.data(encoder_length=small.LENGTH, train_share=share)

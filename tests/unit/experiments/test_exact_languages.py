@@ -93,12 +93,24 @@ def test_renaming_is_a_permutation_of_the_words():
 
 def test_backwards_is_the_same_text_in_the_opposite_order(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(mirror, "documents", lambda: [["a", "b", mirror.RARE], ["a"]] * 12)
+    monkeypatch.setattr(mirror, "messages", lambda: [["a", "b", mirror.RARE], ["a"]] * 12)
     forwards, backwards = mirror.language(), mirror.language(backwards=True)
     for source, count in (("train", 22), ("heldout", 2)):
         one, other = ((tmp_path / x.folder[2:] / f"{source}.jsonl").read_text() for x in (forwards, backwards))
         assert one.count(f"a b {mirror.RARE}") == other.count(f"{mirror.RARE} b a") > 0
         assert len(one.splitlines()) == len(other.splitlines()) == count
+
+
+def test_a_chain_is_as_likely_in_the_opposite_order(monkeypatch):
+    monkeypatch.setattr(mirror, "DOCUMENTS", 1500)
+    first, after = mirror.transitions()
+    np.testing.assert_allclose(first[:, None] * after, (first[:, None] * after).T, rtol=1e-12)
+    words = np.array([[int(word[1:]) for word in document] for document in mirror.chains()])
+    nats = -np.log(first[words[:, 0]]) - np.log(after[words[:, :-1], words[:, 1:]]).sum(1)
+    back = -np.log(first[words[:, -1]]) - np.log(after[words[:, 1:], words[:, :-1]]).sum(1)
+    np.testing.assert_allclose(nats, back, rtol=1e-9)
+    error = nats.std() / np.sqrt(len(nats)) / mirror.LENGTH
+    assert nats.mean() / mirror.LENGTH == pytest.approx(mirror.entropy(), abs=4 * error)
 
 
 def test_a_cipher_is_one_rule_for_all_messages():

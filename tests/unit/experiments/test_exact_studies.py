@@ -12,7 +12,8 @@ from experiments.run import load_study, units
 @pytest.fixture(autouse=True)
 def small_languages(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(mirror, "documents", lambda: [["a", "b"]] * 24)
+    monkeypatch.setattr(mirror, "messages", lambda: [["a", "b"]] * 24)
+    monkeypatch.setattr(mirror, "DOCUMENTS", 60)
     monkeypatch.setattr(grammar, "TRAIN", 1500)
     monkeypatch.setattr(cipher, "TRAIN", 300)
 
