@@ -6,7 +6,7 @@ import pytest
 from experiments.emergence import study as emergence
 from experiments.grammar import study as grammar_study
 from experiments.languages import cipher, grammar, mirror
-from experiments.run import load_study, units
+from experiments.units import load_study, units
 
 
 @pytest.fixture(autouse=True)
