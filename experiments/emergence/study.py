@@ -1,10 +1,14 @@
 """Whether an ability appears suddenly by its metric: exact match of eight signs against nats, of the same answers."""
 
 import itertools
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from experiments import small
 from experiments.languages import cipher
+from experiments.pictures import COLOURS, pyplot
 from experiments.study import Cell, Gate, Metric, Relation, Results, Study
 from lm import config
 
@@ -61,6 +65,7 @@ def study(seeds: int = 5) -> Study:
         derive=sharpness,
         derived={name: label for name, (_, label, _) in MEASURES.items()},
         gates=gates,
+        analyse=plot,
     )
 
 
@@ -84,3 +89,32 @@ def sharpness(results: Results) -> Results:
             result: dict[str, Any] = {"metrics": metrics, "items": {}, "flags": {}, "ledger": {}, "curve": []}
             results.setdefault(name, {})[seed] = result
     return results
+
+
+def plot(results: Results, folder: Path) -> str:
+    """Draws each measure's share of its rise over the steps, a line a seed. Returns the Markdown section."""
+    figure, axis = pyplot().subplots(figsize=(5.5, 3.6), layout="constrained")
+    every = [results.get(_cell(steps), {}) for steps in STEPS]
+    for colour, style, (metric, label, _) in zip(COLOURS, "o^s", MEASURES.values(), strict=False):
+        for i, seed in enumerate(sorted(set.intersection(*map(set, every)))):
+            values = np.array([found[seed]["metrics"].get(metric, np.nan) for found in every])
+            rise = values[-1] - values[0] or np.nan  # none: nothing is drawn
+            axis.plot(
+                STEPS,
+                (values - values[0]) / rise,
+                f"{style}-",
+                color=colour,
+                lw=0.8,
+                ms=4,
+                alpha=0.7,
+                label=None if i else label,
+            )
+    axis.set(xscale="log", xlabel="steps", ylabel="share of the change from first to last")
+    axis.set_xticks(STEPS, list(map(str, STEPS)))
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False)
+    figure.savefig(folder / "rise.png", dpi=130)
+    pyplot().close(figure)
+    return "## The same answers by three measures\n\nA line is a seed.\n\n![rise of each measure](rise.png)\n"

@@ -1,17 +1,21 @@
 """Sentences of a grammar whose entropy is exact: how near a causal model comes to it, a planted null and a planted effect."""
 
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments import small
 from experiments.languages import grammar
+from experiments.pictures import COLOURS, pyplot
 from experiments.study import Cell, Metric, Relation, Results, Study
 from lm import config
 
 NATS, EXCESS, ACCURACY = "grammar/nats_a_word", "grammar/excess", "sentence/accuracy"
 NOISE = 0.2  # of the leaves' words, which are half of all words
-SHORT = 4  # the short run has 1 / SHORT of the steps
+PARTS = {"sixteenth": 16, "quarter": 4}  # cells that have this part of the steps
 WITHIN, SAME = 0.05, 0.02  # nats a word: near the entropy; as near as another
 ENTROPY = "entropy"  # the derived result: the grammar itself as the model
 
@@ -31,12 +35,13 @@ def study(seeds: int = 5, steps: int = 1200) -> Study:
         return Cell(label, run, {"language": name, "steps": str(steps)}, items=dict(language.items))
 
     cells = {name: cell(name, label, steps) for name, label in labels.items()}
-    cells["short"] = cell("plain", f"grammar, 1/{SHORT} of the steps", steps // SHORT)
+    for name, part in PARTS.items():
+        cells[name] = cell("plain", f"grammar, 1/{part} of the steps", steps // part)
     entropy = {name: language.entropy for name, language in languages.items()}
     assert entropy["plain"] is not None and entropy["noisy"] is not None
     known = entropy["noisy"] - entropy["plain"]
     relations = (
-        Relation("four times the steps come nearer to the entropy", EXCESS, "plain", "short", planted="effect"),
+        Relation("four times the steps come nearer to the entropy", EXCESS, "plain", "quarter", planted="effect"),
         Relation(
             f"the model is within {WITHIN} nats a word of the entropy",
             NATS,
@@ -79,6 +84,7 @@ def study(seeds: int = 5, steps: int = 1200) -> Study:
         relations,
         derive=above_the_truth,
         derived={ENTROPY: "the grammar itself"},
+        analyse=partial(plot, {name: cells[name].run.train.steps for name in (*PARTS, "plain")}),
     )
 
 
@@ -103,3 +109,19 @@ def above_the_truth(results: Results) -> Results:
 
 def _add(result: dict[str, Any], metric: str, items: np.ndarray) -> None:
     result["metrics"][metric], result["items"][metric] = float(items.mean()), items.tolist()
+
+
+def plot(steps: Mapping[str, int], results: Results, folder: Path) -> str:
+    """Draws the nats a word above the entropy over the steps of these cells, a line a seed. Returns the Markdown section."""
+    figure, axis = pyplot().subplots(figsize=(5.5, 3.6), layout="constrained")
+    for seed in sorted({seed for name in steps for seed in results.get(name, {})}):
+        found = {n: results.get(name, {}).get(seed, {}).get("metrics", {}).get(EXCESS) for name, n in steps.items()}
+        points = [(n, excess) for n, excess in found.items() if excess is not None]
+        axis.plot([x for x, _ in points], [y for _, y in points], "o-", color=COLOURS[0], lw=0.8, ms=4, alpha=0.7)
+    axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="nats a word above the grammar's entropy")
+    axis.set_xticks(list(steps.values()), list(map(str, steps.values())), minor=False)
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    figure.savefig(folder / "steps.png", dpi=130)
+    pyplot().close(figure)
+    return "## Distance from the entropy\n\nA line is a seed.\n\n![nats above the entropy by steps](steps.png)\n"

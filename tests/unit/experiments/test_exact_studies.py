@@ -28,7 +28,7 @@ def test_it_resolves(name):
     assert len({study.mark(name) for name in study.cells}) == len(study.cells)
 
 
-def test_the_grammar_itself_is_at_its_entropy():
+def test_the_grammar_itself_is_at_its_entropy(tmp_path):
     truth, words = grammar.truth(), np.mean([len(sentence) for sentence in grammar.heldout()])
     cell = {"metrics": {}, "items": {"sentence/nats": list(truth + 0.1 * words)}}
     found = grammar_study.above_the_truth({"plain": {0: cell}, "renamed": {0: {"metrics": {}, "items": {}}}})
@@ -38,9 +38,11 @@ def test_the_grammar_itself_is_at_its_entropy():
     assert itself["metrics"][grammar_study.NATS] == pytest.approx(np.mean(itself["items"][grammar_study.NATS]))
     assert itself["metrics"][grammar_study.NATS] == pytest.approx(grammar.made().entropy, abs=0.02)
     assert found["renamed"][0]["metrics"] == {}  # it diverged
+    assert "steps.png" in grammar_study.plot({"quarter": 300, "plain": 1200}, found, tmp_path)
+    assert (tmp_path / "steps.png").exists()
 
 
-def test_sharpness_is_the_largest_share_of_the_rise():
+def test_sharpness_is_the_largest_share_of_the_rise(tmp_path):
     exact, nats = [0.0, 0.0, 0.0, 0.0, 0.9, 1.0, 1.0], [18.0, 18.0, 15.0, 10.0, 5.0, 3.0, 2.0]
     results = {
         f"steps_{steps}": {0: {"metrics": {"message/exact": e, "message/accuracy": e, "message/nats": n}}, 1: {"metrics": {}}}
@@ -51,3 +53,4 @@ def test_sharpness_is_the_largest_share_of_the_rise():
     assert found["exact"][0]["metrics"] == ends | {"sharpness": pytest.approx(0.9)}
     assert found["nats"][0]["metrics"] == ends | {"sharpness": pytest.approx(5 / 16)}
     assert 1 not in found["exact"]  # a seed that lacks a value
+    assert "rise.png" in emergence.plot(found, tmp_path) and (tmp_path / "rise.png").exists()
