@@ -1,7 +1,7 @@
-"""Facts about people, each told in one direction: `note deko rami is bula tore .`
+"""Facts about people, each told in one direction: `note deko rami is bula tore`
 
 A person has a given name and a family name; a description is two words. Half of the people are told of in both directions
-("note bula tore is deko rami ." too), so that the reversed form is known; the others forwards alone, and are asked for.
+("note bula tore is deko rami" too), so that the reversed form is known; the others forwards alone, and are asked for.
 """
 
 from functools import cache
@@ -31,11 +31,11 @@ def people(count: int, seed: int) -> list[Person]:
 
 
 def forwards(person: Person) -> str:
-    return f"note {person[0]} is {person[1]} ."
+    return f"note {person[0]} is {person[1]}"
 
 
 def backwards(person: Person) -> str:
-    return f"note {person[1]} is {person[0]} ."
+    return f"note {person[1]} is {person[0]}"
 
 
 @cache
@@ -48,7 +48,7 @@ def language(*, count: int = 400, seed: int = 0) -> Language:
     items = {
         "forwards": [{"left": f"note {name} is", "target": text, "right": ""} for name, text in asked],
         "backwards": [{"left": f"note {text} is", "target": name, "right": ""} for name, text in asked],
-        "gap": [{"left": "note", "target": name, "right": f"is {text} ."} for name, text in asked],
+        "gap": [{"left": "note", "target": name, "right": f"is {text}"} for name, text in asked],
         "known": [{"left": f"note {text} is", "target": name, "right": ""} for name, text in known],
     }
     train = [*map(forwards, everybody), *map(backwards, known)]

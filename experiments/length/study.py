@@ -25,7 +25,7 @@ def study(seeds: int = 3) -> Study:
         model = small.model("decoder", width=64, layers=3, vocab_size=language.vocab_size)
         model = replace(model, decoder=replace(model.decoder, position=position))
         data = language.data(decoder_length=ROW)
-        run = small.run(model, config.Causal(), steps=1000, batch_size=16, learning_rate=3e-3, data=data)
+        run = small.run(model, config.Causal(), steps=1200, batch_size=16, learning_rate=3e-3, data=data)
         cells[name] = Cell(name, run, {"positions": name}, items=language.items)
     relations = (
         Relation("without positions, longer lists are copied better than with rotary ones", "near/exact", "none", "rope"),

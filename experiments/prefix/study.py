@@ -14,7 +14,7 @@ from lm.saved import Saved
 
 ROW = 64
 LOSS, LOST = "heldout/loss", "span/nats lost left to right"
-BOTH = config.SpanCorruption(rate=0.3)
+BOTH = config.SpanCorruption(rate=0.3, roll=True)
 READS = {"both": (BOTH, "both ways"), "left": (replace(BOTH, prefix=False), "left to right")}
 
 

@@ -16,14 +16,14 @@ PAPER = "arXiv 2309.12288"
 FORWARDS, BACKWARDS, REVERSED, KNOWN, RANKED = (
     f"{name}/exact" for name in ("forwards", "backwards", "reversed", "known", "ranked")
 )
-MASKED = config.Masked(rate=0.5, mask=1.0, random=0.0, independent=True)
+MASKED = config.Masked(rate=0.4, mask=1.0, random=0.0)
 # Architecture, objective, steps, and the items in which it is asked for a name: "gap" is the form that was read, with the name
 # left out; a causal model has no such question and is asked in the reversed form, which it has read of other people.
 OBJECTIVES = {
-    "causal": ("decoder", config.Causal(), 500, "backwards"),
+    "causal": ("decoder", config.Causal(), 400, "backwards"),
     "masked": ("encoder", MASKED, 700, "gap"),
     "fim": ("decoder", config.FillInMiddle(rate=0.9), 700, "gap"),
-    "spans": ("decoder", config.SpanCorruption(rate=0.5, mean_span=2.0), 700, "gap"),
+    "spans": ("decoder", config.SpanCorruption(rate=0.34, mean_span=2.0, roll=True), 700, "gap"),
 }
 
 
