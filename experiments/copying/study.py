@@ -27,8 +27,9 @@ def study(seeds: int = 3) -> Study:
         model = small.model(architecture, width=width, layers=layers, vocab_size=language.vocab_size)
         data = language.data(**{f"{architecture}_length": ROW})
         run = small.run(model, objective, steps=1200, batch_size=16, learning_rate=4e-3, data=data)
+        asked = language.items["copy" if architecture == "decoder" else "gap"]
         facts = {"objective": name.split("_")[0], "layers": str(layers), "width": str(width)}
-        cells[name] = Cell(name.replace("_", ", ", 1).replace("_", " "), run, facts, items=language.items)
+        cells[name] = Cell(name.replace("_", ", ", 1).replace("_", " "), run, facts, items={"copy": asked})
     relations = (
         Relation("causal: two layers copy better than one", EXACT, "causal_2", "causal_1", source=PAPER),
         Relation("causal: two layers copy better than one with more parameters", EXACT, "causal_2", "causal_1_wide"),
