@@ -28,7 +28,19 @@ from lm.config.ranges import Count
 from lm.errors import UserError, nearest
 
 SUITES = {  # name -> studies
-    "laptop": ("bert_ltr", "mask_rate", "bart_noise", "repetition", "grammar", "mirror", "emergence", "static_masks"),
+    "laptop": (
+        "mask_rate",
+        "bart_noise",
+        "repetition",
+        "grammar",
+        "mirror",
+        "emergence",
+        "static_masks",
+        "grokking",
+        "translation",
+        "warning",
+        "wang_adapt",
+    ),
 }
 
 

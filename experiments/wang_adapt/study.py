@@ -10,77 +10,65 @@ from pathlib import Path
 import numpy as np
 
 from experiments import small
+from experiments.languages import villages
 from experiments.pictures import pyplot
-from experiments.study import Cell, Metric, Relation, Results, Study
+from experiments.study import Cell, Gate, Metric, Relation, Results, Study
 from lm import config
 
-SPLITS = (0.25, 0.5, 0.75)  # share of the budget before the change of objective
-OBJECTIVES = {"causal": config.Causal(), "masked": config.SpanCorruption()}
+OBJECTIVES = {"causal": config.Causal(), "masked": config.SpanCorruption(roll=True)}
 OTHER = {"causal": "masked", "masked": "causal"}
 PUBLISHED = {"causal": 1.6, "masked": 3.3}  # speed-up of adapting to the objective over training from scratch
 SCHEDULE = config.Schedule("constant", warmup=20)
+LENGTH = 64  # tokens in a row, about two paragraphs
+CAUSAL, MASKED = villages.UNIGRAM - 1, 2.0  # losses that a model of word frequencies does not reach
+LOSS, SPEED_UP = "heldout/loss", "speed_up"
 
 
 def cells() -> dict[str, Cell]:
-    def cell(label: str, objective: str, share: float, start: str | None = None, **facts: str) -> Cell:
-        run = small.run(small.model("decoder"), OBJECTIVES[objective], learning_rate=1e-3, schedule=SCHEDULE, evaluate_every=20)
-        return Cell(label, run, {"objective": objective} | facts, start, share, scores=("suffix", "infill"))
+    language = villages.language()
+    model = small.model("decoder", layers=2, vocab_size=language.vocab_size)
+    data = language.data(decoder_length=LENGTH)
 
-    out = {name: cell(f"{name} from scratch", name, 1.0) for name in OBJECTIVES}
+    def cell(label: str, name: str, share: float, start: str | None = None) -> Cell:
+        settings = dict(learning_rate=2e-3, schedule=SCHEDULE, evaluate_every=20, evaluate_rows=128, data=data)
+        facts = {"objective": name, "before": OTHER[name] if start else "nothing", "share of the budget": f"{share:g}"}
+        return Cell(label, small.run(model, OBJECTIVES[name], **settings), facts, start, share)
+
+    out = {}
     for name in OBJECTIVES:
-        for split in SPLITS:
-            first = f"{OTHER[name]}_{split:.2f}"
-            out[first] = cell(f"{OTHER[name]}, {split:.0%} of the budget", OTHER[name], split)
-            label = f"{OTHER[name]} for {split:.0%}, then {name}"
-            out[f"{first}_then_{name}"] = cell(label, name, 1 - split, first, before=OTHER[name], split=f"{split:.0%}")
+        out[name] = cell(f"{name} from scratch", name, 1.0)
+        out[f"{name}_half"] = cell(f"{name} from scratch, half the budget", name, 0.5)
+    for name, other in OTHER.items():
+        out[f"{other}_then_{name}"] = cell(f"{other} for half the budget, then {name}", name, 0.5, f"{other}_half")
     return out
 
 
-def study(seeds: int = 3, budget: float = 5e12) -> Study:
+def study(seeds: int = 4, budget: float = 1e12) -> Study:
     relations = []
-    for name in OBJECTIVES:
-        adapted = f"{OTHER[name]}_0.50_then_{name}"
-        relations.append(
-            Relation(
-                f"{name}: adapting from {OTHER[name]} learns faster than from scratch",
-                "speed_up",
-                adapted,
-                name,
-                source="Wang et al. 2022, section 5",
-                published=(PUBLISHED[name], 1.0),
-            )
-        )
-        relations += [
-            Relation(
-                f"{name}: {split:.0%} {OTHER[name]} first beats the whole budget from scratch",
-                "heldout/loss",
-                f"{OTHER[name]}_{split:.2f}_then_{name}",
-                name,
-                source="arXiv 2507.00994: causal, then masked is best at a fixed budget",
-                primary=False,
-            )
-            for split in SPLITS
-        ]
+    for name, other in OTHER.items():
+        adapted = f"{other}_then_{name}"
+        source = f"Wang et al. 2022, section 5: {PUBLISHED[name]} times as fast"
+        relations.append(Relation(f"{name}: after {other} > from scratch", LOSS, adapted, f"{name}_half", source=source))
+    for name, other in OTHER.items():
+        about = dict(source="arXiv 2507.00994: causal, then masked is best at a fixed budget", primary=False)
+        sentence = f"{name}: half the budget on {other} first > all of it from scratch"
+        relations.append(Relation(sentence, LOSS, f"{other}_then_{name}", name, **about))
     metrics = (
-        Metric(
-            "heldout/loss", "held-out loss of its own objective", higher=False, comparable=False, unit="nats a predicted token"
-        ),
-        Metric("speed_up", "FLOPs of scratch / FLOPs of adapting, at equal loss"),
-        Metric("suffix/bits_per_byte", "suffix, bits per byte", higher=False),
-        Metric("infill/bits_per_byte", "infill, bits per byte", higher=False),
+        Metric(LOSS, "held-out loss of its own objective", higher=False, comparable=False, unit="nats a predicted token"),
+        Metric(SPEED_UP, "FLOPs from scratch / FLOPs after the other objective, at equal loss"),
     )
-    return Study(
-        "wang_adapt",
-        "Adapting between causal and masked (Wang et al. 2022)",
-        cells(),
-        seeds,
-        metrics,
-        tuple(relations),
-        "flops",
-        budget,
-        derive=speed_ups,
-        analyse=plot,
+    gates = (
+        Gate("the causal model knows more than the frequencies of words", LOSS, at_most=CAUSAL, cells=named("causal")),
+        Gate("the masked model knows more than the frequencies of words", LOSS, at_most=MASKED, cells=named("masked")),
     )
+    title = "Adapting between causal and masked (Wang et al. 2022)"
+    how = dict(derive=speed_ups, analyse=plot, gates=gates)
+    return Study("wang_adapt", title, cells(), seeds, metrics, tuple(relations), "flops", budget, **how)
+
+
+def named(objective: str) -> tuple[str, ...]:
+    """The cells that end with this objective."""
+    return objective, f"{objective}_half", f"{OTHER[objective]}_then_{objective}"
 
 
 def cost_of(curve: list[dict[str, float]], loss: float) -> float | None:
@@ -97,42 +85,37 @@ def cost_of(curve: list[dict[str, float]], loss: float) -> float | None:
 
 
 def speed_ups(results: Results) -> Results:
-    """Adds the speed-up for each seed: FLOPs from scratch / FLOPs after the change, at the worse of the two final losses.
+    """Adds, to cells that change their objective, the FLOPs that the run from scratch of the same seed took to the final loss,
+    over their own after the change; nothing if that run never got there.
 
     FLOPs before the change do not count, as in the paper, where the first model already exists.
     """
-    for name in OBJECTIVES:
-        for seed, scratch in results.get(name, {}).items():
-            scratch["metrics"]["speed_up"] = 1.0
-            for split in SPLITS:
-                adapted = results.get(f"{OTHER[name]}_{split:.2f}_then_{name}", {}).get(seed)
-                if adapted is None or not (scratch["curve"] and adapted["curve"]):  # a diverged run has none
-                    continue
-                loss = max(scratch["curve"][-1]["loss"], adapted["curve"][-1]["loss"])
-                costs = cost_of(scratch["curve"], loss), cost_of(adapted["curve"], loss)
-                if None not in costs:
-                    adapted["metrics"]["speed_up"] = costs[0] / costs[1]
+    for name, other in OTHER.items():
+        for seed, adapted in results.get(f"{other}_then_{name}", {}).items():
+            scratch = results.get(name, {}).get(seed, {"curve": []})["curve"]
+            if scratch and adapted["curve"]:  # a diverged run has none
+                end = adapted["curve"][-1]
+                if cost := cost_of(scratch, end["loss"]):
+                    adapted["metrics"][SPEED_UP] = cost / end["flops"]
     return results
 
 
 def plot(results: Results, folder: Path) -> str:
-    """Draws held-out loss over the FLOPs under each objective, from scratch and after each split. Returns the Markdown
+    """Draws held-out loss over the FLOPs under each objective, from scratch and after the other. Returns the Markdown
     section."""
     figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axis, name in zip(axes, OBJECTIVES, strict=True):
-        names = {name: "from scratch"} | {
-            f"{OTHER[name]}_{split:.2f}_then_{name}": f"after {split:.0%} {OTHER[name]}" for split in SPLITS
-        }
-        for i, (cell, label) in enumerate(names.items()):
-            curves = [r["curve"] for r in results.get(cell, {}).values()]
+    for axis, (name, other) in zip(axes, OTHER.items(), strict=True):
+        for i, (cell, label) in enumerate({name: "from scratch", f"{other}_then_{name}": f"after {other}"}.items()):
+            curves = [r["curve"] for r in results.get(cell, {}).values() if r["curve"]]
             if not curves:
                 continue
             length = min(map(len, curves))
-            x = [point["flops"] for point in curves[0][:length]]
+            x = [point["flops"] / 1e12 for point in curves[0][:length]]
             y = np.array([[point["loss"] for point in curve[:length]] for curve in curves])
             axis.plot(x, y.mean(0), color=f"C{i}", label=label)
             axis.fill_between(x, y.min(0), y.max(0), color=f"C{i}", alpha=0.2, lw=0)
-        axis.set(xlabel=f"model FLOPs under the {name} objective", ylabel="held-out loss, nats a predicted token", title=name)
+        axis.set(xlabel=f"$10^{{12}}$ model FLOPs under the {name} objective", title=name)
+        axis.set(ylabel="held-out loss, nats a predicted token")
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)

@@ -167,11 +167,11 @@ def test_the_suites_studies_are_there():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["t5_tabel2"], "did you mean 't5_table2'"),
-        (["t5_table2", "--set", "seed=3"], "seed"),
-        (["t5_table2", "--set", "seeds"], "NAME=VALUE"),
-        (["t5_table2", "--shard=2/2"], "I/N"),
-        (["t5_table2", "--processes=0"], "--processes"),
+        (["scalling"], "did you mean 'scaling'"),
+        (["scaling", "--set", "seed=3"], "seed"),
+        (["scaling", "--set", "seeds"], "NAME=VALUE"),
+        (["scaling", "--shard=2/2"], "I/N"),
+        (["scaling", "--processes=0"], "--processes"),
         (["labtop"], "did you mean 'laptop'"),
     ],
 )

