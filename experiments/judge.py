@@ -114,6 +114,8 @@ def _check(study: Study, r: Relation, metrics: dict[str, Metric]) -> None:
     for cell in (r.better, r.than):
         if cell not in study.labels:
             raise UserError(f"relation '{r.name}' asks for cell '{cell}'{nearest(cell, study.labels)}")
+    if r.better == r.than:
+        raise UserError(f"relation '{r.name}' compares cell '{r.than}' with itself; give two cells")
     if r.kind == "equivalent" and r.margin <= 0:
         raise UserError(f"relation '{r.name}' is an equivalence without a margin; give margin > 0 in the metric's unit")
 

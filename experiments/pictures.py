@@ -1,6 +1,7 @@
 """The pictures of a report. Colours are Okabe and Ito's, which colour-blind readers can distinguish; words or shapes repeat
 them."""
 
+import math
 import re
 import textwrap
 from pathlib import Path
@@ -85,13 +86,20 @@ def _flag(runs: dict[int, dict[str, Any]], metric: Metric, notes: list[str]) -> 
 
 
 def _lines(axis: Any, metric: Metric, along: str) -> None:
-    """Draws the values that a reader compares with, such as chance or the text's entropy, across the axis `along`."""
-    draw, beside = (axis.axvline, axis.get_xaxis_transform()) if along == "x" else (axis.axhline, axis.get_yaxis_transform())
-    for name, value in metric.lines.items():
-        draw(value, color=COLOURS[1], lw=1.2, ls="--", zorder=1)
-        place = (value, 1.01) if along == "x" else (1.01, value)
-        align = {"ha": "center", "va": "bottom"} if along == "x" else {"ha": "left", "va": "center"}
-        axis.text(*place, f"{name} {value:.4g}", color=COLOURS[1], size=8, transform=beside, **align)
+    """Draws the values that a reader compares with, such as chance or the text's entropy, across the axis `along`, with their
+    names outside of the axes: a row for each above, or as far apart as lines of text on the right."""
+    room = 0.04 * np.ptp(axis.get_ylim())
+    place = -math.inf
+    for i, (name, value) in enumerate(sorted(metric.lines.items(), key=lambda item: item[1])):
+        style, text = {"color": COLOURS[1], "lw": 1.2, "ls": "--", "zorder": 1}, f"{name} {value:.4g}"
+        if along == "x":
+            axis.axvline(value, **style)
+            beside = {"xytext": (0, 3 + 10 * i), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+            axis.annotate(text, (value, 1.0), xycoords=axis.get_xaxis_transform(), color=COLOURS[1], size=8, **beside)
+        else:
+            place = max(value, place + room)
+            axis.axhline(value, **style)
+            axis.text(1.01, place, text, color=COLOURS[1], size=8, va="center", transform=axis.get_yaxis_transform())
 
 
 def measured(metric: Metric) -> str:
@@ -123,9 +131,10 @@ def forest(judged: list[Judged], path: Path) -> Path | None:
     if not panels:
         return None
     rows = [len(p) for p in panels.values()]
+    height = max(0.62, 0.3 + 0.15 * max(_below(j).count("\n") + 1 for p in panels.values() for j in p))  # inches per row
     figure, axes = pyplot().subplots(
         len(panels),
-        figsize=(9.5, 0.62 * sum(rows) + 1.1 * len(rows)),
+        figsize=(9.5, height * sum(rows) + 1.1 * len(rows)),
         layout="constrained",
         height_ratios=[n + 0.4 for n in rows],
         squeeze=False,
@@ -133,6 +142,15 @@ def forest(judged: list[Judged], path: Path) -> Path | None:
     for axis, panel in zip(axes[:, 0], panels.values(), strict=True):
         _panel(axis, panel)
     return _save(figure, path)
+
+
+def _below(judged: Judged) -> str:
+    """What is said below a verdict: why there is none, the published figures, and the margin of an equivalence."""
+    relation, published = judged.relation, ""
+    if relation.published is not None:
+        published = f"published {relation.published[0]:g} against {relation.published[1]:g}, in the paper's unit"
+    claim = f"claimed within ±{relation.margin:.4g} (band)" if relation.kind == "equivalent" else ""
+    return "\n".join([*textwrap.wrap("" if judged.withdrawn else judged.why, 46), *filter(None, (published, claim))])
 
 
 def _panel(axis: Any, panel: list[Judged]) -> None:
@@ -144,11 +162,7 @@ def _panel(axis: Any, panel: list[Judged]) -> None:
         if interval.low is not None:
             axis.plot([interval.low, interval.high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
         axis.plot(interval.mean, y, shape, color=colour, mfc=colour if j.relation.primary else "white", ms=8, zorder=3)
-        published = ""
-        if j.relation.published is not None:
-            published = f"published {j.relation.published[0]:g} against {j.relation.published[1]:g}, in the paper's unit"
-        claim = f"claimed within ±{j.relation.margin:.4g} (band)" if j.relation.kind == "equivalent" else ""
-        below = "\n".join([*textwrap.wrap(j.why, 46), *filter(None, (published, claim))])
+        below = _below(j)
         beside = {"transform": axis.get_yaxis_transform(), "ha": "left"}
         axis.text(1.02, y, j.short, color=colour, weight="bold", size=9, va="bottom" if below else "center", **beside)
         axis.text(1.02, y + 0.06, below, color="#222", size=8, va="top", **beside)
@@ -180,7 +194,8 @@ def curves(study: Study, results: Results, path: Path) -> Path | None:
     _lines(axis, loss, "y")
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    beside = 1.01 if not loss.lines else 1.25  # the names of lines come first
+    axis.legend(loc="upper left", bbox_to_anchor=(beside, 1), frameon=False, fontsize=8)
     return _save(figure, path)
 
 

@@ -149,7 +149,8 @@ def _status(study: Study, results: Results, judged: list[Judged]) -> list[Block]
     missing = {name: study.seeds - len(results.get(name, {})) for name in study.cells}
     missing = {name: n for name, n in missing.items() if n > 0}
     total = len(study.cells) * study.seeds
-    done = f"{total - sum(missing.values())} of {total} runs are done ({len(study.cells)} cells, {study.seeds} seeds)."
+    seeds = "1 seed" if study.seeds == 1 else f"{study.seeds} seeds"
+    done = f"{total - sum(missing.values())} of {total} runs are done ({len(study.cells)} cells, {seeds})."
     if missing:
         to_come = ", ".join(f"{study.cells[name].label} ({n})" for name, n in missing.items())
         done += f" Still to come: {to_come}. Verdicts may change."

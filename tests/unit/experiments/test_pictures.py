@@ -1,10 +1,12 @@
 """experiments/pictures.py: what is written on the axes, by inspecting the figures instead of saving them."""
 
+import dataclasses
+
 import pytest
 
 from experiments import pictures
 from experiments.judge import judge
-from experiments.study import Cell, Metric, Relation, Study
+from experiments.study import Cell, Gate, Metric, Relation, Study
 from lm import config
 
 RUN = config.Run(config.Model(8, 8))
@@ -73,3 +75,19 @@ def test_published_figures_are_said_in_their_unit_beside_ours(figure):
     texts = [t.get_text() for t in drawn.axes[0].texts]
     assert "published 83.28 against 79.56, in the paper's unit" in texts
     assert drawn.axes[0].get_xlabel().startswith("gain here in accuracy\n")
+
+
+def test_a_relation_that_is_not_judged_says_why_beside_it(figure):
+    relation = Relation("b within a", "accuracy", "b", "a", kind="equivalent", margin=0.02)
+    gate = Gate("something was learned", "accuracy", at_least=0.7)
+    study = dataclasses.replace(a_study(SHARE, relations=(relation,)), gates=(gate,))
+    texts = [t.get_text() for t in figure(pictures.forest, judge(study, the_results("accuracy"))).axes[0].texts]
+    assert texts[0] == "not judged"
+    assert " ".join(texts[1].split()).startswith("cell a fails the check that something was learned: 0.5, 0.6 claimed within")
+
+
+def test_names_of_lines_that_are_close_do_not_overprint(figure):
+    near = dataclasses.replace(LOSS, lines={"entropy": 2.0, "entropy with noise": 2.001})
+    axis = figure(pictures.curves, a_study(near), the_results("heldout/loss")).axes[0]
+    low, high = (t.get_position()[1] for t in axis.texts)
+    assert high - low > 0.03 * (axis.get_ylim()[1] - axis.get_ylim()[0])

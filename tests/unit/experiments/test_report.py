@@ -286,6 +286,7 @@ def test_a_studys_own_metrics_and_section(tmp_path, no_pictures):
         (Relation("r", "sentiment/acuracy", "causal", "prefix"), "did you mean 'sentiment/accuracy'"),
         (Relation("r", METRICS[0].name, "causal", "prefx"), "did you mean 'prefix'"),
         (Relation("r", METRICS[0].name, "causal", "prefix", kind="equivalent"), "without a margin"),
+        (Relation("r", METRICS[0].name, "causal", "causal"), "compares cell 'causal' with itself"),
     ],
 )
 def test_a_relation_that_cannot_be_tested_is_refused(relation, message):
