@@ -1,14 +1,19 @@
 """What a study will do, before it does it: the runs of its units, their sizes and costs, and what it can detect."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.study import Study
+import experiments
+from experiments.power import power_rows
+from experiments.study import Results, Study
 from experiments.units import Unit, folder
 from lm import config
 from lm.errors import UserError
+
+SAMPLE = 256  # rows that costs in a table are estimated from
 
 
 def training_rows(run: config.Run) -> Any:
@@ -33,11 +38,11 @@ def counts(run: config.Run, rows: Any) -> dict[str, int]:
     return ledger.parameters(nn.unbox(params))
 
 
-def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
+def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = None) -> config.Run:
     """The run of a unit: the cell's, with the seed, the steps that match the budget, and the checkpoint that it starts from. A
     cell with `share=0` has no steps: its run saves and evaluates the first parameters.
 
-    Raises UserError if the study matches parameters and the cell's are more than 1 % off.
+    `sample`: see `ledger.steps_for`. Raises UserError if the study matches parameters and the cell's are more than 1 % off.
     """
     from lm.recipes import task
     from lm.training import ledger
@@ -54,12 +59,12 @@ def planned(study: Study, unit: Unit, workdir: Path) -> config.Run:
     if study.match in (None, "params"):
         return run
     budget = study.budget * cell.share
-    steps = ledger.steps_for(task(run), training_rows(run), run.train.batch_size, study.match, budget)
+    steps = ledger.steps_for(task(run), training_rows(run), run.train.batch_size, study.match, budget, sample=sample)
     return replace(run, train=replace(run.train, steps=steps))
 
 
 def plan_table(study: Study, workdir: Path) -> str:
-    """A Markdown table of the cells' sizes, steps and costs, computed without training."""
+    """A Markdown table of the cells' sizes, steps and costs, without training. Costs are estimates from SAMPLE rows."""
     from lm.recipes import task
     from lm.training.ledger import of_a_row
 
@@ -67,12 +72,45 @@ def plan_table(study: Study, workdir: Path) -> str:
         "| cell | parameters | besides embeddings | steps | model FLOPs | tokens seen | tokens with loss |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
+    sizes: dict[str, dict[str, int]] = {}  # cells have the same few models
     for name, cell in study.cells.items():
-        run = planned(study, (name, 0), workdir)
-        rows = training_rows(run)
-        size, cost = counts(run, rows), of_a_row(task(run), rows).of(run.train.steps * run.train.batch_size)
+        run = planned(study, (name, 0), workdir, sample=SAMPLE)
+        rows, key = training_rows(run), repr((run.model, run.objective))
+        size = sizes[key] if key in sizes else sizes.setdefault(key, counts(run, rows))
+        cost = of_a_row(task(run), rows, SAMPLE).of(run.train.steps * run.train.batch_size)
         lines.append(
             f"| {cell.label} | {size['parameters']:,} | {size['parameters_without_embeddings']:,} | {run.train.steps:,} | "
             f"{cost['model_flops']:.3g} | {cost['tokens_seen']:,.0f} | {cost['tokens_with_loss']:,.0f} |"
         )
     return "\n".join(lines)
+
+
+def power_table(study: Study, results: Results) -> str:
+    """What each relation of the Holm family can find with the study's seeds, by the variance of these earlier results."""
+    if not study.relations:
+        return "No relations to test."
+    rows = power_rows(study, results)
+    if all(row.sd is None for row in rows):
+        return f"No earlier results, so no power: run a pilot, `python -m experiments.run {study.name} --set seeds=2`."
+    lines = [
+        f"What {study.seeds} seeds can find, by the variance of earlier results:\n",
+        "| relation | metric | standard deviation of a run | detectable with 80 % power | power at the margin | variance of |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    figure = lambda value, form=".3g": "" if value is None else f"{value:{form}}"
+    for row in rows:
+        power = figure(row.power_at_margin, ".0%")
+        lines.append(f"| {row.relation} | {row.metric} | {figure(row.sd)} | {figure(row.mde)} | {power} | {row.source} |")
+    return "\n".join(lines)
+
+
+def earlier(study: Study, workdir: Path) -> Results:
+    """The results in `workdir`, else those kept beside the study, of whatever settings; {} if there are none."""
+    found: Results = {}
+    for path in sorted(workdir.glob("*/seed*/result.json")):
+        result = json.loads(path.read_text())
+        found.setdefault(result["cell"], {})[int(result["seed"])] = result
+    kept = [path for root in experiments.__path__ if (path := Path(root, study.name, "results.json")).exists()]
+    if not found and kept:
+        found = {cell: {int(k): r for k, r in seeds.items()} for cell, seeds in json.loads(kept[0].read_text()).items()}
+    return {cell: seeds for cell, seeds in found.items() if cell in study.labels}

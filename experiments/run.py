@@ -153,10 +153,9 @@ def conclude(study: Study, workdir: Path, outcomes: Mapping[str, Outcome], *, wh
 
 
 def show_plan(study: Study, workdir: Path) -> None:
-    from experiments.plan import plan_table
+    from experiments.plan import earlier, plan_table, power_table
 
-    print(f"## {study.title}\n")
-    print(plan_table(study, workdir), flush=True)
+    print(f"## {study.title}\n\n{plan_table(study, workdir)}\n\n{power_table(study, earlier(study, workdir))}\n", flush=True)
 
 
 def remember(study: Study, settings: dict[str, Any], workdir: Path) -> None:
@@ -188,7 +187,7 @@ def parser() -> cli.Parser:
     p.add_argument("--processes", hint=Count, help="workers that share the units; one for each core if not given")
     p.add_argument("--shard", default="0/1", help="I/N: this command keeps to the I-th of N parts of the units")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the study, such as seeds=5")
-    p.add_argument("--dry_run", action="store_true", help="print the cells with their steps, parameters and FLOPs, and stop")
+    p.add_argument("--dry_run", action="store_true", help="print sizes, steps, costs and power, and stop")
     return p
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from experiments import run, workers
+from experiments.plan import earlier, planned, power_table
 from experiments.run import execute, main
 from experiments.units import finished, folder, jobs_of, parse_shard, studies, units, work
 from lm import saved
@@ -56,6 +57,26 @@ def test_cells_cost_the_same_within_a_hundredth(corpus, whole, tmp_path, match):
 def test_a_budget_that_whole_steps_miss_is_refused(corpus, tmp_path):
     with pytest.raises(UserError, match="miss the budget of .* by over 1 %; raise it"):
         execute(study(corpus, budget=3e8), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["causal", "spans"])
+def test_a_table_of_plans_estimates_the_steps(corpus, tmp_path, name):
+    made = study(corpus)
+    exact, about = (planned(made, (name, 0), tmp_path, sample=sample).train.steps for sample in (None, 256))
+    assert about == pytest.approx(exact, rel=0.02) and exact > 50
+
+
+def test_the_power_is_that_of_earlier_results(corpus, tmp_path):
+    made = study(corpus, seeds=3)
+    assert "No earlier results" in power_table(made, earlier(made, tmp_path))
+    for cell, of_seeds in {"causal": (0.30, 0.31), "spans": (0.20, 0.22)}.items():
+        for seed, accuracy in enumerate(of_seeds):
+            place = folder(tmp_path, (cell, seed))
+            place.mkdir(parents=True)
+            result = {"cell": cell, "seed": seed, "metrics": {"heldout/accuracy": accuracy}}
+            (place / "result.json").write_text(json.dumps(result))
+    table = power_table(made, earlier(made, tmp_path))
+    assert "What 3 seeds can find" in table and "| causal > spans | accuracy | 0.0112 |" in table
 
 
 def test_a_cell_starts_from_the_end_of_another(corpus, whole):
