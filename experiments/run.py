@@ -29,6 +29,7 @@ from lm.errors import UserError, nearest
 
 SUITES = {  # name -> studies
     "laptop": (
+        "electra",
         "mask_rate",
         "bart_noise",
         "repetition",
