@@ -17,7 +17,7 @@ CELLS = {
     "rotated": ("document rotation", ("encoder_decoder", 2), config.Denoise(**OFF, rotate=1.0), 53.69),
 }
 REST = "rest/nll"
-TUNING = Finetune(batch_size=32, length=20, answer=24, rows=300, labels=2000, grid=((1e-3, 200), (3e-3, 200)))
+TUNING = Finetune(batch_size=32, length=20, answer=18, rows=300, labels=2000, grid=((1e-3, 200), (3e-3, 200)))
 
 
 def cells(steps: int) -> dict[str, Cell]:
