@@ -179,7 +179,8 @@ def relations_table(judged: list[Judged]) -> Table:
         named = Text(name, marks=notes.marks(r.source)), Text(j.metric.label, marks=notes.marks(j.metric.flag, *j.flags))
         rows.append([*named, *map(Text, row), Text(j.words, decided)])
     about = (
-        "The gain is the first cell's advantage over the second, positive where the first is better. A t test; for an "
+        "The gain is the first cell's advantage over the second, positive where the first is better; its interval is not "
+        "corrected for the number of relations. A t test; for an "
         "equivalence, two one-sided tests against the margin or, if the gain is outside, the test that it is outside. "
         "Holm's correction over the primary and the planted relations. Seeds needed: for 80 % power at the gain observed, at "
         "0.05 divided by the number of these relations (exploratory: at 0.05); a rough figure with few seeds."

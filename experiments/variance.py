@@ -209,7 +209,8 @@ def item_variance(tables: list[np.ndarray]) -> float:
     """The part of a difference's variance that comes from the choice of test items: the variance of cell x item / N.
 
     `tables` are one table of differences, or two to be subtracted, each [seeds, N]. By mean squares: the items' means vary by
-    cell x item plus the rest / seeds, and the rest is measured within each table (Clark 1973, min F'). At least 0.
+    cell x item plus the rest / seeds. The rest, measured within each table, is in the variance between seeds already and is
+    subtracted, as in a quasi F ratio; with one seed it stays, as in min F' (Clark 1973). At least 0.
     """
     means = tables[0].mean(0) - (tables[1].mean(0) if len(tables) == 2 else 0.0)
     count = len(means)
