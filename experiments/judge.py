@@ -212,8 +212,10 @@ def above_floor(results: Results, cell: str, floor: str, metric: Metric) -> stat
 
 
 def _above_chance(results: Results, cell: str, metric: Metric) -> bool:
-    asked = {"reached": items(results, cell, metric.name)}
-    table = {"reached": values(results, cell, metric.name), "chance": values(results, cell, metric.chance)}
+    reached, chance = values(results, cell, metric.name), values(results, cell, metric.chance)
+    hits = items(results, cell, metric.name)
+    asked = {"reached": hits, "chance": {seed: np.full(len(hits[seed]), v) for seed, v in chance.items() if seed in hits}}
+    table = {"reached": reached, "chance": chance}
     test = variance.contrast(table, "reached", "chance", items=asked, higher=metric.higher is not False)
     return test is None or above(test)  # no chance level was measured
 

@@ -102,8 +102,8 @@ def tost(test: Test, margin: float) -> float | None:
     """p of two one-sided t tests (Schuirmann 1987): small if the gain is within (-margin, margin).
 
     Two cells with the same value in all runs are equivalent within any margin (p = 0): such runs are the same computation, or
-    the metric is at its bound, and no further seed would show more. Where the metric is a share of test items, this does not
-    apply: `experiments.variance` then bounds the error from below by that of drawing the items.
+    the metric is at its bound, and no further seed would show more. Where the hits of test items are stored, this does not
+    apply: the error is then that of drawing the items (`experiments.variance.item_variance`).
     """
     if test.df == 0:
         return None

@@ -175,3 +175,13 @@ def test_a_floor_that_trains_nothing_does_not_count_in_the_ledgers_means():
         result["ledger"] = {"model_flops": 0.0}
     (table,) = tables.ledger(a_study(match="flops", budget=1.0), results)
     assert [row[1].text for row in table.rows] == ["0", "1", "1", "0.00 %"]
+
+
+def test_a_saturated_cell_is_above_a_constant_chance_by_its_items():
+    metric = Metric("accuracy", "accuracy", chance="majority")
+    study = dataclasses.replace(a_study(EQUAL), metrics=(metric,))
+    run = {"metrics": {"accuracy": 1.0, "majority": 0.5}, "items": {"accuracy": "1" * 300}, "flags": {}}
+    results = {cell: dict.fromkeys(range(3), run) for cell in ("masked", "causal")}
+    assert judge(study, results)[0].verdict == "reproduced"
+    results = {cell: {s: {"metrics": run["metrics"], "flags": {}} for s in range(3)} for cell in results}
+    assert judge(study, results)[0].why == "neither shown to be above chance"  # three seeds cannot show it without the items

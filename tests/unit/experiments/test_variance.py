@@ -115,18 +115,34 @@ def test_perfect_against_nothing_in_five_seeds_is_a_result():
     assert stats.different(test) == pytest.approx(2 / 252) and test.error == 0
 
 
+def hits(*shares: float, count: int = 200, seeds: int = 3) -> tuple[dict, dict]:
+    """Cells whose first items are hit, and whose others are not: (table, items)."""
+    x = {chr(97 + i): (np.arange(count) < share * count).astype(float) for i, share in enumerate(shares)}
+    return {c: dict.fromkeys(range(seeds), v.mean()) for c, v in x.items()}, {
+        c: dict.fromkeys(range(seeds), v) for c, v in x.items()
+    }
+
+
 def test_hits_bound_the_error_of_a_saturated_share_from_below():
-    """200 of 200 in all seeds: p = 201/202, and p (1 - p) / 200 whatever the number of seeds."""
-    y = table(np.array([[1.0] * 3, [0.0] * 3]))
-    items = {c: dict.fromkeys(range(3), np.full(200, v)) for c, v in (("a", 1.0), ("b", 0.0))}
+    """Two items are added, each hit by one of the cells, so that 200 of 200 is not a share of 1 for certain."""
+    y, items = hits(1.0, 0.0)
     test = variance.contrast(y, "a", "b", items=items)
-    p = 201 / 202
-    assert test.error == pytest.approx(math.sqrt(2 * p * (1 - p) / 200)) and stats.different(test) < 1e-6
-    equal = {"a": y["a"], "b": y["a"]}, {"a": items["a"], "b": items["a"]}
-    same = variance.contrast(equal[0], "a", "b", items=equal[1])
+    assert test.error == pytest.approx(np.std([1.0] * 201 + [-1.0], ddof=1) / math.sqrt(202))
+    assert stats.different(test) < 1e-6 and test.df == 4
+    y, items = hits(1.0, 1.0)
+    same = variance.contrast(y, "a", "b", items=items)
+    assert same.error == pytest.approx(math.sqrt(2) / 201.5, rel=1e-3)
     assert stats.tost(same, 0.02) < 0.05 < stats.tost(same, 0.01)
-    without = variance.contrast(equal[0], "a", "b")
-    assert stats.tost(without, 0.01) == 0.0
+    assert stats.tost(variance.contrast(y, "a", "b"), 0.01) == 0.0
+
+
+def test_one_miss_in_one_seed_does_not_narrow_an_interval():
+    y, items = hits(1.0, 1.0)
+    perfect = variance.contrast(y, "a", "b", items=items)
+    items["b"] = {s: x.copy() for s, x in items["b"].items()}
+    items["b"][1][0] = 0.0
+    y["b"] = {s: float(x.mean()) for s, x in items["b"].items()}
+    assert variance.contrast(y, "a", "b", items=items).error > perfect.error
 
 
 def test_a_saturated_cell_lends_no_calm_to_a_noisy_one():
