@@ -20,6 +20,7 @@ from experiments import pages, pictures, tables
 from experiments.judge import Judged, judge
 from experiments.pages import Block, Code, Heading, Markdown, Paragraph, Picture
 from experiments.study import Results, Study
+from experiments.units import made
 from lm import cli
 from lm.errors import UserError
 
@@ -52,7 +53,7 @@ def load(directory: str | Path) -> tuple[Study, Results]:
     spec = _json(d / "study.json")
     module = f"experiments.{spec['study']}.study"
     try:
-        study = importlib.import_module(module).study(**spec["settings"])
+        study = made(importlib.import_module(module).study, spec["settings"])
     except ModuleNotFoundError as error:
         if error.name and module.startswith(error.name):
             raise UserError(f"{d / 'study.json'} names study '{spec['study']}', but there is no {module}") from error

@@ -162,6 +162,11 @@ def _width(judged: Judged) -> int:
     return 3 if i is None else _decimals([v for v in (i.mean, i.low, i.high) if v is not None])
 
 
+def gain(judged: Judged) -> str:
+    """The gain with its interval, such as "+0.012 [-0.003, +0.027]"."""
+    return _range(judged.interval, _width(judged))
+
+
 def relations_table(judged: list[Judged]) -> Table:
     notes = _Notes()
     header = ["relation", "metric", "published", "gain here, 95 % interval", "seeds", "p", "p (Holm)", "seeds needed in all"]
@@ -174,7 +179,7 @@ def relations_table(judged: list[Judged]) -> Table:
         if j.test is not None:
             needed = "–" if j.p is None or j.test.error == 0 else f">{stats.CAP}" if j.seeds is None else str(j.seeds)
             test = [str(j.test.n), _p(j.p), _p(j.p_holm), needed]
-        row = [published, _range(j.interval, _width(j)), *test]
+        row = [published, gain(j), *test]
         decided = j.verdict in ("reproduced", "reversed")
         named = Text(name, marks=notes.marks(r.source)), Text(j.metric.label, marks=notes.marks(j.metric.flag, *j.flags))
         rows.append([*named, *map(Text, row), Text(j.words, decided)])

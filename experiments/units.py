@@ -29,7 +29,7 @@ Unit = tuple[str, int]  # cell, seed
 
 def studies() -> list[str]:
     """The names of all studies: of folders `experiments/<name>` with a study.py, here or elsewhere on Python's path."""
-    return sorted(p.parent.name for root in experiments.__path__ for p in Path(root).glob("*/study.py"))
+    return sorted({p.parent.name for root in experiments.__path__ for p in Path(root).glob("*/study.py")})
 
 
 def load_study(name: str, settings: dict[str, Any]) -> Study:
@@ -41,7 +41,18 @@ def load_study(name: str, settings: dict[str, Any]) -> Study:
     for key in settings:
         if key not in takes:
             raise UserError(f"--set {key}: study '{name}' has no such setting{nearest(key, takes)}")
-    return make(**settings)
+    return made(make, settings)
+
+
+_MADE: dict[tuple[Callable[..., Study], str], Study] = {}
+
+
+def made(make: Callable[..., Study], settings: dict[str, Any]) -> Study:
+    """make(**settings), called once in a process: studies do not change, and their languages take a second to generate."""
+    key = make, repr(sorted(settings.items()))
+    if key not in _MADE:
+        _MADE[key] = make(**settings)
+    return _MADE[key]
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -23,6 +23,7 @@ COMMANDS = {  # module -> words that its parser takes
     "experiments.families.run": [],
     "experiments.maxtext.run": ["--work=D"],
     "experiments.objectives.run": [],
+    "experiments.page": [],
     "experiments.quickstart.run": [],
     "experiments.speed.decode": [],
     "experiments.speed.run": [],
