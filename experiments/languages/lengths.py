@@ -10,9 +10,9 @@ import numpy as np
 
 from experiments.languages import Language, write
 
-WORDS = 48
-LONGEST = 12  # words that are copied, at most, in training
-RANGES = {"inside": (7, 12), "near": (13, 18), "far": (19, 24)}  # words that are copied in the items, least and most
+WORDS = 32
+LONGEST = 8  # words that are copied, at most, in training
+RANGES = {"inside": (5, 8), "near": (9, 12), "far": (13, 16)}  # words that are copied in the items, least and most
 
 
 def lists(count: int, least: int, most: int, seed: int) -> Iterator[str]:

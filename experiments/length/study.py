@@ -7,7 +7,7 @@ from experiments.languages import lengths
 from experiments.study import Cell, Gate, Metric, Relation, Study
 from lm import config
 
-ROW = 128
+ROW, WIDTH = 128, 64
 PAPER = "arXiv 2305.19466"
 POSITIONS: dict[str, config.Position | None] = {
     "none": None,
@@ -22,7 +22,9 @@ def study(seeds: int = 3) -> Study:
     language = lengths.language()
     cells = {}
     for name, position in POSITIONS.items():
-        model = small.model("decoder", width=64, layers=3, vocab_size=language.vocab_size)
+        # Embeddings as large as the sinusoids that are added to them (arXiv 1706.03762, section 3.4), in all cells.
+        embedded = dict(embed=config.Embed(scale=WIDTH**0.5), embed_init_std=WIDTH**-0.5)
+        model = small.model("decoder", width=WIDTH, layers=3, vocab_size=language.vocab_size, **embedded)
         model = replace(model, decoder=replace(model.decoder, position=position))
         data = language.data(decoder_length=ROW)
         run = small.run(model, config.Causal(), steps=1200, batch_size=16, learning_rate=3e-3, data=data)
