@@ -34,21 +34,20 @@ def documents(count: int, seed: int) -> Iterator[Document]:
         yield words + rng.choice(others, LENGTH - len(words)).tolist(), begins, size
 
 
-def items(count: int, seed: int, *, gap: bool) -> Iterator[dict[str, str]]:
-    """One question a document: a word of the second occurrence but its first, given all words before it, and with `gap` also
-    all after it."""
+def items(count: int, seed: int) -> Iterator[dict[str, str]]:
+    """One question a document: a word of the second occurrence but its first, given all words before it."""
     rng = np.random.default_rng((seed, 1))
     for words, begins, size in documents(count, seed):
         at = begins[1] + int(rng.integers(1, size))
-        yield {"left": " ".join(words[:at]), "target": words[at], "right": " ".join(words[at + 1 :]) if gap else ""}
+        yield {"left": " ".join(words[:at]), "target": words[at], "right": ""}
 
 
 @cache
 def language(*, count: int = 8_000, asked: int = 256) -> Language:
-    """Items `copy` and, about the same words, `gap`."""
+    """Items `copy`."""
     return write(
         "copying",
         (" ".join(words) for words, *_ in documents(count, 0)),
         (" ".join(words) for words, *_ in documents(256, 1)),
-        items={"copy": items(asked, 2, gap=False), "gap": items(asked, 2, gap=True)},
+        items={"copy": items(asked, 2)},
     )
