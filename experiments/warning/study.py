@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from experiments import small
-from experiments.study import Cell, Relation, Study
+from experiments.study import Cell, Metric, Relation, Study
 from lm import config
 
 # Name -> label, architecture, objective.
@@ -16,11 +16,11 @@ MARGIN = 0.03  # of accuracy, within which two cells are called equal
 GRID = ((1e-3, 150), (3e-3, 150))
 
 
-def study(seeds: int = 3, budget: float = 1e12) -> Study:
+def study(seeds: int = 3, budget: float = 3e12) -> Study:
     cells = {}
     tasks = small.tasks("head", *TASKS, seeds=2, grid=GRID)
     for name, (label, architecture, objective) in CELLS.items():
-        run = small.run(small.model(architecture), objective)
+        run = small.run(small.model(architecture, layers=2), objective)
         facts = {"architecture": architecture}
         cell = Cell(f"{label}, a minute", run, facts | {"pretraining": label}, tasks=tasks, floor=f"{name}_none")
         none = replace(
@@ -39,6 +39,7 @@ def study(seeds: int = 3, budget: float = 1e12) -> Study:
     for task in TASKS:
         about = dict(source="BERT, arXiv 1810.04805, Table 5, MNLI", published=(83.9, 82.1), primary=False)
         relations.append(Relation(f"masked > left to right, {task}", f"{task}/accuracy", "masked", "causal", **about))
-    metrics, derive = small.task_metrics(*TASKS), small.average(*TASKS)
+    loss = Metric("heldout/loss", "held-out loss of pretraining", higher=False, comparable=False, unit="nats a token")
+    metrics, derive = (*small.task_metrics(*TASKS), loss), small.average(*TASKS)
     title = "A minute of pretraining against none"
     return Study("warning", title, cells, seeds, metrics, tuple(relations), "flops", budget, derive=derive)
