@@ -167,6 +167,16 @@ def gain(judged: Judged) -> str:
     return _range(judged.interval, _width(judged))
 
 
+def _needed(judged: Judged) -> str:
+    """Seeds needed for a decision."""
+    test = judged.test
+    if test is None or judged.p is None or test.error == 0:
+        return "–"
+    if judged.seeds is not None:
+        return str(judged.seeds)
+    return "more items" if 2 * test.item_error**2 > test.error**2 else f">{stats.CAP}"
+
+
 def relations_table(judged: list[Judged]) -> Table:
     notes = _Notes()
     header = ["relation", "metric", "published", "gain here, 95 % interval", "seeds", "p", "p (Holm)", "seeds needed in all"]
@@ -177,8 +187,7 @@ def relations_table(judged: list[Judged]) -> Table:
         published = "–" if r.published is None else f"{r.published[0]:g} vs {r.published[1]:g} ({j.published:+.4g})"
         test = ["0", "–", "–", "–"]
         if j.test is not None:
-            needed = "–" if j.p is None or j.test.error == 0 else f">{stats.CAP}" if j.seeds is None else str(j.seeds)
-            test = [str(j.test.n), _p(j.p), _p(j.p_holm), needed]
+            test = [str(j.test.n), _p(j.p), _p(j.p_holm), _needed(j)]
         row = [published, gain(j), *test]
         decided = j.verdict in ("reproduced", "reversed")
         named = Text(name, marks=notes.marks(r.source)), Text(j.metric.label, marks=notes.marks(j.metric.flag, *j.flags))

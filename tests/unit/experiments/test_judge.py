@@ -185,3 +185,10 @@ def test_a_saturated_cell_is_above_a_constant_chance_by_its_items():
     assert judge(study, results)[0].verdict == "reproduced"
     results = {cell: {s: {"metrics": run["metrics"], "flags": {}} for s in range(3)} for cell in results}
     assert judge(study, results)[0].why == "neither shown to be above chance"  # three seeds cannot show it without the items
+
+
+def test_an_equivalence_that_its_items_cannot_show_asks_for_items_not_seeds():
+    run = {"metrics": {"accuracy": 1.0}, "items": {"accuracy": "1" * 20}, "flags": {}}
+    study = dataclasses.replace(a_study(EQUAL), metrics=(Metric("accuracy", "accuracy"),))
+    judged = judge(study, {cell: dict.fromkeys(range(3), run) for cell in ("masked", "causal")})
+    assert judged[0].verdict == "unresolved" and tables.relations_table(judged).rows[0][7].text == "more items"
