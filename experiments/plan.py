@@ -42,14 +42,18 @@ def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = Non
     """The run of a unit: the cell's, with the seed, the steps that match the budget, and the checkpoint that it starts from. A
     cell with `share=0` has no steps: its run saves and evaluates the first parameters.
 
-    `sample`: see `ledger.steps_for`. Raises UserError if the study matches parameters and the cell's are more than 1 % off.
+    `sample`: see `ledger.steps_for`. Raises UserError if the study matches parameters and the cell's are more than 1 % off, and
+    for items that the cell's model cannot be asked.
     """
+    from lm.evaluation import items
     from lm.recipes import task
     from lm.training import ledger
 
     cell, seed = study.cells[unit[0]], unit[1]
     start = None if cell.start is None else str(folder(workdir, (cell.start, seed)) / "run")
     run = replace(cell.run, train=replace(cell.run.train, seed=seed, init_from=start))
+    for name, path in cell.items.items():
+        items.check(run.model.architecture, run.objective, items.read(path, name=f"items.{name}"))
     if study.match == "params":
         count = counts(run, training_rows(run))["parameters"]
         if abs(count - study.budget) > 0.01 * study.budget:

@@ -30,7 +30,9 @@ def run(decay: float, steps: int) -> config.Run:
         small.model("decoder", layers=1, vocab_size=language.vocab_size),
         language.data(sources=sources),
         config.Causal(),
-        config.Optimizer(learning_rate=2e-3, weight_decay=decay, b2=0.98, schedule=config.Schedule("wsd", warmup=10, final=0.0)),
+        config.Optimizer(
+            learning_rate=2e-3, weight_decay=decay, b2=0.98, schedule=config.Schedule("wsd", warmup=10, final=0.0)
+        ),
         config.Train(steps=steps, batch_size=128),
         config.Checkpoint(every=None, keep=1, keep_best=False),
         config.Evaluate(every=None, rows=64, batch_size=64),

@@ -24,9 +24,11 @@ from lm.errors import UserError, nearest
 from lm.evaluation import spans
 from lm.models.transformer import Transformer
 from lm.objectives import span_prompts
-from lm.objectives.prompts import ONE_SIDED, Span, SpanPrompt, examples, join
+from lm.objectives.dummy_vocabulary import DummyVocabulary
+from lm.objectives.prompts import ONE_SIDED, Span, examples, join
 
 FIELDS = ("left", "target", "right")
+_LETTER = 200  # a token of a text
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,19 @@ def _item(line: str, where: str) -> Item:
 # ------------------------------------------------------------------------------------------------------------ scoring
 
 
+def check(architecture: str, objective: config.Objective, items: Sequence[Item]) -> None:
+    """UserError if a model of this objective cannot be asked for the items: it knows no spans, or an item has a right side and
+    the model would be scored on that too."""
+    one, way = np.full(1, _LETTER, np.int32), span_prompts(architecture, objective).get("infill")
+    probe = Span(one, one, one, num_bytes=1)
+    if way and sum(len(example.targets) for example in examples(way, "infill", probe, DummyVocabulary(_LETTER + 1))) == 1:
+        return
+    for number, item in enumerate(items, 1):
+        if item.right:
+            name = config.kind_of(type(objective))
+            raise UserError(f"item {number} has a right side, and a model of '{name}' cannot be asked for it: {ONE_SIDED}")
+
+
 def score(
     model: Transformer,
     params: Any,
@@ -111,16 +126,12 @@ def score(
     UserError for an objective that cannot be asked so, for a target that the tokenizer does not know, and for rows longer than
     the learned positions.
     """
-    known, asked = span_prompts(model.config.architecture, objective), _spans(items, tokenizer)
+    check(model.config.architecture, objective, items)
+    asked = _spans(items, tokenizer)
     values = {name: np.zeros(len(items)) for name in ("hits", "tokens", "nats")}
     ways: list[spans.Score] = []
     for kind, numbers in _by_kind(asked, tokenizer).items():
         chosen = [asked[n] for n in numbers]
-        if kind not in known or _answers_more(known[kind], kind, chosen[0], tokenizer):
-            name = config.kind_of(type(objective))
-            raise UserError(
-                f"item {numbers[0] + 1} has a right side, and a model of '{name}' cannot be asked for it: {ONE_SIDED}"
-            )
         found = spans.score(model, params, objective, tokenizer, chosen, kind=kind, batch_size=batch_size)
         values["hits"][numbers], values["nats"][numbers] = found.hits, found.per_span
         values["tokens"][numbers] = [len(span.target) for span in chosen]
@@ -158,8 +169,3 @@ def _by_kind(asked: Sequence[Span], tokenizer: Tokenizer) -> dict[str, list[int]
     for number, span in enumerate(asked):
         kinds.setdefault("infill" if (span.right != tokenizer.eos_id).any() else "suffix", []).append(number)
     return kinds
-
-
-def _answers_more(way: SpanPrompt, kind: str, span: Span, tokenizer: Tokenizer) -> bool:
-    """Whether more than the target is scored, as left to right models score what follows it too."""
-    return sum(len(example.targets) for example in examples(way, kind, span, tokenizer)) > len(span.target)

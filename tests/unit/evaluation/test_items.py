@@ -55,7 +55,10 @@ def test_of_all_targets_one_is_exact_and_together_they_are_certain(architecture,
 @pytest.mark.parametrize("architecture,objective,kind", [k for k in KINDS if is_joint(*k)], ids=str)
 def test_a_model_that_only_reads_to_the_right_is_given_no_right_side(architecture, objective, kind):
     with pytest.raises(UserError, match=r"item 2 has a right side, and a model of '\w+' cannot be asked for it: .*'suffix'"):
-        scored(architecture, objective, [Item("f", "g", ""), Item("f", "g", "h")])
+        items.check(architecture, objective(), [Item("f", "g", ""), Item("f", "g", " ")])
+    items.check(architecture, objective(), [Item("f", "g", "")])
+    with pytest.raises(UserError, match="item 1 has a right side"):
+        scored(architecture, objective, [Item("f", "g", "h")])
 
 
 def test_items_of_all_lengths_are_scored_as_each_alone():

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from experiments.measure import curve, flags, named, stored, trained
+from experiments.plan import planned
+from experiments.study import Cell, Study
+from lm import config
+from lm.errors import UserError
 from lm.evaluation.spans import Score
 
 
@@ -47,3 +51,16 @@ def test_flags_say_what_is_no_probability_and_what_is_far_from_training():
     score = Score("suffix", 1.0, 2, 3, 0.5, 0.5, False, "why", np.ones(1), np.ones(1), "far")
     assert flags(score, "nats", "exact") == {"nats": "not normalised: why; far", "exact": "far"}
     assert flags(replace(score, normalised=True, far=""), "nats", "exact") == {}
+
+
+def test_items_that_a_model_cannot_be_asked_stop_a_study_before_it_trains(tmp_path):
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"left": "a", "target": "b", "right": "c"}')
+    block = config.Stack(1, {"L": config.Block(config.Attention(1), config.Mlp(4))})
+    run = config.Run(config.Model(8, 4, decoder=block), objective=config.Causal())
+    made = Study("a", "b", {"causal": Cell("causal", run, items={"gaps": str(path)})}, 1, (), ())
+    with pytest.raises(UserError, match="item 1 has a right side, and a model of 'causal' cannot be asked for it"):
+        planned(made, ("causal", 0), tmp_path)
+    path.write_text("{}")
+    with pytest.raises(UserError, match="items.jsonl, line 1 has no field 'left'"):
+        planned(made, ("causal", 0), tmp_path)
