@@ -13,7 +13,7 @@ CELLS = {
 }
 TASKS = ("questions", "topics")
 MARGIN = 0.03  # of accuracy, within which two cells are called equal
-GRID = ((1e-3, 150), (3e-3, 150))
+GRID = ((1e-3, 100), (3e-3, 100))
 
 
 def study(seeds: int = 3, budget: float = 3e12) -> Study:
