@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def stored() -> list[Stored]:
-    """All studies, those of the suite first."""
-    order = list(dict.fromkeys(name for name in (*SUITES["laptop"], *studies()) if (HERE / name / "study.py").exists()))
-    return [read(HERE / name) for name in order]
+    """All studies but the template, those of the suite first."""
+    order = dict.fromkeys((*SUITES["laptop"], *studies()))
+    return [read(HERE / name) for name in order if name != "template" and (HERE / name / "study.py").exists()]
 
 
 def read(folder: Path) -> Stored:

@@ -1,12 +1,18 @@
 """Runs small enough for a study on two cores: one shape of trunk, on the embedded corpus, under any objective."""
 
+import glob
+import hashlib
+import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from experiments.study import Finetune, Metric, Results, Task
-from lm import config
+from lm import atomic, config
 from lm.config import Attention, Block, Data, Evaluate, Log, Mlp, Model, Norm, Optimizer, Rope, Run, Schedule, Stack, Train
+from lm.errors import UserError
 
 VOCAB = 2048
 LENGTH = 128  # tokens in a row
@@ -19,6 +25,8 @@ GRID = {
     "text": ((1e-3, 150), (1e-3, 500), (3e-3, 150), (3e-3, 500)),
 }
 AVERAGE = "downstream/average"
+PART, HOLDOUT, SHORTEST = 2000, 10, 30_000  # of one's own text: characters of a part, every which is held out, least characters
+VOCABULARIES = ((200_000, 512), (1_000_000, 1024))  # characters of a text, below which a vocabulary has this size
 
 
 def model(
@@ -50,14 +58,12 @@ def run(
 
     A controlled language gives its own `data`, with the lengths of its rows:
     `run(model("decoder", vocab_size=language.vocab_size), config.Causal(), data=language.data(decoder_length=64))`.
-    Held-out data is scored at the end, and also each `evaluate_every` steps.
+    Data without lengths gets LENGTH. Held-out data is scored at the end, and also each `evaluate_every` steps.
     """
-    if data is None:
-        data = Data(
-            tokenizer=config.Tokenizer(vocab_size=VOCAB),
-            encoder_length=LENGTH if model.encoder else None,
-            decoder_length=(decoder_length if model.encoder else LENGTH) if model.decoder else None,
-        )
+    data = data or Data(tokenizer=config.Tokenizer(vocab_size=VOCAB))
+    if data.encoder_length is data.decoder_length is None:
+        after = (decoder_length if model.encoder else LENGTH) if model.decoder else None
+        data = replace(data, encoder_length=LENGTH if model.encoder else None, decoder_length=after)
     return Run(
         model,
         data,
@@ -68,6 +74,40 @@ def run(
         Evaluate(every=evaluate_every, rows=evaluate_rows, batch_size=64),
         log=Log(samples=(), tensorboard=False),
     )
+
+
+def text(path: str) -> Data:
+    """One's own text files, a glob such as "my/*.txt": every tenth part of about PART characters is held out, and a BPE
+    vocabulary is trained that suits the length. UserError if it is too short to hold out enough."""
+    files = sorted(glob.glob(os.path.expanduser(path), recursive=True))
+    if not files:
+        raise UserError(f"--set path={path}: there is no such file; give one, or several as a pattern such as 'my/*.txt'")
+    texts = [Path(file).read_text("utf-8", errors="replace") for file in files]
+    parts = [part for text in texts for part in _parts(text)]
+    if (size := sum(map(len, parts))) < SHORTEST:
+        raise UserError(f"--set path={path}: {size:,} characters are too few to learn from; give {SHORTEST:,} or more")
+    held = parts[HOLDOUT - 1 :: HOLDOUT]
+    split = {"heldout": held, "train": [part for i, part in enumerate(parts) if i % HOLDOUT != HOLDOUT - 1]}
+    lines = {name: "".join(json.dumps({"text": part}) + "\n" for part in some).encode() for name, some in split.items()}
+    folder = f"~/.cache/lm/texts/{hashlib.sha256(lines['train'] + lines['heldout']).hexdigest()[:12]}"
+    Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+    for name, raw in lines.items():
+        atomic.write_bytes(Path(f"{folder}/{name}.jsonl").expanduser(), raw)
+    source = lambda name, use: config.Source("jsonl", f"{folder}/{name}.jsonl", use=use)
+    vocab_size = next((size for most, size in VOCABULARIES if sum(map(len, parts)) < most), VOCAB)
+    sources = {"train": source("train", "train"), "heldout": source("heldout", "holdout")}
+    return Data(sources=sources, tokenizer=config.Tokenizer(vocab_size=vocab_size))
+
+
+def _parts(text: str) -> list[str]:
+    """Consecutive lines of about PART characters, so that a span and its surroundings fit into one."""
+    parts: list[str] = []
+    for line in text.splitlines(keepends=True):
+        if parts and len(parts[-1]) < PART:
+            parts[-1] += line
+        else:
+            parts.append(line)
+    return parts
 
 
 def tasks(how: Literal["text", "head"], *names: str, **changes: Any) -> tuple[Task, ...]:

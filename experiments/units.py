@@ -12,7 +12,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ def studies() -> list[str]:
 
 
 def load_study(name: str, settings: dict[str, Any]) -> Study:
-    """Calls `study(**settings)` of experiments/<name>/study.py. Raises UserError for an unknown study or setting."""
+    """The study of experiments/<name>/study.py, under that name. Raises UserError for an unknown study or setting."""
     if name not in studies():
         raise UserError(f"no study '{name}'{nearest(name, studies())}")
     make = importlib.import_module(f"experiments.{name}.study").study
@@ -41,7 +41,7 @@ def load_study(name: str, settings: dict[str, Any]) -> Study:
     for key in settings:
         if key not in takes:
             raise UserError(f"--set {key}: study '{name}' has no such setting{nearest(key, takes)}")
-    return made(make, settings)
+    return replace(made(make, settings), name=name)
 
 
 _MADE: dict[tuple[Callable[..., Study], str], Study] = {}
