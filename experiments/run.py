@@ -41,6 +41,10 @@ SUITES = {  # name -> studies
         "translation",
         "warning",
         "wang_adapt",
+        "reversal",
+        "copying",
+        "length",
+        "prefix",
     ),
 }
 

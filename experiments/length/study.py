@@ -18,13 +18,14 @@ POSITIONS: dict[str, config.Position | None] = {
 }
 
 
-def study(seeds: int = 3) -> Study:
+def study(seeds: int = 4) -> Study:
     language = lengths.language()
     cells = {}
     for name, position in POSITIONS.items():
-        # Embeddings as large as the sinusoids that are added to them (arXiv 1706.03762, section 3.4), in all cells.
-        embedded = dict(embed=config.Embed(scale=WIDTH**0.5), embed_init_std=WIDTH**-0.5)
-        model = small.model("decoder", width=WIDTH, layers=3, vocab_size=language.vocab_size, **embedded)
+        # Embeddings as large as the sinusoids that are added to them (arXiv 1706.03762, section 3.4).
+        large = dict(embed=config.Embed(scale=WIDTH**0.5), embed_init_std=WIDTH**-0.5)
+        changes = large if name == "sinusoidal" else {}
+        model = small.model("decoder", width=WIDTH, layers=3, vocab_size=language.vocab_size, **changes)
         model = replace(model, decoder=replace(model.decoder, position=position))
         data = language.data(decoder_length=ROW)
         run = small.run(model, config.Causal(), steps=1200, batch_size=16, learning_rate=3e-3, data=data)
