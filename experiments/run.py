@@ -29,6 +29,10 @@ from lm.errors import UserError, nearest
 
 SUITES = {  # name -> studies
     "laptop": (
+        "reversal",
+        "copying",
+        "length",
+        "prefix",
         "electra",
         "mask_rate",
         "bart_noise",

@@ -195,7 +195,7 @@ def do(study: Study, unit: Unit, workdir: Path, begins: Callable[[], None] = lam
 
     from experiments.measure import measure
     from experiments.plan import planned
-    from lm import recipes
+    from lm.recipes import recipe, train
     from lm.training import resume
     from lm.training.rundir import RunDir
 
@@ -212,9 +212,11 @@ def do(study: Study, unit: Unit, workdir: Path, begins: Callable[[], None] = lam
             if before and "diverged" in before["flags"]:
                 raise Diverged(f"{cell.start}, from which it starts, diverged")
             if not summary.exists():
-                recipes.train(run, place / "run", quiet=True)
-            elif resolve.diff(resolve.from_json((place / "run/config.json").read_text()), run).keys() - set(resume.FOLDERS):
-                raise UserError(f"{place}/run was trained with {OTHER_SETTINGS}")
+                train(run, place / "run", quiet=True)
+            else:
+                trained, asked = resolve.from_json((place / "run/config.json").read_text()), recipe(run).complete(run, None)
+                if resolve.diff(trained, asked).keys() - set(resume.FOLDERS):
+                    raise UserError(f"{place}/run was trained with {OTHER_SETTINGS}")
             result |= measure(cell, run, place / "run", json.loads(summary.read_text()))
         except Diverged as error:
             result |= {"metrics": {}, "flags": {"diverged": str(error)}, "ledger": {}, "curve": []}

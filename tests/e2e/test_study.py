@@ -14,7 +14,7 @@ import pytest
 from experiments import run, workers
 from experiments.plan import earlier, planned, power_table
 from experiments.run import execute, main
-from experiments.units import finished, folder, jobs_of, parse_shard, studies, units, work
+from experiments.units import do, finished, folder, jobs_of, load_study, parse_shard, studies, units, work
 from lm import saved
 from lm.errors import UserError
 from lm.training import jsonl
@@ -95,6 +95,17 @@ def test_a_floor_is_measured_at_its_first_parameters(corpus, tmp_path):
     assert result["curve"] == [] and result["ledger"]["model_flops"] == result["ledger"]["tokens_seen"] == 0
     assert 5 < result["metrics"]["heldout/loss"] < 8  # log 512 is 6.2
     assert saved.open(folder(tmp_path, ("none", 0)) / "run").step == 0  # that a fine-tuning starts from
+
+
+def test_a_trained_unit_that_is_a_fine_tuning_is_measured_later(tmp_path):
+    made = load_study("grokking", {})
+    name, cell = next(iter(made.cells.items()))
+    cell = replace(cell, run=replace(cell.run, train=replace(cell.run.train, steps=1)), items={})
+    made = replace(made, cells={name: cell}, relations=(), gates=())
+    first = do(made, (name, 0), tmp_path)
+    (folder(tmp_path, (name, 0)) / "result.json").unlink()
+    again = do(made, (name, 0), tmp_path)
+    assert again["metrics"] == first["metrics"]
 
 
 def test_a_cell_that_names_no_other_is_refused(corpus):
