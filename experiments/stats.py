@@ -5,6 +5,7 @@ on normal variation between seeds: an exact test without that assumption cannot 
 each of two cells (or six pairs). Its p is reported beside the t test.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -132,10 +133,15 @@ def verdict(relation: Relation, test: Test, p_adjusted: float | None) -> Verdict
     return "reproduced" if holds else "reversed"
 
 
+@functools.cache
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(400)
+
+
 def _over_errors(accepted: Callable[[np.ndarray], np.ndarray], df: float) -> float:
     """The mean of `accepted(s)` over the distribution of s, the estimated error divided by the true one, by Gauss-Legendre
     quadrature over its quantiles. Given s, the estimated gain is normal. scipy's noncentral t has NaN in its far tail."""
-    nodes, weights = np.polynomial.legendre.leggauss(400)
+    nodes, weights = _nodes()
     s = np.sqrt(stats.chi2.ppf((nodes + 1) / 2, df) / df)
     return float(weights / 2 @ accepted(s))
 
