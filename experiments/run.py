@@ -45,10 +45,6 @@ SUITES = {  # name -> studies
         "translation",
         "warning",
         "wang_adapt",
-        "reversal",
-        "copying",
-        "length",
-        "prefix",
     ),
 }
 
