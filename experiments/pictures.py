@@ -171,7 +171,7 @@ def _panel(axis: Any, panel: list[Judged]) -> None:
     metric = panel[0].metric
     unit = f", {metric.unit}" if metric.unit and metric.unit not in metric.label else ""
     right = "larger" if metric.higher is None else "better"
-    label = f"gain here in {metric.label}{unit}\n95 % interval; right of 0: the first is {right}"
+    label = f"gain here: {metric.label}{unit}\n95 % interval; right of 0: the first is {right}"
     axis.set(ylim=(len(panel) - 0.5, -0.5), xlabel=label)
     axis.locator_params(axis="x", nbins=6)
     axis.grid(axis="x", alpha=0.3)

@@ -162,7 +162,11 @@ def _status(study: Study, results: Results, judged: list[Judged]) -> list[Block]
     elif primary:
         kinds = ["reproduced", "reversed", "unresolved", *(["not judged"] if "not judged" in primary else [])]
         counts = ", ".join(f"{primary.count(v)} {v}" for v in kinds)
-        blocks.append(Paragraph(f"Of {len(primary)} primary relations: {counts}."))
+        blocks.append(Paragraph(f"Of {len(primary)} primary relation{'s' * (len(primary) > 1)}: {counts}."))
+    planted = [j.as_planted for j in judged if j.relation.planted]
+    if planted and not study.withdrawn:
+        counts = f"{planted.count(True)} as planted, {planted.count(False)} against it, {planted.count(None)} undecided"
+        blocks.append(Paragraph(f"Of {len(planted)} planted relation{'s' * (len(planted) > 1)}: {counts}."))
     if strangers := sorted(set(results) - set(study.labels)):
         names = ", ".join(strangers)
         blocks.append(Paragraph(f"Warning: results of cells that the study does not have are left out: {names}.", bold=True))

@@ -74,7 +74,7 @@ def test_published_figures_are_said_in_their_unit_beside_ours(figure):
     drawn = figure(pictures.forest, judge(study, the_results("accuracy")))
     texts = [t.get_text() for t in drawn.axes[0].texts]
     assert "published 83.28 against 79.56, in the paper's unit" in texts
-    assert drawn.axes[0].get_xlabel().startswith("gain here in accuracy\n")
+    assert drawn.axes[0].get_xlabel().startswith("gain here: accuracy\n")
 
 
 def test_a_relation_that_is_not_judged_says_why_beside_it(figure):

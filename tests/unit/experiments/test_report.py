@@ -154,6 +154,16 @@ def test_no_verdict_between_cells_at_chance(no_pictures):
     assert at_chance.words == "not judged (neither shown to be above chance)" and learned.words == "reproduced"
 
 
+def test_planted_relations_are_counted_by_themselves(no_pictures, tmp_path):
+    planted = [
+        dataclasses.replace(r, planted=p)
+        for r, p in ((RELATIONS[0], "effect"), (RELATIONS[3], "effect"), (RELATIONS[6], "null"))
+    ]
+    text = report.write(a_study(relations=(RELATIONS[1], *planted)), the_results(), tmp_path)["md"].read_text()
+    assert "Of 1 primary relation: 1 reproduced, 0 reversed, 0 unresolved." in text
+    assert "Of 3 planted relations: 2 as planted, 1 against it, 0 undecided." in text
+
+
 def test_a_share_of_the_budget_is_what_is_held(no_pictures):
     cells = {"whole": CELLS["causal"], "half": dataclasses.replace(CELLS["causal"], share=0.5)}
 
