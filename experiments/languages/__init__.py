@@ -71,7 +71,7 @@ def write(
     if twice := set(texts) & set(records) or {"train"} & set(held):
         raise UserError(f"language {name}: {', '.join(sorted(twice))} names two of its files; rename one")
     words = {word for text in texts["train"] for word in text.split()}
-    asked = (record.get(name, "") for some in records.values() for record in some for name in _ENCODED)
+    asked = (record.get(key, "") for some in records.values() for record in some for key in _ENCODED)
     for text in (*(text for source in held for text in texts[source]), *asked):
         if unknown := set(text.split()) - words:
             raise UserError(
