@@ -234,7 +234,8 @@ def fitted(
             at = end
             continue
         while len(piece) >= objective.shortest and not _only(piece, objective.ends):
-            example = _asked(objective.make(piece, np.random.default_rng(seed), *extra), room.predicted)
+            again = np.random.default_rng(seed) if objective.draws else rng
+            example = _asked(objective.make(piece, again, *extra), room.predicted)
             over = max(_over(example, room), default=0)
             if over <= 0:
                 pieces.append(example)

@@ -24,7 +24,7 @@ def decoder(tokens: np.ndarray, rng: np.random.Generator) -> Example:
 def build_decoder(c: config.Causal, data: config.Data, v: Vocabulary) -> Objective:
     """A window has one token more than the row; its last token is only predicted, and read by the next window."""
     length = required_length(data, "decoder_length")
-    return Objective(decoder, Lengths(None, length), length + 1, length, shortest=2)
+    return Objective(decoder, Lengths(None, length), length + 1, length, draws=False, shortest=2)
 
 
 def ask(span: Span, v: Vocabulary) -> list[Example]:

@@ -48,6 +48,7 @@ class Objective:
     sentinels: int = 0  # how many of the tokenizer's sentinels it uses, counted from the first
     marks: int = 0  # how many it uses counted from the last (`lm.objectives.special_tokens`)
     reach: int | None = None  # positions that the decoder needs, where they are those of the encoder's text (MASS)
+    draws: bool = True  # `make` draws random numbers; False saves the time to seed a generator for each piece
 
 
 @dataclass(frozen=True)

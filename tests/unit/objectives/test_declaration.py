@@ -116,3 +116,20 @@ def test_a_new_objective_is_refused_by_name_until_it_says_what_it_is(monkeypatch
 def test_what_cannot_be_is_refused(objective, architecture, data, changes, words):
     with pytest.raises(UserError, match=words):
         objectives.build(objective, architecture, data, vocabulary(**changes))
+
+
+@pytest.mark.parametrize("pair", SUITS, ids=lambda p: f"{p[0]}-{p[1].__name__}")
+def test_an_objective_that_draws_nothing_makes_the_same_of_any_generator(pair):
+    architecture, o = pair
+    built = objectives.build(example(o, architecture), architecture, DATA, vocabulary())
+    if not built.draws:
+        tokens = np.arange(RESERVED, RESERVED + 12)
+        one, other = (built.make(tokens, rng(seed)) for seed in (1, 2))
+        assert [np.array_equal(a, b) for a, b in zip(*map(tree, (one, other)), strict=True)] == [True] * 5
+    assert built.draws == (o is not config.Causal)
+
+
+def tree(example):
+    """The arrays of a decoder's example."""
+    d = example.decoder
+    return [d.tokens, d.positions, d.segments, example.targets, example.weights]
