@@ -111,7 +111,7 @@ def plot(results: Results, folder: Path) -> str:
             )
     axis.set(xscale="log", xlabel="steps", ylabel="share of the change from first to last")
     axis.set_xticks(STEPS, list(map(str, STEPS)))
-    axis.minorticks_off()
+    axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False)

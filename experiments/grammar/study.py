@@ -119,8 +119,8 @@ def plot(steps: Mapping[str, int], results: Results, folder: Path) -> str:
         points = [(n, excess) for n, excess in found.items() if excess is not None]
         axis.plot([x for x, _ in points], [y for _, y in points], "o-", color=COLOURS[0], lw=0.8, ms=4, alpha=0.7)
     axis.set(xscale="log", yscale="log", xlabel="steps", ylabel="nats a word above the grammar's entropy")
-    axis.set_xticks(list(steps.values()), list(map(str, steps.values())), minor=False)
-    axis.minorticks_off()
+    axis.set_xticks([], minor=True)
+    axis.set_xticks(list(steps.values()), list(map(str, steps.values())))
     axis.grid(alpha=0.3)
     figure.savefig(folder / "steps.png", dpi=130)
     pyplot().close(figure)
