@@ -256,8 +256,10 @@ def floors_table(study: Study, results: Results) -> list[Block]:
             p = stats.different(test)
             above = "yes" if judge.above(test) else "not shown"
             rows.append([Text(t) for t in (metric.label, cell.label, *figures, _p(p))] + [Text(above, above != "yes")])
-    about = "Floor: the same model and fine-tuning without pretraining. A t test of these two cells alone; a relation is judged only if the better "
-    about += "of its cells is above its floor."
+    about = (
+        "Floor: the same model and fine-tuning without pretraining. A t test of these two cells alone; a relation is judged "
+        "only if the better of its cells is above its floor."
+    )
     header = [Text(h) for h in ("metric", "cell", "value", "floor", "gain over the floor", "p", "above")]
     return [Table("floors", "Cells and their floors", "llrrrrr", header, rows, about=about)] if rows else []
 
