@@ -40,13 +40,13 @@ def backwards(person: Person) -> str:
 
 @cache
 def language(*, count: int = 400, seed: int = 0) -> Language:
-    """Items, in the same order of people: `forwards` and `backwards` are suffixes of the two forms, `gap` asks for the name in
-    the form that was read. `known` is `backwards` of those who are told of in both directions. Held out are the answers:
-    the reversed form of those who are told of forwards alone."""
+    """Items: `forwards` asks for everybody's description as a suffix. About those who are told of forwards alone, in the same
+    order, `backwards` asks for the name as a suffix of the reversed form, `gap` in the form that was read. `known` is
+    `backwards` of the others. Held out are the answers: the reversed form of those who are told of forwards alone."""
     everybody = people(count, seed)
     asked, known = everybody[: count // 2], everybody[count // 2 :]
     items = {
-        "forwards": [{"left": f"note {name} is", "target": text, "right": ""} for name, text in asked],
+        "forwards": [{"left": f"note {name} is", "target": text, "right": ""} for name, text in everybody],
         "backwards": [{"left": f"note {text} is", "target": name, "right": ""} for name, text in asked],
         "gap": [{"left": "note", "target": name, "right": f"is {text}"} for name, text in asked],
         "known": [{"left": f"note {text} is", "target": name, "right": ""} for name, text in known],
