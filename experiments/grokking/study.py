@@ -7,7 +7,7 @@ from lm import config
 
 MODULUS = 53
 STEPS = 2000
-EARLY = 400  # steps after which the taught answers are known
+EARLY = 700  # steps after which the taught answers are known
 # Name -> label, weight decay, steps.
 CELLS = {
     "decay": ("weight decay 1", 1.0, STEPS),
