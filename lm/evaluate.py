@@ -24,6 +24,7 @@ from lm import cli
 from lm.config.ranges import Count, Seed
 from lm.errors import UserError
 
+SPANS = {"kinds": "suffix,infill,pll", "spans": 256, "left": 64, "span": 16, "right": 32, "seed": 0}  # flags, defaults
 __path__: list[str] = []  # imports of submodules that it had as a package reach `lm.moved`
 
 
@@ -37,10 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     from lm.evaluation import item_scores, span_scores
 
     if flags.items is not None:
+        for name, default in SPANS.items():
+            if getattr(flags, name) != default:
+                raise UserError(f"--{name} says which spans are scored, and --items={flags.items} are in their stead; give one")
         settings: dict[str, Any] = dict(path=flags.items, batch_size=flags.batch_size, out=flags.out)
         item_scores.show(item_scores.evaluate(flags.source, run, **settings))
         return 0
-    settings = {name: getattr(flags, name) for name in ("kinds", "spans", "left", "span", "right", "seed", "batch_size")}
+    settings = {name: getattr(flags, name) for name in (*SPANS, "batch_size")}
     span_scores.show(span_scores.evaluate(flags.source, run, out=flags.out, **settings))
     return 0
 
@@ -51,12 +55,12 @@ def parser() -> cli.Parser:
     p.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="workdir of a run, or a converted model")
     p.add_argument("--items", metavar="FILE", help="JSON lines of items to score, and no spans")
     p.add_argument("--out", metavar="FILE", help="file to write; default FROM/span_scores.json or FROM/item_scores.json")
-    p.add_argument("--kinds", default="suffix,infill,pll", help="which scores, separated by commas (default all)")
-    p.add_argument("--spans", hint=Count, default=256, help="number of spans")
-    p.add_argument("--left", hint=Count, default=64, help="tokens left of a span")
-    p.add_argument("--span", hint=Count, default=16, help="tokens in a span")
-    p.add_argument("--right", hint=Count, default=32, help="tokens right of a span")
-    p.add_argument("--seed", hint=Seed, default=0, help="seed that spans are drawn with")
+    p.add_argument("--kinds", default=SPANS["kinds"], help="which scores, separated by commas (default all)")
+    p.add_argument("--spans", hint=Count, default=SPANS["spans"], help="number of spans")
+    p.add_argument("--left", hint=Count, default=SPANS["left"], help="tokens left of a span")
+    p.add_argument("--span", hint=Count, default=SPANS["span"], help="tokens in a span")
+    p.add_argument("--right", hint=Count, default=SPANS["right"], help="tokens right of a span")
+    p.add_argument("--seed", hint=Seed, default=SPANS["seed"], help="seed that spans are drawn with")
     p.add_argument("--batch_size", hint=Count, default=64, help="rows in a batch")
     return p
 

@@ -91,7 +91,7 @@ def lengths_of(run: config.Run) -> Lengths:
     """Of the objective's rows."""
     if not isinstance(run.recipe, config.Pretrain):
         raise UserError("only pretraining is compiled ahead of time; a fine-tuning's rows and head depend on its records")
-    return pretrain.objective_of(run, DummyVocabulary(run.model.vocab_size)).lengths
+    return pretrain.objective_of(run, DummyVocabulary.of(run)).lengths
 
 
 def decode_job(run: config.Run, mesh: Mesh) -> Job:

@@ -56,7 +56,7 @@ def lengths(run: config.Run) -> objectives.Lengths:
     """The objective's `Lengths` for the run; needs no tokenizer."""
     if not isinstance(run.recipe, config.Pretrain):
         raise UserError("only pretraining has a cost before its data is read: see python -m lm.train --dry_run")
-    return objectives.build(run.objective, run.model.architecture, run.data, DummyVocabulary(run.model.vocab_size)).lengths
+    return objectives.build(run.objective, run.model.architecture, run.data, DummyVocabulary.of(run)).lengths
 
 
 def of(run: config.Run, tokens: float | None = None) -> Cost:

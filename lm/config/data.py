@@ -43,6 +43,8 @@ class Source:
             raise UserError(
                 f"use={self.use} of {self.path}: a source of kind {self.kind} comes with a held-out split; leave it out"
             )
+        if self.use == "holdout" and self.weight != 1.0:
+            raise UserError(f"weight={self.weight:g} of {self.path}: with use=holdout no row is trained on; leave it out")
         scheme, colon, _ = self.path.partition("://")
         formats = _FORMATS.get(self.kind, ("text", "labelled", "pair", "messages"))
         if self.format not in formats:

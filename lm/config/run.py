@@ -111,6 +111,10 @@ class Finetune:
     develop: Count | None = None  # tested on as many training records of each source, which are not trained on, to choose
     # settings by; None: on the held-out ones
 
+    def __post_init__(self) -> None:
+        if self.how == "head" and self.compare != "words":
+            raise UserError(f"recipe.compare={self.compare} is about written answers, and how=head writes none: leave it out")
+
 
 Recipe = Pretrain | Finetune
 

@@ -46,6 +46,7 @@ RESERVED_OF_WORDS = 5 + NUM_WORD_SENTINELS + len(ROLES)  # ids of a word-level t
 # A constant, not the number of cores: unigram training sums probabilities per thread, so the number changes the model. (It is
 # also stored in the model file.)
 _TRAIN_THREADS = 2
+_LONGEST = 1 << 12  # characters of a word: sentencepiece reads no model with a piece of 65,536 bytes
 _PART = 1 << 20  # characters per call of sentencepiece, which needs some hundred bytes of memory for each of them
 
 
@@ -287,7 +288,8 @@ def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:
 
 def _words(texts: Iterable[str], vocab_size: int) -> bytes:
     """A sentencepiece model of the most frequent words, equally frequent ones in alphabetical order; `vocab_size` is the most
-    ids that it has. Made without sentencepiece's trainer, which leaves out lines that contain characters of its own use.
+    ids that it has. Words of more than _LONGEST characters are left out, and so are unk. Made without sentencepiece's trainer,
+    which leaves out lines that contain characters of its own use.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -297,7 +299,7 @@ def _words(texts: Iterable[str], vocab_size: int) -> bytes:
         raise UserError(f"data.tokenizer.vocab_size={vocab_size} is below {least}, the least that reserved ids and a word need")
     counts = Counter[str]()
     for text in texts:
-        counts.update(text.split())
+        counts.update(word for word in text.split() if len(word) <= _LONGEST)
     if not counts:
         raise UserError("the training text has no words to make a vocabulary of: give documents that are not empty")
     words = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - RESERVED_OF_WORDS]

@@ -71,7 +71,7 @@ def read(path: str | Path, *, name: str = "--items") -> list[Item]:
     """The items in a local file. UserError, which names the flag `name`, the line and the field, for anything else."""
     file = paths.local(path, name=name)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}={path} cannot be read ({error}); give a file of JSON lines in UTF-8") from None
     found = [_item(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]

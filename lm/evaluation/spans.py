@@ -44,7 +44,9 @@ def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, righ
     if min(count, left, span, right) < 1:
         raise UserError(f"spans={count}, left={left}, span={span}, right={right}: each must be 1 or more")
     if not prepared.holdout:
-        raise UserError("nothing was held out (data.holdout=0), so there is nothing to score; prepare with data.holdout=0.05")
+        raise UserError(
+            "nothing was held out, so there is nothing to score: set data.holdout=0.05, or give a source with use=holdout"
+        )
     stores = [prepared.holdout[name] for name in sorted(prepared.holdout)]
     ends = np.cumsum([store.num_tokens for store in stores])
     total = int(ends[-1])

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lm import config
 from lm.objectives.vocabulary import Vocabulary
 from lm.types import WORD
 
@@ -14,6 +15,12 @@ class DummyVocabulary(Vocabulary):
         self.bos_id, self.eos_id, self.mask_id = 1, 2, 4
         self.sentinel_ids = tuple(range(5, 37 if words else 105))
         self.special = np.arange(vocab_size) < (42 if words else 110)
+
+    @classmethod
+    def of(cls, run: config.Run) -> "DummyVocabulary":
+        """That of the tokenizer that a run trains."""
+        assert run.model is not None
+        return cls(run.model.vocab_size, words=run.data.tokenizer.kind == "word")
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
         return np.full(len(tokens), WORD, np.uint8)

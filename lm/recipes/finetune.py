@@ -19,6 +19,7 @@ from lm.data.corpus.prepare import Prepared, prepare
 from lm.data.corpus.store import shared
 from lm.data.examples import ExampleBuilder, answer_room
 from lm.data.record_rows import RecordRows
+from lm.data.records import question_digest
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.evaluation.labelled import HeldOutRecords
@@ -152,18 +153,22 @@ Numbers = dict[str, np.ndarray]  # source -> numbers of training records, int64,
 
 
 def _drawn(run: config.Run, data: Prepared) -> tuple[Numbers, Numbers]:
-    """The training records that are trained on, of all sources, and those that `recipe.develop` tests on. {} where the config
-    draws none: all are trained on, and the held-out records tested."""
+    """The training records that are trained on, of all sources, and those that `recipe.develop` tests on, whose questions are
+    in none that are trained on. {} where the config draws none: all are trained on, and the held-out records tested."""
     recipe, trained, tested = _recipe(run), Numbers(), Numbers()
     if recipe.labels is None and recipe.develop is None:
         return trained, tested
     for s, (name, store) in enumerate(data.train.items()):
         order = np.random.default_rng((run.train.seed, s)).permutation(store.num_documents)
         set_apart, rest = np.split(order, [recipe.develop or 0])
+        if recipe.develop is not None:
+            questions = [question_digest(record) for record in data.records(name, "train")]
+            tested_on = {questions[n] for n in set_apart}
+            rest = np.array([n for n in rest if questions[n] not in tested_on], int)
         if len(rest) < (recipe.labels or 1):
             raise UserError(
                 f"source '{name}' has {len(order)} training records, too few for recipe.labels={recipe.labels} beside "
-                f"recipe.develop={recipe.develop}: lower them"
+                f"recipe.develop={recipe.develop} with other questions: lower them"
             )
         trained[name] = np.sort(rest[: recipe.labels])
         if recipe.develop is not None:

@@ -73,7 +73,7 @@ class Pretraining(Recipe):
             if (length or 0) % parts:
                 raise UserError(f"data.{name}={length} does not divide over mesh.sequence={parts}; change one of them")
         if run.data.tokenizer.path is None:  # the special tokens of a tokenizer that is trained here are known before it is
-            objective_of(run, DummyVocabulary(run.model.vocab_size, words=run.data.tokenizer.kind == "word"))
+            objective_of(run, DummyVocabulary.of(run))
 
     def data(self, run: config.Run, *, progress: bool) -> Prepared:
         data = super().data(run, progress=progress)

@@ -32,6 +32,8 @@ def test_two_objectives_compare(train, tmp_path, capsys):
     )
     assert main([f"--from={tmp_path}/decoder.causal", f"--items={path}"]) == 2
     assert "item 2 has a right side" in capsys.readouterr().err
+    assert main([f"--from={run}", f"--items={path}", "--left=8"]) == 2
+    assert "--left says which spans are scored" in capsys.readouterr().err
     assert causal["digest"] == masked["digest"] and causal["data"] == masked["data"]
     flags = [{s["kind"]: s.get("normalised") for s in result["scores"]} for result in results]
     assert flags == [{"suffix": True, "infill": False, "pll": None}, {"suffix": True, "infill": True, "pll": False}]

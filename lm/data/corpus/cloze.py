@@ -91,7 +91,10 @@ def _ask(name: str, corpus: Corpus, make: Make, length: int, seed: int) -> dict[
     for number, (split, most) in enumerate(COUNTS.items()):
         stores = getattr(corpus, split)
         if not stores:
-            raise UserError(f"'{name}' asks about held-out documents, and none is held out: set data.holdout above 0")
+            raise UserError(
+                f"'{name}' asks about held-out documents, and none is held out: set data.holdout=0.05, or give a source with "
+                "use=holdout"
+            )
         rng = np.random.default_rng((seed, number))
         texts = [document.text for source in stores for document in corpus.documents(source, split)]
         paragraphs = [p for text in texts for p in text.split("\n") if p]

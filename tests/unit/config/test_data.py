@@ -26,6 +26,14 @@ def test_a_name_is_no_url(kind, format, what):
     config.Source(kind="jsonl", path="gs://a/b", format="labelled")
 
 
+def test_what_a_held_out_source_or_a_head_does_not_use_is_refused():
+    with pytest.raises(UserError, match="weight=2 of sotu: with use=holdout no row is trained on; leave it out"):
+        config.Source(use="holdout", weight=2.0)
+    with pytest.raises(UserError, match="recipe.compare=symbols is about written answers, and how=head writes none"):
+        config.Finetune(compare="symbols")
+    config.Finetune("text", compare="symbols")
+
+
 def test_pretraining_reads_no_records():
     data = config.Data(sources={"mine": config.Source(kind="jsonl", path="x", format="pair")})
     with pytest.raises(UserError, match="data.sources.mine has records of format=pair, and pretraining reads texts"):

@@ -59,6 +59,14 @@ def test_the_limit_keeps_the_most_frequent_words():
     assert train(["same same"], config.Tokenizer("word", 43)).encode("same").tolist() == [42]
 
 
+def test_a_word_of_any_length_is_read():
+    """sentencepiece reads no model with a piece of 65,536 bytes."""
+    long = train(["a b " + "x" * 100_000], config.Tokenizer("word"))
+    assert long.encode("b " + "x" * 100_000 + " a").tolist() == [43, 3, 42]
+    with pytest.raises(UserError, match="no words"):
+        train(["x" * 100_000], config.Tokenizer("word"))
+
+
 def test_faults_are_named():
     with pytest.raises(UserError, match=r"vocab_size=42 is below 43, the least that reserved ids and a word need"):
         train(TEXTS, config.Tokenizer("word", 42))

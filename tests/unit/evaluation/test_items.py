@@ -128,6 +128,8 @@ def test_reading(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps(GOOD) + "\n\n" + json.dumps(GOOD | {"left": "", "right": "\u2028c"}, ensure_ascii=False))
     assert items.read(path) == [Item("a", "b", ""), Item("", "b", "\u2028c")]
+    path.write_text(json.dumps(GOOD), encoding="utf-8-sig")  # as some editors write it
+    assert items.read(path) == [Item("a", "b", "")]
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,10 @@ def test_each_answer_has_its_values():
     }
 
 
-@pytest.mark.parametrize("written,answer", [("a", "the"), ("", "a"), ("-", "+"), ("B", "b"), ("b a", "b")])
+@pytest.mark.parametrize("written,answer", [("a", "the"), ("", "a"), ("-", "+"), ("B", "b")])
 def test_symbols_are_not_words(written, answer):
     """In a generated language an article is a symbol like any other, and so is a sign."""
-    assert exact(written, answer) or (written, answer) == ("b a", "b")
+    assert exact(written, answer)
     assert exact("b the", "b") and not exact("b the", "b", split=symbols)
     assert not exact(written, answer, split=symbols) and token_f1(written, answer, split=symbols) < 1
     assert exact(f" {answer} ", answer, split=symbols)

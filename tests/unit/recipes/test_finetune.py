@@ -1,0 +1,39 @@
+"""Which training records a fine-tuning trains on, and which it sets apart to choose settings by."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lm import config
+from lm.data.records import Labelled
+from lm.errors import UserError
+from lm.recipes.finetune import _drawn
+
+TEXTS = [f"question {n // 3}" + "!" * (n % 3) for n in range(60)]  # 20 questions, each written in three ways
+
+
+def drawn(seed=0, **recipe):
+    records = [Labelled(text, "yes") for text in TEXTS]
+    data = SimpleNamespace(train={"mine": SimpleNamespace(num_documents=60)}, records=lambda name, split: records)
+    run = SimpleNamespace(recipe=config.Finetune(**recipe), train=config.Train(seed=seed))
+    trained, tested = _drawn(run, data)
+    return set(trained["mine"].tolist()), set(tested.get("mine", [])), trained
+
+
+def test_no_question_is_trained_on_and_tested():
+    trained, tested, _ = drawn(develop=5)
+    assert len(tested) == 5 and not {n // 3 for n in trained} & {n // 3 for n in tested}
+    assert trained == {n for n in range(60) if n // 3 not in {m // 3 for m in tested}}  # and no other record is lost
+    few, same, sorted_ = drawn(develop=5, labels=10)
+    assert same == tested and len(few) == 10 and few < trained
+    assert (sorted_["mine"][1:] > sorted_["mine"][:-1]).all()
+
+
+def test_a_seed_draws_its_own():
+    assert drawn(labels=10)[0] != drawn(1, labels=10)[0] and drawn(develop=5)[1] != drawn(1, develop=5)[1]
+    assert drawn(labels=10)[0] == drawn(labels=10)[0]
+
+
+def test_too_few_are_refused():
+    with pytest.raises(UserError, match="60 training records, too few for recipe.labels=58 beside recipe.develop=5"):
+        drawn(develop=5, labels=58)
