@@ -24,7 +24,7 @@ MEASURES = {
 }
 
 
-def study(seeds: int = 5) -> Study:
+def study(seeds: int = 3) -> Study:
     language = cipher.language(length=LENGTH)
     cells = {}
     for steps in STEPS:

@@ -20,7 +20,7 @@ WITHIN, SAME = 0.05, 0.02  # nats a word: near the entropy; as near as another
 ENTROPY = "entropy"  # the derived result: the grammar itself as the model
 
 
-def study(seeds: int = 5, steps: int = 1200) -> Study:
+def study(seeds: int = 3, steps: int = 1200) -> Study:
     languages = {
         "plain": grammar.language(),
         "renamed": grammar.language(renamed=True, sample=1),

@@ -41,7 +41,7 @@ def run(decay: float, steps: int) -> config.Run:
     )
 
 
-def study(seeds: int = 5) -> Study:
+def study(seeds: int = 3) -> Study:
     cells = {
         name: Cell(label, run(decay, steps), {"weight decay": f"{decay:g}", "steps": f"{steps:,}"}, measure=answers.measured)
         for name, (label, decay, steps) in CELLS.items()

@@ -18,7 +18,7 @@ POSITIONS: dict[str, config.Position | None] = {
 }
 
 
-def study(seeds: int = 4) -> Study:
+def study(seeds: int = 3) -> Study:
     language = lengths.language()
     cells = {}
     for name, position in POSITIONS.items():

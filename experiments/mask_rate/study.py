@@ -14,7 +14,7 @@ def name_of(size: str, rate: float) -> str:
     return f"{size}_{rate:.2f}"
 
 
-def study(seeds: int = 5, steps: int = 800) -> Study:
+def study(seeds: int = 3, steps: int = 800) -> Study:
     """All cells read the same number of tokens, as in the paper, and are asked for the same gaps of three words."""
     language = villages.language()
     cells = {}

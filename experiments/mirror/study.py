@@ -9,7 +9,7 @@ LOSS = "heldout/loss"
 MARGIN = 0.02  # nats a word
 
 
-def study(seeds: int = 5, steps: int = 1000, chain_steps: int = 500) -> Study:
+def study(seeds: int = 3, steps: int = 1000, chain_steps: int = 500) -> Study:
     def cell(label: str, steps: int, *, chain: bool = False, backwards: bool = False) -> Cell:
         language = mirror.language(chain=chain, backwards=backwards)
         data = language.data(decoder_length=small.LENGTH)

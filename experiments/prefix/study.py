@@ -18,7 +18,7 @@ BOTH = config.SpanCorruption(rate=0.3, roll=True)
 READS = {"both": (BOTH, "both ways"), "left": (replace(BOTH, prefix=False), "left to right")}
 
 
-def study(seeds: int = 4, steps: int = 1000) -> Study:
+def study(seeds: int = 3, steps: int = 1000) -> Study:
     """The cells differ in what their attention masks let the corrupted text see: the words that are predicted are the same."""
     language = villages.language()
     cells = {}

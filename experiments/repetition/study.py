@@ -19,7 +19,7 @@ def key(objective: str, amount: str) -> str:
     return f"{objective}_{amount}".replace(" at 40 %", "_40")
 
 
-def study(seeds: int = 5, steps: int = 500) -> Study:
+def study(seeds: int = 3, steps: int = 500) -> Study:
     """All cells read the same number of tokens."""
     language = villages.language()
     cells = {}

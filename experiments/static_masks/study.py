@@ -11,7 +11,7 @@ MASKS = {"static": False, "dynamic": True}
 MARGIN = 0.03  # nats a masked word
 
 
-def study(seeds: int = 5, steps: int = 600) -> Study:
+def study(seeds: int = 3, steps: int = 600) -> Study:
     language = mirror.language(chain=True)
     model = small.model("encoder", width=64, layers=2, vocab_size=language.vocab_size)
     tokens = mirror.DOCUMENTS * (1 - 1 / mirror.HELDOUT) * (mirror.LENGTH + 2)  # with the ends of documents

@@ -34,7 +34,7 @@ def run(architecture: str, layers: int, both: bool) -> config.Run:
     )
 
 
-def study(seeds: int = 4, budget: float = 1e12) -> Study:
+def study(seeds: int = 3, budget: float = 1e12) -> Study:
     cells = {
         name: Cell(label, run(architecture, layers, both), {"layers": str(layers)}, share=share, measure=answers.measured)
         for name, (label, architecture, layers, both, share) in CELLS.items()

@@ -44,7 +44,7 @@ def cells() -> dict[str, Cell]:
     return out
 
 
-def study(seeds: int = 5, budget: float = 1e12) -> Study:
+def study(seeds: int = 3, budget: float = 1e12) -> Study:
     relations = []
     for name, other in OTHER.items():
         adapted = f"{other}_then_{name}"
