@@ -17,7 +17,7 @@ CELLS = {  # label, layers, width
 }
 
 
-def study(seeds: int = 3, steps: int = 1500) -> Study:
+def study(seeds: int = 5, steps: int = 1500) -> Study:
     """All cells read the same number of words."""
     language = copying.language()
     cells = {}
