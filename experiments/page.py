@@ -83,7 +83,7 @@ def section(all_studies: list[Stored]) -> str:
     link = lambda some: ", ".join(f"[{of.name}]({of.name})" for of in some)
     if waiting := [of for of in all_studies if not of.results and not of.study.withdrawn]:
         lines += [f"**Not run.** {link(waiting)}.", ""]
-    if without := [of for of in all_studies if of.results and not of.study.relations]:
+    if without := [of for of in all_studies if of.results and not of.study.relations and not of.study.withdrawn]:
         lines += [f"**Without relations.** {link(without)}: measured, nothing is tested.", ""]
     return "\n".join(lines)
 
