@@ -4,6 +4,7 @@
   python -m lm.evaluate --from=runs/quickstart --kinds=suffix --spans=64
   python -m lm.evaluate --from=gpt2_converted --config=configs/quickstart.py
   python -m lm.evaluate --from=runs/quickstart --items=capitals.jsonl
+  python -m lm.evaluate --from=runs/encoder_masked_diffusion --bound=64
 
   suffix   log-probability of the span given the text left of it
   infill   log-probability of the span given the text on both sides
@@ -13,6 +14,9 @@ Prints a table and writes it to FROM/span_scores.json, with the nats of each spa
 --config gives other data and, for a converted model, its objective. Models with the same data and tokenizer get the same spans
 (the digest shows it), so scores of the same kind can be compared. Where the table says NO under probability, a score is not a
 normalized probability of the span, and its note says why.
+
+--bound scores N held-out windows under a model of masked diffusion: the likelihood bound in bits per byte, by the sum over the
+number of masks and by sampling, and writes FROM/bound.json.
 
 --items scores items of a file in their stead, a line {"left": "...", "target": "...", "right": "..."} each, and writes
 FROM/item_scores.json with the values of each item. An empty right side asks for a suffix, otherwise for an infill.
@@ -35,13 +39,21 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--config.{next(iter(flags.overrides))} changes a --config, and none is given; add --config=FILE")
     run = None if flags.config is None else cli.load(flags)
     cli.start_jax()
-    from lm.evaluation import item_scores, span_scores
+    settings: dict[str, Any]
+    from lm.evaluation import bound_scores, item_scores, span_scores
 
+    for name, taken in {"items": (), "bound": ("seed",)}.items():
+        if (value := getattr(flags, name)) is None:
+            continue
+        for other, default in {**SPANS, "items": None, "bound": None}.items():
+            if other not in (name, *taken) and getattr(flags, other) != default:
+                raise UserError(f"--{name}={value} scores no spans, and --{other} asks for something else: give one of them")
+    if flags.bound is not None:
+        settings = dict(windows=flags.bound, draws=flags.draws, seed=flags.seed, batch_size=flags.batch_size, out=flags.out)
+        bound_scores.show(bound_scores.evaluate(flags.source, run, **settings))
+        return 0
     if flags.items is not None:
-        for name, default in SPANS.items():
-            if getattr(flags, name) != default:
-                raise UserError(f"--{name} says which spans are scored, and --items={flags.items} are in their stead; give one")
-        settings: dict[str, Any] = dict(path=flags.items, batch_size=flags.batch_size, out=flags.out)
+        settings = dict(path=flags.items, batch_size=flags.batch_size, out=flags.out)
         item_scores.show(item_scores.evaluate(flags.source, run, **settings))
         return 0
     settings = {name: getattr(flags, name) for name in (*SPANS, "batch_size")}
@@ -54,7 +66,9 @@ def parser() -> cli.Parser:
     p.renamed = {"--workdir": "--from"}
     p.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="workdir of a run, or a converted model")
     p.add_argument("--items", metavar="FILE", help="JSON lines of items to score, and no spans")
-    p.add_argument("--out", metavar="FILE", help="file to write; default FROM/span_scores.json or FROM/item_scores.json")
+    p.add_argument("--bound", hint=Count, metavar="N", help="held-out windows whose bound is computed, and no spans")
+    p.add_argument("--draws", hint=Count, default=2, help="with --bound: sets of masks for each number of masks")
+    p.add_argument("--out", metavar="FILE", help="file to write; default FROM/span_scores.json, item_scores.json or bound.json")
     p.add_argument("--kinds", default=SPANS["kinds"], help="which scores, separated by commas (default all)")
     p.add_argument("--spans", hint=Count, default=SPANS["spans"], help="number of spans")
     p.add_argument("--left", hint=Count, default=SPANS["left"], help="tokens left of a span")

@@ -46,6 +46,7 @@ CASES = {
     "decoder_ul2": Case("decoder_ul2"),
     "encoder_masked": Case("encoder_masked"),
     "encoder_masked_words": Case("encoder_masked_words"),
+    "encoder_masked_diffusion": Case("encoder_masked_diffusion", note="; the loss bounds the nats of all tokens"),
     "encoder_nsp": Case("encoder_nsp"),
     "encoder_rtd": Case("encoder_rtd", note="; the loss is the generator's and 50 times the model's"),
     "encdec_prefix": Case("encdec_prefix"),

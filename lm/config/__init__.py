@@ -30,6 +30,7 @@ from lm.config.objective import (
     Deshuffle,
     FillInMiddle,
     Masked,
+    MaskedDiffusion,
     Mass,
     Mixture,
     NextSentence,

@@ -16,7 +16,8 @@ from lm.objectives import Lengths, Objective
 from lm.types import Example, TokenStream
 
 # The arguments of `fill`: the tokens of a window, where documents begin in it, and what turns them into a row.
-Window = tuple[np.ndarray, np.ndarray, Objective, np.random.Generator, np.ndarray | None]
+Window = tuple[np.ndarray, np.ndarray, Objective, np.random.Generator, np.ndarray | None, float]
+GOLDEN = 0.6180339887498949  # the fractions of its multiples are spread evenly, any run of them
 
 
 def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
@@ -155,10 +156,10 @@ class Rows:
         for s, name in enumerate(names):
             mine = np.flatnonzero(source == s)
             if len(mine):
-                yield from zip(mine.tolist(), self._windows(s, self.stores[name], number[mine]), strict=True)
+                yield from zip(mine.tolist(), self._windows(s, self.stores[name], number[mine], index[mine]), strict=True)
 
-    def _windows(self, s: int, store: Store, number: np.ndarray) -> Iterator[Window]:
-        """The windows of source `s`, by the numbers of its rows."""
+    def _windows(self, s: int, store: Store, number: np.ndarray, index: np.ndarray) -> Iterator[Window]:
+        """The windows of source `s`, by the numbers of its rows, which are rows `index` among those of all sources."""
         o = self.objective
         if self.shuffle:
             epoch, within = np.divmod(number, self.windows(store))
@@ -179,7 +180,7 @@ class Rows:
             rng = np.random.default_rng((self.seed, s, int(epoch[i]) if o.dynamic else 0, int(window[i]), 2))
             text = tokens[i, starts[i] - begin[i] :][: lengths[i]]
             other = self._elsewhere(store, int(begin[i]), rng) if o.needs_other else None
-            yield text, self._cuts(store, int(starts[i]), len(text)), o, rng, other
+            yield text, self._cuts(store, int(starts[i]), len(text)), o, rng, other, float(index[i] * GOLDEN % 1)
 
     def _elsewhere(self, store: Store, begin: int, rng: np.random.Generator) -> np.ndarray:
         """The longest piece of one document in a random window of the source, int32 [n]. That window shares no document with
@@ -206,17 +207,28 @@ class Rows:
 
 
 def fill(
-    tokens: np.ndarray, cuts: np.ndarray, objective: Objective, rng: np.random.Generator, other: np.ndarray | None = None
+    tokens: np.ndarray,
+    cuts: np.ndarray,
+    objective: Objective,
+    rng: np.random.Generator,
+    other: np.ndarray | None = None,
+    at: float = 0.0,
 ) -> Example:
     """One row from a window: a segment for each document, shortened if its noised form does not fit.
 
-    `other`: tokens of another document, for an objective with `needs_other=True`.
+    `other`: tokens of another document, for an objective with `needs_other=True`. `at`, from 0 to 1: what the first document
+    gets of one that is `stratified`; the next get other parts.
     """
-    return pack(fitted(tokens, cuts, objective, rng, other)[0], objective.lengths)
+    return pack(fitted(tokens, cuts, objective, rng, other, at)[0], objective.lengths)
 
 
 def fitted(
-    tokens: np.ndarray, cuts: np.ndarray, objective: Objective, rng: np.random.Generator, other: np.ndarray | None = None
+    tokens: np.ndarray,
+    cuts: np.ndarray,
+    objective: Objective,
+    rng: np.random.Generator,
+    other: np.ndarray | None = None,
+    at: float = 0.0,
 ) -> tuple[list[Example], int]:
     """The segments of a row, and how many tokens of its window are in none of them. The tokens that two windows share are
     not counted, because the other window reads or predicts them.
@@ -225,26 +237,27 @@ def fitted(
     they should. Predictions beyond the row's room for predictions are dropped; their text stays.
     """
     pieces: list[Example] = []
-    left_out, at, shared = 0, 0, objective.window - objective.stride
+    left_out, begin, shared = 0, 0, objective.window - objective.stride
     extra = () if other is None else (other,)
     room = objective.lengths
-    for piece in np.split(tokens, cuts):
-        seed, end = int(rng.integers(2**63)), at + len(piece)
+    for number, piece in enumerate(np.split(tokens, cuts)):
+        spread = {"at": (at + number * GOLDEN) % 1} if objective.stratified else {}
+        seed, end = int(rng.integers(2**63)), begin + len(piece)
         if _only(piece, objective.ends):  # no text, so nothing is lost
-            at = end
+            begin = end
             continue
         while len(piece) >= objective.shortest and not _only(piece, objective.ends):
             again = np.random.default_rng(seed) if objective.draws else rng
-            example = _asked(objective.make(piece, again, *extra), room.predicted)
+            example = _asked(objective.make(piece, again, *extra, **spread), room.predicted)
             over = max(_over(example, room), default=0)
             if over <= 0:
                 pieces.append(example)
                 room = _less(room, example)
-                at += len(piece)
+                begin += len(piece)
                 break
             piece = piece[: len(piece) - over]
-        left_out += max(0, min(end, objective.stride) - max(at, shared))
-        at = end
+        left_out += max(0, min(end, objective.stride) - max(begin, shared))
+        begin = end
     return pieces, left_out
 
 

@@ -21,7 +21,8 @@ class HeldOut:
     two or more sources also `<source>/loss` and `<source>/accuracy`, of the same rows.
 
     Perplexity is defined for a loss in nats a token (`nats`). Bits per byte are defined for a loss whose sum is the negative
-    log-probability of the text (`factors`), which is the causal one: nats a token / ln 2 * tokens / bytes of the split.
+    log-probability of the text (`factors`), which is the causal one: nats a token / ln 2 * tokens / bytes of the split. Of a
+    loss that is at least that (`factors="bound"`) the same figure is `bits_per_byte_bound`.
     """
 
     rows: Rows
@@ -29,7 +30,7 @@ class HeldOut:
     batch_size: int
     mesh: Mesh
     limit: int | None = None  # rows; None: all
-    factors: bool = False
+    factors: bool | str = False
     nats: bool = True
 
     def __call__(self, params: Any) -> dict[str, float]:
@@ -50,7 +51,8 @@ class HeldOut:
         if self.factors:
             stores = self.rows.stores.values()
             tokens = sum(store.num_tokens - store.num_documents for store in stores)
-            metrics["bits_per_byte"] = metrics["loss"] / math.log(2) * tokens / sum(store.num_bytes for store in stores)
+            name = "bits_per_byte_bound" if self.factors == "bound" else "bits_per_byte"
+            metrics[name] = metrics["loss"] / math.log(2) * tokens / sum(store.num_bytes for store in stores)
         return metrics
 
     def _sums(self, params: Any, chosen: np.ndarray) -> dict[str, np.ndarray]:

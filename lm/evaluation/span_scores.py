@@ -51,7 +51,7 @@ def evaluate(
     check_head(source)
     known = span_prompts(source.model.architecture, run.objective)
     tokenizer = source.tokenizer()
-    data = _data(run, tokenizer, own=own)
+    data = prepared_of(run, tokenizer, own=own)
     drawn = held_out_spans(data, count=spans, left=left, span=span, right=right, seed=seed)
     model, params = Transformer(source.model), source.params(device=jax.local_devices()[0])
     scores = []
@@ -92,7 +92,7 @@ def check_head(source: saved.Saved) -> None:
         raise UserError(f"--from={source.folder} has no head over the vocabulary, which scores need; give a language model")
 
 
-def _data(run: config.Run, tokenizer: Tokenizer, *, own: bool) -> Prepared:
+def prepared_of(run: config.Run, tokenizer: Tokenizer, *, own: bool) -> Prepared:
     """Returns the prepared data of `run`, tokenized with the model's tokenizer if the run is not its `own`."""
     if not own:
         return prepare(run.data, tokenizer=tokenizer)

@@ -9,6 +9,7 @@ import numpy as np
 
 from lm import config, distributed
 from lm.generation.decoding import generate, left_padded, predict_tokens
+from lm.generation.diffusion import fill
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives import of_texts, reads_prefix, text_prompt
@@ -46,6 +47,8 @@ def samples(
     """
     a = _ask(model.config.architecture, tokenizer, objective, prompts, new_tokens, seed)
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
+    if a.decoder is None and text_prompt(first_part(objective, tokenizer)[0]).fills:
+        return _written(model, params, tokenizer, objective, prompts, a, forbidden, temperature=temperature, seed=seed)
     if a.decoder is None:
         return [_filled(model, params, tokenizer, p, i, a.mode, forbidden) for p, i in zip(prompts, a.ids, strict=True)]
     forbidden[[tokenizer.eos_id, *a.may_write]] = False
@@ -87,6 +90,9 @@ def _ask(
     ids = [np.concatenate([[tokenizer.bos_id], *render(way.clean(p))]).astype(np.int32) for p in prompts]
     lengths = [new_tokens] * len(ids)
     if architecture == "encoder":
+        if way.fills:
+            answer = np.full(new_tokens, tokenizer.mask_id, np.int32)
+            ids = [i if tokenizer.mask_id in i else np.append(i, answer) for i in ids]
         return Question(ids, mode, lengths, left_padded([np.concatenate([mode, i]) for i in ids]), None, ())
     may_write = tuple(tokenizer.sentinel_ids) if way.sentinels else ()
     reads = [np.concatenate([mode, i[1:], [tokenizer.eos_id]] if way.noised else [mode, i]).astype(np.int32) for i in ids]
@@ -113,6 +119,39 @@ def _filled(
     for word in chosen:
         text = text.replace(MASK, f"[{word}]", 1)
     return {"prompt": prompt, "text": text}
+
+
+def _written(
+    model: Transformer,
+    params: Any,
+    tokenizer: Any,
+    objective: Any,
+    prompts: Sequence[str],
+    a: Question,
+    forbidden: np.ndarray,
+    *,
+    temperature: float,
+    seed: int,
+) -> list[dict[str, str]]:
+    """The samples of a model that fills in masks in several steps, one a token: those of the prompt, or else `new_tokens`
+    behind it, up to the end of the text."""
+    assert a.encoder is not None
+    forbidden = forbidden.copy()
+    forbidden[tokenizer.eos_id] = False
+    masked = a.encoder.tokens == tokenizer.mask_id
+    settings: dict[str, Any] = dict(steps=int(masked.sum(axis=1).max()), order="confidence", temperature=temperature)
+    settings |= dict(forbidden=forbidden, time_steps=objective.time_steps)
+    tokens = distributed.fetched(fill(model, params, a.encoder, masked, jax.random.key(seed), **settings))
+    out = []
+    for prompt, row, mine in zip(prompts, tokens, masked, strict=True):
+        if MASK not in prompt:
+            out.append({"prompt": prompt, "text": _text(tokenizer, row[mine])})
+            continue
+        text = prompt
+        for word in row[mine].tolist():
+            text = text.replace(MASK, f"[{tokenizer.decode([word]).strip()}]", 1)
+        out.append({"prompt": prompt, "text": text})
+    return out
 
 
 def _text(tokenizer: Any, ids: np.ndarray) -> str:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.losses.chunked import Apply, chunked_sum, over_logits
-from lm.losses.log_probs import target_logits, token_scores
+from lm.losses.log_probs import exclude, target_logits, token_scores
 from lm.types import Example, WeightedMean
 
 
@@ -25,6 +25,7 @@ def cross_entropy(
     head_params: Callable[[Any], Any],
     vocab_size: int,
     z_loss: float = 0.0,
+    excluded: jax.Array | None = None,
     rngs: dict[str, jax.Array] | None = None,
     chunks: int | None = None,
 ) -> WeightedMean:
@@ -33,25 +34,33 @@ def cross_entropy(
     What the model itself sows in "losses" (a router's, see `lm.models.moe`) is added to the mean over tokens: it enters the sum
     times the weight, so that each of several microbatches counts by its weight.
 
+    `excluded`, int32 [B, P]: a token at each position that has probability 0.
+
     `head_params` selects the parameters that `apply(..., method="logits")` reads, so that only their gradient is carried
     through the chunks.
     """
 
-    def part(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
-        return jnp.sum(weights * token_losses(logits, targets, z_loss)), None
+    def part(logits: jax.Array, targets: jax.Array, weights: jax.Array, *excluded: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.sum(weights * token_losses(exclude(logits, *excluded), targets, z_loss)), None
 
     hidden, sown = apply({"params": params}, example, method="hidden", rngs=rngs, mutable=["losses"])
-    rest = (example.targets, example.weights)
+    rest = (example.targets, example.weights) + (() if excluded is None else (excluded,))
     total, _ = over_logits(chunked_sum, part, head_params(params), apply, hidden, rest, vocab_size, chunks)
     weight = jnp.sum(example.weights)
     return WeightedMean(sum((jnp.sum(extra) * weight for extra in jax.tree.leaves(sown)), total), weight)
 
 
 def scores(
-    params: Any, apply: Apply, example: Example, *, head_params: Callable[[Any], Any], vocab_size: int
+    params: Any,
+    apply: Apply,
+    example: Example,
+    *,
+    head_params: Callable[[Any], Any],
+    vocab_size: int,
+    excluded: jax.Array | None = None,
 ) -> dict[str, WeightedMean]:
     """For evaluation: `loss` in nats (no z-loss) and `accuracy` of the most likely token, over the weighted targets."""
-    found = token_scores(params, apply, example, head_params=head_params, vocab_size=vocab_size)
+    found = token_scores(params, apply, example, head_params=head_params, vocab_size=vocab_size, excluded=excluded)
     weight = jnp.sum(example.weights)
     return {
         "loss": WeightedMean(-jnp.sum(example.weights * found.log_probs), weight),

@@ -73,21 +73,30 @@ def token_scores(
     head_params: Callable[[Any], Any],
     vocab_size: int,
     forbidden: jax.Array | None = None,
+    excluded: jax.Array | None = None,
 ) -> TokenScores:
-    """`log_probs` without dropout, and which targets are the most likely token."""
+    """`log_probs` without dropout, and which targets are the most likely token. `excluded`: int32 [B, P], see `exclude`."""
 
-    def fn(logits: jax.Array, targets: jax.Array) -> TokenScores:
-        logits = forbid(logits, forbidden)
+    def fn(logits: jax.Array, targets: jax.Array, *excluded: jax.Array) -> TokenScores:
+        logits = exclude(forbid(logits, forbidden), *excluded)
         return TokenScores(log_softmax_at(logits, targets), jnp.argmax(logits, axis=-1) == targets)
 
     hidden = apply({"params": params}, example, method="hidden")
-    return over_logits(chunked_map, fn, head_params(params), apply, hidden, (example.targets,), vocab_size)
+    rest = (example.targets,) if excluded is None else (example.targets, excluded)
+    return over_logits(chunked_map, fn, head_params(params), apply, hidden, rest, vocab_size)
 
 
 def forbid(logits: jax.Array, forbidden: jax.Array | None) -> jax.Array:
     """Logits [..., V] in float32, those of `forbidden` tokens (bool [V]) so low that their probability is 0."""
     logits = logits.astype(jnp.float32)
     return logits if forbidden is None else jnp.where(forbidden, FORBIDDEN, logits)
+
+
+def exclude(logits: jax.Array, excluded: jax.Array | None = None) -> jax.Array:
+    """Logits [..., V] in which one token at each position, int32 [...], has probability 0."""
+    if excluded is None:
+        return logits
+    return jnp.where(jnp.arange(logits.shape[-1]) == excluded[..., None], jnp.asarray(FORBIDDEN, logits.dtype), logits)
 
 
 def log_softmax_at(logits: jax.Array, targets: jax.Array) -> jax.Array:

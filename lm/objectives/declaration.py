@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from lm import config
 from lm.errors import UserError, nearest
@@ -48,6 +48,8 @@ class Objective:
     sentinels: int = 0  # how many of the tokenizer's sentinels it uses, counted from the first
     marks: int = 0  # how many it uses counted from the last (`lm.objectives.special_tokens`)
     reach: int | None = None  # positions that the decoder needs, where they are those of the encoder's text (MASS)
+    stratified: bool = False  # `make` takes `at` from 0 to 1, which is spread evenly over consecutive rows
+    types: int = 0  # token types that it uses
     draws: bool = True  # `make` draws random numbers; False saves the time to seed a generator for each piece
 
 
@@ -59,7 +61,9 @@ class Suit:
     """
 
     build: Callable[[Any, config.Data, Vocabulary], Objective]  # (the objective's config, data, vocabulary)
-    factors: bool  # its loss is -log p(text), each token once given those before it, so that bits per byte are defined
+    # Its loss is -log p(text), each token once given those before it, so that bits per byte are defined; "bound": its loss is
+    # at least that, on average over its noise. May depend on the config.
+    factors: bool | Literal["bound"] | Callable[[Any], bool | Literal["bound"]]
     reads_prefix: (
         bool | Callable[[Any], bool]
     )  # a decoder alone sees what it is given from both sides; may depend on the config
@@ -103,6 +107,12 @@ def build(objective: config.Objective, architecture: str, data: config.Data, voc
     if vocabulary.bos_id is None or vocabulary.eos_id is None:
         raise UserError("the tokenizer has no bos or no eos token, which mark where documents begin and end; train one here")
     return suit.build(objective, data, vocabulary)
+
+
+def factors(architecture: str, objective: config.Objective) -> bool | Literal["bound"]:
+    """Whether the loss of this objective is the text's negative log-probability, or bounds it (`Suit.factors`)."""
+    found = suited(architecture, objective).factors
+    return found(objective) if callable(found) else found
 
 
 def reads_prefix(architecture: str, objective: config.Objective) -> bool:

@@ -76,7 +76,8 @@ def build_encoder(c: config.NextSentence, data: config.Data, v: Vocabulary) -> O
     lengths = Lengths(length, None, masked.predicted(length, c.masked, extra=16), types=True)
     settings = dict(negatives=c.negatives, answers=v.sentinel_ids[:2], bos=v.bos_id, eos=v.eos_id)
     make = partial(encoder, noise=masked.noise_of(c.masked, v), **settings)
-    return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, shortest=1, needs_other=True, sentinels=2)
+    uses: dict[str, Any] = dict(needs_other=True, sentinels=2, types=2)
+    return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, shortest=1, **uses)
 
 
 def between_ends(ask: Ask) -> Ask:

@@ -19,7 +19,7 @@ from lm.generation.samples import samples
 from lm.losses.cross_entropy import cross_entropy, scores
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
-from lm.objectives import Objective, Vocabulary, build, suited
+from lm.objectives import Objective, Vocabulary, build, factors
 from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import replaced_tokens
 from lm.training.recipe import Parts, Recipe
@@ -32,23 +32,28 @@ NOTHING_HELD_OUT = (
 )
 
 
-def tokens(run: config.Run) -> Task:
-    """The task of one model, with the cross-entropy of the rows' targets: tokens, or classes if its head has `outputs`."""
+def tokens(run: config.Run, *, masked: bool = False) -> Task:
+    """The task of one model, with the cross-entropy of the rows' targets: tokens, or classes if its head has `outputs`. If
+    everything that is predicted is `masked`, the mask token is never the answer, and has probability 0."""
     model = Transformer(run.model)
     outputs = run.model.head.outputs if run.model.head else None
     settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs or run.model.vocab_size)
     loss = partial(cross_entropy, apply=model.apply, z_loss=run.train.z_loss, **settings)
+    read = lambda batch: batch.encoder.tokens if masked else None  # the mask token, at all positions with loss
     return Task(
         models={"model": run.model},
         init=lambda key, batch: model.init(key, batch)["params"],
-        loss=lambda params, frozen, batch, rngs: (loss(params, example=batch, rngs=rngs), {}),
-        scores=lambda params, frozen, batch: scores(params, model.apply, batch, **settings),
+        loss=lambda params, frozen, batch, rngs: (loss(params, example=batch, rngs=rngs, excluded=read(batch)), {}),
+        scores=lambda params, frozen, batch: scores(params, model.apply, batch, excluded=read(batch), **settings),
         passes=lambda lengths: [(run.model, lengths.predicted)],
         writer=lambda params, frozen: (model, params),
     )
 
 
-TASKS: dict[type, Callable[[config.Run], Task]] = {config.ReplacedTokens: replaced_tokens.task}  # all others: `tokens`
+TASKS: dict[type, Callable[[config.Run], Task]] = {  # all others: `tokens`
+    config.ReplacedTokens: replaced_tokens.task,
+    config.MaskedDiffusion: partial(tokens, masked=True),
+}
 
 
 class Pretraining(Recipe):
@@ -96,8 +101,8 @@ class Pretraining(Recipe):
         run, jitted = parts.run, jax.jit(parts.task.scores)
         score = lambda params, batch: jitted(params, frozen, batch)
         size = run.evaluate.batch_size or run.train.batch_size
-        factors = suited(run.model.architecture, run.objective).factors
-        return [HeldOut(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows, factors, parts.task.nats)]
+        factor = factors(run.model.architecture, run.objective)
+        return [HeldOut(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows, factor, parts.task.nats)]
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
         run, log = parts.run, parts.run.log
@@ -128,10 +133,10 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
         "shorten data.encoder_length, which sets the number of positions, or raise --config.model.{stack}.position.max_length"
     )
     check_positions(run.model, None, objective.reach, cure=cure)
-    if objective.lengths.types and run.model.embed.types < 2:
+    if run.model.embed.types < objective.types:
         raise UserError(
-            f"model.embed.types={run.model.embed.types}, and this objective tells two texts apart by their types; "
-            "set --config.model.embed.types=2"
+            f"model.embed.types={run.model.embed.types}, and this objective has {objective.types} types of tokens; "
+            f"set --config.model.embed.types={objective.types}"
         )
     return objective
 

@@ -33,7 +33,7 @@ def test_two_objectives_compare(train, tmp_path, capsys):
     assert main([f"--from={tmp_path}/decoder.causal", f"--items={path}"]) == 2
     assert "item 2 has a right side" in capsys.readouterr().err
     assert main([f"--from={run}", f"--items={path}", "--left=8"]) == 2
-    assert "--left says which spans are scored" in capsys.readouterr().err
+    assert "scores no spans, and --left asks for something else" in capsys.readouterr().err
     assert causal["digest"] == masked["digest"] and causal["data"] == masked["data"]
     flags = [{s["kind"]: s.get("normalised") for s in result["scores"]} for result in results]
     assert flags == [{"suffix": True, "infill": False, "pll": None}, {"suffix": True, "infill": True, "pll": False}]
@@ -71,6 +71,26 @@ def test_a_converted_model_is_scored_as_the_run_that_it_is_from(train, flags, tm
         ([f"--from={run}", "--out=/nowhere/x.json"], "the folder /nowhere does not exist; create it first"),
     ):
         assert main([*words, *SIZES]) == 2
+        assert cause in capsys.readouterr().err
+
+
+def test_the_bound_of_masked_diffusion_is_the_same_in_two_ways(train, tmp_path, capsys):
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert train(run, "encoder.masked_diffusion", "--config.train.steps=2", "--config.checkpoint.every=None")[0] == 0
+    assert main([f"--from={run}", "--bound=6", "--draws=2"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    found = json.loads((run / "bound.json").read_text())
+    a, b = found["bounds"]["sum"], found["bounds"]["sampled"]
+    assert abs(a["bits_per_byte"] - b["bits_per_byte"]) < 5 * (a["error"] ** 2 + b["error"] ** 2) ** 0.5
+    assert a["nats_per_token"] == pytest.approx(6.2, abs=1.0) and found["windows"] == 6  # log 512 is 6.2
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["heldout"]["bits_per_byte_bound"] == pytest.approx(a["bits_per_byte"], rel=0.2)
+    assert train(other, "encoder.masked", "--config.train.steps=0")[0] == 0
+    for words, cause in (
+        ([f"--from={other}", "--bound=6"], "--bound is of models of 'masked_diffusion', and this one is of 'masked'"),
+        ([f"--from={run}", "--bound=6", "--items=x"], "--items=x scores no spans, and --bound asks for something else"),
+    ):
+        assert main(words) == 2
         assert cause in capsys.readouterr().err
 
 
