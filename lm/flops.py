@@ -61,13 +61,17 @@ def count(
     decoder: int | None = None,
     predicted: int | None = None,
     causal_share: float = 0.5,
+    blocks: int = 0,
 ) -> Flops:
     """Returns the FLOPs of a forward pass over `batch` rows of these lengths, with logits at `predicted` positions per row
     (None: all).
 
     causal_share: the share of a causal row's query-key pairs that counts. 1.0 counts pairs whether visible or not, as plain XLA
-    attention computes them for rows of up to `lm.models.mask.MIN_BLOCK` tokens.
+    attention computes them for rows of up to `lm.models.mask.MIN_BLOCK` tokens. `blocks`: tokens in a block of block diffusion,
+    whose rows hold a text twice, each token with its block and the text before that in sight.
     """
+    if blocks and decoder and causal_share != 1.0:
+        causal_share = (1 + blocks / (decoder // 2)) / 4
     total, every = Flops(), causal_share == 1.0
     if model.encoder:
         assert encoder, "an encoder needs the length of its rows"
@@ -102,6 +106,8 @@ def of_rows(model: config.Model, example: Any, *, everywhere: bool = False) -> F
             shared = min(encoded.shape[1], lengths.shape[1])
             cross_pairs = int((encoded[:, :shared] * lengths[:, :shared]).sum())
         pairs = partial(_causal_pairs, lengths, np.pad(prefixes, ((0, 0), (0, lengths.shape[1] - prefixes.shape[1]))))
+        if stream.blocks is not None:
+            pairs = partial(_block_pairs, stream.segments, stream.blocks)
         total += _stack(model.decoder, model.width, int(lengths.sum()), pairs, source, cross_pairs)
     streams = [stream for stream in (example.encoder, example.decoder) if stream is not None]
     tokens = sum(int((stream.segments > 0).sum()) for stream in streams)
@@ -135,6 +141,16 @@ def _causal_pairs(lengths: np.ndarray, prefixes: np.ndarray, window: int | None)
     near = lengths if window is None else np.minimum(window, lengths)
     past = near * (near + 1) // 2 + (lengths - near) * near
     return int((past + prefixes * (prefixes - 1) // 2).sum())
+
+
+def _block_pairs(segments: np.ndarray, blocks: np.ndarray, window: int | None) -> int:
+    """Returns the query-key pairs of block diffusion, for segments and blocks [B, T] (see `lm.models.mask`)."""
+    sizes = np.zeros((len(segments), int(segments.max(initial=0)) + 1, int(blocks.max(initial=0)) + 2), np.int64)
+    np.add.at(sizes, (np.broadcast_to(np.arange(len(segments))[:, None], segments.shape), segments, blocks), 1)
+    noised, text = sizes[:, 1:, 0::2], sizes[:, 1:, 1::2]
+    noised = noised[..., : text.shape[-1]]
+    upto = np.cumsum(text, axis=-1)
+    return int((text * upto).sum() + (noised * (upto - text + noised)).sum())
 
 
 def _embed(model: config.Model, tokens: int) -> Flops:

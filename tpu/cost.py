@@ -65,7 +65,7 @@ def of(run: config.Run, tokens: float | None = None) -> Cost:
         raise UserError("the config has no pod section: set --config.pod.topology=v5e:16x16, or another")
     rows = lengths(run)
     each = (rows.encoder or 0) + (rows.decoder or 0)
-    sizes: dict[str, Any] = dict(encoder=rows.encoder, decoder=rows.decoder)
+    sizes: dict[str, Any] = dict(encoder=rows.encoder, decoder=rows.decoder, blocks=rows.blocks)
     passes = [flops.count(m, batch=1, predicted=p, **sizes) for m, p in task(run).passes(rows)]
     topology = topologies.parse(run.pod.topology)
     chips = topology.chips * run.pod.slices

@@ -44,6 +44,7 @@ CASES = {
     "decoder_spans": Case("decoder_spans"),
     "decoder_fim": Case("decoder_fim"),
     "decoder_ul2": Case("decoder_ul2"),
+    "decoder_block_diffusion": Case("decoder_block_diffusion", note="; the loss bounds the nats of all tokens"),
     "encoder_masked": Case("encoder_masked"),
     "encoder_masked_words": Case("encoder_masked_words"),
     "encoder_masked_diffusion": Case("encoder_masked_diffusion", note="; the loss bounds the nats of all tokens"),

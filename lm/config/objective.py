@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lm.config.model import Model
-from lm.config.ranges import Name, NonNegative, PositiveShare, Range, Share, Span
+from lm.config.ranges import Count, Name, NonNegative, PositiveShare, Range, Share, Span
 from lm.errors import UserError
 
 
@@ -52,6 +52,15 @@ class MaskedDiffusion:
     weight: Literal["bound", "flat"] = "bound"
     # The model is told the share of masks in so many steps, as types of its tokens (`model.embed.types`); 0: it counts itself.
     time_steps: Annotated[int, Range(0, 10_000)] = 0
+
+
+@dataclass(frozen=True)
+class BlockDiffusion:
+    """Blocks left to right, each by masked diffusion given the text before it (BD3-LM, arXiv 2503.09573). A row holds a text
+    and its noised copy. With blocks of one token every token is predicted from those before it, as a causal model does."""
+
+    block: Count = 4  # tokens
+    schedule: Literal["linear", "cosine", "square"] = "linear"  # as in MaskedDiffusion, within a block
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,7 @@ Objective = (
     | Prefix
     | Masked
     | MaskedDiffusion
+    | BlockDiffusion
     | SpanCorruption
     | Denoise
     | Deshuffle

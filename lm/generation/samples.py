@@ -9,7 +9,7 @@ import numpy as np
 
 from lm import config, distributed
 from lm.generation.decoding import generate, left_padded, predict_tokens
-from lm.generation.diffusion import fill
+from lm.generation.diffusion import fill, write_blocks
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives import of_texts, reads_prefix, text_prompt
@@ -52,6 +52,14 @@ def samples(
     if a.decoder is None:
         return [_filled(model, params, tokenizer, p, i, a.mode, forbidden) for p, i in zip(prompts, a.ids, strict=True)]
     forbidden[[tokenizer.eos_id, *a.may_write]] = False
+    first: Any = first_part(objective, tokenizer)[0]
+    if text_prompt(first).blocks:
+        how: dict[str, Any] = dict(new_tokens=new_tokens, temperature=temperature, eos_id=tokenizer.eos_id, forbidden=forbidden)
+        how |= dict(block=first.block, mask_id=tokenizer.mask_id)
+        texts = [np.concatenate([a.mode, i]).astype(np.int32) for i in a.ids]
+        keys = jax.random.split(jax.random.key(seed), len(texts))
+        rows = [write_blocks(model, params, text, key, **how) for text, key in zip(texts, keys, strict=True)]
+        return [{"prompt": p, "text": _text(tokenizer, row)} for p, row in zip(prompts, rows, strict=True)]
     settings = dict(new_tokens=max(a.lengths), temperature=temperature, eos_id=tokenizer.eos_id, forbidden=forbidden)
     key = jax.random.key(seed)
     tokens = distributed.fetched(generate(model, params, a.decoder, key, encoder=a.encoder, **settings))

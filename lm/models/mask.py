@@ -17,6 +17,14 @@ class Mask:
     of the prefix.
 
     "After" is by index in the row, which within a segment is the order of the positions.
+
+    With blocks, which are never `causal`, it sees the keys of its own number and those of lower odd ones (block diffusion,
+    arXiv 2503.09573, section 3.1): a text's tokens, of number 2b + 1 in block b, see their block and those before it; their
+    noised copies, of number 2b, see each other within their block, and the text before it.
+
+    text [5 6 7 8] in blocks of two, then its noised copy [M 6 M M]:
+    blocks    [1 1 3 3 0 0 2 2]
+    sees      1: 1      3: 1 3      0: 0      2: 1 2
     """
 
     q_segments: jax.Array  # int32 [B, T]
@@ -24,6 +32,8 @@ class Mask:
     k_prefix: jax.Array | None = None  # bool [B, S]: keys that all queries of their segment see; None: no key
     q_start: jax.Array | int = 0  # index of the first query among the keys; not 0 when decoding with a cache
     causal: bool = struct.field(pytree_node=False, default=False)
+    q_blocks: jax.Array | None = None  # int32 [B, T]; None: no blocks
+    k_blocks: jax.Array | None = None  # int32 [B, S]
 
     def distance(self) -> jax.Array:
         """Returns query index - key index, int32 [T, S]."""
@@ -52,4 +62,7 @@ class Mask:
         if self.causal:
             past = distance >= 0
             visible &= past if self.k_prefix is None else past | self.k_prefix[:, None, keys]
+        if self.q_blocks is not None and self.k_blocks is not None:
+            q, k = self.q_blocks[:, queries, None], self.k_blocks[:, None, keys]
+            visible &= (q == k) | ((k % 2 == 1) & (k < q))
         return visible

@@ -229,29 +229,35 @@ class Transformer(nn.Module):
         With `mutable=["cache"]` the tokens follow those of earlier calls. The first call allocates `cache_length` slots and
         stores `encoded`; later calls omit it.
         """
-        segments, prefix, start = stream.segments, stream.prefix, 0
+        segments, prefix, blocks, start = stream.segments, stream.prefix, stream.blocks, 0
         if self.is_mutable_collection("cache") and not self.is_initializing():
-            segments, prefix, start = self._append_to_cache(stream, cache_length)
+            segments, prefix, blocks, start = self._append_to_cache(stream, cache_length)
             if encoded_segments is not None:
                 self.put_variable("cache", "encoded_segments", encoded_segments)
             encoded_segments = self.get_variable("cache", "encoded_segments")
-        mask = Mask(stream.segments, segments, prefix, start, causal=True)
+        if stream.blocks is None:
+            mask = Mask(stream.segments, segments, prefix, start, causal=True)
+        else:
+            mask = Mask(stream.segments, segments, q_start=start, q_blocks=stream.blocks, k_blocks=blocks)
         cross = Mask(stream.segments, encoded_segments) if encoded_segments is not None else None
         context = Context(mask, stream.positions, None, encoded, cross)
         return self.decoder(self.embed(stream, "decoder"), context)
 
-    def _append_to_cache(self, stream: TokenStream, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Appends segments and prefix of the new tokens; returns both, [B, S], and the index of the first new token."""
+    def _append_to_cache(self, stream: TokenStream, length: int) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
+        """Appends segments, prefix and blocks of the new tokens; returns them, [B, S], and the index of the first new token."""
         start = self.get_variable("cache", "length", jnp.zeros((), jnp.int32))
         shape = (stream.tokens.shape[0], length)
         prefix = stream.prefix if stream.prefix is not None else jnp.zeros(stream.tokens.shape, bool)
-        merged = []
-        for name, new in (("segments", stream.segments), ("prefix", prefix)):
+        merged: list[Any] = []
+        for name, new in (("segments", stream.segments), ("prefix", prefix), ("blocks", stream.blocks)):
+            if new is None:
+                merged.append(None)
+                continue
             old = self.get_variable("cache", name, jnp.zeros(shape, new.dtype))
             merged.append(jax.lax.dynamic_update_slice_in_dim(old, new, start, 1))
             self.put_variable("cache", name, merged[-1])
         self.put_variable("cache", "length", start + stream.tokens.shape[1])
-        return merged[0], merged[1], start
+        return merged[0], merged[1], merged[2], start
 
 
 def abstract_params(model: config.Model, device: jax.Device | None = None) -> dict[str, Any]:

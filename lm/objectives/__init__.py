@@ -5,6 +5,7 @@ are asked. A new objective is a module like these and its name in the list below
 """
 
 from lm.objectives import (
+    block_diffusion,
     causal,
     denoise,
     deshuffle,
@@ -57,6 +58,7 @@ for _module in (
     spans,
     masked,
     masked_diffusion,
+    block_diffusion,
     replaced_tokens,
     denoise,
     deshuffle,

@@ -20,7 +20,7 @@ class Lengths:
     """Tokens in a row of the encoder and of the decoder (None: no such stack), and predictions in a row.
 
     `predicted` is None if every position of the row is predicted. `prefix` and `types` say which optional arrays the streams
-    have (see `TokenStream`).
+    have (see `TokenStream`), and so do `blocks`, which are tokens in a block of a text that stands in the row twice, or 0.
     """
 
     encoder: int | None
@@ -28,6 +28,7 @@ class Lengths:
     predicted: int | None = None
     prefix: bool = False
     types: bool = False
+    blocks: int = 0
 
 
 @dataclass(frozen=True)

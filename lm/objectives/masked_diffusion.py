@@ -61,12 +61,18 @@ def encoder(
     weights   [ 0 5/3  0 5/3 0 5/3]
     """
     candidates = np.flatnonzero(np.asarray(tokens) != bos)
-    n = len(candidates)
-    if not n:
+    if not len(candidates):
         return noised(tokens, candidates, 0.0, bos=bos, **noise)
+    chosen, weight = draw(candidates, rng, at, schedule)
+    return noised(tokens, chosen, 1.0 if flat else weight, bos=bos, **noise)
+
+
+def draw(candidates: np.ndarray, rng: np.random.Generator, at: float | None, schedule: str) -> tuple[np.ndarray, float]:
+    """k of the n candidates, and the weight 1 / (k p(k)) of each, as in `encoder`."""
+    n = len(candidates)
     k = min(n, int(share(rng.random() if at is None else at, schedule) * n) + 1)
     probability = float(part(k / n, schedule) - part((k - 1) / n, schedule))
-    return noised(tokens, rng.permutation(candidates)[:k], 1.0 if flat else 1 / (k * probability), bos=bos, **noise)
+    return rng.permutation(candidates)[:k], 1 / (k * probability)
 
 
 def noised(tokens: np.ndarray, chosen: np.ndarray, weight: float, *, mask_id: int, bos: int, time_steps: int = 0) -> Example:

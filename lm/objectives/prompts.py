@@ -159,6 +159,7 @@ class TextPrompt:
     noised: bool = False  # an encoder, or a decoder's prefix, reads it as a noised text: without bos, with eos at its end
     sentinels: bool = False  # the answer may contain sentinels
     fills: bool = False  # an encoder fills in masks of its own behind the prompt, in several steps
+    blocks: bool = False  # a decoder fills in blocks of masks behind the prompt, one after another
     from_masks: bool = False  # the decoder starts with a mask token, at the position of the first mask (MASS)
 
 

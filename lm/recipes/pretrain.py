@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lm import config
@@ -24,6 +25,7 @@ from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import replaced_tokens
 from lm.training.recipe import Parts, Recipe
 from lm.training.task import Task
+from lm.types import Example
 
 HELD_OUT_SEED = 0  # of the noise in held-out rows
 NOTHING_HELD_OUT = (
@@ -39,7 +41,7 @@ def tokens(run: config.Run, *, masked: bool = False) -> Task:
     outputs = run.model.head.outputs if run.model.head else None
     settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs or run.model.vocab_size)
     loss = partial(cross_entropy, apply=model.apply, z_loss=run.train.z_loss, **settings)
-    read = lambda batch: batch.encoder.tokens if masked else None  # the mask token, at all positions with loss
+    read = _read if masked else lambda batch: None  # the mask token, at all positions with loss
     return Task(
         models={"model": run.model},
         init=lambda key, batch: model.init(key, batch)["params"],
@@ -50,9 +52,16 @@ def tokens(run: config.Run, *, masked: bool = False) -> Task:
     )
 
 
+def _read(example: Example) -> jax.Array:
+    """The tokens that are read at the predicted positions, int32 [B, P]."""
+    stream: Any = example.decoder or example.encoder
+    return stream.tokens if example.where is None else jnp.take_along_axis(stream.tokens, example.where, axis=1)
+
+
 TASKS: dict[type, Callable[[config.Run], Task]] = {  # all others: `tokens`
     config.ReplacedTokens: replaced_tokens.task,
     config.MaskedDiffusion: partial(tokens, masked=True),
+    config.BlockDiffusion: partial(tokens, masked=True),
 }
 
 
@@ -133,12 +142,27 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
         "shorten data.encoder_length, which sets the number of positions, or raise --config.model.{stack}.position.max_length"
     )
     check_positions(run.model, None, objective.reach, cure=cure)
+    if objective.lengths.blocks:
+        _check_blocks(run.model)
     if run.model.embed.types < objective.types:
         raise UserError(
             f"model.embed.types={run.model.embed.types}, and this objective has {objective.types} types of tokens; "
             f"set --config.model.embed.types={objective.types}"
         )
     return objective
+
+
+def _check_blocks(model: config.Model) -> None:
+    """UserError if a decoder tells positions apart by indices in the row, where a noised copy stands behind its text."""
+    stack = model.decoder
+    assert stack is not None
+    if isinstance(stack.position, config.Buckets | config.Alibi):
+        raise UserError(
+            f"model.decoder.position is {config.kind_of(type(stack.position))}, and block diffusion has a text twice in a row: "
+            "take rope, learned or sinusoidal"
+        )
+    if any(block.attention.window for block in stack.blocks.values()):
+        raise UserError("attention windows and block diffusion do not go together: leave attention.window out")
 
 
 def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:

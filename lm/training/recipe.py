@@ -35,7 +35,7 @@ class Computation:
     @property
     def flops_per_step(self) -> float:
         """Model FLOPs, forward and backward, of rows without padding."""
-        lengths: dict[str, Any] = dict(encoder=self.lengths.encoder, decoder=self.lengths.decoder)
+        lengths: dict[str, Any] = {name: getattr(self.lengths, name) for name in ("encoder", "decoder", "blocks")}
         passes = self.task.passes(self.lengths)
         return sum(flops.count(m, batch=self.run.train.batch_size, predicted=p, **lengths).train for m, p in passes)
 

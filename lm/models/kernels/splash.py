@@ -1,7 +1,7 @@
 """Attention by splash, the TPU kernel that ships with JAX: computed tile by tile, so that no [T, S] array ever exists.
 
 A `lm.models.mask.Mask` is passed in three ways: segments go to the kernel as they are; causal order and windows form a
-static mask, whose empty tiles are skipped; a prefix, which differs from row to row, becomes a dense mask in memory.
+static mask, whose empty tiles are skipped; a prefix or blocks, which differ from row to row, become a dense mask in memory.
 
 Each device holds its rows, heads and queries, and all keys of those rows. With causal rows it holds an early and a late
 chunk of the queries, so that all devices do the same work (the zigzag of context parallelism, as in arXiv 2407.21783,
@@ -45,33 +45,33 @@ def attend(
     zigzag = shards if mask.causal and mask.k_prefix is None else 1  # in how many shards queries are reordered
     tile = _tile_size(T, shards * (2 if zigzag > 1 else 1), "queries"), _tile_size(S, 1, "keys")
     make = partial(_make_kernel, tile=tile, softcap=softcap)
-    if mask.k_prefix is not None:
+    rows_differ = mask.k_prefix is not None or mask.k_blocks is not None
+    if rows_differ:
         static, mesh_axis = None, None
     elif mask.causal or window is not None:
         static, mesh_axis = make(_static_mask(mask, T, S, window, zigzag), shards), "sequence"
     else:
         static, mesh_axis = make(masks.FullMask((T // shards, S)), 1), None
 
-    def one_row(kernel: Any, q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, segments: Any, prefix: Any) -> jax.Array:
+    def one_row(kernel: Any, q_NTH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, segments: Any, each: Any) -> jax.Array:
         if kernel is None:
             first = jax.lax.axis_index("sequence") * (T // shards) if shards > 1 else 0
-            row_mask = replace(
-                mask, q_segments=segments.q[None], k_segments=segments.kv[None], k_prefix=prefix[None], q_start=first
-            )
+            arrays = {name: None if array is None else array[None] for name, array in each.items()}
+            row_mask = replace(mask, q_segments=segments.q[None], k_segments=segments.kv[None], q_start=first, **arrays)
             kernel = make(row_mask.dense(window), 1)
         return kernel(q_NTH, k_KSH, v_KSH, segment_ids=segments)
 
-    def local(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, q_segments: jax.Array, k_segments: jax.Array, prefix: Any):
+    def local(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, q_segments: jax.Array, k_segments: jax.Array, each: Any):
         segments = kernels.SegmentIds(q_segments, k_segments)
         if zigzag > 1:
             q, segments = _to_zigzag(q, shards), segments._replace(q=_to_zigzag(q_segments, shards))
         heads_first = (jnp.swapaxes(x, 1, 2) for x in ((q * scale).astype(q.dtype), k, v))
-        rows = jax.vmap(one_row, in_axes=(None, 0, 0, 0, 0, 0))(kernel, *heads_first, segments, prefix)
+        rows = jax.vmap(one_row, in_axes=(None, 0, 0, 0, 0, 0))(kernel, *heads_first, segments, each)
         y = jnp.swapaxes(rows, 1, 2).astype(q.dtype)
         return _to_zigzag(y, shards, inverse=True) if zigzag > 1 else y
 
-    prefix = mask.k_prefix
-    arguments = (static, q_BTNH, k_BSKH, v_BSKH, mask.q_segments, mask.k_segments, prefix)
+    each = {"k_prefix": mask.k_prefix, "q_blocks": mask.q_blocks, "k_blocks": mask.k_blocks}  # arrays of a row, or None
+    arguments = (static, q_BTNH, k_BSKH, v_BSKH, mask.q_segments, mask.k_segments, each)
     if mesh.empty:
         return local(*arguments)
     queries, keys = sharding.spec("batch", "length"), sharding.spec("batch", "keys")
@@ -83,7 +83,7 @@ def attend(
         key_heads,
         queries,
         keys,
-        None if prefix is None else keys,
+        {name: None if each[name] is None else spec for name, spec in zip(each, (keys, queries, keys), strict=True)},
     )
     return jax.shard_map(local, in_specs=specs, out_specs=specs[1], check_vma=False)(*arguments)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lm.generation.decoding import left_padded
-from lm.generation.diffusion import fill
-from lm.types import TokenStream
+from lm.generation.diffusion import fill, write_blocks
+from lm.objectives.block_diffusion import twice
+from lm.types import Example, TokenStream
 from tests.unit.evaluation.test_spans import model
 from tests.unit.objectives.asking import BOS, MASK, TEXT, WIDE
 
@@ -56,8 +57,6 @@ def one_at_a_time(order, block=None):
 
 
 def stream_example(stream):
-    from lm.types import Example
-
     return Example(stream, None, None, None)
 
 
@@ -82,3 +81,31 @@ def test_random_orders_differ_by_key_and_repeat():
 def test_padding_before_a_row_changes_nothing():
     both, alone = filled()[1], filled(ROWS[1:], steps=4)[1]
     assert np.array_equal(both[1, -4:], alone[0])
+
+
+def test_blocks_are_written_with_kept_keys_as_without():
+    """Each token as it is filled in a row of text and copy that goes through the model whole; up to the end of the text."""
+    module, params = model("decoder")
+    for length, block in ((5, 2), (3, 4)):
+        prompt = np.array([BOS, *([TEXT, TEXT + 1] * 4)][:length], np.int32)
+        settings = dict(new_tokens=5, block=block, mask_id=MASK, eos_id=-1, forbidden=FORBIDDEN)
+        new = write_blocks(module, params, prompt, jax.random.key(0), **settings)
+        known = list(prompt)
+        while len(known) < length + 5:
+            first = len(known) // block * block
+            size = min(block, length + 5 - first)
+            noised = np.array([*known[first:], *[MASK] * (first + size - len(known))])
+            while MASK in noised:
+                row = twice(np.array(known[:first], int), noised, block, first)
+                row = jax.tree.map(lambda x: jnp.asarray(x)[None], row)
+                logits = np.array(module.apply({"params": params}, Example(None, row, None, None)), float)[0, first:]
+                logits[:, FORBIDDEN] = -np.inf
+                best = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+                place = max(np.flatnonzero(noised == MASK), key=lambda i: best[i].max())
+                noised[place] = best[place].argmax()
+            known[first:] = noised.tolist()
+        assert new.tolist() == known[length:]
+        end = int(new[2])
+        cut = write_blocks(module, params, prompt, jax.random.key(0), **settings | {"eos_id": end})
+        stop = new.tolist().index(end)
+        assert cut[:stop].tolist() == new[:stop].tolist() and (cut[stop:] == end).all() and len(cut) == 5

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from lm.config import Attention, Block, MaskedDiffusion, Mlp, Model, Stack
+from lm.config import Attention, Block, BlockDiffusion, MaskedDiffusion, Mlp, Model, Stack
 from lm.objectives import DECLARATIONS, pairs
 from lm.objectives.prompts import Span
 from lm.types import CHARACTER, WORD
@@ -15,7 +15,8 @@ GENERATOR = Model(WIDE, 16, encoder=Stack(1, {"L": Block(Attention(2), Mlp(16))}
 # How each objective is asked, by architecture; a mixture as its parts are.
 SUITS = {(a, o): DECLARATIONS[o].suits[a] for a, o in pairs()}
 SPAN_PROMPTS = {key: suit.spans for key, suit in SUITS.items() if isinstance(suit.spans, dict) and suit.spans}
-SPAN_PROMPTS["encoder", MaskedDiffusion] = SUITS["encoder", MaskedDiffusion].spans(MaskedDiffusion())  # depends on the config
+for _key in (("encoder", MaskedDiffusion), ("decoder", BlockDiffusion)):  # depend on the config
+    SPAN_PROMPTS[_key] = SUITS[_key].spans(_key[1]())
 ASKED = [(*key, kind) for key, known in SPAN_PROMPTS.items() for kind in known]
 NAMES = [f"{a}-{o.__name__}-{k}" for a, o, k in ASKED]
 
