@@ -27,11 +27,13 @@ MASKS = {
     "soft cap": dict(causal=True, softcap=5.0),
     "cross": dict(keys=256),
     "one key head": dict(causal=True, kv_heads=1),
+    "blocks": dict(blocks=16),
 }
 
 
-def inputs(keys=T, causal=False, prefix=False, kv_heads=HEADS[1], **how):
-    """Four rows of packed documents and padding; each document begins with a bidirectional prefix."""
+def inputs(keys=T, causal=False, prefix=False, kv_heads=HEADS[1], blocks=0, **how):
+    """Four rows of packed documents and padding; each document begins with a bidirectional prefix, or is a text and its noised
+    copy in blocks of so many tokens."""
     rng = np.random.default_rng(0)
     n, k, h = HEADS[0], kv_heads, HEADS[2]
     arrays = [rng.normal(size=(4, *shape)).astype(np.float32) for shape in ((T, n, h), (keys, k, h), (keys, k, h), (T, n, h))]
@@ -42,6 +44,11 @@ def inputs(keys=T, causal=False, prefix=False, kv_heads=HEADS[1], **how):
     starts = np.concatenate([np.zeros((4, 1), int), ends], 1)
     known = place[None] - np.take_along_axis(starts, np.maximum(segments - 1, 0), 1) < 20 if prefix else None
     mask = Mask(segments, segments[:, :keys], known, causal=causal)
+    if blocks:
+        within = place[None] - np.take_along_axis(starts, np.maximum(segments - 1, 0), 1)
+        half = np.take_along_axis(np.diff(starts, append=480), np.maximum(segments - 1, 0), 1) // 2
+        number = np.where(within < half, 2 * (within // blocks) + 1, 2 * ((within - half) // blocks)).astype(np.int32)
+        mask = mask.replace(q_blocks=number, k_blocks=number)
     return arrays, mask, dict(scale=0.2, **how)
 
 
