@@ -1,7 +1,8 @@
 """A run, and how it trains: optimizer, steps, checkpoints, evaluation, recipe, mesh, log."""
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from lm.config.data import Data
@@ -65,8 +66,16 @@ class Train:
     microbatches: Count = 1  # the gradient of a batch is summed over this many parts, for less memory
     seed: Seed = 0  # of parameters, data order, noise and dropout
     init_from: Name | None = None  # folder of a run or a converted model to start from; None: random parameters
+    # Stacks of the model -> stacks of that one whose parameters they begin with: {"encoder": "decoder"} makes an encoder of a
+    # decoder (LLM2Vec, arXiv 2404.05961), and with {"decoder": "decoder"} beside it an encoder-decoder (T5Gemma, 2504.06225).
+    # What a saved stack lacks, such as cross-attention, begins from the seed. {}: the models are the same.
+    init_map: Mapping[Literal["encoder", "decoder"], Literal["encoder", "decoder"]] = field(default_factory=dict)
     z_loss: NonNegative = 0.0  # weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5: 1e-4)
     max_skipped: Count = 10  # the run stops after so many steps in a row whose loss, gradient or update is not finite
+
+    def __post_init__(self) -> None:
+        if self.init_map and self.init_from is None:
+            raise UserError("train.init_map says what begins with which stack of train.init_from, and that is not given")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from lm.data.corpus.prepare import Prepared
 from lm.data.loader import Position
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
+from lm.training import mapped
 from lm.training.loop import Clock
 from lm.training.recipe import Parts
 from lm.training.step import StatePlan, finite, first_average
@@ -66,7 +67,10 @@ def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, fresh: S
             f"train.init_from={folder} was trained with another tokenizer: take its data.tokenizer settings over the same "
             "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
         )
-    params = pretrained.params(plan.targets().params, fresh={name: state.params[name] for name in fresh})
+    if run.train.init_map:
+        params = mapped.params(pretrained, plan.targets().params, state.params, run.train.init_map)
+    else:
+        params = pretrained.params(plan.targets().params, fresh={name: state.params[name] for name in fresh})
     return replace(state, params=params, ema=None if state.ema is None else first_average(params))
 
 

@@ -6,10 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from lm import checkpoint, saved
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
+from lm.training.mapped import saved_path
 from tests.processes import HANGS
 
 FEW = "--config.train.steps=2"
@@ -27,8 +29,6 @@ def refused(result, *causes):
 
 
 def tree(model):
-    from flax import traverse_util
-
     return traverse_util.unflatten_dict(abstract_params(model), sep="/")
 
 
@@ -79,6 +79,40 @@ def test_what_does_not_match_is_named(train, trained, converted, tmp_path):
     for layers, cause in ((1, "wanted nothing"), (3, "saved nothing, wanted [")):
         deep = f"--config.model.decoder.num_layers={layers}"
         refused(train(tmp_path / "deep", "decoder.causal", FEW, begin, deep), "of another model", cause)
+
+
+@pytest.mark.parametrize(
+    ("what", "stacks"),
+    [
+        ("encoder.masked_diffusion", {"encoder": "decoder"}),
+        ("encoder_decoder.span_corruption", {"encoder": "decoder", "decoder": "decoder"}),
+    ],
+)
+def test_stacks_begin_with_those_of_another_architecture(train, trained, tmp_path, what, stacks):
+    """LLM2Vec's encoder and T5Gemma's encoder-decoder of a decoder: all that it has, and cross-attention of their own."""
+    begin = (f"--config.train.init_from={trained}", f"--config.train.init_map={stacks}", "--config.train.steps=0")
+    code, err = train(tmp_path / "run", what, *begin)
+    assert code == 0, err
+    flat = lambda folder: traverse_util.flatten_dict(saved.open(folder).params(tree(saved.open(folder).model)))
+    before, now = flat(trained), flat(tmp_path / "run")
+    assert {path[1].split("_")[0] for path in now if "positions" in path[1]} == set(stacks)
+    own = {"/".join(path) for path in now if saved_path(path, stacks) not in before}
+    assert all("cross" in name for name in own) and bool(own) == ("decoder" in stacks)
+    for path, array in now.items():
+        if "/".join(path) not in own:
+            assert np.array_equal(array, before[saved_path(path, stacks)])
+    code, err = train(tmp_path / "more", what, *begin[:2], FEW)  # no array is updated in two places
+    assert code == 0, err
+
+
+def test_what_cannot_be_mapped_is_named(train, trained, tmp_path):
+    begin = (f"--config.train.init_from={trained}", FEW)
+    refused(train(tmp_path, "encoder.masked", *begin), "of another model")
+    encoder = "--config.train.init_map={'encoder': 'encoder'}"
+    refused(train(tmp_path, "encoder.masked", *begin, encoder), "has no encoder; leave it out")
+    mapped = "--config.train.init_map={'encoder': 'decoder'}"
+    refused(train(tmp_path, "encoder.masked", *begin, mapped, "--config.model.width=64"), "give both models the same sizes")
+    refused(train(tmp_path, "encoder.masked", FEW, mapped), "train.init_map", "train.init_from")
 
 
 def test_a_run_of_two_models(train, tmp_path):
