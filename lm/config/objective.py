@@ -109,9 +109,11 @@ class FillInMiddle:
 
 @dataclass(frozen=True)
 class NextSentence:
-    """Masked tokens, and whether a second text follows the first (BERT, section 3.1)."""
+    """Masked tokens, and whether a second text follows the first (BERT, section 3.1), or which of two texts comes first
+    (sentence order: ALBERT, arXiv 1909.11942, section 3.1)."""
 
-    negatives: Share = 0.5  # of the pairs, whose second text is from another document, if the split has one
+    negatives: Share = 0.5  # of the pairs, whose second text is from another document, if the split has one; or swapped
+    against: Literal["other", "swapped"] = "other"  # what a negative is: text of another document, or the two texts swapped
     masked: Masked = Masked()  # how their tokens are masked
 
 

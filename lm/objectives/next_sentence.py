@@ -1,4 +1,4 @@
-"""Masked tokens and next-sentence prediction (BERT, arXiv 1810.04805, section 3.1, task 2)."""
+"""Masked tokens and next-sentence prediction (BERT, arXiv 1810.04805, section 3.1, task 2), or sentence order (ALBERT)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from lm.types import Example
 def encoder(
     tokens: np.ndarray,
     rng: np.random.Generator,
-    other: np.ndarray,
+    other: np.ndarray | None = None,
     *,
     noise: Noise,
     negatives: float,
@@ -30,7 +30,8 @@ def encoder(
     bos: int,
     eos: int,
 ) -> Example:
-    """Pairs the first part of a text with its second part, or with text of another document (`other`): does it follow?
+    """Pairs the first part of a text with its second part, or with text of another document (`other`): does it follow? If that
+    is None, the wrong pairs are the two parts swapped, and are told from the right ones by their order alone.
 
     The answer is predicted at bos, in the vocabulary: `answers`, the first two sentinels, are yes (s0, it follows) and no
     (s1), where BERT has a pooler and a classifier of two classes. Every prediction has the same weight, where BERT adds the
@@ -44,15 +45,21 @@ def encoder(
     where     [ 0  2]
     targets   [s1 21]
     weights   [ 1  1]
+
+    without `other`, swapped:
+    encoder   [bos 23 24 eos 20  M 22 eos]
     """
-    text, elsewhere = without_ends(tokens, bos, eos), without_ends(other, bos, eos)
+    text = without_ends(tokens, bos, eos)
+    elsewhere = text if other is None else without_ends(other, bos, eos)
     if len(text) < 2:
         alone = np.concatenate([[bos], text, [eos]]).astype(np.int32)
         e: Any = masked.encoder(alone, rng, noise=noise)
         return replace(e, encoder=replace(e.encoder, types=np.zeros(len(alone), np.int32)))
     follows = len(elsewhere) == 0 or rng.random() >= negatives  # drawn before anything that depends on the length
     first, second = np.split(text, [split(len(text), rng)])
-    if not follows:
+    if not follows and other is None:
+        first, second = second, first
+    elif not follows:
         size = min(len(second), len(elsewhere))
         start = int(rng.integers(len(elsewhere) - size + 1))
         second = elsewhere[start : start + size]
@@ -76,7 +83,7 @@ def build_encoder(c: config.NextSentence, data: config.Data, v: Vocabulary) -> O
     lengths = Lengths(length, None, masked.predicted(length, c.masked, extra=16), types=True)
     settings = dict(negatives=c.negatives, answers=v.sentinel_ids[:2], bos=v.bos_id, eos=v.eos_id)
     make = partial(encoder, noise=masked.noise_of(c.masked, v), **settings)
-    uses: dict[str, Any] = dict(needs_other=True, sentinels=2, types=2)
+    uses: dict[str, Any] = dict(needs_other=c.against == "other", sentinels=2, types=2)
     return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, shortest=1, **uses)
 
 

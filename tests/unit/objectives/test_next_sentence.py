@@ -47,6 +47,22 @@ def test_next_sentence_answers_are_true():
     assert abs(wrong / 1000 - 0.5) < 0.06 and abs(asked / due - 1) < 0.02
 
 
+def test_the_order_of_two_texts_is_asked_for():
+    """ALBERT's sentence order: the same two texts, as they were or swapped; no other text is needed."""
+    o, swapped = build(config.NextSentence(against="swapped", masked=config.Masked(mask=0.0, random=0.0)), "encoder"), 0
+    assert not o.needs_other and o.lengths.types
+    for s in range(400):
+        e = o.make(np.concatenate([[BOS], np.arange(100, 140), [EOS]]), rng(s))
+        a, b = (e.encoder.tokens[(e.encoder.types == t) & (e.encoder.tokens >= RESERVED)] for t in (0, 1))
+        wrong = e.targets[0] == SENTINELS[1]
+        equal(np.concatenate([b, a] if wrong else [a, b]), list(range(100, 140)))
+        swapped += wrong
+    assert abs(swapped / 400 - 0.5) < 0.1
+    assert all(
+        build(config.NextSentence(0.0, "swapped"), "encoder").make(text(9), rng(s)).targets[0] == SENTINELS[0] for s in range(9)
+    )
+
+
 def test_without_another_text_the_next_one_follows():
     o = build(config.NextSentence(negatives=1.0), "encoder")
     assert all(o.make(text(30), rng(s), np.zeros(0, np.int32)).targets[0] == SENTINELS[0] for s in range(20))
