@@ -27,6 +27,7 @@ from lm.config.model import (
 from lm.config.objective import (
     BlockDiffusion,
     Causal,
+    Contrastive,
     Denoise,
     Deshuffle,
     FillInMiddle,

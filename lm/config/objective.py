@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lm.config.model import Model
-from lm.config.ranges import Count, Name, NonNegative, PositiveShare, Range, Share, Span
+from lm.config.ranges import Count, Name, NonNegative, Positive, PositiveShare, Range, Share, Span
 from lm.errors import UserError
 
 
@@ -118,6 +118,14 @@ class NextSentence:
 
 
 @dataclass(frozen=True)
+class Contrastive:
+    """A vector for each text, near to itself under other dropout and far from the other texts of the batch (SimCSE, arXiv
+    2104.08821, section 3). Needs a model with dropout."""
+
+    temperature: Positive = 0.05  # of the cosines (SimCSE, section 3)
+
+
+@dataclass(frozen=True)
 class Part:
     """One objective of a mixture."""
 
@@ -164,6 +172,7 @@ Objective = (
     | Mass
     | FillInMiddle
     | NextSentence
+    | Contrastive
     | ReplacedTokens
     | Mixture
 )

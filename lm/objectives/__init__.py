@@ -7,6 +7,7 @@ are asked. A new objective is a module like these and its name in the list below
 from lm.objectives import (
     block_diffusion,
     causal,
+    contrastive,
     denoise,
     deshuffle,
     fim,
@@ -65,6 +66,7 @@ for _module in (
     mass,
     fim,
     next_sentence,
+    contrastive,
     mixture,
 ):
     DECLARATIONS[_module.OBJECTIVE.config] = _module.OBJECTIVE
