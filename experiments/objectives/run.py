@@ -49,6 +49,7 @@ CASES = {
     "encoder_masked_words": Case("encoder_masked_words"),
     "encoder_masked_diffusion": Case("encoder_masked_diffusion", note="; the loss bounds the nats of all tokens"),
     "encoder_nsp": Case("encoder_nsp"),
+    "encoder_contrastive": Case("encoder_contrastive", note="; nats a text, of 32 or more"),
     "encoder_rtd": Case("encoder_rtd", note="; the loss is the generator's and 50 times the model's"),
     "encdec_prefix": Case("encdec_prefix"),
     "encdec_masked": Case("encdec_masked"),
