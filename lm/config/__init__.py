@@ -35,6 +35,7 @@ from lm.config.objective import (
     MaskedDiffusion,
     Mass,
     Mixture,
+    MultiToken,
     NextSentence,
     Objective,
     Part,

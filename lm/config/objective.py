@@ -15,6 +15,15 @@ class Causal:
 
 
 @dataclass(frozen=True)
+class MultiToken:
+    """The next token, and further ones from heads beside the model (arXiv 2404.19737; DeepSeek-V3, arXiv 2412.19437)."""
+
+    heads: Count = 3  # tokens after the next, a layer each
+    kind: Literal["parallel", "sequential"] = "parallel"  # each head reads the decoder's output, or the head before it
+    weight: NonNegative = 1.0  # of each head's loss beside the model's
+
+
+@dataclass(frozen=True)
 class Prefix:
     """The rest of a text after a random split, its first part seen from both sides (T5, arXiv 1910.10683, section 3.2.3)."""
 
@@ -162,6 +171,7 @@ class ReplacedTokens:
 
 Objective = (
     Causal
+    | MultiToken
     | Prefix
     | Masked
     | MaskedDiffusion

@@ -40,14 +40,33 @@ def cross_entropy(
     through the chunks.
     """
 
+    hidden, sown = apply({"params": params}, example, method="hidden", rngs=rngs, mutable=["losses"])
+    settings: dict[str, Any] = dict(vocab_size=vocab_size, z_loss=z_loss, excluded=excluded, chunks=chunks)
+    total = of_hidden(head_params(params), apply, hidden, example.targets, example.weights, **settings)
+    weight = jnp.sum(example.weights)
+    return WeightedMean(sum((jnp.sum(extra) * weight for extra in jax.tree.leaves(sown)), total), weight)
+
+
+def of_hidden(
+    head: Any,
+    apply: Apply,
+    hidden: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    vocab_size: int,
+    z_loss: float = 0.0,
+    excluded: jax.Array | None = None,
+    chunks: int | None = None,
+) -> jax.Array:
+    """The weighted sum of the losses of targets [B, P] at hidden vectors [B, P, D]; `head` are the parameters that `apply(...,
+    method="logits")` reads."""
+
     def part(logits: jax.Array, targets: jax.Array, weights: jax.Array, *excluded: jax.Array) -> tuple[jax.Array, None]:
         return jnp.sum(weights * token_losses(exclude(logits, *excluded), targets, z_loss)), None
 
-    hidden, sown = apply({"params": params}, example, method="hidden", rngs=rngs, mutable=["losses"])
-    rest = (example.targets, example.weights) + (() if excluded is None else (excluded,))
-    total, _ = over_logits(chunked_sum, part, head_params(params), apply, hidden, rest, vocab_size, chunks)
-    weight = jnp.sum(example.weights)
-    return WeightedMean(sum((jnp.sum(extra) * weight for extra in jax.tree.leaves(sown)), total), weight)
+    rest = (targets, weights) + (() if excluded is None else (excluded,))
+    return over_logits(chunked_sum, part, head, apply, hidden, rest, vocab_size, chunks)[0]
 
 
 def scores(

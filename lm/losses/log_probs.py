@@ -76,14 +76,29 @@ def token_scores(
     excluded: jax.Array | None = None,
 ) -> TokenScores:
     """`log_probs` without dropout, and which targets are the most likely token. `excluded`: int32 [B, P], see `exclude`."""
+    hidden = apply({"params": params}, example, method="hidden")
+    settings: dict[str, Any] = dict(vocab_size=vocab_size, forbidden=forbidden, excluded=excluded)
+    return scores_of_hidden(head_params(params), apply, hidden, example.targets, **settings)
+
+
+def scores_of_hidden(
+    head: Any,
+    apply: Apply,
+    hidden: jax.Array,
+    targets: jax.Array,
+    *,
+    vocab_size: int,
+    forbidden: jax.Array | None = None,
+    excluded: jax.Array | None = None,
+) -> TokenScores:
+    """`token_scores` of hidden vectors [B, P, D]; `head` are the parameters that `apply(..., method="logits")` reads."""
 
     def fn(logits: jax.Array, targets: jax.Array, *excluded: jax.Array) -> TokenScores:
         logits = exclude(forbid(logits, forbidden), *excluded)
         return TokenScores(log_softmax_at(logits, targets), jnp.argmax(logits, axis=-1) == targets)
 
-    hidden = apply({"params": params}, example, method="hidden")
-    rest = (example.targets,) if excluded is None else (example.targets, excluded)
-    return over_logits(chunked_map, fn, head_params(params), apply, hidden, rest, vocab_size)
+    rest = (targets,) if excluded is None else (targets, excluded)
+    return over_logits(chunked_map, fn, head, apply, hidden, rest, vocab_size)
 
 
 def forbid(logits: jax.Array, forbidden: jax.Array | None) -> jax.Array:

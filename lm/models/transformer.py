@@ -200,6 +200,10 @@ class Transformer(nn.Module):
             x = jnp.take_along_axis(x, example.where[..., None], axis=1)
         return x
 
+    def embedded(self, stream: TokenStream, name: str) -> jax.Array:
+        """Returns what the stack `name`, "encoder" or "decoder", reads: [B, T, D]."""
+        return self.embed(stream, name)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden vectors [..., D] -> logits [..., V]."""
         return self.head(hidden, self.embed.tokens)

@@ -15,6 +15,7 @@ from lm.objectives import (
     masked_diffusion,
     mass,
     mixture,
+    multi_token,
     next_sentence,
     prefix,
     replaced_tokens,
@@ -55,6 +56,7 @@ __all__ = [
 
 for _module in (
     causal,
+    multi_token,
     prefix,
     spans,
     masked,

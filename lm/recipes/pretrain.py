@@ -22,7 +22,7 @@ from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Objective, Vocabulary, build, factors
 from lm.objectives.dummy_vocabulary import DummyVocabulary
-from lm.recipes import contrastive, replaced_tokens
+from lm.recipes import contrastive, multi_token, replaced_tokens
 from lm.training.recipe import Parts, Recipe
 from lm.training.task import Task
 from lm.types import Example
@@ -63,6 +63,7 @@ TASKS: dict[type, Callable[[config.Run], Task]] = {  # all others: `tokens`
     config.MaskedDiffusion: partial(tokens, masked=True),
     config.BlockDiffusion: partial(tokens, masked=True),
     config.Contrastive: contrastive.task,
+    config.MultiToken: multi_token.task,
 }
 
 
