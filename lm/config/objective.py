@@ -19,7 +19,7 @@ class MultiToken:
     """The next token, and further ones from heads beside the model (arXiv 2404.19737; DeepSeek-V3, arXiv 2412.19437)."""
 
     heads: Count = 3  # tokens after the next, a layer each
-    kind: Literal["parallel", "sequential"] = "parallel"  # each head reads the decoder's output, or the head before it
+    sequential: bool = False  # each head reads the head before it (DeepSeek-V3); False: the decoder's output
     weight: NonNegative = 1.0  # of each head's loss beside the model's
 
 

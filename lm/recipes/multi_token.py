@@ -22,7 +22,7 @@ from lm.types import Example, WeightedMean
 def task(run: config.Run) -> Task:
     c = run.objective
     assert isinstance(c, config.MultiToken)
-    model, future = Transformer(run.model), Future(run.model, c.heads, c.kind == "sequential")
+    model, future = Transformer(run.model), Future(run.model, c.heads, c.sequential)
     z_loss, vocab_size = run.train.z_loss, run.model.vocab_size
 
     def init(key: jax.Array, example: Any) -> Any:
@@ -68,7 +68,7 @@ def task(run: config.Run) -> Task:
         return out
 
     layer = replace(run.model, decoder=one_layer(run.model))
-    if c.kind == "sequential":  # two vectors are projected to one; the logits cost the same
+    if c.sequential:  # two vectors are projected to one; the logits cost the same
         head = run.model.head and replace(run.model.head, tied=False)
         layer = replace(layer, embed=replace(layer.embed, width=2 * run.model.width), head=head)
     return Task(

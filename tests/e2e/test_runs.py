@@ -22,19 +22,22 @@ def test_trains(train, tmp_path, what):
     # A pair's loss is no measure: the better the generator, the harder what it asks of the model.
     name = "heldout/generator_loss" if what.endswith("replaced_tokens") else "heldout/loss"
     heldout = [row[name] for row in rows if name in row]
-    assert heldout[-1] < heldout[0] - 0.05, heldout
+    # Texts of a few random letters are told apart at once; tests/unit/losses/test_contrastive.py has some that must be learned.
+    assert heldout[-1] < heldout[0] - 0.05 or (what.endswith("contrastive") and heldout[-1] < 0.2), heldout
     assert summary["tokens_seen"] >= summary["tokens_with_loss"] > 0
     assert summary["seconds"]["train"] > 0 and summary["model_flops"] > 0
-    assert ("bits_per_byte" in summary["heldout"]) == what.endswith("causal")
+    assert ("bits_per_byte" in summary["heldout"]) == what.endswith(("causal", "multi_token"))
+    assert ("bits_per_byte_bound" in summary["heldout"]) == what.endswith("diffusion")
     left_out = summary["text_left_out"]
     assert set(left_out) == {"train", "holdout"} and max(left_out.values()) < 0.2
     assert max(left_out.values()) == 0 or what not in ("decoder.causal", "encoder.masked", "encoder.replaced_tokens")
-    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert {s["step"] for s in samples} == {10, 20, 30, 40} and all(s["text"] for s in samples[-1:])
+    if not what.endswith("contrastive"):  # it writes nothing
+        samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+        assert {s["step"] for s in samples} == {10, 20, 30, 40} and all(s["text"] for s in samples[-1:])
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["versions"]["jax"] and len(manifest["data_fingerprint"]) == 64
     page = (tmp_path / "report.html").read_text()
-    assert "data:image/png;base64," in page and "Samples at step 40" in page
+    assert "data:image/png;base64," in page and ("Samples at step 40" in page) != what.endswith("contrastive")
 
 
 def test_no_steps_evaluate_the_first_parameters(train, tmp_path):

@@ -29,7 +29,7 @@ def batch(*lengths, seed=0):
     return stack([pack(pieces, Lengths(None, 16)), pack(pieces[:1], Lengths(None, 16))])
 
 
-@pytest.fixture(scope="module", params=["parallel", "sequential"])
+@pytest.fixture(scope="module", params=[False, True], ids=["parallel", "sequential"])
 def trained(request):
     what = task(config.Run(MODEL, objective=config.MultiToken(2, request.param, weight=0.5)))
     params = nn.unbox(what.init(jax.random.key(0), batch(7, 5)))
@@ -45,9 +45,9 @@ def test_ahead_docstring():
     assert ahead(row, 2)[1].sum() == 1 + 1 and (np.asarray(ahead(row, 0)[1]) == row.weights).all()
 
 
-def logits(params, kind, rows):
+def logits(params, sequential, rows):
     """float [heads + 1, B, T, V], by plain calls of the modules."""
-    model, future = Transformer(MODEL), Future(MODEL, 2, kind == "sequential")
+    model, future = Transformer(MODEL), Future(MODEL, 2, sequential)
     variables = {"params": params["model"]}
     hidden = model.apply(variables, rows, method="hidden")
     embedded = model.apply(variables, rows.decoder, "decoder", method="embedded")
@@ -56,10 +56,10 @@ def logits(params, kind, rows):
 
 
 def test_the_loss_is_the_sum_over_heads_of_what_each_is_asked(trained):
-    kind, what, params = trained
+    sequential, what, params = trained
     rows = batch(7, 5)
     mean, more = what.loss(params, None, rows, None)
-    logp = logits(params, kind, rows)
+    logp = logits(params, sequential, rows)
     logp = logp - np.log(np.exp(logp).sum(-1, keepdims=True))
     sums = np.zeros(3)
     for r, texts in enumerate(([(0, 7), (7, 12)], [(0, 7)])):
@@ -77,15 +77,17 @@ def test_the_loss_is_the_sum_over_heads_of_what_each_is_asked(trained):
 
 def test_a_head_sees_no_token_that_it_predicts(trained):
     """In parallel a head sees what the model sees; in sequence also the tokens between the next one and its own."""
-    kind, _, params = trained
+    sequential, _, params = trained
     rows, at = batch(12), 5
-    before = logits(params, kind, rows)[:, 0]
+    before = logits(params, sequential, rows)[:, 0]
     for changed in range(at + 1, 12):
         tokens = rows.decoder.tokens.copy()
         tokens[0, changed] = (tokens[0, changed] + 1) % V
-        after = logits(params, kind, dataclasses.replace(rows, decoder=dataclasses.replace(rows.decoder, tokens=tokens)))[:, 0]
+        after = logits(params, sequential, dataclasses.replace(rows, decoder=dataclasses.replace(rows.decoder, tokens=tokens)))[
+            :, 0
+        ]
         moved = np.abs(after - before)[:, at].max(axis=-1) > 1e-6
-        assert moved.tolist() == [kind == "sequential" and changed <= at + k for k in range(3)]
+        assert moved.tolist() == [sequential and changed <= at + k for k in range(3)]
 
 
 def test_what_is_saved_of_it_is_the_model(trained):
@@ -99,7 +101,7 @@ def test_the_ledger_counts_the_heads(trained):
     _, what, params = trained
     rows = batch(7, 5)
     wide = dataclasses.replace(MODEL, vocab_size=512, width=256)
-    what = task(config.Run(wide, objective=dataclasses.replace(config.MultiToken(2), kind=trained[0])))
+    what = task(config.Run(wide, objective=config.MultiToken(2, trained[0])))
     shapes = nn.unbox(jax.eval_shape(what.init, jax.random.key(0), rows))
     loss = lambda params: what.loss(params, None, rows, None)[0].total
     xla = jax.jit(jax.grad(loss)).lower(shapes).cost_analysis()["flops"]
