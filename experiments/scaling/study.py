@@ -21,8 +21,9 @@ OBJECTIVES = {
     "masked": ("encoder", config.Masked()),
 }
 WITHDRAWN = (
-    "The held-out loss of its masked cells moved by 0.05 to 0.08 between seeds for the noise of held-out rows alone, as much as "
-    "what separates their best sizes; it has not run again since that noise is constant. The causal curves are kept as a record."
+    "The held-out loss of its masked cells moved by 0.05 to 0.08 between seeds for the noise of held-out rows alone, as much "
+    "as what separates their best sizes; it has not run again since that noise is constant. The causal curves are kept as a "
+    "record."
 )
 COUNTS = {"with": "parameters", "without": "parameters_without_embeddings"}
 
