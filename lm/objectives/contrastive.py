@@ -10,7 +10,7 @@ from lm.objectives.streams import stream
 from lm.objectives.vocabulary import Vocabulary
 from lm.types import Example
 
-SHORTEST = 8  # tokens of a text that has a vector
+SHORTEST = 4  # tokens of a text that has a vector, with its ends
 
 
 def first(tokens: np.ndarray, rng: np.random.Generator) -> Example:

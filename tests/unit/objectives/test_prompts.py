@@ -150,11 +150,14 @@ def test_later_tokens_of_the_word_are_hidden_with_it():
 
 
 def test_every_objective_has_its_ways():
-    # One sees all tokens of a text, or none, and the other never a mask: no span can be hidden from them.
+    # One sees all tokens of a text, or none, and another never a mask: no span can be hidden from them. One has no words.
     none = {("encoder_decoder", config.Deshuffle), ("encoder", config.ReplacedTokens)}
+    none |= {(a, config.Contrastive) for a in ("encoder", "decoder")}
     assert set(SUITS) - set(SPAN_PROMPTS) - none == {(a, config.Mixture) for a in ("encoder", "decoder", "encoder_decoder")}
     assert set(SPAN_PROMPTS) <= set(SUITS)
-    assert all({"suffix", "infill"} <= set(known) <= set(KINDS) for known in SPAN_PROMPTS.values())
+    for (_, objective), known in SPAN_PROMPTS.items():
+        least = {"suffix"} if objective is config.BlockDiffusion else {"suffix", "infill"}
+        assert least <= set(known) <= set(KINDS)
 
 
 def test_a_new_objective_is_refused_by_name_or_asked_as_its_entry_says(monkeypatch):
