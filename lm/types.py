@@ -30,6 +30,7 @@ class TokenStream:
     segments: Array
     prefix: Array | None = None
     types: Array | None = None  # BERT's token types; None: all 0
+    ahead: Array | None = None  # position of the token that each predicts; None: one above its own
     blocks: Array | None = None  # block diffusion: 2b + 1 at a text's tokens in block b, 2b at their noised copies; None: none
 
 

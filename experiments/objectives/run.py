@@ -40,6 +40,7 @@ def _other(config: str, kind: str) -> Case:
 
 CASES = {
     "decoder_causal": Case("decoder_causal"),
+    "decoder_any_order": Case("decoder_any_order", note="; the loss bounds the nats of all tokens"),
     "decoder_multi_token": Case("decoder_multi_token", note="; of the next token alone"),
     "decoder_prefix": Case("decoder_prefix"),
     "decoder_spans": Case("decoder_spans"),

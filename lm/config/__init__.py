@@ -25,6 +25,7 @@ from lm.config.model import (
     kind_of,
 )
 from lm.config.objective import (
+    AnyOrder,
     BlockDiffusion,
     Causal,
     Contrastive,

@@ -216,6 +216,7 @@ class Embed:
     scale: Positive | None = None  # multiplies token embeddings (Gemma, the original Transformer: sqrt(width)); None: 1
     norm: Norm | None = None  # of the sum (BERT, BLOOM)
     types: Natural = 0  # number of token types (BERT: 2); all tokens are of type 0 unless the stream has types
+    ahead: Natural = 0  # positions that a token may be told to predict (sigma-GPT); 0: it always predicts the next one
     dropout: Decay = 0.0  # on the sum
 
 

@@ -24,6 +24,14 @@ class MultiToken:
 
 
 @dataclass(frozen=True)
+class AnyOrder:
+    """The tokens of a text one after another in a random order, each told which position comes next (sigma-GPT, arXiv
+    2404.09562). Needs `model.embed.ahead`, a second table of positions."""
+
+    left_to_right: Share = 0.0  # of the texts, in their own order
+
+
+@dataclass(frozen=True)
 class Prefix:
     """The rest of a text after a random split, its first part seen from both sides (T5, arXiv 1910.10683, section 3.2.3)."""
 
@@ -172,6 +180,7 @@ class ReplacedTokens:
 Objective = (
     Causal
     | MultiToken
+    | AnyOrder
     | Prefix
     | Masked
     | MaskedDiffusion

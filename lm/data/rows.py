@@ -319,6 +319,7 @@ def pack(pieces: Sequence[Example], lengths: Lengths) -> Example:
             join([p.segments * (i + 1) for i, p in enumerate(parts)], size, np.int32),
             join(prefixes, size, bool) if name == "decoder" and lengths.prefix else None,
             join(types, size, np.int32) if lengths.types else None,
+            join([p.ahead for p in parts], size, np.int32) if name == "decoder" and lengths.ahead else None,
             join([p.blocks for p in parts], size, np.int32) if name == "decoder" and lengths.blocks else None,
         )
 

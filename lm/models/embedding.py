@@ -130,6 +130,8 @@ class Embed(nn.Module):
             self.project = Projection((m.width,), ("embed_in", "embed"), True, m.init_std, name="project", **dtypes)
         if m.embed.types:
             self.types = Table(m.embed.types, width, ("types", axis), m.embed_init_std, **dtypes)
+        if m.embed.ahead:
+            self.ahead = Table(m.embed.ahead, width, ("position", axis), m.embed_init_std, **dtypes, name="ahead_positions")
         for name in ("encoder", "decoder"):
             stack = getattr(m, name)
             if stack and isinstance(stack.position, config.Learned):
@@ -153,6 +155,8 @@ class Embed(nn.Module):
                 x = x + sinusoidal(stream.positions, m.width).astype(x.dtype)
         if m.embed.types:
             x = x + self.types(jnp.zeros_like(stream.tokens) if stream.types is None else stream.types)
+        if m.embed.ahead:
+            x = x + self.ahead(stream.positions + 1 if stream.ahead is None else stream.ahead)
         if m.embed.norm:
             x = getattr(self, f"{name}_norm")(x)
         x = self.dropout(x)

@@ -5,6 +5,7 @@ are asked. A new objective is a module like these and its name in the list below
 """
 
 from lm.objectives import (
+    any_order,
     block_diffusion,
     causal,
     contrastive,
@@ -57,6 +58,7 @@ __all__ = [
 for _module in (
     causal,
     multi_token,
+    any_order,
     prefix,
     spans,
     masked,

@@ -19,8 +19,8 @@ from lm.types import Example
 class Lengths:
     """Tokens in a row of the encoder and of the decoder (None: no such stack), and predictions in a row.
 
-    `predicted` is None if every position of the row is predicted. `prefix` and `types` say which optional arrays the streams
-    have (see `TokenStream`), and so do `blocks`, which are tokens in a block of a text that stands in the row twice, or 0.
+    `predicted` is None if every position of the row is predicted. `prefix`, `types` and `ahead` say which optional arrays the
+    streams have (see `TokenStream`), and so do `blocks`: tokens in a block of a text that stands in the row twice, or 0.
     """
 
     encoder: int | None
@@ -29,6 +29,7 @@ class Lengths:
     prefix: bool = False
     types: bool = False
     blocks: int = 0
+    ahead: bool = False
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,13 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
         "shorten data.encoder_length, which sets the number of positions, or raise --config.model.{stack}.position.max_length"
     )
     check_positions(run.model, None, objective.reach, cure=cure)
-    if objective.lengths.blocks:
-        _check_blocks(run.model)
+    if objective.lengths.blocks or objective.lengths.ahead:
+        _check_positions_apart(run.model)
+    if objective.lengths.ahead and run.model.embed.ahead < objective.window:
+        raise UserError(
+            f"model.embed.ahead={run.model.embed.ahead}, and this objective tells each token which of {objective.window} "
+            f"positions comes next; set --config.model.embed.ahead={objective.window}"
+        )
     if run.model.embed.types < objective.types:
         raise UserError(
             f"model.embed.types={run.model.embed.types}, and this objective has {objective.types} types of tokens; "
@@ -154,17 +159,17 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
     return objective
 
 
-def _check_blocks(model: config.Model) -> None:
-    """UserError if a decoder tells positions apart by indices in the row, where a noised copy stands behind its text."""
+def _check_positions_apart(model: config.Model) -> None:
+    """UserError if a decoder tells positions apart by indices in the row, where these are not those of the text."""
     stack = model.decoder
     assert stack is not None
     if isinstance(stack.position, config.Buckets | config.Alibi):
         raise UserError(
-            f"model.decoder.position is {config.kind_of(type(stack.position))}, and block diffusion has a text twice in a row: "
-            "take rope, learned or sinusoidal"
+            f"model.decoder.position is {config.kind_of(type(stack.position))}, which counts tokens in the row, and this "
+            "objective does not leave them in the text's order: take rope, learned or sinusoidal"
         )
     if any(block.attention.window for block in stack.blocks.values()):
-        raise UserError("attention windows and block diffusion do not go together: leave attention.window out")
+        raise UserError("attention windows count tokens in the row, whose order is not the text's: leave attention.window out")
 
 
 def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:

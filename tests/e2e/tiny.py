@@ -33,7 +33,10 @@ def get_config(what="decoder.causal"):
         width=32,
         encoder=stack if "encoder" in architecture else None,
         decoder=cross if "decoder" in architecture else None,
-        embed=dict(types=2 if architecture == "encoder" and objective in ("next_sentence", "mixture") else 0),
+        embed=dict(
+            types=2 if architecture == "encoder" and objective in ("next_sentence", "mixture") else 0,
+            ahead=33 if objective == "any_order" else 0,
+        ),
     )
     c.data = dict(
         sources=dict(tiny=dict(kind="jsonl", path="unset")),

@@ -146,10 +146,10 @@ def test_how_a_span_is_asked():
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="objective.block=40 is longer than the text of a row, 32 tokens"):
         build(config.BlockDiffusion(40), "decoder")
-    for position, words in ((config.Alibi(), "block diffusion has a text twice"), (config.Buckets(), "take rope")):
+    for position, words in ((config.Alibi(), "does not leave them in the text's order"), (config.Buckets(), "take rope")):
         run = config.Run(replace(DECODER, decoder=replace(STACK, position=position)), DATA, config.BlockDiffusion())
         with pytest.raises(UserError, match=words):
             objective_of(run, vocabulary())
     near = replace(STACK, blocks={"L": replace(STACK.blocks["L"], attention=Attention(2, window=4))})
-    with pytest.raises(UserError, match="attention windows and block diffusion do not go together"):
+    with pytest.raises(UserError, match="attention windows count tokens in the row"):
         objective_of(config.Run(replace(DECODER, decoder=near), DATA, config.BlockDiffusion()), vocabulary())
