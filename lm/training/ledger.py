@@ -2,8 +2,8 @@
 
 FLOPs are counted from the rows that the run trains on: padding is free, a causal query costs only the keys that it sees, and
 logits only the positions that are asked about. (What a device spends on padding shows in its seconds.) `steps_for` adds up
-the rows of all steps, or estimates the sum. FLOPs and bytes in `summary.json` are the mean of a run's first SAMPLE rows times
-the number of its rows; tokens are counted exactly, in the step.
+the rows of all steps, or estimates the sum. In `summary.json` tokens are counted exactly, in the step; FLOPs are those of a
+token of the run's first SAMPLE rows times the tokens, and bytes the mean of these rows times the number of rows.
 """
 
 from dataclasses import dataclass

@@ -156,7 +156,7 @@ def _summary(
         "tokens_seen": seen,
         "tokens_with_loss": with_loss,
         "skipped_steps": int(state.skipped),
-        "model_flops": totals["model_flops"],
+        "model_flops": totals["model_flops"] * seen / max(totals["tokens_seen"], 1),
         "raw_bytes": totals["raw_bytes"],
         "tokens_per_second": round((seen - before) / max(seconds["train"] + seconds.get("data_wait", 0.0), 1e-9), 1),
         "seconds": seconds,

@@ -161,7 +161,7 @@ def test_files_that_are_no_config_files(file, tmp_path):
         ("log.samples.0", "x", "'samples' is .*not a section"),
         ("optimizer.name", "3", "config.optimizer.name is 3; known: adafactor, adamw, lion, muon"),
         ("optimizer.name", "[]", r"config.optimizer.name is \[\]; known"),
-        ("objective.kind", "[]", r"config.objective.kind is \[\]; known: causal"),
+        ("objective.kind", "[]", r"config.objective.kind is \[\]; known: any_order"),
         ("objective.kind", "x" * 5000, "config.objective.kind is 'xxx"),
         ("data.sources", "{'': {}}", r"config.data.sources \(a name\)='' is too short: give a text of 1 or more characters"),
         ("data.sources", "{1: {}}", r"config.data.sources \(a name\) is 1; it must be str"),

@@ -11,6 +11,7 @@ from experiments.finetune import choose, fine_tune, tuning
 from experiments.study import Finetune, Task
 from lm import config
 from lm.config import resolve
+from lm.data.records import Labelled
 from lm.errors import Diverged, UserError
 from lm.recipes.finetune import _drawn
 
@@ -108,7 +109,9 @@ def test_seeds_are_averaged_and_each_is_kept(trained, tmp_path, monkeypatch):
 
 
 def test_labels_and_records_set_apart_are_drawn_by_the_seed_and_disjoint():
-    data = SimpleNamespace(train={name: SimpleNamespace(num_documents=n) for name, n in (("a", 50), ("b", 30))})
+    sizes = {"a": 50, "b": 30}
+    records = lambda name, split: [Labelled(f"{name} {i}", "yes") for i in range(sizes[name])]
+    data = SimpleNamespace(train={name: SimpleNamespace(num_documents=n) for name, n in sizes.items()}, records=records)
 
     def drawn(seed, **settings):
         return _drawn(config.Run(recipe=config.Finetune(**settings), train=config.Train(seed=seed)), data)

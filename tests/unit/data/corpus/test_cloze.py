@@ -69,7 +69,7 @@ def test_infill_asks_for_the_words_in_the_blank():
 
 
 def test_held_out_documents_are_needed():
-    with pytest.raises(UserError, match="set data.holdout above 0"):
+    with pytest.raises(UserError, match="set data.holdout=0.05, or give a source with use=holdout"):
         cloze.load("infill", corpus(train=TWO["train"]), length=60)
 
 
