@@ -184,7 +184,7 @@ def relations_table(judged: list[Judged]) -> Table:
     for j in judged:
         r = j.relation
         name = r.name + (f" (within ±{r.margin:g})" if r.kind == "equivalent" else "")
-        published = "–" if r.published is None else f"{r.published[0]:g} vs {r.published[1]:g} ({j.published:+.4g})"
+        published = "–" if r.published is None else f"{r.published[0]:g} vs {r.published[1]:g}"  # in the paper's unit
         test = ["0", "–", "–", "–"]
         if j.test is not None:
             test = [str(j.test.n), _p(j.p), _p(j.p_holm), _needed(j)]
