@@ -56,14 +56,6 @@ class Judged:
             return self.verdict == "unresolved"
         return None if self.verdict == "unresolved" else self.verdict == "reproduced"
 
-    @property
-    def published(self) -> float | None:
-        """The published gain, in the paper's unit."""
-        if self.relation.published is None:
-            return None
-        better, than = self.relation.published
-        return (better - than) * sign(self.metric)
-
 
 def sign(metric: Metric) -> int:
     """Of a gain; where neither direction is better, more counts as a gain."""
