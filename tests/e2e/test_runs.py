@@ -22,8 +22,9 @@ def test_trains(train, tmp_path, what):
     # A pair's loss is no measure: the better the generator, the harder what it asks of the model.
     name = "heldout/generator_loss" if what.endswith("replaced_tokens") else "heldout/loss"
     heldout = [row[name] for row in rows if name in row]
-    # Texts of a few random letters are told apart at once; tests/unit/losses/test_contrastive.py has some that must be learned.
-    assert heldout[-1] < heldout[0] - 0.05 or (what.endswith("contrastive") and heldout[-1] < 0.2), heldout
+    # Texts of random letters are told apart from the start (chance: 2.8 nats or more); test_contrastive.py has some that must
+    # be learned.
+    assert heldout[-1] < heldout[0] - 0.05 or (what.endswith("contrastive") and heldout[-1] < 1.0), heldout
     assert summary["tokens_seen"] >= summary["tokens_with_loss"] > 0
     assert summary["seconds"]["train"] > 0 and summary["model_flops"] > 0
     assert ("bits_per_byte" in summary["heldout"]) == what.endswith(("causal", "multi_token"))
