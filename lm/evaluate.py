@@ -39,26 +39,28 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--config.{next(iter(flags.overrides))} changes a --config, and none is given; add --config=FILE")
     run = None if flags.config is None else cli.load(flags)
     cli.start_jax()
-    settings: dict[str, Any]
     from lm.evaluation import bound_scores, item_scores, span_scores
 
-    for name, taken in {"items": (), "bound": ("seed",)}.items():
-        if (value := getattr(flags, name)) is None:
-            continue
-        for other, default in {**SPANS, "items": None, "bound": None}.items():
-            if other not in (name, *taken) and getattr(flags, other) != default:
-                raise UserError(f"--{name}={value} scores no spans, and --{other} asks for something else: give one of them")
-    if flags.bound is not None:
-        settings = dict(windows=flags.bound, draws=flags.draws, seed=flags.seed, batch_size=flags.batch_size, out=flags.out)
-        bound_scores.show(bound_scores.evaluate(flags.source, run, **settings))
-        return 0
+    settings: dict[str, Any] = dict(batch_size=flags.batch_size, out=flags.out)
     if flags.items is not None:
-        settings = dict(path=flags.items, batch_size=flags.batch_size, out=flags.out)
-        item_scores.show(item_scores.evaluate(flags.source, run, **settings))
-        return 0
-    settings = {name: getattr(flags, name) for name in (*SPANS, "batch_size")}
-    span_scores.show(span_scores.evaluate(flags.source, run, out=flags.out, **settings))
+        _check_alone(flags, "items")
+        item_scores.show(item_scores.evaluate(flags.source, run, path=flags.items, **settings))
+    elif flags.bound is not None:
+        _check_alone(flags, "bound", "seed")
+        settings |= dict(windows=flags.bound, draws=flags.draws, seed=flags.seed)
+        bound_scores.show(bound_scores.evaluate(flags.source, run, **settings))
+    else:
+        settings |= {name: getattr(flags, name) for name in SPANS}
+        span_scores.show(span_scores.evaluate(flags.source, run, **settings))
     return 0
+
+
+def _check_alone(flags: Any, name: str, *used: str) -> None:
+    """UserError if a flag is given that says what else to score than --NAME does, but for those that it uses."""
+    for other, default in {**SPANS, "items": None, "bound": None}.items():
+        if other not in (name, *used) and getattr(flags, other) != default:
+            value = getattr(flags, name)
+            raise UserError(f"--{name}={value} scores no spans, and --{other} asks for something else: give one of them")
 
 
 def parser() -> cli.Parser:

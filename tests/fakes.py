@@ -4,6 +4,7 @@ import dataclasses
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -56,6 +57,13 @@ def small_model(architecture, *, outputs=None, **changes):
     decoder = Stack(1, {"L": cross}, position=Rope()) if "decoder" in architecture else None
     head = Head() if outputs is None else Head(tied=False, bias=True, outputs=outputs)
     return dataclasses.replace(Model(len(WORDS), 32, encoder=encoder, decoder=decoder, head=head), **changes)
+
+
+def random_params(module, example, std, seed=0):
+    """Normal parameters of a module, so large that its answers are far from even. `example` is what it reads."""
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(std * rng.normal(size=x.shape), x.dtype), shapes)
 
 
 @cache

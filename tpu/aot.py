@@ -234,7 +234,7 @@ def measure(run: config.Run, topology: Topology, slices: int, *, name: str, deco
 def unmasked_share(run: config.Run) -> float:
     """The share of all query-key pairs that the masks leave, by `lm.flops`."""
     lengths: dict[str, Any] = dict(batch=1, encoder=run.data.encoder_length, decoder=run.data.decoder_length)
-    lengths["blocks"] = run.objective.block if isinstance(run.objective, config.BlockDiffusion) else 0
+    lengths["blocks"] = lengths_of(run).blocks
     unmasked, every = (flops.count(run.model, **lengths, causal_share=share).attention for share in (0.5, 1.0))
     return unmasked / every
 

@@ -60,14 +60,14 @@ class MaskedDiffusion:
     """Masked tokens at a rate that is drawn for each text, from both sides (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992).
 
     With weight="bound" the loss is an upper bound of the text's negative log-probability in nats a token; with "flat" each
-    masked token counts the same (MLM-U, arXiv 2412.05117, section 3).
+    masked token counts the same (MLM-U, arXiv 2412.05117).
     """
 
     # How often which share of a text is masked: "linear", all shares alike; "cosine", small shares more often; "square", large
-    # ones. The bound is the same (MDLM, section 3.5), its variance is not.
+    # ones. The bound is the same (MDLM), its variance is not.
     schedule: Literal["linear", "cosine", "square"] = "linear"
     weight: Literal["bound", "flat"] = "bound"
-    # The model is told the share of masks in so many steps, as types of its tokens (`model.embed.types`); 0: it counts itself.
+    # The model is told the share of masks in so many steps, as types of its tokens (`model.embed.types`); 0: it is not told.
     time_steps: Annotated[int, Range(0, 10_000)] = 0
 
 

@@ -12,12 +12,11 @@ import numpy as np
 
 from lm.data.corpus.store import Store
 from lm.errors import UserError
-from lm.objectives import Lengths, Objective
+from lm.objectives import Lengths, Objective, spread
 from lm.types import Example, TokenStream
 
 # The arguments of `fill`: the tokens of a window, where documents begin in it, and what turns them into a row.
 Window = tuple[np.ndarray, np.ndarray, Objective, np.random.Generator, np.ndarray | None, float]
-GOLDEN = 0.6180339887498949  # the fractions of its multiples are spread evenly, any run of them
 
 
 def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
@@ -180,7 +179,7 @@ class Rows:
             rng = np.random.default_rng((self.seed, s, int(epoch[i]) if o.dynamic else 0, int(window[i]), 2))
             text = tokens[i, starts[i] - begin[i] :][: lengths[i]]
             other = self._elsewhere(store, int(begin[i]), rng) if o.needs_other else None
-            yield text, self._cuts(store, int(starts[i]), len(text)), o, rng, other, float(index[i] * GOLDEN % 1)
+            yield text, self._cuts(store, int(starts[i]), len(text)), o, rng, other, spread(index[i])
 
     def _elsewhere(self, store: Store, begin: int, rng: np.random.Generator) -> np.ndarray:
         """The longest piece of one document in a random window of the source, int32 [n]. That window shares no document with
@@ -241,14 +240,14 @@ def fitted(
     extra = () if other is None else (other,)
     room = objective.lengths
     for number, piece in enumerate(np.split(tokens, cuts)):
-        spread = {"at": (at + number * GOLDEN) % 1} if objective.stratified else {}
+        part = {"at": spread(number, at)} if objective.stratified else {}
         seed, end = int(rng.integers(2**63)), begin + len(piece)
         if _only(piece, objective.ends):  # no text, so nothing is lost
             begin = end
             continue
         while len(piece) >= objective.shortest and not _only(piece, objective.ends):
             again = np.random.default_rng(seed) if objective.draws else rng
-            example = _asked(objective.make(piece, again, *extra, **spread), room.predicted)
+            example = _asked(objective.make(piece, again, *extra, **part), room.predicted)
             over = max(_over(example, room), default=0)
             if over <= 0:
                 pieces.append(example)

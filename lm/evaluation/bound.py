@@ -9,21 +9,17 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lm import config
 from lm.data.rows import blank, pack, stack
-from lm.losses.log_probs import token_scores
+from lm.evaluation.spans import row_scores
 from lm.models.positions import check_positions
-from lm.models.transformer import Transformer, head_params
+from lm.models.transformer import Transformer
 from lm.objectives import Lengths, Vocabulary
 from lm.objectives.masked_diffusion import noised
-from lm.types import Example
 
 # Of a text's tokens, int [n]: (masked ones, weight of their nats, number of their stratum) for each forward pass.
 Draw = Callable[[np.ndarray, int, np.random.Generator], Iterator[tuple[np.ndarray, float, int]]]
@@ -49,8 +45,8 @@ def each_number(tokens: np.ndarray, draws: int, rng: np.random.Generator) -> Ite
     n = len(tokens)
     for k in range(1, n + 1):
         every = math.comb(n, k) <= draws
-        sets: Any = itertools.combinations(tokens.tolist(), k) if every else (_some(tokens, k, rng) for _ in range(draws))
-        sets = list(sets)
+        drawn = itertools.combinations(tokens.tolist(), k) if every else (_some(tokens, k, rng) for _ in range(draws))
+        sets: list[Any] = list(drawn)
         yield from ((np.array(chosen), 1 / k / len(sets), 0 if every else k) for chosen in sets)
 
 
@@ -81,7 +77,8 @@ def bound(
     rng = np.random.default_rng(seed)
     special: dict[str, Any] = dict(mask_id=vocabulary.mask_id, bos=vocabulary.bos_id, time_steps=c.time_steps)
     counted = [np.flatnonzero(text != vocabulary.bos_id) for text in texts]
-    lengths = Lengths(max(map(len, texts)), None, None, types=c.time_steps > 0)
+    lengths = Lengths(max(map(len, texts)), None, types=c.time_steps)
+    never = np.arange(model.config.vocab_size) == vocabulary.mask_id  # written, as in training
     check_positions(model.config, lengths.encoder, None, cure="take shorter texts")
     drawn = ((i, *one) for i, tokens in enumerate(counted) for one in draw(tokens, draws, rng))
     groups: list[tuple[int, int]] = []  # text and stratum of each forward pass
@@ -90,7 +87,7 @@ def bound(
         rows = [pack([noised(texts[i], chosen, weight, **special)], lengths) for i, chosen, weight, _ in part]
         rows += [blank(lengths)] * (batch_size - len(rows))  # keeps the shape of the batch
         groups += [(i, stratum) for i, _, _, stratum in part]
-        values.append(np.asarray(_nats(model, params, stack(rows)), float)[: len(part)])
+        values.append(np.asarray(row_scores(model, params, stack(rows), never)[0], float)[: len(part)])
     each, nats = np.array(groups), np.concatenate(values)
     tokens = np.array([len(tokens) for tokens in counted])
     return Bound(np.bincount(each[:, 0], nats, minlength=len(texts)), tokens, math.sqrt(_variance(nats, each)))
@@ -109,12 +106,3 @@ def _variance(values: np.ndarray, groups: np.ndarray) -> float:
         return math.nan
     deviations = mine - (np.bincount(group, mine) / count)[group]
     return float(np.sum(count / (count - 1) * np.bincount(group, deviations**2)))
-
-
-@partial(jax.jit, static_argnames="model")
-def _nats(model: Transformer, params: Any, batch: Example) -> jax.Array:
-    """float32 [B]: the weighted nats of each row; the mask token has probability 0, as in training."""
-    assert batch.encoder is not None
-    sizes: dict[str, Any] = dict(head_params=head_params, vocab_size=model.config.vocab_size)
-    found = token_scores(params, model.apply, batch, excluded=batch.encoder.tokens, **sizes)
-    return -jnp.sum(batch.weights * found.log_probs, axis=1)

@@ -8,11 +8,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lm import config, objectives, saved
+from lm import config, objectives
 from lm.data.rows import Rows
 from lm.errors import UserError
 from lm.evaluation.bound import Bound, any_number, bound, each_number
-from lm.evaluation.span_scores import check_head, output, prepared_of, write
+from lm.evaluation.span_scores import opened, output, prepared_of, write
+from lm.evaluation.spans import NOTHING_HELD_OUT
 from lm.models.transformer import Transformer
 
 
@@ -32,18 +33,14 @@ def evaluate(
     Bits per byte are of the windows' nats a token, with the tokens and bytes of the held-out split, as those that training
     prints. UserError for a model of another objective, and where nothing is held out.
     """
-    target, source = output(out), saved.open(folder)
-    own, run = run is None, run or source.run
-    if run is None:
-        raise UserError(f"--from={folder} is a converted model without data; add --config=FILE with the data to score")
+    target, (source, run, own) = output(out), opened(folder, run)
     c = run.objective
     if not isinstance(c, config.MaskedDiffusion) or source.model.encoder is None:
         raise UserError(f"--bound is of models of 'masked_diffusion', and this one is of '{config.kind_of(type(c))}'")
-    check_head(source)
     tokenizer = source.tokenizer()
     data = prepared_of(run, tokenizer, own=own)
     if not data.holdout:
-        raise UserError("nothing was held out, so there is nothing to score: prepare with data.holdout=0.05")
+        raise UserError(NOTHING_HELD_OUT)
     rows = Rows(data.holdout, objectives.build(c, source.model.architecture, run.data, tokenizer), seed, shuffle=False)
     chosen = np.unique(np.linspace(0, rows.count - 1, windows).round().astype(np.int64))
     batch: Any = rows.rows(chosen)

@@ -42,13 +42,7 @@ def evaluate(
     for kind in asked:
         if kind not in KINDS:
             raise UserError(f"--kinds: no kind of score '{kind}'{nearest(kind, KINDS)}")
-    target, source = output(out), saved.open(folder)
-    own, run = run is None, run or source.run
-    if run is None:
-        raise UserError(f"--from={folder} is a converted model without data; add --config=FILE with the data to score")
-    if own and isinstance(run.recipe, config.Finetune):
-        raise UserError(f"--from={folder} was fine-tuned on records, not documents; add --config=FILE with the data to score")
-    check_head(source)
+    target, (source, run, own) = output(out), opened(folder, run)
     known = span_prompts(source.model.architecture, run.objective)
     tokenizer = source.tokenizer()
     data = prepared_of(run, tokenizer, own=own)
@@ -85,6 +79,19 @@ def output(out: str | None) -> Path | None:
     if target is not None and not target.parent.is_dir():
         raise UserError(f"--out={out}: the folder {target.parent} does not exist; create it first")
     return target
+
+
+def opened(folder: str, run: config.Run | None) -> tuple[saved.Saved, config.Run, bool]:
+    """The saved model, the run whose data it is scored on (the one that trained it, unless `run` is given), and whether that is
+    its own. UserError for one without documents, or without a head over the vocabulary."""
+    source = saved.open(folder)
+    own, run = run is None, run or source.run
+    if run is None:
+        raise UserError(f"--from={folder} is a converted model without data; add --config=FILE with the data to score")
+    if own and isinstance(run.recipe, config.Finetune):
+        raise UserError(f"--from={folder} was fine-tuned on records, not documents; add --config=FILE with the data to score")
+    check_head(source)
+    return source, run, own
 
 
 def check_head(source: saved.Saved) -> None:

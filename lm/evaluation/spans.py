@@ -27,6 +27,9 @@ from lm.objectives import Lengths, Vocabulary, of_texts, span_prompts
 from lm.objectives.prompts import KINDS, ONE_SIDED, Span, examples, mask_token
 from lm.types import WORD, Example
 
+NOTHING_HELD_OUT = (
+    "nothing was held out, so there is nothing to score: set data.holdout=0.05, or give a source with use=holdout"
+)
 _CHUNK = 4096  # random positions in the held-out data that are tried at a time
 _NEAR = 8  # tokens to either side of a mask, in which other masks are counted
 _FAR = 0.2  # how far their share is above the trained rate where that is told
@@ -44,9 +47,7 @@ def held_out_spans(prepared: Prepared, *, count: int, left: int, span: int, righ
     if min(count, left, span, right) < 1:
         raise UserError(f"spans={count}, left={left}, span={span}, right={right}: each must be 1 or more")
     if not prepared.holdout:
-        raise UserError(
-            "nothing was held out, so there is nothing to score: set data.holdout=0.05, or give a source with use=holdout"
-        )
+        raise UserError(NOTHING_HELD_OUT)
     stores = [prepared.holdout[name] for name in sorted(prepared.holdout)]
     ends = np.cumsum([store.num_tokens for store in stores])
     total = int(ends[-1])
@@ -163,7 +164,7 @@ def score(
     for first in range(0, len(rows), batch_size):
         packed = [pack([example], lengths) for example in rows[first : first + batch_size]]
         packed += [blank(lengths)] * (batch_size - len(packed))  # keeps the shape of the batch
-        losses, tops = (np.asarray(x, float) for x in _row_scores(model, params, stack(packed), forbidden))
+        losses, tops = (np.asarray(x, float) for x in row_scores(model, params, stack(packed), forbidden))
         mine = owner[first : first + batch_size]
         np.add.at(nats, mine, losses[: len(mine)])
         np.add.at(right, mine, tops[: len(mine)])
@@ -176,7 +177,7 @@ def score(
 
 
 @partial(jax.jit, static_argnames="model")
-def _row_scores(model: Transformer, params: Any, batch: Example, forbidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+def row_scores(model: Transformer, params: Any, batch: Example, forbidden: jax.Array) -> tuple[jax.Array, jax.Array]:
     """float32 [B] each: nats of a row's weighted targets among the tokens that are not `forbidden` (bool [V]), and how many
     of them are the most likely token."""
     sizes: dict[str, Any] = dict(head_params=head_params, vocab_size=model.config.vocab_size)

@@ -1,4 +1,4 @@
-"""Filling in masks in several steps, as a masked-diffusion model writes (MDLM, arXiv 2406.07524, section 4; LLaDA, 2502.09992).
+"""Filling in masks in several steps, as a masked-diffusion model writes (MDLM, arXiv 2406.07524; LLaDA, 2502.09992).
 
 Axes: B batch, T length, V vocabulary.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from lm.generation.decoding import check_lengths
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
+from lm.objectives.masked_diffusion import time_step
 from lm.types import Example, TokenStream
 
 Order = Literal["confidence", "entropy", "margin", "random", "left"]
@@ -41,7 +42,7 @@ def fill(
     keeps it, the others stay masks. Which ones keep it is decided by `order`: those whose token has the highest probability
     (LLaDA's low-confidence remasking), whose distribution has the least entropy, or the largest margin between its first
     and second token (arXiv 2502.06768), random ones, which alone is the process that the loss bounds, or from the left. With
-    `block`, masks are filled in blocks of so many from left to right (LLaDA, section 2.4).
+    `block`, masks are filled in blocks of so many from left to right (LLaDA).
 
     `forbidden`, bool [V]: tokens that are never written. `time_steps` as in `lm.config.MaskedDiffusion`.
     """
@@ -51,8 +52,8 @@ def fill(
     def logits(tokens: jax.Array, left: jax.Array) -> jax.Array:
         read = TokenStream(tokens, stream.positions, stream.segments)
         if time_steps:
-            share = -(-left.sum(axis=1) * time_steps // text) - 1
-            read = replace(read, types=jnp.broadcast_to(jnp.maximum(share, 0)[:, None], tokens.shape))
+            step = time_step(left.sum(axis=1), text, time_steps)
+            read = replace(read, types=jnp.broadcast_to(step[:, None], tokens.shape))
         found: Any = model.apply({"params": params}, Example(read, None, None, None))
         return found
 

@@ -46,24 +46,32 @@ def samples(
     The model fills in each "[MASK]" of a prompt, or continues one that has none; `lm.objectives` declares how it is asked.
     """
     a = _ask(model.config.architecture, tokenizer, objective, prompts, new_tokens, seed)
+    first: Any = first_part(objective, tokenizer)[0]
+    way, key = text_prompt(first), jax.random.key(seed)
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
-    if a.decoder is None and text_prompt(first_part(objective, tokenizer)[0]).fills:
-        return _written(model, params, tokenizer, objective, prompts, a, forbidden, temperature=temperature, seed=seed)
-    if a.decoder is None:
+    if a.decoder is None and not way.fills:
         return [_filled(model, params, tokenizer, p, i, a.mode, forbidden) for p, i in zip(prompts, a.ids, strict=True)]
     forbidden[[tokenizer.eos_id, *a.may_write]] = False
-    first: Any = first_part(objective, tokenizer)[0]
-    if text_prompt(first).blocks:
-        how: dict[str, Any] = dict(new_tokens=new_tokens, temperature=temperature, eos_id=tokenizer.eos_id, forbidden=forbidden)
-        how |= dict(block=first.block, mask_id=tokenizer.mask_id)
+    settings: dict[str, Any] = dict(temperature=temperature, forbidden=forbidden)
+    if way.fills:
+        assert a.encoder is not None
+        masked = a.encoder.tokens == tokenizer.mask_id
+        settings |= dict(steps=int(masked.sum(axis=1).max()), time_steps=first.time_steps)  # a step a token
+        tokens = distributed.fetched(fill(model, params, a.encoder, masked, key, **settings))
+        rows = [row[mine] for row, mine in zip(tokens, masked, strict=True)]
+        answered = zip(prompts, rows, strict=True)
+        return [_in_place(tokenizer, p, r) if MASK in p else {"prompt": p, "text": _text(tokenizer, r)} for p, r in answered]
+    settings |= dict(eos_id=tokenizer.eos_id)
+    if way.blocks:
+        settings |= dict(new_tokens=new_tokens, block=first.block, mask_id=tokenizer.mask_id)
         texts = [np.concatenate([a.mode, i]).astype(np.int32) for i in a.ids]
-        keys = jax.random.split(jax.random.key(seed), len(texts))
-        rows = [write_blocks(model, params, text, key, **how) for text, key in zip(texts, keys, strict=True)]
-        return [{"prompt": p, "text": _text(tokenizer, row)} for p, row in zip(prompts, rows, strict=True)]
-    settings = dict(new_tokens=max(a.lengths), temperature=temperature, eos_id=tokenizer.eos_id, forbidden=forbidden)
-    key = jax.random.key(seed)
-    tokens = distributed.fetched(generate(model, params, a.decoder, key, encoder=a.encoder, **settings))
-    return [{"prompt": p, "text": _text(tokenizer, row[:n])} for p, row, n in zip(prompts, tokens, a.lengths, strict=True)]
+        keys = jax.random.split(key, len(texts))
+        rows = [write_blocks(model, params, text, k, **settings) for text, k in zip(texts, keys, strict=True)]
+    else:
+        assert a.decoder is not None
+        tokens = generate(model, params, a.decoder, key, encoder=a.encoder, new_tokens=max(a.lengths), **settings)
+        rows = [row[:n] for row, n in zip(distributed.fetched(tokens), a.lengths, strict=True)]
+    return [{"prompt": p, "text": _text(tokenizer, row)} for p, row in zip(prompts, rows, strict=True)]
 
 
 def check(
@@ -122,44 +130,15 @@ def _filled(
     """The sample of an encoder: the prompt with each mark replaced by the likeliest token in brackets."""
     read = np.concatenate([mode, ids]).astype(np.int32)
     best = distributed.fetched(predict_tokens(model, params, left_padded([read]), forbidden))[0][len(mode) :]
-    chosen = [tokenizer.decode([int(best[i])]).strip() for i in np.flatnonzero(ids == tokenizer.mask_id)]
+    return _in_place(tokenizer, prompt, best[ids == tokenizer.mask_id])
+
+
+def _in_place(tokenizer: Any, prompt: str, ids: np.ndarray) -> dict[str, str]:
+    """The sample whose text is the prompt with these tokens, in brackets, at its marks."""
     text = prompt
-    for word in chosen:
-        text = text.replace(MASK, f"[{word}]", 1)
+    for i in ids.tolist():
+        text = text.replace(MASK, f"[{tokenizer.decode([i]).strip()}]", 1)
     return {"prompt": prompt, "text": text}
-
-
-def _written(
-    model: Transformer,
-    params: Any,
-    tokenizer: Any,
-    objective: Any,
-    prompts: Sequence[str],
-    a: Question,
-    forbidden: np.ndarray,
-    *,
-    temperature: float,
-    seed: int,
-) -> list[dict[str, str]]:
-    """The samples of a model that fills in masks in several steps, one a token: those of the prompt, or else `new_tokens`
-    behind it, up to the end of the text."""
-    assert a.encoder is not None
-    forbidden = forbidden.copy()
-    forbidden[tokenizer.eos_id] = False
-    masked = a.encoder.tokens == tokenizer.mask_id
-    settings: dict[str, Any] = dict(steps=int(masked.sum(axis=1).max()), order="confidence", temperature=temperature)
-    settings |= dict(forbidden=forbidden, time_steps=objective.time_steps)
-    tokens = distributed.fetched(fill(model, params, a.encoder, masked, jax.random.key(seed), **settings))
-    out = []
-    for prompt, row, mine in zip(prompts, tokens, masked, strict=True):
-        if MASK not in prompt:
-            out.append({"prompt": prompt, "text": _text(tokenizer, row[mine])})
-            continue
-        text = prompt
-        for word in row[mine].tolist():
-            text = text.replace(MASK, f"[{tokenizer.decode([word]).strip()}]", 1)
-        out.append({"prompt": prompt, "text": text})
-    return out
 
 
 def _text(tokenizer: Any, ids: np.ndarray) -> str:

@@ -19,7 +19,7 @@ class Mask:
     "After" is by index in the row, which within a segment is the order of the positions.
 
     With blocks, which are never `causal`, it sees the keys of its own number and those of lower odd ones (block diffusion,
-    arXiv 2503.09573, section 3.1): a text's tokens, of number 2b + 1 in block b, see their block and those before it; their
+    arXiv 2503.09573): a text's tokens, of number 2b + 1 in block b, see their block and those before it; their
     noised copies, of number 2b, see each other within their block, and the text before it.
 
     text [5 6 7 8] in blocks of two, then its noised copy [M 6 M M]:

@@ -33,6 +33,7 @@ from lm.objectives.declaration import (
     pairs,
     reads_prefix,
     span_prompts,
+    spread,
     suited,
     text_prompt,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "pairs",
     "reads_prefix",
     "span_prompts",
+    "spread",
     "suited",
     "text_prompt",
 ]

@@ -6,13 +6,11 @@ import numpy as np
 
 from lm import config
 from lm.errors import UserError
-from lm.objectives.declaration import Declaration, Lengths, Objective, Suit, required_length
+from lm.objectives.declaration import Declaration, Lengths, Objective, Suit, required_length, spread
 from lm.objectives.masked_diffusion import draw
 from lm.objectives.prompts import REVEALED, Span, SpanPrompt, TextPrompt, as_is, join, mask_token
 from lm.objectives.vocabulary import Vocabulary, required_mask
 from lm.types import Example, TokenStream
-
-GOLDEN = 0.6180339887498949  # the fractions of its multiples are spread evenly
 
 
 def decoder(
@@ -42,7 +40,7 @@ def decoder(
     for number, first in enumerate(range(0, n, block)):
         candidates = first + np.flatnonzero(tokens[first : first + block] != bos)
         if len(candidates):
-            part = None if at is None else (at + number * GOLDEN) % 1
+            part = None if at is None else spread(number, at)
             chosen, weight = draw(candidates, rng, part, schedule)
             noised[chosen], weights[chosen] = mask_id, weight
     return Example(None, twice(tokens, noised, block), tokens, weights, np.arange(n, 2 * n, dtype=np.int32))

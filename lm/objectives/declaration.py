@@ -14,20 +14,29 @@ from lm.objectives.prompts import SpanPrompt, TextPrompt, without_prefix
 from lm.objectives.vocabulary import Vocabulary
 from lm.types import Example
 
+GOLDEN = 0.6180339887498949
+
+
+def spread(number: float, first: float = 0.0) -> float:
+    """Element `number` of a sequence in [0, 1) that begins at `first`: the fractions of multiples of the golden ratio, any run
+    of which is spread evenly."""
+    return float((first + number * GOLDEN) % 1)
+
 
 @dataclass(frozen=True)
 class Lengths:
     """Tokens in a row of the encoder and of the decoder (None: no such stack), and predictions in a row.
 
-    `predicted` is None if every position of the row is predicted. `prefix`, `types` and `ahead` say which optional arrays the
-    streams have (see `TokenStream`), and so do `blocks`: tokens in a block of a text that stands in the row twice, or 0.
+    `predicted` is None if every position of the row is predicted. The others say which optional arrays the streams have (see
+    `TokenStream`): `types` is the number of token types, `blocks` of tokens in a block of a text that stands in the row twice;
+    0 where there are none.
     """
 
     encoder: int | None
     decoder: int | None
     predicted: int | None = None
     prefix: bool = False
-    types: bool = False
+    types: int = 0
     blocks: int = 0
     ahead: bool = False
 
@@ -51,7 +60,6 @@ class Objective:
     marks: int = 0  # how many it uses counted from the last (`lm.objectives.special_tokens`)
     reach: int | None = None  # positions that the decoder needs, where they are those of the encoder's text (MASS)
     stratified: bool = False  # `make` takes `at` from 0 to 1, which is spread evenly over consecutive rows
-    types: int = 0  # token types that it uses
     draws: bool = True  # `make` draws random numbers; False saves the time to seed a generator for each piece
 
 

@@ -3,7 +3,8 @@
 In continuous time each token is masked with probability t, and its loss has the weight 1/t. Here the number k of masks is
 drawn, and the weight is n/k for a text of n tokens. Averaged over t that is the same loss, since the integral of t^(k-1)
 (1-t)^(n-k) times the binomial coefficient is 1/k; it has less variance, and the weights of a text sum to n exactly. The loss is
-at least -log p(text), of which it is the average over all orders of the tokens (arXiv 2110.02037, equation 4).
+the average of -log p(text) over all orders in which its tokens can be written (arXiv 2110.02037), and so at least -log of the
+average of p.
 """
 
 from dataclasses import replace
@@ -95,8 +96,12 @@ def _timed(read: TokenStream, mask_id: int, bos: int, time_steps: int) -> TokenS
     if not time_steps:
         return read
     masks, count = int((read.tokens == mask_id).sum()), int((read.tokens != bos).sum())
-    step = max(0, -(-masks * time_steps // max(count, 1)) - 1)
-    return replace(read, types=np.full(len(read.tokens), step, np.int32))
+    return replace(read, types=np.full(len(read.tokens), time_step(masks, max(count, 1), time_steps), np.int32))
+
+
+def time_step(masks: Any, count: Any, time_steps: int) -> Any:
+    """Which of so many equal steps from 0 to 1 the share masks / count is in, for numbers or arrays; 0 without masks."""
+    return (-(-masks * time_steps // count) - 1) * (masks > 0)
 
 
 def build_encoder(c: config.MaskedDiffusion, data: config.Data, v: Vocabulary) -> Objective:
@@ -104,8 +109,7 @@ def build_encoder(c: config.MaskedDiffusion, data: config.Data, v: Vocabulary) -
     length = required_length(data, "encoder_length")
     settings: dict[str, Any] = dict(schedule=c.schedule, flat=c.weight == "flat", time_steps=c.time_steps)
     make = partial(encoder, mask_id=required_mask(v, c), bos=v.bos_id, **settings)
-    lengths = Lengths(length, None, None, types=c.time_steps > 0)
-    return Objective(make, lengths, length, length, shortest=1, stratified=True, types=c.time_steps)
+    return Objective(make, Lengths(length, None, types=c.time_steps), length, length, shortest=1, stratified=True)
 
 
 def _told(ask: Ask, time_steps: int) -> Ask:

@@ -98,7 +98,6 @@ def build_mixture(c: config.Mixture, data: config.Data, v: Vocabulary, *, archit
         frozenset().union(*(o.ends for o in parts)),
         needs_other,
         reach=window + max(beyond) if beyond else None,
-        types=max(o.types for o in parts),
     )
 
 

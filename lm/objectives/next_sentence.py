@@ -80,10 +80,10 @@ def build_encoder(c: config.NextSentence, data: config.Data, v: Vocabulary) -> O
     length = required_length(data, "encoder_length")
     if len(v.sentinel_ids) < 2:
         raise UserError("objective 'next_sentence' answers with two sentinels and the tokenizer has none; take 'masked'")
-    lengths = Lengths(length, None, masked.predicted(length, c.masked, extra=16), types=True)
+    lengths = Lengths(length, None, masked.predicted(length, c.masked, extra=16), types=2)
     settings = dict(negatives=c.negatives, answers=v.sentinel_ids[:2], bos=v.bos_id, eos=v.eos_id)
     make = partial(encoder, noise=masked.noise_of(c.masked, v), **settings)
-    uses: dict[str, Any] = dict(needs_other=c.against == "other", sentinels=2, types=2)
+    uses: dict[str, Any] = dict(needs_other=c.against == "other", sentinels=2)
     return Objective(make, lengths, length - 3, length - 3, c.masked.dynamic, shortest=1, **uses)
 
 

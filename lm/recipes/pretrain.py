@@ -112,8 +112,8 @@ class Pretraining(Recipe):
         run, jitted = parts.run, jax.jit(parts.task.scores)
         score = lambda params, batch: jitted(params, frozen, batch)
         size = run.evaluate.batch_size or run.train.batch_size
-        factor = factors(run.model.architecture, run.objective)
-        return [HeldOut(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows, factor, parts.task.nats)]
+        kind = factors(run.model.architecture, run.objective)
+        return [HeldOut(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows, kind, parts.task.nats)]
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
         run, log = parts.run, parts.run.log
@@ -151,10 +151,10 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
             f"model.embed.ahead={run.model.embed.ahead}, and this objective tells each token which of {objective.window} "
             f"positions comes next; set --config.model.embed.ahead={objective.window}"
         )
-    if run.model.embed.types < objective.types:
+    if run.model.embed.types < (types := objective.lengths.types):
         raise UserError(
-            f"model.embed.types={run.model.embed.types}, and this objective has {objective.types} types of tokens; "
-            f"set --config.model.embed.types={objective.types}"
+            f"model.embed.types={run.model.embed.types}, and this objective has {types} types of tokens; set "
+            f"--config.model.embed.types={types}"
         )
     return objective
 

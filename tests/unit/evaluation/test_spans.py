@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from lm import config
 from lm.config import Attention, Block, Head, Mlp, Model, Stack
@@ -23,6 +22,7 @@ from lm.models.transformer import Transformer
 from lm.objectives.prompts import Span
 from lm.objectives.streams import stream
 from lm.types import CHARACTER, WORD, Example, TokenStream
+from tests.fakes import random_params
 from tests.unit.objectives.asking import ASKED, BOS, EOS, MASK, NAMES, SPAN, SPAN_PROMPTS, TEXT, WIDE, WORDS, V, vocabulary
 
 EVERY = [replace(SPAN, target=np.array(t, np.int32)) for t in itertools.product(range(TEXT, V), repeat=2)]
@@ -40,9 +40,7 @@ def model(architecture, position=None):
     module = Transformer(Model(WIDE, 16, head=Head(tied=False), **stacks))
     one = jnp.zeros((1, 4), jnp.int32)
     streams = [TokenStream(one, one, one) if n in architecture else None for n in ("encoder", "decoder")]
-    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), Example(*streams, None, None)))["params"]
-    rng = np.random.default_rng(0)
-    return module, jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes)
+    return module, random_params(module, Example(*streams, None, None), 0.5)
 
 
 def copying(params):

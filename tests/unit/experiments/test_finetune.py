@@ -11,9 +11,7 @@ from experiments.finetune import choose, fine_tune, tuning
 from experiments.study import Finetune, Task
 from lm import config
 from lm.config import resolve
-from lm.data.records import Labelled
-from lm.errors import Diverged, UserError
-from lm.recipes.finetune import _drawn
+from lm.errors import Diverged
 
 CELL = config.Run(config.Model(8, 8), train=config.Train(seed=3), data=config.Data(cache="elsewhere"))
 
@@ -106,25 +104,3 @@ def test_seeds_are_averaged_and_each_is_kept(trained, tmp_path, monkeypatch):
     last = trained.runs[-3:]
     assert [run.train.seed for run in last] == [3000, 3001, 3002]
     assert all(run.recipe.develop is None and run.optimizer.learning_rate == 0.2 for run in last)
-
-
-def test_labels_and_records_set_apart_are_drawn_by_the_seed_and_disjoint():
-    sizes = {"a": 50, "b": 30}
-    records = lambda name, split: [Labelled(f"{name} {i}", "yes") for i in range(sizes[name])]
-    data = SimpleNamespace(train={name: SimpleNamespace(num_documents=n) for name, n in sizes.items()}, records=records)
-
-    def drawn(seed, **settings):
-        return _drawn(config.Run(recipe=config.Finetune(**settings), train=config.Train(seed=seed)), data)
-
-    assert drawn(0) == ({}, {})
-    trained, tested = drawn(0, labels=20, develop=10)
-    for name in data.train:
-        assert len(trained[name]) == 20 and len(tested[name]) == 10 and not set(trained[name]) & set(tested[name])
-        assert (np.diff(trained[name]) > 0).all()
-    assert trained["a"].tolist() != drawn(1, labels=20, develop=10)[0]["a"].tolist()
-    all_but, tested = drawn(0, develop=10)
-    assert len(all_but["a"]) == 40 and len(drawn(0, labels=20)[0]["a"]) == 20 and drawn(0, labels=20)[1] == {}
-    with pytest.raises(
-        UserError, match="source 'b' has 30 training records, too few for recipe.labels=21 beside recipe.develop=10"
-    ):
-        drawn(0, labels=21, develop=10)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from lm import config
 from lm.config import Attention, Block, Embed, Head, Mlp, Model, Stack
@@ -16,7 +15,7 @@ from lm.models.transformer import Transformer
 from lm.objectives import any_order
 from lm.objectives.prompts import Span
 from lm.recipes.pretrain import objective_of
-from tests.fakes import MemoryStore
+from tests.fakes import MemoryStore, random_params
 from tests.unit.objectives.common import BOS, DATA, V, build, equal, first, rng, text, vocabulary
 
 STACK = Stack(2, {"L": Block(Attention(2), Mlp(32))}, position=config.Rope())
@@ -42,10 +41,7 @@ def test_all_orders_are_drawn_and_some_are_the_texts_own():
 @pytest.fixture(scope="module")
 def model():
     module = Transformer(MODEL)
-    example = jax.tree.map(lambda x: jnp.asarray(x)[None], any_order.decoder(TEXT, rng()))
-    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), example)["params"])
-    r = np.random.default_rng(0)
-    return module, jax.tree.map(lambda x: jnp.asarray(0.3 * r.normal(size=x.shape), x.dtype), shapes)
+    return module, random_params(module, jax.tree.map(lambda x: x[None], any_order.decoder(TEXT, rng())), 0.3)
 
 
 def logits(model, e):

@@ -3,10 +3,8 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from lm import config, flops, objectives
 from lm.config import Attention, Block, Head, Mlp, Model, Stack
@@ -18,7 +16,7 @@ from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths, block_diffusion, masked_diffusion
 from lm.recipes.pretrain import objective_of
 from lm.types import Example
-from tests.fakes import MemoryStore
+from tests.fakes import MemoryStore, random_params
 from tests.unit.objectives.common import BOS, DATA, EOS, MASK, V, build, equal, first, rng, text, vocabulary
 
 TEXT = np.array([BOS, 20, 21, 22, EOS], np.int32)
@@ -37,20 +35,11 @@ def test_docstring():
     assert e.encoder is None and e.decoder.prefix is None
 
 
-def params_of(model):
-    module = Transformer(model)
-    example = Example(
-        *(block_diffusion.twice(TEXT, TEXT, 2) if name == "decoder" else None for name in ("encoder", "decoder")), None, None
-    )
-    example = jax.tree.map(lambda x: jnp.asarray(x)[None], example)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
-    rng = np.random.default_rng(0)
-    return module, jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), nn.unbox(shapes))
-
-
 @pytest.fixture(scope="module")
 def decoder():
-    return params_of(DECODER)
+    example = Example(None, block_diffusion.twice(TEXT, TEXT, 2), None, None)
+    module = Transformer(DECODER)
+    return module, random_params(module, jax.tree.map(lambda x: x[None], example), 0.3)
 
 
 def nats(model, params, rows, lengths):

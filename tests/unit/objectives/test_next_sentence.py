@@ -58,9 +58,8 @@ def test_the_order_of_two_texts_is_asked_for():
         equal(np.concatenate([b, a] if wrong else [a, b]), list(range(100, 140)))
         swapped += wrong
     assert abs(swapped / 400 - 0.5) < 0.1
-    assert all(
-        build(config.NextSentence(0.0, "swapped"), "encoder").make(text(9), rng(s)).targets[0] == SENTINELS[0] for s in range(9)
-    )
+    right = build(config.NextSentence(0.0, "swapped"), "encoder")
+    assert all(right.make(text(9), rng(s)).targets[0] == SENTINELS[0] for s in range(9))
 
 
 def test_without_another_text_the_next_one_follows():

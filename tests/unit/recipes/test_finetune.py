@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from lm import config
@@ -27,6 +28,28 @@ def test_no_question_is_trained_on_and_tested():
     few, same, sorted_ = drawn(develop=5, labels=10)
     assert same == tested and len(few) == 10 and few < trained
     assert (sorted_["mine"][1:] > sorted_["mine"][:-1]).all()
+
+
+def test_labels_and_records_set_apart_are_drawn_by_the_seed_and_disjoint():
+    sizes = {"a": 50, "b": 30}
+    records = lambda name, split: [Labelled(f"{name} {i}", "yes") for i in range(sizes[name])]
+    data = SimpleNamespace(train={name: SimpleNamespace(num_documents=n) for name, n in sizes.items()}, records=records)
+
+    def drawn(seed, **settings):
+        return _drawn(config.Run(recipe=config.Finetune(**settings), train=config.Train(seed=seed)), data)
+
+    assert drawn(0) == ({}, {})
+    trained, tested = drawn(0, labels=20, develop=10)
+    for name in data.train:
+        assert len(trained[name]) == 20 and len(tested[name]) == 10 and not set(trained[name]) & set(tested[name])
+        assert (np.diff(trained[name]) > 0).all()
+    assert trained["a"].tolist() != drawn(1, labels=20, develop=10)[0]["a"].tolist()
+    all_but, tested = drawn(0, develop=10)
+    assert len(all_but["a"]) == 40 and len(drawn(0, labels=20)[0]["a"]) == 20 and drawn(0, labels=20)[1] == {}
+    with pytest.raises(
+        UserError, match="source 'b' has 30 training records, too few for recipe.labels=21 beside recipe.develop=10"
+    ):
+        drawn(0, labels=21, develop=10)
 
 
 def test_a_seed_draws_its_own():

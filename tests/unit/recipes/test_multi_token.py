@@ -83,9 +83,8 @@ def test_a_head_sees_no_token_that_it_predicts(trained):
     for changed in range(at + 1, 12):
         tokens = rows.decoder.tokens.copy()
         tokens[0, changed] = (tokens[0, changed] + 1) % V
-        after = logits(params, sequential, dataclasses.replace(rows, decoder=dataclasses.replace(rows.decoder, tokens=tokens)))[
-            :, 0
-        ]
+        other = dataclasses.replace(rows, decoder=dataclasses.replace(rows.decoder, tokens=tokens))
+        after = logits(params, sequential, other)[:, 0]
         moved = np.abs(after - before)[:, at].max(axis=-1) > 1e-6
         assert moved.tolist() == [sequential and changed <= at + k for k in range(3)]
 

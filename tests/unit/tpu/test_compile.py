@@ -138,7 +138,7 @@ def test_changes_of_a_config():
 def test_pairs_that_a_mask_leaves():
     assert aot.unmasked_share(RUN) == 0.5
     encoder = dataclasses.replace(RUN.model, encoder=DECODER, decoder=None)
-    both_ways = dataclasses.replace(RUN, model=encoder, data=config.Data(encoder_length=16))
+    both_ways = dataclasses.replace(RUN, model=encoder, data=config.Data(encoder_length=16), objective=config.Masked())
     assert aot.unmasked_share(both_ways) == 1.0
 
 
