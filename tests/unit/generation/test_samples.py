@@ -268,3 +268,24 @@ def test_what_is_forbidden_is_not_filled_in():
     stream = left_padded([np.arange(12, 16)])
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), Example(stream, None, stream.tokens, None)))["params"]
     assert (np.asarray(predict_tokens(model, params, stream, np.arange(V) != 30)) == 30).all()
+
+
+@pytest.mark.parametrize("mode", [None, "d"])
+def test_masks_are_filled_in_several_steps_in_a_mixture_too(monkeypatch, mode):
+    """One row writes behind its prompt up to the end, the other in place; the first part says how much it is told."""
+    seen = {}
+
+    def fill(model, params, stream, masked, key, **settings):
+        seen.update(settings, masked=masked.sum(axis=1).tolist())
+        return (
+            np.where(masked, 14, stream.tokens) * (1 - (masked & (masked.cumsum(1) == 2)))
+            + EOS * (masked.cumsum(1) == 2) * masked
+        )
+
+    monkeypatch.setattr(module, "fill", fill)
+    part = config.Part(config.MaskedDiffusion(time_steps=7), mode=mode)
+    objective = config.Mixture({"a": part, "b": config.Part(config.MaskedDiffusion())})
+    model = SimpleNamespace(config=SimpleNamespace(architecture="encoder", vocab_size=V))
+    shown = module.samples(model, None, Letters(), objective, ("ab", "a [MASK] b"), new_tokens=5, temperature=0.0, seed=0)
+    assert [s["text"] for s in shown] == ["c", "a [c] b"]
+    assert seen["masked"] == [5, 1] and seen["steps"] == 5 and seen["time_steps"] == 7 and not seen["forbidden"][EOS]
