@@ -277,10 +277,9 @@ def test_masks_are_filled_in_several_steps_in_a_mixture_too(monkeypatch, mode):
 
     def fill(model, params, stream, masked, key, **settings):
         seen.update(settings, masked=masked.sum(axis=1).tolist())
-        return (
-            np.where(masked, 14, stream.tokens) * (1 - (masked & (masked.cumsum(1) == 2)))
-            + EOS * (masked.cumsum(1) == 2) * masked
-        )
+        filled = np.where(masked, 14, stream.tokens)
+        filled[masked & (masked.cumsum(axis=1) == 2)] = EOS
+        return filled
 
     monkeypatch.setattr(module, "fill", fill)
     part = config.Part(config.MaskedDiffusion(time_steps=7), mode=mode)
