@@ -14,7 +14,7 @@ from lm.errors import UserError
 NUM_SENTINELS = 100
 NUM_WORD_SENTINELS = 32  # of word-level ones: span corruption of 640 tokens at T5's rate, or of 64 at rate 0.5 and spans of 1
 MASK = "<mask>"
-MASKS = (MASK, "[MASK]")
+MASKS = (MASK, "[MASK]", "<|mdm_mask|>")  # the last is LLaDA's
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(NUM_SENTINELS))
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 

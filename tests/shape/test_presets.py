@@ -26,6 +26,7 @@ from lm.models.presets import (
     gpt,
     gptj,
     lamda,
+    llada,
     llama,
     minilm,
     modernbert,
@@ -177,6 +178,7 @@ FAMILIES = {
         },
     ),
     "lamda": (None, {"lamda-137b": (lamda.LAMDA_137B, 137_702_158_336)}),
+    "llada": (plain("Llama"), {"llada-8b": (llada.LLADA_8B, 8_015_581_184)}),
     "falcon": (
         their_falcon,
         {

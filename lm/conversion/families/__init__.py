@@ -1,13 +1,20 @@
-"""All families that transformers has, by the `model_type` of their config.json."""
+"""All families, by the `model_type` of their config.json."""
 
 from typing import Any
 
-from lm.conversion.families import bert, gpt, gptj, llama, neox, opt, t5
+from lm.conversion.families import bert, gpt, gptj, llada, llama, neox, opt, t5
 from lm.conversion.tables import Family
 from lm.errors import UserError, nearest
 
 FAMILIES: dict[str, Family] = (
-    llama.FAMILIES | gpt.FAMILIES | gptj.FAMILIES | neox.FAMILIES | opt.FAMILIES | bert.FAMILIES | t5.FAMILIES
+    llama.FAMILIES
+    | gpt.FAMILIES
+    | gptj.FAMILIES
+    | neox.FAMILIES
+    | opt.FAMILIES
+    | bert.FAMILIES
+    | t5.FAMILIES
+    | llada.FAMILIES
 )
 
 

@@ -45,6 +45,7 @@ PRESETS = {  # our presets of the same models
     "t5-small": "t5.T5_SMALL",
     "flan-t5-small": "t5.FLAN_T5_SMALL",
     "bart-base": "bart.BART_BASE",
+    "LLaDA-8B-Base": "llada.LLADA_8B",
 }
 HEADS = {
     "bert": "cls.predictions.bias",
