@@ -51,7 +51,7 @@ def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = Non
 
     cell, seed = study.cells[unit[0]], unit[1]
     start = None if cell.start is None else str(folder(workdir, (cell.start, seed)) / "run")
-    run = replace(cell.run, train=replace(cell.run.train, seed=seed, init_from=start))
+    run = replace(cell.run, train=replace(cell.run.train, seed=seed, init_from=start, init_map=cell.init_map))
     for name, path in cell.items.items():
         items.check(run.model.architecture, run.objective, items.read(path, name=f"items.{name}"))
     if study.match == "params":

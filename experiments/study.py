@@ -75,6 +75,7 @@ class Cell:
     run: config.Run
     facts: Mapping[str, str] = field(default_factory=dict)  # columns that describe it in the tables
     start: str | None = None  # the cell that it goes on from, at the same seed
+    init_map: Mapping[Any, Any] = field(default_factory=dict)  # which of its stacks begins with which (`config.Train.init_map`)
     share: float = 1.0  # of the study's budget
     scores: tuple[str, ...] = ()  # kinds of `lm.evaluation.spans`
     tasks: tuple[Task, ...] = ()
@@ -179,6 +180,8 @@ class Study:
             self.budget,
             before,
         )
+        if cell.init_map:
+            parts += (dict(cell.init_map),)
         if cell.items or cell.measure:
             parts += (dict(cell.items), cell.measure and f"{cell.measure.__module__}.{cell.measure.__qualname__}")
         return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -100,12 +100,12 @@ def of_rows(model: config.Model, example: Any, *, everywhere: bool = False) -> F
     if model.decoder and example.decoder is not None:
         stream = example.decoder
         lengths = _segments(stream.segments)
-        prefixes = _segments(stream.segments * stream.prefix) if stream.prefix is not None else np.zeros_like(lengths)
+        ahead = 0 if stream.prefix is None else int((_within(stream.segments) * stream.prefix).sum())
         if source:
             encoded = _segments(example.encoder.segments)
             shared = min(encoded.shape[1], lengths.shape[1])
             cross_pairs = int((encoded[:, :shared] * lengths[:, :shared]).sum())
-        pairs = partial(_causal_pairs, lengths, np.pad(prefixes, ((0, 0), (0, lengths.shape[1] - prefixes.shape[1]))))
+        pairs = partial(_causal_pairs, lengths, ahead)
         if stream.blocks is not None:
             pairs = partial(_block_pairs, stream.segments, stream.blocks)
         total += _stack(model.decoder, model.width, int(lengths.sum()), pairs, source, cross_pairs)
@@ -136,11 +136,18 @@ def _bidirectional_pairs(lengths: np.ndarray, window: int | None) -> int:
     return int((lengths + 2 * half * lengths - half * (half + 1))[lengths > 0].sum())
 
 
-def _causal_pairs(lengths: np.ndarray, prefixes: np.ndarray, window: int | None) -> int:
-    """Returns the query-key pairs of documents of these lengths in a decoder, with these lengths of prefixes."""
+def _within(segments: np.ndarray) -> np.ndarray:
+    """Segments [B, T] -> how many tokens of its document come before each token, int64 [B, T]; 0 at padding."""
+    place = np.broadcast_to(np.arange(segments.shape[1]), segments.shape)
+    begins = np.diff(segments, axis=1, prepend=0) != 0
+    return (place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)) * (segments > 0)
+
+
+def _causal_pairs(lengths: np.ndarray, ahead: int, window: int | None) -> int:
+    """Returns the query-key pairs of documents of these lengths in a decoder, `ahead` of them with a key after the query."""
     near = lengths if window is None else np.minimum(window, lengths)
     past = near * (near + 1) // 2 + (lengths - near) * near
-    return int((past + prefixes * (prefixes - 1) // 2).sum())
+    return int(past.sum()) + ahead
 
 
 def _block_pairs(segments: np.ndarray, blocks: np.ndarray, window: int | None) -> int:

@@ -218,6 +218,7 @@ class Embed:
     types: Natural = 0  # number of token types (BERT: 2); all tokens are of type 0 unless the stream has types
     ahead: Natural = 0  # positions that a token may be told to predict (sigma-GPT); 0: it always predicts the next one
     dropout: Decay = 0.0  # on the sum
+    token_dropout: Decay = 0.0  # share of the tokens that are read without their embedding, as if masked (arXiv 1511.06349)
 
 
 @dataclass(frozen=True)

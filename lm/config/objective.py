@@ -44,6 +44,7 @@ class Masked:
     mask: Share = 0.8  # of the chosen tokens, replaced by the mask token
     random: Share = 0.1  # of the chosen tokens, replaced by a random one; the rest stay
     whole_word: bool = False  # choose complete words
+    mean_span: Span = 1.0  # tokens that are chosen in a row, on average (SpanBERT, arXiv 1907.10529); 1: each by itself
     # Choose each token by itself, so that a short text has any number of chosen ones; otherwise its share, rounded at random.
     independent: bool = False
     dynamic: bool = True  # new masks in each epoch (RoBERTa); False: a window keeps its masks
@@ -53,11 +54,16 @@ class Masked:
             raise UserError(f"mask={self.mask} and random={self.random} are shares of the same tokens: lower one to sum to 1")
         if self.independent and self.whole_word:
             raise UserError("independent=True chooses each token by itself, and whole_word=True complete words: leave one out")
+        if self.mean_span > 1 and (self.independent or self.whole_word):
+            other = "independent=True" if self.independent else "whole_word=True"
+            raise UserError(f"mean_span={self.mean_span:g} chooses spans of tokens, and {other} does not: leave one out")
 
 
 @dataclass(frozen=True)
 class MaskedDiffusion:
     """Masked tokens at a rate that is drawn for each text, from both sides (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992).
+    A decoder predicts a token where it reads the one before, as a causal model does that it may start from (DiffuLLaMA, arXiv
+    2410.17891).
 
     With weight="bound" the loss is an upper bound of the text's negative log-probability in nats a token; with "flat" each
     masked token counts the same (MLM-U, arXiv 2412.05117).
@@ -69,6 +75,9 @@ class MaskedDiffusion:
     weight: Literal["bound", "flat"] = "bound"
     # The model is told the share of masks in so many steps, as types of its tokens (`model.embed.types`); 0: it is not told.
     time_steps: Annotated[int, Range(0, 10_000)] = 0
+    # Part of the training over which a decoder's tokens come to see those after them, at an even pace (DiffuLLaMA); 0: they do
+    # from the start.
+    anneal: Share = 0.0
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def canonical(model: Model) -> Model:
         model,
         encoder=stack(model.encoder),
         decoder=stack(model.decoder),
-        embed=replace(model.embed, **blank),
+        embed=replace(model.embed, token_dropout=0.0, **blank),
         init_std=None,
         embed_init_std=0.02,
         dtype="float32",

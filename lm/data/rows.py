@@ -16,7 +16,7 @@ from lm.objectives import Lengths, Objective, spread
 from lm.types import Example, TokenStream
 
 # The arguments of `fill`: the tokens of a window, where documents begin in it, and what turns them into a row.
-Window = tuple[np.ndarray, np.ndarray, Objective, np.random.Generator, np.ndarray | None, float]
+Window = tuple[np.ndarray, np.ndarray, Objective, np.random.Generator, np.ndarray | None, float, float]
 
 
 def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
@@ -93,6 +93,7 @@ class Rows:
     seed: int
     weights: Mapping[str, float] | None = None
     shuffle: bool = True
+    total: int = 0  # rows of the training, for objectives that are `paced`; 0: as at its end
 
     def __post_init__(self) -> None:
         for name, store in self.stores.items():
@@ -179,7 +180,8 @@ class Rows:
             rng = np.random.default_rng((self.seed, s, int(epoch[i]) if o.dynamic else 0, int(window[i]), 2))
             text = tokens[i, starts[i] - begin[i] :][: lengths[i]]
             other = self._elsewhere(store, int(begin[i]), rng) if o.needs_other else None
-            yield text, self._cuts(store, int(starts[i]), len(text)), o, rng, other, spread(index[i])
+            progress = min(1.0, index[i] / self.total) if self.total else 1.0
+            yield text, self._cuts(store, int(starts[i]), len(text)), o, rng, other, spread(index[i]), progress
 
     def _elsewhere(self, store: Store, begin: int, rng: np.random.Generator) -> np.ndarray:
         """The longest piece of one document in a random window of the source, int32 [n]. That window shares no document with
@@ -212,13 +214,14 @@ def fill(
     rng: np.random.Generator,
     other: np.ndarray | None = None,
     at: float = 0.0,
+    progress: float = 1.0,
 ) -> Example:
     """One row from a window: a segment for each document, shortened if its noised form does not fit.
 
     `other`: tokens of another document, for an objective with `needs_other=True`. `at`, from 0 to 1: what the first document
-    gets of one that is `stratified`; the next get other parts.
+    gets of one that is `stratified`; the next get other parts. `progress`, from 0 to 1: what one that is `paced` gets.
     """
-    return pack(fitted(tokens, cuts, objective, rng, other, at)[0], objective.lengths)
+    return pack(fitted(tokens, cuts, objective, rng, other, at, progress)[0], objective.lengths)
 
 
 def fitted(
@@ -228,6 +231,7 @@ def fitted(
     rng: np.random.Generator,
     other: np.ndarray | None = None,
     at: float = 0.0,
+    progress: float = 1.0,
 ) -> tuple[list[Example], int]:
     """The segments of a row, and how many tokens of its window are in none of them. The tokens that two windows share are
     not counted, because the other window reads or predicts them.
@@ -241,6 +245,7 @@ def fitted(
     room = objective.lengths
     for number, piece in enumerate(np.split(tokens, cuts)):
         part = {"at": spread(number, at)} if objective.stratified else {}
+        part |= {"progress": progress} if objective.paced else {}
         seed, end = int(rng.integers(2**63)), begin + len(piece)
         if _only(piece, objective.ends):  # no text, so nothing is lost
             begin = end

@@ -19,7 +19,7 @@ from lm.evaluation.spans import row_scores
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives import Lengths, Vocabulary
-from lm.objectives.masked_diffusion import noised
+from lm.objectives.masked_diffusion import noised, shifted
 
 # Of a text's tokens, int [n]: (masked ones, weight of their nats, number of their stratum) for each forward pass.
 Draw = Callable[[np.ndarray, int, np.random.Generator], Iterator[tuple[np.ndarray, float, int]]]
@@ -76,15 +76,20 @@ def bound(
     """The bound of each text (int32 [n], with bos and eos where it has them), by `each_number` or `any_number`."""
     rng = np.random.default_rng(seed)
     special: dict[str, Any] = dict(mask_id=vocabulary.mask_id, bos=vocabulary.bos_id, time_steps=c.time_steps)
-    counted = [np.flatnonzero(text != vocabulary.bos_id) for text in texts]
-    lengths = Lengths(max(map(len, texts)), None, types=c.time_steps)
+    decoder, size = model.config.encoder is None, max(map(len, texts))
+    if decoder:  # the first token is only read, as in training
+        counted = [np.arange(1, len(text)) for text in texts]
+        lengths, ask = Lengths(None, size, prefix=True, types=c.time_steps), shifted
+    else:
+        counted = [np.flatnonzero(text != vocabulary.bos_id) for text in texts]
+        lengths, ask = Lengths(size, None, types=c.time_steps), lambda e: e
     never = np.arange(model.config.vocab_size) == vocabulary.mask_id  # written, as in training
-    check_positions(model.config, lengths.encoder, None, cure="take shorter texts")
+    check_positions(model.config, lengths.encoder, lengths.decoder, cure="take shorter texts")
     drawn = ((i, *one) for i, tokens in enumerate(counted) for one in draw(tokens, draws, rng))
     groups: list[tuple[int, int]] = []  # text and stratum of each forward pass
     values: list[np.ndarray] = []
     while part := list(itertools.islice(drawn, batch_size)):
-        rows = [pack([noised(texts[i], chosen, weight, **special)], lengths) for i, chosen, weight, _ in part]
+        rows = [pack([ask(noised(texts[i], chosen, weight, **special))], lengths) for i, chosen, weight, _ in part]
         rows += [blank(lengths)] * (batch_size - len(rows))  # keeps the shape of the batch
         groups += [(i, stratum) for i, _, _, stratum in part]
         values.append(np.asarray(row_scores(model, params, stack(rows), never)[0], float)[: len(part)])

@@ -35,7 +35,7 @@ def evaluate(
     """
     target, (source, run, own) = output(out), opened(folder, run)
     c = run.objective
-    if not isinstance(c, config.MaskedDiffusion) or source.model.encoder is None:
+    if not isinstance(c, config.MaskedDiffusion):
         raise UserError(f"--bound is of models of 'masked_diffusion', and this one is of '{config.kind_of(type(c))}'")
     tokenizer = source.tokenizer()
     data = prepared_of(run, tokenizer, own=own)
@@ -44,12 +44,7 @@ def evaluate(
     rows = Rows(data.holdout, objectives.build(c, source.model.architecture, run.data, tokenizer), seed, shuffle=False)
     chosen = np.unique(np.linspace(0, rows.count - 1, windows).round().astype(np.int64))
     batch: Any = rows.rows(chosen)
-    pieces = [
-        tokens[segments == s]
-        for tokens, segments in zip(batch.targets, batch.encoder.segments, strict=True)
-        for s in range(1, segments.max() + 1)
-    ]
-    texts = [piece for piece in pieces if (piece != tokenizer.bos_id).any()]
+    texts = [text for text in _texts(batch) if (text != tokenizer.bos_id).any() and (len(text) > 1 or batch.encoder)]
     model, params = Transformer(source.model), source.params(device=jax.local_devices()[0])
     settings: dict[str, Any] = dict(seed=seed, batch_size=batch_size)
     found = {"sum": bound(model, params, c, tokenizer, texts, each_number, draws=draws, **settings)}
@@ -67,6 +62,16 @@ def evaluate(
     }
     write(result, source, target, default="bound.json")
     return result
+
+
+def _texts(batch: Any) -> list[np.ndarray]:
+    """The texts of rows, int32 [n] each: an encoder's targets, or a decoder's first token, which is no mask, and its targets."""
+    stream, found = batch.encoder or batch.decoder, list[np.ndarray]()
+    for read, targets, segments in zip(stream.tokens, batch.targets, stream.segments, strict=True):
+        for s in range(1, segments.max() + 1):
+            mine = segments == s
+            found.append(targets[mine] if batch.encoder else np.append(read[mine][:1], targets[mine][:-1]))
+    return found
 
 
 def _figures(b: Bound, tokens_per_byte: float) -> dict[str, float]:

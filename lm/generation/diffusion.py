@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.generation.decoding import check_lengths
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives.masked_diffusion import time_step
@@ -46,7 +45,8 @@ def fill(
 
     `forbidden`, bool [V]: tokens that are never written. `time_steps` as in `lm.config.MaskedDiffusion`.
     """
-    check_lengths(model.config, stream, None, cure="shorten it")
+    size = stream.tokens.shape[1]
+    check_positions(model.config, *((size, None) if model.config.encoder else (None, size)), cure="shorten it")
     text = jnp.maximum((stream.segments > 0).sum(axis=1) - 1, 1)  # tokens without bos
 
     def logits(tokens: jax.Array, left: jax.Array) -> jax.Array:
@@ -54,7 +54,11 @@ def fill(
         if time_steps:
             step = time_step(left.sum(axis=1), text, time_steps)
             read = replace(read, types=jnp.broadcast_to(step[:, None], tokens.shape))
-        found: Any = model.apply({"params": params}, Example(read, None, None, None))
+        if model.config.encoder is None:  # predicts each token one place before it (`lm.objectives.masked_diffusion.decoder`)
+            read = replace(read, prefix=stream.segments > 0)
+            found: Any = model.apply({"params": params}, Example(None, read, None, None))
+            return jnp.roll(found, 1, axis=1)
+        found = model.apply({"params": params}, Example(read, None, None, None))
         return found
 
     settings: dict[str, Any] = dict(steps=steps, order=order, temperature=temperature, forbidden=forbidden, block=block)

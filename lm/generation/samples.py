@@ -24,7 +24,7 @@ class Question:
 
     ids: list[np.ndarray]  # B of int32 [n]: bos and the prompt with the objective's special tokens at its marks
     mode: list[int]  # the token of a mixture's mode, if it has one
-    lengths: list[int]  # tokens of each answer, at most
+    lengths: list[int]  # tokens of each answer behind what is read, at most
     encoder: TokenStream | None  # [B, T], padded on the left
     decoder: TokenStream | None  # [B, T]: what a decoder continues; None for an encoder alone
     may_write: tuple[int, ...]  # special tokens that an answer may contain, besides eos
@@ -49,15 +49,15 @@ def samples(
     first: Any = first_part(objective, tokenizer)[0]
     way, key = text_prompt(first), jax.random.key(seed)
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
-    if a.decoder is None and not way.fills:
+    if model.config.architecture == "encoder" and not way.fills:
         return [_filled(model, params, tokenizer, p, i, a.mode, forbidden) for p, i in zip(prompts, a.ids, strict=True)]
     forbidden[[tokenizer.eos_id, *a.may_write]] = False
     settings: dict[str, Any] = dict(temperature=temperature, forbidden=forbidden)
     if way.fills:
-        assert a.encoder is not None
-        masked = a.encoder.tokens == tokenizer.mask_id
+        stream: Any = a.encoder or a.decoder
+        masked = stream.tokens == tokenizer.mask_id
         settings |= dict(steps=int(masked.sum(axis=1).max()), time_steps=first.time_steps)  # a step a token
-        tokens = distributed.fetched(fill(model, params, a.encoder, masked, key, **settings))
+        tokens = distributed.fetched(fill(model, params, stream, masked, key, **settings))
         rows = [row[mine] for row, mine in zip(tokens, masked, strict=True)]
         answered = zip(prompts, rows, strict=True)
         return [_in_place(tokenizer, p, r) if MASK in p else {"prompt": p, "text": _text(tokenizer, r)} for p, r in answered]
@@ -105,11 +105,13 @@ def _ask(
     render = lambda prompt: way.render([tokenizer.encode(part) for part in prompt.split(MASK)], tokenizer, new_tokens, rng)
     ids = [np.concatenate([[tokenizer.bos_id], *render(way.clean(p))]).astype(np.int32) for p in prompts]
     lengths = [new_tokens] * len(ids)
-    if architecture == "encoder":
+    if architecture == "encoder" or way.fills:
         if way.fills:
             answer = np.full(new_tokens, tokenizer.mask_id, np.int32)
-            ids = [i if tokenizer.mask_id in i else np.append(i, answer) for i in ids]
-        return Question(ids, mode, lengths, left_padded([np.concatenate([mode, i]) for i in ids]), None, ())
+            ids, lengths = [i if tokenizer.mask_id in i else np.append(i, answer) for i in ids], [0] * len(ids)
+        stream = left_padded([np.concatenate([mode, i]) for i in ids])
+        encoder, decoder = (stream, None) if architecture == "encoder" else (None, stream)
+        return Question(ids, mode, lengths, encoder, decoder, ())
     may_write = tuple(tokenizer.sentinel_ids) if way.sentinels else ()
     reads = [np.concatenate([mode, i[1:], [tokenizer.eos_id]] if way.noised else [mode, i]).astype(np.int32) for i in ids]
     if architecture == "decoder":

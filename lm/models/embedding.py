@@ -146,6 +146,9 @@ class Embed(nn.Module):
         """Embeds what the stack `name`, "encoder" or "decoder", reads."""
         m = self.config
         x = self.tokens(stream.tokens)
+        if m.embed.token_dropout and self.has_rng("dropout"):
+            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - m.embed.token_dropout, stream.tokens.shape)
+            x = jnp.where(kept[..., None], x, 0)
         if m.embed.scale is not None:
             x = x * jnp.asarray(m.embed.scale, x.dtype)
         match getattr(m, name).position:

@@ -35,24 +35,31 @@ class Future(nn.Module):
     heads: int
     sequential: bool
 
-    @nn.compact
-    def __call__(self, hidden: jax.Array, stream: TokenStream, embedded: jax.Array) -> list[jax.Array]:
-        """hidden and embedded [B, T, D], the latter of the tokens in `stream` -> [B, T, D] for each head."""
+    def setup(self) -> None:
         m = self.model
         dtypes: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
-        stack = one_layer(m)
+        stack, numbers = one_layer(m), range(1, self.heads + 1)
+        self.layers = [Stack(stack, m, causal=True, name=f"head_{k}") for k in numbers]
+        if self.sequential:
+            norm = lambda name: [Norm(stack.blocks["L"].norm, name=f"{name}_norm_{k}", **dtypes) for k in numbers]
+            axes = ("embed_in", "embed")
+            self.hidden_norms, self.token_norms = norm("hidden"), norm("token")
+            self.joins = [Projection((m.width,), axes, False, m.init_std, name=f"join_{k}", **dtypes) for k in numbers]
+
+    def __call__(self, hidden: jax.Array, stream: TokenStream, embedded: jax.Array) -> list[jax.Array]:
+        """hidden and embedded [B, T, D], the latter of the tokens in `stream` -> [B, T, D] for each head."""
         context = Context(Mask(stream.segments, stream.segments, causal=True), stream.positions)
-        found = []
+        found: list[jax.Array] = []
         for k in range(1, self.heads + 1):
-            x = hidden
-            if self.sequential:
-                last = found[-1] if found else hidden
-                seen = jnp.roll(embedded, -k, axis=1)  # of the token k places ahead; past the end it has no loss
-                parts = [
-                    Norm(stack.blocks["L"].norm, name=f"{name}_norm_{k}", **dtypes)(y)
-                    for name, y in (("hidden", last), ("token", seen))
-                ]
-                both = jnp.concatenate(parts, axis=-1)
-                x = Projection((m.width,), ("embed_in", "embed"), False, m.init_std, name=f"join_{k}", **dtypes)(both)
-            found.append(Stack(stack, m, causal=True, name=f"head_{k}")(x, context))
+            seen = jnp.roll(embedded, -k, axis=1)  # of the token k places ahead; past the end it has no loss
+            found.append(self.head(k, found[-1] if found and self.sequential else hidden, seen, context))
         return found
+
+    def head(self, k: int, hidden: jax.Array, seen: jax.Array, context: Context) -> jax.Array:
+        """[B, T, D] of head k >= 1. In parallel `hidden` is the decoder's; in sequence it is that of the head before (the
+        decoder's for the first), and `seen` has the embeddings of the tokens k places ahead."""
+        x = hidden
+        if self.sequential:
+            both = jnp.concatenate([self.hidden_norms[k - 1](hidden), self.token_norms[k - 1](seen)], axis=-1)
+            x = self.joins[k - 1](both)
+        return self.layers[k - 1](x, context)

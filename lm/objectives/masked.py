@@ -19,6 +19,7 @@ from lm.objectives.prompts import (
     with_masks,
     word_ends,
 )
+from lm.objectives.spans import noise_mask
 from lm.objectives.streams import reconstruct, stream, without_ends
 from lm.objectives.vocabulary import Vocabulary, ends, of_texts, required_mask
 from lm.types import CHARACTER, WORD, Example
@@ -39,13 +40,15 @@ def noise(
     text: np.ndarray,
     ids: np.ndarray,
     independent: bool = False,
+    mean_span: float = 1.0,
     boundaries: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the corrupted tokens, int32 [n], and the sorted indices of the chosen ones, int32 [k].
 
     Chooses a share `rate` of the tokens that are text: `text` (bool [V]) has the ids that are, and `ids` (int64) lists them.
     The share holds on average, so a short text often has none; its number of chosen tokens is one of the two next to the
-    share, or, if `independent`, any: each token is chosen with probability `rate`. Each chosen token becomes the mask token
+    share, or, if `independent`, any: each token is chosen with probability `rate`. With `mean_span` above 1 they are chosen in spans of that
+    mean length. Each chosen token becomes the mask token
     with probability `mask`, a random text token with probability `random`, or stays. With `boundaries` (a tokenizer's),
     complete words are chosen.
 
@@ -60,6 +63,8 @@ def noise(
     budget = rate * len(candidates)
     if independent:
         chosen = candidates[rng.random(len(candidates)) < rate]
+    elif mean_span > 1:
+        chosen = candidates[_in_spans(len(candidates), rounded(budget, rng), mean_span, rng)]
     elif boundaries is None:
         chosen = rng.choice(candidates, rounded(budget, rng), replace=False)
     else:
@@ -78,6 +83,13 @@ def rounded(amount: float, rng: np.random.Generator) -> int:
     """Rounds up or down at random with the mean `amount`, so that a rate holds for short texts too."""
     floor = int(amount)
     return floor + int(rng.random() < amount - floor)
+
+
+def _in_spans(n: int, count: int, mean_span: float, rng: np.random.Generator) -> np.ndarray:
+    """bool [n]: `count` of n tokens in spans of this mean length, at places that are all alike."""
+    if not 0 < count < n:
+        return np.full(n, count > 0)
+    return noise_mask(n, rng, rate=count / n, mean_span=mean_span, roll=True)
 
 
 def _whole_words(candidates: np.ndarray, begins: np.ndarray, budget: float, rng: np.random.Generator) -> np.ndarray:
@@ -145,6 +157,7 @@ def noise_of(c: config.Masked, v: Vocabulary) -> Noise:
         text=text,
         ids=np.flatnonzero(text),
         independent=c.independent,
+        mean_span=c.mean_span,
         boundaries=v.boundaries if c.whole_word else None,
     )
 

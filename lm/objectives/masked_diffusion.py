@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lm import config
+from lm.errors import UserError
 from lm.objectives.declaration import Declaration, Lengths, Objective, Suit, required_length
 from lm.objectives.masked import ask_encoder, ask_encoder_pll
 from lm.objectives.prompts import EACH, REVEALED, Ask, Span, SpanPrompt, TextPrompt, mask_token, with_masks
@@ -68,6 +69,46 @@ def encoder(
     return noised(tokens, chosen, 1.0 if flat else weight, bos=bos, **noise)
 
 
+def decoder(
+    tokens: np.ndarray,
+    rng: np.random.Generator,
+    at: float | None = None,
+    progress: float = 1.0,
+    *,
+    schedule: str = "linear",
+    flat: bool = False,
+    anneal: float = 0.0,
+    **noise: int,
+) -> Example:
+    """As `encoder`, but for the first token, which is only read: each token is predicted one place before it. All tokens see
+    each other, or, before `progress` is `anneal`, those before them and a random share progress / anneal of those after them.
+
+    tokens    [bos 20 21 22 23 eos], at 0.5
+    decoder   [bos  M 21  M 23  M ]
+    prefix    [ 1   1  1  1  1  1 ]
+    targets   [20  21 22 23 eos 0 ]
+    weights   [5/3  0 5/3 0 5/3 0 ]
+    """
+    candidates = np.arange(1, len(tokens))
+    if not len(candidates):
+        return shifted(noised(tokens, candidates, 0.0, **noise))
+    chosen, weight = draw(candidates, rng, at, schedule)
+    seen = None if progress >= anneal else rng.random(len(tokens)) < progress / anneal
+    return shifted(noised(tokens, chosen, 1.0 if flat else weight, **noise), seen)
+
+
+def shifted(e: Example, seen: np.ndarray | None = None) -> Example:
+    """What an encoder is asked, asked of a decoder: one place before. All its tokens see those that are `seen`, bool [T] (None:
+    all). With `where`, these places are moved; without, the targets are, and that of the first token is left out."""
+    stream: Any = e.encoder
+    prefix = np.ones(len(stream.tokens), bool) if seen is None else seen
+    moved = replace(e, encoder=None, decoder=replace(stream, prefix=prefix))
+    if e.where is not None:
+        return replace(moved, where=e.where - 1)
+    later = lambda x: np.append(x[1:], np.zeros(1, x.dtype))
+    return replace(moved, targets=later(e.targets), weights=later(e.weights))
+
+
 def draw(candidates: np.ndarray, rng: np.random.Generator, at: float | None, schedule: str) -> tuple[np.ndarray, float]:
     """k of the n candidates, and the weight 1 / (k p(k)) of each, as in `encoder`."""
     n = len(candidates)
@@ -105,11 +146,22 @@ def time_step(masks: Any, count: Any, time_steps: int) -> Any:
 
 
 def build_encoder(c: config.MaskedDiffusion, data: config.Data, v: Vocabulary) -> Objective:
-    """Windows as long as the row."""
+    """Windows as long as the row. UserError for `anneal`: an encoder's tokens always see each other."""
     length = required_length(data, "encoder_length")
+    if c.anneal:
+        raise UserError(f"objective.anneal={c.anneal} is of decoders, and an encoder's tokens see each other: leave it out")
     settings: dict[str, Any] = dict(schedule=c.schedule, flat=c.weight == "flat", time_steps=c.time_steps)
     make = partial(encoder, mask_id=required_mask(v, c), bos=v.bos_id, **settings)
     return Objective(make, Lengths(length, None, types=c.time_steps), length, length, shortest=1, stratified=True)
+
+
+def build_decoder(c: config.MaskedDiffusion, data: config.Data, v: Vocabulary) -> Objective:
+    """Windows as long as the row, whose first token the window before has predicted."""
+    length = required_length(data, "decoder_length")
+    settings: dict[str, Any] = dict(schedule=c.schedule, flat=c.weight == "flat", time_steps=c.time_steps, anneal=c.anneal)
+    make = partial(decoder, mask_id=required_mask(v, c), bos=v.bos_id, **settings)
+    lengths, how = Lengths(None, length, prefix=True, types=c.time_steps), dict(stratified=True, paced=c.anneal > 0)
+    return Objective(make, lengths, length, length - 1, shortest=2, **how)
 
 
 def _told(ask: Ask, time_steps: int) -> Ask:
@@ -122,10 +174,22 @@ def _told(ask: Ask, time_steps: int) -> Ask:
     return each
 
 
-def spans(c: config.MaskedDiffusion) -> dict[str, SpanPrompt]:
+def _shifted(ask: Ask) -> Ask:
+    """Asks a decoder the same."""
+
+    def each(span: Span, v: Vocabulary) -> list[Example]:
+        asked: list[Any] = ask(span, v)
+        return [shifted(e) for e in asked]
+
+    return each
+
+
+def spans(c: config.MaskedDiffusion, *, of: str = "encoder") -> dict[str, SpanPrompt]:
     asks = {"each": ask_encoder, "pll": ask_encoder_pll}
     if c.time_steps:
         asks = {name: _told(ask, c.time_steps) for name, ask in asks.items()}
+    if of == "decoder":
+        asks = {name: _shifted(ask) for name, ask in asks.items()}
     return {
         "suffix": SpanPrompt(asks["each"], True, REVEALED, sees_end=True),
         "infill": SpanPrompt(asks["each"], True, REVEALED),
@@ -142,9 +206,14 @@ OBJECTIVE = Declaration(
             reads_prefix=False,
             spans=spans,
         ),
+        "decoder": Suit(
+            build_decoder,
+            factors=lambda c: "bound" if c.weight == "bound" else False,
+            reads_prefix=True,
+            spans=partial(spans, of="decoder"),
+        ),
     },
     refused={
-        "decoder": "a causal decoder does not see what follows a mask; take 'causal', or an encoder",
         "encoder_decoder": "an encoder alone reads the masks and predicts them; take 'masked', or an encoder",
     },
     prompt=TextPrompt(with_masks, noised=True, fills=True),

@@ -110,6 +110,8 @@ def _build_part(
     if DECLARATIONS[type(part.objective)].own_loss:
         kind = config.kind_of(type(part.objective))
         raise UserError(f"objective.parts.{name} is '{kind}', which has a loss of its own: make it the objective")
+    if getattr(part.objective, "anneal", 0.0):
+        raise UserError(f"objective.parts.{name}.objective.anneal is of an objective alone: leave it out in a mixture")
     if part.mode is None:
         return build(part.objective, architecture, data, v)
     read = "decoder" if architecture == "decoder" else "encoder"

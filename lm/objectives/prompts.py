@@ -158,7 +158,7 @@ class TextPrompt:
     clean: Callable[[str], str] = str  # of the prompt's text, before it is split at its marks and tokenized
     noised: bool = False  # an encoder, or a decoder's prefix, reads it as a noised text: without bos, with eos at its end
     sentinels: bool = False  # the answer may contain sentinels
-    fills: bool = False  # an encoder fills in masks of its own behind the prompt, in several steps
+    fills: bool = False  # masks of its own behind the prompt are filled in, in several steps
     blocks: bool = False  # a decoder fills in blocks of masks behind the prompt, one after another
     from_masks: bool = False  # the decoder starts with a mask token, at the position of the first mask (MASS)
 

@@ -45,7 +45,7 @@ def task(run: config.Run) -> Task:
 
 def _dropouts(model: config.Model) -> list[float]:
     """All rates of dropout."""
-    found = [model.embed.dropout]
+    found = [model.embed.dropout, model.embed.token_dropout]
     for stack in (model.encoder, model.decoder):
         if stack:
             found.append(stack.dropout)

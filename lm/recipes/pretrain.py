@@ -53,8 +53,10 @@ def tokens(run: config.Run, *, masked: bool = False) -> Task:
 
 
 def _read(example: Example) -> jax.Array:
-    """The tokens that are read at the predicted positions, int32 [B, P]."""
+    """The tokens that are read where the predicted ones stand, int32 [B, P]."""
     stream: Any = example.decoder or example.encoder
+    if example.decoder is not None and example.where is None:  # each is predicted one place before it
+        return jnp.roll(stream.tokens, -1, axis=1)
     return stream.tokens if example.where is None else jnp.take_along_axis(stream.tokens, example.where, axis=1)
 
 
@@ -176,9 +178,9 @@ def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, 
     """Rows by split. Held-out rows have the same noise in runs of all seeds, so that losses differ by the models alone."""
     weights = {name: source.weight for name, source in run.data.sources.items()}
     splits = {"train": shared(data.train, run.data.train_share), "holdout": data.holdout}
-    seeds = {"train": run.train.seed, "holdout": HELD_OUT_SEED}
+    seeds, total = {"train": run.train.seed, "holdout": HELD_OUT_SEED}, run.train.steps * run.train.batch_size
     return {
-        split: Rows(stores, objective, seeds[split], weights, shuffle=split == "train")
+        split: Rows(stores, objective, seeds[split], weights, split == "train", total if split == "train" else 0)
         for split, stores in splits.items()
         if stores
     }

@@ -10,7 +10,7 @@ import pytest
 
 from lm import config
 from lm.evaluation.bound import any_number, bound, each_number
-from lm.types import Example
+from lm.types import Example, TokenStream
 from tests.unit.evaluation.test_spans import model
 from tests.unit.objectives.asking import BOS, MASK, TEXT, WORDS, V
 
@@ -25,8 +25,6 @@ def scorer():
 
     @jax.jit
     def logp(tokens):
-        from lm.types import TokenStream
-
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         logits = module.apply(
             {"params": params}, Example(TokenStream(tokens, positions, jnp.ones_like(tokens)), None, None, None)
@@ -55,6 +53,27 @@ def test_all_numbers_of_masks_are_all_orders(scorer):
     assert found.nats == pytest.approx([by_orders(scorer, text) for text in texts], rel=1e-5)
     assert found.error == 0 and found.tokens.tolist() == [4, 4, 2]
     assert found.nats_per_token == pytest.approx(found.nats.sum() / 10)
+
+
+def test_a_decoder_has_the_bound_of_all_orders_after_its_first_token():
+    """It predicts each token where it reads the one before, and all its tokens see each other."""
+    module, params = model("decoder")
+
+    def logp(tokens):
+        stream = TokenStream(tokens, np.arange(len(tokens[0]))[None], np.ones_like(tokens), np.ones(tokens.shape, bool))
+        logits = module.apply({"params": params}, Example(None, stream, None, None)).astype(jnp.float32)
+        return np.asarray(jax.nn.log_softmax(jnp.roll(logits, 1, axis=1).at[..., MASK].set(-1e30), axis=-1), float)
+
+    text = np.array([BOS, *TOKENS[:3]], np.int32)
+    total = 0.0
+    for order in itertools.permutations(range(1, len(text))):
+        seen = np.append(BOS, np.full(len(text) - 1, MASK)).astype(np.int32)
+        for place in order:
+            total -= logp(seen[None])[0, place, text[place]]
+            seen[place] = text[place]
+    found = bound(module, params, config.MaskedDiffusion(), WORDS, [text], each_number, draws=6)
+    assert found.nats == pytest.approx([total / factorial(3)], rel=1e-5)
+    assert found.error == 0 and found.tokens.tolist() == [3]
 
 
 def test_it_bounds_the_likelihood_of_a_random_order(scorer):

@@ -32,6 +32,24 @@ def test_masks_become_text_and_the_rest_stays(order, settings):
     assert not FORBIDDEN[tokens[~given]].any() and tokens.dtype == np.int32
 
 
+@pytest.mark.parametrize("order", ["left", "confidence"])
+def test_a_decoder_fills_in_each_mask_from_the_place_before_it(order):
+    module, params = model("decoder")
+    tokens = ROWS[0].copy()
+    stream = left_padded([np.asarray(tokens, np.int32)])
+    settings = dict(steps=4, forbidden=FORBIDDEN, order=order)
+    got = np.asarray(fill(module, params, stream, stream.tokens == MASK, jax.random.key(0), **settings))[0]
+    while (left := np.flatnonzero(tokens == MASK)).size:
+        one = np.asarray(tokens[None], np.int32)
+        read = TokenStream(one, np.arange(len(tokens))[None], np.ones_like(one), np.ones(one.shape, bool))
+        logits = np.array(module.apply({"params": params}, Example(None, read, None, None)), float)[0]
+        logits[:, FORBIDDEN] = -np.inf
+        logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        place = left[0] if order == "left" else max(left, key=lambda i: logp[i - 1].max())
+        tokens[place] = logp[place - 1].argmax()
+    assert got.tolist() == tokens.tolist()
+
+
 def one_at_a_time(order, block=None):
     """The same by hand: one mask a step, chosen from the model's own probabilities."""
     module, params = model("encoder")

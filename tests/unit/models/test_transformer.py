@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm.config import Alibi, Attention, Block, Embed, Head, Mlp, Model, Norm, Rope, Stack, resolve
+from lm.config import Alibi, Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Rope, Stack, resolve
 from lm.errors import UserError
 from lm.models.transformer import Transformer, num_groups, stack_groups
-from lm.types import Example
+from lm.types import Example, TokenStream
 from tests.unit.models.small import (
     BLOCK,
     DECODERS,
@@ -132,6 +132,7 @@ def test_dropout_is_on_exactly_with_an_rng():
         "ffn": decoder(replace(BLOCK, ffn=Mlp(24, dropout=rate)), Rope(), num_layers=1),
         "block": decoder(replace(BLOCK, dropout=rate), Rope(), num_layers=1),
         "embed": decoder(position=Rope(), num_layers=1, embed=Embed(dropout=rate)),
+        "tokens": decoder(position=Rope(), num_layers=1, embed=Embed(token_dropout=rate)),
     }
     off = decoder(position=Rope(), num_layers=1)
     example, (_, params) = example_for(off), start(off)
@@ -143,6 +144,20 @@ def test_dropout_is_on_exactly_with_an_rng():
         a, b = draw(jax.random.key(0)), draw(jax.random.key(1))
         assert np.abs(a - b).max() > 0.01 and np.abs(a - expected).max() > 0.01
         np.testing.assert_array_equal(a, draw(jax.random.key(0)))
+
+
+def test_token_dropout_leaves_out_whole_tokens_and_scales_none():
+    model = decoder(position=Learned(16), num_layers=1, embed=Embed(token_dropout=0.3))
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (40, 16)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(16, dtype=np.int32), tokens.shape)
+    stream = TokenStream(tokens, positions, np.ones_like(tokens))
+    _, params = start(model)
+    embedded = lambda **rngs: Transformer(model).apply({"params": params}, stream, "decoder", method="embedded", **rngs)
+    read, dropped = embedded(), embedded(rngs={"dropout": jax.random.key(0)})
+    places = np.broadcast_to(params["embed"]["decoder_positions"]["embedding"][:16], read.shape)
+    kept, lost = (np.abs(dropped - x).max(axis=-1) < 1e-6 for x in (read, places))
+    assert (kept ^ lost).all()
+    assert abs(lost.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / lost.size)
 
 
 def test_dropout_differs_from_layer_to_layer_when_scanned():

@@ -15,7 +15,7 @@ GENERATOR = Model(WIDE, 16, encoder=Stack(1, {"L": Block(Attention(2), Mlp(16))}
 # How each objective is asked, by architecture; a mixture as its parts are.
 SUITS = {(a, o): DECLARATIONS[o].suits[a] for a, o in pairs()}
 SPAN_PROMPTS = {key: suit.spans for key, suit in SUITS.items() if isinstance(suit.spans, dict) and suit.spans}
-for _key in (("encoder", MaskedDiffusion), ("decoder", BlockDiffusion)):  # depend on the config
+for _key in (("encoder", MaskedDiffusion), ("decoder", MaskedDiffusion), ("decoder", BlockDiffusion)):  # depend on the config
     SPAN_PROMPTS[_key] = SUITS[_key].spans(_key[1]())
 ASKED = [(*key, kind) for key, known in SPAN_PROMPTS.items() for kind in known]
 NAMES = [f"{a}-{o.__name__}-{k}" for a, o, k in ASKED]

@@ -152,6 +152,40 @@ def test_a_row_has_room_for_what_is_chosen_independently(n):
     assert counts.max() < 96 and abs(counts.mean() - due) < 4 * (due / 2 / 200) ** 0.5
 
 
+@pytest.mark.parametrize(("rate", "mean_span"), [(0.15, 3.0), (0.5, 3.0), (0.5, 8.0)])
+def test_spans_have_the_mean_length_and_every_place_is_as_likely(rate, mean_span):
+    n, rounds = 60, 3000
+    settings = dict(rate=rate, mask=1.0, random=0.0, mean_span=mean_span, **NOISE)
+    tokens = np.array([BOS, *range(20, 20 + n), EOS])
+    taken = np.zeros((rounds, n + 2), bool)
+    for number in range(rounds):
+        taken[number, masked.noise(tokens, rng(number), **settings)[1]] = True
+    assert not taken[:, [0, -1]].any()
+    inner = taken[:, 1:-1]
+    assert inner.sum(axis=1).mean() == pytest.approx(rate * n, rel=0.02)
+    begins = (inner & ~np.roll(inner, 1, axis=1)).sum(axis=1)  # where the ends of the text meet, a span is in two parts
+    assert inner.sum() / begins.sum() == pytest.approx(rate * n / round(rate * n / mean_span), rel=0.03)
+    sigma = (rate * (1 - rate) / rounds) ** 0.5
+    assert abs(inner.mean(axis=0) - rate).max() < 4.5 * sigma
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(0.01, {0, 1}), (1.0, {1, 2, 3})])
+def test_spans_of_short_texts_keep_the_rate(rate, taken):
+    counts = {
+        n: [len(masked.noise(np.arange(20, 20 + n), rng(s), rate=rate, mask=1.0, random=0.0, mean_span=3.0, **NOISE)[1]) for s in range(99)]
+        for n in (1, 2, 3)
+    }
+    assert set().union(*counts.values()) <= taken | {0, 1}
+    assert rate < 1 or all(set(found) == {n} for n, found in counts.items())
+
+
+def test_spans_beside_another_choice_are_refused():
+    with pytest.raises(UserError, match="mean_span=3 chooses spans of tokens, and whole_word=True does not"):
+        config.Masked(mean_span=3.0, whole_word=True)
+    with pytest.raises(UserError, match="mean_span=3 chooses spans of tokens, and independent=True does not"):
+        config.Masked(mean_span=3.0, independent=True)
+
+
 def test_independent_words_are_refused():
     with pytest.raises(UserError, match="independent=True chooses each token by itself, and whole_word=True complete words"):
         config.Masked(independent=True, whole_word=True)

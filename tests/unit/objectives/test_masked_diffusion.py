@@ -86,5 +86,46 @@ def test_the_share_of_masks_is_told_if_asked_for():
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="'masked_diffusion' needs a mask token"):
         build(config.MaskedDiffusion(), "encoder", DATA, mask_id=None)
-    with pytest.raises(UserError, match="does not suit the decoder: a causal decoder does not see what follows a mask"):
-        build(config.MaskedDiffusion(), "decoder")
+    with pytest.raises(UserError, match="does not suit the encoder_decoder"):
+        build(config.MaskedDiffusion(), "encoder_decoder")
+    with pytest.raises(UserError, match="objective.anneal=0.5 is of decoders"):
+        build(config.MaskedDiffusion(anneal=0.5), "encoder")
+
+
+# ------------------------------------------------------------------------------------------------------- a decoder
+
+
+def test_decoder_docstring():
+    make = lambda r: diffusion.decoder(TEXT, r, 0.5, bos=BOS, mask_id=MASK, time_steps=5)
+    e = first(make, lambda e: e.weights[0] and e.weights[2] and e.weights[4])
+    equal(e.decoder.tokens, [BOS, MASK, 21, MASK, 23, MASK])
+    equal(e.decoder.prefix, [True] * 6)
+    equal(e.targets, [20, 21, 22, 23, EOS, 0])
+    assert e.weights == pytest.approx([5 / 3, 0, 5 / 3, 0, 5 / 3, 0]) and e.where is None and e.encoder is None
+    equal(e.decoder.types, [2] * 6)
+
+
+def test_a_decoder_reads_and_does_not_predict_the_first_token():
+    """The window before has predicted it, as with next tokens; the weights are those of the others."""
+    for number in range(50):
+        e = diffusion.decoder(text(6), rng(number), bos=BOS, mask_id=MASK)
+        assert e.decoder.tokens[0] == text(6)[0]
+        assert e.weights.sum() == pytest.approx(5)
+        masked = e.decoder.tokens[1:] == MASK
+        equal(masked, (e.weights[:-1] > 0).tolist())
+        equal(e.targets[:-1], text(6)[1:].tolist())
+    alone = diffusion.decoder(TEXT[:1], rng(), bos=BOS, mask_id=MASK)
+    assert alone.weights.sum() == 0
+
+
+def test_what_follows_comes_into_sight_as_training_goes_on():
+    rows = Rows({"a": MemoryStore(text(4000), [4000])}, build(config.MaskedDiffusion(anneal=0.5), "decoder"), 3, total=1000)
+    seen = lambda first: rows.rows(np.arange(first, first + 20)).decoder.prefix.mean()
+    assert seen(0) < 0.05
+    assert seen(240) == pytest.approx(0.5, abs=0.05)
+    assert seen(400) == pytest.approx(0.82, abs=0.05)
+    assert seen(500) == seen(5000) == 1.0
+    held_out = Rows({"a": MemoryStore(text(4000), [4000])}, build(config.MaskedDiffusion(anneal=0.5), "decoder"), 3)
+    assert held_out.rows(np.arange(20)).decoder.prefix.all()
+    with pytest.raises(UserError, match="objective.parts.a.objective.anneal"):
+        build(config.Mixture({"a": config.Part(config.MaskedDiffusion(anneal=0.5))}), "decoder")
