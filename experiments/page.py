@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def stored() -> list[Stored]:
-    """All studies but the template, those of the suite first."""
-    order = dict.fromkeys((*SUITES["laptop"], *studies()))
+    """All studies but the template, those of the suites first."""
+    order = dict.fromkeys((*(name for suite in SUITES.values() for name in suite), *studies()))
     return [read(HERE / name) for name in order if name != "template" and (HERE / name / "study.py").exists()]
 
 

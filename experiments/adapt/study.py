@@ -35,7 +35,7 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
         Relation("from next tokens > nothing before, at the same steps of diffusion", LOSS, "adapted", "half", source=source),
         Relation("half on next tokens first > all on diffusion", LOSS, "adapted", "scratch", source=source),
         Relation("shifted > each token where its mask is", LOSS, "adapted", "unshifted", source=source),
-        Relation("what follows by and by > at once", LOSS, "annealed", "adapted", primary=False, source=source),
+        Relation("seeing what follows by and by > at once", LOSS, "annealed", "adapted", primary=False, source=source),
     )
     metrics = (
         Metric(

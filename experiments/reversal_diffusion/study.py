@@ -9,8 +9,8 @@ from lm import config
 # Objective, steps, names written as one word, and the items in which a name is asked for (`experiments.reversal`).
 CELLS = {
     "causal": (config.Causal(), 400, False, "backwards"),
-    "diffusion": (config.MaskedDiffusion(), 800, False, "gap"),
-    "whole": (config.MaskedDiffusion(), 800, True, "gap"),
+    "diffusion": (config.MaskedDiffusion(), 1000, False, "gap"),
+    "whole": (config.MaskedDiffusion(), 700, True, "gap"),
 }
 LABELS = {"causal": "next token", "diffusion": "masked diffusion", "whole": "masked diffusion, names in one piece"}
 
@@ -31,15 +31,16 @@ def study(seeds: int = 3) -> Study:
         Relation("asked backwards, masked diffusion is above next token", BACKWARDS, "diffusion", "causal", **escapes),
         Relation("in the reversed form, masked diffusion is above next token", REVERSED, "diffusion", "causal", **escapes),
         Relation("in the reversed form, names in one piece are above those in two", REVERSED, "whole", "diffusion", **differs),
-        Relation("asked forwards, masked diffusion equals next token", FORWARDS, "diffusion", "causal", "equivalent", 0.05),
+        Relation("in the reversed form, names in one piece are above next token", REVERSED, "whole", "causal", primary=False),
     )
     gates = (
-        Gate("the facts are recalled forwards", FORWARDS, at_least=0.9),
-        Gate("the reversed form is known from other people", KNOWN, at_least=0.9),
+        Gate("the facts are recalled forwards", FORWARDS, at_least=0.8),
+        Gate("the reversed form is known from other people", KNOWN, at_least=0.8),
     )
+    lines = {"chance": 1 / PEOPLE}
     metrics = (
-        Metric(BACKWARDS, "asked backwards, exact name"),
-        Metric(REVERSED, "asked backwards in the reversed form"),
+        Metric(BACKWARDS, "asked backwards, exact name", lines=lines),
+        Metric(REVERSED, "asked backwards in the reversed form", lines=lines),
         Metric(FORWARDS, "asked forwards, exact description"),
         Metric(KNOWN, "reversed form, people told of in both directions"),
     )

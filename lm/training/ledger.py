@@ -3,7 +3,7 @@
 FLOPs are counted from the rows that the run trains on: padding is free, a causal query costs only the keys that it sees, and
 logits only the positions that are asked about. (What a device spends on padding shows in its seconds.) `steps_for` adds up
 the rows of all steps, or estimates the sum. In `summary.json` tokens are counted exactly, in the step; FLOPs are those of a
-token of the run's first SAMPLE rows times the tokens, and bytes the mean of these rows times the number of rows.
+token of SAMPLE rows times the tokens, and bytes the mean of these rows times the number of rows.
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,12 @@ class Ledger:
         return {name: value * rows for name, value in (names | {"raw_bytes": self.raw_bytes}).items()}
 
 
-def of_a_row(task: Task, rows: Any, count: int = SAMPLE, *, first: int = 0) -> Ledger:
-    """Means over rows `first` to `first + count - 1` of `rows` (`lm.data.rows.Rows` or others with its methods)."""
-    example = rows.rows(np.arange(first, first + count))
+def of_a_row(task: Task, rows: Any, count: int = SAMPLE, *, first: int | None = None) -> Ledger:
+    """Means over rows `first` to `first + count - 1` of `rows` (`lm.data.rows.Rows` or others with its methods). By default
+    these are the first ones, or where rows change in the course of the training, rows spread over it."""
+    changing = first is None and getattr(rows, "total", 0) > count and rows.objective.paced
+    index = np.linspace(0, rows.total - 1, count).astype(np.int64) if changing else (first or 0) + np.arange(count)
+    example = rows.rows(index)
     # A pass whose number of positions is None has logits at all positions, also where the example asks only about some.
     passes = [(m, p is None and example.where is not None) for m, p in task.passes(rows.lengths)]
     costs = [flops.of_rows(m, example, everywhere=everywhere) for m, everywhere in passes]

@@ -14,11 +14,12 @@ from lm.data.rows import Rows
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
 from lm.objectives import Lengths
+from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import task
 from lm.training.ledger import left_out, of_a_row, parameters, steps_for
 from lm.training.step import counted, make_step, plan_state
 from lm.types import Example, TokenStream
-from tests.fakes import MemoryStore
+from tests.fakes import MemoryStore, small_model
 
 V, D = 50, 8
 STACK = Stack(1, {"L": Block(Attention(2), Mlp(32))}, position=Learned(16))
@@ -156,3 +157,14 @@ def test_parameters_with_and_without_embeddings():
     assert got["parameters"] - got["parameters_without_embeddings"] == tables
     assert project + head <= rest <= project + head + D + V  # with their biases, if any
     assert got["parameters"] == sum(x.size for x in jax.tree.leaves(shapes))
+
+
+def test_rows_that_change_are_counted_over_all_of_the_training():
+    """A decoder whose tokens come to see what follows: attention's products double on the way."""
+    run = config.Run(small_model("decoder"), config.Data(decoder_length=32), config.MaskedDiffusion(anneal=1.0))
+    objective = objectives.build(run.objective, "decoder", run.data, DummyVocabulary(50))
+    rows = Rows({"a": MemoryStore(np.full(4000, 30), [4000])}, objective, 0, total=4000)
+    cost = lambda **how: of_a_row(task(run), rows, 200, **how).flops
+    first, last = cost(first=0), cost(first=3800)
+    assert first < cost() < last
+    assert cost() == pytest.approx((first + last) / 2, rel=0.01)
