@@ -43,5 +43,6 @@ from lm.config.objective import (
     Prefix,
     ReplacedTokens,
     SpanCorruption,
+    Teacherless,
 )
 from lm.config.run import Checkpoint, Evaluate, Finetune, Log, Mesh, Optimizer, Pod, Pretrain, Recipe, Run, Schedule, Train

@@ -37,6 +37,12 @@ class Prefix:
 
 
 @dataclass(frozen=True)
+class Teacherless:
+    """The rest of a text after a random split, all its tokens at once from the first part alone (arXiv 2403.06963, section
+    5)."""
+
+
+@dataclass(frozen=True)
 class Masked:
     """Masked tokens, from both sides (BERT, arXiv 1810.04805, section 3.1)."""
 
@@ -191,6 +197,7 @@ Objective = (
     | MultiToken
     | AnyOrder
     | Prefix
+    | Teacherless
     | Masked
     | MaskedDiffusion
     | BlockDiffusion

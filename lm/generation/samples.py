@@ -5,17 +5,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm import config, distributed
-from lm.generation.decoding import generate, left_padded, predict_tokens
+from lm.generation.decoding import generate, left_padded, predict_tokens, sample_token
 from lm.generation.diffusion import fill, write_blocks
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives import of_texts, reads_prefix, text_prompt
 from lm.objectives.mixture import first_part
 from lm.objectives.prompts import MASK
-from lm.types import TokenStream
+from lm.types import Example, TokenStream
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def samples(
         rows = [row[mine] for row, mine in zip(tokens, masked, strict=True)]
         answered = zip(prompts, rows, strict=True)
         return [_in_place(tokenizer, p, r) if MASK in p else {"prompt": p, "text": _text(tokenizer, r)} for p, r in answered]
+    if way.at_once:
+        tokens = distributed.fetched(_at_once(model, params, a, key, new_tokens, tokenizer.mask_id, **settings))
+        return [{"prompt": p, "text": _text(tokenizer, row)} for p, row in zip(prompts, tokens, strict=True)]
     settings |= dict(eos_id=tokenizer.eos_id)
     if way.blocks:
         settings |= dict(new_tokens=new_tokens, block=first.block, mask_id=tokenizer.mask_id)
@@ -124,6 +128,32 @@ def _ask(
         lengths = [len(m) for m in masks]
         decoder = replace(decoder, positions=np.array([m[:1] + len(mode) for m in masks], np.int32))
     return Question(ids, mode, lengths, left_padded(reads), decoder, may_write)
+
+
+def _at_once(
+    model: Transformer,
+    params: Any,
+    a: Question,
+    key: jax.Array,
+    new_tokens: int,
+    mask_id: int,
+    *,
+    temperature: float,
+    forbidden: np.ndarray,
+) -> jax.Array:
+    """int32 [B, new_tokens]: the answers, each token predicted without the others."""
+    given: Any = a.decoder
+    shape = (len(given.tokens), new_tokens - 1)
+    join = lambda x, y: np.concatenate([x, np.broadcast_to(y, shape).astype(x.dtype)], axis=1)
+    stream = TokenStream(
+        join(given.tokens, mask_id),
+        join(given.positions, given.positions[:, -1:] + 1 + np.arange(shape[1])),
+        join(given.segments, 1),
+        None if given.prefix is None else join(given.prefix, False),
+    )
+    apply = jax.jit(lambda params: model.apply({"params": params}, Example(a.encoder, stream, None, None)))
+    logits: Any = apply(params)[:, -new_tokens:]
+    return sample_token(key, jnp.where(forbidden, -jnp.inf, logits), jnp.asarray(temperature))
 
 
 def _filled(

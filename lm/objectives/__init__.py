@@ -21,6 +21,7 @@ from lm.objectives import (
     prefix,
     replaced_tokens,
     spans,
+    teacherless,
 )
 from lm.objectives.declaration import (
     DECLARATIONS,
@@ -62,6 +63,7 @@ for _module in (
     multi_token,
     any_order,
     prefix,
+    teacherless,
     spans,
     masked,
     masked_diffusion,

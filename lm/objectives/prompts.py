@@ -160,6 +160,7 @@ class TextPrompt:
     sentinels: bool = False  # the answer may contain sentinels
     fills: bool = False  # masks of its own behind the prompt are filled in, in several steps
     blocks: bool = False  # a decoder fills in blocks of masks behind the prompt, one after another
+    at_once: bool = False  # a decoder reads masks behind the prompt, and writes all tokens of the answer in one pass
     from_masks: bool = False  # the decoder starts with a mask token, at the position of the first mask (MASS)
 
 

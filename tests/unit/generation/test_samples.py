@@ -17,7 +17,7 @@ from lm.generation.rank import rank
 from lm.models.transformer import Transformer
 from lm.objectives import prompts
 from lm.types import Example, TokenStream
-from tests.fakes import Backwards
+from tests.fakes import Backwards, small_model
 
 BOS, EOS, MASK, V = 1, 2, 3, 40
 S = tuple(range(4, 12))
@@ -89,6 +89,31 @@ def test_a_decoder_reads(monkeypatch, objective, prompt, reads):
 def test_an_encoder_decoder_reads(monkeypatch, objective, reads):
     decoder, encoder, text, _ = asked(monkeypatch, objective, "encoder_decoder", "a [MASK] b")
     assert (decoder, encoder, text) == ([BOS], reads, "abc")
+
+
+@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
+def test_an_answer_at_once_is_written_from_the_prompt_alone(architecture):
+    """What one pass over the prompt and masks finds likeliest at each place."""
+    wide, new = V + 8, 4
+    model = small_model(architecture, vocab_size=wide)
+    tokens = lambda ids: np.asarray([ids], np.int32)
+    stream = lambda ids, prefix=0: TokenStream(
+        tokens(ids), tokens(range(len(ids))), tokens([1] * len(ids)), np.arange(len(ids))[None] < prefix if prefix else None
+    )
+    both = architecture == "encoder_decoder"
+    given, masks = [BOS, 12, 13], [MASK] * (new - 1)
+    example = Example(stream(given), stream([BOS, *masks]), None, None) if both else Example(None, stream([*given, *masks], 3), None, None)
+    params = Transformer(model).init(jax.random.key(0), example)["params"]
+    params = jax.tree.map(lambda x: 3 * x, nn.unbox(params))
+    logits = np.array(Transformer(model).apply({"params": params}, example)[0, -new:], float)
+    tokenizer = Letters()
+    allowed = module.of_texts(tokenizer, wide)
+    allowed[EOS] = True
+    best = np.where(allowed, logits, -np.inf).argmax(axis=-1)
+    (shown,) = module.samples(
+        Transformer(model), params, tokenizer, config.Teacherless(), ("ab",), new_tokens=new, temperature=0.0, seed=0
+    )
+    assert shown == {"prompt": "ab", "text": module._text(tokenizer, best)}
 
 
 def test_deshuffle_reads_the_prompt_shuffled(monkeypatch):

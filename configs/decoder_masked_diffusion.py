@@ -1,0 +1,38 @@
+"""Masked diffusion in a decoder, each token predicted one place before it (DiffuLLaMA, arXiv 2410.17891).
+
+    python -m lm.train --config=configs/decoder_masked_diffusion.py --workdir=runs/decoder_masked_diffusion
+
+From a model of next tokens, which predicts at the same places; its tokens come to see what follows over half of the training:
+
+    python -m lm.train --config=configs/decoder_masked_diffusion.py --config.train.init_from=runs/decoder_causal \
+        --config.objective.anneal=0.5 --workdir=runs/decoder_adapted
+
+Cost: about a minute on two CPU cores (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all
+objectives).
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    c = config_dict.ConfigDict()
+    vocab = 1024
+    block = dict(
+        attention=dict(num_heads=2),
+        ffn=dict(hidden=512, activation="gelu_tanh"),
+        norm=dict(kind="rms"),
+    )
+    decoder = dict(num_layers=3, blocks=dict(L=block), position=dict(kind="rope"))
+    c.model = dict(vocab_size=vocab, width=128, decoder=decoder)
+    c.data = dict(
+        sources=dict(sotu=dict(kind="tfds", path="sotu")),
+        tokenizer=dict(kind="bpe", vocab_size=vocab),
+        decoder_length=128,
+    )
+    c.objective = dict(kind="masked_diffusion")
+    c.optimizer = dict(name="adamw", learning_rate=3e-3, schedule=dict(kind="wsd", warmup=20, final=0.0))
+    c.train = dict(steps=240, batch_size=16)
+    c.checkpoint = dict(every=None)
+    c.evaluate = dict(every=None, rows=256)
+    c.log = dict(every=10, samples=("Fellow citizens, the state of the",), sample_tokens=32)
+    return c
