@@ -4,6 +4,7 @@ them."""
 import math
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ def _save(figure: Any, path: Path) -> Path:
 
 def dots(study: Study, results: Results, metric: Metric, path: Path) -> Path | None:
     """Draws a row per cell: a ring for each seed (at the same height in all rows), the mean as a diamond, its 95 % interval as
-    a bar. Means with a flag, such as upper bounds, are hollow, and the flag is said below. Returns the path, or None without
-    results."""
+    a bar. Means with a flag, such as upper bounds, are hollow, and the flag is said below. What `Metric.chance` gives is a line
+    too. Returns the path, or None without results."""
     found = {name: v for name in study.labels if (v := values(results, name, metric.name))}
     if not found:
         return None
@@ -66,7 +67,8 @@ def dots(study: Study, results: Results, metric: Metric, path: Path) -> Path | N
             axis.plot([interval.low, interval.high], [y, y], color=COLOURS[0], lw=2, alpha=0.6, solid_capstyle="butt", zorder=2)
         axis.plot(list(v.values()), [y + offset[s] for s in v], "o", mfc="none", mec=GREY, ms=4.5, zorder=3)
         axis.plot(interval.mean, y, "D", color=COLOURS[0], mfc="white" if marked[name] else COLOURS[0], ms=6, zorder=4)
-    _lines(axis, metric, "x")
+    free = [v for name in found for v in values(results, name, metric.chance).values()] if metric.chance else []
+    _lines(axis, replace(metric, lines={**metric.lines, "for nothing": float(np.mean(free))}) if free else metric, "x")
     axis.set_yticks(range(len(found)), labels)
     below = "\n".join(textwrap.fill(f"{'*' * (i + 1 - bool(metric.flag))} {note}".strip(), 80) for i, note in enumerate(notes))
     axis.set(ylim=(len(found) - 0.5, -0.5), xlabel=measured(metric) + (f"\n{below}" if below else ""))

@@ -57,6 +57,15 @@ def test_chance_is_drawn_and_bounds_are_marked(figure):
     assert means == [pictures.COLOURS[0], "white"]
 
 
+def test_what_is_had_for_nothing_is_a_line(figure):
+    metric, results = Metric("accuracy", "accuracy", chance="majority"), the_results("accuracy")
+    assert not figure(pictures.dots, a_study(metric), results, metric).axes[0].texts  # it was not measured
+    for result in (r for seeds in results.values() for r in seeds.values()):
+        result["metrics"]["majority"] = 0.231
+    (axis,) = figure(pictures.dots, a_study(metric), results, metric).axes
+    assert [t.get_text() for t in axis.texts] == ["for nothing 0.231"]
+
+
 def test_the_log_axis_of_curves_labels_few_ticks_and_shows_the_entropy(figure):
     drawn = figure(pictures.curves, a_study(LOSS), the_results("heldout/loss"))
     (axis,) = drawn.axes
