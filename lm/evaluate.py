@@ -29,6 +29,7 @@ from lm.config.ranges import Count, Seed
 from lm.errors import UserError
 
 SPANS = {"kinds": "suffix,infill,pll", "spans": 256, "left": 64, "span": 16, "right": 32, "seed": 0}  # flags, defaults
+DRAWS = 2
 __path__: list[str] = []  # imports of submodules that it had as a package reach `lm.moved`
 
 
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     from lm.evaluation import bound_scores, item_scores, span_scores
 
     settings: dict[str, Any] = dict(batch_size=flags.batch_size, out=flags.out)
+    if flags.bound is None and flags.draws != DRAWS:
+        raise UserError(f"--draws={flags.draws} is of --bound, and that is not given: add --bound=N, or leave it out")
     if flags.items is not None:
         _check_alone(flags, "items")
         item_scores.show(item_scores.evaluate(flags.source, run, path=flags.items, **settings))
@@ -69,7 +72,7 @@ def parser() -> cli.Parser:
     p.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="workdir of a run, or a converted model")
     p.add_argument("--items", metavar="FILE", help="JSON lines of items to score, and no spans")
     p.add_argument("--bound", hint=Count, metavar="N", help="held-out windows whose bound is computed, and no spans")
-    p.add_argument("--draws", hint=Count, default=2, help="with --bound: sets of masks for each number of masks")
+    p.add_argument("--draws", hint=Count, default=DRAWS, help="with --bound: sets of masks for each number of masks")
     p.add_argument("--out", metavar="FILE", help="file to write; default FROM/span_scores.json, item_scores.json or bound.json")
     p.add_argument("--kinds", default=SPANS["kinds"], help="which scores, separated by commas (default all)")
     p.add_argument("--spans", hint=Count, default=SPANS["spans"], help="number of spans")

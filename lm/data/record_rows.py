@@ -258,6 +258,14 @@ class RecordRows:
         names = list(self.stores)
         return [self._prompt(names[s], n) for s, n in zip(source.tolist(), number.tolist(), strict=True)]
 
+    def unknown(self) -> dict[str, int]:
+        """By source, how many answers have a word that the tokenizer does not know, so that no model writes them right."""
+        unknown, found = self.builder.tokenizer.unk_id, dict[str, int]()
+        for name, items in self.items.items():
+            read = self._read(name, np.arange(len(items.record)))
+            found[name] = sum(bool((ids[start:stop] == unknown).any()) for ids, _, start, stop in read)
+        return found
+
     # -------------------------------------------------------------------------------------------------------- examples
 
     def _prompt(self, name: str, item: int) -> tuple[np.ndarray | None, np.ndarray]:

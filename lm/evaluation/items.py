@@ -132,7 +132,9 @@ def score(
     ways: list[spans.Score] = []
     for kind, numbers in _by_kind(asked, tokenizer).items():
         chosen = [asked[n] for n in numbers]
-        found = spans.score(model, params, objective, tokenizer, chosen, kind=kind, batch_size=batch_size)
+        longest = max(numbers, key=lambda n: sum(map(len, (asked[n].left, asked[n].target, asked[n].right))))
+        how: dict[str, Any] = dict(kind=kind, batch_size=batch_size, cure=f"shorten item {longest + 1}, the longest")
+        found = spans.score(model, params, objective, tokenizer, chosen, **how)
         values["hits"][numbers], values["nats"][numbers] = found.hits, found.per_span
         values["tokens"][numbers] = [len(span.target) for span in chosen]
         ways.append(found)

@@ -141,13 +141,15 @@ def score(
     *,
     kind: str,
     batch_size: int = 64,
+    cure: str = "shorten left, span or right",
 ) -> Score:
     """The spans' negative log-probability under a model that was trained with `objective`. All rows have one shape.
 
     Probabilities are renormalised over the tokens of texts: a target's length is known, so special tokens (eos, the next
     sentinel, which a model of short spans soon expects) cannot follow.
 
-    Raises UserError for an objective or a kind for which no prompt is declared, and for rows longer than the learned positions.
+    Raises UserError for an objective or a kind for which no prompt is declared, and for rows longer than the learned positions,
+    with what to do (`cure`).
     """
     known = span_prompts(model.config.architecture, objective)
     if kind not in KINDS:
@@ -158,7 +160,7 @@ def score(
     owner = np.repeat(np.arange(len(spans)), [len(of_span) for of_span in asked])
     rows = [example for of_span in asked for example in of_span]
     lengths = _lengths(rows)
-    check_positions(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure="shorten left, span or right")
+    check_positions(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure=cure)
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
     nats, right = np.zeros(len(spans)), np.zeros(len(spans))
     for first in range(0, len(rows), batch_size):

@@ -6,6 +6,7 @@ a text; with `how=text` a model with a decoder writes the answer.
 
 import itertools
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -113,6 +114,16 @@ class FineTuning(Recipe):
         for length in (parts.lengths.encoder, parts.lengths.decoder):
             if (length or 0) % shards:
                 raise UserError(f"mesh.sequence={shards} does not divide the {length} tokens of a row: change recipe.length")
+        rows: Any = parts.rows.get("holdout")
+        if rows is None or rows.how == "head" or parts.data.tokenizer.unk_id is None:
+            return
+        for name, count in rows.unknown().items():
+            if count:
+                warnings.warn(
+                    f"{count} of {len(rows.items[name].record)} held-out answers of source {name!r} have a word that the "
+                    "tokenizer does not know, and count as wrong whatever is written; train a vocabulary that has them",
+                    stacklevel=2,
+                )
 
     def facts(self, parts: Parts) -> dict[str, Any]:
         """Counts by split and source: records, answers, shortened texts, answers that are left out, rows of an epoch."""

@@ -88,6 +88,7 @@ def test_the_bound_of_masked_diffusion_is_the_same_in_two_ways(train, tmp_path, 
     assert train(other, "encoder.masked", "--config.train.steps=0")[0] == 0
     for words, cause in (
         ([f"--from={other}", "--bound=6"], "--bound is of models of 'masked_diffusion', and this one is of 'masked'"),
+        ([f"--from={run}", "--draws=3"], "--draws=3 is of --bound, and that is not given"),
         ([f"--from={run}", "--bound=6", "--items=x"], "--items=x scores no spans, and --bound asks for something else"),
     ):
         assert main(words) == 2

@@ -325,3 +325,9 @@ def test_a_share_of_a_store_keeps_loss_and_labels():
     part = whole.share(0.5)
     assert part.num_documents == 10 and len(part.labels) == 10 and len(part.answers()) == 10
     assert dataclasses.replace(part, path="x").loss(np.arange(10))[0].sum() == 2
+
+
+def test_answers_with_a_word_that_the_tokenizer_does_not_know_are_counted(monkeypatch):
+    r = rows(pair=[Pair("w2 w1", "w3"), Pair("w2", "w1"), Pair("w4", "w3 w1")], shuffle=False)
+    monkeypatch.setattr(TOKENIZER, "unk_id", int(TOKENIZER.encode_batch(["w1"])[0][0]), raising=False)
+    assert r.unknown() == {"pair": 2}  # an unknown word in a question is none of an answer

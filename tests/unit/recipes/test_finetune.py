@@ -1,5 +1,6 @@
 """Which training records a fine-tuning trains on, and which it sets apart to choose settings by."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from lm import config
 from lm.data.records import Labelled
 from lm.errors import UserError
+from lm.objectives import Lengths
+from lm.recipes import finetune
 from lm.recipes.finetune import _drawn
 
 TEXTS = [f"question {n // 3}" + "!" * (n % 3) for n in range(60)]  # 20 questions, each written in three ways
@@ -60,3 +63,23 @@ def test_a_seed_draws_its_own():
 def test_too_few_are_refused():
     with pytest.raises(UserError, match="60 training records, too few for recipe.labels=58 beside recipe.develop=5"):
         drawn(develop=5, labels=58)
+
+
+def test_answers_that_cannot_be_right_are_said():
+    """An unknown word counts 0 whatever is written; classes of a head are not written."""
+
+    def checked(how):
+        rows = SimpleNamespace(how=how, unknown=lambda: {"a": 0, "b": 2}, items={"b": SimpleNamespace(record=[0, 1, 2])})
+        parts = SimpleNamespace(
+            mesh=SimpleNamespace(shape={"sequence": 1}),
+            lengths=Lengths(None, 8),
+            rows={"holdout": rows},
+            data=SimpleNamespace(tokenizer=SimpleNamespace(unk_id=3)),
+        )
+        finetune.FineTuning().check_data(parts)
+
+    with pytest.warns(UserWarning, match="2 of 3 held-out answers of source 'b' have a word that the tokenizer does not know"):
+        checked("text")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checked("head")
