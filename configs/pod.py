@@ -60,6 +60,7 @@ def pod(
     microbatches: int = 1,
     remat: str = "full",
     z_loss: float = 0.0,
+    objective: dict | None = None,
 ) -> config_dict.ConfigDict:
     """The config of a run on a pod, with what all entries share: bfloat16 matmuls of float32 parameters, scanned and
     rematerialised layers, AdamW with a cosine schedule to a tenth, no samples.
@@ -67,6 +68,7 @@ def pod(
     lengths: stack -> positions in a row.
     rows: rows per step.
     tokens: tokens that the first of `lengths` reads in the whole run.
+    objective: None: that of OBJECTIVES.
     """
     shaped = {name: replace(stack, scan=True, remat=remat) for name, stack in stacks(model).items()}
     c = config_dict.ConfigDict()
@@ -78,7 +80,7 @@ def pod(
         tokenizer=dict(vocab_size=model.vocab_size),
         **{f"{name}_length": length for name, length in lengths.items()},
     )
-    c.objective = dict(kind=OBJECTIVES[model.architecture])
+    c.objective = objective or dict(kind=OBJECTIVES[model.architecture])
     c.optimizer = dict(name="adamw", schedule=dict(kind="cosine", warmup=2000, final=0.1)) | optimizer
     steps = round(tokens / (rows * next(iter(lengths.values()))))
     c.train = dict(steps=steps, batch_size=rows, microbatches=microbatches, z_loss=z_loss)
@@ -112,6 +114,29 @@ PODS = {
         rows=1024,
         tokens=2e12,
         optimizer=LLAMA2,
+    ),
+    # The same by masked diffusion (arXiv 2502.09992): an encoder, whose tokens all see each other.
+    "llama2_7b_diffusion_v5e": dict(
+        model=replace(LLAMA2_7B, encoder=LLAMA2_7B.decoder, decoder=None),
+        topology="v5e:16x16",
+        mesh=dict(fsdp=256),
+        lengths=dict(encoder=4096),
+        rows=1024,
+        tokens=2e12,
+        optimizer=LLAMA2,
+        objective=dict(kind="masked_diffusion"),
+    ),
+    # And by block diffusion (arXiv 2503.09573): a row holds 4,096 tokens of text, and their noised copy.
+    "llama2_7b_blocks_v5e": dict(
+        model=LLAMA2_7B,
+        topology="v5e:16x16",
+        mesh=dict(fsdp=256),
+        lengths=dict(decoder=8192),
+        rows=1024,
+        tokens=4e12,
+        optimizer=LLAMA2,
+        microbatches=4,
+        objective=dict(kind="block_diffusion", block=16),
     ),
     # v5p-128: 64 chips have room to keep the results of all matmuls, for a quarter of the rows at a time.
     "llama2_7b_v5p": dict(
