@@ -47,7 +47,12 @@ class Saved:
         return self.folder / "checkpoints" / str(self.step)
 
     def params(
-        self, target: Any = None, *, device: jax.Device | None = None, fresh: Mapping[str, Any] | None = None
+        self,
+        target: Any = None,
+        *,
+        device: jax.Device | None = None,
+        fresh: Mapping[str, Any] | None = None,
+        beside: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Returns the parameters in the dtypes and shardings of `target` (abstract; default: the parameters of `model` on
         `device`), as NumPy arrays if it has no shardings. UserError if names or shapes differ from the target's.
@@ -56,7 +61,8 @@ class Saved:
         the given parameters are returned there. All other names must be both saved and in the target.
 
         A run that trains several models saves them by name, and calls the main one "model". A target without these names gets
-        that one.
+        that one. A target with them gets the single model of another run as "model", and `beside` has the rest: `{name:
+        parameters}`, such as heads that begin beside it.
         """
         target, fresh = abstract_params(self.model, device) if target is None else target, fresh or {}
         if self.step is None:
@@ -68,6 +74,8 @@ class Saved:
                 names = layout.described(checkpointer.metadata(tree).item_metadata.tree)
             inside = ["ema" if any(name.startswith("ema/") for name in names) else "params"]
             several = any(name.startswith(f"{inside[0]}/model/") for name in names)
+        if "model" in target and not several and beside and target.keys() == {"model", *beside}:
+            return {"model": self.params(target["model"]), **beside}
         if "model" in target and not several:
             others = " and ".join(f"'{name}'" for name in sorted(target.keys() - {"model"}))
             raise UserError(

@@ -78,6 +78,7 @@ def task(run: config.Run) -> Task:
         scores=scores,
         passes=lambda lengths: [(run.model, lengths.predicted), *[(layer, lengths.predicted)] * c.heads],
         writer=lambda params, frozen: (model, params["model"]),
+        beside=("future",),
     )
 
 

@@ -1,6 +1,5 @@
 """The state that a process begins with: new parameters, those of another model, or a checkpoint of the same run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from lm.training import mapped
 from lm.training.loop import Clock
 from lm.training.recipe import Parts
 from lm.training.step import StatePlan, finite, first_average
+from lm.training.task import Task
 from lm.types import TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: they affect no parameter
@@ -48,15 +48,15 @@ def begin(parts: Parts, checkpoints: Checkpoints, clock: Clock, *, allow_changes
             if step:
                 state = checkpoints.restore(step, parts.plan.targets())
             else:
-                state = first_state(run, data.tokenizer, parts.plan, task.fresh)
+                state = first_state(run, data.tokenizer, parts.plan, task)
             state = can_go_on(state, run.train, checkpoints.directory / str(step) if step else run.train.init_from)
             frozen = task.frozen.load(parts.frozen) if task.frozen else None
     return Start(step, state, frozen, position, pending)
 
 
-def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, fresh: Sequence[str] = ()) -> TrainState:
-    """The state before the first step, from the seed. With `train.init_from`, parameters come from there, except those with the
-    top-level names `fresh`."""
+def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, task: Task) -> TrainState:
+    """The state before the first step, from the seed. With `train.init_from`, parameters come from there, except those that
+    the task begins afresh."""
     state, folder = plan.create(run.train.seed), run.train.init_from
     if folder is None:
         return state
@@ -70,7 +70,8 @@ def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, fresh: S
     if run.train.init_map:
         params = mapped.params(pretrained, plan.targets().params, state.params, run.train.init_map)
     else:
-        params = pretrained.params(plan.targets().params, fresh={name: state.params[name] for name in fresh})
+        first = lambda names: {name: state.params[name] for name in names}
+        params = pretrained.params(plan.targets().params, fresh=first(task.fresh), beside=first(task.beside))
     return replace(state, params=params, ema=None if state.ema is None else first_average(params))
 
 

@@ -45,5 +45,6 @@ class Task:
     writes: str = "model"  # that model's path in the config
     frozen: Frozen | None = None
     fresh: tuple[str, ...] = ()  # top-level names of parameters that start from the seed even with train.init_from
+    beside: tuple[str, ...] = ()  # those beside "model" that do where train.init_from has a single model
     nats: bool = True  # the loss is in nats a token
     asked: Callable[[Any], Any] = methodcaller("tokens_asked")  # batch -> uint32 []: tokens with loss

@@ -105,6 +105,22 @@ def test_stacks_begin_with_those_of_another_architecture(train, trained, tmp_pat
     assert code == 0, err
 
 
+def test_heads_of_further_tokens_begin_beside_a_model_of_next_tokens(train, trained, tmp_path):
+    begin = (f"--config.train.init_from={trained}", "--config.train.steps=0")
+    code, err = train(tmp_path / "run", "decoder.multi_token", *begin)
+    assert code == 0, err
+    flat = lambda folder: traverse_util.flatten_dict(saved.open(folder).params(tree(saved.open(folder).model)))
+    before, now = flat(trained), flat(tmp_path / "run")
+    assert before.keys() == now.keys() and all(np.array_equal(before[path], now[path]) for path in now)
+    code, err = train(tmp_path / "more", "decoder.multi_token", begin[0], FEW)
+    assert code == 0, err
+    again = f"--config.train.init_from={tmp_path / 'more'}"  # now with its heads
+    code, err = train(tmp_path / "again", "decoder.multi_token", again, FEW)
+    assert code == 0, err
+    others = "--config.objective.heads=2"
+    refused(train(tmp_path / "other", "decoder.multi_token", again, FEW, others), "of another model", "future")
+
+
 def test_what_cannot_be_mapped_is_named(train, trained, tmp_path):
     begin = (f"--config.train.init_from={trained}", FEW)
     refused(train(tmp_path, "encoder.masked", *begin), "of another model")
