@@ -167,10 +167,12 @@ def gates(study: Study, results: Results) -> list[Checked]:
 
 
 def _not_judged(study: Study, results: Results, relation: Relation, metric: Metric) -> str:
-    """Why the relation is not judged: a gate that a cell of it does not pass, or no cell above its floor or chance; else ""."""
+    """Why the relation is not judged: a gate that a cell of it, or one that such a cell goes on from, does not pass, or no cell
+    above its floor or chance; else ""."""
     cells = (relation.better, relation.than)
+    asked = {name for cell in cells for name in _chain(study, cell)}
     for checked in gates(study, results):
-        if checked.cell in cells and not checked.passed:
+        if checked.cell in asked and not checked.passed:
             found = ", ".join(f"{value:.3g}" for value in checked.found.values())
             return f"{study.labels[checked.cell]} fails the check that {checked.gate.name}: {found}"
     if metric.floor and (why := _at_floor(study, results, cells, metric)):
@@ -178,6 +180,12 @@ def _not_judged(study: Study, results: Results, relation: Relation, metric: Metr
     if metric.chance and not any(_above_chance(results, cell, metric) for cell in cells):
         return "neither shown to be above chance"
     return ""
+
+
+def _chain(study: Study, cell: str) -> list[str]:
+    """The cell, the one that it goes on from, and so on."""
+    start = study.cells[cell].start if cell in study.cells else None
+    return [cell, *(_chain(study, start) if start else [])]
 
 
 def _at_floor(study: Study, results: Results, cells: tuple[str, str], metric: Metric) -> str:

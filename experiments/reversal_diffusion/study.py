@@ -28,10 +28,10 @@ def study(seeds: int = 3) -> Study:
         cells[name] = Cell(LABELS[name], run, facts, items={metric: language.items[file] for metric, file in files.items()})
     escapes, differs = dict(source="arXiv 2309.12288, 2502.09992"), dict(source="arXiv 2601.07347")
     relations = (
-        Relation("asked backwards, masked diffusion is above next token", BACKWARDS, "diffusion", "causal", **escapes),
         Relation("in the reversed form, masked diffusion is above next token", REVERSED, "diffusion", "causal", **escapes),
         Relation("in the reversed form, names in one piece are above those in two", REVERSED, "whole", "diffusion", **differs),
         Relation("in the reversed form, names in one piece are above next token", REVERSED, "whole", "causal", primary=False),
+        Relation("asked by a gap, masked diffusion is above next token", BACKWARDS, "diffusion", "causal", primary=False, **escapes),
     )
     gates = (
         Gate("the facts are recalled forwards", FORWARDS, at_least=0.8),

@@ -84,6 +84,16 @@ def test_a_relation_is_judged_only_if_its_cells_pass_their_gates():
     assert [[t.text for t in row[1:]] for row in table.rows] == [["masked", "kept ≥ 0.2", "0.61, 0.61, 0.61, 0, 0.61", "fails"]]
 
 
+def test_a_cell_that_goes_on_from_another_is_judged_only_if_that_one_passes():
+    study, results = a_study(gates=(GATE,)), the_results(none=0.1, masked=0.61, causal=0.36)
+    cells = dict(study.cells) | {"causal": dataclasses.replace(study.cells["causal"], start="first"), "first": study.cells["none"]}
+    study = dataclasses.replace(study, cells=cells, gates=(dataclasses.replace(GATE, cells=("first",)),))
+    results["first"] = results["masked"]
+    assert judge(study, results)[0].verdict == "reproduced"
+    results["first"] = {seed: {**r, "metrics": {"kept": 0.0}} for seed, r in results["masked"].items()}
+    assert "fails the check" in judge(study, results)[0].words
+
+
 @pytest.mark.parametrize(("value", "passes"), [(0.5, True), (0.2, True), (0.1, False), (0.9, False), (math.nan, False)])
 def test_a_gate_has_two_sides_and_nan_fails_it(value, passes):
     gate = Gate("in range", "kept", at_least=0.2, at_most=0.8)

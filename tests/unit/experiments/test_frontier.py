@@ -1,0 +1,63 @@
+"""The studies of the frontier: what counts as an error in a written sentence, puzzles with one solution, and derived results."""
+
+import numpy as np
+
+from experiments.crossing import study as crossing
+from experiments.diffusion import study as diffusion
+from experiments.languages import grammar, reversal, sudoku
+from experiments.sudoku import study as filling
+
+
+def test_a_sentence_is_right_up_to_its_first_error():
+    sentence, end = grammar.heldout()[0], diffusion.END
+    n = len(sentence)
+    assert diffusion.unbroken([*sentence, end]) == 1.0
+    assert diffusion.unbroken([*sentence, sentence[0]]) == n / (n + 1)  # a word where it should end
+    assert diffusion.unbroken([*sentence[:5], end, *sentence[5:], end]) == 5 / (n + 2)  # an end where words should come
+    assert diffusion.unbroken([*sentence, end, sentence[0]]) == (n + 1) / (n + 2)  # and words behind the end
+    assert diffusion.unbroken([diffusion.UNKNOWN, *sentence[1:], end]) == 0.0
+    assert diffusion.unbroken(sentence) == n / (n + 1)  # it does not end
+
+
+def test_each_way_of_writing_has_the_metrics_of_its_model():
+    metrics = {"heldout/loss": 2.0} | {f"{way}/{m}": 0.5 for way in diffusion.WAYS for m in ("unbroken", "variety")}
+    made = diffusion.ways({"masked": {0: {"metrics": metrics, "flags": {}}}, "causal": {0: {"metrics": {}, "flags": {}}}})
+    assert set(made) == {"masked", "causal", *diffusion.WAYS}
+    assert made["steps_1"][0]["metrics"] == {"unbroken": 0.5, "variety": 0.5, diffusion.OF_WRITER: 2.0}
+    assert made["masked"][0]["flags"] == {"heldout/loss": "an upper bound"} and not made["causal"][0]["flags"]
+    gated = {gate.metric for gate in diffusion.study().gates}
+    assert diffusion.OF_WRITER in gated  # relations between ways are gated too
+
+
+def test_puzzles_are_of_held_out_grids_and_have_one_solution():
+    train, held = sudoku.grids()
+    assert not set(map(bytes, train)) & set(map(bytes, held))
+    for grid in (*train[:20], *held[:20]):
+        square = grid.reshape(6, 6)
+        boxes = square.reshape(3, 2, 2, 3).swapaxes(1, 2).reshape(6, 6)
+        assert all((np.sort(part, axis=1) == np.arange(1, 7)).all() for part in (square, square.T, boxes))
+    puzzles = sudoku.puzzles()
+    assert ((puzzles > 0).sum(axis=1) == sudoku.GIVEN).all()
+    for puzzle, grid in zip(puzzles[:10], held[:10], strict=True):
+        assert sudoku.solutions(puzzle.tolist(), 2) == [grid.tolist()]
+
+
+def test_each_order_has_its_puzzles_and_the_loss_of_its_model():
+    of = lambda value: {f"{order}/{m}": value for order in filling.ORDERS for m in (filling.SOLVED, filling.RIGHT)}
+    made = filling.orders({"model": {0: {"metrics": of(0.5) | {filling.LOSS: 0.9}, "items": of("01")}}})
+    assert made["random"][0]["metrics"] == {filling.SOLVED: 0.5, filling.RIGHT: 0.5, filling.OF_MODEL: 0.9}
+    assert made["random"][0]["items"] == {filling.SOLVED: "01", filling.RIGHT: "01"}
+
+
+def test_the_crossing_takes_losses_on_the_way():
+    curve = [{"step": step, "loss": loss} for step, loss in ((50, 3.0), (100, 2.5), (150, 2.0), (200, 2.2))]
+    run = lambda: {0: {"metrics": {}, "flags": {}, "curve": list(curve)}}
+    made = crossing.on_the_way({"causal": run(), "diffusion": run(), "lost": {0: {"metrics": {}, "flags": {}, "curve": []}}})
+    assert made["causal"][0]["metrics"] == {crossing.BEST: 2.0, crossing.AFTER_FEW: 2.5}
+    assert not made["causal"][0]["flags"] and len(made["diffusion"][0]["flags"]) == 3
+    assert made["lost"][0]["metrics"] == {}  # a diverged run
+
+
+def test_joined_names_are_the_same_people_in_single_words():
+    apart, joined = reversal.people(20, 0), reversal.people(20, 0, joined=True)
+    assert [(name.replace(" ", ""), text.replace(" ", "")) for name, text in apart] == joined
