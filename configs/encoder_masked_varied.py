@@ -1,4 +1,4 @@
-"""A masked encoder at two rates and two lengths of spans, as UL2 varies them for spans in a decoder (arXiv 2205.05131, table 1).
+"""A masked encoder at two rates and two lengths of spans, as UL2 varies them in a decoder (arXiv 2205.05131, table 1).
 
 Each text has 15 % or 50 % of its tokens masked, by themselves or in spans of 8 on average, all four equally often. (Rates that
 are drawn from all shares alike are masked diffusion's: configs/encoder_masked_diffusion.py with

@@ -68,7 +68,7 @@ def dots(study: Study, results: Results, metric: Metric, path: Path) -> Path | N
         axis.plot(list(v.values()), [y + offset[s] for s in v], "o", mfc="none", mec=GREY, ms=4.5, zorder=3)
         axis.plot(interval.mean, y, "D", color=COLOURS[0], mfc="white" if marked[name] else COLOURS[0], ms=6, zorder=4)
     free = [v for name in found for v in values(results, name, metric.chance).values()] if metric.chance else []
-    _lines(axis, replace(metric, lines={**metric.lines, "for nothing": float(np.mean(free))}) if free else metric, "x")
+    _lines(axis, replace(metric, lines={**metric.lines, "commonest class": float(np.mean(free))}) if free else metric, "x")
     axis.set_yticks(range(len(found)), labels)
     below = "\n".join(textwrap.fill(f"{'*' * (i + 1 - bool(metric.flag))} {note}".strip(), 80) for i, note in enumerate(notes))
     axis.set(ylim=(len(found) - 0.5, -0.5), xlabel=measured(metric) + (f"\n{below}" if below else ""))

@@ -62,9 +62,15 @@ def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = Non
         return replace(run, train=replace(run.train, steps=0))
     if study.match in (None, "params"):
         return run
-    budget = study.budget * cell.share
-    steps = ledger.steps_for(task(run), training_rows(run), run.train.batch_size, study.match, budget, sample=sample)
-    return replace(run, train=replace(run.train, steps=steps))
+    budget, tried = study.budget * cell.share, set[int]()
+    while run.train.steps not in tried:  # rows may depend on how many steps there are
+        tried.add(run.train.steps)
+        rows = training_rows(run)
+        steps = ledger.steps_for(task(run), rows, run.train.batch_size, study.match, budget, sample=sample)
+        run = replace(run, train=replace(run.train, steps=steps))
+        if not (hasattr(rows, "total") and rows.objective.paced):
+            break
+    return run
 
 
 def plan_table(study: Study, workdir: Path) -> str:

@@ -17,7 +17,11 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
     def cell(label: str, objective: config.Objective, share: float, start: str | None = None, to: str = "decoder") -> Cell:
         model = small.model(to, width=64, layers=2, vocab_size=language.vocab_size)
         run = small.run(model, objective, data=language.data(**{f"{to}_length": small.LENGTH}))
-        facts = {"reads with": f"the {to}", "before": "next tokens" if start else "nothing", "share of the budget": f"{share:g}"}
+        facts = {
+            "reads with": f"the {to}",
+            "before": "next tokens" if start else "nothing",
+            "share of the budget": f"{share:g}",
+        }
         init_map = {"encoder": "decoder"} if to == "encoder" and start else {}
         return Cell(label, run, facts, start, init_map, share)
 

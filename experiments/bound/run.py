@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measured(kind: str, scale: int, home: Path) -> dict[str, Any]:
-    """The figures of a run, which is done now unless it is finished. The one of masked diffusion has the FLOPs of the causal one
-    of its scale, which comes first."""
+    """The figures of a run, which is done now unless it is finished. One of masked diffusion has the FLOPs of the causal one of
+    its scale, which comes first."""
     folder = home / f"{kind}_{scale}"
     if not (folder / "summary.json").exists():
         budget = None if kind == "causal" else json.loads((home / f"causal_{scale}/summary.json").read_text())["model_flops"]

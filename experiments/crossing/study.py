@@ -31,7 +31,9 @@ def study(seeds: int = 3, steps: int = 600) -> Study:
         model = noisy(small.model("decoder", layers=2, vocab_size=language.vocab_size), name)
         objective = config.MaskedDiffusion() if name == "diffusion" else config.Causal()
         data = language.data(decoder_length=64, train_share=SHARE)
-        settings: dict[str, Any] = dict(learning_rate=2e-3, schedule=SCHEDULE, evaluate_every=EVERY, evaluate_rows=352, data=data)
+        settings: dict[str, Any] = dict(
+            learning_rate=2e-3, schedule=SCHEDULE, evaluate_every=EVERY, evaluate_rows=352, data=data
+        )
         cells[name] = Cell(label, small.run(model, objective, steps=steps, **settings), {"noise": noise})
     repeats, closes = dict(source="arXiv 2507.15857"), dict(source="arXiv 2510.09885")
     relations = (

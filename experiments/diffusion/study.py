@@ -45,7 +45,9 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
     for name, (label, objective) in OBJECTIVES.items():
         architecture = "encoder" if name == "encoder" else "decoder"
         model = small.model(architecture, width=64, layers=2, vocab_size=language.vocab_size)
-        length = 2 * small.LENGTH if isinstance(objective, config.BlockDiffusion) else small.LENGTH  # the text stands there twice
+        length = (
+            2 * small.LENGTH if isinstance(objective, config.BlockDiffusion) else small.LENGTH
+        )  # the text stands there twice
         run = small.run(model, objective, data=language.data(**{f"{architecture}_length": length}))
         cells[name] = Cell(label, run, measure={"causal": continued, "masked": filled}.get(name))
     source = "arXiv 2503.09573"
@@ -119,7 +121,9 @@ def continued(trained: Saved) -> Measured:
     begin = left_padded([np.array([tokenizer.bos_id], np.int32)] * SENTENCES)
     settings: dict[str, Any] = dict(new_tokens=LONGEST - 1, temperature=1.0, eos_id=tokenizer.eos_id)
     rows = np.asarray(generate(Transformer(trained.model), trained.params(), begin, jax.random.key(0), **settings)).tolist()
-    return Measured(judged(tokenizer, [row[: row.index(tokenizer.eos_id) + 1] if tokenizer.eos_id in row else row for row in rows]))
+    return Measured(
+        judged(tokenizer, [row[: row.index(tokenizer.eos_id) + 1] if tokenizer.eos_id in row else row for row in rows])
+    )
 
 
 def judged(tokenizer: Any, texts: list[list[int]]) -> dict[str, float]:

@@ -56,4 +56,6 @@ def language(*, count: int = 400, seed: int = 0, joined: bool = False) -> Langua
     }
     train = [*map(forwards, everybody), *map(backwards, known)]
     order = np.random.default_rng(seed).permutation(len(train))
-    return write("reversal-joined" if joined else "reversal", [train[i] for i in order], list(map(backwards, asked)), items=items)
+    return write(
+        "reversal-joined" if joined else "reversal", [train[i] for i in order], list(map(backwards, asked)), items=items
+    )

@@ -19,7 +19,8 @@ _ROW, _COLUMN = _AT // SIZE, _AT % SIZE
 _BOX = _ROW // TALL * TALL + _COLUMN // WIDE
 # Cells that may not have the same digit as this one.
 PEERS = [
-    np.flatnonzero(((_ROW == _ROW[i]) | (_COLUMN == _COLUMN[i]) | (_BOX == _BOX[i])) & (_AT != i)).tolist() for i in range(CELLS)
+    np.flatnonzero(((_ROW == _ROW[i]) | (_COLUMN == _COLUMN[i]) | (_BOX == _BOX[i])) & (_AT != i)).tolist()
+    for i in range(CELLS)
 ]
 
 

@@ -31,7 +31,9 @@ def study(seeds: int = 3) -> Study:
         Relation("in the reversed form, masked diffusion is above next token", REVERSED, "diffusion", "causal", **escapes),
         Relation("in the reversed form, names in one piece are above those in two", REVERSED, "whole", "diffusion", **differs),
         Relation("in the reversed form, names in one piece are above next token", REVERSED, "whole", "causal", primary=False),
-        Relation("asked by a gap, masked diffusion is above next token", BACKWARDS, "diffusion", "causal", primary=False, **escapes),
+        Relation(
+            "asked by a gap, masked diffusion is above next token", BACKWARDS, "diffusion", "causal", primary=False, **escapes
+        ),
     )
     gates = (
         Gate("the facts are recalled forwards", FORWARDS, at_least=0.8),

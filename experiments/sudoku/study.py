@@ -60,11 +60,17 @@ def orders(results: Results) -> Results:
     """Gives each order a result of its own, with its puzzles as items and the loss of the model that it asks."""
     for seed, result in results.get("model", {}).items():
         for name in ORDERS:
-            pick = lambda kind: {m: result[kind][f"{name}/{m}"] for m in (SOLVED, RIGHT) if f"{name}/{m}" in result[kind]}
-            loss = {OF_MODEL: value} if (value := result["metrics"].get(LOSS)) is not None else {}
-            made: dict[str, Any] = {"metrics": pick("metrics") | loss, "items": pick("items"), "flags": {}, "ledger": {}, "curve": []}
+            of_order = {kind: _of_order(result[kind], name) for kind in ("metrics", "items")}
+            if LOSS in result["metrics"]:  # a diverged run has none
+                of_order["metrics"][OF_MODEL] = result["metrics"][LOSS]
+            made: dict[str, Any] = {**of_order, "flags": {}, "ledger": {}, "curve": []}
             results.setdefault(name, {})[seed] = made
     return results
+
+
+def _of_order(values: dict[str, Any], order: str) -> dict[str, Any]:
+    """Those of one order, under the names that all orders share."""
+    return {metric: values[f"{order}/{metric}"] for metric in (SOLVED, RIGHT) if f"{order}/{metric}" in values}
 
 
 def played(trained: Saved) -> Measured:

@@ -68,8 +68,8 @@ class Masked:
 @dataclass(frozen=True)
 class MaskedDiffusion:
     """Masked tokens at a rate that is drawn for each text, from both sides (MDLM, arXiv 2406.07524; LLaDA, arXiv 2502.09992).
-    A decoder predicts a token where it reads the one before, as a causal model does that it may start from (DiffuLLaMA, arXiv
-    2410.17891).
+    In a decoder the logits at each token are of the next one, as in a causal model, so that training can start from one
+    (DiffuLLaMA, arXiv 2410.17891).
 
     With weight="bound" the loss is an upper bound of the text's negative log-probability in nats a token; with "flat" each
     masked token counts the same (MLM-U, arXiv 2412.05117).
@@ -81,8 +81,8 @@ class MaskedDiffusion:
     weight: Literal["bound", "flat"] = "bound"
     # The model is told the share of masks in so many steps, as types of its tokens (`model.embed.types`); 0: it is not told.
     time_steps: Annotated[int, Range(0, 10_000)] = 0
-    # Part of the training over which a decoder's tokens come to see those after them, at an even pace (DiffuLLaMA); 0: they do
-    # from the start.
+    # Share of the training over which a decoder's tokens come to see those after them, a linearly growing share of these
+    # (DiffuLLaMA); 0: all from the start. Held-out rows and samples see all.
     anneal: Share = 0.0
 
 

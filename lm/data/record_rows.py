@@ -263,7 +263,7 @@ class RecordRows:
         unknown, found = self.builder.tokenizer.unk_id, dict[str, int]()
         for name, items in self.items.items():
             read = self._read(name, np.arange(len(items.record)))
-            found[name] = sum(bool((ids[start:stop] == unknown).any()) for ids, _, start, stop in read)
+            found[name] = sum(bool((ids[start:stop] == unknown)[loss[start:stop] > 0].any()) for ids, loss, start, stop in read)
         return found
 
     # -------------------------------------------------------------------------------------------------------- examples

@@ -65,7 +65,7 @@ def evaluate(
 
 
 def _texts(batch: Any) -> list[np.ndarray]:
-    """The texts of rows, int32 [n] each: an encoder's targets, or a decoder's first token, which is no mask, and its targets."""
+    """The texts of rows, int32 [n] each: an encoder's targets; of a decoder the first token, no mask, and its targets."""
     stream, found = batch.encoder or batch.decoder, list[np.ndarray]()
     for read, targets, segments in zip(stream.tokens, batch.targets, stream.segments, strict=True):
         for s in range(1, segments.max() + 1):

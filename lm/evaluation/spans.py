@@ -211,14 +211,18 @@ def _far(asked: float, trained: float) -> str:
 
 
 def _lengths(rows: Sequence[Example]) -> Lengths:
-    """The largest lengths of any row, those of streams rounded up so that calls often share a compiled shape."""
+    """The largest lengths of any row, those of streams rounded up so that calls often share a compiled shape; and which of the
+    optional arrays the streams have."""
 
     def longest(name: str) -> int | None:
         sizes = [len(getattr(row, name).tokens) for row in rows if getattr(row, name) is not None]
         return -(-max(sizes) // _MULTIPLE) * _MULTIPLE if sizes else None
 
-    prefix = any(row.decoder is not None and row.decoder.prefix is not None for row in rows)
-    return Lengths(longest("encoder"), longest("decoder"), max(len(row.targets) for row in rows), prefix)
+    streams: list[Any] = [stream for row in rows for stream in (row.encoder, row.decoder) if stream is not None]
+    has = {
+        name: any(getattr(stream, name) is not None for stream in streams) for name in ("prefix", "types", "blocks", "ahead")
+    }
+    return Lengths(longest("encoder"), longest("decoder"), max(len(row.targets) for row in rows), **has)
 
 
 def _reach(rows: Sequence[Example], name: str) -> int | None:

@@ -58,8 +58,8 @@ def fill(
             read = replace(read, prefix=stream.segments > 0)
             found: Any = model.apply({"params": params}, Example(None, read, None, None))
             return jnp.roll(found, 1, axis=1)
-        found = model.apply({"params": params}, Example(read, None, None, None))
-        return found
+        of_encoder: Any = model.apply({"params": params}, Example(read, None, None, None))
+        return of_encoder
 
     settings: dict[str, Any] = dict(steps=steps, order=order, temperature=temperature, forbidden=forbidden, block=block)
     return _filled(logits, jnp.asarray(stream.tokens), masked, key, **settings)

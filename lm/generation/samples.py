@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,9 +26,9 @@ class Question:
 
     ids: list[np.ndarray]  # B of int32 [n]: bos and the prompt with the objective's special tokens at its marks
     mode: list[int]  # the token of a mixture's mode, if it has one
-    lengths: list[int]  # tokens of each answer behind what is read, at most
+    lengths: list[int]  # new tokens after those in the stream, at most; 1 where the answers are in it
     encoder: TokenStream | None  # [B, T], padded on the left
-    decoder: TokenStream | None  # [B, T]: what a decoder continues; None for an encoder alone
+    decoder: TokenStream | None  # [B, T]: what a decoder continues, or fills in; None for an encoder alone
     may_write: tuple[int, ...]  # special tokens that an answer may contain, besides eos
 
 
@@ -112,7 +113,8 @@ def _ask(
     if architecture == "encoder" or way.fills:
         if way.fills:
             answer = np.full(new_tokens, tokenizer.mask_id, np.int32)
-            ids, lengths = [i if tokenizer.mask_id in i else np.append(i, answer) for i in ids], [0] * len(ids)
+            ids = [i if tokenizer.mask_id in i else np.append(i, answer) for i in ids]
+            lengths = [1] * len(ids)  # the answers are in the stream: its last token is read
         stream = left_padded([np.concatenate([mode, i]) for i in ids])
         encoder, decoder = (stream, None) if architecture == "encoder" else (None, stream)
         return Question(ids, mode, lengths, encoder, decoder, ())
@@ -151,9 +153,14 @@ def _at_once(
         join(given.segments, 1),
         None if given.prefix is None else join(given.prefix, False),
     )
-    apply = jax.jit(lambda params: model.apply({"params": params}, Example(a.encoder, stream, None, None)))
-    logits: Any = apply(params)[:, -new_tokens:]
+    logits = _logits(model, params, Example(a.encoder, stream, None, None))[:, -new_tokens:]
     return sample_token(key, jnp.where(forbidden, -jnp.inf, logits), jnp.asarray(temperature))
+
+
+@partial(jax.jit, static_argnames="model")
+def _logits(model: Transformer, params: Any, example: Example) -> jax.Array:
+    logits: Any = model.apply({"params": params}, example)
+    return logits
 
 
 def _filled(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.errors import UserError
 from lm.models.future import Future
 from lm.models.mask import Mask
 from lm.models.positions import check_positions
@@ -21,8 +22,9 @@ from lm.types import TokenStream
 
 
 class _State(NamedTuple):
-    """The first `size` tokens of the text are read, and the next one is decided. Caches hold keys and values of those that are
-    read, and behind them some of rejected guesses, which the next round overwrites."""
+    """The first `size` tokens of the text are read, and the next one is decided. The model's cache holds keys and values of
+    those that are read, and behind them some of rejected guesses, which the next round overwrites. Those of heads in sequence
+    were made when the tokens ahead were guesses, which may have been wrong: later guesses may be worse for it."""
 
     text: jax.Array  # int32 [length]: what is read, the next token, and the heads' guesses of those after it
     size: jax.Array  # int32 []
@@ -46,9 +48,12 @@ def write(
 
     params: {"model", "future"}, as a run of 'multi_token' saves them. forbidden: bool [V], tokens that are never written.
 
-    UserError if prompt, continuation and guesses need more positions than the model has learned.
+    UserError for an empty prompt, and if prompt, continuation and guesses need more positions than the model has learned. A
+    mixture of experts with a limited capacity drops other tokens when it reads several at once, so that its text may differ.
     """
-    length = len(prompt) + new_tokens + heads.heads
+    if not len(prompt):
+        raise UserError("the prompt is empty: begin with a token, such as the tokenizer's bos")
+    length = len(prompt) + new_tokens + 2 * heads.heads
     check_positions(model.config, None, length, cure="shorten the prompt, or ask for fewer new tokens", what="the prompt takes")
     never = jnp.zeros(model.config.vocab_size, bool) if forbidden is None else jnp.asarray(forbidden)
     text, rounds = _write(

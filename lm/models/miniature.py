@@ -43,6 +43,7 @@ def tiny(model: config.Model, *, vocab_size: int, length: int = 128, table_width
         width=table_width or (model.embed.width and WIDTH // 2),
         scale=model.embed.scale and WIDTH**0.5,
         dropout=0.0,
+        token_dropout=0.0,
     )
     head = model.head
     if head is None:

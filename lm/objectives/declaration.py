@@ -60,7 +60,7 @@ class Objective:
     marks: int = 0  # how many it uses counted from the last (`lm.objectives.special_tokens`)
     reach: int | None = None  # positions that the decoder needs, where they are those of the encoder's text (MASS)
     stratified: bool = False  # `make` takes `at` from 0 to 1, which is spread evenly over consecutive rows
-    paced: bool = False  # `make` takes `progress`, from 0 at the first row of the training to 1 at its end and in held-out rows
+    paced: bool = False  # `make` takes `progress`, the share of the training that is done; 1 in held-out rows
     draws: bool = True  # `make` draws random numbers; False saves the time to seed a generator for each piece
 
 

@@ -47,10 +47,10 @@ def noise(
 
     Chooses a share `rate` of the tokens that are text: `text` (bool [V]) has the ids that are, and `ids` (int64) lists them.
     The share holds on average, so a short text often has none; its number of chosen tokens is one of the two next to the
-    share, or, if `independent`, any: each token is chosen with probability `rate`. With `mean_span` above 1 they are chosen in spans of that
-    mean length. Each chosen token becomes the mask token
-    with probability `mask`, a random text token with probability `random`, or stays. With `boundaries` (a tokenizer's),
-    complete words are chosen.
+    share, or, if `independent`, any: each token is chosen with probability `rate`. With `mean_span` above 1 they are chosen in
+    spans of that mean length, or of a greater one where the text between them runs out. With `boundaries` (a tokenizer's),
+    complete words are chosen. Each chosen token becomes the mask token with probability `mask`, a random text token with
+    probability `random`, or stays.
 
     tokens      [bos 20 21 22 23 24 25]
     corrupted   [bos 20  M 22 23  7 25]
@@ -245,8 +245,8 @@ OBJECTIVE = Declaration(
         ),
     },
     refused={
-        "decoder": "a causal decoder does not see what follows a mask; take 'span_corruption', which asks for the same tokens "
-        "after the text, or an encoder",
+        "decoder": "a causal decoder does not see what follows a mask; take 'masked_diffusion', under which it does, "
+        "'span_corruption', which asks for the same tokens after the text, or an encoder",
     },
     prompt=TextPrompt(with_masks, noised=True),
     rate=lambda c: c.rate,

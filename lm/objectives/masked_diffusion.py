@@ -160,8 +160,8 @@ def build_decoder(c: config.MaskedDiffusion, data: config.Data, v: Vocabulary) -
     length = required_length(data, "decoder_length")
     settings: dict[str, Any] = dict(schedule=c.schedule, flat=c.weight == "flat", time_steps=c.time_steps, anneal=c.anneal)
     make = partial(decoder, mask_id=required_mask(v, c), bos=v.bos_id, **settings)
-    lengths, how = Lengths(None, length, prefix=True, types=c.time_steps), dict(stratified=True, paced=c.anneal > 0)
-    return Objective(make, lengths, length, length - 1, shortest=2, **how)
+    lengths = Lengths(None, length, prefix=True, types=c.time_steps)
+    return Objective(make, lengths, length, length - 1, shortest=2, stratified=True, paced=c.anneal > 0)
 
 
 def _told(ask: Ask, time_steps: int) -> Ask:
@@ -214,7 +214,7 @@ OBJECTIVE = Declaration(
         ),
     },
     refused={
-        "encoder_decoder": "an encoder alone reads the masks and predicts them; take 'masked', or an encoder",
+        "encoder_decoder": "one stack reads the masks and predicts them; take 'masked', or an encoder or a decoder alone",
     },
     prompt=TextPrompt(with_masks, noised=True, fills=True),
 )

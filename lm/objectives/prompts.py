@@ -156,7 +156,8 @@ class TextPrompt:
 
     render: Render
     clean: Callable[[str], str] = str  # of the prompt's text, before it is split at its marks and tokenized
-    noised: bool = False  # an encoder, or a decoder's prefix, reads it as a noised text: without bos, with eos at its end
+    # An encoder, or a decoder's prefix, reads it as a noised text: without bos, with eos at its end; but not where it `fills`.
+    noised: bool = False
     sentinels: bool = False  # the answer may contain sentinels
     fills: bool = False  # masks of its own behind the prompt are filled in, in several steps
     blocks: bool = False  # a decoder fills in blocks of masks behind the prompt, one after another

@@ -53,7 +53,7 @@ def tokens(run: config.Run, *, masked: bool = False) -> Task:
 
 
 def _read(example: Example) -> jax.Array:
-    """The tokens that are read where the predicted ones stand, int32 [B, P]."""
+    """The token that is read at the place of each target, int32 [B, P]."""
     stream: Any = example.decoder or example.encoder
     if example.decoder is not None and example.where is None:  # each is predicted one place before it
         return jnp.roll(stream.tokens, -1, axis=1)
@@ -148,6 +148,8 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
     check_positions(run.model, None, objective.reach, cure=cure)
     if objective.lengths.blocks or objective.lengths.ahead:
         _check_positions_apart(run.model)
+    if isinstance(run.objective, config.MaskedDiffusion) and run.model.decoder:
+        _check_sees_what_follows(run.model.decoder)
     if objective.lengths.ahead and run.model.embed.ahead < objective.window:
         raise UserError(
             f"model.embed.ahead={run.model.embed.ahead}, and this objective tells each token which of {objective.window} "
@@ -172,6 +174,17 @@ def _check_positions_apart(model: config.Model) -> None:
         )
     if any(block.attention.window for block in stack.blocks.values()):
         raise UserError("attention windows count tokens in the row, whose order is not the text's: leave attention.window out")
+
+
+def _check_sees_what_follows(stack: config.Stack) -> None:
+    """UserError if a decoder whose tokens all see each other has positions or windows of those before them alone."""
+    if isinstance(stack.position, config.Buckets):
+        raise UserError(
+            "model.decoder.position is buckets, which a decoder has for the tokens before one alone, and here it sees those "
+            "after it too: take rope, learned or sinusoidal, or an encoder"
+        )
+    if any(block.attention.window for block in stack.blocks.values()):
+        raise UserError("a decoder's attention.window reaches back alone, and here it sees what follows: leave it out")
 
 
 def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:

@@ -37,7 +37,7 @@ class Ledger:
 def of_a_row(task: Task, rows: Any, count: int = SAMPLE, *, first: int | None = None) -> Ledger:
     """Means over rows `first` to `first + count - 1` of `rows` (`lm.data.rows.Rows` or others with its methods). By default
     these are the first ones, or where rows change in the course of the training, rows spread over it."""
-    changing = first is None and getattr(rows, "total", 0) > count and rows.objective.paced
+    changing = first is None and getattr(rows, "total", 0) > 0 and rows.objective.paced
     index = np.linspace(0, rows.total - 1, count).astype(np.int64) if changing else (first or 0) + np.arange(count)
     example = rows.rows(index)
     # A pass whose number of positions is None has logits at all positions, also where the example asks only about some.

@@ -74,9 +74,10 @@ def test_a_converted_model_is_scored_as_the_run_that_it_is_from(train, flags, tm
         assert cause in capsys.readouterr().err
 
 
-def test_the_bound_of_masked_diffusion_is_the_same_in_two_ways(train, tmp_path, capsys):
+@pytest.mark.parametrize("architecture", ["encoder", "decoder"])
+def test_the_bound_of_masked_diffusion_is_the_same_in_two_ways(architecture, train, tmp_path, capsys):
     run, other = tmp_path / "run", tmp_path / "other"
-    assert train(run, "encoder.masked_diffusion", "--config.train.steps=2", "--config.checkpoint.every=None")[0] == 0
+    assert train(run, f"{architecture}.masked_diffusion", "--config.train.steps=2", "--config.checkpoint.every=None")[0] == 0
     assert main([f"--from={run}", "--bound=6", "--draws=2"]) == 0
     assert "bits per byte" in capsys.readouterr().out
     found = json.loads((run / "bound.json").read_text())

@@ -148,5 +148,3 @@ def test_a_file_without_the_switches_is_not_taken_for_llada(saved, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match="block_type='sequential'"):
         conversion.read(tmp_path)
-
-

@@ -7,14 +7,7 @@ from lm.conversion.tables import Family
 from lm.errors import UserError, nearest
 
 FAMILIES: dict[str, Family] = (
-    llama.FAMILIES
-    | gpt.FAMILIES
-    | gptj.FAMILIES
-    | neox.FAMILIES
-    | opt.FAMILIES
-    | bert.FAMILIES
-    | t5.FAMILIES
-    | llada.FAMILIES
+    llama.FAMILIES | gpt.FAMILIES | gptj.FAMILIES | neox.FAMILIES | opt.FAMILIES | bert.FAMILIES | t5.FAMILIES | llada.FAMILIES
 )
 
 

@@ -1,4 +1,4 @@
-"""LLaDA 8B (Nie et al., arXiv 2502.09992), table 5 of its appendix and the released config: LLaMA's blocks without a causal mask.
+"""LLaDA 8B (Nie et al., arXiv 2502.09992), sizes of the released config: LLaMA's blocks without a causal mask.
 
 It is trained by masked diffusion. 126,464 tokens, the mask token among them; theta 500,000.
 """

@@ -19,7 +19,8 @@ from lm.data.tokenizer import HuggingFace
 from lm.errors import UserError
 from lm.evaluation.spans import digest, held_out_spans, masks_nearby, score
 from lm.models.transformer import Transformer
-from lm.objectives.prompts import Span
+from lm.objectives import span_prompts
+from lm.objectives.prompts import Span, examples
 from lm.objectives.streams import stream
 from lm.types import CHARACTER, WORD, Example, TokenStream
 from tests.fakes import random_params
@@ -134,6 +135,31 @@ def test_batches_and_padding_change_nothing(architecture, objective, kind):
     )
     means = {name: values.mean() for name, values in together.values().items()}
     assert means == {"bits_per_byte": pytest.approx(together.bits_per_byte), "accuracy": pytest.approx(together.accuracy)}
+
+
+@pytest.mark.parametrize(
+    "architecture,objective,kind,table",
+    [
+        ("decoder", config.AnyOrder(), "infill", dict(ahead=16)),
+        ("decoder", config.BlockDiffusion(2), "suffix", {}),
+        ("encoder", config.MaskedDiffusion(time_steps=4), "infill", dict(types=4)),
+        ("decoder", config.MaskedDiffusion(time_steps=4), "infill", dict(types=4)),
+    ],
+)
+def test_streams_keep_what_else_the_objective_tells_them(architecture, objective, kind, table):
+    """Types, blocks and the position to come reach the model: the nats are those of its logits on each row by itself."""
+    module = model(architecture)[0]
+    module = Transformer(replace(module.config, embed=replace(module.config.embed, **table)))
+    asked = examples(span_prompts(architecture, objective)[kind], kind, SPAN, WORDS)
+    rows = [jax.tree.map(lambda x: np.asarray(x)[None], row) for row in asked]
+    params = random_params(module, rows[0], 0.5)
+    total = 0.0
+    for row in rows:
+        logits = np.array(module.apply({"params": params}, row), float)[0]
+        logits[:, [*range(TEXT), *range(V, WIDE)]] = -np.inf
+        logp = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        total -= logp[np.arange(len(logp)), row.targets[0]].sum()
+    assert score(module, params, objective, WORDS, [SPAN], kind=kind).nats == pytest.approx(total, rel=1e-5)
 
 
 def test_a_suffix_is_far_from_what_few_masks_train():

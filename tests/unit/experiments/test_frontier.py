@@ -1,4 +1,4 @@
-"""The studies of the frontier: what counts as an error in a written sentence, puzzles with one solution, and derived results."""
+"""The studies of the frontier: errors in written sentences, puzzles with one solution, derived results."""
 
 import numpy as np
 

@@ -86,7 +86,10 @@ def test_a_relation_is_judged_only_if_its_cells_pass_their_gates():
 
 def test_a_cell_that_goes_on_from_another_is_judged_only_if_that_one_passes():
     study, results = a_study(gates=(GATE,)), the_results(none=0.1, masked=0.61, causal=0.36)
-    cells = dict(study.cells) | {"causal": dataclasses.replace(study.cells["causal"], start="first"), "first": study.cells["none"]}
+    cells = dict(study.cells) | {
+        "causal": dataclasses.replace(study.cells["causal"], start="first"),
+        "first": study.cells["none"],
+    }
     study = dataclasses.replace(study, cells=cells, gates=(dataclasses.replace(GATE, cells=("first",)),))
     results["first"] = results["masked"]
     assert judge(study, results)[0].verdict == "reproduced"

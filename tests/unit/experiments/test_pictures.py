@@ -63,7 +63,7 @@ def test_what_is_had_for_nothing_is_a_line(figure):
     for result in (r for seeds in results.values() for r in seeds.values()):
         result["metrics"]["majority"] = 0.231
     (axis,) = figure(pictures.dots, a_study(metric), results, metric).axes
-    assert [t.get_text() for t in axis.texts] == ["for nothing 0.231"]
+    assert [t.get_text() for t in axis.texts] == ["commonest class 0.231"]
 
 
 def test_the_log_axis_of_curves_labels_few_ticks_and_shows_the_entropy(figure):

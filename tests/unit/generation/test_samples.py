@@ -102,7 +102,11 @@ def test_an_answer_at_once_is_written_from_the_prompt_alone(architecture):
     )
     both = architecture == "encoder_decoder"
     given, masks = [BOS, 12, 13], [MASK] * (new - 1)
-    example = Example(stream(given), stream([BOS, *masks]), None, None) if both else Example(None, stream([*given, *masks], 3), None, None)
+    example = (
+        Example(stream(given), stream([BOS, *masks]), None, None)
+        if both
+        else Example(None, stream([*given, *masks], 3), None, None)
+    )
     params = Transformer(model).init(jax.random.key(0), example)["params"]
     params = jax.tree.map(lambda x: 3 * x, nn.unbox(params))
     logits = np.array(Transformer(model).apply({"params": params}, example)[0, -new:], float)
@@ -198,6 +202,9 @@ def positions_of(architecture, length):
 REACH = [  # what is read, and how many positions that takes with 5 new tokens, of which the last is not read
     ("decoder", config.Causal(), "abc", 4 + 4, "decoder"),
     ("decoder", config.SpanCorruption(), "ab [MASK]", 4 + 4, "decoder"),
+    ("decoder", config.Teacherless(), "abc", 4 + 4, "decoder"),
+    ("decoder", config.MaskedDiffusion(), "abc", 4 + 5, "decoder"),  # all masks are read
+    ("encoder", config.MaskedDiffusion(), "abc", 4 + 5, "encoder"),
     ("decoder", mixed(config.SpanCorruption(), "m"), "ab", 4 + 4, "decoder"),
     ("encoder", config.Masked(), "abcdef", 7, "encoder"),
     ("encoder", config.NextSentence(), "abcdef", 8, "encoder"),

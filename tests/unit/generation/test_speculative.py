@@ -93,3 +93,5 @@ def test_guesses_need_positions_too():
     model = replace(MODEL, decoder=replace(MODEL.decoder, position=config.Learned(16)))
     with pytest.raises(UserError, match="16"):
         write(Transformer(model), {}, Future(model, HEADS, False), np.arange(10), new_tokens=4)
+    with pytest.raises(UserError, match="the prompt is empty"):
+        write(Transformer(model), {}, Future(model, HEADS, False), np.arange(0), new_tokens=4)

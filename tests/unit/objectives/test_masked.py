@@ -172,7 +172,10 @@ def test_spans_have_the_mean_length_and_every_place_is_as_likely(rate, mean_span
 @pytest.mark.parametrize(("rate", "taken"), [(0.01, {0, 1}), (1.0, {1, 2, 3})])
 def test_spans_of_short_texts_keep_the_rate(rate, taken):
     counts = {
-        n: [len(masked.noise(np.arange(20, 20 + n), rng(s), rate=rate, mask=1.0, random=0.0, mean_span=3.0, **NOISE)[1]) for s in range(99)]
+        n: [
+            len(masked.noise(np.arange(20, 20 + n), rng(s), rate=rate, mask=1.0, random=0.0, mean_span=3.0, **NOISE)[1])
+            for s in range(99)
+        ]
         for n in (1, 2, 3)
     }
     assert set().union(*counts.values()) <= taken | {0, 1}

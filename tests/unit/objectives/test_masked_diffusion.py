@@ -1,5 +1,6 @@
 """The noise of masked diffusion: how many tokens are masked, what they weigh, and that rows spread it evenly."""
 
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -9,7 +10,9 @@ from lm import config
 from lm.data.rows import Rows
 from lm.errors import UserError
 from lm.objectives import masked_diffusion as diffusion
-from tests.fakes import MemoryStore
+from lm.objectives.dummy_vocabulary import DummyVocabulary
+from lm.recipes.pretrain import objective_of
+from tests.fakes import MemoryStore, small_model
 from tests.unit.objectives.common import BOS, DATA, EOS, MASK, build, equal, first, rng, text
 
 TEXT = np.array([BOS, 20, 21, 22, 23, EOS], np.int32)
@@ -116,6 +119,22 @@ def test_a_decoder_reads_and_does_not_predict_the_first_token():
         equal(e.targets[:-1], text(6)[1:].tolist())
     alone = diffusion.decoder(TEXT[:1], rng(), bos=BOS, mask_id=MASK)
     assert alone.weights.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [(dict(position=config.Buckets()), "position is buckets"), (dict(window=4), "attention.window reaches back alone")],
+)
+def test_positions_and_windows_of_what_is_before_alone_are_refused(changes, said):
+    model, objective = small_model("decoder"), config.MaskedDiffusion()
+    block = model.decoder.blocks["L"]
+    block = replace(block, attention=replace(block.attention, window=changes.get("window")))
+    stack = replace(model.decoder, blocks={"L": block}, position=changes.get("position", config.Rope()))
+    run = config.Run(replace(model, decoder=stack), config.Data(decoder_length=16), objective)
+    with pytest.raises(UserError, match=said):
+        objective_of(run, DummyVocabulary(64))
+    encoder = replace(run, model=replace(model, encoder=replace(stack, position=config.Rope()), decoder=None))
+    objective_of(replace(encoder, data=config.Data(encoder_length=16)), DummyVocabulary(64))
 
 
 def test_what_follows_comes_into_sight_as_training_goes_on():
