@@ -75,7 +75,6 @@ class Cell:
     run: config.Run
     facts: Mapping[str, str] = field(default_factory=dict)  # columns that describe it in the tables
     start: str | None = None  # the cell that it goes on from, at the same seed
-    init_map: Mapping[Any, Any] = field(default_factory=dict)  # which of its stacks begins with which (`config.Train.init_map`)
     share: float = 1.0  # of the study's budget
     scores: tuple[str, ...] = ()  # kinds of `lm.evaluation.spans`
     tasks: tuple[Task, ...] = ()
@@ -83,6 +82,7 @@ class Cell:
     # `<name>/exact`, `<name>/accuracy` of tokens and `<name>/nats` of an item (`lm.evaluation.items`)
     measure: "Callable[[Saved], Measured] | None" = None  # of its own, beside all of these
     floor: str | None = None  # the cell of the same model without pretraining
+    init_map: Mapping[Any, Any] = field(default_factory=dict)  # which of its stacks begins with which (`config.Train.init_map`)
 
 
 @dataclass(frozen=True)

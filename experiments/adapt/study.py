@@ -23,7 +23,7 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
             "share of the budget": f"{share:g}",
         }
         init_map = {"encoder": "decoder"} if to == "encoder" and start else {}
-        return Cell(label, run, facts, start, init_map, share)
+        return Cell(label, run, facts, start, share, init_map=init_map)
 
     diffusion = config.MaskedDiffusion()
     cells = {
