@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from lm.config.ranges import LARGEST, Decay, Length, Name, Natural, NonNegative, PositiveShare, Range, Vocabulary
+from lm.config.ranges import LARGEST, Decay, Length, Name, Natural, NonNegative, PositiveShare, Range, Vocabulary, Words
 from lm.errors import UserError
 
 
@@ -108,6 +108,9 @@ class Data:
     train_share: PositiveShare = 1.0  # share of the training documents that is used, to study repeated data
     encoder_length: Length | None = None  # tokens in a row of the encoder; None: the model has none
     decoder_length: Length | None = None  # tokens in a row of the decoder; None: the model has none
+    # A text up to the last of these words is only read, as a prompt is: it has no loss and no masks; a piece without them has
+    # no loss. "": texts have no such part. For causal, prefix, teacherless, multi_token and masked_diffusion.
+    after: Words = ""
     packing: bool = False  # records, as many in a row as fit into these lengths; a text's documents always share rows
     on_long: Literal["fail", "skip"] = "fail"  # an answer for which a record has no room: stop, or leave it out and count it
     cache: Name = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>

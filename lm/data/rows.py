@@ -246,6 +246,7 @@ def fitted(
     for number, piece in enumerate(np.split(tokens, cuts)):
         part = {"at": spread(number, at)} if objective.stratified else {}
         part |= {"progress": progress} if objective.paced else {}
+        part |= {"given": after(piece, objective.after)} if objective.after else {}
         seed, end = int(rng.integers(2**63)), begin + len(piece)
         if _only(piece, objective.ends):  # no text, so nothing is lost
             begin = end
@@ -263,6 +264,17 @@ def fitted(
         left_out += max(0, min(end, objective.stride) - max(begin, shared))
         begin = end
     return pieces, left_out
+
+
+def after(piece: np.ndarray, mark: tuple[int, ...]) -> int:
+    """How many tokens of a piece there are up to the end of the last `mark` in it; all of them if it has none.
+
+    piece [5 6 7 8 6 7 9], mark (6, 7):  6
+    """
+    if len(piece) < len(mark):
+        return len(piece)
+    found = np.flatnonzero((np.lib.stride_tricks.sliding_window_view(piece, len(mark)) == mark).all(axis=1))
+    return int(found[-1]) + len(mark) if len(found) else len(piece)
 
 
 def _only(piece: np.ndarray, ends: frozenset[int]) -> bool:

@@ -37,6 +37,8 @@ def evaluate(
     c = run.objective
     if not isinstance(c, config.MaskedDiffusion):
         raise UserError(f"--bound is of models of 'masked_diffusion', and this one is of '{config.kind_of(type(c))}'")
+    if run.data.after:
+        raise UserError(f"--bound is of complete texts, and this model was trained after {run.data.after!r}: leave it out")
     tokenizer = source.tokenizer()
     data = prepared_of(run, tokenizer, own=own)
     if not data.holdout:

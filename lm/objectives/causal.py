@@ -10,15 +10,16 @@ from lm.objectives.vocabulary import Vocabulary
 from lm.types import Example
 
 
-def decoder(tokens: np.ndarray, rng: np.random.Generator) -> Example:
-    """Predicts every token from those before it.
+def decoder(tokens: np.ndarray, rng: np.random.Generator, given: int = 0) -> Example:
+    """Predicts every token from those before it, but for the first `given` ones, which are only read.
 
     tokens    [5 6 7 8]
     decoder   [5 6 7]
     targets   [6 7 8]
-    weights   [1 1 1]
+    weights   [1 1 1]; of 2 given [0 1 1]
     """
-    return Example(None, stream(tokens[:-1]), np.asarray(tokens[1:], np.int32), np.ones(len(tokens) - 1, np.float32))
+    weights = (np.arange(1, len(tokens)) >= given).astype(np.float32)
+    return Example(None, stream(tokens[:-1]), np.asarray(tokens[1:], np.int32), weights)
 
 
 def build_decoder(c: config.Causal, data: config.Data, v: Vocabulary) -> Objective:
@@ -39,6 +40,7 @@ OBJECTIVE = Declaration(
             build_decoder,
             factors=True,
             reads_prefix=False,
+            gives=True,
             spans={"suffix": SpanPrompt(ask, True, CHAIN), "infill": SpanPrompt(ask, False, JOINT)},
         )
     },

@@ -61,6 +61,7 @@ class Objective:
     reach: int | None = None  # positions that the decoder needs, where they are those of the encoder's text (MASS)
     stratified: bool = False  # `make` takes `at` from 0 to 1, which is spread evenly over consecutive rows
     paced: bool = False  # `make` takes `progress`, the share of the training that is done; 1 in held-out rows
+    after: tuple[int, ...] = ()  # tokens of `data.after`; `make` then takes `given`, how many tokens of a piece are only read
     draws: bool = True  # `make` draws random numbers; False saves the time to seed a generator for each piece
 
 
@@ -80,6 +81,7 @@ class Suit:
     )  # a decoder alone sees what it is given from both sides; may depend on the config
     # How a held-out span is asked for, by kind of score; a text says why it cannot be, a function depends on the config.
     spans: Mapping[str, SpanPrompt] | str | Callable[[Any], Mapping[str, SpanPrompt]] = field(default_factory=dict)
+    gives: bool = False  # what it builds takes `given` (`Objective.after`)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,16 @@ def build(objective: config.Objective, architecture: str, data: config.Data, voc
     suit = suited(architecture, objective)
     if vocabulary.bos_id is None or vocabulary.eos_id is None:
         raise UserError("the tokenizer has no bos or no eos token, which mark where documents begin and end; train one here")
-    return suit.build(objective, data, vocabulary)
+    built = suit.build(objective, data, vocabulary)
+    if not data.after:
+        return built
+    if not suit.gives:
+        can = sorted({config.kind_of(kind) for a, kind in pairs() if a == architecture and DECLARATIONS[kind].suits[a].gives})
+        raise UserError(
+            f"data.after={data.after!r}: objective '{config.kind_of(type(objective))}' predicts all of a text in the "
+            f"{architecture}; leave it out, or take {' or '.join(can) or 'a decoder'}"
+        )
+    return replace(built, after=tuple(vocabulary.encode(data.after).tolist()))
 
 
 def factors(architecture: str, objective: config.Objective) -> bool | Literal["bound"]:

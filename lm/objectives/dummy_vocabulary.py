@@ -22,6 +22,9 @@ class DummyVocabulary(Vocabulary):
         assert run.model is not None
         return cls(run.model.vocab_size, words=run.data.tokenizer.kind == "word")
 
+    def encode(self, text: str) -> np.ndarray:
+        return np.zeros(1, np.int32)
+
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
         return np.full(len(tokens), WORD, np.uint8)
 

@@ -47,15 +47,16 @@ def encoder(
     tokens: np.ndarray,
     rng: np.random.Generator,
     at: float | None = None,
+    given: int = 0,
     *,
     bos: int,
     schedule: str = "linear",
     flat: bool = False,
     **noise: int,
 ) -> Example:
-    """Masks k of a text's n tokens, bos apart, where `at` from 0 to 1 (None: at random) and the schedule decide k >= 1.
-    Predicts them with weight 1 / (k p(k)), or 1 if `flat`. Under schedule "linear", all k are as likely: p(k) = 1 / n. The end
-    of a text is a token like any other. `noise` as in `noised`.
+    """Masks k of a text's n tokens, bos and the first `given` ones apart, where `at` from 0 to 1 (None: at random) and the
+    schedule decide k >= 1. Predicts them with weight 1 / (k p(k)), or 1 if `flat`. Under schedule "linear", all k are as
+    likely: p(k) = 1 / n. The end of a text is a token like any other. `noise` as in `noised`.
 
     tokens    [bos 20 21 22 23 eos], at 0.5: k is 3, of n = 5
     encoder   [bos  M 21  M 23  M ]
@@ -63,6 +64,7 @@ def encoder(
     weights   [ 0 5/3  0 5/3 0 5/3]
     """
     candidates = np.flatnonzero(np.asarray(tokens) != bos)
+    candidates = candidates[candidates >= given]
     if not len(candidates):
         return noised(tokens, candidates, 0.0, bos=bos, **noise)
     chosen, weight = draw(candidates, rng, at, schedule)
@@ -74,6 +76,7 @@ def decoder(
     rng: np.random.Generator,
     at: float | None = None,
     progress: float = 1.0,
+    given: int = 0,
     *,
     schedule: str = "linear",
     flat: bool = False,
@@ -89,7 +92,7 @@ def decoder(
     targets   [20  21 22 23 eos 0 ]
     weights   [5/3  0 5/3 0 5/3 0 ]
     """
-    candidates = np.arange(1, len(tokens))
+    candidates = np.arange(max(1, given), len(tokens))
     if not len(candidates):
         return shifted(noised(tokens, candidates, 0.0, **noise))
     chosen, weight = draw(candidates, rng, at, schedule)
@@ -204,12 +207,14 @@ OBJECTIVE = Declaration(
             build_encoder,
             factors=lambda c: "bound" if c.weight == "bound" else False,
             reads_prefix=False,
+            gives=True,
             spans=spans,
         ),
         "decoder": Suit(
             build_decoder,
             factors=lambda c: "bound" if c.weight == "bound" else False,
             reads_prefix=True,
+            gives=True,
             spans=partial(spans, of="decoder"),
         ),
     },

@@ -17,8 +17,9 @@ def split(n: int, rng: np.random.Generator) -> int:
     return int(rng.integers(1, n))
 
 
-def decoder(tokens: np.ndarray, rng: np.random.Generator) -> Example:
-    """One stream; the prefix is seen from both sides, and only the tokens after it have weight.
+def decoder(tokens: np.ndarray, rng: np.random.Generator, given: int | None = None) -> Example:
+    """One stream; the prefix is seen from both sides, and only the tokens after it have weight. With `given` it has so many
+    tokens.
 
     tokens    [5 6 7 8 9], split after 2
     decoder   [5 6 7 8]
@@ -27,7 +28,7 @@ def decoder(tokens: np.ndarray, rng: np.random.Generator) -> Example:
     weights   [0 1 1 1]
     """
     n = len(tokens)
-    k = split(n, rng)
+    k = split(n, rng) if given is None else given
     index = np.arange(n - 1)
     return Example(
         None,
@@ -88,6 +89,7 @@ OBJECTIVE = Declaration(
             build_decoder,
             factors=False,
             reads_prefix=True,
+            gives=True,
             spans={"suffix": SpanPrompt(ask_decoder, True, CHAIN), "infill": SpanPrompt(ask_decoder, False, JOINT)},
         ),
         "encoder_decoder": Suit(

@@ -18,7 +18,7 @@ from lm.objectives.vocabulary import Vocabulary, required_mask
 from lm.types import Example
 
 
-def decoder(tokens: np.ndarray, rng: np.random.Generator, *, mask_id: int) -> Example:
+def decoder(tokens: np.ndarray, rng: np.random.Generator, given: int | None = None, *, mask_id: int) -> Example:
     """As `prefix.decoder`, with masks in place of what is predicted.
 
     tokens    [5 6 7 8 9], split after 2
@@ -27,7 +27,7 @@ def decoder(tokens: np.ndarray, rng: np.random.Generator, *, mask_id: int) -> Ex
     targets   [6 7 8 9]
     weights   [0 1 1 1]
     """
-    return hidden(prefix.decoder(tokens, rng), mask_id)
+    return hidden(prefix.decoder(tokens, rng, given), mask_id)
 
 
 def encoder_decoder(tokens: np.ndarray, rng: np.random.Generator, *, bos: int, mask_id: int) -> Example:
@@ -78,6 +78,7 @@ OBJECTIVE = Declaration(
             build_decoder,
             factors=False,
             reads_prefix=True,
+            gives=True,
             spans={"suffix": SpanPrompt(_hidden(prefix.ask_decoder), True, AT_ONCE)},
         ),
         "encoder_decoder": Suit(

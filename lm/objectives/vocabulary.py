@@ -18,6 +18,8 @@ class Vocabulary(Protocol):
     sentinel_ids: tuple[int, ...]
     special: np.ndarray  # bool [vocab_size]: ids that encoding a text never produces
 
+    def encode(self, text: str) -> np.ndarray: ...  # int32 [n]
+
     def boundaries(self, tokens: np.ndarray) -> np.ndarray: ...  # uint8 [n]: INSIDE, CHARACTER or WORD (`lm.types`)
 
     def sentence_ends(self, tokens: np.ndarray) -> np.ndarray: ...  # bool [n]: a sentence ends with this token

@@ -82,6 +82,8 @@ class FineTuning(Recipe):
             raise UserError("an encoder writes no text: set --config.recipe.how=head")
         if _recipe(run).how == "text" and (head is None or head.outputs is not None):
             raise UserError("the model has no head over the vocabulary, so it writes no text: set --config.recipe.how=head")
+        if run.data.after:
+            raise UserError(f"data.after={run.data.after!r} is of texts; a record says what its answer is: leave it out")
         if run.evaluate.baselines:
             raise UserError("evaluate.baselines are models of text, not of records: set --config.evaluate.baselines=False")
 

@@ -114,7 +114,7 @@ class Pretraining(Recipe):
         run, jitted = parts.run, jax.jit(parts.task.scores)
         score = lambda params, batch: jitted(params, frozen, batch)
         size = run.evaluate.batch_size or run.train.batch_size
-        kind = factors(run.model.architecture, run.objective)
+        kind = factors(run.model.architecture, run.objective) if not run.data.after else False  # of parts of texts
         return [HeldOut(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows, kind, parts.task.nats)]
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
