@@ -59,8 +59,9 @@ def test_each_of_several_sources_has_a_loss_by_the_way(monkeypatch):
 @pytest.mark.parametrize("factors", [True, False])
 def test_bits_per_byte_are_those_of_objectives_that_say_so(factors, monkeypatch):
     """And of no objective that says nothing."""
+    shape = SimpleNamespace(architecture="decoder")
     run = SimpleNamespace(
-        objective=Backwards(), model=SimpleNamespace(architecture="decoder"), evaluate=config.Evaluate(), train=config.Train()
+        objective=Backwards(), model=shape, evaluate=config.Evaluate(), train=config.Train(), data=config.Data()
     )
     what = SimpleNamespace(scores=lambda params, frozen, batch: {}, nats=True)
     parts = SimpleNamespace(run=run, rows={"holdout": Rows()}, task=what, mesh=None)
@@ -69,3 +70,5 @@ def test_bits_per_byte_are_those_of_objectives_that_say_so(factors, monkeypatch)
     suit = Suit(lambda c, data, v: None, factors=factors, reads_prefix=False)
     monkeypatch.setitem(DECLARATIONS, Backwards, Declaration(Backwards, {"decoder": suit}))
     assert [found.factors for found in Pretraining().evaluators(parts, None)] == [factors]
+    run.data = config.Data(after="=")  # the loss is of a part of each text
+    assert [found.factors for found in Pretraining().evaluators(parts, None)] == [False]

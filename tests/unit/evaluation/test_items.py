@@ -112,9 +112,10 @@ def test_bos_and_eos_are_where_training_has_them(architecture, objective, kind):
                 assert tokens.count(BOS) <= 1 and BOS not in tokens[1:]
                 assert tokens.count(EOS) <= 1
         read = (row.encoder or row.decoder).tokens.tolist()
-        noised = architecture == "encoder_decoder" and objective is not config.Prefix or objective is config.SpanCorruption
+        reads_on = objective in (config.Prefix, config.Teacherless)  # its encoder reads the beginning of a text
+        noised = architecture == "encoder_decoder" and not reads_on or objective is config.SpanCorruption
         assert (read[0] == BOS) != noised
-        if row.encoder is not None and objective is not config.Prefix:  # a decoder that reads on is not told where it ends
+        if row.encoder is not None and not reads_on:  # a decoder that reads on is not told where it ends
             assert read[-1] == EOS
         assert len(row.targets) == 1 or is_joint(architecture, objective, kind)
 
