@@ -22,7 +22,6 @@ OBJECTIVES = {
     "block_4": ("blocks of 4", config.BlockDiffusion(4)),
     "block_16": ("blocks of 16", config.BlockDiffusion(16)),
     "masked": ("masked diffusion", config.MaskedDiffusion()),
-    "encoder": ("masked diffusion, in an encoder", config.MaskedDiffusion()),
 }
 UNIGRAM = 3.54  # nats a word by the frequencies of single words, the end of a sentence among them
 SENTENCES = 96  # that are written
@@ -43,12 +42,11 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
     assert language.entropy is not None
     cells = {}
     for name, (label, objective) in OBJECTIVES.items():
-        architecture = "encoder" if name == "encoder" else "decoder"
-        model = small.model(architecture, width=64, layers=2, vocab_size=language.vocab_size)
+        model = small.model("decoder", width=64, layers=2, vocab_size=language.vocab_size)
         length = (
             2 * small.LENGTH if isinstance(objective, config.BlockDiffusion) else small.LENGTH
         )  # the text stands there twice
-        run = small.run(model, objective, data=language.data(**{f"{architecture}_length": length}))
+        run = small.run(model, objective, data=language.data(decoder_length=length))
         cells[name] = Cell(label, run, measure={"causal": continued, "masked": filled}.get(name))
     source = "arXiv 2503.09573"
     relations = (
@@ -56,7 +54,6 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
         Relation("blocks of 4 < blocks of 16", LOSS, "block_4", "block_16", source=source),
         Relation("blocks of 4 < masked diffusion", LOSS, "block_4", "masked", source=source),
         Relation("blocks of 16 < masked diffusion", LOSS, "block_16", "masked", source=source, primary=False),
-        Relation("in a decoder < in an encoder", LOSS, "masked", "encoder", primary=False),
         Relation("written a word a step > all words at once", WRITTEN, "steps_all", "steps_1", source="arXiv 2406.07524"),
         Relation("written in 16 steps > in 4", WRITTEN, "steps_16", "steps_4", source="arXiv 2406.07524", primary=False),
         Relation("surest first > in random order", WRITTEN, "confident", "steps_all", source="arXiv 2502.09992", primary=False),
