@@ -2,8 +2,8 @@
 
     python -m lm.train --config=configs/decoder_any_order.py --workdir=runs/decoder_any_order
 
-Cost: about a minute on two CPU cores (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all
-objectives).
+Cost: about a minute on two CPU cores. Reached: held-out loss 5.834 nats per predicted token, accuracy 0.038, with 0.74 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -7,8 +7,8 @@ From a model of next tokens, which predicts at the same places; its tokens come 
     python -m lm.train --config=configs/decoder_masked_diffusion.py --config.train.init_from=runs/decoder_causal \
         --config.objective.anneal=0.5 --workdir=runs/decoder_adapted
 
-Cost: about a minute on two CPU cores (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all
-objectives).
+Cost: about a minute on two CPU cores. Reached: held-out loss 5.587 nats per predicted token, accuracy 0.056, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict
