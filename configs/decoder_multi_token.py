@@ -2,8 +2,10 @@
 
     python -m lm.train --config=configs/decoder_multi_token.py --workdir=runs/decoder_multi_token
 
-The loss that is logged is the sum over the heads; the held-out one is of the next token alone. Cost: about a minute on two CPU
-cores (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
+The loss that is logged is the sum over the heads; the held-out one is of the next token alone.
+
+Cost: about a minute on two CPU cores. Reached: held-out loss 5.185 nats per predicted token, accuracy 0.077, with 1.31 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict
