@@ -119,6 +119,14 @@ def tasks(how: Literal["text", "head"], *names: str, **changes: Any) -> tuple[Ta
     return tuple(Task(n, how, Finetune(length=TASKS[n], **settings)) for n in names)
 
 
+def flag_bounds(results: Results) -> Results:
+    """Says of each held-out loss that only bounds a text's nats from above that it does."""
+    for result in (r for seeds in results.values() for r in seeds.values()):
+        if "heldout/bits_per_byte_bound" in result["metrics"]:
+            result["flags"]["heldout/loss"] = "an upper bound"
+    return results
+
+
 def task_metrics(*names: str) -> tuple[Metric, ...]:
     """The accuracies, each beside what the commonest class gives, and their average."""
     each = (Metric(f"{n}/accuracy", f"{n}, accuracy", chance=f"{n}/majority") for n in names)

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 Results = dict[str, dict[int, dict[str, Any]]]  # cell -> seed -> what its result.json holds
 
 
+def derived_result(metrics: dict[str, Any], items: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The result of what `Study.derive` adds beside the cells: it cost nothing of its own."""
+    return {"metrics": metrics, "items": items or {}, "flags": {}, "ledger": {}, "curve": []}
+
+
 @dataclass(frozen=True)
 class Finetune:
     """The budget of a fine-tuning; the learning rate rises over the warm-up and falls to 0. Its names are part of the digests

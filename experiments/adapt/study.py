@@ -2,11 +2,10 @@
 
 from experiments import small
 from experiments.languages import grammar
-from experiments.study import Cell, Gate, Metric, Relation, Results, Study
+from experiments.study import Cell, Gate, Metric, Relation, Study
 from lm import config
 
 LOSS = "heldout/loss"
-UNIGRAM = 3.54  # nats a word by the frequencies of single words
 ANNEAL = 0.5  # of the steps after the change
 
 
@@ -46,21 +45,13 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
             LOSS,
             "held-out loss, or its bound",
             higher=False,
-            lines={"single words": UNIGRAM, "entropy": language.entropy},
+            lines={"single words": grammar.UNIGRAM, "entropy": language.entropy},
             unit="nats a word",
         ),
     )
     gates = (
         Gate("next tokens were learned", LOSS, at_most=2.0, cells=("causal",)),
-        Gate("diffusion has learned more than the frequencies of words", LOSS, at_most=UNIGRAM - 0.5),
+        Gate("diffusion has learned more than the frequencies of words", LOSS, at_most=grammar.UNIGRAM - 0.5),
     )
     title = "From next tokens to masked diffusion (arXiv 2410.17891)"
-    return Study("adapt", title, cells, seeds, metrics, relations, "flops", budget, gates=gates, derive=bounds)
-
-
-def bounds(results: Results) -> Results:
-    """Says which losses are bounds."""
-    for name in results.keys() - {"causal"}:
-        for result in results[name].values():
-            result["flags"][LOSS] = "an upper bound"
-    return results
+    return Study("adapt", title, cells, seeds, metrics, relations, "flops", budget, gates=gates, derive=small.flag_bounds)

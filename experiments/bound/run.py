@@ -5,8 +5,8 @@
 
 Trains the quickstart's model by next tokens and by masked diffusion, for the quickstart's FLOPs and for ten times as many, and
 computes the bound by the sum over the number of masks and by sampling. Writes results.json and the table in README.md after
-each run; finished runs are not repeated. About four minutes of two cores for each FLOPs of the quickstart. `--table` only
-writes the table.
+each run; finished runs are not repeated. All of it takes some twenty times as long as the quickstart. `--table` only writes the
+table.
 """
 
 import json
@@ -26,7 +26,6 @@ HERE = Path(__file__).parent
 README, PART = HERE / "README.md", "bound"
 SCALES = (1, 10)  # times the FLOPs of the quickstart
 WINDOWS, DRAWS = 64, 2  # held-out windows whose bound is computed, and sets of masks for each number of masks
-DECAY = 100 / 310  # of the steps, as in the quickstart
 
 
 @cli.command
@@ -53,10 +52,11 @@ def measured(kind: str, scale: int, home: Path) -> dict[str, Any]:
     its scale, which comes first."""
     folder = home / f"{kind}_{scale}"
     if not (folder / "summary.json").exists():
-        budget = None if kind == "causal" else json.loads((home / f"causal_{scale}/summary.json").read_text())["model_flops"]
+        first = home / f"causal_{scale}/summary.json"
+        budget = None if kind == "causal" else json.loads(first.read_text())["model_flops"]
         file = home / f"{folder.name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(resolve.to_json(run_of(kind, scale, budget)))
+        file.write_text(resolve.to_json(run_of(scale, budget)))
         command(f"-m lm.train --config={file} --workdir={folder}")
     summary = json.loads((folder / "summary.json").read_text())
     out = {name: summary[name] for name in ("model_flops", "tokens_seen", "parameters")} | {"heldout": summary["heldout"]}
@@ -67,16 +67,17 @@ def measured(kind: str, scale: int, home: Path) -> dict[str, Any]:
     return out
 
 
-def run_of(kind: str, scale: int, budget: float | None) -> config.Run:
-    """The quickstart's run, `scale` times as long; by masked diffusion, its decoder as an encoder, and as many steps as have
-    this budget of FLOPs."""
+def run_of(scale: int, budget: float | None) -> config.Run:
+    """The quickstart's run, `scale` times as long; with a budget of FLOPs, by masked diffusion, its decoder as an encoder, for
+    as many steps as that takes."""
     run = resolve.load(f"{ROOT}/configs/quickstart.py")
     if budget is not None:
         model = replace(run.model, encoder=run.model.decoder, decoder=None)
         data = replace(run.data, encoder_length=run.data.decoder_length, decoder_length=None)
         run = replace(run, model=model, data=data, objective=config.MaskedDiffusion())
     steps = run.train.steps * scale if budget is None else steps_of(run, budget)
-    schedule = replace(run.optimizer.schedule, decay=round(DECAY * steps))
+    before = run.optimizer.schedule
+    schedule = replace(before, decay=round(before.decay / run.train.steps * steps))
     return replace(
         run,
         optimizer=replace(run.optimizer, schedule=schedule),

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import small
 from experiments.languages import grammar
-from experiments.study import Cell, Gate, Measured, Metric, Relation, Results, Study
+from experiments.study import Cell, Gate, Measured, Metric, Relation, Results, Study, derived_result
 from lm import config
 from lm.generation.decoding import generate, left_padded
 from lm.generation.diffusion import fill
@@ -23,7 +23,6 @@ OBJECTIVES = {
     "block_16": ("blocks of 16", config.BlockDiffusion(16)),
     "masked": ("masked diffusion", config.MaskedDiffusion()),
 }
-UNIGRAM = 3.54  # nats a word by the frequencies of single words, the end of a sentence among them
 SENTENCES = 96  # that are written
 LONGEST = 72  # tokens of one, bos and its end included
 END, UNKNOWN = -1, -2  # of a sentence; a word that is none of the grammar's
@@ -43,9 +42,8 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
     cells = {}
     for name, (label, objective) in OBJECTIVES.items():
         model = small.model("decoder", width=64, layers=2, vocab_size=language.vocab_size)
-        length = (
-            2 * small.LENGTH if isinstance(objective, config.BlockDiffusion) else small.LENGTH
-        )  # the text stands there twice
+        twice = isinstance(objective, config.BlockDiffusion)  # a row holds the text and its noised copy
+        length = small.LENGTH * (1 + twice)
         run = small.run(model, objective, data=language.data(decoder_length=length))
         cells[name] = Cell(label, run, measure={"causal": continued, "masked": filled}.get(name))
     source = "arXiv 2503.09573"
@@ -60,13 +58,13 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
         Relation("next tokens > a step a word", WRITTEN, "causal", "steps_all", primary=False),
     )
     metrics = (
-        Metric(LOSS, "held-out loss, or its bound", higher=False, lines={"single words": UNIGRAM}, unit="nats a word"),
+        Metric(LOSS, "held-out loss, or its bound", higher=False, lines={"single words": grammar.UNIGRAM}, unit="nats a word"),
         Metric(WRITTEN, "share of a written sentence before its first error"),
         Metric("variety", "entropy of the written words", higher=None, unit="nats"),
     )
     gates = (
-        Gate("the model knows more than the frequencies of words", LOSS, at_most=UNIGRAM - 0.5),
-        Gate("the model that writes knows more than these", OF_WRITER, at_most=UNIGRAM - 0.5),
+        Gate("the model knows more than the frequencies of words", LOSS, at_most=grammar.UNIGRAM - 0.5),
+        Gate("the model that writes knows more than these", OF_WRITER, at_most=grammar.UNIGRAM - 0.5),
     )
     title = "Next tokens, blocks and masked diffusion at equal FLOPs (arXiv 2503.09573)"
     derived = {name: f"masked diffusion, {label}" for name, (label, _, _) in WAYS.items()}
@@ -77,16 +75,12 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
 def ways(results: Results) -> Results:
     """Says which losses are bounds, and gives each way in which masked diffusion writes a result of its own, with the loss of
     the model that writes."""
-    for name in OBJECTIVES.keys() - {"causal"}:
-        for result in results.get(name, {}).values():
-            result["flags"][LOSS] = "an upper bound"
-    for seed, result in results.get("masked", {}).items():
+    for seed, result in small.flag_bounds(results).get("masked", {}).items():
         for name in WAYS:
             found = {metric: result["metrics"].get(f"{name}/{metric}") for metric in (WRITTEN, "variety")}
             found[OF_WRITER] = result["metrics"].get(LOSS)
             metrics = {metric: value for metric, value in found.items() if value is not None}
-            made: dict[str, Any] = {"metrics": metrics, "items": {}, "flags": {}, "ledger": {}, "curve": []}
-            results.setdefault(name, {})[seed] = made
+            results.setdefault(name, {})[seed] = derived_result(metrics)
     return results
 
 

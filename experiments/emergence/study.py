@@ -2,14 +2,13 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments import small
 from experiments.languages import cipher
 from experiments.pictures import COLOURS, pyplot
-from experiments.study import Cell, Gate, Metric, Relation, Results, Study
+from experiments.study import Cell, Gate, Metric, Relation, Results, Study, derived_result
 from lm import config
 
 LENGTH = 8
@@ -86,8 +85,7 @@ def sharpness(results: Results) -> Results:
             metrics = {name: point["message/exact"] for name, point in ((FIRST, points[0]), (LAST, points[-1]))}
             if sum(rises) > 0:
                 metrics[SHARPNESS] = max(rises) / sum(rises)
-            result: dict[str, Any] = {"metrics": metrics, "items": {}, "flags": {}, "ledger": {}, "curve": []}
-            results.setdefault(name, {})[seed] = result
+            results.setdefault(name, {})[seed] = derived_result(metrics)
     return results
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from experiments import small
 from experiments.languages import grammar
 from experiments.pictures import COLOURS, pyplot
-from experiments.study import Cell, Metric, Relation, Results, Study
+from experiments.study import Cell, Metric, Relation, Results, Study, derived_result
 from lm import config
 
 NATS, EXCESS, ACCURACY = "grammar/nats_a_word", "grammar/excess", "sentence/accuracy"
@@ -101,7 +101,7 @@ def above_the_truth(results: Results) -> Results:
             _add(result, NATS, nats / words)
             _add(result, EXCESS, (nats - truth) / words)
             if name == "plain":
-                itself: dict[str, Any] = {"metrics": {}, "items": {}, "flags": {}, "ledger": {}, "curve": []}
+                itself = derived_result({})
                 _add(itself, NATS, truth / words)
                 results.setdefault(ENTROPY, {})[seed] = itself
     return results

@@ -24,6 +24,7 @@ LEAVES = 8  # words of a symbol of level 0
 CHILDREN = (1, 2, 3)  # a rule has so many, equally likely
 VOCABULARY = 64
 NOISE = 16  # words that are nothing but noise
+UNIGRAM = 3.54  # nats a word of the held-out sentences by the frequencies of single words, their ends among them
 TRAIN, HELDOUT = 40_000, 1_000  # sentences
 SEED = 0  # of the rules, and of the held-out sentences
 

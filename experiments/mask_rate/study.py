@@ -2,7 +2,7 @@
 
 from experiments import small
 from experiments.languages import villages
-from experiments.study import Cell, Gate, Metric, Relation, Results, Study
+from experiments.study import Cell, Gate, Metric, Relation, Results, Study, derived_result
 from lm import config
 
 RATES = (0.15, 0.4, 0.6)
@@ -57,6 +57,5 @@ def gains(results: Results) -> Results:
             pair = [r[seed]["metrics"].get(SPAN) for r in (less, more)]
             if None not in pair:
                 metrics = {GAIN: pair[0] - pair[1], WORST: max(pair)}
-                gain = {"metrics": metrics, "flags": {}, "ledger": {}, "curve": []}
-                results.setdefault(f"{size}, gain", {})[seed] = gain
+                results.setdefault(f"{size}, gain", {})[seed] = derived_result(metrics)
     return results

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import small
 from experiments.pictures import pyplot
 from experiments.scaling import fit
-from experiments.study import Cell, Metric, Results, Study
+from experiments.study import Cell, Metric, Results, Study, derived_result
 from lm import config
 
 SIZES = {16: 2, 24: 2, 32: 2, 48: 2, 64: 3, 96: 3}  # width: layers
@@ -90,8 +90,7 @@ def exponents(results: Results) -> Results:
             for seed in complete(results, kind):
                 law = fit.law(points(results, kind, seed, counted))
                 metrics = {} if law.bounded else {"exponent": law.exponent}
-                result = {"metrics": metrics, "flags": {}, "ledger": {}, "curve": []}
-                results.setdefault(f"{kind}, {counted} embeddings", {})[seed] = result
+                results.setdefault(f"{kind}, {counted} embeddings", {})[seed] = derived_result(metrics)
     return results
 
 

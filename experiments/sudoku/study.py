@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import small
 from experiments.languages import sudoku
-from experiments.study import Cell, Gate, Measured, Metric, Relation, Results, Study
+from experiments.study import Cell, Gate, Measured, Metric, Relation, Results, Study, derived_result
 from lm import config
 from lm.generation.diffusion import fill
 from lm.models.transformer import Transformer
@@ -64,8 +64,7 @@ def orders(results: Results) -> Results:
             of_order = {kind: _of_order(result[kind], name) for kind in ("metrics", "items")}
             if LOSS in result["metrics"]:  # a diverged run has none
                 of_order["metrics"][OF_MODEL] = result["metrics"][LOSS]
-            made: dict[str, Any] = {**of_order, "flags": {}, "ledger": {}, "curve": []}
-            results.setdefault(name, {})[seed] = made
+            results.setdefault(name, {})[seed] = derived_result(**of_order)
     return results
 
 

@@ -21,14 +21,8 @@ from lm.training.task import Task
 from lm.types import TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: they affect no parameter
-LOOSE = (
-    "scan",
-    "remat",
-    "dtype",
-    "dropout",
-    "token_dropout",
-    "kernel",
-)  # fields of a model that may change: they affect no parameter's shape
+# Fields of a model that may change: they affect no parameter's shape.
+LOOSE = ("scan", "remat", "dtype", "dropout", "token_dropout", "kernel")
 # Folders that may have moved: their contents are in the checkpoint, or compared by fingerprint.
 FOLDERS = ("data.cache", "train.init_from")
 

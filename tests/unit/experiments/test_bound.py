@@ -5,7 +5,7 @@ from lm import config
 
 
 def test_the_models_are_the_quickstarts_and_the_schedule_grows_with_the_steps():
-    causal = run.run_of("causal", 10, None)
+    causal = run.run_of(10, None)
     assert causal.model.decoder and causal.train.steps == 3100 and causal.optimizer.schedule.decay == 1000
     assert isinstance(causal.objective, config.Causal)
 

@@ -20,7 +20,9 @@ def test_a_sentence_is_right_up_to_its_first_error():
 
 
 def test_each_way_of_writing_has_the_metrics_of_its_model():
-    metrics = {"heldout/loss": 2.0} | {f"{way}/{m}": 0.5 for way in diffusion.WAYS for m in ("unbroken", "variety")}
+    metrics = {"heldout/loss": 2.0, "heldout/bits_per_byte_bound": 1.0} | {
+        f"{way}/{m}": 0.5 for way in diffusion.WAYS for m in ("unbroken", "variety")
+    }
     made = diffusion.ways({"masked": {0: {"metrics": metrics, "flags": {}}}, "causal": {0: {"metrics": {}, "flags": {}}}})
     assert set(made) == {"masked", "causal", *diffusion.WAYS}
     assert made["steps_1"][0]["metrics"] == {"unbroken": 0.5, "variety": 0.5, diffusion.OF_WRITER: 2.0}
