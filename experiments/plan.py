@@ -63,7 +63,7 @@ def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = Non
     if study.match in (None, "params"):
         return run
     budget, tried = study.budget * cell.share, set[int]()
-    while run.train.steps not in tried:  # rows may depend on how many steps there are
+    while run.train.steps not in tried:  # paced rows depend on how many steps there are
         tried.add(run.train.steps)
         rows = training_rows(run)
         steps = ledger.steps_for(task(run), rows, run.train.batch_size, study.match, budget, sample=sample)

@@ -1,5 +1,5 @@
-"""Few documents, read again and again: masked diffusion comes under next-token prediction (arXiv 2507.15857), and whether
-dropout or tokens that are left out bring the latter down again (arXiv 2510.09885)."""
+"""Few documents, read again and again: whether masked diffusion falls below next-token prediction (arXiv 2507.15857), and
+whether dropout, or leaving tokens out, lowers the loss of the latter (arXiv 2510.09885)."""
 
 from dataclasses import replace
 from typing import Any

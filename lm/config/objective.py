@@ -81,8 +81,8 @@ class MaskedDiffusion:
     weight: Literal["bound", "flat"] = "bound"
     # The model is told the share of masks in so many steps, as types of its tokens (`model.embed.types`); 0: it is not told.
     time_steps: Annotated[int, Range(0, 10_000)] = 0
-    # Share of the training over which a decoder's tokens come to see those after them, a linearly growing share of these
-    # (DiffuLLaMA); 0: all from the start. Held-out rows and samples see all.
+    # Share of the training over which the tokens after a decoder's own are revealed to it, at a constant pace (DiffuLLaMA);
+    # 0: all are visible from the start. In held-out rows and samples all are.
     anneal: Share = 0.0
 
 
