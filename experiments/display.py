@@ -1,5 +1,6 @@
 """The live progress table of studies."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ class Board:
 
 def core_seconds(results: Sequence[dict]) -> float:
     """The processor time that the units took."""
-    return sum(result["ledger"].get("core_seconds", 0.0) for result in results)
+    return math.fsum(result["ledger"].get("core_seconds", 0.0) for result in results)
 
 
 def _of_cells(study: Study, outcomes: dict[Unit, Outcome]) -> Table:

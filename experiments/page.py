@@ -6,6 +6,7 @@ Run it after `python -m experiments.report runs/STUDY --out=experiments/STUDY`. 
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,13 +131,16 @@ def _row(of: Stored, judged: Judged) -> str:
 
 
 def _cost(of: Stored, judged: Judged) -> str:
-    """What the runs of the two cells took; of cells that `derive` adds, all runs of the study."""
+    """What the runs of the two cells took; of cells that `derive` adds, all runs of the study.
+
+    Added by fsum, which gives one value in any order of the cells and on any Python (3.12 changed how `sum` rounds).
+    """
     cells = {judged.relation.better, judged.relation.than}
     runs = [r for cell in (cells if cells <= set(of.results) else of.results) for r in of.results[cell].values()]
     ledgers = [run["ledger"] for run in runs if run["ledger"]]
     if ledgers and all("core_seconds" in ledger for ledger in ledgers):
-        return f"{sum(ledger['core_seconds'] for ledger in ledgers):,.0f}"
-    return f"{sum(ledger['model_flops'] for ledger in ledgers):.2g} FLOPs" if ledgers else ""
+        return f"{math.fsum(ledger['core_seconds'] for ledger in ledgers):,.0f}"
+    return f"{math.fsum(ledger['model_flops'] for ledger in ledgers):.2g} FLOPs" if ledgers else ""
 
 
 def _picture(of: Stored, judged: Judged) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from experiments.study import Finetune, Metric, Results, Task
@@ -141,7 +142,7 @@ def average(*names: str) -> Callable[[Results], Results]:
             metrics = result["metrics"]
             if all(f"{n}/accuracy" in metrics for n in names):
                 for kind, whole in (("accuracy", AVERAGE), ("majority", "downstream/majority")):
-                    metrics[whole] = sum(metrics[f"{n}/{kind}"] for n in names) / len(names)
+                    metrics[whole] = fmean(metrics[f"{n}/{kind}"] for n in names)
         return results
 
     return derive

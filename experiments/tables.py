@@ -1,6 +1,7 @@
 """The tables of a report: results, compute, gates and floors, relations, power and variances."""
 
 import math
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def _mean(found: list[float], decimals: int) -> str:
 def _best(study: Study, results: Results, metric: Metric) -> str | None:
     """The best cell if the second best is significantly worse, among cells without a flag on the metric; otherwise None."""
     plain = [c for c in study.labels if not any(metric.name in r["flags"] for r in results.get(c, {}).values())]
-    means = {c: sum(v.values()) / len(v) for c in plain if (v := values(results, c, metric.name))}
+    means = {c: fmean(v.values()) for c in plain if (v := values(results, c, metric.name))}
     order = sorted(means, key=lambda c: means[c], reverse=bool(metric.higher))
     if study.withdrawn or not metric.comparable or metric.higher is None or len(order) < 2:
         return None
@@ -111,7 +112,7 @@ def ledger(study: Study, results: Results) -> list[Block]:
     held = MATCHED[study.match] if study.match else None
     header = [Text("cell"), *(Text(LEDGER.get(k, k) + (" (held equal)" if k == held else ""), bold=k == held) for k in keys)]
     of = lambda found, key: [float(r["ledger"][key]) for r in found if key in r["ledger"]]
-    mean = lambda v: sum(v) / len(v) if v else math.nan
+    mean = lambda v: fmean(v) if v else math.nan
     rows = [[Text(study.cells[c].label), *(Text(_amount(mean(of(found, k)))) for k in keys)] for c, found in runs.items()]
     everything = [r for c, found in runs.items() for r in found if study.cells[c].share > 0]  # a floor trains nothing
     of_all = {k: mean(of(everything, k)) for k in keys}

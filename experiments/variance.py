@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from scipy import stats
@@ -176,7 +177,7 @@ def _welch(variances: list[float], df: list[float]) -> tuple[float, float]:
 
 
 def _mean(values: Values) -> float:
-    return sum(values.values()) / len(values)
+    return fmean(values.values())
 
 
 def _stack(items: Items, seeds: Mapping[int, float] | list[int]) -> np.ndarray | None:
