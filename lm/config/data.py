@@ -15,7 +15,8 @@ class Source:
     kind `tfds`: `path` is a builder name ("sotu" is ours; "lm1b", "c4/en"...), `split` one of its splits.
     kind `text`: `path` is a glob of files, local or gs://, a file a document.
     kind `jsonl`: a glob of .jsonl or .jsonl.gz, a line a document. kind `array_record`: a glob, a record a document.
-    kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split.
+    kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split; with format
+    `text` its texts alone, such as the encyclopaedia's of "topics".
     kind `cloze`: `path` is "spans" or "infill", questions about the documents of other prepared data (`lm.data.corpus.cloze`).
 
     `format` says what a document is: a text, or a record with the fields of `lm.data.records`. Records are neither cleaned
@@ -59,7 +60,12 @@ class Source:
 
 OWN_SPLIT = ("package", "cloze")  # kinds of sources that come with a held-out split
 # Of kinds that have not all of them.
-_FORMATS: Mapping[str, tuple[str, ...]] = {"tfds": ("text",), "text": ("text",), "package": ("labelled",), "cloze": ("pair",)}
+_FORMATS: Mapping[str, tuple[str, ...]] = {
+    "tfds": ("text",),
+    "text": ("text",),
+    "package": ("text", "labelled"),
+    "cloze": ("pair",),
+}
 
 
 @dataclass(frozen=True)

