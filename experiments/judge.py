@@ -183,9 +183,13 @@ def _not_judged(study: Study, results: Results, relation: Relation, metric: Metr
 
 
 def _chain(study: Study, cell: str) -> list[str]:
-    """The cell, the one that it goes on from, and so on."""
-    start = study.cells[cell].start if cell in study.cells else None
-    return [cell, *(_chain(study, start) if start else [])]
+    """The cell and those that it rests on: the one that it goes on from or those that it is derived from, and so on."""
+    if cell in study.cells:
+        start = study.cells[cell].start
+        before = (start,) if start else ()
+    else:
+        before = study.derived[cell].of if cell in study.derived else ()
+    return [cell, *(name for other in before for name in _chain(study, other))]
 
 
 def _at_floor(study: Study, results: Results, cells: tuple[str, str], metric: Metric) -> str:

@@ -29,6 +29,14 @@ def derived_result(metrics: dict[str, Any], items: dict[str, Any] | None = None)
 
 
 @dataclass(frozen=True)
+class Derived:
+    """What `Study.derive` adds beside the cells."""
+
+    label: str
+    of: tuple[str, ...] = ()  # the cells that it is made from: it is judged only if they pass their gates
+
+
+@dataclass(frozen=True)
 class Finetune:
     """The budget of a fine-tuning; the learning rate rises over the warm-up and falls to 0. Its names are part of the digests
     of results (`Study.mark`)."""
@@ -151,7 +159,7 @@ class Study:
     match: Literal["flops", "seen", "loss_tokens", "params"] | None = None
     budget: float = 0.0
     derive: Callable[[Results], Results] | None = None  # adds metrics that take several cells of a seed
-    derived: Mapping[str, str] = field(default_factory=dict)  # results that `derive` adds beside the cells: name -> label
+    derived: Mapping[str, Derived] = field(default_factory=dict)  # by name
     analyse: Callable[[Results, Path], str] | None = None  # draws into a folder, gives Markdown
     gates: tuple[Gate, ...] = ()
     withdrawn: str = ""  # why its results decide nothing, as sentences; its relations then get no verdict
@@ -165,11 +173,15 @@ class Study:
             for kind, other in (("start", cell.start), ("floor", cell.floor)):
                 if other is not None and other not in self.cells:
                     raise UserError(f"cell '{name}' has {kind}='{other}'{nearest(other, self.cells)}")
+        for name, made in self.derived.items():
+            for other in made.of:
+                if other not in self.cells:
+                    raise UserError(f"'{name}' is derived from '{other}'{nearest(other, self.cells)}")
 
     @property
     def labels(self) -> dict[str, str]:
         """Of everything that has results."""
-        return {name: cell.label for name, cell in self.cells.items()} | dict(self.derived)
+        return {name: of.label for name, of in (*self.cells.items(), *self.derived.items())}
 
     def mark(self, name: str) -> str:
         """A digest of all that decides a cell's result but the seed and the code, defaults included: of a setting that is at

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import small
 from experiments.languages import grammar
-from experiments.study import Cell, Gate, Measured, Metric, Relation, Results, Study, derived_result
+from experiments.study import Cell, Derived, Gate, Measured, Metric, Relation, Results, Study, derived_result
 from lm import config
 from lm.generation.decoding import generate, left_padded
 from lm.generation.diffusion import fill
@@ -16,7 +16,7 @@ from lm.models.transformer import Transformer
 from lm.saved import Saved
 from lm.types import TokenStream
 
-LOSS, WRITTEN, OF_WRITER = "heldout/loss", "unbroken", "loss of the model that writes"
+LOSS, WRITTEN = "heldout/loss", "unbroken"
 OBJECTIVES = {
     "causal": ("next token", config.Causal()),
     "block_4": ("blocks of 4", config.BlockDiffusion(4)),
@@ -62,23 +62,18 @@ def study(seeds: int = 3, budget: float = 1.5e12) -> Study:
         Metric(WRITTEN, "share of a written sentence before its first error"),
         Metric("variety", "entropy of the written words", higher=None, unit="nats"),
     )
-    gates = (
-        Gate("the model knows more than the frequencies of words", LOSS, at_most=grammar.UNIGRAM - 0.5),
-        Gate("the model that writes knows more than these", OF_WRITER, at_most=grammar.UNIGRAM - 0.5),
-    )
+    gate = Gate("the model knows more than the frequencies of words", LOSS, at_most=grammar.UNIGRAM - 0.5)
     title = "Next tokens, blocks and masked diffusion at equal FLOPs (arXiv 2503.09573)"
-    derived = {name: f"masked diffusion, {label}" for name, (label, _, _) in WAYS.items()}
-    how: dict[str, Any] = dict(derive=ways, derived=derived, gates=gates)
+    derived = {name: Derived(f"masked diffusion, {label}", ("masked",)) for name, (label, _, _) in WAYS.items()}
+    how: dict[str, Any] = dict(derive=ways, derived=derived, gates=(gate,))
     return Study("diffusion", title, cells, seeds, metrics, relations, "flops", budget, **how)
 
 
 def ways(results: Results) -> Results:
-    """Says which losses are bounds, and gives each way in which masked diffusion writes a result of its own, with the loss of
-    the model that writes."""
+    """Says which losses are bounds, and gives each way in which masked diffusion writes a result of its own."""
     for seed, result in small.flag_bounds(results).get("masked", {}).items():
         for name in WAYS:
             found = {metric: result["metrics"].get(f"{name}/{metric}") for metric in (WRITTEN, "variety")}
-            found[OF_WRITER] = result["metrics"].get(LOSS)
             metrics = {metric: value for metric, value in found.items() if value is not None}
             results.setdefault(name, {})[seed] = derived_result(metrics)
     return results

@@ -8,13 +8,12 @@ import numpy as np
 from experiments import small
 from experiments.languages import cipher
 from experiments.pictures import COLOURS, pyplot
-from experiments.study import Cell, Gate, Metric, Relation, Results, Study, derived_result
+from experiments.study import Cell, Derived, Gate, Metric, Relation, Results, Study, derived_result
 from lm import config
 
 LENGTH = 8
 STEPS = (35, 50, 71, 100, 141, 200, 283)  # the scale, in factors of 1.4: each point is a run with its whole schedule
 SHARPNESS = "sharpness"
-FIRST, LAST = "exact/first", "exact/last"  # exact match at both ends of the scale, for the gates
 # What is measured of the same answers, and how its value counts as more: name -> (metric, label, sign).
 MEASURES = {
     "exact": ("message/exact", "exact match of all signs", 1),
@@ -50,9 +49,10 @@ def study(seeds: int = 3) -> Study:
         Metric("message/accuracy", "share of the signs", lines={"chance": 1 / cipher.WORDS}),
         Metric("message/nats", "answer", higher=False, unit="nats"),
     )
+    ends = _cell(STEPS[0]), _cell(STEPS[-1])
     gates = (
-        Gate("the longest run knows the signs", LAST, at_least=0.9),
-        Gate("the shortest run does not", FIRST, at_most=0.1),
+        Gate("the longest run knows the signs", "message/exact", at_least=0.9, cells=ends[1:]),
+        Gate("the shortest run does not", "message/exact", at_most=0.1, cells=ends[:1]),
     )
     return Study(
         "emergence",
@@ -62,7 +62,7 @@ def study(seeds: int = 3) -> Study:
         metrics,
         relations,
         derive=sharpness,
-        derived={name: label for name, (_, label, _) in MEASURES.items()},
+        derived={name: Derived(label, ends) for name, (_, label, _) in MEASURES.items()},
         gates=gates,
         analyse=plot,
     )
@@ -82,9 +82,7 @@ def sharpness(results: Results) -> Results:
             continue
         for name, (metric, _, sign) in MEASURES.items():
             rises = [sign * (b[metric] - a[metric]) for a, b in itertools.pairwise(points)]
-            metrics = {name: point["message/exact"] for name, point in ((FIRST, points[0]), (LAST, points[-1]))}
-            if sum(rises) > 0:
-                metrics[SHARPNESS] = max(rises) / sum(rises)
+            metrics = {SHARPNESS: max(rises) / sum(rises)} if sum(rises) > 0 else {}
             results.setdefault(name, {})[seed] = derived_result(metrics)
     return results
 

@@ -10,7 +10,7 @@ import numpy as np
 from experiments import small
 from experiments.languages import grammar
 from experiments.pictures import COLOURS, pyplot
-from experiments.study import Cell, Metric, Relation, Results, Study, derived_result
+from experiments.study import Cell, Derived, Metric, Relation, Results, Study, derived_result
 from lm import config
 
 NATS, EXCESS, ACCURACY = "grammar/nats_a_word", "grammar/excess", "sentence/accuracy"
@@ -83,7 +83,7 @@ def study(seeds: int = 3, steps: int = 1200) -> Study:
         metrics,
         relations,
         derive=above_the_truth,
-        derived={ENTROPY: "the grammar itself"},
+        derived={ENTROPY: Derived("the grammar itself")},
         analyse=partial(plot, {name: cells[name].run.train.steps for name in (*PARTS, "plain")}),
     )
 

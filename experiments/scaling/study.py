@@ -9,7 +9,7 @@ import numpy as np
 from experiments import small
 from experiments.pictures import pyplot
 from experiments.scaling import fit
-from experiments.study import Cell, Metric, Results, Study, derived_result
+from experiments.study import Cell, Derived, Metric, Results, Study, derived_result
 from lm import config
 
 SIZES = {16: 2, 24: 2, 32: 2, 48: 2, 64: 3, 96: 3}  # width: layers
@@ -57,7 +57,8 @@ def study(seeds: int = 3, budget: float = 3.6e12) -> Study:
         Metric("heldout/loss", "held-out loss, nats a predicted token", higher=False, comparable=False),
         Metric("exponent", "exponent a of N_opt ~ C^a, parametric, C = 6 N D", higher=None, comparable=False),
     )
-    derived = {f"{kind}, {counted} embeddings": f"{kind}, {counted} embeddings" for kind in OBJECTIVES for counted in COUNTS}
+    names = [f"{kind}, {counted} embeddings" for kind in OBJECTIVES for counted in COUNTS]
+    derived = {name: Derived(name) for name in names}
     title = "Scaling: isoFLOP curves per objective"
     how = dict(derive=exponents, derived=derived, analyse=analyse, withdrawn=WITHDRAWN)
     return Study("scaling", title, cells(), seeds, metrics, (), "flops", budget, **how)

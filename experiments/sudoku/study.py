@@ -8,14 +8,14 @@ import numpy as np
 
 from experiments import small
 from experiments.languages import sudoku
-from experiments.study import Cell, Gate, Measured, Metric, Relation, Results, Study, derived_result
+from experiments.study import Cell, Derived, Gate, Measured, Metric, Relation, Results, Study, derived_result
 from lm import config
 from lm.generation.diffusion import fill
 from lm.models.transformer import Transformer
 from lm.saved import Saved
 from lm.types import TokenStream
 
-SOLVED, RIGHT, LOSS, OF_MODEL = "solved", "right cells", "heldout/loss", "loss of the model"
+SOLVED, RIGHT, LOSS = "solved", "right cells", "heldout/loss"
 PUZZLES = 200
 ROW = sudoku.CELLS + 2  # tokens of a grid, with bos and eos
 GRIDS = 5  # in a row of the training, of which the first and the last are cut: in rows of one, most grids would be in two parts
@@ -51,19 +51,17 @@ def study(seeds: int = 3, steps: int = 1000) -> Study:
         Metric(RIGHT, "right cells of those that were left out", lines={"chance": 1 / sudoku.SIZE}),
         Metric(LOSS, "bound of held-out grids", higher=False, unit="nats a token"),
     )
-    gate = Gate("the model knows more than that a row has each digit once", OF_MODEL, at_most=ROWS_ALONE)
+    gate = Gate("the model knows more than that a row has each digit once", LOSS, at_most=ROWS_ALONE)
     title = "Sudoku by masked diffusion, by order of filling (arXiv 2502.06768)"
-    derived = {name: label for name, (label, _, _) in ORDERS.items()}
+    derived = {name: Derived(label, ("model",)) for name, (label, _, _) in ORDERS.items()}
     return Study("sudoku", title, cells, seeds, metrics, relations, derive=orders, derived=derived, gates=(gate,))
 
 
 def orders(results: Results) -> Results:
-    """Gives each order a result of its own, with its puzzles as items and the loss of the model that it asks."""
+    """Gives each order a result of its own, with its puzzles as items."""
     for seed, result in results.get("model", {}).items():
         for name in ORDERS:
             of_order = {kind: _of_order(result[kind], name) for kind in ("metrics", "items")}
-            if LOSS in result["metrics"]:  # a diverged run has none
-                of_order["metrics"][OF_MODEL] = result["metrics"][LOSS]
             results.setdefault(name, {})[seed] = derived_result(**of_order)
     return results
 

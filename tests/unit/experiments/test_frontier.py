@@ -19,16 +19,14 @@ def test_a_sentence_is_right_up_to_its_first_error():
     assert diffusion.unbroken(sentence) == n / (n + 1)  # it does not end
 
 
-def test_each_way_of_writing_has_the_metrics_of_its_model():
+def test_each_way_of_writing_has_its_own_metrics():
     metrics = {"heldout/loss": 2.0, "heldout/bits_per_byte_bound": 1.0} | {
         f"{way}/{m}": 0.5 for way in diffusion.WAYS for m in ("unbroken", "variety")
     }
     made = diffusion.ways({"masked": {0: {"metrics": metrics, "flags": {}}}, "causal": {0: {"metrics": {}, "flags": {}}}})
     assert set(made) == {"masked", "causal", *diffusion.WAYS}
-    assert made["steps_1"][0]["metrics"] == {"unbroken": 0.5, "variety": 0.5, diffusion.OF_WRITER: 2.0}
+    assert made["steps_1"][0]["metrics"] == {"unbroken": 0.5, "variety": 0.5}
     assert made["masked"][0]["flags"] == {"heldout/loss": "an upper bound"} and not made["causal"][0]["flags"]
-    gated = {gate.metric for gate in diffusion.study().gates}
-    assert diffusion.OF_WRITER in gated  # relations between ways are gated too
 
 
 def test_puzzles_are_of_held_out_grids_and_have_one_solution():
@@ -44,10 +42,10 @@ def test_puzzles_are_of_held_out_grids_and_have_one_solution():
         assert sudoku.solutions(puzzle.tolist(), 2) == [grid.tolist()]
 
 
-def test_each_order_has_its_puzzles_and_the_loss_of_its_model():
+def test_each_order_has_its_puzzles():
     of = lambda value: {f"{order}/{m}": value for order in filling.ORDERS for m in (filling.SOLVED, filling.RIGHT)}
-    made = filling.orders({"model": {0: {"metrics": of(0.5) | {filling.LOSS: 0.9}, "items": of("01")}}})
-    assert made["random"][0]["metrics"] == {filling.SOLVED: 0.5, filling.RIGHT: 0.5, filling.OF_MODEL: 0.9}
+    made = filling.orders({"model": {0: {"metrics": of(0.5), "items": of("01")}}})
+    assert made["random"][0]["metrics"] == {filling.SOLVED: 0.5, filling.RIGHT: 0.5}
     assert made["random"][0]["items"] == {filling.SOLVED: "01", filling.RIGHT: "01"}
 
 

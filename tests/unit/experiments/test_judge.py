@@ -9,8 +9,9 @@ import pytest
 from experiments import tables
 from experiments.judge import gates, judge
 from experiments.power import power_rows
-from experiments.study import Cell, Gate, Metric, Relation, Study
+from experiments.study import Cell, Derived, Gate, Metric, Relation, Study, derived_result
 from lm import config
+from lm.errors import UserError
 
 RUN = config.Run(config.Model(8, 8))
 ACCURACY = Metric("accuracy", "accuracy", floor=True)
@@ -95,6 +96,18 @@ def test_a_cell_that_goes_on_from_another_is_judged_only_if_that_one_passes():
     assert judge(study, results)[0].verdict == "reproduced"
     results["first"] = {seed: {**r, "metrics": {"kept": 0.0}} for seed, r in results["masked"].items()}
     assert "fails the check" in judge(study, results)[0].words
+
+
+def test_a_derived_result_is_judged_only_if_the_cells_that_it_is_made_from_pass():
+    study, results = a_study(gates=(GATE,)), the_results(none=0.1, masked=0.61, causal=0.36)
+    relation = dataclasses.replace(ABOVE, better="best")
+    study = dataclasses.replace(study, relations=(relation,), derived={"best": Derived("the best", ("masked",))})
+    results["best"] = {seed: derived_result({"accuracy": r["metrics"]["accuracy"]}) for seed, r in results["masked"].items()}
+    assert judge(study, results)[0].verdict == "reproduced"
+    results["masked"][0]["metrics"]["kept"] = 0.0
+    assert "masked fails the check" in judge(study, results)[0].words
+    with pytest.raises(UserError, match="'best' is derived from 'maskd'; did you mean 'masked'?"):
+        dataclasses.replace(study, derived={"best": Derived("the best", ("maskd",))})
 
 
 @pytest.mark.parametrize(("value", "passes"), [(0.5, True), (0.2, True), (0.1, False), (0.9, False), (math.nan, False)])
