@@ -1,6 +1,6 @@
 """Parameters of a model from those of another architecture, stack by stack (`train.init_map`)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,12 @@ from lm.saved import Saved
 Path = tuple[str, ...]
 
 
-def params(saved: Saved, target: Any, first: Any, stacks: Mapping[Any, str]) -> dict[str, Any]:
+def params(
+    saved: Saved, target: Any, first: Any, stacks: Mapping[Any, str], fresh: Collection[str] = ()
+) -> dict[str, Any]:
     """The parameters that `target` describes (abstract arrays with shardings): those of the saved model, where the stack `new`
-    has those of the saved stack `stacks[new]`, and where that lacks one, as in `first`.
+    has those of the saved stack `stacks[new]`, and where that lacks one, as in `first`. Below the top-level names `fresh`, such
+    as a new head, all are as in `first`.
 
     {"encoder": "decoder"}:
     encoder/groups/attention/query      is the saved  decoder/groups/attention/query
@@ -32,8 +35,8 @@ def params(saved: Saved, target: Any, first: Any, stacks: Mapping[Any, str]) -> 
             if not any(path[0] == name for path in tree):
                 raise UserError(f"train.init_map={{{new!r}: {old!r}}}: {whose} has no {name}; leave it out")
     source = {path: saved_path(path, stacks) for path in wanted}
-    lacks = {path for path, old in source.items() if old not in known}
-    if outside := sorted("/".join(path) for path in lacks if path[0] not in stacks):
+    lacks = {path for path, old in source.items() if old not in known or path[0] in fresh}
+    if outside := sorted("/".join(path) for path in lacks if path[0] not in (*stacks, *fresh)):
         raise UserError(
             f"the model in {saved.folder} has no {outside[0]}, which train.init_map says nothing of: take a model with the "
             "same parts beside the stacks"

@@ -69,7 +69,7 @@ def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, task: Ta
             "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
         )
     if run.train.init_map:
-        params = mapped.params(pretrained, plan.targets().params, state.params, run.train.init_map)
+        params = mapped.params(pretrained, plan.targets().params, state.params, run.train.init_map, task.fresh)
     else:
         first = lambda names: {name: state.params[name] for name in names}
         params = pretrained.params(plan.targets().params, fresh=first(task.fresh), beside=first(task.beside))

@@ -170,6 +170,19 @@ def test_a_fine_tuned_model_is_one_like_any_other(tune, tuning, corpus, tmp_path
         recipes.train(resolve.load(f"{TINY}:decoder.causal", paths), first, allow_changes=True, quiet=True)
 
 
+def test_an_encoder_with_a_new_head_begins_with_a_decoders_stack(tuning, pretrained, tmp_path):
+    words = tuning("labelled", steps="train.steps=1", rate="optimizer.learning_rate=0.0")
+    run = resolve.load(f"{CONFIG}:labelled", dict(word.removeprefix("--config.").split("=", 1) for word in words[1:]))
+    begun = saved.open(pretrained)
+    encoder = dataclasses.replace(begun.model, encoder=begun.model.decoder, decoder=None)
+    train = dataclasses.replace(run.train, init_map={"encoder": "decoder"})
+    recipes.train(dataclasses.replace(run, model=encoder, train=train), tmp_path / "run", quiet=True)
+    tuned, before = saved.open(tmp_path / "run"), begun.params()
+    assert tuned.model.architecture == "encoder" and tuned.model.head.outputs == 2
+    assert tuned.params().keys() == {"embed", "encoder", "head"}
+    jax.tree.map(np.testing.assert_array_equal, tuned.params()["encoder"], before["decoder"])
+
+
 def test_a_converted_model_is_fine_tuned_in_text(tune, pretrained, tmp_path):
     begun = saved.open(pretrained)
     checkpoint.save_params(tmp_path / "converted", begun.model, begun.params())
