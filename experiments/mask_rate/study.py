@@ -41,9 +41,7 @@ def study(seeds: int = 3, steps: int = 800) -> Study:
     )
     gate = Gate("the model fills gaps by more than the frequencies of words", SPAN, at_most=2 * villages.UNIGRAM)
     title = "Masking rate and model size (arXiv 2202.08005)"
-    derived = {
-        f"{size}, gain": Derived(f"{size}, 40 % less 15 %", (name_of(size, 0.4), name_of(size, 0.15))) for size in SIZES
-    }
+    derived = {f"{size}, gain": Derived(f"{size}, 40 % less 15 %", (name_of(size, 0.4), name_of(size, 0.15))) for size in SIZES}
     return Study("mask_rate", title, cells, seeds, metrics, relations, derive=gains, derived=derived, gates=(gate,))
 
 

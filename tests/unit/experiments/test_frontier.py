@@ -1,11 +1,16 @@
 """The studies of the frontier: errors in written sentences, puzzles with one solution, derived results."""
 
+import itertools
+
 import numpy as np
+import pytest
 
 from experiments.crossing import study as crossing
 from experiments.diffusion import study as diffusion
-from experiments.languages import grammar, reversal, sudoku
+from experiments.languages import grammar, paths, reversal, sudoku
+from experiments.planning import study as planning
 from experiments.sudoku import study as filling
+from experiments.vectors import study as vectors
 
 
 def test_a_sentence_is_right_up_to_its_first_error():
@@ -61,3 +66,50 @@ def test_the_crossing_takes_losses_on_the_way():
 def test_joined_names_are_the_same_people_in_single_words():
     apart, joined = reversal.people(20, 0), reversal.people(20, 0, joined=True)
     assert [(name.replace(" ", ""), text.replace(" ", "")) for name, text in apart] == joined
+
+
+def test_a_path_leads_from_the_centre_to_the_goal_along_edges_that_were_told():
+    firsts = []
+    for question, path in paths.stars(50, 3, 3, seed=0):
+        told, _, asked = question.partition(" / ")
+        edges = [tuple(edge.split()) for edge in told.split(" | ")]
+        centre, goal, end = asked.split()
+        nodes = [centre, *path.split()]
+        assert len(set(edges)) == 9 and len({node for edge in edges for node in edge}) == 10
+        assert end == "=" and nodes[-1] == goal and all(edge in edges for edge in itertools.pairwise(nodes))
+        firsts.append([edges.index(edge) for edge in edges if edge[0] == centre].index(edges.index((centre, nodes[1]))))
+    assert set(firsts) == {0, 1, 2}  # nothing but the edges tells the arm
+    with pytest.raises(ValueError, match="4 arms of 3 edges have more than 10 nodes"):
+        paths.language(4, 3)
+
+
+def test_paths_from_left_to_right_have_a_result_of_their_own():
+    of = lambda surest, left: {planning.EXACT: surest, planning.LEFT: left}
+    made = planning.by_order({"diffusion": {0: {"metrics": of(1.0, 0.5), "items": of("11", "10"), "flags": {}}}})
+    assert made[planning.LEFT][0]["metrics"] == {planning.EXACT: 0.5} and made[planning.LEFT][0]["items"] == {
+        planning.EXACT: "10"
+    }
+
+
+def test_halves_are_matched_by_direction_from_the_mean():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(20, 8))
+    assert vectors.matched(x + 5, 3 * x - 7).all()
+    assert vectors.matched(x, np.roll(x, 1, axis=0)).sum() == 0
+
+
+def test_ridge_regression_is_chosen_by_leaving_each_text_out():
+    """Against fits that really leave one out."""
+    rng = np.random.default_rng(0)
+    labels = np.array(["a", "b", "c"])[rng.integers(3, size=30)]
+    x = rng.normal(size=(30, 5)) + 0.8 * np.eye(5)[np.unique(labels, return_inverse=True)[1]]
+    y = (labels[:, None] == np.array(["a", "b", "c"])).astype(float)
+
+    def fitted(keep, asked, penalty):
+        a, b = x[keep] - x[keep].mean(0), y[keep] - y[keep].mean(0)
+        weights = np.linalg.solve(a.T @ a + penalty * np.eye(5), a.T @ b)
+        return (asked - x[keep].mean(0)) @ weights + y[keep].mean(0)
+
+    for penalty in (0.1, 10.0):
+        each = [fitted(np.arange(30) != i, x[i], penalty) for i in range(30)]
+        np.testing.assert_allclose(vectors.Ridge(x, y).left_out(penalty), each, rtol=1e-9)
