@@ -3,7 +3,8 @@
     python -m lm.train --config=configs/decoder_block_diffusion.py --workdir=runs/decoder_block_diffusion
 
 A row of 256 tokens holds 128 of text and their noised copy, so that a step costs about twice a causal one. Cost: about a minute
-on two CPU cores (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
+on two CPU cores. Reached: a bound of 5.687 nats a token of held-out text, with 0.72 M parameters
+(experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

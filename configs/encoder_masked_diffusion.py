@@ -2,8 +2,8 @@
 
     python -m lm.train --config=configs/encoder_masked_diffusion.py --workdir=runs/encoder_masked_diffusion
 
-Cost: about a minute on two CPU cores (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all
-objectives).
+Cost: about a minute on two CPU cores. Reached: a bound of 5.838 nats a token of held-out text, with 0.72 M parameters
+(experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict

@@ -6,7 +6,8 @@ are drawn from all shares alike are masked diffusion's: configs/encoder_masked_d
 
     python -m lm.train --config=configs/encoder_masked_varied.py --workdir=runs/encoder_masked_varied
 
-Cost: about a minute on two CPU cores.
+Cost: about a minute on two CPU cores. Reached: held-out loss 5.815 nats per predicted token, accuracy 0.040, with 0.72 M
+parameters (experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict
