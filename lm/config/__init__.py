@@ -46,3 +46,4 @@ from lm.config.objective import (
     Teacherless,
 )
 from lm.config.run import Checkpoint, Evaluate, Finetune, Log, Mesh, Optimizer, Pod, Pretrain, Recipe, Run, Schedule, Train
+from lm.config.sampling import Asked, Sampling

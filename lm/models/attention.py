@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.layers import Dropout, Norm, Projection
-from lm.models.mask import Mask
+from lm.models.mask import Mask, written
 from lm.models.matmul import batched_matmul
 from lm.models.positions import rotate
 from lm.sharding import kv_axis, shards
@@ -27,7 +27,7 @@ def attend(
     v_BSKH: jax.Array,
     *,
     mask: Mask,
-    bias_NTS: jax.Array | None = None,
+    bias_NTS: jax.Array | None = None,  # or one for each row, [B, N, T, S]
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
@@ -44,7 +44,7 @@ def attend(
     # Heads before length gives batches of plain matrix products, which the CPU library accepts as they are (1.4x faster).
     q_BKGTH = jnp.moveaxis((q_BTNH * scale).reshape(B, T, K, N // K, H), 1, 3)
     k_BKSH, v_BKSH = jnp.swapaxes(k_BSKH, 1, 2), jnp.swapaxes(v_BSKH, 1, 2)
-    bias_KGTS = bias_NTS.reshape(K, N // K, T, S) if bias_NTS is not None else None
+    bias_KGTS = bias_NTS.reshape(*bias_NTS.shape[:-3], K, N // K, T, S) if bias_NTS is not None else None
     outputs = []
     for queries, keys in mask.blocks(window) if shards("length") == 1 else [(slice(0, T), slice(0, S))]:
         logits = _grouped_query_matmul(q_BKGTH[..., queries, :], jnp.swapaxes(k_BKSH[:, :, keys], 2, 3)).astype(jnp.float32)
@@ -139,7 +139,7 @@ class Attention(nn.Module):
         if not cross:
             shape = (k.shape[0], mask.k_segments.shape[1], *k.shape[2:])
             old = [self.get_variable("cache", n, jnp.zeros(shape, y.dtype)) for n, y in (("key", k), ("value", v))]
-            k, v = (jax.lax.dynamic_update_slice_in_dim(o, y, mask.q_start, 1) for o, y in zip(old, (k, v), strict=True))
+            k, v = (written(o, y, mask.q_start) for o, y in zip(old, (k, v), strict=True))
         self.put_variable("cache", "key", k)
         self.put_variable("cache", "value", v)
         return k, v

@@ -11,6 +11,13 @@ from flax import struct
 MIN_BLOCK, MAX_BLOCKS = 256, 8
 
 
+def written(old: jax.Array, new: jax.Array, start: jax.Array | int) -> jax.Array:
+    """`old` [B, S, ...] with `new` [B, T, ...] from index `start` on, one for all rows or int32 [B]: a cache that grows."""
+    if jnp.ndim(start) == 0:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, 1)
+    return jax.vmap(lambda o, n, i: jax.lax.dynamic_update_slice_in_dim(o, n, i, 0))(old, new, start)
+
+
 @struct.dataclass
 class Mask:
     """A query sees the keys of its segment, within `window` if one is given, and, if `causal`, none after itself but those
@@ -30,15 +37,16 @@ class Mask:
     q_segments: jax.Array  # int32 [B, T]
     k_segments: jax.Array  # int32 [B, S]
     k_prefix: jax.Array | None = None  # bool [B, S]: keys that all queries of their segment see; None: no key
-    q_start: jax.Array | int = 0  # index of the first query among the keys; not 0 when decoding with a cache
+    # Index of the first query among the keys, not 0 when decoding with a cache: one for all rows, or int32 [B].
+    q_start: jax.Array | int = 0
     causal: bool = struct.field(pytree_node=False, default=False)
     q_blocks: jax.Array | None = None  # int32 [B, T]; None: no blocks
     k_blocks: jax.Array | None = None  # int32 [B, S]
 
     def distance(self) -> jax.Array:
-        """Returns query index - key index, int32 [T, S]."""
+        """Returns query index - key index, int32 [T, S]; [B, T, S] if each row has its own `q_start`."""
         t, s = self.q_segments.shape[-1], self.k_segments.shape[-1]
-        return self.q_start + jnp.arange(t)[:, None] - jnp.arange(s)[None, :]
+        return jnp.asarray(self.q_start)[..., None, None] + jnp.arange(t)[:, None] - jnp.arange(s)[None, :]
 
     def blocks(self, window: int | None = None) -> list[tuple[slice, slice]]:
         """Returns (queries, keys) slices that cover every visible pair.
@@ -55,7 +63,7 @@ class Mask:
 
     def dense(self, window: int | None = None, queries: slice = slice(None), keys: slice = slice(None)) -> jax.Array:
         """Returns bool [B, T, S], True where the query sees the key; T and S are those of the given slices."""
-        distance = self.distance()[queries, keys]
+        distance = self.distance()[..., queries, keys]
         visible = self.q_segments[:, queries, None] == self.k_segments[:, None, keys]
         if window is not None:
             visible &= distance < window if self.causal else jnp.abs(distance) <= window // 2

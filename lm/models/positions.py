@@ -15,6 +15,12 @@ from lm.errors import UserError
 from lm.models.layers import parameter
 
 
+def learned(model: config.Model, stack: str) -> int | None:
+    """How many positions a stack, "encoder" or "decoder", has learned; None if any is as good as another."""
+    position = getattr(getattr(model, stack), "position", None)
+    return position.max_length if isinstance(position, config.Learned) else None
+
+
 def check_positions(
     model: config.Model, encoder: int | None, decoder: int | None, *, cure: str, what: str = "a row takes"
 ) -> None:
@@ -24,11 +30,9 @@ def check_positions(
     "{stack}" for the stack's name.
     """
     for name, needed in (("encoder", encoder), ("decoder", decoder)):
-        position = getattr(getattr(model, name), "position", None)
-        if isinstance(position, config.Learned) and needed is not None and needed > position.max_length:
-            raise UserError(
-                f"{what} {needed} positions of the {name}, which has learned {position.max_length}: " + cure.format(stack=name)
-            )
+        most = learned(model, name)
+        if most is not None and needed is not None and needed > most:
+            raise UserError(f"{what} {needed} positions of the {name}, which has learned {most}: " + cure.format(stack=name))
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
@@ -98,7 +102,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 class PositionBias(nn.Module):
-    """Distances query - key (int32 [T, S]) -> float32 [N, T, S] to add to the attention logits, or None."""
+    """Distances query - key (int32 [..., T, S]) -> float32 [..., N, T, S] to add to the attention logits, or None."""
 
     position: config.Position | None
     num_heads: int
@@ -112,8 +116,8 @@ class PositionBias(nn.Module):
                 shape, axes = (buckets.num_buckets, self.num_heads), ("buckets", "heads")
                 table = parameter(self, "embedding", nn.initializers.normal(0.02), shape, axes, self.param_dtype)
                 bias = jnp.take(table, relative_bucket(distance, buckets, causal=self.causal), axis=0)
-                return jnp.moveaxis(bias, -1, 0).astype(jnp.float32)
+                return jnp.moveaxis(bias, -1, -3).astype(jnp.float32)
             case config.Alibi():
                 negative = -jnp.abs(distance).astype(jnp.float32)
-                return jnp.asarray(alibi_slopes(self.num_heads))[:, None, None] * negative
+                return jnp.asarray(alibi_slopes(self.num_heads))[:, None, None] * negative[..., None, :, :]
         return None

@@ -26,7 +26,7 @@ from lm.models.attention import Attention
 from lm.models.embedding import Embed
 from lm.models.heads import Head
 from lm.models.layers import Dropout, Mlp, Norm, Projection
-from lm.models.mask import Mask
+from lm.models.mask import Mask, written
 from lm.models.moe import Moe
 from lm.models.positions import PositionBias
 from lm.types import Example, TokenStream
@@ -248,7 +248,10 @@ class Transformer(nn.Module):
         return self.decoder(self.embed(stream, "decoder"), context)
 
     def _append_to_cache(self, stream: TokenStream, length: int) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
-        """Appends segments, prefix and blocks of the new tokens; returns them, [B, S], and the index of the first new token."""
+        """Appends segments, prefix and blocks of the new tokens; returns them, [B, S], and the index of the first new token.
+
+        That is one for all rows, or int32 [B] if the "length" in the cache is (`lm.generation.engine`).
+        """
         start = self.get_variable("cache", "length", jnp.zeros((), jnp.int32))
         shape = (stream.tokens.shape[0], length)
         prefix = stream.prefix if stream.prefix is not None else jnp.zeros(stream.tokens.shape, bool)
@@ -258,7 +261,7 @@ class Transformer(nn.Module):
                 merged.append(None)
                 continue
             old = self.get_variable("cache", name, jnp.zeros(shape, new.dtype))
-            merged.append(jax.lax.dynamic_update_slice_in_dim(old, new, start, 1))
+            merged.append(written(old, new, start))
             self.put_variable("cache", name, merged[-1])
         self.put_variable("cache", "length", start + stream.tokens.shape[1])
         return merged[0], merged[1], merged[2], start

@@ -15,9 +15,7 @@ from lm.saved import Saved
 Path = tuple[str, ...]
 
 
-def params(
-    saved: Saved, target: Any, first: Any, stacks: Mapping[Any, str], fresh: Collection[str] = ()
-) -> dict[str, Any]:
+def params(saved: Saved, target: Any, first: Any, stacks: Mapping[Any, str], fresh: Collection[str] = ()) -> dict[str, Any]:
     """The parameters that `target` describes (abstract arrays with shardings): those of the saved model, where the stack `new`
     has those of the saved stack `stacks[new]`, and where that lacks one, as in `first`. Below the top-level names `fresh`, such
     as a new head, all are as in `first`.

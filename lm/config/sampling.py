@@ -1,0 +1,38 @@
+"""How tokens are drawn from a model's distribution. `lm.generation.sampling` applies it."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+from lm.config.ranges import Count, Name, NonNegative, Positive, PositiveShare, Range, Share, Words
+
+UINT32 = 2**32
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one request's tokens are drawn. The defaults draw from the model's own distribution."""
+
+    temperature: NonNegative = 1.0  # 0: the likeliest token
+    top_k: Annotated[int, Range(0, 2**31 - 1)] = 0  # the k likeliest tokens; 0: all
+    top_p: PositiveShare = 1.0  # the fewest likeliest tokens with so much probability (arXiv 1904.09751)
+    min_p: Share = 0.0  # tokens with at least this share of the likeliest one's probability (arXiv 2407.01082)
+    typical_p: PositiveShare = 1.0  # the fewest tokens nearest to the expected surprise with so much (arXiv 2202.00666)
+    repetition: Positive = 1.0  # divides positive logits of all tokens so far, and multiplies negative ones (arXiv 1909.05858)
+    frequency: float = 0.0  # taken off a token's logit for each time that it was written
+    presence: float = 0.0  # taken off once if it was
+    seed: Annotated[int, Range(0, UINT32 - 1)] = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether neither a filter nor a penalty is set: temperature alone."""
+        return all(getattr(self, f.name) == f.default for f in fields(self) if f.name not in ("temperature", "seed"))
+
+
+@dataclass(frozen=True)
+class Asked(Sampling):
+    """A prompt, how many samples of it are wanted, and how they are drawn."""
+
+    prompt: Words = ""
+    new_tokens: Count = 128  # at most
+    samples: Count = 1
+    stop: tuple[Name, ...] = ()  # texts that end a sample, and are no part of it

@@ -1,0 +1,55 @@
+"""The text of a sample as its tokens come: what is given out is never taken back, and never part of a stop string."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no complete character
+CONTEXT = 8  # tokens of the prompt that are decoded with the first ones, so that a space between them is kept
+
+
+class Streamed:
+    """Decodes a continuation of `prompt`, int [n].
+
+        text = Streamed(tokenizer, prompt, stop=["\\n\\n"])
+        text.add([17, 4])    what is certain after two more tokens: no bytes of half a character, no beginning of a stop string
+        text.end()           the rest, once no token follows
+
+    After a stop string has come nothing is given out any more, and `stopped` is that string.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int] | np.ndarray = (), stop: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, [text for text in stop if text]
+        self.stopped: str | None = None
+        self.text = ""  # given out so far
+        self._ids = [int(i) for i in prompt[-CONTEXT:]]
+        self._before = len(tokenizer.decode(self._ids)) if self._ids else 0
+
+    def add(self, ids: Iterable[int]) -> str:
+        self._ids += map(int, ids)
+        return self._out(last=False)
+
+    def end(self) -> str:
+        return self._out(last=True)
+
+    def _out(self, *, last: bool) -> str:
+        if self.stopped is not None:
+            return ""
+        whole = self.tokenizer.decode(self._ids)[self._before :]
+        if not last:
+            whole = whole.rstrip(REPLACEMENT)
+        found = min(((at, text) for text in self.stop if (at := whole.find(text)) >= 0), default=None)
+        if found is not None:
+            whole, self.stopped = whole[: found[0]], found[1]
+        elif not last:
+            whole = whole[: len(whole) - self._begun(whole)]
+        new = whole[len(self.text) :]
+        self.text += new
+        return new
+
+    def _begun(self, text: str) -> int:
+        """How many characters at the end of a text may be the beginning of a stop string."""
+        return max(
+            (n for stop in self.stop for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])), default=0
+        )
