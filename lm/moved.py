@@ -12,7 +12,6 @@ COMMANDS = {  # python -m <old> -> the command that replaces it
 }
 MODULES = {  # old name -> new name, of modules that a config file or a script may import
     "lm.foreign": "lm.untrusted",
-    "lm.generate": "lm.generation",
     "lm.ranges": "lm.config.ranges",
     "lm.replaced": "lm.losses.replaced",
     "lm.resolve": "lm.config.resolve",
@@ -42,6 +41,10 @@ MODULES = {  # old name -> new name, of modules that a config file or a script m
     "lm.evaluate.heldout": "lm.evaluation.heldout",
     "lm.evaluate.ways": "lm.objectives.prompts",
     "lm.evaluate.xz": "lm.evaluation.xz",
+    "lm.generate.decoding": "lm.generation.decoding",
+    "lm.generate.diffusion": "lm.generation.diffusion",
+    "lm.generate.rank": "lm.generation.rank",
+    "lm.generate.samples": "lm.generation.samples",
     "lm.models.products": "lm.models.matmul",
     "lm.models.splash": "lm.models.kernels.splash",
     "lm.models.tiny": "lm.models.miniature",
@@ -65,8 +68,8 @@ MODULES = {  # old name -> new name, of modules that a config file or a script m
 class Finder(importlib.abc.MetaPathFinder):
     """The last finder on `sys.meta_path`: raises ImportError with the new name of a module that no other finder found.
 
-    Python asks finders for submodules of packages only, so `lm.train`, `lm.evaluate` and `lm.convert`, which are modules
-    now, have an empty `__path__`.
+    Python asks finders for submodules of packages only, so `lm.train`, `lm.evaluate`, `lm.generate` and `lm.convert`, which are
+    modules now, have an empty `__path__`.
     """
 
     @staticmethod

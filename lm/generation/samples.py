@@ -47,7 +47,7 @@ def samples(
 
     The model fills in each "[MASK]" of a prompt, or continues one that has none; `lm.objectives` declares how it is asked.
     """
-    a = _ask(model.config.architecture, tokenizer, objective, prompts, new_tokens, seed)
+    a = ask(model.config.architecture, tokenizer, objective, prompts, new_tokens, seed)
     first: Any = first_part(objective, tokenizer)[0]
     way, key = text_prompt(first), jax.random.key(seed)
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
@@ -93,7 +93,7 @@ def check(
 
     `place` is where the config has the model ("model", "objective.generator").
     """
-    a = _ask(model.architecture, tokenizer, objective, prompts, new_tokens, seed)
+    a = ask(model.architecture, tokenizer, objective, prompts, new_tokens, seed)
     encoder = None if a.encoder is None else a.encoder.tokens.shape[1]
     # The last token of an answer is written but never read.
     decoder = None if a.decoder is None else int(np.max(a.decoder.positions[:, -1] + a.lengths))
@@ -101,9 +101,10 @@ def check(
     check_positions(model, encoder, decoder, cure=cure, what="log.samples take")
 
 
-def _ask(
+def ask(
     architecture: str, tokenizer: Any, objective: config.Objective, prompts: Sequence[str], new_tokens: int, seed: int
 ) -> Question:
+    """The prompts as a model of this objective reads them."""
     objective, mode = first_part(objective, tokenizer)
     way = text_prompt(objective)
     rng = np.random.default_rng(seed)
@@ -161,6 +162,24 @@ def _at_once(
 def _logits(model: Transformer, params: Any, example: Example) -> jax.Array:
     logits: Any = model.apply({"params": params}, example)
     return logits
+
+
+def fill_masks(
+    model: Transformer, params: Any, tokenizer: Any, objective: config.Objective, prompt: str, top: int
+) -> tuple[str, list[list[tuple[int, float]]]]:
+    """What an encoder makes of each mark of a prompt: the text with the likeliest token at each, and for each the `top`
+    likeliest tokens with their log-probabilities in nats, among all that texts consist of."""
+    a = ask("encoder", tokenizer, objective, [prompt], 1, 0)
+    forbidden = ~of_texts(tokenizer, model.config.vocab_size)
+    read = np.concatenate([a.mode, a.ids[0]]).astype(np.int32)
+    logits = jnp.where(forbidden, -jnp.inf, _logits(model, params, Example(left_padded([read]), None, None, None))[0])
+    at = np.flatnonzero(read == tokenizer.mask_id)
+    best, ids = jax.lax.top_k(jax.nn.log_softmax(logits[at].astype(jnp.float32)), top)
+    found = [list(zip(i, p, strict=True)) for i, p in zip(ids.tolist(), best.tolist(), strict=True)]
+    text = prompt
+    for (first, _), *_ in found:
+        text = text.replace(MASK, tokenizer.decode([first]).strip(), 1)
+    return text, found
 
 
 def _filled(

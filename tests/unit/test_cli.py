@@ -17,6 +17,7 @@ COMMANDS = {  # module -> words that its parser takes
     "lm.train": ["--config=F", "--workdir=D"],
     "lm.prepare": ["--config=F"],
     "lm.evaluate": ["--from=D"],
+    "lm.generate": ["--from=D", "a"],
     "lm.convert": ["families"],
     "experiments.run": ["scaling"],
     "experiments.report": ["D"],
@@ -146,7 +147,7 @@ def test_a_config_file_that_imports_an_old_name(tmp_path):
 
 
 def test_a_submodule_of_a_package_that_was_renamed():
-    with pytest.raises(ImportError, match="^lm.generate is lm.generation now: import that$"):
+    with pytest.raises(ImportError, match="^lm.generate.rank is lm.generation.rank now: import that$"):
         importlib.import_module("lm.generate.rank")
 
 

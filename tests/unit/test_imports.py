@@ -34,6 +34,7 @@ MAY = {
     "models": MODELS,
     "saved": MODELS | {"checkpoint", "data", "integrity", "layout"},
     "generation": MODELS | {"losses", "generation", "objectives", "startup"},
+    "generate": {"errors", "cli", "config", "saved", "models", "generation"},
     "conversion": MODELS | {"conversion", "checkpoint", "data", "saved"},
     "objectives": CORE | {"objectives"},
     "data": DATA,

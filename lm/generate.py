@@ -1,0 +1,143 @@
+"""Continues or fills in texts with a run's model or a converted one.
+
+  python -m lm.generate --from=runs/quickstart "My fellow Americans,"
+  python -m lm.generate --from=D --temperature=0.7 --samples=3 "Once"
+  python -m lm.generate --from=D --temperature=0 --stop='.' < prompt.txt
+  python -m lm.generate --from=D --jsonl < prompts.jsonl > answers.jsonl
+  python -m lm.generate --from=runs/encoder_masked "The [MASK] of the union"
+
+Without a prompt, standard input is one. A decoder or an encoder-decoder continues a prompt as its objective asks; with [MASK]
+in it, a model that fills in does so. An encoder that predicts masked tokens says of each [MASK] which tokens are likeliest.
+
+With --jsonl each line read is {"prompt": "..."} with any of new_tokens, samples, stop, seed and the other settings of sampling
+in it. Each line written is a sample: prompt, sample, text, finish (why it ended: "end" of the text, "stop" string or
+"length"), tokens, and log_prob, the nats of what was written under the model's own distribution. --top=K adds each token with
+the likeliest K in its place.
+
+What a sample is depends on its prompt, its settings, its seed and its number alone, and on no other prompt.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from lm import cli, config
+from lm.config import Asked, resolve
+from lm.config.ranges import Count, Natural
+from lm.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from lm.generation.writer import Writer  # imports jax
+
+SETTINGS = {f.name: f for f in fields(config.Sampling)}
+SLOTS = 8
+__path__: list[str] = []  # imports of submodules that it had as a package reach `lm.moved`
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> int:
+    flags = parser().parse(argv)
+    if flags.jsonl and flags.prompts:
+        raise UserError("--jsonl reads prompts from standard input: leave out the others")
+    stop = [text.replace("\\n", "\n") for text in flags.stop]
+    first = {"new_tokens": flags.new_tokens, "samples": flags.samples, "stop": stop}
+    first |= {name: value for name in SETTINGS if (value := getattr(flags, name)) is not None}
+    if flags.jsonl:
+        asked = list(_lines(sys.stdin, first))
+    else:
+        asked = [resolve.build(Asked, first | {"prompt": prompt}) for prompt in _prompts(flags.prompts)]
+    cli.start_jax()
+    model = writer(flags.source, slots=flags.slots, top=flags.top)
+    alone = not flags.jsonl and len(asked) == 1 and asked[0].samples == 1 and not flags.top
+    say = lambda text: print(_readable(text), end="", flush=True)
+    for sample in model.write(asked, stream=say if alone else None):
+        if flags.jsonl:
+            print(json.dumps(sample.to_json(), ensure_ascii=False), flush=True)
+        elif alone:
+            print()
+        else:
+            print(f"--- {sample.asked.prompt!r}, sample {sample.number}\n{_readable(sample.text)}", flush=True)
+            for token in sample.tokens if flags.top else ():
+                print(f"  {token}")
+    return 0
+
+
+def writer(folder: str, *, slots: int, top: int = 0) -> "Writer":
+    """What writes with the model in a folder. UserError if it has no head over the vocabulary."""
+    import jax
+
+    from lm import saved
+    from lm.generation.writer import Writer
+    from lm.models.transformer import Transformer
+
+    source = saved.open(folder)
+    if not source.model.head or source.model.head.outputs is not None:
+        raise UserError(f"--from={folder} has no head over the vocabulary, so it writes no text")
+    params, objective = source.params(device=jax.local_devices()[0]), source.run.objective if source.run else None
+    return Writer(Transformer(source.model), params, source.tokenizer(), objective, slots=slots, top=top)
+
+
+def _prompts(given: list[str]) -> list[str]:
+    if given:
+        return given
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError("there is no prompt: give one, or a text on standard input")
+    text = sys.stdin.read()
+    if not text:
+        raise UserError("standard input is empty, and was to be the prompt")
+    return [text.removesuffix("\n")]
+
+
+def _lines(file: Any, first: dict[str, Any]) -> Iterator[Asked]:
+    """What the lines of a file ask for; `first` has what they leave out. UserError names the line that is wrong."""
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of standard input"
+        try:
+            asked = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is not JSON ({error}): give an object a line") from None
+        if not isinstance(asked, dict) or "prompt" not in asked:
+            raise UserError(f'{where} has no prompt: {{"prompt": "..."}}')
+        own = asked.get("stop")
+        yield resolve.build(Asked, first | asked | ({"stop": [own]} if isinstance(own, str) else {}), where)
+
+
+def _readable(text: str) -> str:
+    """The text without control characters, which a terminal would obey; lines stay lines."""
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
+
+
+def parser() -> cli.Parser:
+    p = cli.parser("lm.generate", __doc__)
+    p.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts to continue; [MASK] is what is to be filled in")
+    p.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="workdir of a run, or a converted model")
+    p.add_argument("--jsonl", action="store_true", help="read prompts and write samples as JSON lines")
+    p.add_argument("--new_tokens", hint=Count, default=Asked.new_tokens, help="tokens that are written at most")
+    p.add_argument("--samples", hint=Count, default=1, help="samples of each prompt, which is read once")
+    p.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="ends a sample, and is not part of it; \\n is a line's end"
+    )
+    p.add_argument("--top", hint=Natural, default=0, help="show each token with the likeliest K, and their log-probabilities")
+    p.add_argument("--slots", hint=Count, default=SLOTS, help="samples that are written at the same time")
+    about = {
+        "temperature": "0 takes the likeliest token",
+        "top_k": "draw from the K likeliest tokens; 0: all",
+        "top_p": "draw from the likeliest tokens with this share of the probability",
+        "min_p": "leave out tokens below this share of the likeliest one's probability",
+        "typical_p": "draw from the tokens of the most expected surprise with this share",
+        "repetition": "divides the logits of tokens that were there; 1: no penalty",
+        "frequency": "taken off a token's logit each time that it is written",
+        "presence": "taken off once",
+        "seed": "of all draws",
+    }
+    for name, setting in SETTINGS.items():
+        p.add_argument(f"--{name}", hint=setting.type, help=f"{about[name]} (default {setting.default:g})")
+    return p
+
+
+if __name__ == "__main__":
+    cli.enter(main)

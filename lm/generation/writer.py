@@ -1,0 +1,193 @@
+"""Writes what is asked of a saved model, as text: `lm.generate`, and what is built upon it."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lm import config
+from lm.config import Asked
+from lm.errors import UserError
+from lm.generation.engine import Engine, Request, Written
+from lm.generation.samples import ask, fill_masks, samples
+from lm.generation.texts import Streamed
+from lm.models.positions import learned
+from lm.models.transformer import Transformer
+from lm.objectives import of_texts, text_prompt
+from lm.objectives.mixture import first_part
+from lm.objectives.prompts import MASK
+
+ROUND = 64  # a slot has room for a multiple of so many tokens, so that few programs are compiled
+USUAL: dict[str, config.Objective] = {  # of a converted model, which says nothing of how it was trained
+    "decoder": config.Causal(),
+    "encoder": config.Masked(),
+    "encoder_decoder": config.SpanCorruption(),
+}
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that was written, or one that could have been."""
+
+    text: str
+    log_prob: float  # nats, of the model's own distribution
+    drawn_log_prob: float | None = None  # of the distribution that it was drawn from
+    top: tuple["Token", ...] = ()  # the likeliest in its place
+
+    def __str__(self) -> str:
+        others = "  ".join(f"{t.text!r} {math.exp(t.log_prob):.3f}" for t in self.top)
+        return f"{self.text!r:<16} {math.exp(self.log_prob):.3f}   {others}"
+
+
+@dataclass
+class Sample:
+    """`finish` says why it ended: at the "end" of its text, at a "stop" string, or by its "length"; "filled" if a mask was."""
+
+    asked: Asked
+    number: int
+    text: str = ""
+    finish: str = ""
+    stop: str | None = None
+    tokens: list[Token] = field(default_factory=list)
+    count: int = 0  # of tokens, the end of the text included
+    log_prob: float | None = None  # nats of all of them under the model's own distribution; None where it has no such
+
+    def to_json(self) -> dict[str, Any]:
+        def of(t: Token) -> dict[str, Any]:
+            out: dict[str, Any] = {"token": t.text, "log_prob": round(t.log_prob, 6)}
+            out |= {} if t.drawn_log_prob is None else {"drawn_log_prob": round(t.drawn_log_prob, 6)}
+            return out | ({"top": [of(other) for other in t.top]} if t.top else {})
+
+        out: dict[str, Any] = {"prompt": self.asked.prompt, "sample": self.number, "text": self.text, "finish": self.finish}
+        out |= {} if self.stop is None else {"stop": self.stop}
+        out |= {} if self.log_prob is None else {"tokens": self.count, "log_prob": round(self.log_prob, 6)}
+        return out | ({"top": [of(t) for t in self.tokens]} if self.tokens else {})
+
+
+class Writer:
+    """Asks a model as its objective does; None: as is usual for a model of its architecture.
+
+    slots: samples that are written at the same time
+    top: likeliest tokens that are given for each one written
+    """
+
+    def __init__(
+        self, model: Transformer, params: Any, tokenizer: Any, objective: config.Objective | None, *, slots: int, top: int = 0
+    ) -> None:
+        self.model, self.params, self.tokenizer, self.slots, self.top = model, params, tokenizer, slots, top
+        self.objective = objective or USUAL[model.config.architecture]
+
+    @property
+    def continues(self) -> bool:
+        """Whether a text is written token by token; otherwise masks are filled in."""
+        way = text_prompt(first_part(self.objective, self.tokenizer)[0])
+        others = way.fills or way.blocks or way.at_once or way.from_masks
+        return self.model.config.architecture != "encoder" and not others
+
+    def write(self, asked: Sequence[Asked], *, stream: Callable[[str], Any] | None = None) -> Iterator[Sample]:
+        """Yields samples as they end. `stream` gets the text of each as it comes."""
+        if self.continues:
+            yield from self._continued(asked, stream)
+            return
+        for one in asked:
+            for sample in self._filled(one):
+                if stream:
+                    stream(sample.text)
+                yield sample
+
+    def _filled(self, asked: Asked) -> Iterator[Sample]:
+        if self.model.config.architecture == "encoder" and not text_prompt(self.objective).fills:
+            if MASK not in asked.prompt:
+                raise UserError(f"an encoder fills in {MASK}, and the prompt {asked.prompt!r} has none: put one into it")
+            text, found = fill_masks(self.model, self.params, self.tokenizer, self.objective, asked.prompt, max(1, self.top))
+            of = lambda t: self.tokenizer.decode([t]).strip()
+            tokens = [Token(of(best[0][0]), best[0][1], top=tuple(Token(of(t), p) for t, p in best)) for best in found]
+            yield Sample(asked, 0, text, "filled", tokens=tokens if self.top else [])
+            return
+        for number in range(asked.samples):
+            given: dict[str, Any] = dict(new_tokens=asked.new_tokens, temperature=asked.temperature, seed=asked.seed + number)
+            (out,) = samples(self.model, self.params, self.tokenizer, self.objective, (asked.prompt,), **given)
+            yield Sample(asked, number, out["text"], "filled")
+
+    def _continued(self, asked: Sequence[Asked], stream: Callable[[str], Any] | None) -> Iterator[Sample]:
+        requests = {}
+        never = ~of_texts(self.tokenizer, self.model.config.vocab_size)
+        never[self.tokenizer.eos_id] = False
+        prefix = False
+        for one in asked:
+            a = ask(self.model.config.architecture, self.tokenizer, self.objective, [one.prompt], one.new_tokens, one.seed)
+            assert a.decoder is not None
+            never[list(a.may_write)] = False
+            prefix = a.decoder.prefix is not None
+            encoder = None if a.encoder is None else a.encoder.tokens[0]
+            request = Request(a.decoder.tokens[0], one.new_tokens, one, encoder, one.samples)
+            requests[id(request)] = request, one
+        every = [request for request, _ in requests.values()]
+        engine = self._engine(every, never, prefix)
+        for request in every:
+            engine.submit(request)
+        live: dict[tuple[int, int], tuple[Sample, Streamed]] = {}
+        while engine.busy or engine.waiting:
+            for (key, number), some in itertools.groupby(sorted(engine.step(), key=_of), key=_of):
+                request, one = requests[key]
+                if (key, number) not in live:
+                    text = Streamed(self.tokenizer, request.prompt if request.encoder is None else (), one.stop)
+                    live[key, number] = Sample(one, number, log_prob=0.0), text
+                sample, text = live[key, number]
+                if self._add(sample, text, list(some), stream):
+                    engine.cancel(request, number)
+                    yield sample
+                    del live[key, number]
+
+    def _add(self, sample: Sample, text: Streamed, new: list[Written], stream: Callable[[str], Any] | None) -> bool:
+        """Adds tokens to a sample; returns whether it has ended."""
+        ends, eos = new[-1].last, self.tokenizer.eos_id
+        parts = [text.add([w.token for w in new if w.token != eos])]
+        parts += [text.end()] if ends else []
+        for part in parts:
+            sample.text += part
+            if stream and part:
+                stream(part)
+        assert sample.log_prob is not None
+        for w in new:
+            sample.count += 1
+            sample.log_prob += w.log_prob
+            if self.top:
+                of = lambda t: "" if t == eos else self._piece(t)
+                tops = tuple(Token(of(t), p) for t, p in w.top)
+                sample.tokens.append(Token(of(w.token), w.log_prob, w.drawn_log_prob, tops))
+        sample.stop = text.stopped
+        if sample.stop is not None:
+            sample.finish = "stop"
+        elif ends:
+            sample.finish = "end" if new[-1].token == eos else "length"
+        return bool(sample.finish)
+
+    def _piece(self, token: int) -> str:
+        """A token's own text, with the space that it begins with."""
+        space = self.tokenizer.encode("a")
+        return self.tokenizer.decode([*space, token])[len(self.tokenizer.decode(space)) :]
+
+    def _engine(self, requests: Iterable[Request], never: np.ndarray, prefix: bool) -> Engine:
+        needed = max((len(r.prompt) + r.new_tokens for r in requests), default=1)
+        source = max((len(r.encoder) for r in requests if r.encoder is not None), default=0)
+        rounded = lambda size, most: min(-(-size // ROUND) * ROUND, max(size, most or size + ROUND))
+        most = {stack: learned(self.model.config, stack) for stack in ("encoder", "decoder")}
+        return Engine(
+            self.model,
+            self.params,
+            slots=min(self.slots, sum(r.samples for r in requests)),
+            length=rounded(needed, most["decoder"]),
+            source=rounded(source, most["encoder"]) if source else 0,
+            top=self.top,
+            eos=[self.tokenizer.eos_id],
+            forbidden=never,
+            prefix=prefix,
+        )
+
+
+def _of(written: Written) -> tuple[int, int]:
+    return id(written.request), written.sample

@@ -1,0 +1,123 @@
+"""`python -m lm.generate` on real runs of every architecture: prompts in every form, JSON lines, mistakes in one line."""
+
+import io
+import json
+
+import pytest
+
+from lm.generate import main
+
+LITTLE = ("--config.train.steps=2", "--config.checkpoint.every=None")
+FEW = "--new_tokens=6"
+
+
+@pytest.fixture(scope="module")
+def runs(command, tmp_path_factory):
+    """Workdirs by the name of what is trained."""
+    home = tmp_path_factory.mktemp("runs")
+    names = (
+        "decoder.causal",
+        "decoder.prefix",
+        "encoder.masked",
+        "encoder_decoder.span_corruption",
+        "encoder.masked_diffusion",
+    )
+    for name in names:
+        process = command(home / name, name, *LITTLE)
+        err = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, err
+    return home
+
+
+@pytest.fixture
+def ask(capsys, monkeypatch):
+    """Runs the command with a standard input; returns its exit code, what it wrote, and what it said on standard error."""
+
+    def run(*words, given=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        capsys.readouterr()
+        code = main(list(words))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def lines(*asked):
+    return "".join(json.dumps(line) + "\n" for line in asked)
+
+
+def test_a_text_is_the_same_however_it_is_asked_for(runs, ask):
+    source = f"--from={runs / 'decoder.causal'}"
+    code, alone, err = ask(source, FEW, "--seed=3", "abc de")
+    assert code == 0, err
+    assert ask(source, FEW, "--seed=3", given="abc de\n") == (0, alone, err)  # on standard input
+    asked = [{"prompt": "fa"}, {"prompt": "abc de", "seed": 3, "samples": 2}, {"prompt": "b", "temperature": 0, "stop": "c"}]
+    code, out, err = ask(source, FEW, "--jsonl", "--slots=2", given=lines(*asked))
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    of = {(sample["prompt"], sample["sample"]): sample for sample in found}
+    assert len(found) == 4 and of["abc de", 0]["text"] + "\n" == alone and of["abc de", 1]["text"] + "\n" != alone
+    assert {sample["finish"] for sample in found} <= {"end", "stop", "length"} and "c" not in of["b", 0]["text"]
+    assert all(1 <= sample["tokens"] <= 6 and sample["log_prob"] < 0 for sample in found)
+
+
+def test_a_stop_string_ends_a_text_before_it(runs, ask):
+    source = f"--from={runs / 'decoder.causal'}"
+    of = lambda *words: json.loads(ask(source, "--jsonl", "--new_tokens=30", *words, given=lines({"prompt": "abc"}))[1])
+    whole = of()["text"]
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 2]
+    found = of(f"--stop={stop}")
+    assert found["text"] == whole[: whole.index(stop)] and found["finish"] == "stop" and found["stop"] == stop
+
+
+def test_likeliest_tokens_are_shown(runs, ask):
+    code, out, err = ask(f"--from={runs / 'decoder.causal'}", FEW, "--top=3", "--jsonl", given=lines({"prompt": "abc"}))
+    assert code == 0, err
+    found = json.loads(out)
+    assert len(found["top"]) == found["tokens"] and sum(t["log_prob"] for t in found["top"]) == pytest.approx(
+        found["log_prob"], abs=1e-4
+    )
+    for token in found["top"]:
+        each = [t["log_prob"] for t in token["top"]]
+        assert len(each) == 3 and each == sorted(each, reverse=True) and max(each) >= token["log_prob"]
+    code, out, _ = ask(f"--from={runs / 'decoder.causal'}", FEW, "--top=3", "abc", "de")
+    assert code == 0 and "--- 'abc', sample 0" in out and "--- 'de', sample 0" in out
+
+
+@pytest.mark.parametrize("name", ["decoder.prefix", "encoder_decoder.span_corruption", "encoder.masked_diffusion"])
+def test_other_objectives_write_in_their_own_way(runs, ask, name):
+    code, out, err = ask(f"--from={runs / name}", FEW, "--samples=2", "abc [MASK] de")
+    assert code == 0, err
+    assert out.count("--- 'abc [MASK] de', sample") == 2
+
+
+def test_an_encoder_fills_in_masks(runs, ask):
+    source = f"--from={runs / 'encoder.masked'}"
+    code, out, err = ask(source, "--jsonl", "--top=4", given=lines({"prompt": "abc [MASK] fa [MASK]"}))
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["text"].startswith("abc ") and "[MASK]" not in found["text"] and found["finish"] == "filled"
+    assert [len(mark["top"]) for mark in found["top"]] == [4, 4]
+    assert found["top"][0]["top"][0]["token"] == found["top"][0]["token"]
+    code, _, err = ask(source, "abc")
+    assert code == 2 and err == "error: an encoder fills in [MASK], and the prompt 'abc' has none: put one into it\n"
+
+
+def test_mistakes_take_one_line(runs, ask):
+    source = f"--from={runs / 'decoder.causal'}"
+    for words, given, cause in (
+        ((source, "--temperature=-1", "a"), "", "--temperature=-1 is too small"),
+        ((source, "--top_p=0", "a"), "", "--top_p=0 is too small"),
+        ((source, "--tempreature=1", "a"), "", "unknown flag --tempreature; did you mean '--temperature'?"),
+        ((source,), "", "standard input is empty, and was to be the prompt"),
+        ((source, "--jsonl", "a"), "", "--jsonl reads prompts from standard input: leave out the others"),
+        ((source, "--jsonl"), "{]\n", "line 1 of standard input is not JSON"),
+        ((source, "--jsonl"), '\n{"text": "a"}\n', "line 2 of standard input has no prompt"),
+        ((source, "--jsonl"), lines({"prompt": "a", "top_q": 1}), "line 1 of standard input.top_q is|did you mean 'top_"),
+        ((source, "--jsonl"), lines({"prompt": "a", "new_tokens": 0}), "line 1 of standard input.new_tokens=0 is too small"),
+        ((source, "--new_tokens=100000", "a"), "", "positions|more than"),
+        ((f"--from={runs}", "a"), "", "--from="),
+    ):
+        code, _, err = ask(*words, given=given)
+        assert code == 2 and any(c in err for c in cause.split("|")) and err.startswith("error: ") and err.count("\n") == 1, err
