@@ -142,11 +142,12 @@ def score(
     kind: str,
     batch_size: int = 64,
     cure: str = "shorten left, span or right",
+    renormalise: bool = True,
 ) -> Score:
     """The spans' negative log-probability under a model that was trained with `objective`. All rows have one shape.
 
     Probabilities are renormalised over the tokens of texts: a target's length is known, so special tokens (eos, the next
-    sentinel, which a model of short spans soon expects) cannot follow.
+    sentinel, which a model of short spans soon expects) cannot follow. With `renormalise=False` they are the model's own.
 
     Raises UserError for an objective or a kind for which no prompt is declared, and for rows longer than the learned positions,
     with what to do (`cure`).
@@ -161,7 +162,7 @@ def score(
     rows = [example for of_span in asked for example in of_span]
     lengths = _lengths(rows)
     check_positions(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure=cure)
-    forbidden = ~of_texts(tokenizer, model.config.vocab_size)
+    forbidden = ~of_texts(tokenizer, model.config.vocab_size) if renormalise else np.zeros(model.config.vocab_size, bool)
     nats, right = np.zeros(len(spans)), np.zeros(len(spans))
     for first in range(0, len(rows), batch_size):
         packed = [pack([example], lengths) for example in rows[first : first + batch_size]]

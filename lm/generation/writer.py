@@ -16,16 +16,11 @@ from lm.generation.samples import ask, fill_masks, samples
 from lm.generation.texts import Streamed
 from lm.models.positions import learned
 from lm.models.transformer import Transformer
-from lm.objectives import of_texts, text_prompt
+from lm.objectives import of_texts, text_prompt, usual
 from lm.objectives.mixture import first_part
 from lm.objectives.prompts import MASK
 
 ROUND = 64  # a slot has room for a multiple of so many tokens, so that few programs are compiled
-USUAL: dict[str, config.Objective] = {  # of a converted model, which says nothing of how it was trained
-    "decoder": config.Causal(),
-    "encoder": config.Masked(),
-    "encoder_decoder": config.SpanCorruption(),
-}
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ class Writer:
         self, model: Transformer, params: Any, tokenizer: Any, objective: config.Objective | None, *, slots: int, top: int = 0
     ) -> None:
         self.model, self.params, self.tokenizer, self.slots, self.top = model, params, tokenizer, slots, top
-        self.objective = objective or USUAL[model.config.architecture]
+        self.objective = objective or usual(model.config.architecture)
 
     @property
     def continues(self) -> bool:

@@ -37,6 +37,7 @@ from lm.objectives.declaration import (
     spread,
     suited,
     text_prompt,
+    usual,
 )
 from lm.objectives.vocabulary import Vocabulary, of_texts
 
@@ -56,6 +57,7 @@ __all__ = [
     "spread",
     "suited",
     "text_prompt",
+    "usual",
 ]
 
 for _module in (

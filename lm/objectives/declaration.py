@@ -131,6 +131,11 @@ def build(objective: config.Objective, architecture: str, data: config.Data, voc
     return replace(built, after=tuple(vocabulary.encode(data.after).tolist()))
 
 
+def usual(architecture: str) -> config.Objective:
+    """What a model of this architecture is taken to be trained on if nothing says it, such as a converted one."""
+    return {"decoder": config.Causal(), "encoder": config.Masked(), "encoder_decoder": config.SpanCorruption()}[architecture]
+
+
 def factors(architecture: str, objective: config.Objective) -> bool | Literal["bound"]:
     """Whether the loss of this objective is the text's negative log-probability, or bounds it (`Suit.factors`)."""
     found = suited(architecture, objective).factors
