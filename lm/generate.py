@@ -3,6 +3,7 @@
   python -m lm.generate --from=runs/quickstart "My fellow Americans,"
   python -m lm.generate --from=D --temperature=0.7 --samples=3 "Once"
   python -m lm.generate --from=D --temperature=0 --stop='.' < prompt.txt
+  python -m lm.generate --from=D --beams=4 "Once upon a time"
   python -m lm.generate --from=D --jsonl < prompts.jsonl > answers.jsonl
   python -m lm.generate --from=runs/encoder_masked "The [MASK] of the union"
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError("--jsonl reads prompts from standard input: leave out the others")
     stop = [text.replace("\\n", "\n") for text in flags.stop]
     first = {"new_tokens": flags.new_tokens, "samples": flags.samples, "stop": stop}
-    first |= {name: value for name in SETTINGS if (value := getattr(flags, name)) is not None}
+    first |= {name: value for name in (*SETTINGS, "beams", "length_penalty") if (value := getattr(flags, name)) is not None}
     if flags.jsonl:
         asked = list(_lines(sys.stdin, first))
     else:
@@ -123,6 +124,8 @@ def parser() -> cli.Parser:
     )
     p.add_argument("--top", hint=Natural, default=0, help="show each token with the likeliest K, and their log-probabilities")
     p.add_argument("--slots", hint=Count, default=SLOTS, help="samples that are written at the same time")
+    p.add_argument("--beams", hint=Natural, help="search with so many texts at a time; draws nothing")
+    p.add_argument("--length_penalty", hint=float, help="of --beams: a score is log-probability / length ** this (default 1)")
     about = {
         "temperature": "0 takes the likeliest token",
         "top_k": "draw from the K likeliest tokens; 0: all",

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Annotated
 
-from lm.config.ranges import Count, Name, NonNegative, Positive, PositiveShare, Range, Share, Words
+from lm.config.ranges import Count, Name, Natural, NonNegative, Positive, PositiveShare, Range, Share, Words
+from lm.errors import UserError
 
 UINT32 = 2**32
 
@@ -25,7 +26,7 @@ class Sampling:
     @property
     def plain(self) -> bool:
         """Whether neither a filter nor a penalty is set: temperature alone."""
-        return all(getattr(self, f.name) == f.default for f in fields(self) if f.name not in ("temperature", "seed"))
+        return all(getattr(self, f.name) == f.default for f in fields(Sampling) if f.name not in ("temperature", "seed"))
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,19 @@ class Asked(Sampling):
     new_tokens: Count = 128  # at most
     samples: Count = 1
     stop: tuple[Name, ...] = ()  # texts that end a sample, and are no part of it
+    beams: Natural = 0  # search for the samples with so many texts at a time, and draw nothing
+    length_penalty: Annotated[float, Range(-10.0, 10.0)] = (
+        1.0  # a text of n tokens has log-probability / n ** penalty as its score
+    )
+
+    def __post_init__(self) -> None:
+        if not self.beams and self.length_penalty != 1.0:
+            raise UserError(
+                f"length_penalty={self.length_penalty:g} is of beams, and none are asked for: give beams=4, or leave it out"
+            )
+        if self.beams and self.samples > self.beams:
+            raise UserError(
+                f"samples={self.samples} are more than the beams={self.beams} that are searched: give as many beams"
+            )
+        if self.beams and (not self.plain or self.temperature != 1.0):
+            raise UserError(f"beams={self.beams} draws nothing: leave out the temperature, the filters and the penalties")

@@ -353,12 +353,8 @@ class Engine:
                     self._queue.popleft()
 
     def _read(self, request: Request) -> tuple[Any, jax.Array]:
-        encoder = None
-        if request.encoder is not None:
-            tokens, size = _padded(request.encoder, self.source), len(request.encoder)
-            place = np.arange(tokens.shape[1], dtype=np.int32)[None]
-            encoder = TokenStream(tokens, place, (place < size).astype(np.int32), None)
-        tokens, size = _padded(request.prompt, self.length - 1), np.int32(len(request.prompt))
+        encoder = None if request.encoder is None else whole(request.encoder, self.source)
+        tokens, size = padded(request.prompt, self.length - 1), np.int32(len(request.prompt))
         cache, logits = self._call(0, self.model, self.params, tokens, size, encoder, prefix=self.prefix)
         return cache["cache"], logits
 
@@ -409,7 +405,14 @@ def buckets(most: int) -> list[int]:
     return [*(size for size in sizes if size < most), most]
 
 
-def _padded(tokens: np.ndarray, most: int) -> np.ndarray:
+def whole(tokens: np.ndarray, most: int | None = None) -> TokenStream:
+    """What an encoder reads, [1, P], padded to a bucket of at most `most` tokens; None: not padded."""
+    row = padded(tokens, most) if most else tokens[None].astype(np.int32)
+    place = np.arange(row.shape[1], dtype=np.int32)[None]
+    return TokenStream(row, place, (place < len(tokens)).astype(np.int32), None)
+
+
+def padded(tokens: np.ndarray, most: int) -> np.ndarray:
     """int32 [1, P]: P is the smallest bucket that has room."""
     size = next(size for size in buckets(most) if size >= len(tokens))
     return np.pad(tokens.astype(np.int32), (0, size - len(tokens)))[None]

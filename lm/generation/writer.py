@@ -11,7 +11,8 @@ import numpy as np
 from lm import config
 from lm.config import Asked
 from lm.errors import UserError
-from lm.generation.engine import Engine, Request, Written
+from lm.generation import beam
+from lm.generation.engine import Engine, Request, Written, whole
 from lm.generation.samples import ask, fill_masks, samples
 from lm.generation.texts import Streamed
 from lm.models.positions import learned
@@ -85,9 +86,12 @@ class Writer:
     def write(self, asked: Sequence[Asked], *, stream: Callable[[str], Any] | None = None) -> Iterator[Sample]:
         """Yields samples as they end. `stream` gets the text of each as it comes."""
         if self.continues:
-            yield from self._continued(asked, stream)
+            yield from (sample for one in asked if one.beams for sample in self._searched(one, stream))
+            yield from self._continued([one for one in asked if not one.beams], stream)
             return
         for one in asked:
+            if one.beams:
+                raise UserError(f"beams={one.beams}: a search goes from left to right, and this model fills in: leave it out")
             for sample in self._filled(one):
                 if stream:
                     stream(sample.text)
@@ -107,21 +111,38 @@ class Writer:
             (out,) = samples(self.model, self.params, self.tokenizer, self.objective, (asked.prompt,), **given)
             yield Sample(asked, number, out["text"], "filled")
 
-    def _continued(self, asked: Sequence[Asked], stream: Callable[[str], Any] | None) -> Iterator[Sample]:
-        requests = {}
+    def _searched(self, one: Asked, stream: Callable[[str], Any] | None) -> Iterator[Sample]:
+        """The best texts of a beam search, which are cut off at a stop string once they are found."""
+        request, never, prefix = self._request(one)
+        encoder = None if request.encoder is None else whole(request.encoder)
+        settings: dict[str, Any] = dict(eos=[self.tokenizer.eos_id], forbidden=never, encoder=encoder, prefix=prefix)
+        settings |= dict(beams=one.beams, new_tokens=one.new_tokens, penalty=one.length_penalty)
+        for number, found in enumerate(beam.search(self.model, self.params, request.prompt, **settings)[: one.samples]):
+            text = Streamed(self.tokenizer, request.prompt if request.encoder is None else (), one.stop)
+            ends = found.tokens[-1] == self.tokenizer.eos_id
+            said = text.add(found.tokens[:-1] if ends else found.tokens) + text.end()
+            if stream:
+                stream(said)
+            finish = "length" if not ends else "end"
+            yield Sample(
+                one, number, said, "stop" if text.stopped else finish, text.stopped, [], len(found.tokens), found.log_prob
+            )
+
+    def _request(self, one: Asked) -> tuple[Request, np.ndarray, bool]:
+        """What the engine is asked for; bool [V], tokens that are never written; whether a prompt is read from both sides."""
         never = ~of_texts(self.tokenizer, self.model.config.vocab_size)
-        never[self.tokenizer.eos_id] = False
-        prefix = False
-        for one in asked:
-            a = ask(self.model.config.architecture, self.tokenizer, self.objective, [one.prompt], one.new_tokens, one.seed)
-            assert a.decoder is not None
-            never[list(a.may_write)] = False
-            prefix = a.decoder.prefix is not None
-            encoder = None if a.encoder is None else a.encoder.tokens[0]
-            request = Request(a.decoder.tokens[0], one.new_tokens, one, encoder, one.samples)
-            requests[id(request)] = request, one
-        every = [request for request, _ in requests.values()]
-        engine = self._engine(every, never, prefix)
+        a = ask(self.model.config.architecture, self.tokenizer, self.objective, [one.prompt], one.new_tokens, one.seed)
+        assert a.decoder is not None
+        never[[self.tokenizer.eos_id, *a.may_write]] = False
+        encoder = None if a.encoder is None else a.encoder.tokens[0]
+        return Request(a.decoder.tokens[0], one.new_tokens, one, encoder, one.samples), never, a.decoder.prefix is not None
+
+    def _continued(self, asked: Sequence[Asked], stream: Callable[[str], Any] | None) -> Iterator[Sample]:
+        if not asked:
+            return
+        every, nevers, prefixes = zip(*map(self._request, asked), strict=True)
+        requests = {id(request): (request, one) for request, one in zip(every, asked, strict=True)}
+        engine = self._engine(every, np.all(nevers, axis=0), any(prefixes))  # an objective asks for all of them in one way
         for request in every:
             engine.submit(request)
         live: dict[tuple[int, int], tuple[Sample, Streamed]] = {}

@@ -62,6 +62,19 @@ def test_a_text_is_the_same_however_it_is_asked_for(runs, ask):
     assert all(1 <= sample["tokens"] <= 6 and sample["log_prob"] < 0 for sample in found)
 
 
+@pytest.mark.parametrize("name", ["decoder.causal", "encoder_decoder.span_corruption"])
+def test_beams_find_the_likeliest_texts_in_their_order(runs, ask, name):
+    source = f"--from={runs / name}"
+    code, out, err = ask(source, FEW, "--jsonl", "--beams=3", "--samples=3", given=lines({"prompt": "abc [MASK] de"}))
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    scores = [sample["log_prob"] / sample["tokens"] for sample in found]
+    assert len(found) == 3 and scores == sorted(scores, reverse=True) and len({sample["text"] for sample in found}) == 3
+    greedy = json.loads(ask(source, FEW, "--jsonl", "--temperature=0", given=lines({"prompt": "abc [MASK] de"}))[1])
+    one = json.loads(ask(source, FEW, "--jsonl", "--beams=1", given=lines({"prompt": "abc [MASK] de"}))[1])
+    assert one["text"] == greedy["text"] and one["log_prob"] == pytest.approx(greedy["log_prob"], abs=1e-4)
+
+
 def test_a_stop_string_ends_a_text_before_it(runs, ask):
     source = f"--from={runs / 'decoder.causal'}"
     of = lambda *words: json.loads(ask(source, "--jsonl", "--new_tokens=30", *words, given=lines({"prompt": "abc"}))[1])
@@ -117,6 +130,14 @@ def test_mistakes_take_one_line(runs, ask):
         ((source, "--jsonl"), lines({"prompt": "a", "top_q": 1}), "line 1 of standard input.top_q is|did you mean 'top_"),
         ((source, "--jsonl"), lines({"prompt": "a", "new_tokens": 0}), "line 1 of standard input.new_tokens=0 is too small"),
         ((source, "--new_tokens=100000", "a"), "", "positions|more than"),
+        ((source, "--beams=2", "--samples=3", "a"), "", "samples=3 are more than the beams=2 that are searched"),
+        ((source, "--beams=2", "--top_k=3", "a"), "", "beams=2 draws nothing: leave out the temperature, the filters"),
+        ((source, "--length_penalty=2", "a"), "", "length_penalty=2 is of beams, and none are asked for"),
+        (
+            (f"--from={runs / 'encoder.masked'}", "--beams=2", "a [MASK]"),
+            "",
+            "a search goes from left to right, and this model",
+        ),
         ((f"--from={runs}", "a"), "", "--from="),
     ):
         code, _, err = ask(*words, given=given)

@@ -12,9 +12,10 @@ from transformers.generation import logits_process as theirs  # noqa: E402
 
 from lm import conversion  # noqa: E402
 from lm.config import Sampling  # noqa: E402
-from lm.generation import sampling  # noqa: E402
+from lm.generation import beam, sampling  # noqa: E402
 from lm.generation.engine import Engine, Request  # noqa: E402
 from lm.models.transformer import Transformer  # noqa: E402
+from lm.types import TokenStream  # noqa: E402
 from tests.parity.tiny import BART, GPT, GQA, LOCAL, T5, V, causal  # noqa: E402
 
 NEW, LONG = 64, 96
@@ -84,6 +85,30 @@ def test_greedy_texts_are_equal(models, repetition):
         got[id(written.request)].append(written.token)
     assert [got[id(r)] for r in requests] == wanted
     assert repetition == 1 or len({tuple(row) for row in wanted}) == len(prompts)
+
+
+@pytest.mark.parametrize(("early", "penalty"), [("never", 1.0), ("never", 2.0), ("never", -0.5), (True, 1.0)])
+def test_beams_are_equal(models, early, penalty):
+    model, imported = models
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, V, n).astype(np.int32) for n in (5, 11)]
+    both = imported.model.architecture == "encoder_decoder"
+    eos = model.generation_config.eos_token_id
+    for prompt in prompts:
+        out = model.generate(
+            input_ids=torch.tensor(prompt[None]).long(), max_new_tokens=20, num_beams=4, num_return_sequences=4,
+            do_sample=False, early_stopping=early, length_penalty=penalty, pad_token_id=0,
+            return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+        start = np.array([model.config.decoder_start_token_id], np.int32) if both else prompt
+        place = np.arange(len(prompt), dtype=np.int32)[None]
+        encoder = TokenStream(prompt[None], place, np.ones_like(place)) if both else None
+        how = dict(beams=4, new_tokens=20, penalty=penalty, early=early is True, eos=[eos], encoder=encoder)
+        found = beam.search(Transformer(imported.model), imported.params, start, **how)
+        rows = out.sequences[:, len(start) :].tolist()
+        wanted = [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+        assert [f.tokens for f in found] == wanted
+        np.testing.assert_allclose([f.score for f in found], out.sequences_scores.numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
