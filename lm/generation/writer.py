@@ -159,26 +159,25 @@ class Writer:
                     del live[key, number]
 
     def _add(self, sample: Sample, text: Streamed, new: list[Written], stream: Callable[[str], Any] | None) -> bool:
-        """Adds tokens to a sample; returns whether it has ended."""
-        ends, eos = new[-1].last, self.tokenizer.eos_id
-        parts = [text.add([w.token for w in new if w.token != eos])]
-        parts += [text.end()] if ends else []
-        for part in parts:
-            sample.text += part
-            if stream and part:
-                stream(part)
+        """Adds tokens to a sample, up to the one that completes a stop string; returns whether it has ended."""
+        eos = self.tokenizer.eos_id
         assert sample.log_prob is not None
-        for w in new:
-            sample.count += 1
-            sample.log_prob += w.log_prob
-            if self.top:
-                of = lambda t: "" if t == eos else self._piece(t)
-                tops = tuple(Token(of(t), p) for t, p in w.top)
-                sample.tokens.append(Token(of(w.token), w.log_prob, w.drawn_log_prob, tops))
-        sample.stop = text.stopped
-        if sample.stop is not None:
-            sample.finish = "stop"
-        elif ends:
+        for some in [[w] for w in new] if text.stop else [new]:
+            said = text.add([w.token for w in some if w.token != eos]) + (text.end() if some[-1].last else "")
+            sample.text += said
+            if stream and said:
+                stream(said)
+            for w in some:
+                sample.count += 1
+                sample.log_prob += w.log_prob
+                if self.top:
+                    of = lambda t: "" if t == eos else self._piece(t)
+                    tops = tuple(Token(of(t), p) for t, p in w.top)
+                    sample.tokens.append(Token(of(w.token), w.log_prob, w.drawn_log_prob, tops))
+            if text.stopped is not None:
+                sample.finish, sample.stop = "stop", text.stopped
+                return True
+        if new[-1].last:
             sample.finish = "end" if new[-1].token == eos else "length"
         return bool(sample.finish)
 

@@ -79,9 +79,12 @@ def test_a_stop_string_ends_a_text_before_it(runs, ask):
     source = f"--from={runs / 'decoder.causal'}"
     of = lambda *words: json.loads(ask(source, "--jsonl", "--new_tokens=30", *words, given=lines({"prompt": "abc"}))[1])
     whole = of()["text"]
-    stop = whole[len(whole) // 2 : len(whole) // 2 + 2]
+    stop = next(whole[i : i + 2] for i in range(len(whole) // 3, len(whole)) if "\ufffd" not in whole[i : i + 2])
     found = of(f"--stop={stop}")
     assert found["text"] == whole[: whole.index(stop)] and found["finish"] == "stop" and found["stop"] == stop
+    each = [of(f"--stop={stop}", f"--new_tokens={n}") for n in (found["tokens"] - 1, found["tokens"])]
+    assert [sample["finish"] for sample in each] == ["length", "stop"]  # the last token counted completes the stop string
+    assert each[1]["log_prob"] == pytest.approx(found["log_prob"], abs=1e-4)
 
 
 def test_likeliest_tokens_are_shown(runs, ask):
