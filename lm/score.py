@@ -68,7 +68,7 @@ def _scored(flags: Any, texts: Sequence[str]) -> list[Any]:
     objective = source.run.objective if source.run else usual(architecture)
     stack = "encoder" if architecture == "encoder" else "decoder"
     row = getattr(source.run.data, f"{stack}_length") if source.run else None
-    length = flags.length or min(row or LENGTH, learned(source.model, stack) or LENGTH)
+    length = flags.length or min(row or LENGTH, learned(source.model, stack) or row or LENGTH)
     settings: dict[str, Any] = dict(length=length, stride=flags.stride or max(1, length // 2), kind=flags.kind)
     params = source.params(device=jax.local_devices()[0])
     model = Transformer(source.model), params, objective, source.tokenizer()

@@ -18,6 +18,7 @@ COMMANDS = {  # module -> words that its parser takes
     "lm.prepare": ["--config=F"],
     "lm.evaluate": ["--from=D"],
     "lm.generate": ["--from=D", "a"],
+    "lm.embed": ["--from=D", "a"],
     "lm.score": ["--from=D", "a"],
     "lm.convert": ["families"],
     "experiments.run": ["scaling"],

@@ -35,6 +35,7 @@ MAY = {
     "saved": MODELS | {"checkpoint", "data", "integrity", "layout"},
     "generation": MODELS | {"losses", "generation", "objectives", "startup"},
     "generate": {"errors", "cli", "config", "saved", "models", "generation"},
+    "embed": {"errors", "cli", "config", "atomic", "paths", "untrusted", "saved", "models", "generation"},
     "score": {"errors", "cli", "paths", "untrusted", "config", "saved", "models", "objectives", "evaluation"},
     "conversion": MODELS | {"conversion", "checkpoint", "data", "saved"},
     "objectives": CORE | {"objectives"},

@@ -1,0 +1,232 @@
+"""`python -m lm.embed` on real runs: a table, JSON lines, an index and what is found in it, mistakes in one line."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lm import saved
+from lm.embed import main
+from lm.generation.vectors import Embedder, cosines
+from lm.models.transformer import Transformer
+
+LITTLE = ("--config.train.steps=2", "--config.checkpoint.every=None")
+NAMES = ("encoder.masked", "decoder.causal")
+TEXTS = ["abc de fa", "j", "bcd ef ghi bb", "abc de fb", "hij hij"]
+
+
+@pytest.fixture(scope="module")
+def runs(command, tmp_path_factory):
+    """Workdirs by the name of what is trained."""
+    home = tmp_path_factory.mktemp("runs")
+    for name in NAMES:
+        process = command(home / name, name, *LITTLE)
+        err = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, err
+    return home
+
+
+@pytest.fixture
+def ask(capsys, monkeypatch):
+    """Runs the command with a standard input; returns its exit code, what it wrote, and what it said on standard error."""
+
+    def run(*words, given=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        capsys.readouterr()
+        code = main(list(map(str, words)))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def index(runs, ask, tmp_path):
+    """An index of TEXTS, a file each, by the encoder."""
+    for i, text in enumerate(TEXTS):
+        (tmp_path / f"{i}.txt").write_text(text + "\n")
+    files = [tmp_path / f"{i}.txt" for i in range(len(TEXTS))]
+    code, out, err = ask(f"--from={runs / 'encoder.masked'}", f"--index={tmp_path / 'index'}", *files)
+    assert code == 0 and out == f"5 texts, 32 numbers each: {tmp_path / 'index'}\n", err
+    return tmp_path / "index"
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def vectors(folder, texts, **settings):
+    """What the library makes of the texts."""
+    source = saved.open(folder)
+    settings = dict(length=64) | settings
+    return Embedder(Transformer(source.model), source.params(), source.tokenizer(), source.run.objective, **settings)(texts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_of_cosines(runs, ask, tmp_path, name):
+    source = f"--from={runs / name}"
+    code, out, err = ask(source, *TEXTS)
+    assert code == 0, err
+    head, *rows = out.splitlines()
+    assert head.split() == ["1", "2", "3", "4", "5"]
+    wanted = vectors(runs / name, TEXTS)
+    for i, row in enumerate(rows):
+        number, *shown = row.split(maxsplit=6)
+        assert (number, shown[-1]) == (str(i + 1), TEXTS[i])
+        np.testing.assert_allclose(list(map(float, shown[:-1])), cosines(wanted, wanted)[i], atol=6e-5)
+    assert ask(source, given="\n\n".join(TEXTS)) == (0, out, "")  # a text a line
+    (tmp_path / "lines.txt").write_text("\n".join(TEXTS))
+    assert ask(source, f"--file={tmp_path / 'lines.txt'}") == (0, out, "")
+    assert ask(source, "--no-normalise", "--batch_size=1", *TEXTS) == (0, out, "")
+
+
+def test_json_lines(runs, ask):
+    source, folder = f"--from={runs / 'decoder.causal'}", runs / "decoder.causal"
+    given = lines(*({"id": i, "text": text} for i, text in enumerate(TEXTS)))
+    code, out, err = ask(source, "--jsonl", given=given)
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(record["id"], record["text"]) for record in found] == list(enumerate(TEXTS))
+    assert all(set(record) == {"id", "text", "vector"} for record in found)
+    got = np.array([record["vector"] for record in found], np.float32)
+    np.testing.assert_allclose(got, vectors(folder, TEXTS), atol=1e-6)
+    for words, settings in (
+        (("--no-normalise",), dict(normalise=False)),
+        (("--pooling=last",), dict(pooling="last")),
+        (("--long=windows", "--length=5"), dict(long="windows", length=5)),
+    ):
+        code, out, err = ask(source, "--jsonl", *words, given=given)
+        assert code == 0, err
+        other = np.array([json.loads(line)["vector"] for line in out.splitlines()], np.float32)
+        np.testing.assert_allclose(other, vectors(folder, TEXTS, **settings), atol=1e-6)
+        assert np.abs(other - got).max() > 1e-3
+
+
+def test_an_index_holds_vectors_and_texts(runs, ask, index, tmp_path):
+    kept = np.load(index / "vectors.npy")
+    np.testing.assert_allclose(kept, vectors(runs / "encoder.masked", TEXTS), atol=1e-6)
+    records = [json.loads(line) for line in (index / "texts.jsonl").read_text().splitlines()]
+    assert records == [{"text": text, "file": str(tmp_path / f"{i}.txt")} for i, text in enumerate(TEXTS)]
+    about = json.loads((index / "index.json").read_text())
+    assert about.pop("fingerprint") and about == {
+        "model": str(runs / "encoder.masked"),
+        "step": 2,
+        "pooling": "mean",
+        "normalised": True,
+        "long": "refuse",
+        "length": 32,
+        "texts": 5,
+        "width": 32,
+    }
+    assert kept.dtype == np.float32 and sorted(p.name for p in index.iterdir()) == ["index.json", "texts.jsonl", "vectors.npy"]
+    given = lines(*({"id": i, "text": text} for i, text in enumerate(TEXTS)))
+    source = f"--from={runs / 'encoder.masked'}"
+    assert ask(source, "--jsonl", f"--index={tmp_path / 'other'}", given=given)[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "other/vectors.npy"), kept)
+    assert (tmp_path / "other/texts.jsonl").read_text() == given
+
+
+@pytest.mark.parametrize("query", ["abc de fc", "abc de fa"])
+def test_a_query_finds_the_nearest(runs, ask, index, query):
+    """In the order of their exact cosines; a text that equals the query is marked, and is none of the nearest."""
+    source, folder = f"--from={runs / 'encoder.masked'}", runs / "encoder.masked"
+    exact = (vectors(folder, [query]).astype(np.float64) @ vectors(folder, TEXTS).astype(np.float64).T)[0]
+    order = [i for i in np.argsort(-exact) if TEXTS[i] != query]
+    same = [i for i in range(len(TEXTS)) if TEXTS[i] == query]
+    code, out, err = ask(source, f"--index={index}", f"--query={query}", "--top=3", "--jsonl")
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [(f["rank"], f["same"], f["document"]["text"]) for f in found] == [
+        *((None, True, TEXTS[i]) for i in same),
+        *((rank, False, TEXTS[i]) for rank, i in enumerate(order[:3], 1)),
+    ]
+    np.testing.assert_allclose([f["cosine"] for f in found], exact[[*same, *order[:3]]], atol=1e-5)
+    code, out, err = ask(source, f"--index={index}", f"--query={query}")
+    assert code == 0, err
+    shown = out.splitlines()
+    assert [line.split()[0] for line in shown] == ["="] * len(same) + [str(i + 1) for i in range(len(order))]
+    assert all(line.endswith(f"{i}.txt: {TEXTS[i]}") for line, i in zip(shown, [*same, *order], strict=True))
+
+
+def test_an_index_that_was_made_otherwise_is_refused(runs, ask, index, tmp_path):
+    source, query = f"--from={runs / 'encoder.masked'}", "--query=a"
+    code, _, err = ask(f"--from={runs / 'decoder.causal'}", f"--index={index}", query)
+    assert code == 2 and err == (
+        f"error: the index in {index} was made by another model than --from={runs / 'decoder.causal'}: that in "
+        f"{runs / 'encoder.masked'} at step 2; give that one, or make another index\n"
+    )
+    code, _, err = ask(source, f"--index={index}", query, "--pooling=max")
+    assert code == 2 and err == (
+        f"error: --pooling=max, and the index in {index} was made with mean: leave it out, or make another\n"
+    )
+    shutil.copytree(index, tmp_path / "relabelled")  # by hand: the pooling that it claims is not that it was made with
+    about = json.loads((index / "index.json").read_text())
+    (tmp_path / "relabelled/index.json").write_text(json.dumps(about | {"pooling": "max"}))
+    code, _, err = ask(source, f"--index={tmp_path / 'relabelled'}", query)
+    assert code == 2 and "was made by another model" in err
+    code, _, err = ask(source, f"--index={index}", "a.txt")
+    assert code == 2 and err.startswith("error: a.txt cannot be read (No such file or directory)")
+    code, _, err = ask(source, f"--index={index}", tmp_path / "0.txt")
+    assert code == 2 and "exists and is not an empty folder; give another, nothing is overwritten" in err
+    for name, content, cause in (
+        ("vectors.npy", b"\x93NUMPY", "cannot be read"),
+        ("vectors.npy", None, "cannot be read"),
+        ("texts.jsonl", b'{"text": "a"}\n', "are not those that index.json describes; make the index again"),
+        ("texts.jsonl", b'{"words": "a"}\n', "line 1 of|has no text"),
+        ("index.json", b"{}", "is missing"),
+        ("index.json", json.dumps(about | {"pooling": "sum"}).encode(), "index.json.pooling is 'sum'"),
+    ):
+        shutil.rmtree(tmp_path / "damaged", ignore_errors=True)
+        shutil.copytree(index, tmp_path / "damaged")
+        (tmp_path / "damaged" / name).unlink()
+        if content is not None:
+            (tmp_path / "damaged" / name).write_bytes(content)
+        code, _, err = ask(source, f"--index={tmp_path / 'damaged'}", query)
+        assert code == 2 and all(c in err for c in cause.split("|")) and err.count("\n") == 1, err
+
+
+def test_long_texts(runs, ask, tmp_path):
+    source, long = f"--from={runs / 'encoder.masked'}", " ".join("jihgfedcba"[i % 7 :] for i in range(80))
+    (tmp_path / "long.txt").write_text(long)
+    code, _, err = ask(source, f"--index={tmp_path / 'index'}", tmp_path / "long.txt")
+    assert code == 2 and err.startswith(f"error: {tmp_path / 'long.txt'} has ") and err.count("\n") == 1
+    assert err.endswith(
+        " tokens with its ends, and 32 are read at once: shorten it, or give --long=windows, or a higher --length\n"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["long.txt"]  # nothing was left behind
+    code, out, err = ask(source, f"--index={tmp_path / 'index'}", "--long=windows", tmp_path / "long.txt")
+    assert code == 0 and out.startswith("1 texts, 32 numbers each"), err
+    wanted = vectors(runs / "encoder.masked", [long], long="windows", length=32)
+    np.testing.assert_allclose(np.load(tmp_path / "index/vectors.npy"), wanted, atol=1e-6)
+
+
+def test_mistakes_take_one_line(runs, ask, tmp_path):
+    source = f"--from={runs / 'decoder.causal'}"
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for words, given, cause in (
+        ((source,), "", "standard input has no text: give one or more, a line each"),
+        ((source, "a"), "", "one text has none to be compared with: give two or more, or take --jsonl for its vector"),
+        ((source, "--jsonl", "a"), "", "arguments, --file, --jsonl and --query are four ways to give texts"),
+        ((source, "--file=a", "b"), "", "arguments, --file, --jsonl and --query are four ways to give texts"),
+        ((source, "--query=a", "b"), "", "arguments, --file, --jsonl and --query are four ways to give texts"),
+        ((source, "--query=a"), "", "--query searches an index: give --index=FOLDER"),
+        ((source, "--query="), "", "--query='' is too short"),
+        ((source, "--query=a", f"--index={tmp_path}"), "", "holds no index; make one"),
+        ((source, "--jsonl"), "{]\n", "line 1 of standard input is not valid JSON"),
+        ((source, "--jsonl"), '\n{"prompt": "a"}\n', 'line 2 of standard input has no text: {"text": "..."}'),
+        ((source, "--jsonl"), '{"text": 3}\n', "line 1 of standard input has no text"),
+        ((source, "--jsonl"), '{"text": "a", "id": "\\ud800"}\n', "line 1 of standard input has characters that are not UTF-8"),
+        ((source, "--jsonl"), lines({"text": "a", "vector": []}), 'line 1 of standard input has a field "vector" already'),
+        ((source, "a", "\udce9"), "", "has characters that are not UTF-8"),
+        ((source, f"--file={tmp_path / 'latin.txt'}"), "", "give a file of text in UTF-8"),
+        ((source, f"--file={tmp_path}"), "", "Is a directory"),
+        ((source, "--pooling=sum", "a", "b"), "", "--pooling 'sum' is not known"),
+        ((source, "--length=65", "a", "b"), "", "length=65 is more than the 64 positions that the model has learned"),
+        ((source, "--length=0", "a", "b"), "", "--length=0 is too small"),
+        ((source, "--poling=max", "a", "b"), "", "unknown flag --poling; did you mean '--pooling'?"),
+        ((f"--from={runs}", "a", "b"), "", "--from="),
+    ):
+        code, out, err = ask(*words, given=given)
+        assert code == 2 and cause in err and err.startswith("error: ") and err.count("\n") == 1 and not out, (words, err)
