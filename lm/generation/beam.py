@@ -53,7 +53,7 @@ def search(
     keep = min(max(2, 1 + len(eos)) * beams, model.config.vocab_size)
     length = len(prompt) + new_tokens
     row, logits = _begin(model, params, padded(prompt, length), np.int32(len(prompt)), encoder, prefix=prefix)
-    cache = _spread(row["cache"], np.int32(len(prompt)), beams=beams, length=length)
+    cache = _spread(row, np.int32(len(prompt)), beams=beams, length=length)
     scores = np.where(np.arange(beams) == 0, 0.0, -np.inf)  # all beams are the same prompt, and the first one goes on
     logits = jnp.broadcast_to(logits, (beams, *logits.shape))
     texts: list[list[int]] = [[] for _ in range(beams)]

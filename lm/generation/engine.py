@@ -14,6 +14,7 @@ What a slot writes is a function of its request alone: which other requests are 
 Axes: S slots, V vocabulary, L length of the cache, K likeliest tokens that are reported.
 """
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +26,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
-from lm import distributed, startup
+from lm import distributed, sharding, startup
 from lm.config import Sampling
 from lm.errors import UserError
 from lm.generation import sampling
 from lm.generation.sampling import NEVER, Settings
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
+from lm.sharding import shards
 from lm.types import Array, TokenStream
 
 SMALLEST = 16  # tokens of the smallest bucket
@@ -93,8 +96,14 @@ class Drawn:
 def prefill(
     model: Transformer, params: Any, tokens: jax.Array, size: jax.Array, encoder: TokenStream | None, *, prefix: bool
 ) -> tuple[Any, jax.Array]:
-    """Reads a prompt, int32 [1, P] of which the first `size` count. Returns its cache and the logits float32 [V] after it."""
-    place = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    """Reads a prompt, int32 [1, P] of which the first `size` count. Returns its cache and the logits float32 [V] after it.
+
+    Where rows are sharded every shard reads it, because one row cannot be cut.
+    """
+    rows = shards("batch")
+    tokens = jnp.broadcast_to(tokens, (rows, tokens.shape[1]))
+    encoder = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), encoder)
+    place = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     segments = (place < size).astype(jnp.int32)
     stream = TokenStream(tokens, place, segments, segments > 0 if prefix else None)
     encoded = ()
@@ -105,7 +114,9 @@ def prefill(
     )
     last = jax.lax.dynamic_index_in_dim(hidden, size - 1, 1, keepdims=False)
     logits: Any = model.apply({"params": params}, last, method="logits")
-    return cache, logits[0].astype(jnp.float32)
+    first = lambda x, axis: jax.lax.slice_in_dim(x, 0, 1, axis=axis) if x.ndim else x
+    row = jax.tree.map(first, cache["cache"], batch_axes(cache["cache"]))
+    return row, logits[0].astype(jnp.float32)
 
 
 def insert(slots: Slots, slot: jax.Array, row: Any, logits: jax.Array, size: jax.Array, of: "Filling") -> Slots:
@@ -223,6 +234,7 @@ class Engine:
     eos: tokens that end a text
     forbidden: bool [V], tokens that are never written
     prefix: the tokens of a prompt attend to each other
+    mesh: over which the parameters are sharded; slots are cut over its data axes, heads over its tensor axis
     """
 
     def __init__(
@@ -238,7 +250,12 @@ class Engine:
         eos: Sequence[int] = (),
         forbidden: np.ndarray | None = None,
         prefix: bool = False,
+        mesh: Mesh | None = None,
     ) -> None:
+        self._mesh = contextlib.nullcontext if mesh is None else partial(sharding.use, mesh)
+        with self._mesh():
+            if slots % shards("batch"):
+                raise UserError(f"{slots} slots do not divide over {shards('batch')} data shards: take a multiple of these")
         check_positions(model.config, source or None, length - 1, cure="ask for fewer tokens", what="the texts take")
         self.model, self.params, self.length, self.source, self.steps, self.top = model, params, length, source, steps, top
         self.prefix, self.vocab_size = prefix, model.config.vocab_size
@@ -334,7 +351,8 @@ class Engine:
     def _call(self, number: int, *arguments: Any, **settings: Any) -> Any:
         program = self._programs[number]
         before = program._cache_size()
-        out = program(*arguments, **settings)
+        with self._mesh():
+            out = program(*arguments, **settings)
         self.compilations += program._cache_size() - before
         return out
 
@@ -355,8 +373,7 @@ class Engine:
     def _read(self, request: Request) -> tuple[Any, jax.Array]:
         encoder = None if request.encoder is None else whole(request.encoder, self.source)
         tokens, size = padded(request.prompt, self.length - 1), np.int32(len(request.prompt))
-        cache, logits = self._call(0, self.model, self.params, tokens, size, encoder, prefix=self.prefix)
-        return cache["cache"], logits
+        return self._call(0, self.model, self.params, tokens, size, encoder, prefix=self.prefix)
 
     def _filling(self, request: Request, sample: int) -> Filling:
         read = np.zeros(self.vocab_size, bool)
@@ -390,7 +407,8 @@ class Engine:
                 mutable=["cache"],
             )[1]["cache"]
 
-        cache = jax.tree.map(lambda x: jnp.zeros(x.shape or (slots,), x.dtype), jax.eval_shape(first))
+        with self._mesh():
+            cache = jax.tree.map(lambda x: jnp.zeros(x.shape or (slots,), x.dtype), jax.eval_shape(first))
         settings = jax.tree.map(jnp.asarray, sampling.settings([Sampling()] * slots, [0] * slots))
         zeros = partial(jnp.zeros, (slots,), jnp.int32)
         table = lambda dtype: jnp.zeros((slots, v), dtype)

@@ -20,6 +20,7 @@ from lm import config, optim, sharding
 from lm.checkpoint import Checkpoints
 from lm.data.rows import blank, stack
 from lm.errors import UserError
+from lm.generation.engine import Engine, Request
 from lm.losses.cross_entropy import cross_entropy
 from lm.losses.log_probs import log_probs
 from lm.models import embedding
@@ -280,6 +281,38 @@ def test_sharded_log_probs_are_unsharded(strategy):
     assert many[0].shape == (8, 16) and shard(many[0]) == 128 // (4 if strategy in ("all", "all of a pod") else 8)
     assert np.abs(jax.tree.leaves(one[1])[0]).max() > 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), many, one)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp and tensor", "all"])
+def test_texts_are_the_same_on_any_mesh(strategy):
+    """The engine with its parameters, slots and heads sharded: tokens equal, log-probabilities to 1e-5."""
+    data = rows("decoder", config.Causal(), decoder_length=16)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(110, 512, n).astype(np.int32) for n in (3, 17, 1, 9, 5, 12, 2, 20, 7)]
+
+    def written(c, devices):
+        r = run("decoder", config.Causal(), c)
+        mesh, plan, _ = start(r, data, devices)
+        with sharding.use(mesh):
+            params = jax.tree.map(lambda x: 2 * x, plan.create(0).params)  # sharper than a model that knows nothing
+        engine = Engine(Transformer(r.model), params, slots=8, length=48, steps=5, mesh=mesh)
+        requests = [Request(p, 10, config.Sampling(temperature=0.8, top_k=50, seed=i)) for i, p in enumerate(prompts)]
+        for request in requests:
+            engine.submit(request)
+        found = {id(request): [] for request in requests}
+        for each in engine.run():
+            found[id(each.request)].append((each.token, each.log_prob))
+        return np.array([found[id(request)] for request in requests]), engine
+
+    (one, _), (many, engine) = written(config.Mesh(), jax.devices()[:1]), written(MESHES[strategy], None)
+    np.testing.assert_array_equal(one[..., 0], many[..., 0])
+    np.testing.assert_allclose(one[..., 1], many[..., 1], atol=1e-5)
+    assert len(np.unique(one[..., 0])) > 20
+    keys = [x for x in jax.tree.leaves(engine._slots.cache) if x.ndim == 4]
+    assert keys and all(shard(x) < x.size for x in keys)
+    if strategy == "all":
+        with pytest.raises(UserError, match="6 slots do not divide over 4 data shards: take a multiple of these"):
+            Engine(engine.model, engine.params, slots=6, mesh=sharding.make_mesh(MESHES[strategy]))
 
 
 def cut(example, index):
