@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -6,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from lm import recipes
+from lm.config import resolve
 
 TINY = Path(__file__).parent / "tiny.py"
 
@@ -46,6 +50,43 @@ def command(flags, corpus):
         return subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True)
 
     return start
+
+
+class Runs:
+    """`runs / "decoder.causal"` is the workdir of a run of two steps, which is trained when it is first asked for."""
+
+    def __init__(self, home, corpus):
+        self.home, self.corpus = home, corpus
+
+    def __truediv__(self, name):
+        if not (self.home / name).exists():
+            paths = {"data.sources.tiny.path": f"{self.corpus}/tiny.jsonl", "data.cache": f"{self.corpus}/cache"}
+            little = {"train.steps": "2", "checkpoint.every": "None"}
+            recipes.train(resolve.load(f"{TINY}:{name}", paths | little), self.home / name, quiet=True)
+        return self.home / name
+
+    def __str__(self):
+        return str(self.home)
+
+
+@pytest.fixture(scope="session")
+def runs(corpus, tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("runs"), corpus)
+
+
+@pytest.fixture
+def piped(capsys, monkeypatch):
+    """Runs the main of a command with a standard input; returns its exit code, what it wrote, and what it said on standard
+    error."""
+
+    def run(main, words, given):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`python -m lm.embed` on real runs: a table, JSON lines, an index and what is found in it, mistakes in one line."""
 
-import io
 import json
 import shutil
 
@@ -12,34 +11,12 @@ from lm.embed import main
 from lm.generation.vectors import Embedder, cosines
 from lm.models.transformer import Transformer
 
-LITTLE = ("--config.train.steps=2", "--config.checkpoint.every=None")
-NAMES = ("encoder.masked", "decoder.causal")
 TEXTS = ["abc de fa", "j", "bcd ef ghi bb", "abc de fb", "hij hij"]
 
 
-@pytest.fixture(scope="module")
-def runs(command, tmp_path_factory):
-    """Workdirs by the name of what is trained."""
-    home = tmp_path_factory.mktemp("runs")
-    for name in NAMES:
-        process = command(home / name, name, *LITTLE)
-        err = process.communicate(timeout=600)[1]
-        assert process.returncode == 0, err
-    return home
-
-
 @pytest.fixture
-def ask(capsys, monkeypatch):
-    """Runs the command with a standard input; returns its exit code, what it wrote, and what it said on standard error."""
-
-    def run(*words, given=""):
-        monkeypatch.setattr("sys.stdin", io.StringIO(given))
-        capsys.readouterr()
-        code = main(list(map(str, words)))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def ask(piped):
+    return lambda *words, given="": piped(main, words, given)
 
 
 @pytest.fixture
@@ -64,7 +41,7 @@ def vectors(folder, texts, **settings):
     return Embedder(Transformer(source.model), source.params(), source.tokenizer(), source.run.objective, **settings)(texts)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["encoder.masked", "decoder.causal"])
 def test_a_table_of_cosines(runs, ask, tmp_path, name):
     source = f"--from={runs / name}"
     code, out, err = ask(source, *TEXTS)

@@ -1,46 +1,17 @@
 """`python -m lm.generate` on real runs of every architecture: prompts in every form, JSON lines, mistakes in one line."""
 
-import io
 import json
 
 import pytest
 
 from lm.generate import main
 
-LITTLE = ("--config.train.steps=2", "--config.checkpoint.every=None")
 FEW = "--new_tokens=6"
 
 
-@pytest.fixture(scope="module")
-def runs(command, tmp_path_factory):
-    """Workdirs by the name of what is trained."""
-    home = tmp_path_factory.mktemp("runs")
-    names = (
-        "decoder.causal",
-        "decoder.prefix",
-        "encoder.masked",
-        "encoder_decoder.span_corruption",
-        "encoder.masked_diffusion",
-    )
-    for name in names:
-        process = command(home / name, name, *LITTLE)
-        err = process.communicate(timeout=600)[1]
-        assert process.returncode == 0, err
-    return home
-
-
 @pytest.fixture
-def ask(capsys, monkeypatch):
-    """Runs the command with a standard input; returns its exit code, what it wrote, and what it said on standard error."""
-
-    def run(*words, given=""):
-        monkeypatch.setattr("sys.stdin", io.StringIO(given))
-        capsys.readouterr()
-        code = main(list(words))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def ask(piped):
+    return lambda *words, given="": piped(main, words, given)
 
 
 def lines(*asked):

@@ -1,37 +1,15 @@
 """`python -m lm.score` on real runs: files, JSON lines, hypotheses; mistakes in one line."""
 
-import io
 import json
 
 import pytest
 
 from lm.score import main
 
-LITTLE = ("--config.train.steps=2", "--config.checkpoint.every=None")
-
-
-@pytest.fixture(scope="module")
-def runs(command, tmp_path_factory):
-    home = tmp_path_factory.mktemp("runs")
-    for name in ("decoder.causal", "encoder.masked"):
-        process = command(home / name, name, *LITTLE)
-        err = process.communicate(timeout=600)[1]
-        assert process.returncode == 0, err
-    return home
-
 
 @pytest.fixture
-def score(capsys, monkeypatch):
-    """Runs the command with a standard input; returns its exit code, what it wrote, and what it said on standard error."""
-
-    def run(*words, given=""):
-        monkeypatch.setattr("sys.stdin", io.StringIO(given))
-        capsys.readouterr()
-        code = main(list(words))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def score(piped):
+    return lambda *words, given="": piped(main, words, given)
 
 
 def lines(*records):
