@@ -46,7 +46,7 @@ SUITES = {  # name -> studies
         "warning",
         "wang_adapt",
     ),
-    "frontier": ("diffusion", "crossing", "reversal_diffusion", "adapt", "sudoku"),
+    "frontier": ("diffusion", "crossing", "reversal_diffusion", "adapt", "sudoku", "planning", "vectors"),
 }
 
 
