@@ -3,9 +3,9 @@
     python -m lm.train --config=configs/encoder_contrastive.py --workdir=runs/encoder_contrastive
     python -m lm.train --config=configs/encoder_contrastive.py --config.train.init_from=D --workdir=E
 
-The second begins with a model that was trained to fill in masks, as SimCSE does. Cost: about a minute on two CPU cores. Reached:
-every held-out text is nearest to itself among those of its batch, with 0.72 M parameters (experiments/objectives/README.md;
-`python -m experiments.objectives.run` measures all objectives).
+The second begins with a model that was trained to fill in masks, as SimCSE does. Cost: about a minute on two CPU cores.
+Reached: every held-out text is nearest to itself among those of its batch, with 0.72 M parameters
+(experiments/objectives/README.md; `python -m experiments.objectives.run` measures all objectives).
 """
 
 from ml_collections import config_dict
