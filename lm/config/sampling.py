@@ -38,9 +38,7 @@ class Asked(Sampling):
     samples: Count = 1
     stop: tuple[Name, ...] = ()  # texts that end a sample, and are no part of it
     beams: Natural = 0  # search for the samples with so many texts at a time, and draw nothing
-    length_penalty: Annotated[float, Range(-10.0, 10.0)] = (
-        1.0  # a text of n tokens has log-probability / n ** penalty as its score
-    )
+    length_penalty: Annotated[float, Range(-10.0, 10.0)] = 1.0  # of beams: a score is log-probability / tokens ** this
 
     def __post_init__(self) -> None:
         if not self.beams and self.length_penalty != 1.0:
