@@ -165,6 +165,17 @@ def parser(module: str, doc: str | None, *, config: bool | None = None, exits: M
     return p
 
 
+def standard_input(missing: str) -> str:
+    """Everything on standard input. UserError with the text `missing` at a terminal, where nothing was piped; and for bytes
+    that are not UTF-8."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UserError(missing)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 ({error}); give texts that are") from None
+
+
 def load(flags: argparse.Namespace) -> Run:
     """Returns the run that --config and --config.KEY=VALUE describe. UserError if they are invalid."""
     return resolve.load(flags.config, flags.overrides)

@@ -23,7 +23,6 @@ texts.jsonl, the texts in the same order; and index.json, which says what they w
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ Pooling = Literal["mean", "cls", "last", "max"]
 Long = Literal["refuse", "windows"]
 VECTORS, TEXTS, INDEX = "vectors.npy", "texts.jsonl", "index.json"
 SHOWN = 60  # characters of a text in a table
+NO_TEXT = "there is no text: give some, or --file, or lines on standard input"
 
 Record = dict[str, Any]  # {"text": ..., and any other fields}
 
@@ -114,12 +114,12 @@ def _opened(flags: argparse.Namespace, pooling: str | None) -> "tuple[Saved, Emb
 def _given(flags: argparse.Namespace) -> tuple[list[Record], list[str]]:
     """The texts that are given, and what errors call each of them. UserError if there is none."""
     if flags.texts and flags.index is not None:
-        found = [({"text": _content(name, "the file").removesuffix("\n"), "file": name}, name) for name in flags.texts]
+        found = [({"text": paths.text(name, name="the file").removesuffix("\n"), "file": name}, name) for name in flags.texts]
     elif flags.texts:
         found = [({"text": text}, f"text {i} ({_short(text)!r})") for i, text in enumerate(flags.texts, 1)]
     else:
         where = flags.file or "standard input"
-        content = _content(flags.file, "--file") if flags.file else _standard_input()
+        content = paths.text(flags.file, name="--file") if flags.file else cli.standard_input(NO_TEXT)
         lines = [(line, f"line {i} of {where}") for i, line in enumerate(content.split("\n"), 1) if line.strip()]
         found = [(_parsed(line, name), name) if flags.jsonl else ({"text": line}, name) for line, name in lines]
         if not found:
@@ -127,24 +127,6 @@ def _given(flags: argparse.Namespace) -> tuple[list[Record], list[str]]:
     for record, name in found:
         resolve.build(Words, record["text"], name)
     return [record for record, _ in found], [name for _, name in found]
-
-
-def _standard_input() -> str:
-    if sys.stdin is None or sys.stdin.isatty():
-        raise UserError("there is no text: give some, or --file, or lines on standard input")
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise UserError(f"standard input is not UTF-8 ({error}); give texts that are") from None
-
-
-def _content(given: str, name: str) -> str:
-    try:
-        paths.local(given, name=name, rewritten=())
-        return Path(given).expanduser().read_text(encoding="utf-8-sig")  # not the resolved path: a pipe's does not exist
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{given} cannot be read ({why}); give a file of text in UTF-8") from None
 
 
 def _parsed(line: str, name: str) -> Record:

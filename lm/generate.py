@@ -19,12 +19,11 @@ What a sample is depends on its prompt, its settings, its seed and its number al
 """
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from lm import cli, config
+from lm import cli, config, untrusted
 from lm.config import Asked, resolve
 from lm.config.ranges import Count, Natural
 from lm.errors import UserError, printable
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 SETTINGS = {f.name: f for f in fields(config.Sampling)}
 SLOTS = 8
+NO_PROMPT = "there is no prompt: give one, or a text on standard input"
 __path__: list[str] = []  # imports of submodules that it had as a package reach `lm.moved`
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     first = {"new_tokens": flags.new_tokens, "samples": flags.samples, "stop": stop}
     first |= {name: value for name in (*SETTINGS, "beams", "length_penalty") if (value := getattr(flags, name)) is not None}
     if flags.jsonl:
-        asked = list(_lines(sys.stdin, first))
+        asked = list(_lines(cli.standard_input(NO_PROMPT).split("\n"), first))
     else:
         asked = [resolve.build(Asked, first | {"prompt": prompt}) for prompt in _prompts(flags.prompts)]
     cli.start_jax()
@@ -83,23 +83,21 @@ def writer(folder: str, *, slots: int, top: int = 0) -> "Writer":
 def _prompts(given: list[str]) -> list[str]:
     if given:
         return given
-    if sys.stdin is None or sys.stdin.isatty():
-        raise UserError("there is no prompt: give one, or a text on standard input")
-    text = sys.stdin.read()
+    text = cli.standard_input(NO_PROMPT)
     if not text:
         raise UserError("standard input is empty, and was to be the prompt")
     return [text.removesuffix("\n")]
 
 
-def _lines(file: Any, first: dict[str, Any]) -> Iterator[Asked]:
-    """What the lines of a file ask for; `first` has what they leave out. UserError names the line that is wrong."""
-    for number, line in enumerate(file, 1):
+def _lines(lines: Iterable[str], first: dict[str, Any]) -> Iterator[Asked]:
+    """What lines of JSON ask for; `first` has what they leave out. UserError names the line that is wrong."""
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"line {number} of standard input"
         try:
-            asked = json.loads(line)
-        except json.JSONDecodeError as error:
+            asked = untrusted.strict_json(line)
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where} is not JSON ({error}): give an object a line") from None
         if not isinstance(asked, dict) or "prompt" not in asked:
             raise UserError(f'{where} has no prompt: {{"prompt": "..."}}')

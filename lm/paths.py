@@ -1,4 +1,4 @@
-"""Checks folders that the user gives, and refuses those for which a library would write to a different path."""
+"""Checks folders that the user gives, and refuses those for which a library would write to a different path; reads texts."""
 
 import re
 from pathlib import Path
@@ -36,3 +36,14 @@ def local(given: str | Path, *, name: str, rewritten: tuple[str, ...] = REWRITTE
         if string in text:
             raise UserError(f"{label}: a library that writes there changes {string!r} in {path}; give a folder without it")
     return path
+
+
+def text(given: str, *, name: str) -> str:
+    """The text in a local file or pipe. UserError, whose message starts with `name` where the path is wrong, if it is not UTF-8
+    or cannot be read."""
+    local(given, name=name, rewritten=())
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8-sig")  # not the resolved path: a pipe's does not exist
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{given} cannot be read ({why}); give a file of text in UTF-8") from None

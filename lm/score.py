@@ -27,6 +27,7 @@ from lm import cli, paths, untrusted
 from lm.config.ranges import Count, NonNegative
 from lm.errors import UserError
 
+NO_TEXT = "there is no text: give files, or a text on standard input"
 LENGTH = 512  # tokens of a window of a model that says nothing of how many it has learned
 
 
@@ -40,11 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     if flags.nbest is not None:
         return _order(flags)
     if flags.jsonl:
-        records = _lines("standard input", sys.stdin.read(), "text")
+        records = _lines("standard input", cli.standard_input(NO_TEXT), "text")
         for record, found in zip(records, _scored(flags, [record["text"] for record in records]), strict=True):
             print(json.dumps(record | _json(found), ensure_ascii=False))
         return 0
-    texts = {name: _text(name) for name in flags.files} or {"standard input": sys.stdin.read()}
+    texts = {name: paths.text(name, name="the file") for name in flags.files} or {"standard input": cli.standard_input(NO_TEXT)}
     found = _scored(flags, list(texts.values()))
     _show(list(texts), found)
     return 0
@@ -78,7 +79,7 @@ def _scored(flags: Any, texts: Sequence[str]) -> list[Any]:
 def _order(flags: Any) -> int:
     from lm.evaluation import text_scores  # imports jax
 
-    records = _lines(f"--nbest={flags.nbest}", _text(flags.nbest, "--nbest"), "utterance", "text", score=(int, float))
+    records = _lines(f"--nbest={flags.nbest}", paths.text(flags.nbest, name="--nbest"), "utterance", "text", score=(int, float))
     fields = ("utterance", "text", "score", "reference")
     hypotheses = [text_scores.Hypothesis(**{f: r[f] for f in fields if f in r}) for r in records]
     log_probs = [-found.nats for found in _scored(flags, [h.text for h in hypotheses])]
@@ -109,14 +110,6 @@ def _json(found: Any) -> dict[str, Any]:
         "bits_per_byte": round(found.bits_per_byte, 5),
         "perplexity": round(found.perplexity, 4),
     }
-
-
-def _text(name: str, flag: str = "") -> str:
-    file = paths.local(name, name=flag or "the file")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{name} cannot be read ({error}); give a file of text in UTF-8") from None
 
 
 def _lines(where: str, text: str, *fields: str, **kinds: Any) -> list[dict[str, Any]]:

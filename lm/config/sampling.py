@@ -3,10 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Annotated
 
-from lm.config.ranges import Count, Name, Natural, NonNegative, Positive, PositiveShare, Range, Share, Words
+from lm.config.ranges import Count, Name, Natural, NonNegative, Positive, PositiveShare, Range, Seed, Share, Words
 from lm.errors import UserError
-
-UINT32 = 2**32
 
 
 @dataclass(frozen=True)
@@ -14,14 +12,14 @@ class Sampling:
     """How one request's tokens are drawn. The defaults draw from the model's own distribution."""
 
     temperature: NonNegative = 1.0  # 0: the likeliest token
-    top_k: Annotated[int, Range(0, 2**31 - 1)] = 0  # the k likeliest tokens; 0: all
+    top_k: Natural = 0  # the k likeliest tokens; 0: all
     top_p: PositiveShare = 1.0  # the fewest likeliest tokens with so much probability (arXiv 1904.09751)
     min_p: Share = 0.0  # tokens with at least this share of the likeliest one's probability (arXiv 2407.01082)
     typical_p: PositiveShare = 1.0  # the fewest tokens nearest to the expected surprise with so much (arXiv 2202.00666)
     repetition: Positive = 1.0  # divides positive logits of all tokens so far, and multiplies negative ones (arXiv 1909.05858)
     frequency: float = 0.0  # taken off a token's logit for each time that it was written
     presence: float = 0.0  # taken off once if it was
-    seed: Annotated[int, Range(0, UINT32 - 1)] = 0
+    seed: Seed = 0
 
     @property
     def plain(self) -> bool:

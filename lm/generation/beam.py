@@ -52,13 +52,14 @@ def search(
     bias = jnp.zeros(model.config.vocab_size) if forbidden is None else jnp.where(jnp.asarray(forbidden), -jnp.inf, 0.0)
     keep = min(max(2, 1 + len(eos)) * beams, model.config.vocab_size)
     length = len(prompt) + new_tokens
-    row, logits = _begin(model, params, padded(prompt, length), np.int32(len(prompt)), encoder, prefix=prefix)
-    cache = _spread(row, np.int32(len(prompt)), beams=beams, length=length)
-    scores = np.where(np.arange(beams) == 0, 0.0, -np.inf)  # all beams are the same prompt, and the first one goes on
+    size = np.int32(len(prompt))
+    row, logits = _begin(model, params, padded(prompt, length), size, encoder, prefix=prefix, length=length)
+    cache = _spread(row, size, beams=beams)
+    scores = [0.0] + [-np.inf] * (beams - 1)  # all beams are the same prompt, and the first one goes on
     logits = jnp.broadcast_to(logits, (beams, *logits.shape))
     texts: list[list[int]] = [[] for _ in range(beams)]
     ended: list[Found] = []
-    for size in range(1, new_tokens + 1):
+    for count in range(1, new_tokens + 1):
         totals, best = (np.asarray(x) for x in _candidates(logits, bias, jnp.asarray(scores, jnp.float32), keep=keep))
         candidates = [
             (float(total), int(i) // len(bias), int(i) % len(bias))
@@ -68,39 +69,31 @@ def search(
         open_ = []
         for place, (total, beam, token) in enumerate(candidates):
             text = [*texts[beam], token]
-            if token in eos or size == new_tokens:
+            if token in eos or count == new_tokens:
                 if place < beams:
-                    ended.append(Found(text, total / size**penalty, total))
+                    ended.append(Found(text, total / count**penalty, total))
             elif len(open_) < beams:
                 open_.append((total, beam, text))
         ended = sorted(ended, key=lambda found: -found.score)[:beams]
-        longest = new_tokens if penalty > 0 else size
+        longest = new_tokens if penalty > 0 else count
         full = len(ended) == beams
         if not open_ or (full and (early or open_[0][0] / longest**penalty <= ended[-1].score)):
             break
-        parents = np.array([beam for _, beam, _ in open_] + [0] * (beams - len(open_)), np.int32)
-        texts = [text for *_, text in open_] + [[0]] * (beams - len(open_))
-        scores = np.array([total for total, *_ in open_] + [-np.inf] * (beams - len(open_)))
+        open_ += [(-np.inf, 0, [0])] * (beams - len(open_))  # of no continuation
+        scores, parents, texts = map(list, zip(*open_, strict=True))
         last = np.array([text[-1] for text in texts], np.int32)
-        cache, logits = _forward(model, params, cache, parents, last, np.int32(len(prompt) + size - 1))
+        cache, logits = _forward(model, params, cache, np.array(parents, np.int32), last, size + count - 1)
     return ended
 
 
-_begin = jax.jit(prefill, static_argnames=("model", "prefix"))
+_begin = jax.jit(prefill, static_argnames=("model", "prefix", "length"))
 
 
-@partial(jax.jit, static_argnames=("beams", "length"))
-def _spread(row: Any, size: jax.Array, *, beams: int, length: int) -> Any:
-    """The cache of a prompt, of `size` tokens, for so many beams, with room for `length` tokens."""
-
-    def one(path: Any, x: jax.Array, axis: int) -> jax.Array:
-        if not x.ndim:  # the length, which each row has for itself
-            return jnp.full(beams, size, x.dtype)
-        across = any("cross" in str(getattr(key, "key", "")) or getattr(key, "key", "") == "encoded_segments" for key in path)
-        room = [(0, length - x.shape[i]) if i == axis + 1 and not across else (0, 0) for i in range(x.ndim)]
-        return jnp.repeat(jnp.pad(x, room), beams, axis=axis)
-
-    return jax.tree_util.tree_map_with_path(one, row, batch_axes(row))
+@partial(jax.jit, static_argnames="beams")
+def _spread(row: Any, size: jax.Array, *, beams: int) -> Any:
+    """The cache of a prompt, of `size` tokens, for so many beams; each has a length of its own."""
+    one = lambda x, axis: jnp.repeat(x, beams, axis=axis) if x.ndim else jnp.full(beams, size, x.dtype)
+    return jax.tree.map(one, row, batch_axes(row))
 
 
 @partial(jax.jit, static_argnames="keep")

@@ -94,9 +94,17 @@ class Drawn:
 
 
 def prefill(
-    model: Transformer, params: Any, tokens: jax.Array, size: jax.Array, encoder: TokenStream | None, *, prefix: bool
+    model: Transformer,
+    params: Any,
+    tokens: jax.Array,
+    size: jax.Array,
+    encoder: TokenStream | None,
+    *,
+    prefix: bool,
+    length: int | None = None,
 ) -> tuple[Any, jax.Array]:
-    """Reads a prompt, int32 [1, P] of which the first `size` count. Returns its cache and the logits float32 [V] after it.
+    """Reads a prompt, int32 [1, P] of which the first `size` count. Returns its cache, with room for `length` tokens (None: P),
+    and the logits float32 [V] after it.
 
     Where rows are sharded every shard reads it, because one row cannot be cut.
     """
@@ -109,9 +117,8 @@ def prefill(
     encoded = ()
     if encoder is not None:
         encoded = (model.apply({"params": params}, encoder, method="encode"), encoder.segments)
-    hidden, cache = model.apply(
-        {"params": params}, stream, *encoded, cache_length=tokens.shape[1], method="decode", mutable=["cache"]
-    )
+    room = length or tokens.shape[1]
+    hidden, cache = model.apply({"params": params}, stream, *encoded, cache_length=room, method="decode", mutable=["cache"])
     last = jax.lax.dynamic_index_in_dim(hidden, size - 1, 1, keepdims=False)
     logits: Any = model.apply({"params": params}, last, method="logits")
     first = lambda x, axis: jax.lax.slice_in_dim(x, 0, 1, axis=axis) if x.ndim else x

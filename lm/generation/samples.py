@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config, distributed
-from lm.generation.decoding import generate, left_padded, predict_tokens, sample_token
+from lm.generation.decoding import check_lengths, generate, left_padded, predict_tokens, sample_token
 from lm.generation.diffusion import fill, write_blocks
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
@@ -172,7 +172,9 @@ def fill_masks(
     a = ask("encoder", tokenizer, objective, [prompt], 1, 0)
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
     read = np.concatenate([a.mode, a.ids[0]]).astype(np.int32)
-    logits = jnp.where(forbidden, -jnp.inf, _logits(model, params, Example(left_padded([read]), None, None, None))[0])
+    stream = left_padded([read])
+    check_lengths(model.config, stream, None, cure="shorten it")
+    logits = jnp.where(forbidden, -jnp.inf, _logits(model, params, Example(stream, None, None, None))[0])
     at = np.flatnonzero(read == tokenizer.mask_id)
     best, ids = jax.lax.top_k(jax.nn.log_softmax(logits[at].astype(jnp.float32)), top)
     found = [list(zip(i, p, strict=True)) for i, p in zip(ids.tolist(), best.tolist(), strict=True)]

@@ -118,7 +118,7 @@ class Writer:
         settings: dict[str, Any] = dict(eos=[self.tokenizer.eos_id], forbidden=never, encoder=encoder, prefix=prefix)
         settings |= dict(beams=one.beams, new_tokens=one.new_tokens, penalty=one.length_penalty)
         for number, found in enumerate(beam.search(self.model, self.params, request.prompt, **settings)[: one.samples]):
-            text = Streamed(self.tokenizer, request.prompt if request.encoder is None else (), one.stop)
+            text = self._streamed(request, one)
             ends = found.tokens[-1] == self.tokenizer.eos_id
             said = text.add(found.tokens[:-1] if ends else found.tokens) + text.end()
             if stream:
@@ -137,6 +137,9 @@ class Writer:
         encoder = None if a.encoder is None else a.encoder.tokens[0]
         return Request(a.decoder.tokens[0], one.new_tokens, one, encoder, one.samples), never, a.decoder.prefix is not None
 
+    def _streamed(self, request: Request, one: Asked) -> Streamed:
+        return Streamed(self.tokenizer, request.prompt if request.encoder is None else (), one.stop)
+
     def _continued(self, asked: Sequence[Asked], stream: Callable[[str], Any] | None) -> Iterator[Sample]:
         if not asked:
             return
@@ -150,8 +153,7 @@ class Writer:
             for (key, number), some in itertools.groupby(sorted(engine.step(), key=_of), key=_of):
                 request, one = requests[key]
                 if (key, number) not in live:
-                    text = Streamed(self.tokenizer, request.prompt if request.encoder is None else (), one.stop)
-                    live[key, number] = Sample(one, number, log_prob=0.0), text
+                    live[key, number] = Sample(one, number, log_prob=0.0), self._streamed(request, one)
                 sample, text = live[key, number]
                 if self._add(sample, text, list(some), stream):
                     engine.cancel(request, number)

@@ -100,6 +100,13 @@ def test_mistakes_take_one_line(runs, ask):
         ((source,), "", "standard input is empty, and was to be the prompt"),
         ((source, "--jsonl", "a"), "", "--jsonl reads prompts from standard input: leave out the others"),
         ((source, "--jsonl"), "{]\n", "line 1 of standard input is not JSON"),
+        ((source, "--jsonl"), "[" * 99_999, "line 1 of standard input is not JSON"),
+        ((source, "--jsonl"), '{"prompt": "a", "prompt": "b"}', "line 1 of standard input is not JSON"),
+        (
+            (f"--from={runs / 'encoder.masked'}", "abc de " * 99 + "[MASK]"),
+            "",
+            "positions of the encoder, which has learned 64",
+        ),
         ((source, "--jsonl"), '\n{"text": "a"}\n', "line 2 of standard input has no prompt"),
         ((source, "--jsonl"), lines({"prompt": "a", "top_q": 1}), "line 1 of standard input.top_q is|did you mean 'top_"),
         ((source, "--jsonl"), lines({"prompt": "a", "new_tokens": 0}), "line 1 of standard input.new_tokens=0 is too small"),

@@ -34,7 +34,7 @@ MAY = {
     "models": MODELS,
     "saved": MODELS | {"checkpoint", "data", "integrity", "layout"},
     "generation": MODELS | {"losses", "generation", "objectives", "startup"},
-    "generate": {"errors", "cli", "config", "saved", "models", "generation"},
+    "generate": {"errors", "cli", "untrusted", "config", "saved", "models", "generation"},
     "embed": {"errors", "cli", "config", "atomic", "paths", "untrusted", "saved", "models", "generation"},
     "score": {"errors", "cli", "paths", "untrusted", "config", "saved", "models", "objectives", "evaluation"},
     "conversion": MODELS | {"conversion", "checkpoint", "data", "saved"},
