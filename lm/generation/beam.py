@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import UserError
-from lm.generation.engine import batch_axes, padded, prefill
+from lm.generation.cache import spread, taken
+from lm.generation.engine import padded
+from lm.generation.programs import prefill
 from lm.models.transformer import Transformer
 from lm.types import TokenStream
 
@@ -54,7 +56,7 @@ def search(
     length = len(prompt) + new_tokens
     size = np.int32(len(prompt))
     row, logits = _begin(model, params, padded(prompt, length), size, encoder, prefix=prefix, length=length)
-    cache = _spread(row, size, beams=beams)
+    cache = _spread(row, beams, size)
     scores = [0.0] + [-np.inf] * (beams - 1)  # all beams are the same prompt, and the first one goes on
     logits = jnp.broadcast_to(logits, (beams, *logits.shape))
     texts: list[list[int]] = [[] for _ in range(beams)]
@@ -87,13 +89,7 @@ def search(
 
 
 _begin = jax.jit(prefill, static_argnames=("model", "prefix", "length"))
-
-
-@partial(jax.jit, static_argnames="beams")
-def _spread(row: Any, size: jax.Array, *, beams: int) -> Any:
-    """The cache of a prompt, of `size` tokens, for so many beams; each has a length of its own."""
-    one = lambda x, axis: jnp.repeat(x, beams, axis=axis) if x.ndim else jnp.full(beams, size, x.dtype)
-    return jax.tree.map(one, row, batch_axes(row))
+_spread = jax.jit(spread, static_argnames="count")
 
 
 @partial(jax.jit, static_argnames="keep")
@@ -108,7 +104,7 @@ def _forward(
     model: Transformer, params: Any, cache: Any, parents: jax.Array, tokens: jax.Array, position: jax.Array
 ) -> tuple[Any, jax.Array]:
     """Appends a token, int32 [N], to the texts that were beams `parents`, int32 [N]; returns their cache and logits [N, V]."""
-    cache = jax.tree.map(lambda x, axis: jnp.take(x, parents, axis=axis), cache, batch_axes(cache))
+    cache = taken(cache, parents)
     one = jnp.ones_like(tokens)[:, None]
     stream = TokenStream(tokens[:, None], one * position, one, None)
     hidden, changed = model.apply({"params": params, "cache": cache}, stream, method="decode", mutable=["cache"])

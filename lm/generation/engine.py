@@ -5,38 +5,39 @@
     for written in engine.run(): ...
 
 A prompt is read at once (prefill, its length rounded up to a bucket), its keys and values are put into a free slot, and all
-slots write together, `steps` tokens for each call of the host. A slot is free again when its text ends. Three programs serve
-everything: two are compiled for each bucket, one for each of two ways of drawing. `warm` compiles them all; `compilations`
-counts.
+slots write together, `steps` times for each call of the host. A slot is free again when its text ends. Three programs serve
+everything (`lm.generation.programs`): two are compiled for each bucket, one for each way of drawing. `warm` compiles them all;
+`compilations` counts.
 
 What a slot writes is a function of its request alone: which other requests are there, and which slot it has, changes nothing.
-
-Axes: S slots, V vocabulary, L length of the cache, K likeliest tokens that are reported.
 """
 
 import contextlib
-import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh
 
-from lm import distributed, sharding, startup
+from lm import distributed, sharding
 from lm.config import Sampling
 from lm.errors import UserError
-from lm.generation import sampling
-from lm.generation.sampling import NEVER, Settings
+from lm.generation import cache, sampling
+from lm.generation.cache import Kind
+from lm.generation.programs import Filling, Setup, Slots, Way, jitted
+from lm.generation.sampling import NEVER
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.sharding import shards
-from lm.types import Array, TokenStream
+from lm.types import TokenStream
+
+if TYPE_CHECKING:
+    from lm.generation.grammar import Constraint, Walk
 
 SMALLEST = 16  # tokens of the smallest bucket
 
@@ -51,6 +52,7 @@ class Request:
     encoder: np.ndarray | None = None  # int32 [m], what the encoder of an encoder-decoder reads
     samples: int = 1  # continuations of the same prompt, which is read once
     bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these tokens
+    constraint: "Constraint | None" = None  # a grammar that what is written follows
 
 
 @dataclass(frozen=True)
@@ -66,181 +68,36 @@ class Written:
     last: bool  # nothing follows
 
 
-@struct.dataclass
-class Slots:
-    cache: Any
-    logits: jax.Array  # float32 [S, V], of the token to be written
-    position: jax.Array  # int32 [S], of that token
-    left: jax.Array  # int32 [S], tokens that may still be written; 0 in a free slot
-    settings: Settings  # [S]
-    read: jax.Array  # bool [S, V], tokens of the prompt
-    written: jax.Array  # int32 [S, V], how often each token was written
-    bias: jax.Array  # float32 [S, V]
-
-
-@struct.dataclass
-class Drawn:
-    """What `decode` wrote in one step; a row counts if it was `live`."""
-
-    token: jax.Array  # int32 [S]
-    log_prob: jax.Array  # float32 [S]
-    drawn_log_prob: jax.Array  # float32 [S]
-    top_tokens: jax.Array  # int32 [S, K]
-    top_log_probs: jax.Array  # float32 [S, K]
-    live: jax.Array  # bool [S]
-
-
-# ----------------------------------------------------------------------------------------------------------- programs
-
-
-def prefill(
-    model: Transformer,
-    params: Any,
-    tokens: jax.Array,
-    size: jax.Array,
-    encoder: TokenStream | None,
-    *,
-    prefix: bool,
-    length: int | None = None,
-) -> tuple[Any, jax.Array]:
-    """Reads a prompt, int32 [1, P] of which the first `size` count. Returns its cache, with room for `length` tokens (None: P),
-    and the logits float32 [V] after it.
-
-    Where rows are sharded every shard reads it, because one row cannot be cut.
-    """
-    rows = shards("batch")
-    tokens = jnp.broadcast_to(tokens, (rows, tokens.shape[1]))
-    encoder = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), encoder)
-    place = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    segments = (place < size).astype(jnp.int32)
-    stream = TokenStream(tokens, place, segments, segments > 0 if prefix else None)
-    encoded = ()
-    if encoder is not None:
-        encoded = (model.apply({"params": params}, encoder, method="encode"), encoder.segments)
-    room = length or tokens.shape[1]
-    hidden, cache = model.apply({"params": params}, stream, *encoded, cache_length=room, method="decode", mutable=["cache"])
-    last = jax.lax.dynamic_index_in_dim(hidden, size - 1, 1, keepdims=False)
-    logits: Any = model.apply({"params": params}, last, method="logits")
-    first = lambda x, axis: jax.lax.slice_in_dim(x, 0, 1, axis=axis) if x.ndim else x
-    row = jax.tree.map(first, cache["cache"], batch_axes(cache["cache"]))
-    return row, logits[0].astype(jnp.float32)
-
-
-def insert(slots: Slots, slot: jax.Array, row: Any, logits: jax.Array, size: jax.Array, of: "Filling") -> Slots:
-    """Puts a prompt that `prefill` has read into a slot."""
-    axes = batch_axes(slots.cache)
-
-    def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        if new.ndim < old.ndim:  # the length, which in a slot is its own
-            return old.at[slot].set(size.astype(old.dtype))
-        if not jnp.issubdtype(old.dtype, jnp.floating):  # segments: 0 behind the prompt, so that nothing older is seen
-            room = [
-                (0, have - want) if i > axis else (0, 0)
-                for i, (have, want) in enumerate(zip(old.shape, new.shape, strict=True))
-            ]
-            new = jnp.pad(new, room)
-        start = [slot if i == axis else 0 for i in range(old.ndim)]
-        return jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
-
-    one = lambda old, new: old.at[slot].set(new)
-    return Slots(
-        jax.tree.map(put, slots.cache, row, axes),
-        one(slots.logits, logits),
-        one(slots.position, of.position),
-        one(slots.left, of.left),
-        jax.tree.map(lambda old, new: one(old, new[0]), slots.settings, of.settings),
-        one(slots.read, of.read),
-        one(slots.written, 0),
-        one(slots.bias, of.bias),
-    )
-
-
-@struct.dataclass
-class Filling:
-    """What `insert` is told of a request beside its cache."""
-
-    position: Array  # int32
-    left: Array  # int32
-    settings: Settings  # [1]
-    read: Array  # bool [V]
-    bias: Array  # float32 [V]
-
-
-def decode(
-    model: Transformer, params: Any, slots: Slots, eos: jax.Array, *, steps: int, plain: bool, top: int
-) -> tuple[Slots, Drawn]:
-    """Writes `steps` tokens in each slot; returns what was drawn with a leading axis of steps. `plain`: no slot has a filter or
-    a penalty."""
-    rows = jnp.arange(len(slots.left))
-
-    def step(slots: Slots, _: None) -> tuple[Slots, Drawn]:
-        s, live = slots.settings, slots.left > 0
-        if plain:
-            logits = (slots.logits + slots.bias) / jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
-        else:
-            logits = sampling.penalised(slots.logits, s, slots.read, slots.written) + slots.bias
-            logits = sampling.filtered(logits, s)
-        token = sampling.draw(logits, s, slots.position)
-        of = lambda x: jnp.take_along_axis(jax.nn.log_softmax(x, axis=-1), token[:, None], axis=-1)[:, 0]
-        best = jax.lax.top_k(jax.nn.log_softmax(slots.logits, axis=-1), top) if top else (jnp.zeros((len(rows), 0)),) * 2
-        drawn = Drawn(
-            token, of(slots.logits), jnp.where(s.temperature > 0, of(logits), 0.0), best[1].astype(jnp.int32), best[0], live
-        )
-        stream = TokenStream(token[:, None], slots.position[:, None], jnp.ones_like(token)[:, None], None)
-        variables = {"params": params, "cache": slots.cache}
-        hidden, changed = model.apply(variables, stream, method="decode", mutable=["cache"])
-        after: Any = model.apply({"params": params}, hidden[:, -1], method="logits")
-        ended = (token[:, None] == eos).any(axis=1)
-        written = slots.written if plain else slots.written.at[rows, token].add(live.astype(jnp.int32))
-        return replace(
-            slots,
-            cache=changed["cache"],
-            logits=after.astype(jnp.float32),
-            position=slots.position + live,
-            left=jnp.where(live & ~ended, slots.left - 1, 0),
-            written=written,
-        ), drawn
-
-    return jax.lax.scan(step, slots, None, length=steps)
-
-
-def batch_axes(cache: Any) -> Any:
-    """The axis of the rows in each array of a cache: scanned layers are stacked before it."""
-    of = lambda path, x: int(any(getattr(key, "key", None) == "groups" for key in path))
-    return jax.tree_util.tree_map_with_path(of, cache)
-
-
-@cache
-def _jitted(*, single: bool) -> tuple[Any, Any, Any]:
-    options = startup.decoding_options(single=single)
-    return (
-        jax.jit(prefill, static_argnames=("model", "prefix")),
-        jax.jit(insert, donate_argnames="slots"),
-        jax.jit(decode, static_argnames=("model", "steps", "plain", "top"), donate_argnames="slots", compiler_options=options),
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------- host
-
-
 @dataclass
 class _Job:
     """A request in the queue: its samples are put into slots one after another."""
 
     request: Request
     begun: int = 0  # samples
-    row: Any = None  # its cache and logits, once its prompt is read
+    read: Any = None  # its cache, that of the draft model, and its logits, once its prompt is read
+
+
+@dataclass
+class _Text:
+    """What a slot writes."""
+
+    request: Request
+    sample: int
+    walk: "Walk | None"  # through the grammar of the request
 
 
 class Engine:
     """`slots` texts at once, each of at most `length` tokens with its prompt.
 
     source: tokens that an encoder reads, at most
-    steps: tokens that all slots write for each call of the host
+    steps: passes through the model for each call of the host
     top: likeliest tokens that are reported beside each one
     eos: tokens that end a text
     forbidden: bool [V], tokens that are never written
     prefix: the tokens of a prompt attend to each other
+    guesses: tokens that are guessed ahead, and read in the same pass to see which are right: by `draft`, a smaller model of the
+        same vocabulary and its parameters, or else by what followed when the text's last tokens occurred before
+    kind: of the keys and values that are kept
     mesh: over which the parameters are sharded; slots are cut over its data axes, heads over its tensor axis
     """
 
@@ -257,22 +114,33 @@ class Engine:
         eos: Sequence[int] = (),
         forbidden: np.ndarray | None = None,
         prefix: bool = False,
+        guesses: int = 0,
+        draft: tuple[Transformer, Any] | None = None,
+        kind: Kind = "own",
         mesh: Mesh | None = None,
     ) -> None:
         self._mesh = contextlib.nullcontext if mesh is None else partial(sharding.use, mesh)
         with self._mesh():
             if slots % shards("batch"):
                 raise UserError(f"{slots} slots do not divide over {shards('batch')} data shards: take a multiple of these")
-        check_positions(model.config, source or None, length - 1, cure="ask for fewer tokens", what="the texts take")
-        self.model, self.params, self.length, self.source, self.steps, self.top = model, params, length, source, steps, top
-        self.prefix, self.vocab_size = prefix, model.config.vocab_size
+        small, small_params = draft or (None, None)
+        if small is not None and (small.config.vocab_size != model.config.vocab_size or source or not guesses):
+            raise UserError(
+                "a draft model guesses for a decoder with its own vocabulary: give one with the same tokenizer, and guesses=4"
+            )
+        for each in (model, *([small] if small else [])):
+            check_positions(each.config, source or None, length - 1, cure="ask for fewer tokens", what="the texts take")
+        self.model, self.length, self.source, self.steps = model, length, source, steps
+        self.vocab_size = model.config.vocab_size
+        self._params, self._small_params = params, small_params
+        self._setup = Setup(model, top, prefix, guesses, small)
         self._forbidden = np.where(forbidden, NEVER, 0.0).astype(np.float32) if forbidden is not None else None
         self._eos = np.array(eos, np.int32)
         self._queue: deque[_Job] = deque()
-        self._texts: list[tuple[Request, int] | None] = [None] * slots
-        self._programs = _jitted(single=slots == 1)
+        self._texts: list[_Text | None] = [None] * slots
+        self._programs = jitted(single=slots == 1 and not guesses)
         self.compilations = 0
-        self._slots = self._empty(slots)
+        self._slots = self._empty(slots, kind)
 
     # ------------------------------------------------------------------------------------------------------ requests
 
@@ -299,7 +167,7 @@ class Engine:
         if sample is None:
             self._queue = deque(job for job in self._queue if job.request is not request)
         for slot, text in enumerate(self._texts):
-            if text is not None and text[0] is request and sample in (None, text[1]):
+            if text is not None and text.request is request and sample in (None, text.sample):
                 self._texts[slot] = None
                 self._slots = replace(self._slots, left=self._slots.left.at[slot].set(0))
 
@@ -313,17 +181,22 @@ class Engine:
         """Requests in the queue, of which some samples may have begun."""
         return len(self._queue)
 
-    def warm(self) -> None:
-        """Compiles all that requests of any length and any settings need, before the first one comes. It must be idle."""
+    def warm(self, constraint: "Constraint | None" = None) -> None:
+        """Compiles all that requests of any length and any settings need, before the first one comes; if a constraint is given,
+        any one, those with constraints too. It must be idle."""
         if self.busy or self.waiting:
             raise ValueError("warm before the first request")
         start = np.zeros(1, np.int32)
-        encoders = [np.zeros(size, np.int32) for size in buckets(self.source)] if self.source else [None]
-        for size, encoder in itertools.product((1,) if self.source else buckets(self.length - 1), encoders):
-            for way in (Sampling(), Sampling(top_k=1)):
-                self.submit(Request(start if encoder is not None else np.zeros(size, np.int32), 1, way, encoder))
-                for _ in self.run():
-                    pass
+        sources = [np.zeros(size, np.int32) for size in buckets(self.source)] if self.source else [None]
+        prompts = [start] if self.source else [np.zeros(size, np.int32) for size in buckets(self.length - 1)]
+        asked = [Request(prompt, 1, encoder=source) for prompt in prompts for source in sources]
+        ways = (Sampling(), Sampling(temperature=0.0), Sampling(top_k=1))
+        asked += [Request(start, 1, way, sources[0]) for way in ways]
+        asked += [Request(start, 1, encoder=sources[0], constraint=constraint)] if constraint else []
+        for request in asked:
+            self.submit(request)
+            for _ in self.run():
+                pass
 
     def run(self) -> Iterator[Written]:
         """Everything that is written until nothing is left to do."""
@@ -331,32 +204,49 @@ class Engine:
             yield from self.step()
 
     def step(self) -> list[Written]:
-        """Fills free slots from the queue, and writes up to `steps` tokens in each slot, in the order of writing."""
+        """Fills free slots from the queue, and passes through the model `steps` times; once, if a slot follows a grammar.
+        Returns what was written, in the order of writing."""
         self._fill()
         if not self.busy:
             return []
-        plain = all(text is None or text[0].sampling.plain for text in self._texts)
-        settings: dict[str, Any] = dict(steps=self.steps, plain=plain, top=self.top)
-        self._slots, drawn = self._call(2, self.model, self.params, self._slots, self._eos, **settings)
-        drawn, left = jax.tree.map(distributed.fetched, (drawn, self._slots.left))
+        steps, allowed = self.steps, self._allowed()
+        if allowed is not None:
+            steps = 1
+        arguments = (self._setup, self._params, self._small_params, self._slots, self._eos, allowed)
+        self._slots, drawn = self._call("decode", *arguments, steps=steps, way=self._way())
+        drawn = jax.tree.map(distributed.fetched, drawn)
         out = []
-        ends = drawn.live.sum(axis=0)  # a live slot is live in all steps before its last
-        for k in range(self.steps):
-            for slot in np.flatnonzero(drawn.live[k]):
-                text = self._texts[slot]
-                assert text is not None
-                top = tuple(zip(drawn.top_tokens[k, slot].tolist(), drawn.top_log_probs[k, slot].tolist(), strict=True))
-                last = not left[slot] and k == ends[slot] - 1
-                values = (float(x[k, slot]) for x in (drawn.log_prob, drawn.drawn_log_prob))
-                out.append(Written(*text, int(drawn.token[k, slot]), *values, top, bool(last)))
-                if last:
-                    self._texts[slot] = None
+        for k, slot in np.argwhere(drawn.live):
+            text = self._texts[slot]
+            assert text is not None
+            token, last = int(drawn.token[k, slot]), bool(drawn.last[k, slot])
+            top = tuple(zip(drawn.top_tokens[k, slot].tolist(), drawn.top_log_probs[k, slot].tolist(), strict=True))
+            values = float(drawn.log_prob[k, slot]), float(drawn.drawn_log_prob[k, slot])
+            out.append(Written(text.request, text.sample, token, *values, top, last))
+            if text.walk is not None:
+                text.walk.add(token)
+            if last:
+                self._texts[slot] = None
         return out
 
     # --------------------------------------------------------------------------------------------------------- slots
 
-    def _call(self, number: int, *arguments: Any, **settings: Any) -> Any:
-        program = self._programs[number]
+    def _way(self) -> Way:
+        asked = [text.request for text in self._texts if text is not None]
+        if not all(request.sampling.plain and request.constraint is None for request in asked):
+            return "filtered"
+        return "greedy" if all(request.sampling.temperature == 0 for request in asked) else "plain"
+
+    def _allowed(self) -> np.ndarray | None:
+        """uint32 [S, V / 32]: the tokens that may be drawn in each slot; None if any may in all of them."""
+        walks = [None if text is None else text.walk for text in self._texts]
+        if not any(walks):
+            return None
+        every = np.full(-(-self.vocab_size // 32), 0xFFFFFFFF, np.uint32)
+        return np.stack([walk.allowed() if walk else every for walk in walks])
+
+    def _call(self, name: str, *arguments: Any, **settings: Any) -> Any:
+        program = getattr(self._programs, name)
         before = program._cache_size()
         with self._mesh():
             out = program(*arguments, **settings)
@@ -367,20 +257,23 @@ class Engine:
         for slot, text in enumerate(self._texts):
             if text is None and self._queue:
                 job = self._queue[0]
-                if job.row is None:
-                    job.row = self._read(job.request)
-                filling = self._filling(job.request, job.begun)
-                size = np.int32(len(job.request.prompt))
-                self._slots = self._call(1, self._slots, np.int32(slot), *job.row, size, filling)
-                self._texts[slot] = (job.request, job.begun)
+                if job.read is None:
+                    job.read = self._read(job.request)
+                request, size = job.request, np.int32(len(job.request.prompt))
+                filling = self._filling(request, job.begun)
+                self._slots = self._call("insert", self._slots, np.int32(slot), *job.read, size, filling)
+                walk = request.constraint.begin() if request.constraint else None
+                self._texts[slot] = _Text(request, job.begun, walk)
                 job.begun += 1
-                if job.begun == job.request.samples:
+                if job.begun == request.samples:
                     self._queue.popleft()
 
-    def _read(self, request: Request) -> tuple[Any, jax.Array]:
+    def _read(self, request: Request) -> tuple[Any, Any, jax.Array]:
         encoder = None if request.encoder is None else whole(request.encoder, self.source)
-        tokens, size = padded(request.prompt, self.length - 1), np.int32(len(request.prompt))
-        return self._call(0, self.model, self.params, tokens, size, encoder, prefix=self.prefix)
+        given = padded(request.prompt, self.length - 1), np.int32(len(request.prompt)), encoder
+        of = lambda model, params: self._call("prefill", model, params, *given, prefix=self._setup.prefix)
+        row, logits = of(self.model, self._params)
+        return row, of(self._setup.draft, self._small_params)[0] if self._setup.draft else None, logits
 
     def _filling(self, request: Request, sample: int) -> Filling:
         read = np.zeros(self.vocab_size, bool)
@@ -389,37 +282,23 @@ class Engine:
         for token, value in request.bias.items():
             bias[token] += value
         settings = sampling.settings([request.sampling], [sample])
-        return Filling(np.int32(len(request.prompt)), np.int32(request.new_tokens), settings, read, bias)
+        text = np.zeros(self._slots.text.shape[1], np.int32)
+        text[: len(request.prompt)] = request.prompt[: len(text)]
+        return Filling(text, np.int32(len(request.prompt)), np.int32(request.new_tokens), settings, read, bias)
 
-    def _empty(self, slots: int) -> Slots:
-        """Slots without texts. Their cache is as `prefill` makes it, with a length for each."""
-        v, one = self.vocab_size, jnp.zeros((slots, 1), jnp.int32)
-        encoder = None
-        if self.source:
-            long = jnp.zeros((slots, self.source), jnp.int32)
-            encoder = TokenStream(long, long, long, None)
-
-        def first() -> Any:
-            encoded = (
-                ()
-                if encoder is None
-                else (self.model.apply({"params": self.params}, encoder, method="encode"), encoder.segments)
-            )
-            return self.model.apply(
-                {"params": self.params},
-                TokenStream(one, one, one, None),
-                *encoded,
-                cache_length=self.length,
-                method="decode",
-                mutable=["cache"],
-            )[1]["cache"]
-
+    def _empty(self, slots: int, kind: Kind) -> Slots:
+        """Slots without texts."""
+        of, v = self._setup, self.vocab_size
+        room: dict[str, Any] = dict(slots=slots, length=self.length + of.guesses, kind=kind, ahead=of.guesses, prefix=of.prefix)
         with self._mesh():
-            cache = jax.tree.map(lambda x: jnp.zeros(x.shape or (slots,), x.dtype), jax.eval_shape(first))
+            kept = cache.allocated(self.model, self._params, source=self.source, **room)
+            small = cache.allocated(of.draft, self._small_params, source=0, **room) if of.draft else None
         settings = jax.tree.map(jnp.asarray, sampling.settings([Sampling()] * slots, [0] * slots))
         zeros = partial(jnp.zeros, (slots,), jnp.int32)
         table = lambda dtype: jnp.zeros((slots, v), dtype)
-        return Slots(cache, table(jnp.float32), zeros(), zeros(), settings, table(bool), table(jnp.int32), table(jnp.float32))
+        text = jnp.zeros((slots, room["length"] if of.guesses and not of.draft else 0), jnp.int32)
+        drawing = table(jnp.float32), zeros(), zeros(), settings, table(bool), table(jnp.int32), table(jnp.float32)
+        return Slots(kept, small, text, *drawing)
 
 
 def buckets(most: int) -> list[int]:

@@ -3,6 +3,7 @@
 Axes: B batch, T query length, S key length, D width, N heads, K kv heads, G = N / K query heads of a kv head, H head dim.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.layers import Dropout, Norm, Projection
-from lm.models.mask import Mask, written
+from lm.models.mask import Mask, written, written_ring
 from lm.models.matmul import batched_matmul
 from lm.models.positions import rotate
 from lm.sharding import kv_axis, shards
@@ -112,7 +113,7 @@ class Attention(nn.Module):
 
         q = heads("query", c.num_heads, x)
         kv_heads = c.kv_heads
-        k, v = self._cached(
+        k, v, mask = self._cached(
             lambda y: (heads("key", kv_heads, y), heads("value", kv_heads, y)), source if cross else x, mask, cross
         )
         options: dict[str, Any] = dict(
@@ -129,17 +130,50 @@ class Attention(nn.Module):
             y = attend(q, k, v, bias_NTS=bias, dropout=Dropout(c.dropout), **options)
         return Projection((width,), ("heads", "head_dim", "embed"), c.out_bias, self.out_std, name="out", **dtypes)(y)
 
-    def _cached(self, make, source: jax.Array | None, mask: Mask, cross: bool) -> tuple[jax.Array, jax.Array]:
-        """Returns the keys and values of `source`, `make(source)`, read from and written to the cache if there is one."""
+    def _cached(self, make, source: jax.Array | None, mask: Mask, cross: bool) -> tuple[jax.Array, jax.Array, Mask]:
+        """Returns the keys and values of `source`, `make(source)`, read from and written to the cache if there is one, and
+        their mask.
+
+        There they are [B, K, S, H], as `attend` multiplies them, so that no step of decoding transposes the cache. They stay in
+        the form in which they were allocated: of any float dtype, or int8 with a scale for each vector; a cache of fewer places
+        than the mask has keys is a ring.
+        """
         if self.is_initializing() or not self.is_mutable_collection("cache"):
-            return make(source)
-        if source is None:
-            return self.get_variable("cache", "key"), self.get_variable("cache", "value")
-        k, v = make(source)
-        if not cross:
-            shape = (k.shape[0], mask.k_segments.shape[1], *k.shape[2:])
-            old = [self.get_variable("cache", n, jnp.zeros(shape, y.dtype)) for n, y in (("key", k), ("value", v))]
-            k, v = (written(o, y, mask.q_start) for o, y in zip(old, (k, v), strict=True))
-        self.put_variable("cache", "key", k)
-        self.put_variable("cache", "value", v)
-        return k, v
+            return *make(source), mask
+        names = ("key", "value")
+        if source is not None:
+            made = [jnp.swapaxes(y, 1, 2) for y in make(source)]
+            if cross:
+                self._keep(dict(zip(names, made, strict=True)))
+            else:
+                B, K, _, H = made[0].shape
+                empty = jnp.zeros((B, K, mask.k_segments.shape[1], H), made[0].dtype)
+                old = [self.get_variable("cache", name, empty) for name in names]
+                ring = old[0].shape[2] < mask.k_segments.shape[1]
+                write = partial(written_ring if ring else written, start=mask.q_start, axis=2)
+                new: dict[str, jax.Array] = {}
+                for name, o, y in zip(names, old, made, strict=True):
+                    if (scale := self.get_variable("cache", f"{name}_scale")) is not None:
+                        y, scale_y = quantised(y)
+                        new[f"{name}_scale"] = write(scale, scale_y)
+                    new[name] = write(o, y.astype(o.dtype))
+                self._keep(new)
+                mask = mask.ring(old[0].shape[2]) if ring else mask
+        k, v = (jnp.swapaxes(self._kept(name), 1, 2) for name in names)
+        return k, v, mask
+
+    def _keep(self, arrays: dict[str, jax.Array]) -> None:
+        for name, x in arrays.items():
+            self.put_variable("cache", name, x)
+
+    def _kept(self, name: str) -> jax.Array:
+        """[B, K, S, H] in the dtype of the computation."""
+        x, scale = self.get_variable("cache", name), self.get_variable("cache", f"{name}_scale")
+        return x.astype(self.dtype) if scale is None else (x * scale[..., None]).astype(self.dtype)
+
+
+def quantised(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Vectors [..., H] as int8 [..., H] with a float32 scale [...] each: the largest element is 127 times the scale."""
+    x = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(x), axis=-1) / 127
+    return jnp.round(x / jnp.where(scale > 0, scale, 1.0)[..., None]).astype(jnp.int8), scale

@@ -3,6 +3,8 @@
 Axes: B batch, T query length, S key length.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -11,11 +13,27 @@ from flax import struct
 MIN_BLOCK, MAX_BLOCKS = 256, 8
 
 
-def written(old: jax.Array, new: jax.Array, start: jax.Array | int) -> jax.Array:
-    """`old` [B, S, ...] with `new` [B, T, ...] from index `start` on, one for all rows or int32 [B]: a cache that grows."""
+def written(old: jax.Array, new: jax.Array, start: jax.Array | int, axis: int = 1) -> jax.Array:
+    """`old` [B, ..., S, ...] with `new` [B, ..., T, ...] from index `start` of `axis` on, one for all rows or int32 [B]: a
+    cache that grows."""
     if jnp.ndim(start) == 0:
-        return jax.lax.dynamic_update_slice_in_dim(old, new, start, 1)
-    return jax.vmap(lambda o, n, i: jax.lax.dynamic_update_slice_in_dim(o, n, i, 0))(old, new, start)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
+    return jax.vmap(lambda o, n, i: jax.lax.dynamic_update_slice_in_dim(o, n, i, axis - 1))(old, new, start)
+
+
+def written_ring(old: jax.Array, new: jax.Array, start: jax.Array | int, axis: int) -> jax.Array:
+    """`old` with `new`, no longer than it, where the index i of a token is that of a ring, i % S."""
+    size = old.shape[axis]
+    at = (jnp.broadcast_to(start, old.shape[0])[:, None] + jnp.arange(new.shape[axis])) % size
+    put = lambda o, n, i: jnp.moveaxis(jnp.moveaxis(o, axis - 1, 0).at[i].set(jnp.moveaxis(n, axis - 1, 0)), 0, axis - 1)
+    return jax.vmap(put)(old, new, at)
+
+
+def ring_index(end: jax.Array | int, size: int) -> jax.Array:
+    """int32 [..., size]: which token lies at each place of a ring after `end` tokens, of which it keeps the last; below 0:
+    none yet."""
+    last = jnp.asarray(end)[..., None] - 1
+    return last - (last - jnp.arange(size)) % size
 
 
 @struct.dataclass
@@ -42,11 +60,23 @@ class Mask:
     causal: bool = struct.field(pytree_node=False, default=False)
     q_blocks: jax.Array | None = None  # int32 [B, T]; None: no blocks
     k_blocks: jax.Array | None = None  # int32 [B, S]
+    k_index: jax.Array | None = None  # int32 [S] or [B, S], of each key among the tokens; None: in order
 
     def distance(self) -> jax.Array:
         """Returns query index - key index, int32 [T, S]; [B, T, S] if each row has its own `q_start`."""
         t, s = self.q_segments.shape[-1], self.k_segments.shape[-1]
-        return jnp.asarray(self.q_start)[..., None, None] + jnp.arange(t)[:, None] - jnp.arange(s)[None, :]
+        keys = jnp.arange(s) if self.k_index is None else self.k_index
+        return jnp.asarray(self.q_start)[..., None, None] + jnp.arange(t)[:, None] - keys[..., None, :]
+
+    def ring(self, size: int) -> "Mask":
+        """The mask for a cache that keeps the last `size` tokens as a ring, `ring_index`."""
+        index = ring_index(jnp.asarray(self.q_start) + self.q_segments.shape[-1], size)
+        at = jnp.broadcast_to(jnp.maximum(index, 0), (len(self.k_segments), size))
+        of = lambda x: None if x is None else jnp.take_along_axis(x, at, axis=1)
+        segments = jnp.where(index < 0, 0, jnp.take_along_axis(self.k_segments, at, axis=1))
+        return dataclasses.replace(
+            self, k_segments=segments, k_prefix=of(self.k_prefix), k_blocks=of(self.k_blocks), k_index=index
+        )
 
     def blocks(self, window: int | None = None) -> list[tuple[slice, slice]]:
         """Returns (queries, keys) slices that cover every visible pair.

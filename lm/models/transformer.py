@@ -247,14 +247,18 @@ class Transformer(nn.Module):
         context = Context(mask, stream.positions, None, encoded, cross)
         return self.decoder(self.embed(stream, "decoder"), context)
 
-    def _append_to_cache(self, stream: TokenStream, length: int) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
+    def _append_to_cache(
+        self, stream: TokenStream, length: int
+    ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, jax.Array | int]:
         """Appends segments, prefix and blocks of the new tokens; returns them, [B, S], and the index of the first new token.
 
         That is one for all rows, or int32 [B] if the "length" in the cache is (`lm.generation.engine`).
         """
-        start = self.get_variable("cache", "length", jnp.zeros((), jnp.int32))
+        start = self.get_variable("cache", "length", 0)  # 0 itself, with which a prompt's attention is cut into blocks
         shape = (stream.tokens.shape[0], length)
-        prefix = stream.prefix if stream.prefix is not None else jnp.zeros(stream.tokens.shape, bool)
+        prefix = stream.prefix
+        if prefix is None and self.has_variable("cache", "prefix"):
+            prefix = jnp.zeros(stream.tokens.shape, bool)
         merged: list[Any] = []
         for name, new in (("segments", stream.segments), ("prefix", prefix), ("blocks", stream.blocks)):
             if new is None:
@@ -263,8 +267,18 @@ class Transformer(nn.Module):
             old = self.get_variable("cache", name, jnp.zeros(shape, new.dtype))
             merged.append(written(old, new, start))
             self.put_variable("cache", name, merged[-1])
-        self.put_variable("cache", "length", start + stream.tokens.shape[1])
+        self.put_variable("cache", "length", jnp.asarray(start + stream.tokens.shape[1], jnp.int32))
         return merged[0], merged[1], merged[2], start
+
+
+def boxed_params(module: Transformer) -> dict[str, Any]:
+    """Returns the shapes and dtypes of a model's parameters, nested as `init` nests them, in Flax's boxes with the names of
+    their axes."""
+    model = module.config
+    one = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    stream = TokenStream(one, one, one)
+    example = Example(stream if model.encoder else None, stream if model.decoder else None, None, None)
+    return jax.eval_shape(module.init, jax.random.key(0), example)["params"]
 
 
 def abstract_params(model: config.Model, device: jax.Device | None = None) -> dict[str, Any]:
@@ -272,13 +286,9 @@ def abstract_params(model: config.Model, device: jax.Device | None = None) -> di
 
     `lm.saved.Saved.params` takes the result: with `device` it loads arrays there, without one NumPy arrays.
     """
-    one = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-    stream = TokenStream(one, one, one)
-    example = Example(stream if model.encoder else None, stream if model.decoder else None, None, None)
-    module = Transformer(model)
-    tree = jax.eval_shape(lambda key, e: nn.unbox(module.init(key, e)["params"]), jax.random.key(0), example)
     sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    make = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(make, jax.eval_shape(nn.unbox, boxed_params(Transformer(model))))
 
 
 def num_groups(stack: config.Stack) -> int:
@@ -290,9 +300,10 @@ def num_groups(stack: config.Stack) -> int:
 
 
 def head_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Returns the parameters that `Transformer.logits` reads: the head's own, and the token table if the head is tied."""
+    """Returns the parameters that `Transformer.logits` reads, as arrays: the head's own, and the token table if the head is
+    tied."""
     head = {"head": params["head"]} if "head" in params else {}
-    return head if "out" in head.get("head", {}) else head | {"embed": {"tokens": params["embed"]["tokens"]}}
+    return nn.unbox(head if "out" in head.get("head", {}) else head | {"embed": {"tokens": params["embed"]["tokens"]}})
 
 
 def stack_groups(params: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,279 @@
+"""The compiled programs of `lm.generation.engine`: a prompt is read, put into a slot, and all slots write.
+
+Axes: S slots, V vocabulary, L length of the cache, G tokens that are guessed ahead, K likeliest tokens that are reported.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lm import startup
+from lm.generation import cache, sampling
+from lm.generation.sampling import Settings
+from lm.models.transformer import Transformer
+from lm.sharding import shards
+from lm.types import Array, TokenStream
+
+# How the slots draw: each takes its likeliest token; from the whole distribution; or some of them by filters, penalties or a
+# grammar.
+Way = Literal["greedy", "plain", "filtered"]
+NGRAM = 3  # tokens at the end of a text that are looked up in it, at most
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is fixed while an engine lives."""
+
+    model: Transformer
+    top: int = 0  # likeliest tokens that are reported
+    prefix: bool = False  # the tokens of a prompt attend to each other
+    guesses: int = 0  # G
+    draft: Transformer | None = None  # what guesses; None: what followed when the last tokens occurred before
+
+
+@struct.dataclass
+class Slots:
+    cache: Any
+    draft: Any  # the cache of the draft model; None without one
+    text: jax.Array  # int32 [S, L + G], prompt and what was written; [S, 0] where nothing is looked up in it
+    logits: jax.Array  # float32 [S, V], of the token to be written
+    position: jax.Array  # int32 [S], of that token
+    left: jax.Array  # int32 [S], tokens that may still be written; 0 in a free slot
+    settings: Settings  # [S]
+    read: jax.Array  # bool [S, V], tokens of the prompt
+    written: jax.Array  # int32 [S, V], how often each token was written
+    bias: jax.Array  # float32 [S, V]
+
+
+@struct.dataclass
+class Filling:
+    """What `insert` is told of a request beside its cache."""
+
+    text: Array  # int32 [L + G], or [0]
+    position: Array  # int32
+    left: Array  # int32
+    settings: Settings  # [1]
+    read: Array  # bool [V]
+    bias: Array  # float32 [V]
+
+
+@struct.dataclass
+class Drawn:
+    """What `decode` wrote at one place; a row counts if it was `live`."""
+
+    token: jax.Array  # int32 [S]
+    log_prob: jax.Array  # float32 [S], of the model's own distribution
+    drawn_log_prob: jax.Array  # float32 [S], of the one that it was drawn from
+    top_tokens: jax.Array  # int32 [S, K]
+    top_log_probs: jax.Array  # float32 [S, K]
+    live: jax.Array  # bool [S]
+    last: jax.Array  # bool [S]: nothing follows
+
+
+@dataclass(frozen=True)
+class Programs:
+    prefill: Any
+    insert: Any
+    decode: Any
+
+
+@functools.cache
+def jitted(*, single: bool) -> Programs:
+    """The programs, jitted with the compiler options that suit one slot or several."""
+    options = startup.decoding_options(single=single)
+    return Programs(
+        jax.jit(prefill, static_argnames=("model", "prefix")),
+        jax.jit(insert, donate_argnames="slots"),
+        jax.jit(decode, static_argnames=("setup", "steps", "way"), donate_argnames="slots", compiler_options=options),
+    )
+
+
+def prefill(
+    model: Transformer,
+    params: Any,
+    tokens: jax.Array,
+    size: jax.Array,
+    encoder: TokenStream | None,
+    *,
+    prefix: bool,
+    length: int | None = None,
+) -> tuple[Any, jax.Array]:
+    """Reads a prompt, int32 [1, P] of which the first `size` count. Returns its cache, with room for `length` tokens (None: P),
+    and the logits float32 [V] after it.
+
+    Where rows are sharded every shard reads it, because one row cannot be cut.
+    """
+    rows = shards("batch")
+    tokens = jnp.broadcast_to(tokens, (rows, tokens.shape[1]))
+    encoder = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), encoder)
+    place = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    segments = (place < size).astype(jnp.int32)
+    stream = TokenStream(tokens, place, segments, segments > 0 if prefix else None)
+    encoded = ()
+    if encoder is not None:
+        encoded = (model.apply({"params": params}, encoder, method="encode"), encoder.segments)
+    room = length or tokens.shape[1]
+    hidden, found = model.apply({"params": params}, stream, *encoded, cache_length=room, method="decode", mutable=["cache"])
+    last = jax.lax.dynamic_index_in_dim(hidden, size - 1, 1, keepdims=False)
+    logits: Any = model.apply({"params": params}, last, method="logits")
+    return cache.first_row(found["cache"]), logits[0].astype(jnp.float32)
+
+
+def insert(slots: Slots, slot: jax.Array, row: Any, draft: Any, logits: jax.Array, size: jax.Array, of: Filling) -> Slots:
+    """Puts a prompt of `size` tokens that `prefill` has read into a slot. `draft`: its cache of the draft model."""
+    one = lambda old, new: old.at[slot].set(new)
+    return Slots(
+        cache.put(slots.cache, slot, row, size),
+        None if draft is None else cache.put(slots.draft, slot, draft, size),
+        one(slots.text, of.text),
+        one(slots.logits, logits),
+        one(slots.position, of.position),
+        one(slots.left, of.left),
+        jax.tree.map(lambda old, new: one(old, new[0]), slots.settings, of.settings),
+        one(slots.read, of.read),
+        one(slots.written, 0),
+        one(slots.bias, of.bias),
+    )
+
+
+def decode(
+    setup: Setup,
+    params: Any,
+    draft_params: Any,
+    slots: Slots,
+    eos: jax.Array,
+    allowed: jax.Array | None = None,
+    *,
+    steps: int,
+    way: Way,
+) -> tuple[Slots, Drawn]:
+    """Passes `steps` times through the model. Each slot writes a token in each, and those of the G guesses that are right.
+
+    Returns what was written with a leading axis of steps * (1 + G). `allowed`, uint32 [S, V / 32], has the bits of the tokens
+    that may be drawn, for a single step, which then guesses nothing.
+
+    Each token is drawn as it would be without guesses, by the same random numbers, and a guess is right if it is that token. So
+    a text is the same with guesses as without but for rounding, and its distribution too, whatever guesses.
+    """
+    step = functools.partial(_step, setup, params, draft_params, eos, allowed, way)
+    slots, drawn = jax.lax.scan(lambda slots, _: step(slots), slots, None, length=steps)
+    return slots, jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), drawn)
+
+
+def _step(
+    setup: Setup, params: Any, draft_params: Any, eos: jax.Array, allowed: jax.Array | None, way: Way, slots: Slots
+) -> tuple[Slots, Drawn]:
+    guesses = 0 if allowed is not None else setup.guesses
+    rows, live = jnp.arange(len(slots.left)), slots.left > 0
+
+    def drawn(logits: jax.Array, written: jax.Array, ahead: int, live: jax.Array) -> Drawn:
+        s = slots.settings
+        heat = jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
+        if way == "filtered":
+            chosen = sampling.penalised(logits, s, slots.read, written) + slots.bias
+            chosen = sampling.filtered(chosen if allowed is None else sampling.only(chosen, allowed), s)
+        else:
+            chosen = (logits + slots.bias) / heat
+        token = sampling.argmax(chosen) if way == "greedy" else sampling.draw(chosen, s, slots.position + ahead)
+        best = (jnp.zeros((len(rows), 0)),) * 2
+        if setup.top:
+            best = jax.lax.top_k(jax.nn.log_softmax(logits, axis=-1), setup.top)
+        own = jnp.where(s.temperature > 0, sampling.log_prob(chosen, token), 0.0)
+        last = live & ((token[:, None] == eos).any(axis=1) | (slots.left == ahead + 1))
+        return Drawn(token, sampling.log_prob(logits, token), own, best[1].astype(jnp.int32), best[0], live, last)
+
+    def counted(written: jax.Array, of: Drawn) -> jax.Array:
+        return written.at[rows, of.token].add(of.live.astype(jnp.int32)) if way == "filtered" else written
+
+    out = [drawn(slots.logits, slots.written, 0, live)]
+    written = counted(slots.written, out[0])
+    text = _noted(slots.text, out[0], slots.position)
+    draft, guessed = slots.draft, jnp.zeros((len(rows), guesses), jnp.int32)
+    if setup.draft is not None:
+        draft, guessed = _drafted(setup.draft, draft_params, slots, out[0].token, guesses, greedy=way == "greedy")
+    elif guesses:
+        guessed = looked_up(text, slots.position + 1, guesses)
+    tokens = jnp.concatenate([out[0].token[:, None], guessed], axis=1)
+    hidden, kept = _read(setup.model, params, slots.cache, tokens, slots.position)
+    logits = _logits(setup.model, params, hidden)  # [S, 1 + G, V]
+    after = logits[:, 0]
+    for i in range(guesses):
+        right = out[i].live & ~out[i].last & (guessed[:, i] == (new := drawn(after, written, i + 1, live)).token)
+        out.append(replace(new, live=right, last=new.last & right))
+        written, text = counted(written, out[-1]), _noted(text, out[-1], slots.position + i + 1)
+        after = jnp.where(right[:, None], logits[:, i + 1], after)
+    count = sum(of.live.astype(jnp.int32) for of in out)
+    ended = functools.reduce(jnp.logical_or, [of.last for of in out])
+    position = slots.position + count
+    return replace(
+        slots,
+        cache=kept | {"length": position},
+        draft=None if draft is None else draft | {"length": position},
+        text=text,
+        logits=after,
+        position=position,
+        left=jnp.where(live & ~ended, slots.left - count, 0),
+        written=written,
+    ), jax.tree.map(lambda *x: jnp.stack(x), *out)
+
+
+def _read(model: Transformer, params: Any, kept: Any, tokens: jax.Array, position: jax.Array) -> tuple[jax.Array, Any]:
+    """Reads tokens [S, T], the first at `position` [S]: hidden vectors [S, T, D] and the cache. Guesses behind the last
+    position of a slot are read as if there: one that was not learned would make their values NaN."""
+    limit = kept["segments"].shape[1] - tokens.shape[1]
+    positions = jnp.minimum(position[:, None] + jnp.arange(tokens.shape[1]), limit)
+    stream = TokenStream(tokens, positions, jnp.ones_like(tokens), None)
+    variables = {"params": params, "cache": kept}
+    hidden, changed = model.apply(variables, stream, method="decode", mutable=["cache"])
+    return hidden, changed["cache"]
+
+
+def _logits(model: Transformer, params: Any, hidden: jax.Array) -> jax.Array:
+    logits: Any = model.apply({"params": params}, hidden, method="logits")
+    return logits.astype(jnp.float32)
+
+
+def _noted(text: jax.Array, of: Drawn, position: jax.Array) -> jax.Array:
+    """The text with a token at `position` where one was written."""
+    if not text.shape[1]:
+        return text
+    rows = jnp.arange(len(text))
+    return text.at[rows, position].set(jnp.where(of.live, of.token, text[rows, position]))
+
+
+def _drafted(
+    model: Transformer, params: Any, slots: Slots, token: jax.Array, guesses: int, *, greedy: bool
+) -> tuple[Any, jax.Array]:
+    """The draft model's cache with `token`, and its guesses, int32 [S, G], of what follows. It draws with the random numbers
+    that the model draws with: where both have much the same distribution they mostly draw the same."""
+    kept, found, s = slots.draft, [], slots.settings
+    for i in range(guesses + 1):  # the last guess is read too: it may turn out to be right
+        hidden, kept = _read(model, params, kept, token[:, None], slots.position + i)
+        if i < guesses:
+            logits = _logits(model, params, hidden)[:, 0] + slots.bias
+            heat = jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
+            token = sampling.argmax(logits) if greedy else sampling.draw(logits / heat, s, slots.position + i + 1)
+            found.append(token)
+    return kept, jnp.stack(found, axis=1) if found else jnp.zeros((len(token), 0), jnp.int32)
+
+
+def looked_up(text: jax.Array, size: jax.Array, guesses: int) -> jax.Array:
+    """int32 [S, G]: what followed the latest earlier place of a text, of which the first `size` [S] tokens count, at which most
+    of its last NGRAM tokens occurred; a repetition is taken to go on. (Prompt look-up decoding.)"""
+
+    def one(text: jax.Array, size: jax.Array) -> jax.Array:
+        place = jnp.arange(len(text))
+        alike = jnp.ones(len(text), bool)
+        score = jnp.zeros(len(text), jnp.int32)
+        for k in range(NGRAM):
+            alike &= (place >= k) & (jnp.roll(text, k) == text[jnp.maximum(size - 1 - k, 0)]) & (k < size)
+            score += alike
+        best = jnp.argmax(jnp.where(place < size - 1, score * len(text) + place, -1))
+        period = jnp.maximum(size - 1 - best, 1)
+        return text[best + 1 + jnp.arange(guesses) % period]
+
+    return jax.vmap(one)(text, size)
