@@ -3,10 +3,8 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from scipy import stats
 
 from lm.config import Sampling
@@ -16,44 +14,15 @@ from lm.generation.decoding import generate, left_padded
 from lm.generation.engine import Engine, Request, buckets
 from lm.models.transformer import Transformer, stack_groups
 from lm.types import Example, TokenStream
-from tests.fakes import small_model
+from tests.engines import V, made, prompts, tokens, written
 
-EOS, V = 2, 26
+EOS = 2
 WARM = Sampling(temperature=0.9, top_k=12, top_p=0.95, min_p=0.01, frequency=0.2, presence=0.1, repetition=1.1, seed=3)
-
-
-def made(architecture="decoder", **changes):
-    """A model of random parameters, which are large enough that texts differ."""
-    model = Transformer(small_model(architecture, **changes))
-    one = jnp.ones((1, 4), jnp.int32)
-    stream = TokenStream(one, one, one, None)
-    example = Example(stream if model.config.encoder else None, stream, None, None)
-    params = nn.unbox(model.init(jax.random.key(0), example)["params"])
-    return model, jax.tree.map(lambda x: 2 * x, params)
 
 
 @pytest.fixture(scope="module")
 def decoder():
     return made()
-
-
-def prompts(*sizes, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.integers(3, V, n).astype(np.int32) for n in sizes]
-
-
-def written(engine, *requests):
-    """Request -> sample -> what was written."""
-    for request in requests:
-        engine.submit(request)
-    out = {id(r): {i: [] for i in range(r.samples)} for r in requests}
-    for each in engine.run():
-        out[id(each.request)][each.sample].append(each)
-    return [out[id(r)] for r in requests]
-
-
-def tokens(samples):
-    return {i: [w.token for w in some] for i, some in samples.items()}
 
 
 @pytest.fixture(scope="module")
