@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 # From jaxlib 0.12 on, these run matmuls and reductions in libraries: 2.2x as fast in bfloat16, 1.1x in float32. Earlier
 # versions accept the flags, but crash or become slower.
@@ -20,6 +21,11 @@ FLAGS = (
     "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE",
     "--xla_cpu_prefer_vector_width=512",
 )
+DECODING = {
+    "xla_cpu_use_onednn": False,
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_prefer_vector_width": 256,
+}
 ENOUGH_MEMORY = 12 * 2**30  # bytes. Below this, freed pages are not kept: that can quadruple the memory in use
 
 
@@ -35,13 +41,13 @@ def before_jax() -> None:
     _keep_pages()
 
 
-def decoding_options(*, single: bool) -> dict[str, bool | str] | None:
-    """Returns `compiler_options` for `jax.jit` of a program that decodes one text (`single`) or a batch of several.
+def decoding_options() -> dict[str, Any] | None:
+    """Returns `compiler_options` for `jax.jit` of a program that writes token by token: close to what XLA does without FLAGS.
 
-    Decoding one text multiplies matrices by a vector. With FLAGS, oneDNN does that, and takes 4 times as long as XLA's own
-    code in float32 and 1.5 times in bfloat16, so it is turned off. From two texts on oneDNN is faster: 2x in float32.
+    Such a program multiplies matrices by one or a few vectors, for which FLAGS are wrong: it is 1.7 times as fast without
+    them for one text, and 1.6 times for sixteen (experiments/speed/README.md).
     """
-    return {"xla_cpu_use_onednn": False} if single and FLAGS[0] in os.environ.get("XLA_FLAGS", "") else None
+    return DECODING if FLAGS[0] in os.environ.get("XLA_FLAGS", "") else None
 
 
 def cpu_only() -> bool:

@@ -54,14 +54,14 @@ def decode_step(
 
 
 def generate(model: Transformer, params: Any, prompt: TokenStream, key: jax.Array, **settings: Any) -> jax.Array:
-    """`decode`, jitted, with the compiler options that suit the prompt's batch size."""
-    return jitted_decode(single=len(prompt.tokens) == 1)(model, params, prompt, key, **settings)
+    """`decode`, jitted, with the compiler options that suit it."""
+    return jitted_decode()(model, params, prompt, key, **settings)
 
 
 @cache
-def jitted_decode(*, single: bool) -> Any:
-    """Returns `decode` jitted for a batch of one (`single`) or of several."""
-    options = startup.decoding_options(single=single)
+def jitted_decode() -> Any:
+    """Returns `decode` jitted."""
+    options = startup.decoding_options()
     return jax.jit(decode, static_argnames=("model", "new_tokens"), compiler_options=options)
 
 

@@ -138,7 +138,7 @@ class Engine:
         self._eos = np.array(eos, np.int32)
         self._queue: deque[_Job] = deque()
         self._texts: list[_Text | None] = [None] * slots
-        self._programs = jitted(single=slots == 1 and not guesses)
+        self._programs = jitted()
         self.compilations = 0
         self._slots = self._empty(slots, kind)
 

@@ -90,7 +90,8 @@ class Walk:
         is allowed, a token that ends the text is."""
         if self._matcher.is_stopped():
             return self._only_eos
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)
+        # The library's mask has room for one more token than the vocabulary.
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: len(self._only_eos)]
         return bits if bits.any() else self._only_eos
 
     def add(self, token: int) -> None:

@@ -82,9 +82,9 @@ class Programs:
 
 
 @functools.cache
-def jitted(*, single: bool) -> Programs:
-    """The programs, jitted with the compiler options that suit one slot or several."""
-    options = startup.decoding_options(single=single)
+def jitted() -> Programs:
+    """The programs, jitted."""
+    options = startup.decoding_options()
     return Programs(
         jax.jit(prefill, static_argnames=("model", "prefix")),
         jax.jit(insert, donate_argnames="slots"),
@@ -172,17 +172,19 @@ def _step(
 
     def drawn(logits: jax.Array, written: jax.Array, ahead: int, live: jax.Array) -> Drawn:
         s = slots.settings
-        heat = jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
+        chosen = logits + slots.bias
         if way == "filtered":
             chosen = sampling.penalised(logits, s, slots.read, written) + slots.bias
             chosen = sampling.filtered(chosen if allowed is None else sampling.only(chosen, allowed), s)
-        else:
-            chosen = (logits + slots.bias) / heat
+        elif way == "plain":
+            chosen = chosen / jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
         token = sampling.argmax(chosen) if way == "greedy" else sampling.draw(chosen, s, slots.position + ahead)
         best = (jnp.zeros((len(rows), 0)),) * 2
         if setup.top:
             best = jax.lax.top_k(jax.nn.log_softmax(logits, axis=-1), setup.top)
-        own = jnp.where(s.temperature > 0, sampling.log_prob(chosen, token), 0.0)
+        own = jnp.zeros(len(rows))  # at temperature 0 the token was certain
+        if way != "greedy":
+            own = jnp.where(s.temperature > 0, sampling.log_prob(chosen, token), own)
         last = live & ((token[:, None] == eos).any(axis=1) | (slots.left == ahead + 1))
         return Drawn(token, sampling.log_prob(logits, token), own, best[1].astype(jnp.int32), best[0], live, last)
 

@@ -124,10 +124,11 @@ def inverted(weights: jax.Array, u: jax.Array) -> jax.Array:
 
 def argmax(logits: jax.Array) -> jax.Array:
     """int32 [B]: the first of the largest logits [B, V]. XLA's own argmax is a reduction over pairs, which takes a CPU ten
-    times as long as two plain ones."""
-    place = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    times as long as two of floats. Places below 2^24 are exact in float32."""
+    size = logits.shape[-1]
+    back = size - jax.lax.broadcasted_iota(jnp.float32, logits.shape, logits.ndim - 1)
     largest = logits == jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(largest, place, logits.shape[-1] - 1), axis=-1)
+    return size - jnp.max(jnp.where(largest, back, 1.0), axis=-1).astype(jnp.int32)
 
 
 def log_prob(logits: jax.Array, token: jax.Array) -> jax.Array:

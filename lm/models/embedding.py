@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.layers import Dropout, Norm, Projection, parameter
-from lm.models.matmul import affine
+from lm.models.matmul import affine_transposed
 from lm.models.positions import sinusoidal
 from lm.sharding import PARAMETERS, divides, shard_map_by_axes, shards
 from lm.types import TokenStream
@@ -110,7 +110,7 @@ class Table(nn.Module):
 
     def attend(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """The tied output layer: x [..., D] times the transposed table, plus bias [V] -> [..., V]."""
-        return affine(x.astype(self.dtype), self.embedding.T.astype(self.dtype), bias)
+        return affine_transposed(x.astype(self.dtype), self.embedding.astype(self.dtype), bias)
 
 
 class Embed(nn.Module):

@@ -78,7 +78,7 @@ def _generate(model: Model, params: Any, example: Any, prompt: Any) -> None:
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     given = {"new_tokens": NEW, "temperature": 0.0, "encoder": example.encoder}
-    jitted_decode(single=prompt.tokens.shape[0] == 1).lower(Transformer(model), params, prompt, key, **given).compile()
+    jitted_decode().lower(Transformer(model), params, prompt, key, **given).compile()
 
 
 def _rank(model: Model, params: Any, example: Any, prompt: Any, *, size: int = 3) -> None:

@@ -15,7 +15,7 @@ import pytest
 from lm import startup
 from lm.config import Attention, Block, Head, Mlp, Model, Rope, Stack
 from lm.generation.decoding import generate, jitted_decode, left_padded
-from lm.models.matmul import batched_matmul
+from lm.models.matmul import affine_transposed, batched_matmul
 from lm.models.transformer import Transformer, abstract_params
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +42,7 @@ def test_decoding_in_bfloat16_has_no_batch_of_vectors():
     block = Block(Attention(4), Mlp(32))
     model = Model(50, 32, decoder=Stack(1, {"L": block}, position=Rope()), head=Head(), dtype="bfloat16")
     prompt = left_padded([np.arange(1, 4, dtype=np.int32)] * 8)
-    lowered = jitted_decode(single=False).lower(
+    lowered = jitted_decode().lower(
         Transformer(model), abstract_params(model), prompt, jax.random.key(0), new_tokens=3, temperature=0.0
     )
     products = [line for line in lowered.as_text().splitlines() if "dot_general" in line and "batching_dims = [0" in line]
@@ -52,12 +52,14 @@ def test_decoding_in_bfloat16_has_no_batch_of_vectors():
         assert "bf16" not in (left[-1], right[-1]) or "1" not in (*left[2:4], *right[2:4]), line
 
 
-def test_a_single_text_is_decoded_by_other_code_than_training(monkeypatch):
+def test_texts_are_decoded_by_other_code_than_training(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_prefer_vector_width=512")
-    assert startup.decoding_options(single=True) is None, "nothing is changed where nothing was set"
+    assert startup.decoding_options() is None, "nothing is changed where nothing was set"
     monkeypatch.setenv("XLA_FLAGS", " ".join(startup.FLAGS))
-    assert startup.decoding_options(single=True) == {"xla_cpu_use_onednn": False}
-    assert startup.decoding_options(single=False) is None
+    options = startup.decoding_options()
+    assert options is not None and options["xla_cpu_use_onednn"] is False
+    flags = {flag.removeprefix("--").partition("=")[0] for flag in startup.FLAGS}
+    assert options.keys() <= flags, "nothing is set that training leaves alone"
 
 
 def test_one_text_is_decoded_as_among_several():
@@ -81,3 +83,14 @@ def test_what_decodes_in_bfloat16_compiles_with_our_flags():
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.count(" ok\n") == 6
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 3), (65,)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_table_is_multiplied_by_few_rows_as_by_many(rows, bias):
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.normal(size=shape).astype(np.float32) for shape in ((*rows, 12), (40, 12), (40,)))
+    made = jax.jit(affine_transposed)(x, w, b if bias else None)
+    np.testing.assert_allclose(made, x @ w.T + (b if bias else 0), atol=1e-5)
+    slope = jax.grad(lambda x: affine_transposed(x, w).sum())(x)
+    np.testing.assert_allclose(slope, np.broadcast_to(w.sum(0), x.shape), atol=1e-4)
