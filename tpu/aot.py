@@ -6,19 +6,20 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies as jax_topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from lm import config, flops, recipes, sharding
 from lm.config import resolve
 from lm.data.rows import blank
 from lm.errors import UserError
-from lm.generation.decoding import decode_step, sample_token
+from lm.generation import cache, programs
 from lm.models.transformer import Transformer
 from lm.objectives import Lengths
 from lm.objectives.dummy_vocabulary import DummyVocabulary
@@ -38,11 +39,11 @@ class Job:
     """A step to compile, with its arguments as jax.ShapeDtypeStruct with shardings."""
 
     mesh: Mesh
-    name: str  # "train" or "decode"
+    name: str  # "train", "decode" or "prefill"
     lower: Callable[[], Any]  # -> jax.stages.Lowered
     parameters: Any
     optimizer: Any  # the rest of the state
-    batch: Any  # in decoding, the cache and the last tokens
+    batch: Any  # in decoding, the slots; in a prefill, the prompt
     model_flops: float  # per step, by `lm.flops`
     tokens: int  # per step
 
@@ -94,52 +95,53 @@ def lengths_of(run: config.Run) -> Lengths:
     return pretrain.objective_of(run, DummyVocabulary.of(run)).lengths
 
 
-def decode_job(run: config.Run, mesh: Mesh) -> Job:
-    """A decoding step: one token for each of `train.batch_size` rows, with caches of `data.decoder_length` tokens.
+def serve_jobs(run: config.Run, mesh: Mesh) -> tuple[Job, Job]:
+    """What an engine of `train.batch_size` slots, each with room for `data.decoder_length` tokens, does: one step of decoding,
+    a token for each slot, and the reading of the longest prompt. UserError for an encoder alone.
 
-    The cache is sharded by rows like a batch, and by heads like the parameters. Raises UserError for an encoder alone.
+    The cache is sharded by rows like a batch, and by heads like the parameters.
     """
     if run.model.decoder is None:
-        raise UserError("an encoder does not decode; leave --decode out")
+        raise UserError("an encoder does not decode; leave --serve out")
     size, length = run.train.batch_size, run.data.decoder_length
     sharding.check_batch(size, 1, mesh)
     lengths = lengths_of(run)
     assert length is not None
-    model, sharded = Transformer(run.model), lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
+    model, source = Transformer(run.model), lengths.encoder or 0
     params = computation(run, recipes.task(run), mesh, lengths, blank(lengths)).plan.targets().params
-    row = jax.ShapeDtypeStruct((size, 1), jnp.int32)
-    cross = ()  # the encoder's output and its segments
-    if run.model.encoder is not None:
-        encoded = jax.ShapeDtypeStruct((size, lengths.encoder, run.model.width), run.model.dtype)
-        cross = (encoded, jax.ShapeDtypeStruct((size, lengths.encoder), jnp.int32))
-    start = lambda params, stream, *cross: decode_step(model, params, {}, stream, *cross, length=length)[0]
-    cache = jax.eval_shape(start, params, TokenStream(row, row, row), *cross)
+    setup = programs.Setup(model)
+    with sharding.use(mesh):
+        kept = jax.eval_shape(lambda: programs.empty(setup, params, None, slots=size, length=length, source=source))
+        slots = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), kept, _shardings(kept, mesh))
+    eos = jax.ShapeDtypeStruct((1,), jnp.int32)
+    count = partial(flops.count, run.model, encoder=lengths.encoder)
+    last = [count(batch=size, decoder=n).forward for n in (length, length - 1)]  # of the row's last token
 
-    def place(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """Adds a sharding. Keys and values are [B, S, K, H], or with scanned layers [L, B, S, K, H]; the rest [B, S] or []."""
-        if path[-1].key not in ("key", "value"):
-            axes: tuple[Any, ...] = (sharding.ROWS, None)[: x.ndim]
-        else:
-            heads_axis = sharding.ACTIVATIONS[sharding.kv_axis(x.shape[-2])]
-            axes = (*(None,) * (x.ndim - 4), sharding.ROWS, None, heads_axis, None)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharded(*axes))
-
-    cache = jax.tree_util.tree_map_with_path(place, cache)
-    tokens = jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharded(sharding.ROWS))
-
-    def step(params: Any, cache: Any, token: jax.Array, position: jax.Array) -> tuple[Any, jax.Array]:
-        stream = TokenStream(token[:, None], position[:, None], jnp.ones_like(token)[:, None])
-        cache, logits = decode_step(model, params, cache, stream, length=length)
-        return cache, sample_token(jax.random.key(run.train.seed), logits, jnp.zeros(()))
-
-    def lower() -> Any:
-        placed = jax.tree.map(lambda x: x.sharding, cache)
+    def lower_decode() -> Any:
         with sharding.use(mesh):
-            return jax.jit(step, donate_argnums=1, out_shardings=(placed, tokens.sharding)).lower(params, cache, tokens, tokens)
+            step = partial(programs.decode, setup, steps=1, way="plain")
+            return jax.jit(step, donate_argnums=2).lower(params, None, slots, eos)
 
-    counts = dict(batch=size, encoder=lengths.encoder)
-    last = [flops.count(run.model, decoder=n, **counts).forward for n in (length, length - 1)]  # of the row's last token
-    return Job(mesh, "decode", lower, params, None, (cache, tokens, tokens), last[0] - last[1], size)
+    everywhere = NamedSharding(mesh, sharding.spec())
+    tokens, text = (jax.ShapeDtypeStruct((1, n), jnp.int32, sharding=everywhere) for n in (length - 1, source))
+    encoder = TokenStream(text, text, text) if source else None
+
+    def lower_prefill() -> Any:
+        with sharding.use(mesh):
+            read = partial(programs.prefill, model, prefix=False)
+            return jax.jit(read).lower(params, tokens, jax.ShapeDtypeStruct((), jnp.int32), encoder)
+
+    return (
+        Job(mesh, "decode", lower_decode, params, None, slots, last[0] - last[1], size),
+        Job(mesh, "prefill", lower_prefill, params, None, tokens, count(batch=1, decoder=length - 1).forward, length - 1),
+    )
+
+
+def _shardings(slots: programs.Slots, mesh: Mesh) -> Any:
+    """What `programs.constrained` gives each array."""
+    rows = lambda x: NamedSharding(mesh, sharding.spec("batch", *[None] * (x.ndim - 1)))
+    kept = jax.tree.map(lambda s: NamedSharding(mesh, s), cache.specs(slots.cache))
+    return dataclasses.replace(jax.tree.map(rows, dataclasses.replace(slots, cache=None)), cache=kept)
 
 
 class OutOfMemory(Exception):
@@ -182,10 +184,9 @@ def out_of_memory(message: str) -> tuple[float, float] | None:
     return float(needed) * factor(unit), float(available) * factor(other)
 
 
-def measure(run: config.Run, topology: Topology, slices: int, *, name: str, decode: bool) -> tuple[Report, Job]:
+def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name: str) -> Report:
     """Compiles the step and analyses the program. The report of a step that does not fit has only what needs no program."""
-    mesh = pod_mesh(run, topology, slices)
-    job = decode_job(run, mesh) if decode else train_job(run, mesh)
+    mesh = job.mesh
     sizes = [bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]
     began, capacity = time.monotonic(), topology.chip.usable / topology.chip.devices
     found: list[Any] = []
@@ -206,7 +207,7 @@ def measure(run: config.Run, topology: Topology, slices: int, *, name: str, deco
         figures = dict(model_flops=job.model_flops, executed_flops=executed, hbm_bytes=program.hbm_traffic(parsed))
         roof = roofline(topology, slices, collectives=found, dims=torus_dims(mesh), **figures)
     hbm = Hbm(capacity, *map(float, sizes), kept, peak - sum(sizes) - kept, peak)
-    report = Report(
+    return Report(
         config=name,
         topology=str(topology),
         slices=slices,
@@ -228,7 +229,6 @@ def measure(run: config.Run, topology: Topology, slices: int, *, name: str, deco
         jax=jax.__version__,
         step=job.name,
     )
-    return report, job
 
 
 def unmasked_share(run: config.Run) -> float:

@@ -3,10 +3,12 @@
   python -m tpu.compile --config=configs/pod.py:llama2_7b_v5e
   python -m tpu.compile --config=configs/quickstart.py --topology=v5e:2x2
 
-Compiles the run's training step (with --decode: one token of decoding) for the TPUs of the config's `pod`, or of
---topology and --slices, with the TPU compiler (libtpu); nothing is run and no data is read. Prints the memory of a
-device by kind, FLOPs, bytes sent, and the best time and MFU that these allow. XLA has the flags that `python -m tpu
-launch` sets (tpu/flags.py), or those of LIBTPU_INIT_ARGS.
+Compiles the run's training step for the TPUs of the config's `pod`, or of --topology and --slices, with the TPU compiler
+(libtpu); nothing is run and no data is read. With --serve: the programs of an engine (`lm.generation.engine`), a step in
+which each of train.batch_size slots of data.decoder_length tokens writes one, and the reading of the longest prompt.
+
+Prints the memory of a device by kind, FLOPs, bytes sent, and the best time and MFU that these allow. XLA has the flags
+that `python -m tpu launch` sets (tpu/flags.py), or those of LIBTPU_INIT_ARGS.
 Where it does not fit, --advise looks for a change that does.
 """
 
@@ -29,23 +31,28 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse(argv)
     run = cli.load(flags)
     topology, slices = pod_of(run, flags)
-    if flags.decode and flags.advise:
-        raise UserError("--advise changes how a run trains; leave --decode out")
+    if flags.serve and flags.advise:
+        raise UserError("--advise changes how a run trains; leave --serve out")
     if flags.json and not Path(flags.json).absolute().parent.is_dir():
         raise UserError(f"--json={flags.json}: there is no such folder; create it first")
     libtpu.prepare(init_args(topology.generation, slices))
     from tpu import aot
     from tpu.report import table
 
-    report, job = aot.measure(run, topology, slices, name=flags.config, decode=flags.decode)
-    print(table(report))
+    mesh = aot.pod_mesh(run, topology, slices)
+    jobs = aot.serve_jobs(run, mesh) if flags.serve else (aot.train_job(run, mesh),)
+    reports = []
+    for job in jobs:
+        reports.append(aot.measure(run, job, topology, slices, name=flags.config))
+        print(table(reports[-1]), flush=True)
     if flags.json:
-        Path(flags.json).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    if flags.advise and not report.fits:
+        found, *others = (report.to_dict() for report in reports)
+        Path(flags.json).write_text(json.dumps(found | {of["step"]: of for of in others}, indent=2) + "\n")
+    if flags.advise and not reports[0].fits:
         print()
-        found = aot.advise(run, topology, slices, report, job, lambda text: print(text, flush=True))
-        print(f"\nadd {found}" if found else "\nnothing near fits; take more chips, a smaller batch or a smaller model")
-    return 0 if report.fits else EXIT_TOO_LARGE
+        advice = aot.advise(run, topology, slices, reports[0], jobs[0], lambda text: print(text, flush=True))
+        print(f"\nadd {advice}" if advice else "\nnothing near fits; take more chips, a smaller batch or a smaller model")
+    return 0 if all(report.fits for report in reports) else EXIT_TOO_LARGE
 
 
 def pod_of(run: Run, flags: argparse.Namespace) -> tuple[Topology, int]:
@@ -63,7 +70,11 @@ def parser() -> cli.Parser:
     p = cli.parser("tpu.compile", __doc__, config=True, exits={0: "it fits", EXIT_TOO_LARGE: "it does not fit"})
     p.add_argument("--topology", help="of a slice: v5e:16x16; by default that of config.pod")
     p.add_argument("--slices", type=int, help="joined by the data-centre network; by default those of config.pod")
-    p.add_argument("--decode", action="store_true", help="one token of decoding with its cache, instead of a training step")
+    p.add_argument(
+        "--serve",
+        action="store_true",
+        help="what an engine that serves the model does, instead of a training step",
+    )
     p.add_argument("--advise", action="store_true", help="where it does not fit: find the nearest config that does")
     p.add_argument("--json", help="write the report there as well")
     return p

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import PartitionSpec
 
 from lm import config
 from lm.models.attention import quantised
 from lm.models.mask import ring_index
 from lm.models.transformer import Transformer
+from lm.sharding import kv_axis, spec
 from lm.types import TokenStream
 
 Kind = Literal["own", "bfloat16", "int8"]  # of keys and values: as the model computes them, or smaller
@@ -31,7 +33,7 @@ def allocated(
     one = jnp.zeros((slots, 1), jnp.int32)
     long = jnp.zeros((slots, source), jnp.int32)
 
-    def first() -> Any:
+    def first(params: Any) -> Any:
         variables, encoded = {"params": params}, ()
         if source:
             stream = TokenStream(long, long, long, None)
@@ -41,7 +43,7 @@ def allocated(
 
     windows = _windows(model.config)
     out: dict[tuple[str, ...], jax.Array] = {}
-    for path, x in flatten_dict(jax.eval_shape(first)).items():
+    for path, x in flatten_dict(jax.eval_shape(first, params)).items():
         shape = list(x.shape or (slots,))
         if path[-1] not in ("key", "value"):
             out[path] = jnp.zeros(shape, x.dtype)
@@ -93,6 +95,18 @@ def taken(cache: Any, rows: jax.Array) -> Any:
 
 def _each(f: Callable[[jax.Array, int], jax.Array], cache: Any) -> Any:
     return unflatten_dict({path: f(x, axis(path)) for path, x in flatten_dict(cache).items()})
+
+
+def specs(cache: Any) -> Any:
+    """The PartitionSpecs of a cache with a length for each row: rows like a batch, heads like the parameters."""
+
+    def one(path: tuple[str, ...], x: jax.Array) -> PartitionSpec:
+        heads = path[-1].startswith(("key", "value"))
+        names = ["batch", kv_axis(x.shape[axis(path) + 1])] if heads else ["batch"]
+        names = [None] * axis(path) + names
+        return spec(*names, *[None] * (x.ndim - len(names)))
+
+    return unflatten_dict({path: one(path, x) for path, x in flatten_dict(cache).items()})
 
 
 def axis(path: tuple[str, ...]) -> int:

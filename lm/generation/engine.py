@@ -20,16 +20,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from lm import distributed, sharding
 from lm.config import Sampling
 from lm.errors import UserError
-from lm.generation import cache, sampling
+from lm.generation import sampling
 from lm.generation.cache import Kind
-from lm.generation.programs import Filling, Setup, Slots, Way, jitted
+from lm.generation.programs import Filling, Setup, Way, empty, jitted
 from lm.generation.sampling import NEVER
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
@@ -132,7 +131,7 @@ class Engine:
             check_positions(each.config, source or None, length - 1, cure="ask for fewer tokens", what="the texts take")
         self.model, self.length, self.source, self.steps = model, length, source, steps
         self.vocab_size = model.config.vocab_size
-        self._params, self._small_params = params, small_params
+        self.params, self._small_params = params, small_params
         self._setup = Setup(model, top, prefix, guesses, small)
         self._forbidden = np.where(forbidden, NEVER, 0.0).astype(np.float32) if forbidden is not None else None
         self._eos = np.array(eos, np.int32)
@@ -140,7 +139,9 @@ class Engine:
         self._texts: list[_Text | None] = [None] * slots
         self._programs = jitted()
         self.compilations = 0
-        self._slots = self._empty(slots, kind)
+        room: dict[str, Any] = dict(slots=slots, length=length, source=source, kind=kind)
+        with self._mesh():
+            self._slots = jax.jit(lambda: empty(self._setup, params, small_params, **room))()
 
     # ------------------------------------------------------------------------------------------------------ requests
 
@@ -212,7 +213,7 @@ class Engine:
         steps, allowed = self.steps, self._allowed()
         if allowed is not None:
             steps = 1
-        arguments = (self._setup, self._params, self._small_params, self._slots, self._eos, allowed)
+        arguments = (self._setup, self.params, self._small_params, self._slots, self._eos, allowed)
         self._slots, drawn = self._call("decode", *arguments, steps=steps, way=self._way())
         drawn = jax.tree.map(distributed.fetched, drawn)
         out = []
@@ -272,7 +273,7 @@ class Engine:
         encoder = None if request.encoder is None else whole(request.encoder, self.source)
         given = padded(request.prompt, self.length - 1), np.int32(len(request.prompt)), encoder
         of = lambda model, params: self._call("prefill", model, params, *given, prefix=self._setup.prefix)
-        row, logits = of(self.model, self._params)
+        row, logits = of(self.model, self.params)
         return row, of(self._setup.draft, self._small_params)[0] if self._setup.draft else None, logits
 
     def _filling(self, request: Request, sample: int) -> Filling:
@@ -285,20 +286,6 @@ class Engine:
         text = np.zeros(self._slots.text.shape[1], np.int32)
         text[: len(request.prompt)] = request.prompt[: len(text)]
         return Filling(text, np.int32(len(request.prompt)), np.int32(request.new_tokens), settings, read, bias)
-
-    def _empty(self, slots: int, kind: Kind) -> Slots:
-        """Slots without texts."""
-        of, v = self._setup, self.vocab_size
-        room: dict[str, Any] = dict(slots=slots, length=self.length + of.guesses, kind=kind, ahead=of.guesses, prefix=of.prefix)
-        with self._mesh():
-            kept = cache.allocated(self.model, self._params, source=self.source, **room)
-            small = cache.allocated(of.draft, self._small_params, source=0, **room) if of.draft else None
-        settings = jax.tree.map(jnp.asarray, sampling.settings([Sampling()] * slots, [0] * slots))
-        zeros = partial(jnp.zeros, (slots,), jnp.int32)
-        table = lambda dtype: jnp.zeros((slots, v), dtype)
-        text = jnp.zeros((slots, room["length"] if of.guesses and not of.draft else 0), jnp.int32)
-        drawing = table(jnp.float32), zeros(), zeros(), settings, table(bool), table(jnp.int32), table(jnp.float32)
-        return Slots(kept, small, text, *drawing)
 
 
 def buckets(most: int) -> list[int]:

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from lm import startup
+from lm.config import Sampling
 from lm.generation import cache, sampling
 from lm.generation.sampling import Settings
 from lm.models.transformer import Transformer
-from lm.sharding import shards
+from lm.sharding import shards, spec
 from lm.types import Array, TokenStream
 
 # How the slots draw: each takes its likeliest token; from the whole distribution; or some of them by filters, penalties or a
@@ -123,10 +124,35 @@ def prefill(
     return cache.first_row(found["cache"]), logits[0].astype(jnp.float32)
 
 
+def empty(
+    setup: Setup, params: Any, draft_params: Any, *, slots: int, length: int, source: int = 0, kind: cache.Kind = "own"
+) -> Slots:
+    """Slots without texts. Of the parameters only shapes are read."""
+    room: dict[str, Any] = dict(slots=slots, length=length + setup.guesses, kind=kind, ahead=setup.guesses, prefix=setup.prefix)
+    kept = cache.allocated(setup.model, params, source=source, **room)
+    small = cache.allocated(setup.draft, draft_params, source=0, **room) if setup.draft else None
+    settings = jax.tree.map(jnp.asarray, sampling.settings([Sampling()] * slots, [0] * slots))
+    zeros = functools.partial(jnp.zeros, (slots,), jnp.int32)
+    table = lambda dtype: jnp.zeros((slots, setup.model.config.vocab_size), dtype)
+    text = jnp.zeros((slots, room["length"] if setup.guesses and not setup.draft else 0), jnp.int32)
+    drawing = table(jnp.float32), zeros(), zeros(), settings, table(bool), table(jnp.int32), table(jnp.float32)
+    return constrained(Slots(kept, small, text, *drawing))
+
+
+def constrained(slots: Slots) -> Slots:
+    """Slots with their shardings on the mesh in use, the same before and after each program, so that none compiles twice."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return slots
+    rest = replace(slots, cache=None, draft=None)
+    rest = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec("batch", *[None] * (x.ndim - 1))), rest)
+    of = lambda kept: None if kept is None else jax.lax.with_sharding_constraint(kept, cache.specs(kept))
+    return replace(rest, cache=of(slots.cache), draft=of(slots.draft))
+
+
 def insert(slots: Slots, slot: jax.Array, row: Any, draft: Any, logits: jax.Array, size: jax.Array, of: Filling) -> Slots:
     """Puts a prompt of `size` tokens that `prefill` has read into a slot. `draft`: its cache of the draft model."""
     one = lambda old, new: old.at[slot].set(new)
-    return Slots(
+    filled = Slots(
         cache.put(slots.cache, slot, row, size),
         None if draft is None else cache.put(slots.draft, slot, draft, size),
         one(slots.text, of.text),
@@ -138,6 +164,7 @@ def insert(slots: Slots, slot: jax.Array, row: Any, draft: Any, logits: jax.Arra
         one(slots.written, 0),
         one(slots.bias, of.bias),
     )
+    return constrained(filled)
 
 
 def decode(
@@ -211,7 +238,7 @@ def _step(
     count = sum(of.live.astype(jnp.int32) for of in out)
     ended = functools.reduce(jnp.logical_or, [of.last for of in out])
     position = slots.position + count
-    return replace(
+    after_all = replace(
         slots,
         cache=kept | {"length": position},
         draft=None if draft is None else draft | {"length": position},
@@ -220,7 +247,8 @@ def _step(
         position=position,
         left=jnp.where(live & ~ended, slots.left - count, 0),
         written=written,
-    ), jax.tree.map(lambda *x: jnp.stack(x), *out)
+    )
+    return constrained(after_all), jax.tree.map(lambda *x: jnp.stack(x), *out)
 
 
 def _read(model: Transformer, params: Any, kept: Any, tokens: jax.Array, position: jax.Array) -> tuple[jax.Array, Any]:

@@ -135,13 +135,16 @@ def test_too_large_advised_and_fitting(command):
     assert code == 0 and report["fits"], said
 
 
-def test_decoding(command):
-    code, said, report = command("--decode")
+def test_serving(command):
+    code, said, step = command("--serve")
     assert code == 0, said
-    assert report["step"] == "decode" and report["tokens_per_step"] == ROWS
+    prefill = step["prefill"]
+    assert (step["step"], prefill["step"]) == ("decode", "prefill") and step["tokens_per_step"] == ROWS
     cache = LAYERS * 2 * ROWS / 4 * LENGTH * WIDTH / 2 * 2  # keys and values of a device, in bfloat16
-    assert cache <= report["hbm"]["batch"] < 1.1 * cache
-    assert report["hbm"]["optimizer"] == report["hbm"]["activations"] == 0 and report["roofline"]["bound"] == "hbm"
+    others = ROWS / 4 * VOCAB * 13  # logits, bias and counts in 4 bytes, and what was read
+    assert cache + others <= step["hbm"]["batch"] < 1.1 * (cache + others)
+    assert step["hbm"]["optimizer"] == step["hbm"]["activations"] == 0 and step["roofline"]["bound"] == "hbm"
+    assert prefill["tokens_per_step"] == LENGTH - 1
 
 
 def test_a_topology_that_is_none(command):

@@ -296,12 +296,15 @@ def test_texts_are_the_same_on_any_mesh(strategy):
         with sharding.use(mesh):
             params = jax.tree.map(lambda x: 2 * x, plan.create(0).params)  # sharper than a model that knows nothing
         engine = Engine(Transformer(r.model), params, slots=8, length=48, steps=5, mesh=mesh)
+        engine.warm()
+        compiled = engine.compilations
         requests = [Request(p, 10, config.Sampling(temperature=0.8, top_k=50, seed=i)) for i, p in enumerate(prompts)]
         for request in requests:
             engine.submit(request)
         found = {id(request): [] for request in requests}
         for each in engine.run():
             found[id(each.request)].append((each.token, each.log_prob))
+        assert engine.compilations == compiled
         return np.array([found[id(request)] for request in requests]), engine
 
     (one, _), (many, engine) = written(config.Mesh(), jax.devices()[:1]), written(MESHES[strategy], None)

@@ -46,7 +46,7 @@ MISTAKES = {
     "dimensions": (["--topology=v5p:2x4"], "v5p has 3 dimensions, as in 'v5p:4x4x4'"),
     "slices": (["--topology=v5e:2x4", "--slices=0"], "--slices=0 is too small"),
     "nowhere to write": (["--topology=v5e:2x4", "--json=/nowhere/r.json"], "--json=/nowhere/r.json: there is no such folder"),
-    "both": (["--topology=v5e:2x4", "--decode", "--advise"], "leave --decode out"),
+    "both": (["--topology=v5e:2x4", "--serve", "--advise"], "leave --serve out"),
 }
 
 
@@ -193,24 +193,24 @@ def test_a_run_is_made_without_data_and_costs_what_it_costs():
     assert bytes_a_device(made.plan.targets().params) == 4 * params
 
 
-def test_a_decoding_step_is_made_of_the_cache_and_one_token():
+def test_an_engine_is_compiled_as_it_runs():
     mesh = make_mesh(config.Mesh(), jax.devices()[:1])
-    job = aot.decode_job(RUN, mesh)
-    shapes = sorted(x.shape for x in jax.tree.leaves(job.batch))
-    # Keys and values of two layers [B, S, K, H], their segments and prefix, the length, and the token and its position.
-    assert shapes == [(), (4,), (4,), (4, 16), (4, 16), *[(4, 16, 2, 16)] * 4]
-    done = job.lower().compile()
-    params = jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), job.parameters)
-    cache, token, position = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), job.batch)
-    cache, token = done(params, cache, token, position)
-    assert token.shape == (4,) and int(cache["cache"]["length"]) == 1
+    step, prefill = aot.serve_jobs(RUN, mesh)
+    keys = [x.shape for x in jax.tree.leaves(step.batch.cache) if len(x.shape) == 4]
+    assert keys == [(4, 2, 16, 16)] * 4  # keys and values of two layers [S, K, L, H]
+    params = jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), step.parameters)
+    slots = jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), step.batch)
+    slots, drawn = step.lower().compile()(params, None, slots, np.array([2], np.int32))
+    assert drawn.token.shape == (1, 4) and slots.position.tolist() == [2] * 4
+    _, logits = prefill.lower().compile()(params, np.ones((1, 15), np.int32), np.int32(9), None)
+    assert logits.shape == (256,) and prefill.tokens == 15
     width, hidden, head, vocab = 32, 64, 16, 256
     layer = 4 * width * 2 * head + 2 * width * hidden
     seen = 2 * 2 * 2 * head * (16 - 0.5)  # the last of 16 causal positions, counted as half of the pairs that it adds
-    assert job.model_flops == pytest.approx(4 * (2 * (2 * layer + seen) + 2 * width * vocab))
+    assert step.model_flops == pytest.approx(4 * (2 * (2 * layer + seen) + 2 * width * vocab))
 
 
 def test_an_encoder_decodes_nothing():
     encoder = dataclasses.replace(RUN.model, encoder=DECODER, decoder=None)
-    with pytest.raises(aot.UserError, match="leave --decode out"):
-        aot.decode_job(dataclasses.replace(RUN, model=encoder), make_mesh(config.Mesh(), jax.devices()[:1]))
+    with pytest.raises(aot.UserError, match="leave --serve out"):
+        aot.serve_jobs(dataclasses.replace(RUN, model=encoder), make_mesh(config.Mesh(), jax.devices()[:1]))
