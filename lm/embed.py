@@ -6,6 +6,7 @@
   python -m lm.embed --from=D --index=I texts/*.txt
   python -m lm.embed --from=D --index=I --file=lines.txt
   python -m lm.embed --from=D --index=I --query="a text" --top=5
+  python -m lm.embed --from=D --words=ox,cow,plant --out=FOLDER
 
 Texts are given as arguments, as the lines of --file, or as the lines of standard input; empty lines are left out. The first
 two commands print a table of cosines.
@@ -19,11 +20,21 @@ texts.jsonl, the texts in the same order; and index.json, which says what they w
 --query compares a text with all texts of an index and prints those of the highest cosine. A text equal to the query is marked
 "=" and does not count towards --top. With --jsonl each line written is {"rank": 1, "cosine": 0.9, "same": false, "document":
 {...}}; the rank of a text equal to the query is null.
+
+With --approximate an index also gets hnswlib's, index.hnsw, and a query is sought in that: it is faster among very many texts,
+and may miss some of the nearest. Cosines are exact in either case.
+
+--words prints the nearest neighbours of words, and their distances, twice: by the model's token vectors, and by its last
+layer's vectors in sentences: those of --file, or a run's held-out text; of a converted model each word is read alone. --out
+writes them to a new folder: words.json, and words.png, a map.
 """
 
 import argparse
+import hashlib
 import json
+import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -41,7 +52,7 @@ if TYPE_CHECKING:
 
 Pooling = Literal["mean", "cls", "last", "max"]
 Long = Literal["refuse", "windows"]
-VECTORS, TEXTS, INDEX = "vectors.npy", "texts.jsonl", "index.json"
+VECTORS, TEXTS, INDEX, HNSW = "vectors.npy", "texts.jsonl", "index.json", "index.hnsw"
 SHOWN = 60  # characters of a text in a table
 NO_TEXT = "there is no text: give some, or --file, or lines on standard input"
 
@@ -61,6 +72,7 @@ class Index:
     width: Count
     fingerprint: Name  # of model and pooling, see `lm.generation.vectors.Embedder.fingerprint`
     step: Natural | None = None  # of the checkpoint; None: a converted model
+    approximate: Name | None = None  # SHA-256 of index.hnsw; None: there is none
 
 
 @cli.command
@@ -68,6 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse(argv)
     if flags.texts and (flags.file or flags.jsonl or flags.query is not None) or (flags.file and flags.jsonl):
         raise UserError("arguments, --file, --jsonl and --query are four ways to give texts: leave out the others")
+    if flags.approximate and flags.index is None:
+        raise UserError("--approximate is of an index: give --index=FOLDER")
+    if flags.words is not None:
+        return _words(flags)
+    if flags.out is not None:
+        raise UserError(f"--out={flags.out} is of --words, and they are not given: leave it out")
     if flags.query is not None:
         return _search(flags)
     records, names = _given(flags)
@@ -75,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     if flags.index is not None:
         with atomic.new_folder(paths.local(flags.index, name="--index")) as folder:
             source, embedder = _opened(flags, flags.pooling)
-            _write(folder, records, embedder(texts, names), source, embedder)
+            _write(folder, records, embedder(texts, names), source, embedder, approximate=flags.approximate)
         print(f"{len(texts):,} texts, {embedder.model.config.width:,} numbers each: {flags.index}")
         return 0
     if flags.jsonl and (taken := next((name for name, r in zip(names, records, strict=True) if "vector" in r), None)):
@@ -144,12 +162,25 @@ def _parsed(line: str, name: str) -> Record:
 # ---------------------------------------------------------------------------------------------------------------- index
 
 
-def _write(folder: Path, records: Iterable[Record], vectors: "np.ndarray", source: "Saved", embedder: "Embedder") -> None:
+def _write(
+    folder: Path,
+    records: Iterable[Record],
+    vectors: "np.ndarray",
+    source: "Saved",
+    embedder: "Embedder",
+    *,
+    approximate: bool,
+) -> None:
     import numpy as np
+
+    from lm.generation import approximate as hnsw
 
     about: Record = dict(model=str(source.folder), step=source.step, pooling=embedder.pooling, normalised=embedder.normalise)
     about |= dict(long=embedder.long, length=embedder.length, texts=len(vectors), width=vectors.shape[1])
     np.save(folder / VECTORS, vectors)
+    if approximate:
+        hnsw.build(vectors, folder / HNSW)
+        about["approximate"] = hashlib.sha256((folder / HNSW).read_bytes()).hexdigest()
     atomic.write_bytes(folder / TEXTS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())
     atomic.write_json(folder / INDEX, about | {"fingerprint": embedder.fingerprint})
 
@@ -169,6 +200,15 @@ def _read(folder: Path, about: Index) -> "tuple[list[Record], np.ndarray]":
     return records, vectors
 
 
+def _check_approximate(folder: Path, about: Index) -> None:
+    """UserError if an index has no index.hnsw, or not the one that it was written with."""
+    if about.approximate is None:
+        raise UserError(f"the index in {folder} has no {HNSW}: leave --approximate out, or make the index again with it")
+    file = folder / HNSW
+    if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != about.approximate:
+        raise UserError(f"{HNSW} in {folder} is not the one that {INDEX} describes; make the index again")
+
+
 def _search(flags: argparse.Namespace) -> int:
     resolve.build(Name, flags.query, "--query")
     if flags.index is None:
@@ -182,6 +222,8 @@ def _search(flags: argparse.Namespace) -> int:
             f"--pooling={flags.pooling}, and the index in {folder} was made with {about.pooling}: leave it out, or make another"
         )
     records, vectors = _read(folder, about)
+    if flags.approximate:
+        _check_approximate(folder, about)
     _, embedder = _opened(flags, about.pooling)
     if embedder.fingerprint != about.fingerprint:
         step = "" if about.step is None else f" at step {about.step}"
@@ -189,11 +231,17 @@ def _search(flags: argparse.Namespace) -> int:
             f"the index in {folder} was made by another model than --from={flags.source}: that in {about.model}{step}; give "
             "that one, or make another index"
         )
+    from lm.generation import approximate
     from lm.generation.vectors import cosines
 
-    found = cosines(embedder([flags.query], ["--query"]), vectors)[0]
+    query = embedder([flags.query], ["--query"])
     same = [record["text"].strip() == flags.query.strip() for record in records]
-    order = sorted(range(len(records)), key=lambda i: (not same[i], -found[i], i))
+    among = list(range(len(records)))
+    if flags.approximate:
+        near = approximate.nearest(folder / HNSW, query[0], flags.top + sum(same), vectors=len(records))
+        among = sorted({*near.tolist(), *(i for i in among if same[i])})
+    found = dict(zip(among, cosines(query, vectors[among])[0], strict=True))
+    order = sorted(among, key=lambda i: (not same[i], -found[i], i))
     for place, i in enumerate(order[: sum(same) + flags.top], 1 - sum(same)):
         rank = None if same[i] else place
         if flags.jsonl:
@@ -203,6 +251,53 @@ def _search(flags: argparse.Namespace) -> int:
             label = next((f"{records[i][name]}: " for name in ("file", "id") if name in records[i]), "")
             print(f"{'=' if rank is None else rank:>3}  {found[i]:.4f}  {printable(label)}{_short(records[i]['text'])}")
     return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+
+
+def _words(flags: argparse.Namespace) -> int:
+    words = list(dict.fromkeys(word.strip() for word in flags.words.split(",")))
+    for word in words:
+        resolve.build(Name, word, "a word of --words")
+    if flags.texts or flags.jsonl or flags.index or flags.query is not None or flags.pooling is not None:
+        raise UserError(
+            "--words reads the sentences of --file, and prints: leave out other texts, --jsonl, --index and --pooling"
+        )
+    lines = paths.text(flags.file, name="--file").split("\n") if flags.file else None
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic.new_folder(paths.local(flags.out, name="--out"))) if flags.out else None
+        source, embedder = _opened(flags, None)
+        from lm.generation import words as of_words
+
+        texts, where = (lines, flags.file) if lines is not None else _held_out(source)
+        if lines is not None and not any(line.strip() for line in lines):
+            raise UserError(f"{flags.file} has no text: give a sentence or more, a line each")
+        spaces = [of_words.of_tokens(embedder, words)]
+        try:
+            spaces.append(of_words.in_context(embedder, words, [text for text in texts if text.strip()], where))
+        except of_words.Missing as missing:
+            if lines is not None:
+                raise
+            print(f"note: {printable(str(missing))}; each word is read alone", file=sys.stderr)
+            spaces.append(of_words.in_context(embedder, words, [], where))
+        if folder is not None:
+            of_words.draw(spaces, folder / "words.png", flags.top)
+            about = {"model": str(source.folder), "step": source.step, "spaces": [s.to_json(flags.top) for s in spaces]}
+            atomic.write_json(folder / "words.json", about)
+    print("\n\n".join("\n".join(space.lines(flags.top)) for space in spaces))
+    return 0
+
+
+def _held_out(source: "Saved") -> tuple[list[str], str]:
+    """The held-out texts of a run, and what errors call them; [] of a converted model."""
+    if source.run is None:
+        return [], "the model's text"
+    from lm.data.corpus.prepare import prepare
+
+    data = prepare(source.run.data)
+    texts = [document.text for name in sorted(data.holdout) for document in data.documents(name, "holdout")]
+    return texts, "the run's held-out text"
 
 
 # ---------------------------------------------------------------------------------------------------------------- shown
@@ -230,7 +325,10 @@ def parser() -> cli.Parser:
     p.add_argument("--jsonl", action="store_true", help="read texts and write vectors, or what is found, as JSON lines")
     p.add_argument("--index", metavar="FOLDER", help="a new folder to write vectors and texts to, or one that --query searches")
     p.add_argument("--query", metavar="TEXT", help="find the texts of the index that are nearest to this one")
-    p.add_argument("--top", hint=Count, default=5, help="how many of them")
+    p.add_argument("--top", hint=Count, default=5, help="how many of them, or neighbours of a word")
+    p.add_argument("--approximate", action="store_true", help="write hnswlib's index too, or search it")
+    p.add_argument("--words", metavar="A,B,...", help="compare words as vectors; with --file in its sentences, one a line")
+    p.add_argument("--out", metavar="FOLDER", help="with --words: a new folder for words.json and a map, words.png")
     p.add_argument(
         "--pooling",
         choices=get_args(Pooling),

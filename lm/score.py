@@ -21,9 +21,10 @@ number show the gain.
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from lm import cli, paths, untrusted
+from lm.config import Weights
 from lm.config.ranges import Count, NonNegative
 from lm.errors import UserError
 
@@ -59,6 +60,7 @@ def _scored(flags: Any, texts: Sequence[str]) -> list[Any]:
     from lm import saved
     from lm.evaluation import text_scores
     from lm.evaluation.span_scores import check_head
+    from lm.models import quantized
     from lm.models.positions import learned
     from lm.models.transformer import Transformer
     from lm.objectives import usual
@@ -71,9 +73,12 @@ def _scored(flags: Any, texts: Sequence[str]) -> list[Any]:
     row = getattr(source.run.data, f"{stack}_length") if source.run else None
     length = flags.length or min(row or LENGTH, learned(source.model, stack) or row or LENGTH)
     settings: dict[str, Any] = dict(length=length, stride=flags.stride or max(1, length // 2), kind=flags.kind)
-    params = source.params(device=jax.local_devices()[0])
-    model = Transformer(source.model), params, objective, source.tokenizer()
-    return text_scores.score(*model, texts, batch_size=flags.batch_size, **settings)
+    model = Transformer(source.model)
+    params = quantized.weights(model, source.params(device=jax.local_devices()[0]), flags.weights)
+    if flags.weights is not None:
+        print(f"weights in {flags.weights}: {quantized.size(params) / 1e6:,.2f} MB", file=sys.stderr)
+    about = model, params, objective, source.tokenizer()
+    return text_scores.score(*about, texts, batch_size=flags.batch_size, **settings)
 
 
 def _order(flags: Any) -> int:
@@ -154,6 +159,7 @@ def parser() -> cli.Parser:
     p.add_argument("--length", hint=Count, help="tokens of a window; default: those of the run's rows, or 512")
     p.add_argument("--stride", hint=Count, help="tokens that a window predicts; default: half of --length")
     p.add_argument("--batch_size", hint=Count, default=8, help="windows at a time")
+    p.add_argument("--weights", choices=get_args(Weights), help="of the model, in fewer bits (default: as they are saved)")
     return p
 
 

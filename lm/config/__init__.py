@@ -22,6 +22,7 @@ from lm.config.model import (
     Rope,
     Sinusoidal,
     Stack,
+    Weights,
     kind_of,
 )
 from lm.config.objective import (
@@ -46,4 +47,4 @@ from lm.config.objective import (
     Teacherless,
 )
 from lm.config.run import Checkpoint, Evaluate, Finetune, Log, Mesh, Optimizer, Pod, Pretrain, Recipe, Run, Schedule, Train
-from lm.config.sampling import Asked, Sampling
+from lm.config.sampling import Asked, Order, Sampling

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from lm.config.ranges import Count, Decay, Layers, Name, Natural, NonNegative, Positive, PositiveShare, Range, Vocabulary
 from lm.errors import UserError
 
+Weights = Literal["bfloat16", "int8", "int4"]  # in which a trained model's parameters may be kept (`lm.models.quantized`)
+
 
 class FrozenDict(dict[str, Any]):
     """A dict with a hash, never changed: a model's config is a static argument of jitted functions."""

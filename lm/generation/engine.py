@@ -31,7 +31,7 @@ from lm.generation.cache import Kind
 from lm.generation.programs import Filling, Setup, Way, empty, jitted
 from lm.generation.sampling import NEVER
 from lm.models.positions import check_positions
-from lm.models.transformer import Transformer
+from lm.models.transformer import Transformer, independent_of_padding
 from lm.sharding import shards
 from lm.types import TokenStream
 
@@ -119,10 +119,12 @@ class Engine:
         mesh: Mesh | None = None,
     ) -> None:
         self._mesh = contextlib.nullcontext if mesh is None else partial(sharding.use, mesh)
+        model = Transformer(independent_of_padding(model.config))  # a prompt is padded to its bucket
         with self._mesh():
             if slots % shards("batch"):
                 raise UserError(f"{slots} slots do not divide over {shards('batch')} data shards: take a multiple of these")
         small, small_params = draft or (None, None)
+        small = small and Transformer(independent_of_padding(small.config))
         if small is not None and (small.config.vocab_size != model.config.vocab_size or source or not guesses):
             raise UserError(
                 "a draft model guesses for a decoder with its own vocabulary: give one with the same tokenizer, and guesses=4"

@@ -9,8 +9,7 @@ An encoder-decoder's vectors are its encoder's. Axes: B batch, T length, N texts
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from lm.config import resolve
 from lm.errors import UserError
 from lm.generation.engine import buckets
 from lm.models.positions import learned
-from lm.models.transformer import Transformer
+from lm.models.transformer import Transformer, independent_of_padding
 from lm.objectives import DECLARATIONS, reads_prefix, usual
 from lm.objectives.mixture import first_part
 from lm.types import TokenStream
@@ -115,7 +114,7 @@ class Embedder:
         batch_size: int = 32,
     ) -> None:
         c = model.config
-        self.model, self.params, self.tokenizer = Transformer(_independent_of_padding(c)), params, tokenizer
+        self.model, self.params, self.tokenizer = Transformer(independent_of_padding(c)), params, tokenizer
         self.pooling = pooling or usual_pooling(c.architecture, objective)
         self.length, self.long, self.normalise, self.batch_size = length, long, normalise, batch_size
         part, mode = first_part(objective or usual(c.architecture), tokenizer)
@@ -186,9 +185,27 @@ class Embedder:
         step = max(1, round(self.room * (1 - OVERLAP)))
         return [ids[at : at + self.room] for at in range(0, len(ids) - self.room + step, step)]
 
+    def hidden(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """float32 [n, D] for each row of tokens, int32 [n]: the vector of each token among the others, without bos and eos."""
+        skipped, out = len(self.before), [np.zeros((0, 0), np.float32)] * len(rows)
+        framed = [np.concatenate([self.before, row, self.after]).astype(np.int32) for row in rows]
+        for some, stream, _ in self._batches(framed):
+            found = np.asarray(_read_hidden(self.model, self.params, stream))
+            for i, x in zip(some, found, strict=False):
+                out[i] = x[skipped : skipped + len(rows[i])]
+        return out
+
     def _read(self, rows: list[np.ndarray]) -> np.ndarray:
-        """float32 [N, D]: a vector for each row of tokens; batches are of rows of similar length, padded to few sizes."""
+        """float32 [N, D]: a vector for each row of tokens."""
         vectors = np.empty((len(rows), self.model.config.width), np.float32)
+        for some, stream, within in self._batches(rows):
+            counted = (within > 0) & (np.arange(within.shape[1]) >= self.unpooled)
+            vectors[some] = _pooled(self.model, self.params, stream, counted, pooling=self.pooling)[: len(some)]
+        return vectors
+
+    def _batches(self, rows: list[np.ndarray]) -> Iterator[tuple[np.ndarray, TokenStream, np.ndarray]]:
+        """Batches of rows of similar length, padded to few sizes: the rows' numbers, what the model reads, and int32 [B, T]: 1
+        at the rows' tokens."""
         order = np.argsort([len(row) for row in rows], kind="stable")
         for at in range(0, len(rows), self.batch_size):
             some = order[at : at + self.batch_size]
@@ -199,39 +216,27 @@ class Embedder:
                 tokens[i, : len(row)], within[i, : len(row)] = row, 1
             places = np.arange(length, dtype=np.int32) * within
             blocks = None if self.block is None else 2 * (places // self.block) + 1
-            stream = TokenStream(tokens, places, within, within > 0 if self.prefix else None, blocks=blocks)
-            counted = (within > 0) & (np.arange(length) >= self.unpooled)
-            vectors[some] = _pooled(self.model, self.params, stream, counted, pooling=self.pooling)[: len(some)]
-        return vectors
+            yield some, TokenStream(tokens, places, within, within > 0 if self.prefix else None, blocks=blocks), within
+
+
+def _hidden(model: Transformer, params: Any, stream: TokenStream) -> jax.Array:
+    """float32 [B, T, D]: the hidden vectors of what the model reads."""
+    x: Any = model.apply({"params": params}, stream, method="encode" if model.config.encoder else "decode")
+    return x.astype(jnp.float32)
+
+
+_read_hidden = jax.jit(_hidden, static_argnames="model")
 
 
 @partial(jax.jit, static_argnames=("model", "pooling"))
 def _pooled(model: Transformer, params: Any, stream: TokenStream, counted: jax.Array, *, pooling: str) -> jax.Array:
     """float32 [B, D]: the hidden vectors at the tokens that are counted, pooled."""
-    method = "encode" if model.config.encoder else "decode"
-    x: Any = model.apply({"params": params}, stream, method=method)
-    return POOLINGS[pooling](x.astype(jnp.float32), counted)
+    return POOLINGS[pooling](_hidden(model, params, stream), counted)
 
 
 def _stack(model: config.Model) -> Literal["encoder", "decoder"]:
     """The stack that reads a text."""
     return "encoder" if model.encoder else "decoder"
-
-
-def _independent_of_padding(model: config.Model) -> config.Model:
-    """The same model for rows of any length: the splash kernel takes only multiples of 128 tokens, and the capacity of experts
-    is a share of the row, so that padding would decide which tokens they drop: here they drop none."""
-
-    def dropless(stack: config.Stack | None) -> config.Stack | None:
-        if stack is None:
-            return None
-        changed = {
-            letter: replace(block, ffn=replace(block.ffn, capacity=None)) if isinstance(block.ffn, config.Moe) else block
-            for letter, block in stack.blocks.items()
-        }
-        return replace(stack, blocks=changed)
-
-    return replace(model, encoder=dropless(model.encoder), decoder=dropless(model.decoder), kernel="plain")
 
 
 def _name(texts: Sequence[str], names: Sequence[str] | None, number: int) -> str:

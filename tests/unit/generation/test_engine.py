@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lm.config import Sampling
+from lm.config import Moe, Sampling
 from lm.errors import UserError
 from lm.generation import sampling
 from lm.generation.decoding import generate, left_padded
 from lm.generation.engine import Engine, Request, buckets
-from lm.models.transformer import Transformer, stack_groups
+from lm.models.transformer import Transformer, independent_of_padding, stack_groups
 from lm.types import Example, TokenStream
-from tests.engines import V, made, prompts, tokens, written
+from tests.engines import V, logits_of, made, prompts, random_model, tokens, written
+from tests.fakes import small_model
 
 EOS = 2
 WARM = Sampling(temperature=0.9, top_k=12, top_p=0.95, min_p=0.01, frequency=0.2, presence=0.1, repetition=1.1, seed=3)
@@ -162,3 +163,19 @@ def test_what_cannot_be_served_is_refused(engine, decoder):
     ):
         with pytest.raises(UserError, match=why):
             engine.submit(request)
+
+
+def test_experts_drop_no_token_for_the_padding_of_a_prompt():
+    """With a capacity an expert takes a share of a row: the length of the bucket would decide what a short prompt means."""
+    config = small_model("decoder")
+    block = config.decoder.blocks["L"]
+    sparse = replace(block, ffn=Moe(4, 2, block.ffn, capacity=0.5))
+    model, params = random_model(replace(config, decoder=replace(config.decoder, blocks={"L": sparse})))
+    (prompt,) = prompts(12)
+    found = [written(Engine(model, params, slots=n, length=m), Request(prompt, 6))[0] for n, m in ((1, 18), (3, 40))]
+    assert tokens(found[0]) == tokens(found[1])
+    logits = jax.nn.log_softmax(
+        logits_of(Transformer(independent_of_padding(model.config)), params, [*prompt, *tokens(found[0])[0]])
+    )
+    own = [logits[len(prompt) - 1 + i, w.token] for i, w in enumerate(found[0][0])]
+    np.testing.assert_allclose([w.log_prob for w in found[0][0]], own, atol=1e-4)
