@@ -160,7 +160,7 @@ def score(
     asked = [examples(known[kind], kind, span, tokenizer) for span in spans]
     owner = np.repeat(np.arange(len(spans)), [len(of_span) for of_span in asked])
     rows = [example for of_span in asked for example in of_span]
-    lengths = _lengths(rows)
+    lengths = row_lengths(rows)
     check_positions(model.config, _reach(rows, "encoder"), _reach(rows, "decoder"), cure=cure)
     forbidden = ~of_texts(tokenizer, model.config.vocab_size) if renormalise else np.zeros(model.config.vocab_size, bool)
     nats, right = np.zeros(len(spans)), np.zeros(len(spans))
@@ -211,7 +211,7 @@ def _far(asked: float, trained: float) -> str:
     return f"far from training: {asked:.0%} of the tokens near a scored one are masks, and {trained:.0%} were in training"
 
 
-def _lengths(rows: Sequence[Example]) -> Lengths:
+def row_lengths(rows: Sequence[Example]) -> Lengths:
     """The largest lengths of any row, those of streams rounded up so that calls often share a compiled shape; and which of the
     optional arrays the streams have."""
 

@@ -1,0 +1,85 @@
+"""What an examination found: rows of a table with 95 % intervals, what it cannot show, and a picture."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats  # comes with jax
+
+Z = 1.959963984540054  # of a normal distribution, 95 % lie within so many standard deviations
+DRAWS = 1000  # of a bootstrap
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a finding. `floor` is what the same measure gives where there is nothing to find. `share`: from 0 to 1,
+    shown in percent."""
+
+    measure: str
+    found: Interval | float
+    floor: Interval | float | None = None
+    share: bool = True
+
+    def shown(self) -> tuple[str, str, str, str]:
+        """The measure, its value, its interval and its floor as text."""
+        number = (lambda x: f"{x:.1%}") if self.share else (lambda x: f"{x:,.3g}" if abs(x) < 1000 else f"{x:,.0f}")
+        value = self.found.value if isinstance(self.found, Interval) else self.found
+        ends = f"{number(self.found.low)} to {number(self.found.high)}" if isinstance(self.found, Interval) else ""
+        if isinstance(self.floor, Interval):
+            floor = f"{number(self.floor.value)} ({number(self.floor.low)} to {number(self.floor.high)})"
+        else:
+            floor = "" if self.floor is None else number(self.floor)
+        return self.measure, number(value), ends, floor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`notes` say how to read the figures and what they cannot show; `shown` are examples, as text. `details` is what is
+    written as JSON besides; `draw` draws into an empty figure of matplotlib."""
+
+    rows: Sequence[Row]
+    notes: Sequence[str]
+    details: Mapping[str, Any]
+    draw: Callable[[Any], None]
+    shown: Sequence[str] = ()
+
+
+def share(hits: float, of: int) -> Interval:
+    """The share hits / of with Wilson's interval of a binomial (1927), which is also right near 0 and 1."""
+    if of < 1:
+        return Interval(float("nan"), 0.0, 1.0)
+    p, z2 = hits / of, Z * Z / of
+    centre, half = (p + z2 / 2) / (1 + z2), Z * (p * (1 - p) / of + z2 / of / 4) ** 0.5 / (1 + z2)
+    return Interval(p, centre - half if hits else 0.0, centre + half if hits < of else 1.0)
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0, draws: int = DRAWS) -> Interval:
+    """`statistic` of the items 0 .. count - 1, and its interval by drawing items with replacement (percentiles)."""
+    rng = np.random.default_rng(seed)
+    found = [statistic(rng.integers(count, size=count)) for _ in range(draws)]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Interval(float(statistic(np.arange(count))), float(low), float(high))
+
+
+def mean(values: np.ndarray) -> Interval:
+    """The mean of the values, float [n], and Student's t interval, which a bootstrap of few values is too narrow for."""
+    n, middle = len(values), float(np.mean(values))
+    half = float(stats.t.isf(0.025, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else float("inf")
+    return Interval(middle, middle - half, middle + half)
+
+
+def auroc(higher: np.ndarray, lower: np.ndarray) -> float:
+    """The probability that one of `higher` is above one of `lower`, ties counted half: 0.5 where nothing tells them apart."""
+    ordered = np.sort(lower)
+    below = np.searchsorted(ordered, higher, "left") + np.searchsorted(ordered, higher, "right")
+    return float(below.mean() / 2 / len(lower))

@@ -1,0 +1,44 @@
+"""Intervals, beside those of statsmodels and counted pairs; how a row is shown."""
+
+import numpy as np
+import pytest
+
+from lm.evaluation.findings import Interval, Row, auroc, bootstrap, mean, share
+
+
+@pytest.mark.parametrize(("hits", "of"), [(0, 10), (1, 10), (7, 10), (10, 10), (123, 1000), (0.5, 4)])
+def test_the_interval_of_a_share_is_wilsons(hits, of):
+    proportion = pytest.importorskip("statsmodels.stats.proportion")
+    found = share(hits, of)
+    assert (found.low, found.high) == pytest.approx(proportion.proportion_confint(hits, of, method="wilson"), abs=1e-12)
+    assert found.value == hits / of and 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_the_interval_of_a_mean_is_students():
+    weights = pytest.importorskip("statsmodels.stats.weightstats")
+    values = np.random.default_rng(0).gamma(2.0, size=15)
+    found = mean(values)
+    assert (found.low, found.high) == pytest.approx(weights.DescrStatsW(values).tconfint_mean(), rel=1e-9)
+    assert mean(np.ones(1)) == Interval(1.0, -np.inf, np.inf)
+
+
+def test_a_bootstrap_of_a_mean_is_near_students():
+    values = np.random.default_rng(1).normal(3.0, 1.0, 400)
+    found, wanted = bootstrap(lambda chosen: float(values[chosen].mean()), 400), mean(values)
+    assert found.value == pytest.approx(wanted.value)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=0.02)
+
+
+def test_auroc_counts_pairs():
+    rng = np.random.default_rng(2)
+    a, b = rng.integers(0, 6, 30), rng.integers(0, 5, 40)  # with ties
+    wanted = np.mean([(x > y) + (x == y) / 2 for x in a for y in b])
+    assert auroc(a, b) == pytest.approx(wanted) and auroc(b, a) == pytest.approx(1 - wanted)
+    assert auroc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0 and auroc(np.ones(3), np.ones(5)) == 0.5
+
+
+def test_a_row_is_shown_with_its_interval_and_floor():
+    row = Row("a", Interval(0.125, 0.1, 0.15), Interval(0.5, 0.4, 0.6))
+    assert row.shown() == ("a", "12.5%", "10.0% to 15.0%", "50.0% (40.0% to 60.0%)")
+    assert Row("b", 1234.0, 0.0, share=False).shown() == ("b", "1,234", "", "0")
+    assert Row("c", 2.34567, share=False).shown() == ("c", "2.35", "", "")
