@@ -12,7 +12,7 @@ from lm.errors import UserError
 class Source:
     """Where documents, or records to fine-tune on, come from. `field` is that of a tfds, jsonl or JSON ArrayRecord record.
 
-    kind `tfds`: `path` is a builder name ("sotu" is ours; "lm1b", "c4/en"...), `split` one of its splits.
+    kind `tfds`: `path` is a builder name ("sotu" and "stdlib" are ours; "lm1b", "c4/en"...), `split` one of its splits.
     kind `text`: `path` is a glob of files, local or gs://, a file a document.
     kind `jsonl`: a glob of .jsonl or .jsonl.gz, a line a document. kind `array_record`: a glob, a record a document.
     kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split; with format

@@ -1,10 +1,13 @@
 """How tokens are drawn from a model's distribution. `lm.generation.sampling` applies it."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, Literal
 
 from lm.config.ranges import Count, Name, Natural, NonNegative, Positive, PositiveShare, Range, Seed, Share, Words
 from lm.errors import UserError
+
+# In which order masks are filled in (`lm.generation.diffusion.fill`); the last two take back what they have written.
+Order = Literal["confidence", "entropy", "margin", "random", "left", "mask_predict", "gibbs"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,16 @@ class Asked(Sampling):
     stop: tuple[Name, ...] = ()  # texts that end a sample, and are no part of it
     beams: Natural = 0  # search for the samples with so many texts at a time, and draw nothing
     length_penalty: Annotated[float, Range(-10.0, 10.0)] = 1.0  # of beams: a score is log-probability / tokens ** this
+    order: Order | None = None  # of masks that are filled in over several steps; None: an encoder fills in all at once
+    steps: Natural = 0  # of these; 0: as many as suit the order
+    regex: Name | None = None  # a regular expression that all of what is written matches
+    schema: Name | None = None  # a JSON schema, as JSON, of the value that is written
 
     def __post_init__(self) -> None:
+        if self.regex and self.schema:
+            raise UserError("regex and schema are two grammars for one text: leave one of them out")
+        if self.beams and (self.regex or self.schema):
+            raise UserError(f"beams={self.beams} searches among all texts, and follows no grammar: leave out regex and schema")
         if not self.beams and self.length_penalty != 1.0:
             raise UserError(
                 f"length_penalty={self.length_penalty:g} is of beams, and none are asked for: give beams=4, or leave it out"

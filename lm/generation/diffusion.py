@@ -1,4 +1,5 @@
-"""Filling in masks in several steps, as a masked-diffusion model writes (MDLM, arXiv 2406.07524; LLaDA, 2502.09992).
+"""Filling in masks in several steps, as a masked-diffusion model writes (MDLM, arXiv 2406.07524; LLaDA, 2502.09992), or as any
+model that predicts masked tokens can (Mask-Predict, 1904.09324; Gibbs sampling, 1902.04094).
 
 Axes: B batch, T length, V vocabulary.
 """
@@ -6,21 +7,20 @@ Axes: B batch, T length, V vocabulary.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.config import Order
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives.masked_diffusion import time_step
 from lm.types import Example, TokenStream
 
-Order = Literal["confidence", "entropy", "margin", "random", "left"]
 
-
-@partial(jax.jit, static_argnames=("model", "steps", "order", "block", "time_steps"))
+@partial(jax.jit, static_argnames=("model", "steps", "order", "block", "time_steps", "top_k", "burn_in"))
 def fill(
     model: Transformer,
     params: Any,
@@ -34,6 +34,8 @@ def fill(
     forbidden: jax.Array | None = None,
     block: int | None = None,
     time_steps: int = 0,
+    top_k: int = 0,
+    burn_in: int = 0,
 ) -> jax.Array:
     """Returns int32 [B, T]: the tokens of the stream, those that are `masked` (bool [B, T]) filled in.
 
@@ -43,8 +45,48 @@ def fill(
     and second token (arXiv 2502.06768), random ones, which alone is the process that the loss bounds, or from the left. With
     `block`, masks are filled in blocks of so many from left to right (LLaDA).
 
-    `forbidden`, bool [V]: tokens that are never written. `time_steps` as in `lm.config.MaskedDiffusion`.
+    Two orders also take back what they have written. "mask_predict" (arXiv 1904.09324): an equal share of all places, those
+    whose tokens had the lowest probabilities when they were written, are masks again in the next step. "gibbs" (1902.04094):
+    the first step writes all, each of the others takes one place at random and draws its token anew given all others; at
+    temperature 1 that is a chain whose distribution the model's conditional distributions alone decide, however it began.
+
+    `forbidden`, bool [V]: tokens that are never written. `top_k`: after the first `burn_in` steps, tokens are drawn from so
+    many likeliest ones (0: all). `time_steps` as in `lm.config.MaskedDiffusion`.
     """
+    predict = _predictor(model, params, stream, time_steps)
+    settings: dict[str, Any] = dict(steps=steps, order=order, temperature=temperature, forbidden=forbidden, block=block)
+    return _filled(predict, jnp.asarray(stream.tokens), masked, key, **settings, top_k=top_k, burn_in=burn_in)
+
+
+@partial(jax.jit, static_argnames=("model", "most", "time_steps"))
+def pseudo_log_probs(
+    model: Transformer,
+    params: Any,
+    stream: TokenStream,
+    masked: jax.Array,
+    mask_id: int | jax.Array,
+    *,
+    most: int,
+    time_steps: int = 0,
+) -> jax.Array:
+    """float32 [B, T]: the log-probability in nats of each token that is `masked` (bool [B, T]), given all others and with
+    `mask_id` in its own place (PLL, arXiv 1910.14659); 0 elsewhere. `most`: how many of them a row has at most."""
+    predict, tokens = _predictor(model, params, stream, time_steps), jnp.asarray(stream.tokens)
+    number = jnp.cumsum(masked, axis=1) - 1
+
+    def one(k: jax.Array) -> jax.Array:
+        hidden = masked & (number == k)
+        logp = jax.nn.log_softmax(predict(jnp.where(hidden, mask_id, tokens), hidden).astype(jnp.float32), axis=-1)
+        return jnp.where(hidden, jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0], 0.0)
+
+    total, _ = jax.lax.scan(lambda total, k: (total + one(k), None), jnp.zeros(tokens.shape), jnp.arange(most))
+    return total
+
+
+def _predictor(
+    model: Transformer, params: Any, stream: TokenStream, time_steps: int
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`predict(tokens, masks)`: the logits [B, T, V] for each token of the stream, with other `tokens` in it."""
     size = stream.tokens.shape[1]
     check_positions(model.config, *((size, None) if model.config.encoder else (None, size)), cure="shorten it")
     text = jnp.maximum((stream.segments > 0).sum(axis=1) - 1, 1)  # tokens without bos
@@ -61,8 +103,7 @@ def fill(
         of_encoder: Any = model.apply({"params": params}, Example(read, None, None, None))
         return of_encoder
 
-    settings: dict[str, Any] = dict(steps=steps, order=order, temperature=temperature, forbidden=forbidden, block=block)
-    return _filled(logits, jnp.asarray(stream.tokens), masked, key, **settings)
+    return logits
 
 
 def _filled(
@@ -76,29 +117,41 @@ def _filled(
     temperature: float | jax.Array,
     forbidden: jax.Array | None,
     block: int | None = None,
+    top_k: int = 0,
+    burn_in: int = 0,
 ) -> jax.Array:
     """`fill`, where `predict(tokens, masks)` gives the logits [B, T, V]."""
-    count = masked.sum(axis=1)  # [B]
+    masks, count = tokens, masked.sum(axis=1)  # [B, T], [B]
     number = jnp.cumsum(masked, axis=1) - 1  # of each mask in its row
     place = jnp.zeros_like(number) if block is None else number // block
     heat = jnp.asarray(temperature, jnp.float32)
+    takes_back = order in ("mask_predict", "gibbs")
 
-    def step(carry: tuple[jax.Array, jax.Array], xs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        (tokens, left), (s, key) = carry, xs
+    def step(carry: tuple[jax.Array, ...], xs: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        (tokens, left, score), (s, key) = carry, xs
         logits = predict(tokens, left).astype(jnp.float32)
         logits = logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits)
+        drawn_from = logits
+        if top_k:
+            least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
+            drawn_from = jnp.where((logits < least) & (s >= burn_in), -jnp.inf, logits)
         draws, ranks = jax.random.split(key)
-        drawn = jax.random.categorical(draws, logits / jnp.maximum(heat, 1e-6))
+        drawn = jax.random.categorical(draws, drawn_from / jnp.maximum(heat, 1e-6))
         drawn = jnp.where(heat > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
-        score = _score(order, logits, drawn, number, ranks)
-        # Sorted by block, then by score; what is not masked comes last.
-        sort = jnp.lexsort((-score, jnp.where(left, place, tokens.shape[1])), axis=1)
+        new = _score(order, logits, drawn, number, ranks)
+        score = new if order == "gibbs" else jnp.where(left, new, score)
+        among = masked if takes_back else left
+        # Sorted by block, then by score; what is not among them comes last.
+        sort = jnp.lexsort((-score, jnp.where(among, place, tokens.shape[1])), axis=1)
         rank = jnp.argsort(sort, axis=1)
         keep = count * (steps - 1 - s) // steps  # masks that are left after this step
-        chosen = left & (rank < (left.sum(axis=1) - keep)[:, None])
-        return (jnp.where(chosen, drawn, tokens), left & ~chosen), None
+        keep = jnp.where(s < steps - 1, 1, 0) if order == "gibbs" else keep
+        chosen = among & (rank < (among.sum(axis=1) - keep)[:, None])
+        tokens, left = jnp.where(left, drawn, tokens), among & ~chosen
+        return (jnp.where(left, masks, tokens), left, score), None
 
-    (tokens, _), _ = jax.lax.scan(step, (tokens, masked), (jnp.arange(steps), jax.random.split(key, steps)))
+    carry = tokens, masked, jnp.zeros(tokens.shape)
+    (tokens, _, _), _ = jax.lax.scan(step, carry, (jnp.arange(steps), jax.random.split(key, steps)))
     return tokens
 
 
@@ -187,12 +240,12 @@ def _fill_block(
 
 def _score(order: Order, logits: jax.Array, drawn: jax.Array, number: jax.Array, key: jax.Array) -> jax.Array:
     """float32 [B, T]: the higher, the sooner a mask keeps its token."""
-    if order == "random":
+    if order in ("random", "gibbs"):
         return jax.random.uniform(key, drawn.shape)
     if order == "left":
         return -number.astype(jnp.float32)
     logp = jax.nn.log_softmax(logits, axis=-1)
-    if order == "confidence":
+    if order in ("confidence", "mask_predict"):
         return jnp.take_along_axis(logp, drawn[..., None], axis=-1)[..., 0]
     if order == "entropy":
         p = jnp.exp(logp)

@@ -109,7 +109,9 @@ def ask(
     way = text_prompt(objective)
     rng = np.random.default_rng(seed)
     render = lambda prompt: way.render([tokenizer.encode(part) for part in prompt.split(MASK)], tokenizer, new_tokens, rng)
-    ids = [np.concatenate([[tokenizer.bos_id], *render(way.clean(p))]).astype(np.int32) for p in prompts]
+    texts = [np.concatenate(render(way.clean(p))).astype(np.int32) for p in prompts]
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]  # T5 has none
+    ids = [np.concatenate([begin, text]).astype(np.int32) for text in texts]
     lengths = [new_tokens] * len(ids)
     if architecture == "encoder" or way.fills:
         if way.fills:
@@ -120,14 +122,15 @@ def ask(
         encoder, decoder = (stream, None) if architecture == "encoder" else (None, stream)
         return Question(ids, mode, lengths, encoder, decoder, ())
     may_write = tuple(tokenizer.sentinel_ids) if way.sentinels else ()
-    reads = [np.concatenate([mode, i[1:], [tokenizer.eos_id]] if way.noised else [mode, i]).astype(np.int32) for i in ids]
+    read = lambda i, text: np.concatenate([mode, text, [tokenizer.eos_id]] if way.noised else [mode, i]).astype(np.int32)
+    reads = [read(i, text) for i, text in zip(ids, texts, strict=True)]
     if architecture == "decoder":
         decoder = left_padded(reads, prefix=reads_prefix(architecture, objective))
         return Question(ids, mode, lengths, None, decoder, may_write)
-    start = tokenizer.mask_id if way.from_masks else tokenizer.bos_id
+    start = tokenizer.mask_id if way.from_masks else begin[0] if begin else tokenizer.require("pad")  # T5's decoder starts so
     decoder = left_padded([np.array([start], np.int32)] * len(ids))
     if way.from_masks:  # an answer has as many tokens as there are masks, at their positions
-        masks = [np.flatnonzero(i[1:] == tokenizer.mask_id) for i in ids]
+        masks = [np.flatnonzero(text == tokenizer.mask_id) for text in texts]
         lengths = [len(m) for m in masks]
         decoder = replace(decoder, positions=np.array([m[:1] + len(mode) for m in masks], np.int32))
     return Question(ids, mode, lengths, left_padded(reads), decoder, may_write)
@@ -165,13 +168,21 @@ def _logits(model: Transformer, params: Any, example: Example) -> jax.Array:
 
 
 def fill_masks(
-    model: Transformer, params: Any, tokenizer: Any, objective: config.Objective, prompt: str, top: int
+    model: Transformer,
+    params: Any,
+    tokenizer: Any,
+    objective: config.Objective,
+    prompt: str,
+    top: int,
+    *,
+    ends: bool = False,
 ) -> tuple[str, list[list[tuple[int, float]]]]:
     """What an encoder makes of each mark of a prompt: the text with the likeliest token at each, and for each the `top`
-    likeliest tokens with their log-probabilities in nats, among all that texts consist of."""
+    likeliest tokens with their log-probabilities in nats, among all that texts consist of. With `ends` it reads an eos behind
+    the prompt, as a converted model always did."""
     a = ask("encoder", tokenizer, objective, [prompt], 1, 0)
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
-    read = np.concatenate([a.mode, a.ids[0]]).astype(np.int32)
+    read = np.concatenate([a.mode, a.ids[0], [tokenizer.eos_id] * ends]).astype(np.int32)
     stream = left_padded([read])
     check_lengths(model.config, stream, None, cure="shorten it")
     logits = jnp.where(forbidden, -jnp.inf, _logits(model, params, Example(stream, None, None, None))[0])

@@ -4,15 +4,18 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from lm import config
+from lm import config, untrusted
 from lm.config import Asked
 from lm.errors import UserError
 from lm.generation import beam
 from lm.generation.engine import Engine, Request, Written, whole
+from lm.generation.grammar import Constraint, Grammars
+from lm.generation.infill import infill
 from lm.generation.samples import ask, fill_masks, samples
 from lm.generation.texts import Streamed
 from lm.models.positions import learned
@@ -68,13 +71,24 @@ class Writer:
 
     slots: samples that are written at the same time
     top: likeliest tokens that are given for each one written
+    engine: other settings of `lm.generation.engine.Engine`
     """
 
     def __init__(
-        self, model: Transformer, params: Any, tokenizer: Any, objective: config.Objective | None, *, slots: int, top: int = 0
+        self,
+        model: Transformer,
+        params: Any,
+        tokenizer: Any,
+        objective: config.Objective | None,
+        *,
+        slots: int,
+        top: int = 0,
+        **engine: Any,
     ) -> None:
+        self._settings = engine
         self.model, self.params, self.tokenizer, self.slots, self.top = model, params, tokenizer, slots, top
         self.objective = objective or usual(model.config.architecture)
+        self.converted = objective is None
 
     @property
     def continues(self) -> bool:
@@ -86,10 +100,15 @@ class Writer:
     def write(self, asked: Sequence[Asked], *, stream: Callable[[str], Any] | None = None) -> Iterator[Sample]:
         """Yields samples as they end. `stream` gets the text of each as it comes."""
         if self.continues:
+            if ordered := next((one for one in asked if one.order or one.steps), None):
+                what = f"order={ordered.order}" if ordered.order else f"steps={ordered.steps}"
+                raise UserError(f"{what} is of models that fill in masks, and this one writes from left to right: leave it out")
             yield from (sample for one in asked if one.beams for sample in self._searched(one, stream))
             yield from self._continued([one for one in asked if not one.beams], stream)
             return
         for one in asked:
+            if one.regex or one.schema:
+                raise UserError("a grammar is followed from left to right, and this model fills in: leave out regex and schema")
             if one.beams:
                 raise UserError(f"beams={one.beams}: a search goes from left to right, and this model fills in: leave it out")
             for sample in self._filled(one):
@@ -98,17 +117,27 @@ class Writer:
                 yield sample
 
     def _filled(self, asked: Asked) -> Iterator[Sample]:
-        if self.model.config.architecture == "encoder" and not text_prompt(self.objective).fills:
+        if asked.order or asked.steps:
+            settings: dict[str, Any] = dict(samples=asked.samples, temperature=asked.temperature, seed=asked.seed)
+            settings |= dict(order=asked.order or "confidence", steps=asked.steps or None, top_k=asked.top_k)
+            objective = None if self.converted else self.objective
+            (found,) = infill(self.model, self.params, self.tokenizer, objective, [asked.prompt], **settings)
+            yield from (Sample(asked, number, f.text, "filled") for number, f in enumerate(found))
+            return
+        way = text_prompt(first_part(self.objective, self.tokenizer)[0])
+        if self.model.config.architecture == "encoder" and not way.fills:
             if MASK not in asked.prompt:
                 raise UserError(f"an encoder fills in {MASK}, and the prompt {asked.prompt!r} has none: put one into it")
-            text, found = fill_masks(self.model, self.params, self.tokenizer, self.objective, asked.prompt, max(1, self.top))
+            ends = self.converted and self.tokenizer.eos_id is not None
+            given: Any = (self.model, self.params, self.tokenizer, self.objective, asked.prompt, max(1, self.top))
+            text, found = fill_masks(*given, ends=ends)
             of = lambda t: self.tokenizer.decode([t]).strip()
             tokens = [Token(of(best[0][0]), best[0][1], top=tuple(Token(of(t), p) for t, p in best)) for best in found]
             yield Sample(asked, 0, text, "filled", tokens=tokens if self.top else [])
             return
         for number in range(asked.samples):
-            given: dict[str, Any] = dict(new_tokens=asked.new_tokens, temperature=asked.temperature, seed=asked.seed + number)
-            (out,) = samples(self.model, self.params, self.tokenizer, self.objective, (asked.prompt,), **given)
+            how: dict[str, Any] = dict(new_tokens=asked.new_tokens, temperature=asked.temperature, seed=asked.seed + number)
+            (out,) = samples(self.model, self.params, self.tokenizer, self.objective, (asked.prompt,), **how)
             yield Sample(asked, number, out["text"], "filled")
 
     def _searched(self, one: Asked, stream: Callable[[str], Any] | None) -> Iterator[Sample]:
@@ -135,7 +164,18 @@ class Writer:
         assert a.decoder is not None
         never[[self.tokenizer.eos_id, *a.may_write]] = False
         encoder = None if a.encoder is None else a.encoder.tokens[0]
-        return Request(a.decoder.tokens[0], one.new_tokens, one, encoder, one.samples), never, a.decoder.prefix is not None
+        request = Request(a.decoder.tokens[0], one.new_tokens, one, encoder, one.samples, constraint=self._constraint(one))
+        return request, never, a.decoder.prefix is not None
+
+    def _constraint(self, one: Asked) -> Constraint | None:
+        """The grammar that is asked for. UserError if it is none."""
+        if one.regex:
+            return self._grammars.regex(one.regex)
+        return self._grammars.json_schema(untrusted.parse_json(one.schema.encode(), "schema")) if one.schema else None
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, vocab_size=self.model.config.vocab_size, eos=[self.tokenizer.eos_id])
 
     def _streamed(self, request: Request, one: Asked) -> Streamed:
         return Streamed(self.tokenizer, request.prompt if request.encoder is None else (), one.stop)
@@ -203,6 +243,7 @@ class Writer:
             eos=[self.tokenizer.eos_id],
             forbidden=never,
             prefix=prefix,
+            **self._settings,
         )
 
 

@@ -170,5 +170,5 @@ OBJECTIVE = Declaration(
         "encoder": "an encoder predicts a token for each position that it reads, and the noised text has other positions than "
         "the text; take 'masked', or an encoder-decoder",
     },
-    prompt=TextPrompt(with_masks, noised=True),
+    prompt=TextPrompt(with_masks, noised=True, rewrites=True),
 )

@@ -114,5 +114,5 @@ OBJECTIVE = Declaration(
         "encoder": "an encoder sees both sides of a gap as it is; take 'masked', or a decoder",
         "encoder_decoder": "the encoder sees both sides of a gap as it is; take 'span_corruption', or a decoder alone",
     },
-    prompt=TextPrompt(around_mark, clean),
+    prompt=TextPrompt(around_mark, clean, middle=True),
 )

@@ -248,6 +248,6 @@ OBJECTIVE = Declaration(
         "decoder": "a causal decoder does not see what follows a mask; take 'masked_diffusion', under which it does, "
         "'span_corruption', which asks for the same tokens after the text, or an encoder",
     },
-    prompt=TextPrompt(with_masks, noised=True),
+    prompt=TextPrompt(with_masks, noised=True, rewrites=True),
     rate=lambda c: c.rate,
 )

@@ -158,7 +158,9 @@ class TextPrompt:
     clean: Callable[[str], str] = str  # of the prompt's text, before it is split at its marks and tokenized
     # An encoder, or a decoder's prefix, reads it as a noised text: without bos, with eos at its end; but not where it `fills`.
     noised: bool = False
-    sentinels: bool = False  # the answer may contain sentinels
+    sentinels: bool = False  # the answer may contain sentinels: each of them, and behind it what stands at its mark
+    middle: bool = False  # the answer to a prompt with one mark is what stands there
+    rewrites: bool = False  # an encoder-decoder answers with the whole text, its marks filled in
     fills: bool = False  # masks of its own behind the prompt are filled in, in several steps
     blocks: bool = False  # a decoder fills in blocks of masks behind the prompt, one after another
     at_once: bool = False  # a decoder reads masks behind the prompt, and writes all tokens of the answer in one pass

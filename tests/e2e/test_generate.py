@@ -1,9 +1,11 @@
 """`python -m lm.generate` on real runs of every architecture: prompts in every form, JSON lines, mistakes in one line."""
 
 import json
+import re
 
 import pytest
 
+from lm.cli import readable
 from lm.generate import main
 
 FEW = "--new_tokens=6"
@@ -28,7 +30,8 @@ def test_a_text_is_the_same_however_it_is_asked_for(runs, ask):
     assert code == 0, err
     found = [json.loads(line) for line in out.splitlines()]
     of = {(sample["prompt"], sample["sample"]): sample for sample in found}
-    assert len(found) == 4 and of["abc de", 0]["text"] + "\n" == alone and of["abc de", 1]["text"] + "\n" != alone
+    shown = [readable(of["abc de", number]["text"]) + "\n" for number in (0, 1)]
+    assert len(found) == 4 and shown[0] == alone != shown[1]
     assert {sample["finish"] for sample in found} <= {"end", "stop", "length"} and "c" not in of["b", 0]["text"]
     assert all(1 <= sample["tokens"] <= 6 and sample["log_prob"] < 0 for sample in found)
 
@@ -44,6 +47,43 @@ def test_beams_find_the_likeliest_texts_in_their_order(runs, ask, name):
     greedy = json.loads(ask(source, FEW, "--jsonl", "--temperature=0", given=lines({"prompt": "abc [MASK] de"}))[1])
     one = json.loads(ask(source, FEW, "--jsonl", "--beams=1", given=lines({"prompt": "abc [MASK] de"}))[1])
     assert one["text"] == greedy["text"] and one["log_prob"] == pytest.approx(greedy["log_prob"], abs=1e-4)
+
+
+def test_weights_of_fewer_bits_write_and_are_deterministic(runs, ask):
+    pytest.importorskip("qwix")
+    for name in ("decoder.causal", "encoder_decoder.denoise"):
+        words = (f"--from={runs / name}", FEW, "--temperature=0", "--weights=int4", "--jsonl")
+        first = ask(*words, given=lines({"prompt": "abc [MASK] de"}))
+        assert first[0] == 0 and first == ask(*words, given=lines({"prompt": "abc [MASK] de"})), first
+        exact = ask(*words[:3], "--jsonl", given=lines({"prompt": "abc [MASK] de"}))
+        a, b = (json.loads(out)["log_prob"] for _, out, _ in (first, exact))
+        assert 1e-6 < abs(a - b) < 1 + abs(b)
+
+
+def test_guesses_and_smaller_caches_leave_a_text_as_it_is(runs, ask):
+    source, greedy = f"--from={runs / 'decoder.causal'}", ("--new_tokens=12", "--temperature=0", "abc de")
+    alone = ask(source, *greedy)
+    assert alone[0] == 0 and ask(source, "--guesses=3", *greedy) == alone == ask(source, "--cache=bfloat16", *greedy), alone
+    assert ask(source, "--guesses=2", f"--draft={runs / 'decoder.causal'}", *greedy) == alone
+    code, _, err = ask(source, f"--draft={runs / 'decoder.causal'}", *greedy)
+    assert code == 2 and "guesses nothing without --guesses: give --guesses=4" in err
+
+
+def test_what_is_written_follows_a_grammar(runs, ask):
+    pytest.importorskip("llguidance")
+    source = f"--from={runs / 'decoder.causal'}"
+    code, out, err = ask(source, "--new_tokens=30", "--regex=(abc|de){2}f", "--samples=3", "abc")
+    assert code == 0 and all(re.fullmatch("(abc|de){2}f", line) for line in out.splitlines()[1::2]), err
+    schema = {"type": "object", "properties": {"a": {"enum": ["abc", "de"]}}, "required": ["a"], "additionalProperties": False}
+    code, out, err = ask(source, "--new_tokens=40", "--jsonl", given=lines({"prompt": "abc", "schema": schema}))
+    assert code == 0 and json.loads(json.loads(out)["text"])["a"] in ("abc", "de"), err
+    for wrong, why in (
+        ("--regex=(abc", "cannot be used"),
+        ("--schema={", "schema is not valid JSON"),
+        ("--beams=2", "follows no grammar"),
+    ):
+        code, _, err = ask(source, "--regex=a" if "beams" in wrong else wrong, wrong, "abc")
+        assert code == 2 and why in err and err.count("\n") == 1
 
 
 def test_a_stop_string_ends_a_text_before_it(runs, ask):

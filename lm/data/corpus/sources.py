@@ -14,7 +14,7 @@ from lm.data.corpus.documents import SKIP, CorruptRecord, Document, Documents, d
 from lm.errors import UserError, nearest
 
 # tfds builders of this package: modules of lm.data.corpus with `version()` and `builder(data_dir)`.
-_BUNDLED = ("sotu",)
+_BUNDLED = ("sotu", "stdlib")
 
 
 def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt: str = "fail") -> Documents:

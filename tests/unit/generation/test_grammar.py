@@ -110,6 +110,15 @@ def test_nothing_compiles_for_a_grammar_once_it_is_warm(tokenizer, grammars):
     assert engine.compilations == before
 
 
+@pytest.mark.parametrize("size", [416, 417])
+def test_bits_are_words_of_32_tokens(tokenizer, size):
+    walk = Grammars(tokenizer, vocab_size=size, eos=[tokenizer.eos_id]).regex("[0-9]").begin()
+    assert walk.allowed().shape == (-(-size // 32),)
+    assert {i for i in range(size) if walk.allowed()[i // 32] >> (i % 32) & 1} == {
+        i for i, piece in enumerate(tokenizer.piece_bytes) if piece.decode(errors="replace").isdigit()
+    }
+
+
 def test_what_is_no_grammar_is_refused(grammars):
     with pytest.raises(UserError, match=r"the regular expression '\[0-9' cannot be used"):
         grammars.regex("[0-9")
