@@ -26,12 +26,13 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import lm
 from lm import process, startup
-from lm.config import Run, resolve
-from lm.errors import EXIT_HOST_MISSING, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, nearest
+from lm.config import Run, Sampling, resolve
+from lm.errors import EXIT_HOST_MISSING, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, nearest, printable
 
 WIDTH = 80  # columns of --help
 EXITS = {
@@ -163,6 +164,42 @@ def parser(module: str, doc: str | None, *, config: bool | None = None, exits: M
             help="sets any value of the config: --config.train.steps=200",
         )
     return p
+
+
+def add_stop(p: Parser) -> None:
+    p.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="ends a text, and is not part of it; \\n is a line's end"
+    )
+
+
+SAMPLING = {
+    "temperature": "0 takes the likeliest token",
+    "top_k": "draw from the K likeliest tokens; 0: all",
+    "top_p": "draw from the likeliest tokens with this share of the probability",
+    "min_p": "leave out tokens below this share of the likeliest one's probability",
+    "typical_p": "draw from the tokens of the most expected surprise with this share",
+    "repetition": "divides the logits of tokens that were there; 1: no penalty",
+    "frequency": "taken off a token's logit each time that it is written",
+    "presence": "taken off once",
+    "seed": "of all draws",
+}
+
+
+def add_sampling(p: Parser, **defaults: float) -> None:
+    """Adds a flag for each setting of `lm.config.Sampling`. `defaults`: those of the command that differ from the settings'."""
+    for setting in fields(Sampling):
+        default = defaults.get(setting.name, setting.default)
+        p.add_argument(f"--{setting.name}", hint=setting.type, help=f"{SAMPLING[setting.name]} (default {default:g})")
+
+
+def sampling_of(flags: argparse.Namespace) -> dict[str, Any]:
+    """The settings of `lm.config.Sampling` that are given, by name."""
+    return {name: value for name in SAMPLING if (value := getattr(flags, name)) is not None}
+
+
+def readable(text: str) -> str:
+    """The text without control characters, which a terminal would obey; lines stay lines."""
+    return "".join(c if c in "\n\t" else printable(c) for c in text)
 
 
 def standard_input(missing: str) -> str:

@@ -100,3 +100,32 @@ def train(flags, capsys):
         return code, capsys.readouterr().err
 
     return run
+
+
+class Talks:
+    """`talks / "decoder.causal"` is the workdir of a run of two steps, trained on conversations of up to 64 tokens."""
+
+    def __init__(self, corpus, runs):
+        self.corpus, self.runs = corpus, runs
+        with open(corpus / "messages.jsonl", "w") as file:
+            for line in (corpus / "tiny.jsonl").read_text().splitlines():
+                words = json.loads(line)["text"].split()
+                turns = [
+                    {"role": role, "content": " ".join(words[i : i + 2])} for i, role in enumerate(["user", "assistant"] * 2)
+                ]
+                file.write(json.dumps({"messages": turns}) + "\n")
+
+    def __truediv__(self, name):
+        folder = self.corpus / f"talks.{name}"
+        if not folder.exists():
+            settings = {"data.sources.mine.path": f"{self.corpus}/messages.jsonl", "data.cache": f"{self.corpus}/cache"}
+            settings |= {"train.init_from": str(self.runs / name), "train.steps": "2", "train.batch_size": "4"}
+            settings |= {"recipe.length": "40", "checkpoint.every": "None", "evaluate.rows": "2", "log.tensorboard": "False"}
+            config = Path(__file__).parents[2] / "configs" / "finetune.py"
+            recipes.train(resolve.load(f"{config}:messages", settings | {"data.holdout": "0.3"}), folder, quiet=True)
+        return folder
+
+
+@pytest.fixture(scope="session")
+def talks(corpus, runs):
+    return Talks(corpus, runs)
