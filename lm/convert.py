@@ -1,6 +1,7 @@
-"""Converts weights from and to Hugging Face.
+"""Converts weights from and to Hugging Face, and from GGUF files.
 
-  python -m lm.convert from_hf SRC DST     a folder with config.json and weights
+  python -m lm.convert from_hf SRC DST     a folder with config.json and
+                                           weights, or a .gguf file
                                            -> model.json, params/ (Orbax), hf/
   python -m lm.convert to_hf SRC DST       a converted model, or a run's workdir
                                            -> config.json, safetensors
@@ -17,7 +18,7 @@ from lm.errors import UserError, add_also
 __path__: list[str] = []  # imports of submodules that it had as a package reach `lm.moved`
 
 HELP = {
-    "from_hf": "imports a Hugging Face checkpoint",
+    "from_hf": "imports a Hugging Face checkpoint, or a GGUF file",
     "to_hf": "exports a converted model or a run",
     "families": "lists the known model types",
 }

@@ -83,15 +83,18 @@ class Saved:
             )
         return _restored(self.folder, tree, inside + ["model"] * (several and "model" not in target), target, fresh)
 
+    def carried(self, name: str) -> bytes | None:
+        """Returns a file in hf/ of a converted model, such as its chat template; None if it has none of this name."""
+        if self.step is not None or not (self.folder / "hf" / name).exists():
+            return None
+        check_files(self.folder, f"hf/{name}")
+        return (self.folder / "hf" / name).read_bytes()
+
     def tokenizer_bytes(self) -> bytes | None:
         """Returns the tokenizer file of a run, or the one in hf/ of a converted model; None if it has none."""
         if self.step is not None:
             return base64.b64decode(json.loads((self._checkpoint / "tokenizer" / "metadata").read_bytes())["sentencepiece"])
-        name = next((f"hf/{name}" for name in TOKENIZERS if (self.folder / "hf" / name).exists()), None)
-        if name is None:
-            return None
-        check_files(self.folder, name)
-        return (self.folder / name).read_bytes()
+        return next((data for name in TOKENIZERS if (data := self.carried(name)) is not None), None)
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """Returns the tokenizer. UserError if the folder has none."""

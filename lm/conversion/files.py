@@ -1,4 +1,4 @@
-"""Weight files in Hugging Face's format: safetensors, one file or several with an index; pickles if the user allows them.
+"""Weight files: safetensors, one file or several with an index; pickles if the user allows them; GGUF.
 
 Files may come from a stranger; `lm.untrusted` decides which are read.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lm import atomic, untrusted
+from lm.conversion import gguf_files
 from lm.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -74,9 +75,12 @@ def _indexed(source: Path) -> list[Path]:
 
 @contextmanager
 def opened(file: Path) -> Generator[Any]:
-    """Yields an open safetensors file with `keys()` and `get_tensor(key)`, which reads one tensor."""
+    """Yields an open safetensors or GGUF file with `keys()` and `get_tensor(key)`, which reads one tensor."""
     from safetensors import SafetensorError, safe_open
 
+    if gguf_files.is_one(file):
+        yield gguf_files.opened(file)
+        return
     try:
         with safe_open(file, "np") as f:
             yield f
@@ -85,7 +89,9 @@ def opened(file: Path) -> Generator[Any]:
 
 
 def header(file: Path) -> dict[str, Stored]:
-    """Returns a safetensors file's tensors by name, from its header alone."""
+    """Returns a file's tensors by name, from its header alone."""
+    if gguf_files.is_one(file):
+        return {key: Stored(file, *described) for key, described in gguf_files.opened(file).types.items()}
     with opened(file):  # the library checks lengths, offsets and sizes
         pass
     with file.open("rb") as f:

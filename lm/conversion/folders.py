@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from lm import atomic, checkpoint, paths, saved, untrusted
-from lm.conversion import check_family, files, read, write
+from lm.conversion import check_family, files, gguf_files, read, write
 from lm.data import tokenizer_check
 from lm.errors import UserError, printable
 
@@ -23,7 +23,7 @@ KEPT = ("architectures", "id2label", "label2id", "problem_type")  # in a classif
 
 
 def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, allow_pickle: bool, drop: str | None) -> str:
-    """Converts a Hugging Face folder to `target`: model.json, params/, and hf/ with its config.json and tokenizer.
+    """Converts a Hugging Face folder or a GGUF file to `target`: model.json, params/, and hf/ with config.json and tokenizer.
 
     Returns a one-line summary. UserError if the source cannot be read or converted, or if the target is not new.
     """
@@ -31,15 +31,20 @@ def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, al
     with atomic.new_folder(new) as folder:
         kept = folder / "hf"
         kept.mkdir()
-        carried = files.carry(source, kept)
+        file = gguf_files.opened(source) if gguf_files.is_one(source) else None
+        carried = file.write_files(kept) if file else files.carry(source, kept)
         if tokenizer := next((name for name in saved.TOKENIZERS if name in carried), None):
             cure = "remove it from the folder to convert only the weights"
-            tokenizer_check.check((kept / tokenizer).read_bytes(), name=str(source / tokenizer), cure=cure)
+            name = str(source / tokenizer) if file is None else f"the tokenizer of {source}"
+            tokenizer_check.check((kept / tokenizer).read_bytes(), name=name, cure=cure)
         with _bar("reading") as progress:
             imported = read(
                 source, dtype=dtype, scan=scan, allow_pickle=allow_pickle, drop=drop, scratch=folder, progress=progress
             )
-        (kept / "config.json").write_bytes(untrusted.inside(source, "config.json").read_bytes())
+        if file:
+            atomic.write_json(kept / "config.json", file.settings)
+        else:
+            (kept / "config.json").write_bytes(untrusted.inside(source, "config.json").read_bytes())
         checkpoint.save_params(folder, imported.model, imported.params)
     for note in imported.notes:
         print(f"note: {printable(note)}", file=sys.stderr)

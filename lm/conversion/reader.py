@@ -1,4 +1,4 @@
-"""Reads a Hugging Face checkpoint: config.json and its tensors -> our model and parameters."""
+"""Reads a Hugging Face checkpoint, config.json and its tensors, or a GGUF file -> our model and parameters."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from lm import config, untrusted
-from lm.conversion import files
+from lm.conversion import files, gguf_files
 from lm.conversion.families import FAMILIES
 from lm.conversion.files import Stored
 from lm.conversion.naming import BUFFERS, drop_pattern, name_in_file, names_in_file
@@ -44,7 +44,7 @@ def read(
     scratch: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Imported:
-    """Reads the checkpoint in the folder `source`.
+    """Reads the checkpoint in the folder `source`, or the GGUF file `source`.
 
     dtype: of the parameters; None: bfloat16 if all tensors of the file are bfloat16, otherwise float32.
     scan: whether layers are scanned; None: models of 8 layers or more are.
@@ -52,11 +52,12 @@ def read(
     drop: a regular expression; tensors whose full name matches are ignored.
     scratch: the folder for safetensors copies of pickles; None: the system's temporary folder.
     """
-    if not untrusted.has(source, "config.json"):
-        raise UserError(f"{source} has no config.json; give the folder of a Hugging Face checkpoint")
-    settings = untrusted.read_json(source, "config.json")
+    file = gguf_files.opened(source) if gguf_files.is_one(source) else None
+    if file is None and not untrusted.has(source, "config.json"):
+        raise UserError(f"{source} has no config.json; give the folder of a Hugging Face checkpoint, or a .gguf file")
+    settings = file.settings if file else untrusted.read_json(source, "config.json")
     with ExitStack() as stack:
-        weights = files.weight_files(source)
+        weights = [source] if file else files.weight_files(source)
         if not weights:
             if not sorted(source.glob("pytorch_model*.bin")):
                 raise UserError(f"{source} has no .safetensors files")
@@ -71,6 +72,7 @@ def read(
         with _explain_defaults(family, settings):
             model = read_model(family, settings, stored)
         kept, notes = (dtype, ()) if dtype else _choose_dtype(stored)
+        notes = (*notes, file.note) if file and file.note else notes
         model = _with_scan(replace(model, dtype=kept, param_dtype=kept), scan)
         mapping = _match(family, model, stored)
         with _explain_defaults(family, settings):  # before memory is allocated for the sizes of config.json

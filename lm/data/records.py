@@ -233,6 +233,17 @@ def render(records: Sequence[Record], tokenizer: Tokenizer) -> list[Rendered]:
     return out
 
 
+def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """What `render` puts before the assistant's answer to these messages, int32 [n], and the id that ends the answer."""
+    answered = _turns(Messages((*messages, Message("assistant", ""))), tokenizer)
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    (end,) = answered[-1][0]
+    assert isinstance(end, int)
+    parts = [part for part, _ in answered[:-2]]
+    ids = [tokenizer.encode(part) if isinstance(part, str) else np.array(part, np.int32) for part in [bos, *parts]]
+    return np.concatenate(ids).astype(np.int32), end
+
+
 Parts = list[tuple[str | list[int], bool]]  # text to encode, or ids; and whether it has loss
 
 

@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,8 +26,8 @@ class HuggingFace(Tokenizer):
     """A tokenizer.json of any kind (byte-level BPE, WordPiece, unigram, ...). `decode(encode(x)) == x` holds only if the file's
     normalizer and decoder lose nothing; one that lower-cases does.
 
-    Special tokens are those that the file marks as special, and those in SPECIALS, SENTINELS and ROLES. Their names in a text
-    are encoded as ordinary letters.
+    Special tokens are those that the file marks as special, those in SPECIALS, SENTINELS and ROLES, and added tokens named in
+    `also`. Their names in a text are encoded as ordinary letters.
     """
 
     # Spellings of each special token in published files; the first that the file has is taken.
@@ -39,14 +39,14 @@ class HuggingFace(Tokenizer):
         "mask": MASKS,
     }
 
-    def __init__(self, proto: bytes) -> None:
+    def __init__(self, proto: bytes, also: Collection[str] = ()) -> None:
         try:
             import tokenizers
         except ImportError:
             raise UserError("a tokenizer.json needs the tokenizers library: pip install -e '.[convert]'") from None
         self.proto = proto
         try:
-            self._read_vocabulary(tokenizers.Tokenizer.from_str(proto.decode()))
+            self._read_vocabulary(tokenizers.Tokenizer.from_str(proto.decode()), also)
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._with_secret_names(json.loads(proto))))
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"not a tokenizer.json that the tokenizers library reads: {error}") from None
@@ -54,7 +54,7 @@ class HuggingFace(Tokenizer):
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
 
-    def _read_vocabulary(self, tokenizer: Any) -> None:
+    def _read_vocabulary(self, tokenizer: Any, also: Collection[str]) -> None:
         """Sets the fields of `Tokenizer` from the file's vocabulary and added tokens."""
         self._vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         self._names_of = {i: piece for piece, i in self._vocab.items()}
@@ -65,7 +65,7 @@ class HuggingFace(Tokenizer):
         self.role_ids: Mapping[str, int] = {piece: self._vocab[piece] for piece in ROLES if piece in self._vocab}
         added = tokenizer.get_added_tokens_decoder()
         self._added: dict[int, str] = {i: token.content for i, token in added.items()}
-        marked = {i for i, token in added.items() if token.special}
+        marked = {i for i, token in added.items() if token.special or token.content in also}
         self.special = np.ones(self.vocab_size, bool)
         self.special[list(self._vocab.values())] = False
         self.special[sorted(marked | self._assigned_ids())] = True
@@ -78,6 +78,7 @@ class HuggingFace(Tokenizer):
         """
         drawn = secrets.token_hex(16)
         names = {piece: f"\U0010fffe{drawn}{i}\U0010ffff" for piece, i in self._vocab.items() if self.special[i]}
+        self._secret_names = {self._vocab[piece]: name for piece, name in names.items()}
         model, renamed = spec["model"], lambda piece: names.get(piece, piece)
         vocab = model["vocab"]
         model["vocab"] = (
@@ -158,6 +159,25 @@ class HuggingFace(Tokenizer):
         with tokenizer_check.library_errors():
             found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(e.ids, np.int32) for e in found]
+
+    @property
+    def names(self) -> Mapping[str, int]:
+        return {name: i for i, name in self._added.items() if self.special[i]}
+
+    def with_names_in(self, text: str) -> Tokenizer:
+        names = {name for i, name in self._added.items() if not self.special[i] and name.strip() and name in text}
+        return HuggingFace(self.proto, names) if names else self
+
+    @cached_property
+    def _named(self) -> Any:
+        """The library's tokenizer that finds special tokens in a text by their secret names."""
+        return type(self._tokenizer).from_str(self._tokenizer.to_str())
+
+    def encode_parts(self, parts: Sequence[str | int]) -> np.ndarray:
+        """As one text, so that what the file does at its beginning or beside a special token is done."""
+        text = "".join(part if isinstance(part, str) else self._secret_names[part] for part in parts)
+        with tokenizer_check.library_errors():
+            return np.array(self._named.encode(text, add_special_tokens=False).ids, np.int32)
 
     def _parts(self, text: str) -> Iterator[str]:
         """Splits a long text into parts whose tokens, concatenated, are those of the text."""

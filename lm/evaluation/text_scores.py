@@ -3,7 +3,7 @@ of hypotheses by it. For `python -m lm.score`."""
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,11 @@ def score(
     stride: int,
     kind: str | None = None,
     batch_size: int = 8,
+    by: Callable[..., Any] = spans.score,
 ) -> list[TextScore]:
     """The scores of the texts, by the model's own probabilities, in windows of `length` tokens (`windows`). A text begins with
-    bos where the tokenizer has one, and an encoder sees its end. UserError for a text of less than two tokens, and for unusable
-    settings."""
+    bos where the tokenizer has one, and an encoder sees its end. `by` scores the spans. UserError for a text of less than two
+    tokens, and for unusable settings."""
     if not 1 <= stride < length:
         raise UserError(f"--stride={stride} must be 1 or more, and less than the window's --length={length}")
     kind = kind_of(model.config.architecture, objective, kind)
@@ -107,7 +108,7 @@ def score(
         owner += [number] * len(some)
         sizes.append(len(ids) - begin)
     how: dict[str, Any] = dict(kind=kind, batch_size=batch_size, cure="lower --length", renormalise=False)
-    found = spans.score(model, params, objective, tokenizer, asked, **how)
+    found = by(model, params, objective, tokenizer, asked, **how)
     nats = np.bincount(owner, found.per_span, len(texts))
     about = found.normalised, found.note
     return [TextScore(float(n), size, len(t.encode()), *about) for n, size, t in zip(nats, sizes, texts, strict=True)]

@@ -15,7 +15,7 @@ What a slot writes is a function of its request alone: which other requests are 
 import contextlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +172,7 @@ class Engine:
         for slot, text in enumerate(self._texts):
             if text is not None and text.request is request and sample in (None, text.sample):
                 self._texts[slot] = None
-                self._slots = replace(self._slots, left=self._slots.left.at[slot].set(0))
+                self._slots = self._call("free", self._slots, np.int32(slot))
 
     @property
     def busy(self) -> int:
@@ -200,6 +200,7 @@ class Engine:
             self.submit(request)
             for _ in self.run():
                 pass
+        self._slots = self._call("free", self._slots, np.int32(0))
 
     def run(self) -> Iterator[Written]:
         """Everything that is written until nothing is left to do."""

@@ -80,6 +80,7 @@ class Programs:
     prefill: Any
     insert: Any
     decode: Any
+    free: Any
 
 
 @functools.cache
@@ -90,6 +91,7 @@ def jitted() -> Programs:
         jax.jit(prefill, static_argnames=("model", "prefix")),
         jax.jit(insert, donate_argnames="slots"),
         jax.jit(decode, static_argnames=("setup", "steps", "way"), donate_argnames="slots", compiler_options=options),
+        jax.jit(free, donate_argnames="slots"),
     )
 
 
@@ -165,6 +167,11 @@ def insert(slots: Slots, slot: jax.Array, row: Any, draft: Any, logits: jax.Arra
         one(slots.bias, of.bias),
     )
     return constrained(filled)
+
+
+def free(slots: Slots, slot: jax.Array) -> Slots:
+    """Writes no more in a slot."""
+    return constrained(replace(slots, left=slots.left.at[slot].set(0)))
 
 
 def decode(

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no complete character
-CONTEXT = 8  # tokens of the prompt that are decoded with the first ones, so that a space between them is kept
+CONTEXT = 8  # tokens that are decoded before new ones, so that a space between them is kept
+WINDOW = 64  # tokens that are decoded at once, at most, unless their text has to wait
 
 
 class Streamed:
@@ -24,7 +25,7 @@ class Streamed:
         self.stopped: str | None = None
         self.text = ""  # given out so far
         self._ids = [int(i) for i in prompt[-CONTEXT:]]
-        self._before = len(tokenizer.decode(self._ids)) if self._ids else 0
+        self._given = len(tokenizer.decode(self._ids)) if self._ids else 0  # characters of their text that are given out
 
     def add(self, ids: Iterable[int]) -> str:
         self._ids += map(int, ids)
@@ -36,16 +37,19 @@ class Streamed:
     def _out(self, *, last: bool) -> str:
         if self.stopped is not None:
             return ""
-        whole = self.tokenizer.decode(self._ids)[self._before :]
+        new = waiting = self.tokenizer.decode(self._ids)[self._given :]
         if not last:
-            whole = whole.rstrip(REPLACEMENT)
-        found = min(((at, text) for text in self.stop if (at := whole.find(text)) >= 0), default=None)
+            new = new.rstrip(REPLACEMENT)
+        found = min(((at, text) for text in self.stop if (at := new.find(text)) >= 0), default=None)
         if found is not None:
-            whole, self.stopped = whole[: found[0]], found[1]
+            new, self.stopped = new[: found[0]], found[1]
         elif not last:
-            whole = whole[: len(whole) - self._begun(whole)]
-        new = whole[len(self.text) :]
+            new = new[: len(new) - self._begun(new)]
         self.text += new
+        self._given += len(new)
+        if len(self._ids) > WINDOW and new == waiting:
+            self._ids = self._ids[-CONTEXT:]
+            self._given = len(self.tokenizer.decode(self._ids))
         return new
 
     def _begun(self, text: str) -> int:

@@ -48,11 +48,18 @@ def test_no_request_compiles_anything_once_it_is_warm():
     engine = Engine(*made(width=48), slots=2, length=40, steps=3)  # a model that no other test has: all is compiled here
     engine.warm()
     before = engine.compilations
-    assert before == 2 * len(buckets(39)) + 3 and buckets(39) == [16, 32, 39]
+    assert before == 2 * len(buckets(39)) + 3 + 1 and buckets(39) == [16, 32, 39]
     for sampler in (Sampling(), WARM, replace(WARM, top_k=3, typical_p=0.5), Sampling(temperature=0.0)):
         written(
             engine, *(Request(p, n, sampler, samples=3) for p, n in zip(prompts(1, 16, 17, 30), (1, 9, 2, 10), strict=True))
         )
+    for slot in range(2):  # whichever is freed
+        asked = [Request(p, 20) for p in prompts(3, 4)]
+        for request in asked:
+            engine.submit(request)
+        engine.step()
+        engine.cancel(asked[slot])
+        assert {w.request for w in engine.run()} == {asked[1 - slot]}
     assert engine.compilations == before
 
 
