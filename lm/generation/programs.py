@@ -203,6 +203,7 @@ def _step(
 ) -> tuple[Slots, Drawn]:
     guesses = 0 if allowed is not None else setup.guesses
     rows, live = jnp.arange(len(slots.left)), slots.left > 0
+    last = slots.cache["segments"].shape[1] - setup.guesses - 1
 
     def drawn(logits: jax.Array, written: jax.Array, ahead: int, live: jax.Array) -> Drawn:
         s = slots.settings
@@ -219,8 +220,8 @@ def _step(
         own = jnp.zeros(len(rows))  # at temperature 0 the token was certain
         if way != "greedy":
             own = jnp.where(s.temperature > 0, sampling.log_prob(chosen, token), own)
-        last = live & ((token[:, None] == eos).any(axis=1) | (slots.left == ahead + 1))
-        return Drawn(token, sampling.log_prob(logits, token), own, best[1].astype(jnp.int32), best[0], live, last)
+        ends = live & ((token[:, None] == eos).any(axis=1) | (slots.left == ahead + 1))
+        return Drawn(token, sampling.log_prob(logits, token), own, best[1].astype(jnp.int32), best[0], live, ends)
 
     def counted(written: jax.Array, of: Drawn) -> jax.Array:
         return written.at[rows, of.token].add(of.live.astype(jnp.int32)) if way == "filtered" else written
@@ -230,11 +231,12 @@ def _step(
     text = _noted(slots.text, out[0], slots.position)
     draft, guessed = slots.draft, jnp.zeros((len(rows), guesses), jnp.int32)
     if setup.draft is not None:
-        draft, guessed = _drafted(setup.draft, draft_params, slots, out[0].token, guesses, greedy=way == "greedy")
+        settings: dict[str, Any] = dict(guesses=guesses, last=last, greedy=way == "greedy")
+        draft, guessed = _drafted(setup.draft, draft_params, slots, out[0].token, **settings)
     elif guesses:
         guessed = looked_up(text, slots.position + 1, guesses)
     tokens = jnp.concatenate([out[0].token[:, None], guessed], axis=1)
-    hidden, kept = _read(setup.model, params, slots.cache, tokens, slots.position)
+    hidden, kept = _read(setup.model, params, slots.cache, tokens, slots.position, last)
     logits = _logits(setup.model, params, hidden)  # [S, 1 + G, V]
     after = logits[:, 0]
     for i in range(guesses):
@@ -258,11 +260,12 @@ def _step(
     return constrained(after_all), jax.tree.map(lambda *x: jnp.stack(x), *out)
 
 
-def _read(model: Transformer, params: Any, kept: Any, tokens: jax.Array, position: jax.Array) -> tuple[jax.Array, Any]:
-    """Reads tokens [S, T], the first at `position` [S]: hidden vectors [S, T, D] and the cache. Guesses behind the last
+def _read(
+    model: Transformer, params: Any, kept: Any, tokens: jax.Array, position: jax.Array, last: int
+) -> tuple[jax.Array, Any]:
+    """Reads tokens [S, T], the first at `position` [S]: hidden vectors [S, T, D] and the cache. Guesses behind the `last`
     position of a slot are read as if there: one that was not learned would make their values NaN."""
-    limit = kept["segments"].shape[1] - tokens.shape[1]
-    positions = jnp.minimum(position[:, None] + jnp.arange(tokens.shape[1]), limit)
+    positions = jnp.minimum(position[:, None] + jnp.arange(tokens.shape[1]), last)
     stream = TokenStream(tokens, positions, jnp.ones_like(tokens), None)
     variables = {"params": params, "cache": kept}
     hidden, changed = model.apply(variables, stream, method="decode", mutable=["cache"])
@@ -283,13 +286,13 @@ def _noted(text: jax.Array, of: Drawn, position: jax.Array) -> jax.Array:
 
 
 def _drafted(
-    model: Transformer, params: Any, slots: Slots, token: jax.Array, guesses: int, *, greedy: bool
+    model: Transformer, params: Any, slots: Slots, token: jax.Array, *, guesses: int, last: int, greedy: bool
 ) -> tuple[Any, jax.Array]:
     """The draft model's cache with `token`, and its guesses, int32 [S, G], of what follows. It draws with the random numbers
     that the model draws with: where both have much the same distribution they mostly draw the same."""
     kept, found, s = slots.draft, [], slots.settings
     for i in range(guesses + 1):  # the last guess is read too: it may turn out to be right
-        hidden, kept = _read(model, params, kept, token[:, None], slots.position + i)
+        hidden, kept = _read(model, params, kept, token[:, None], slots.position + i, last)
         if i < guesses:
             logits = _logits(model, params, hidden)[:, 0] + slots.bias
             heat = jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]

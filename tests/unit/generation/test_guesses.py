@@ -108,8 +108,14 @@ def test_no_guess_is_read_behind_the_learned_positions(decoder):
     config = small_model("decoder")
     model = random_model(replace(config, decoder=replace(config.decoder, position=Learned(20))))
     request = Request(prompts(6)[0], 14, GREEDY)
-    plain, ahead = (written(Engine(*model, slots=1, length=20, guesses=g), replace(request))[0] for g in (0, 3))
-    assert tokens(plain) == tokens(ahead) and np.isfinite([w.log_prob for w in ahead[0]]).all()
+    (plain,) = written(Engine(*model, slots=1, length=20), request)
+    for draft in (None, model):
+        engine = Engine(*model, slots=1, length=20, steps=1, guesses=3, draft=draft)
+        for _ in range(2):  # the second text is written where the first one was
+            (ahead,) = written(engine, replace(request))
+            assert tokens(plain) == tokens(ahead) and np.isfinite([w.log_prob for w in ahead[0]]).all()
+    engine.submit(replace(request))
+    assert len(engine.step()) == 4  # the draft has no NaN either: it is right
 
 
 def test_a_draft_of_other_tokens_is_refused(decoder):
