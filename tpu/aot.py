@@ -119,8 +119,8 @@ def serve_jobs(run: config.Run, mesh: Mesh) -> tuple[Job, Job]:
 
     def lower_decode() -> Any:
         with sharding.use(mesh):
-            step = partial(programs.decode, setup, steps=1, way="plain")
-            return jax.jit(step, donate_argnums=2).lower(params, None, slots, eos)
+            step = partial(programs.decode, setup, most=1, way="plain")
+            return jax.jit(step, donate_argnums=2).lower(params, None, slots, eos, jax.ShapeDtypeStruct((), jnp.int32))
 
     everywhere = NamedSharding(mesh, sharding.spec())
     tokens, text = (jax.ShapeDtypeStruct((1, n), jnp.int32, sharding=everywhere) for n in (length - 1, source))

@@ -97,7 +97,7 @@ def ours(folder: str, dtype: str) -> Generate:
         slots, length = prompts.shape
         room = length + NEW
         if (slots, room) not in engines:
-            engines[slots, room] = Engine(model, params, slots=slots, length=room, steps=16)
+            engines[slots, room] = Engine(model, params, slots=slots, length=room, steps=32)
         engine, greedy = engines[slots, room], Sampling(temperature=0.0)
         requests = [Request(prompt, new, greedy) for prompt in prompts]
         for request in requests:

@@ -208,16 +208,15 @@ class Engine:
             yield from self.step()
 
     def step(self) -> list[Written]:
-        """Fills free slots from the queue, and passes through the model `steps` times; once, if a slot follows a grammar.
-        Returns what was written, in the order of writing."""
-        self._fill()
+        """Fills free slots from the queue, and passes through the model `steps` times; once, if a slot follows a grammar, or
+        was filled, so that its first token is there soon. Returns what was written, in the order of writing."""
+        filled = self._fill()
         if not self.busy:
             return []
-        steps, allowed = self.steps, self._allowed()
-        if allowed is not None:
-            steps = 1
-        arguments = (self._setup, self.params, self._small_params, self._slots, self._eos, allowed)
-        self._slots, drawn = self._call("decode", *arguments, steps=steps, way=self._way())
+        allowed = self._allowed()
+        steps, most = np.int32(1 if filled else self.steps), self.steps if allowed is None else 1
+        arguments = (self._setup, self.params, self._small_params, self._slots, self._eos, steps, allowed)
+        self._slots, drawn = self._call("decode", *arguments, most=most, way=self._way())
         drawn = jax.tree.map(distributed.fetched, drawn)
         out = []
         for k, slot in np.argwhere(drawn.live):
@@ -257,7 +256,9 @@ class Engine:
         self.compilations += program._cache_size() - before
         return out
 
-    def _fill(self) -> None:
+    def _fill(self) -> bool:
+        """Puts what waits into free slots; returns whether there was any."""
+        filled = False
         for slot, text in enumerate(self._texts):
             if text is None and self._queue:
                 job = self._queue[0]
@@ -266,11 +267,13 @@ class Engine:
                 request, size = job.request, np.int32(len(job.request.prompt))
                 filling = self._filling(request, job.begun)
                 self._slots = self._call("insert", self._slots, np.int32(slot), *job.read, size, filling)
+                filled = True
                 walk = request.constraint.begin() if request.constraint else None
                 self._texts[slot] = _Text(request, job.begun, walk)
                 job.begun += 1
                 if job.begun == request.samples:
                     self._queue.popleft()
+        return filled
 
     def _read(self, request: Request) -> tuple[Any, Any, jax.Array]:
         encoder = None if request.encoder is None else whole(request.encoder, self.source)

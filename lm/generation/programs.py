@@ -90,7 +90,7 @@ def jitted() -> Programs:
     return Programs(
         jax.jit(prefill, static_argnames=("model", "prefix")),
         jax.jit(insert, donate_argnames="slots"),
-        jax.jit(decode, static_argnames=("setup", "steps", "way"), donate_argnames="slots", compiler_options=options),
+        jax.jit(decode, static_argnames=("setup", "most", "way"), donate_argnames="slots", compiler_options=options),
         jax.jit(free, donate_argnames="slots"),
     )
 
@@ -180,21 +180,33 @@ def decode(
     draft_params: Any,
     slots: Slots,
     eos: jax.Array,
+    steps: jax.Array,
     allowed: jax.Array | None = None,
     *,
-    steps: int,
+    most: int,
     way: Way,
 ) -> tuple[Slots, Drawn]:
-    """Passes `steps` times through the model. Each slot writes a token in each, and those of the G guesses that are right.
+    """Passes `steps` times through the model, at most `most` times, and no more once no slot is live. Each slot writes a token
+    in each, and those of the G guesses that are right.
 
-    Returns what was written with a leading axis of steps * (1 + G). `allowed`, uint32 [S, V / 32], has the bits of the tokens
+    Returns what was written with a leading axis of most * (1 + G). `allowed`, uint32 [S, V / 32], has the bits of the tokens
     that may be drawn, for a single step, which then guesses nothing.
 
     Each token is drawn as it would be without guesses, by the same random numbers, and a guess is right if it is that token. So
     a text is the same with guesses as without but for rounding, and its distribution too, whatever guesses.
     """
     step = functools.partial(_step, setup, params, draft_params, eos, allowed, way)
-    slots, drawn = jax.lax.scan(lambda slots, _: step(slots), slots, None, length=steps)
+    drawn = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), jax.eval_shape(step, slots)[1])
+
+    def going(carry: tuple[jax.Array, Slots, Drawn]) -> jax.Array:
+        return (carry[0] < steps) & (carry[1].left > 0).any()
+
+    def passed(carry: tuple[jax.Array, Slots, Drawn]) -> tuple[jax.Array, Slots, Drawn]:
+        k, slots, drawn = carry
+        slots, new = step(slots)
+        return k + 1, slots, jax.tree.map(lambda all_, one: all_.at[k].set(one), drawn, new)
+
+    _, slots, drawn = jax.lax.while_loop(going, passed, (jnp.int32(0), slots, drawn))
     return slots, jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), drawn)
 
 

@@ -200,7 +200,7 @@ def test_an_engine_is_compiled_as_it_runs():
     assert keys == [(4, 2, 16, 16)] * 4  # keys and values of two layers [S, K, L, H]
     params = jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), step.parameters)
     slots = jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), step.batch)
-    slots, drawn = step.lower().compile()(params, None, slots, np.array([2], np.int32))
+    slots, drawn = step.lower().compile()(params, None, slots, np.array([2], np.int32), np.int32(1))
     assert drawn.token.shape == (1, 4) and slots.position.tolist() == [2] * 4
     _, logits = prefill.lower().compile()(params, np.ones((1, 15), np.int32), np.int32(9), None)
     assert logits.shape == (256,) and prefill.tokens == 15
