@@ -24,9 +24,10 @@ import ipaddress
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from lm import cli, paths
+from lm.config import Weights
 from lm.config.ranges import Count, Name, Natural, Positive, Range
 from lm.errors import UserError
 
@@ -69,7 +70,8 @@ def made(flags: Any, token: str | None, *, local: bool) -> tuple[Any, Any]:
     for folder in (flags.source, *([flags.compare] if flags.compare else [])):
         name = flags.name if flags.name and not models else Path(folder.rstrip("/")).name or "model"
         name = f"{name}-2" if name in models else name
-        model = Served(name, folder, slots=flags.slots, length=flags.length, top=flags.top)
+        settings: dict[str, Any] = dict(slots=flags.slots, length=flags.length, top=flags.top, weights=flags.weights)
+        model = Served(name, folder, guesses=flags.guesses, kind=flags.cache, **settings)
         made = model.engine if model.continues else None
         models[name] = model
         workers[name] = Worker(made, model.tokenizer, model.ends, capacity=flags.slots + flags.queue)
@@ -106,6 +108,9 @@ def parser() -> cli.Parser:
     p.add_argument("--token_file", metavar="FILE", help=f"holds the token that clients must send; or set {TOKEN}")
     p.add_argument("--slots", hint=Count, default=8, help="texts that are written at the same time")
     p.add_argument("--length", hint=Count, help="tokens of a text with its prompt; default: the run's rows, or 1024")
+    p.add_argument("--weights", choices=get_args(Weights), help="of the models, in fewer bits (default: as they are saved)")
+    p.add_argument("--cache", choices=["own", "bfloat16", "int8"], default="own", help="keys and values in fewer bits")
+    p.add_argument("--guesses", hint=Natural, default=0, help="tokens that are guessed ahead: texts stay the same")
     p.add_argument("--queue", hint=Natural, default=64, help="texts that wait for a slot, at most")
     p.add_argument("--new_tokens", hint=Count, help="tokens that a request may ask for; default: --length")
     p.add_argument("--seconds", hint=Positive, default=300.0, help="in which a request must be done")

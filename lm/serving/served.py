@@ -11,11 +11,13 @@ import jax
 import numpy as np
 
 from lm import saved
+from lm.config import Weights
 from lm.data import chat
 from lm.errors import UserError
 from lm.generation.engine import Engine, buckets, whole
 from lm.generation.samples import ask
 from lm.generation.vectors import Embedder
+from lm.models import quantized
 from lm.models.positions import learned
 from lm.models.transformer import Transformer
 from lm.objectives import of_texts, reads_prefix, text_prompt, usual
@@ -41,14 +43,26 @@ class Served:
     """The model in a folder.
 
     name: by which requests ask for it
-    slots, length, top: see `Engine`; length None: as many as the model was trained on
+    slots, length, top, engine: see `Engine`; length None: as many as the model was trained on
+    weights: see `lm.models.quantized`
     """
 
-    def __init__(self, name: str, folder: str, *, slots: int, length: int | None, top: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        *,
+        slots: int,
+        length: int | None,
+        top: int,
+        weights: Weights | None = None,
+        **engine: Any,
+    ) -> None:
         source = saved.open(folder)
         self.name, self.folder, self.slots, self.config = name, folder, slots, source.model
         self.architecture = source.model.architecture
-        self.model, self.params = Transformer(source.model), source.params(device=jax.local_devices()[0])
+        self.model, self._settings = Transformer(source.model), engine
+        self.params = quantized.weights(self.model, source.params(device=jax.local_devices()[0]), weights)
         self.tokenizer, run = source.tokenizer(), source.run
         self.objective = run.objective if run else usual(self.architecture)
         self.part, self.mode = first_part(self.objective, self.tokenizer)
@@ -113,7 +127,7 @@ class Served:
         never[[*self.ends, *sentinels]] = False
         settings: dict[str, Any] = dict(slots=self.slots, length=self.length, source=self.source, top=self.top)
         prefix = self.architecture == "decoder" and reads_prefix(self.architecture, self.part)
-        return Engine(self.model, self.params, eos=self.ends, forbidden=never, prefix=prefix, **settings)
+        return Engine(self.model, self.params, eos=self.ends, forbidden=never, prefix=prefix, **settings, **self._settings)
 
     @cached_property
     def embedder(self) -> Embedder:
