@@ -199,7 +199,7 @@ def decode(
     drawn = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), jax.eval_shape(step, slots)[1])
 
     def going(carry: tuple[jax.Array, Slots, Drawn]) -> jax.Array:
-        return (carry[0] < steps) & (carry[1].left > 0).any()
+        return (carry[0] < jnp.minimum(steps, most)) & (carry[1].left > 0).any()
 
     def passed(carry: tuple[jax.Array, Slots, Drawn]) -> tuple[jax.Array, Slots, Drawn]:
         k, slots, drawn = carry

@@ -91,6 +91,14 @@ def test_neighbours_without_a_grammar_write_what_they_write_alone(grammars, engi
     assert tokens(among) == alone
 
 
+def test_a_text_that_follows_a_grammar_gets_a_token_each_step(grammars, engine):
+    engine.submit(Request(prompts(5)[0], 30, Sampling(seed=5), constraint=grammars.regex("[0-9]{12}")))
+    sizes = []
+    while engine.busy or engine.waiting:
+        sizes.append(len(engine.step()))
+    assert set(sizes) == {1} and len(sizes) == 13
+
+
 def test_a_grammar_and_guesses_go_together(tokenizer, model, grammars):
     draft = random_model(small_model("decoder", vocab_size=model[0].config.vocab_size, width=16))
     for guesser in (None, draft):
