@@ -64,13 +64,11 @@ class _CtrlC:
 
     def __init__(self) -> None:
         self.pressed = self.typing = False
-        self._restore = lambda: None
 
     def begin(self) -> None:
-        """Begins a turn."""
-        self._restore()
+        """Begins a turn. Its handler replaces that of the turn before: between the two, none would end the chat."""
         self.pressed = False
-        self._restore = process.catch(self._note, (signal.SIGINT,))
+        process.catch(self._note, (signal.SIGINT,))
 
     def _note(self, code: int) -> None:
         self.pressed = True

@@ -5,6 +5,8 @@ nothing in other programs. A program that imports `lm_eval` before the package w
 """
 
 import importlib.util
+import sys
+from pathlib import Path
 
 from lm import startup
 from lm.errors import UserError
@@ -17,10 +19,11 @@ def require() -> None:
 
 
 def register() -> None:
-    """Also chooses XLA's flags, since jax is not imported yet."""
+    """In the harness's own command it also chooses XLA's flags, since jax is not imported yet."""
     from lm_eval.api.registry import model_registry
 
-    startup.before_jax()
-
+    program = Path(sys.argv[0])
+    if "lm_eval" in (program.name.replace("-", "_"), program.parent.name):
+        startup.before_jax()
     if "lm" not in model_registry:
         model_registry.register("lm", target="lm.evaluation.harness:Harness")
