@@ -20,13 +20,12 @@ as "Authorization: Bearer TOKEN".
 """
 
 import importlib.util
-import ipaddress
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from lm import cli, paths
+from lm import cli, paths, untrusted
 from lm.config import Weights
 from lm.config.ranges import Count, Name, Natural, Positive, Range
 from lm.errors import UserError
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse(argv)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"lm.serve needs {' and '.join(missing)}: pip install -e '.[serve]'")
-    token, local = _token(flags.token_file), _is_local(flags.host)
+    token, local = _token(flags.token_file), untrusted.is_loopback(flags.host)
     if not local and token is None:
         raise UserError(f"--host={flags.host} is reached from other machines: set a token, in --token_file=FILE or {TOKEN}")
     cli.start_jax()
@@ -80,13 +79,6 @@ def made(flags: Any, token: str | None, *, local: bool) -> tuple[Any, Any]:
     server = api.Server(models, workers, new_tokens=most, seconds=flags.seconds)
     hosts = {"localhost", "127.0.0.1", "[::1]", flags.host} if local else None
     return server, api.application(server, token=token, hosts=hosts, body=flags.body)
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _token(file: str | None) -> str | None:

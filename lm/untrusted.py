@@ -1,5 +1,6 @@
 """Reads files of unknown origin: only regular files inside their own folder, up to a size limit, and strict JSON."""
 
+import ipaddress
 import json
 import math
 from collections import Counter
@@ -87,3 +88,11 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is too large a number")
     return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -15,12 +15,10 @@ from rich.table import Table
 from lm import config, paths, saved
 from lm.errors import UserError, nearest
 from lm.evaluation import registered
+from lm.evaluation.findings import DRAWS, Z, bootstrap
 from lm.evaluation.span_scores import output, write
-from lm.evaluation.text_metrics import interval
 
 FOLDER = Path(__file__).parent / "tasks"
-DRAWS = 1000  # of a bootstrap
-NORMAL = 1.96  # standard errors on either side of 95 %
 
 
 def evaluate(
@@ -119,11 +117,11 @@ def _task(found: Mapping[str, Any], task: str) -> dict[str, Any]:
 def _metric(value: float, error: Any, of_each: Sequence[Any], aggregate: Callable[[Any], float]) -> dict[str, Any]:
     """A figure with its interval of 95 %: by the standard error of the harness, or by a bootstrap where it has none."""
     if isinstance(error, float):
-        return {"value": value, "error": error, "low": value - NORMAL * error, "high": value + NORMAL * error, "by": "error"}
+        return {"value": value, "error": error, "low": value - Z * error, "high": value + Z * error, "by": "error"}
     if len(of_each) < 2:
         return {"value": value}
-    low, high = interval(lambda chosen: aggregate([of_each[i] for i in chosen]), len(of_each), draws=DRAWS)
-    return {"value": value, "low": low, "high": high, "by": "bootstrap"}
+    found = bootstrap(lambda chosen: aggregate([of_each[i] for i in chosen]), len(of_each))
+    return {"value": value, "low": found.low, "high": found.high, "by": "bootstrap"}
 
 
 def _record(sample: Mapping[str, Any]) -> dict[str, Any]:

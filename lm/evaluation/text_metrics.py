@@ -2,7 +2,7 @@
 `python -m lm.evaluate --hypotheses=FILE`."""
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,21 +12,10 @@ from rich.table import Table
 
 from lm import atomic, paths, untrusted
 from lm.errors import UserError
+from lm.evaluation.findings import DRAWS, bootstrap
 from lm.evaluation.qa_metrics import exact
 
-DRAWS = 1000  # of a bootstrap
 ROUGE = ("rouge1", "rouge2", "rougeL")
-
-
-def interval(values: Callable[[np.ndarray], float], count: int, *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of a figure over `draws` samples of `count` items with replacement (percentile bootstrap).
-
-    `values` gives the figure of items, int [count], of which some occur several times.
-    """
-    rng = np.random.default_rng(seed)
-    found = [values(rng.integers(count, size=count)) for _ in range(draws)]
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,8 @@ def score(answers: Sequence[Answer]) -> dict[str, Metric]:
         of_each = metric._extract_corpus_statistics(texts, streams)
         of_some = lambda chosen, m=metric, s=of_each: float(m._aggregate_and_compute([s[i] for i in chosen]).score)
         signature = f"{metric.get_signature()}, bootstrap {DRAWS}"
-        found[value.name] = Metric(float(value.score), *interval(of_some, len(texts)), signature)
+        ends = bootstrap(of_some, len(texts))
+        found[value.name] = Metric(float(value.score), ends.low, ends.high, signature)
     scorer, version = RougeScorer(ROUGE, use_stemmer=False), importlib.metadata.version("rouge-score")
     best = [scorer.score_multi(answer.references, answer.text) for answer in answers]
     for name in ROUGE:
@@ -100,7 +90,8 @@ def score(answers: Sequence[Answer]) -> dict[str, Metric]:
 
 
 def _mean(values: np.ndarray, signature: str) -> Metric:
-    return Metric(float(values.mean()), *interval(lambda chosen: float(values[chosen].mean()), len(values)), signature)
+    found = bootstrap(lambda chosen: float(values[chosen].mean()), len(values))
+    return Metric(found.value, found.low, found.high, signature)
 
 
 def evaluate(path: str, *, out: str | None = None) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def _step(
             chosen = sampling.penalised(logits, s, slots.read, written) + slots.bias
             chosen = sampling.filtered(chosen if allowed is None else sampling.only(chosen, allowed), s)
         elif way == "plain":
-            chosen = chosen / jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
+            chosen = sampling.cooled(chosen, s)
         token = sampling.argmax(chosen) if way == "greedy" else sampling.draw(chosen, s, slots.position + ahead)
         best = (jnp.zeros((len(rows), 0)),) * 2
         if setup.top:
@@ -307,8 +307,7 @@ def _drafted(
         hidden, kept = _read(model, params, kept, token[:, None], slots.position + i, last)
         if i < guesses:
             logits = _logits(model, params, hidden)[:, 0] + slots.bias
-            heat = jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
-            token = sampling.argmax(logits) if greedy else sampling.draw(logits / heat, s, slots.position + i + 1)
+            token = sampling.argmax(logits) if greedy else sampling.draw(sampling.cooled(logits, s), s, slots.position + i + 1)
             found.append(token)
     return kept, jnp.stack(found, axis=1) if found else jnp.zeros((len(token), 0), jnp.int32)
 

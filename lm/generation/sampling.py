@@ -52,13 +52,18 @@ def penalised(logits: jax.Array, s: Settings, read: jax.Array, written: jax.Arra
     return logits - s.frequency[:, None] * written - s.presence[:, None] * (written > 0)
 
 
+def cooled(logits: jax.Array, s: Settings) -> jax.Array:
+    """float32 [B, V]: logits divided by the temperature, of which 0 counts as 1 here."""
+    return logits / jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
+
+
 def filtered(logits: jax.Array, s: Settings) -> jax.Array:
     """float32 [B, V]: logits divided by the temperature, -inf where a filter excludes a token. A temperature of 0 counts as 1
     here. The likeliest token is always left, and of tokens that are equally likely those of lower number go first.
 
     One sort serves top-k, top-p and min-p, because they keep a beginning of it; another serves typical.
     """
-    logits = logits / jnp.where(s.temperature > 0, s.temperature, 1.0)[:, None]
+    logits = cooled(logits, s)
     order = jnp.argsort(-logits, axis=-1, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
     place = jnp.arange(logits.shape[-1])

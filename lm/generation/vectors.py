@@ -64,13 +64,13 @@ def usual_pooling(architecture: str, objective: config.Objective | None) -> str:
 def positions(model: config.Model) -> int | None:
     """Returns how many positions a text may have; None if the model sets no limit."""
     ahead = model.embed.ahead - 1 if model.embed.ahead else None  # the last token is told the position after its own
-    return min((most for most in (learned(model, _stack(model)), ahead) if most is not None), default=None)
+    return min((most for most in (learned(model, stack_of(model)), ahead) if most is not None), default=None)
 
 
 def usual_length(model: config.Model, data: config.Data | None) -> int:
     """Returns the tokens of a text that are read at once: those of a row of the run's data (None: no run), if the model has
     learned so many positions."""
-    row = getattr(data, f"{_stack(model)}_length") if data else None
+    row = getattr(data, f"{stack_of(model)}_length") if data else None
     return min(row or UNKNOWN_LENGTH, positions(model) or row or UNKNOWN_LENGTH)
 
 
@@ -234,7 +234,7 @@ def _pooled(model: Transformer, params: Any, stream: TokenStream, counted: jax.A
     return POOLINGS[pooling](_hidden(model, params, stream), counted)
 
 
-def _stack(model: config.Model) -> Literal["encoder", "decoder"]:
+def stack_of(model: config.Model) -> Literal["encoder", "decoder"]:
     """The stack that reads a text."""
     return "encoder" if model.encoder else "decoder"
 

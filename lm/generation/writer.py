@@ -94,8 +94,7 @@ class Writer:
     def continues(self) -> bool:
         """Whether a text is written token by token; otherwise masks are filled in."""
         way = text_prompt(first_part(self.objective, self.tokenizer)[0])
-        others = way.fills or way.blocks or way.at_once or way.from_masks
-        return self.model.config.architecture != "encoder" and not others
+        return self.model.config.architecture != "encoder" and way.in_order
 
     def write(self, asked: Sequence[Asked], *, stream: Callable[[str], Any] | None = None) -> Iterator[Sample]:
         """Yields samples as they end. `stream` gets the text of each as it comes."""

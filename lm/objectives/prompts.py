@@ -166,6 +166,11 @@ class TextPrompt:
     at_once: bool = False  # a decoder reads masks behind the prompt, and writes all tokens of the answer in one pass
     from_masks: bool = False  # the decoder starts with a mask token, at the position of the first mask (MASS)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether a decoder writes the answer token by token, behind what it has read."""
+        return not (self.fills or self.blocks or self.at_once or self.from_masks)
+
 
 def as_is(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng: np.random.Generator) -> Sequence[Any]:
     """The prompt's own tokens, which the answer continues."""

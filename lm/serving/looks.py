@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import config
+from lm.generation.vectors import stack_of
 from lm.models.attention import Attention, attend
 from lm.models.layers import Norm, Projection
 from lm.models.positions import rotate
@@ -27,11 +27,6 @@ class Look(NamedTuple):
     attention: Any  # float32 [L, N, T, T], the weights of each query over the keys
     tokens: Any  # int32 [L, T, K], the likeliest after each layer
     log_probs: Any  # float32 [L, T, K], nats
-
-
-def stack_of(model: config.Model) -> str:
-    """The stack that reads a text."""
-    return "encoder" if model.encoder else "decoder"
 
 
 @partial(jax.jit, static_argnames=("model", "top"))

@@ -16,7 +16,7 @@ from lm.data import chat
 from lm.errors import UserError
 from lm.generation.engine import Engine, buckets, whole
 from lm.generation.samples import ask
-from lm.generation.vectors import Embedder
+from lm.generation.vectors import Embedder, stack_of
 from lm.models import quantized
 from lm.models.positions import learned
 from lm.models.transformer import Transformer
@@ -73,14 +73,13 @@ class Served:
         self.trained = run.objective if run else None
         self.chat = self._chat(source)
         self.way = way = text_prompt(self.part) if self.head else None
-        others = way is None or way.fills or way.blocks or way.at_once or way.from_masks
-        self.continues = self.architecture != "encoder" and not others
+        self.continues = self.architecture != "encoder" and way is not None and way.in_order
         # A converted decoder says nothing of the marks by which it is asked for a gap.
         self.infills = self.continues and way is not None and MASK in way.clean(f"a {MASK}")
         # Whether it writes the whole text anew, and not what stands in the gap alone.
         self.rewrites = self.infills and self.architecture == "encoder_decoder" and not (way and way.sentinels)
         self.scorer = self._scorer()
-        looked = learned(source.model, looks.stack_of(source.model)) or LOOKED
+        looked = learned(source.model, stack_of(source.model)) or LOOKED
         self.looked = min(LOOKED, looked)
 
     def _lengths(self, given: int | None, data: Any) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """A server with the addresses of OpenAI's: /models, /chat/completions and /embeddings, asked with the standard library."""
 
-import ipaddress
 import json
 import time
 import urllib.error
@@ -44,7 +43,7 @@ class Server:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"--server={address} is no address; give one such as http://127.0.0.1:8000/v1")
         self.address, self.token, self.timeout = address.rstrip("/"), token, timeout
-        proxies = [urllib.request.ProxyHandler({})] if _is_local(parts.hostname) else []
+        proxies = [urllib.request.ProxyHandler({})] if untrusted.is_loopback(parts.hostname) else []
         self._opener = urllib.request.build_opener(_NoRedirects, *proxies)
         self.model = model or self._first()
 
@@ -110,13 +109,6 @@ class Server:
         if len(data) > LARGEST:
             raise UserError(f"{address} gave more than {LARGEST // 2**20} MB; is it an OpenAI-compatible API?")
         return untrusted.parse_json(data, address)
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _seconds(given: str | None, otherwise: float) -> float:

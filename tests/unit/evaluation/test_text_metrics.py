@@ -12,7 +12,8 @@ from rouge_score.rouge_scorer import RougeScorer  # noqa: E402
 
 from lm.errors import UserError  # noqa: E402
 from lm.evaluate import main  # noqa: E402
-from lm.evaluation.text_metrics import Answer, evaluate, interval, read, score  # noqa: E402
+from lm.evaluation.findings import bootstrap  # noqa: E402
+from lm.evaluation.text_metrics import Answer, evaluate, read, score  # noqa: E402
 
 ANSWERS = [
     Answer("the cat sat on the mat.", ("the cat sat on a mat.", "a cat sat on the mat.")),
@@ -40,8 +41,9 @@ def test_figures_are_those_of_the_libraries():
 def test_an_interval_is_as_wide_as_the_standard_error_says_and_the_same_each_time():
     values = np.random.default_rng(0).normal(3, 2, 400)
     mean = lambda chosen: float(values[chosen].mean())
-    low, high = interval(mean, len(values))
-    assert (low, high) == interval(mean, len(values))
+    found = bootstrap(mean, len(values))
+    assert found == bootstrap(mean, len(values)) and found.value == values.mean()
+    low, high = found.low, found.high
     wanted = 1.96 * values.std() / 20
     assert values.mean() - low == pytest.approx(wanted, rel=0.15) and high - values.mean() == pytest.approx(wanted, rel=0.15)
 

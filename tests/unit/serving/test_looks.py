@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from lm.config import Norm
+from lm.generation.vectors import stack_of
 from lm.models import attention
 from lm.models.transformer import Transformer, stack_groups
-from lm.serving.looks import look, stack_of
+from lm.serving.looks import look
 from lm.types import TokenStream
 from tests.fakes import small_model, small_params
 
