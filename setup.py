@@ -33,6 +33,8 @@ TEST = [
     "torch==2.13.0; python_version < '3.12'",
     "transformers>=5,<6; python_version < '3.12'",
     "minicons; python_version < '3.12'",
+    "peft; python_version < '3.12'",
+    "trl; python_version < '3.12'",
 ]
 
 # A line that Python reads at its start makes `lm_eval --model lm` work, see lm/evaluation/registered.py. It lies beside the

@@ -123,16 +123,11 @@ def _similarities(flags: argparse.Namespace, source: "Saved | None") -> Similari
     """By the vectors of --embedder, or else of the model that is asked."""
 
     def similarities(question: str, texts: Sequence[str]) -> Sequence[float]:
-        import jax
-
         from lm import saved
-        from lm.generation.vectors import Embedder, cosines, usual_length
-        from lm.models.transformer import Transformer
+        from lm.generation.vectors import Embedder, cosines
 
         by = saved.open(flags.embedder, name="--embedder") if flags.embedder or source is None else source
-        length = usual_length(by.model, by.run.data if by.run else None)
-        params, objective = by.params(device=jax.local_devices()[0]), by.run.objective if by.run else None
-        embedder = Embedder(Transformer(by.model), params, by.tokenizer(), objective, length=length, long="windows")
+        embedder = Embedder.of(by, long="windows")
         return cosines(embedder([question]), embedder(texts))[0].tolist()
 
     return similarities

@@ -8,8 +8,8 @@ At a terminal each line is a turn, and /help lists what else can be said. On oth
 answers are written one after another.
 
 A model with a chat template is given turns as its template says, and one that was trained here on records of the format
-"messages" as these were. The number of tokens that the model reads again in the next turn stands before each one. Where they
-leave no room for an answer, the oldest turns are forgotten.
+"messages" as these were. The number of tokens that are in use stands before each turn; of those that the model has read or
+written, it reads none again. Where they leave no room for an answer, the oldest turns are forgotten.
 """
 
 import signal

@@ -5,6 +5,13 @@
                                            -> model.json, params/ (Orbax), hf/
   python -m lm.convert to_hf SRC DST       a converted model, or a run's workdir
                                            -> config.json, safetensors
+  python -m lm.convert merge SRC DST       a run with adapters -> one model
+  python -m lm.convert from_peft SRC DST --base=BASE
+                                           an adapter of the library peft, in
+                                           its model -> one model
+  python -m lm.convert to_peft SRC DST     a run's adapters -> files of peft
+  python -m lm.convert average SRC... DST  one model of several runs or
+                                           converted models of one shape
   python -m lm.convert families            lists the known model types
 
 Tensors are read and written one by one, so memory stays near the model's size. Tokenizer files are copied.
@@ -20,8 +27,23 @@ __path__: list[str] = []  # imports of submodules that it had as a package reach
 HELP = {
     "from_hf": "imports a Hugging Face checkpoint, or a GGUF file",
     "to_hf": "exports a converted model or a run",
+    "merge": "adds a run's adapters to their base",
+    "from_peft": "adds an adapter of peft to its base",
+    "to_peft": "exports a run's adapters for peft",
     "families": "lists the known model types",
+    "average": "averages models, or adds their differences from a base",
 }
+
+AVERAGE = """Writes one model of several.
+
+  python -m lm.convert average A B C soup         their mean (model soup)
+  python -m lm.convert average A B mix --weights=3,1
+                                                  three quarters of A
+  python -m lm.convert average A new --base=BASE --weights=0.5
+                                                  half way from BASE to A (task
+                                                  vector); -1 takes it away
+  python -m lm.convert average RUN mean --last=3  its last checkpoints
+"""
 
 
 @cli.command
@@ -42,10 +64,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _do(flags: argparse.Namespace) -> None:
-    from lm.conversion import families, folders
+    from lm.conversion import adapters, families, folders, merge
 
     if flags.command == "families":
         print("\n".join(sorted(families.FAMILIES)))
+    elif flags.command == "merge":
+        print(adapters.merge(flags.source, flags.target, base=flags.base))
+    elif flags.command in ("from_peft", "to_peft"):
+        write = adapters.from_peft if flags.command == "from_peft" else adapters.to_peft
+        print(write(flags.source, flags.target, base=flags.base, family=flags.family))
+    elif flags.command == "average":
+        options = {name: getattr(flags, name) for name in ("weights", "base", "last")}
+        print(merge.average(flags.target, flags.sources, **options))
     elif flags.command == "from_hf":
         options = {name: getattr(flags, name) for name in ("dtype", "scan", "allow_pickle", "drop")}
         print(folders.from_hf(flags.source, flags.target, **options))
@@ -53,9 +83,14 @@ def _do(flags: argparse.Namespace) -> None:
         print(folders.to_hf(flags.source, flags.target, family=flags.family, shard_gb=flags.shard_gb))
 
 
+def numbers(text: str) -> list[float]:
+    """Numbers between commas; ValueError, which argparse reports, for anything else."""
+    return [float(part) for part in text.split(",")]
+
+
 def parser() -> cli.Parser:
     p = cli.parser("lm.convert", __doc__)
-    commands = p.add_subparsers(dest="command", required=True)
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in ("from_hf", "to_hf"):
         command = commands.add_parser(name, help=HELP[name], description=HELP[name])
         command.add_argument("source", metavar="SRC")
@@ -70,6 +105,20 @@ def parser() -> cli.Parser:
         else:
             command.add_argument("--family", help="model_type to write; default: the first that can express the model")
             command.add_argument("--shard_gb", type=float, default=5.0, help="largest file, GB (default 5)")
+    command = commands.add_parser("average", help=HELP["average"], description=AVERAGE)
+    command.add_argument("sources", metavar="SRC", nargs="+", help="runs or converted models, of one shape")
+    command.add_argument("target", metavar="DST", help="a new folder, which every command opens")
+    command.add_argument("--weights", type=numbers, metavar="W,W", help="of each SRC (default: all 1)")
+    command.add_argument("--base", metavar="FOLDER", help="add to this model the weighted differences of each SRC from it")
+    command.add_argument("--last", type=int, metavar="N", help="average the last N checkpoints of the run SRC")
+    for name in ("merge", "from_peft", "to_peft"):
+        command = commands.add_parser(name, help=HELP[name], description=HELP[name])
+        command.add_argument("source", metavar="SRC")
+        command.add_argument("target", metavar="DST", help="a new folder")
+        about = "the model that it is of" if name == "from_peft" else "the model under the adapters, if it has moved"
+        command.add_argument("--base", metavar="FOLDER", required=name == "from_peft", help=about)
+        if name != "merge":
+            command.add_argument("--family", help="model_type whose names it has; default: that of the base")
     commands.add_parser("families", help=HELP["families"], description=HELP["families"])
     return p
 

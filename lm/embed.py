@@ -113,17 +113,12 @@ def main(argv: list[str] | None = None) -> int:
 def _opened(flags: argparse.Namespace, pooling: str | None) -> "tuple[Saved, Embedder]":
     """The model of --from, and what makes vectors with it."""
     cli.start_jax()
-    import jax
-
     from lm import saved
-    from lm.generation.vectors import Embedder, usual_length
-    from lm.models.transformer import Transformer
+    from lm.generation.vectors import Embedder
 
     source = saved.open(flags.source)
-    length = flags.length or usual_length(source.model, source.run.data if source.run else None)
     settings: Any = dict(pooling=pooling, long=flags.long, normalise=flags.normalise, batch_size=flags.batch_size)
-    params, objective = source.params(device=jax.local_devices()[0]), source.run.objective if source.run else None
-    return source, Embedder(Transformer(source.model), params, source.tokenizer(), objective, length=length, **settings)
+    return source, Embedder.of(source, length=flags.length, **settings)
 
 
 # ---------------------------------------------------------------------------------------------------------------- texts

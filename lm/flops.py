@@ -40,17 +40,24 @@ class Flops:
     ffn: float = 0.0
     head: float = 0.0
     embed: float = 0.0  # projection of tables to the model's width, if theirs differs
+    adapters: float = 0.0
+    frozen: bool = False  # the model's matrices are, and their products have no gradient of weights
 
     def __add__(self, other: "Flops") -> "Flops":
-        return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        parts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "frozen"}
+        return Flops(**parts, frozen=self.frozen or other.frozen)
+
+    def times(self, rows: int) -> "Flops":
+        return Flops(**{f.name: rows * getattr(self, f.name) for f in fields(self) if f.name != "frozen"}, frozen=self.frozen)
 
     @property
     def forward(self) -> float:
-        return self.projections + self.attention + self.ffn + self.head + self.embed
+        return self.projections + self.attention + self.ffn + self.head + self.embed + self.adapters
 
     @property
     def train(self) -> float:
-        return 3 * self.forward
+        without = self.projections + self.ffn + self.head + self.embed if self.frozen else 0.0
+        return 3 * self.forward - without
 
 
 def count(
@@ -62,41 +69,43 @@ def count(
     predicted: int | None = None,
     causal_share: float = 0.5,
     blocks: int = 0,
+    lora: config.Lora | None = None,
 ) -> Flops:
     """Returns the FLOPs of a forward pass over `batch` rows of these lengths, with logits at `predicted` positions per row
     (None: all).
 
     causal_share: the share of a causal row's query-key pairs that counts. 1.0 counts pairs whether visible or not, as plain XLA
     attention computes them for rows of up to `lm.models.mask.MIN_BLOCK` tokens. `blocks`: tokens in a block of block diffusion,
-    whose rows hold a text twice, each token with its block and the text before that in sight.
+    whose rows hold a text twice, each token with its block and the text before that in sight. `lora`: adapters beside the
+    matrices of the stacks, which are frozen.
     """
     if blocks and decoder and causal_share != 1.0:
         causal_share = (1 + blocks / (decoder // 2)) / 4
-    total, every = Flops(), causal_share == 1.0
+    total, every = Flops(frozen=lora is not None), causal_share == 1.0
     if model.encoder:
         assert encoder, "an encoder needs the length of its rows"
-        total += _stack(model.encoder, model.width, encoder, partial(_row_pairs, encoder, share=1.0, every=every))
+        total += _stack(model.encoder, model.width, encoder, partial(_row_pairs, encoder, share=1.0, every=every), lora=lora)
     if model.decoder:
         assert decoder, "a decoder needs the length of its rows"
         source = encoder if model.encoder and encoder else 0
         pairs = partial(_row_pairs, decoder, share=causal_share, every=every)
-        total += _stack(model.decoder, model.width, decoder, pairs, source, source * decoder)
+        total += _stack(model.decoder, model.width, decoder, pairs, source, source * decoder, lora=lora)
     total += Flops(head=_head(model, predicted if predicted is not None else decoder or encoder or 0))
     total += _embed(model, (encoder or 0) * bool(model.encoder) + (decoder or 0) * bool(model.decoder))
-    return Flops(*(batch * getattr(total, f.name) for f in fields(total)))
+    return total.times(batch)
 
 
-def of_rows(model: config.Model, example: Any, *, everywhere: bool = False) -> Flops:
+def of_rows(model: config.Model, example: Any, *, everywhere: bool = False, lora: config.Lora | None = None) -> Flops:
     """Returns the FLOPs of a forward pass over exactly these rows (an Example of numpy arrays [B, T]), padding excluded.
 
     Counts the pairs that the mask allows (within a document; both ways in a prefix), and logits where weights are positive,
     or at all tokens (`everywhere`).
     """
-    total, source, cross_pairs = Flops(), 0, 0
+    total, source, cross_pairs = Flops(frozen=lora is not None), 0, 0
     if model.encoder and example.encoder is not None:
         lengths = _segments(example.encoder.segments)
         source = int(lengths.sum())
-        total += _stack(model.encoder, model.width, source, partial(_bidirectional_pairs, lengths))
+        total += _stack(model.encoder, model.width, source, partial(_bidirectional_pairs, lengths), lora=lora)
     if model.decoder and example.decoder is not None:
         stream = example.decoder
         lengths = _segments(stream.segments)
@@ -108,7 +117,7 @@ def of_rows(model: config.Model, example: Any, *, everywhere: bool = False) -> F
         pairs = partial(_causal_pairs, lengths, ahead)
         if stream.blocks is not None:
             pairs = partial(_block_pairs, stream.segments, stream.blocks)
-        total += _stack(model.decoder, model.width, int(lengths.sum()), pairs, source, cross_pairs)
+        total += _stack(model.decoder, model.width, int(lengths.sum()), pairs, source, cross_pairs, lora=lora)
     streams = [stream for stream in (example.encoder, example.decoder) if stream is not None]
     tokens = sum(int((stream.segments > 0).sum()) for stream in streams)
     predicted = tokens if everywhere else int((example.weights > 0).sum())
@@ -181,6 +190,7 @@ def _stack(
     pairs: Callable[[int | None], float],
     source: int = 0,
     cross_pairs: float = 0,
+    lora: config.Lora | None = None,
 ) -> Flops:
     """Returns the FLOPs of a stack over `tokens` tokens, with `pairs(window)` query-key pairs in each self-attention and
     `cross_pairs` with `source` encoded tokens in each cross-attention."""
@@ -194,12 +204,29 @@ def _stack(
             projections=2 * tokens * width * (2 * heads + 2 * kv),
             attention=2 * 2 * pairs(a.window) * heads,
             ffn=2 * tokens * width * _ffn(block.ffn),
+            adapters=0.0 if lora is None else 2 * _adapters(block, width, lora, tokens, source),
         )
         if block.cross and source:
             total += Flops(
                 projections=2 * width * (tokens * 2 * heads + source * 2 * kv), attention=2 * 2 * cross_pairs * heads
             )
     return total
+
+
+def _adapters(block: config.Block, width: int, lora: config.Lora, tokens: int, source: int) -> float:
+    """Returns the multiply-adds of `x A B` beside the products of a block that have an adapter."""
+    a, ffn = block.attention, block.ffn
+    heads, kv = a.num_heads * a.size(width), a.kv_heads * a.size(width)
+    sides: dict[str, float] = {}  # module -> tokens times its inputs and outputs
+    read_by = {"attention": tokens} | ({"cross": source} if block.cross and source else {})
+    for name, read in read_by.items():
+        sides |= {f"{name}/{part}": tokens * (width + heads) for part in ("query", "out")}
+        sides |= {f"{name}/{part}": read * (width + kv) for part in ("key", "value")}
+    expert, times = (ffn.expert, ffn.top_k) if isinstance(ffn, config.Moe) else (ffn, 1)
+    products = ("up", "down", "gate") if expert.gated else ("up", "down")
+    sides |= {f"ffn/{part}": times * tokens * (width + expert.hidden) for part in products}
+    chosen = lambda path: lora.modules is None or any(f"/{path}".endswith(f"/{name}") for name in lora.modules)
+    return lora.rank * sum(count for path, count in sides.items() if chosen(path))
 
 
 def _ffn(ffn: config.Ffn) -> int:

@@ -82,9 +82,12 @@ def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation
     )
 
 
-def make(c: config.Optimizer, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer and its schedule. It does not clip: the train step does, since it computes the norm anyway."""
-    rate = schedule(c.schedule, c.learning_rate, steps)
+def make(c: config.Optimizer, steps: int, *, updates: int = 1) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimizer and its schedule, which counts steps of so many `updates`. It does not clip: the train step does,
+    since it computes the norm anyway."""
+    by_step = lambda rate: rate if updates == 1 else lambda count: rate(count // updates)
+    of_steps = schedule(c.schedule, c.learning_rate, steps)
+    rate = by_step(of_steps)
     match c.name:
         case "adamw":
             tx = optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=is_matrix)
@@ -106,7 +109,7 @@ def make(c: config.Optimizer, steps: int) -> tuple[optax.GradientTransformation,
                 weight_decay_mask=is_matrix,
                 adam_b1=c.b1,
                 adam_b2=c.b2,
-                adam_learning_rate=schedule(c.schedule, adam_rate, steps),
+                adam_learning_rate=by_step(schedule(c.schedule, adam_rate, steps)),
                 muon_weight_dimension_numbers=muon_dimensions,
             )
-    return in_float32(tx), rate
+    return in_float32(tx), of_steps

@@ -14,10 +14,11 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -27,7 +28,8 @@ from lm.checkpoint import MODEL, STEP
 from lm.config import resolve
 from lm.data import tokenizer as tokenizers
 from lm.errors import UserError, printable
-from lm.models.transformer import abstract_params
+from lm.models import adapters
+from lm.models.transformer import Transformer, abstract_params, boxed_params
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model")  # in hf/ of a converted model, by preference
 CONVERT = "python -m lm.convert from_hf"
@@ -65,6 +67,8 @@ class Saved:
         parameters}`, such as heads that begin beside it.
         """
         target, fresh = abstract_params(self.model, device) if target is None else target, fresh or {}
+        if self.run is not None and self.run.adapter is not None:
+            return self._merged(self.run.adapter, target, fresh, beside)
         if self.step is None:
             check_files(self.folder, "params")
             tree, inside, several = self.folder / "params", [], False
@@ -82,6 +86,60 @@ class Saved:
                 f"{self.folder} has a single model, and no parameters for {others}; take a run of the same objective"
             )
         return _restored(self.folder, tree, inside + ["model"] * (several and "model" not in target), target, fresh)
+
+    def base(self) -> "Saved":
+        """Opens the model that a run's adapters belong to. UserError if it is gone, or is not what it was."""
+        assert self.run is not None and self.run.adapter is not None
+        cure = f"put it back, or give its copy: python -m lm.convert merge {self.folder} NEW --base=COPY"
+        try:
+            base = open(str(self.run.train.init_from), name="train.init_from")
+        except UserError as error:
+            raise UserError(f"{self.folder} has adapters of a model that cannot be opened ({error}): {cure}") from None
+        check_base(base, self.run.adapter.digest, cure=cure)
+        return base
+
+    def _merged(
+        self, lora: config.Lora, target: Any, fresh: Mapping[str, Any], beside: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """`params` of a run with adapters: the base's, with the adapters added in float32, and what was trained in full."""
+        if "model" in target and not (beside and target.keys() == {"model", *beside}):
+            raise UserError(
+                f"{self.folder} has adapters of a single model: take a run of the same objective without an adapter"
+            )
+        if "model" in target:
+            return {"model": self.params(target["model"]), **(beside or {})}
+        own, whole = self.adapters(target, fresh)
+        under = boxed_params(Transformer(self.model))
+        under = {name: x for name, x in under.items() if name in target and name not in whole.keys() | fresh.keys()}
+        rest = {name: x for name, x in target.items() if name not in whole}
+        params = self.base().params(rest, fresh=dict.fromkeys(whole) | dict(fresh))
+        return {**adapters.added({name: params[name] for name in under}, own, under, lora), **whole, **fresh}
+
+    def adapters(self, target: Any = None, fresh: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the A and B of a run with adapters, as NumPy arrays by the paths of their matrices, and the top-level
+        parameters that it trained in full, as `params` would, without the names in `fresh`."""
+        assert self.run is not None and self.run.adapter is not None
+        tree, boxed = self._checkpoint / "state", boxed_params(Transformer(self.model))
+        target = abstract_params(self.model) if target is None else target
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            names = layout.described(checkpointer.metadata(tree).item_metadata.tree)
+        inside = ["ema" if any(name.startswith("ema/") for name in names) else "params"]
+        above = {name.split("/")[1] for name in names if name.startswith(f"{inside[0]}/")}
+        several = any(name.startswith(f"{inside[0]}/{adapters.ADAPTERS}/model/") for name in names)
+        whole = set() if several else above - {adapters.ADAPTERS} - (fresh or {}).keys()
+        under = {name: x for name, x in boxed.items() if several or name not in above}
+        lora = self.run.adapter
+        shapes = jax.eval_shape(lambda: nn.unbox(adapters.init(jax.random.key(0), under, lora)))
+        own = _restored(self.folder, tree, [*inside, adapters.ADAPTERS, *(["model"] * several)], shapes, {})
+        if not whole:
+            return own, {}
+        full = _restored(self.folder, tree, inside, {name: target[name] for name in whole}, dict.fromkeys(above - whole))
+        return own, {name: full[name] for name in whole}
+
+    def digest(self) -> str:
+        """SHA-256 of the list of all files' digests: what a run that needs this model again remembers of it."""
+        folder = self.folder if self.step is None else self._checkpoint
+        return hashlib.sha256((folder / integrity.DIGESTS).read_bytes()).hexdigest()
 
     def carried(self, name: str) -> bytes | None:
         """Returns a file in hf/ of a converted model, such as its chat template; None if it has none of this name."""
@@ -105,8 +163,9 @@ class Saved:
         return tokenizers.from_bytes(data)
 
 
-def open(given: str | Path | epath.Path, *, name: str = "--from") -> Saved:  # noqa: A001  read as `saved.open`
+def open(given: str | Path | epath.Path, *, name: str = "--from", base: str | None = None) -> Saved:  # noqa: A001  as `saved.open`
     """Opens the folder of a run or a converted model, without reading the parameters. Warns of damaged later checkpoints.
+    `base`: the folder of the model under its adapters, if that is no longer where the run had it.
 
     UserError, which names the flag or config key `name`, if the folder is neither or has no intact checkpoint.
     """
@@ -127,7 +186,32 @@ def open(given: str | Path | epath.Path, *, name: str = "--from") -> Saved:  # n
         warnings.warn(printable(text), stacklevel=2)
     settings = json.loads((folder / "checkpoints" / str(step) / "config" / "metadata").read_bytes())
     run = resolve.build(config.Run, settings)
+    if base is not None:
+        run = replace(run, train=replace(run.train, init_from=base))
     return Saved(folder, run.model, run, step)
+
+
+def last(given: str | Path | epath.Path, count: int, *, name: str = "--from") -> list[Saved]:
+    """A run's last `count` checkpoints, the latest first. UserError if it keeps fewer, or one of them is damaged."""
+    run = open(given, name=name)
+    if run.step is None:
+        raise UserError(f"{name}={given} is a converted model, which has no checkpoints: give a run")
+    steps = sorted(step for step in _steps(run.folder / "checkpoints") if step <= run.step)
+    if not 1 <= count <= len(steps):
+        raise UserError(
+            f"{name}={given} keeps {len(steps)} checkpoints, and the last {count} are asked for: give a number from 1 to "
+            f"{len(steps)}, or train it with a higher checkpoint.keep"
+        )
+    for step in steps[-count:]:
+        if fault := integrity.damage(run.folder / "checkpoints" / str(step), step=step):
+            raise UserError(f"checkpoint {run.folder / 'checkpoints' / str(step)} is damaged: {fault}; ask for fewer")
+    return [replace(run, step=step) for step in steps[: -count - 1 : -1]]
+
+
+def check_base(base: Saved, digest: str | None, *, cure: str) -> None:
+    """Raises UserError if a model is not the one that adapters were trained beside, whose `digest` is given (None: unknown)."""
+    if digest not in (None, base.digest()):
+        raise UserError(f"{base.folder} has changed since adapters were trained beside it (SHA-256 {digest[:8]}): {cure}")
 
 
 def is_run(folder: epath.PathLike) -> bool:

@@ -10,7 +10,8 @@ sight. A masked encoder's score is a pseudo-log-likelihood: each token given all
 (arXiv 2305.10588); it ranks texts and is no probability.
 
 With --jsonl each line read is {"text": "..."}; the line written has its other fields too, and nats, tokens, bytes,
-bits_per_byte and perplexity.
+bits_per_byte and perplexity. A reward model reads {"prompt": "...", "completion": "..."} (or "messages", not
+"prompt"), and adds the completion's "reward".
 
 --nbest orders readings of utterances, a line {"utterance": "...", "text": "...", "score": -12.3} each, whose score is a
 recogniser's log-probability, by score + WEIGHT x log-probability of the text. With "reference" in the lines, what was said, the
@@ -42,7 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     if flags.nbest is not None:
         return _order(flags)
     if flags.jsonl:
-        records = _lines("standard input", cli.standard_input(NO_TEXT), "text")
+        given = cli.standard_input(NO_TEXT)
+        answers = "completion" in _lines("standard input", given)[0]
+        records = _lines("standard input", given, "completion" if answers else "text")
+        if answers:
+            for record, reward in zip(records, _rewards(flags, records), strict=True):
+                print(json.dumps(record | {"reward": round(float(reward), 5)}, ensure_ascii=False))
+            return 0
         for record, found in zip(records, _scored(flags, [record["text"] for record in records]), strict=True):
             print(json.dumps(record | _json(found), ensure_ascii=False))
         return 0
@@ -79,6 +86,15 @@ def _scored(flags: Any, texts: Sequence[str]) -> list[Any]:
         print(f"weights in {flags.weights}: {quantized.size(params) / 1e6:,.2f} MB", file=sys.stderr)
     about = model, params, objective, source.tokenizer()
     return text_scores.score(*about, texts, batch_size=flags.batch_size, **settings)
+
+
+def _rewards(flags: Any, records: Sequence[dict[str, Any]]) -> Any:
+    """The reward of each completion, float32 [n]. UserError, which names the record, for one that has none."""
+    cli.start_jax()
+    from lm import saved
+    from lm.evaluation.rewards import Rewarder
+
+    return Rewarder(saved.open(flags.source), batch_size=flags.batch_size).of_json(records)
 
 
 def _order(flags: Any) -> int:

@@ -52,6 +52,8 @@ PARAMETERS: dict[str, str | tuple[str, ...] | None] = {
     "types": None,
     "buckets": None,
     "layers": None,
+    "rank": None,  # between the two matrices of an adapter
+    "tiles": None,  # of a quantised matrix whose inputs share scales
 }
 
 ACTIVATIONS: dict[str, str | tuple[str, ...] | None] = {

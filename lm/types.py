@@ -6,6 +6,7 @@ K key-value heads, G query heads to a key-value head, H head dim, F hidden, V vo
 
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -69,6 +70,56 @@ class Example:
     def tokens_asked(self) -> Array:
         """uint32 []: the sum of the weights."""
         return self.weights.sum().astype(np.uint32)
+
+
+class Two:
+    """What batches of two Examples [B rows each] have in common; a row is a pair."""
+
+    @property
+    def examples(self) -> tuple[Example, Example]:
+        raise NotImplementedError
+
+    @property
+    def both(self) -> Example:
+        """[2 B] rows: the first of each pair, then its second. A value of each row, [2 B], is [B, 2] of the pairs."""
+        put = lambda a, b: np.stack([a, b], 1) if isinstance(a, np.ndarray) else jnp.stack([a, b], 1)
+        return jax.tree.map(lambda a, b: put(a, b).reshape(-1, *a.shape[1:]), *self.examples)
+
+    def tokens_read(self) -> Array:
+        """uint32 []: tokens of both, without padding."""
+        first, second = self.examples
+        return first.tokens_read() + second.tokens_read()
+
+    def tokens_asked(self) -> Array:
+        """uint32 []: the sum of the weights of both."""
+        first, second = self.examples
+        return first.tokens_asked() + second.tokens_asked()
+
+
+@struct.dataclass
+class Compared(Two):
+    """Two answers to each prompt. A blank pair has weights 0."""
+
+    chosen: Example
+    rejected: Example
+    margin: Array  # float32 [B]: by how much reward the chosen answer should be ahead; 0: none is given
+
+    @property
+    def examples(self) -> tuple[Example, Example]:
+        return self.chosen, self.rejected
+
+
+@struct.dataclass
+class Judged(Two):
+    """One answer to each prompt, and the answer of another record to it, which shows how far the model has moved."""
+
+    answer: Example
+    mismatched: Example
+    good: Array  # float32 [B]: 1 if the answer is good, else 0
+
+    @property
+    def examples(self) -> tuple[Example, Example]:
+        return self.answer, self.mismatched
 
 
 @struct.dataclass

@@ -1,5 +1,7 @@
 """Small models of random parameters, and what an engine writes with them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,29 @@ def written(engine, *requests):
 
 def tokens(samples):
     return {i: [w.token for w in some] for i, some in samples.items()}
+
+
+@partial(jax.jit, static_argnames="model")
+def _apply(model, params, example):
+    return model.apply({"params": params}, example)
+
+
+def greedy(model, params, prompt, new_tokens, *, encoder=None, ends=(), never=()):
+    """The likeliest tokens, one after another, each by a pass over the whole text and without a cache."""
+
+    def row(tokens, size):
+        size = -(-size // 16) * 16  # what follows a text is not seen
+        segments = (np.arange(size) < len(tokens)).astype(np.int32)[None]
+        padded = np.pad(np.asarray(tokens, np.int32), (0, size - len(tokens)))[None]
+        return TokenStream(padded, np.arange(size, dtype=np.int32)[None] * segments, segments, None)
+
+    text, most = list(prompt), len(prompt) + new_tokens
+    source = None if encoder is None else row(encoder, len(encoder))
+    while len(text) < most and not (len(text) > len(prompt) and text[-1] in ends):
+        found = np.array(_apply(model, params, Example(source, row(text, most), None, None))[0, len(text) - 1], np.float32)
+        found[list(never)] = -np.inf
+        text.append(int(found.argmax()))
+    return text[len(prompt) :]
 
 
 def logits_of(model, params, text):

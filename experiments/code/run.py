@@ -9,7 +9,6 @@ written runs in `lm.evaluation.sandbox`. Writes results.json and prints a table 
 
 import ast
 import json
-import math
 import re
 import shlex
 import sys
@@ -28,8 +27,8 @@ from experiments.code.tasks import Task, tasks
 from lm import cli
 from lm.config.ranges import Count
 from lm.errors import UserError
+from lm.evaluation.tasks.code import CUTS, pass_at
 
-CUTS = (1, 5, 10)  # k of pass@k
 BEFORE, AFTER = 450, 200  # characters around a middle: about as much as a row of training has
 UNFINISHED = re.compile(r"[^\n]*\Z")
 
@@ -46,11 +45,6 @@ class Model:
 
 
 # ------------------------------------------------------------------------------------------------------- what is measured
-
-
-def pass_at(k: int, n: int, passed: int) -> float:
-    """The chance that one of k samples passes, of n of which so many did: unbiased (arXiv 2107.03374, equation 1)."""
-    return 1.0 - math.comb(n - passed, k) / math.comb(n, k)
 
 
 def body(written: str) -> tuple[str, bool]:
@@ -116,24 +110,16 @@ def judged(asked: Sequence[Task], written: Sequence[Sequence[tuple[str, bool]]])
 def complete(m: Model, asked: Sequence[Task], constraint: Any, how: dict[str, Any]) -> list[list[tuple[str, bool]]]:
     """Samples of each task by the engine, as texts."""
     from lm.config import Sampling
-    from lm.generation.engine import Engine, Request
-    from lm.objectives import of_texts
+    from lm.generation.engine import Request
+    from lm.generation.text_engine import engine_for
 
-    tokenizer, size = m.tokenizer, m.module.config.vocab_size
-    never = ~of_texts(tokenizer, size)
-    never[tokenizer.eos_id] = False
+    tokenizer = m.tokenizer
     sampling = Sampling(temperature=how["temperature"], seed=how["seed"])
     prompts = [np.concatenate([[tokenizer.bos_id], tokenizer.encode(task.prompt)]).astype(np.int32) for task in asked]
     requests = [Request(p, how["new_tokens"], sampling, samples=how["samples"], constraint=constraint) for p in prompts]
-    length = max(map(len, prompts)) + how["new_tokens"]
-    engine = Engine(m.module, m.params, slots=m.slots, length=length, eos=[tokenizer.eos_id], forbidden=never)
-    for request in requests:
-        engine.submit(request)
-    found: dict[tuple[int, int], list[int]] = {}
-    for w in engine.run():
-        found.setdefault((id(w.request), w.sample), []).append(w.token)
+    engine = engine_for(requests, m.module, m.params, tokenizer, slots=m.slots, ends=[tokenizer.eos_id])
     of = lambda ids: (tokenizer.decode([i for i in ids if i != tokenizer.eos_id]), ids[-1] == tokenizer.eos_id)
-    return [[of(found[id(request), number]) for number in range(request.samples)] for request in requests]
+    return [[of([w.token for w in some]) for some in samples] for samples in engine.write(requests)]
 
 
 def uniform(m: Model, asked: Sequence[Task], constraint: Any, how: dict[str, Any]) -> list[list[tuple[str, bool]]]:

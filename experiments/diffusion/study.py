@@ -10,8 +10,9 @@ from experiments import small
 from experiments.languages import grammar
 from experiments.study import Cell, Derived, Gate, Measured, Metric, Relation, Results, Study, derived_result
 from lm import config
-from lm.generation.decoding import generate, left_padded
+from lm.config import Sampling
 from lm.generation.diffusion import fill
+from lm.generation.engine import Engine, Request
 from lm.models.transformer import Transformer
 from lm.saved import Saved
 from lm.types import TokenStream
@@ -104,12 +105,10 @@ def filled(trained: Saved) -> Measured:
 def continued(trained: Saved) -> Measured:
     """Sentences from their beginning, at temperature 1, up to their end or LONGEST tokens."""
     tokenizer: Any = trained.tokenizer()
-    begin = left_padded([np.array([tokenizer.bos_id], np.int32)] * SENTENCES)
-    settings: dict[str, Any] = dict(new_tokens=LONGEST - 1, temperature=1.0, eos_id=tokenizer.eos_id)
-    rows = np.asarray(generate(Transformer(trained.model), trained.params(), begin, jax.random.key(0), **settings)).tolist()
-    return Measured(
-        judged(tokenizer, [row[: row.index(tokenizer.eos_id) + 1] if tokenizer.eos_id in row else row for row in rows])
-    )
+    begin = Request(np.array([tokenizer.bos_id], np.int32), LONGEST - 1, Sampling(), samples=SENTENCES)
+    settings: dict[str, Any] = dict(slots=SENTENCES, length=LONGEST, eos=[tokenizer.eos_id])
+    (written,) = Engine(Transformer(trained.model), trained.params(), **settings).write([begin])
+    return Measured(judged(tokenizer, [[w.token for w in sentence] for sentence in written]))
 
 
 def judged(tokenizer: Any, texts: list[list[int]]) -> dict[str, float]:

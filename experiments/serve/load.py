@@ -2,36 +2,34 @@
 
   python -m experiments.serve.load --from=runs/quickstart
   python -m experiments.serve.load --from=D --clients=16 --rounds=0
+  python -m experiments.serve.load --from=D --clients=0 --out=results.json
 
 The server is `python -m lm.serve` on a free port of this machine, and ends with the command. First --clients stream a text
 each, half of them leave in the middle, while malformed and oversized requests come in and some clients read slowly; what is
 written must be what the bare engine writes. Then --streams clients and the bare engine take turns for --rounds rounds. At last
 SIGTERM comes under load.
 
-Exits with 1 if anything was wrong. Speed is only shown.
+Exits with 1 if anything was wrong. Speed is only shown. With --out what was found replaces what that file has of this model.
 """
 
 import asyncio
-import itertools
 import json
-import re
 import signal
-import statistics
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from lm import cli
+from experiments.serve.clients import SECONDS, asked, metrics, request, stream
+from experiments.serve.speed import Bare, measured, summary
+from lm import atomic, cli
 from lm.config.ranges import Count, Natural
 from lm.errors import UserError
 
-SECONDS = 900.0  # in which a part must be done
 SLOTS, QUEUE = 8, 256
-WORDS = "the people of a state and their government shall have power to make laws".split()
 MALFORMED: list[tuple[bytes, int]] = [
     (b"{", 400),
     (b'{"prompt": "a", "temperature": "hot"}', 400),
@@ -44,17 +42,6 @@ MALFORMED: list[tuple[bytes, int]] = [
 
 
 @dataclass
-class Answer:
-    """What a client got: the status, the text, why it ended ("" if it does not say), and what an error says."""
-
-    status: int
-    text: str = ""
-    finish: str = ""
-    error: str = ""
-    events: int = 0
-
-
-@dataclass
 class Found:
     """What a load showed. `wrong` has a line for each fault."""
 
@@ -64,58 +51,6 @@ class Found:
     def check(self, true: bool, fault: str) -> None:
         if not true:
             self.wrong.append(fault)
-
-
-def asked(number: int, tokens: int) -> dict[str, Any]:
-    """The request of client `number`: prompts of several lengths, greedy and drawn."""
-    prompt = " ".join(itertools.islice(itertools.cycle(WORDS), number % 7, number % 7 + 1 + number % 5))
-    return {"prompt": prompt, "max_tokens": tokens, "seed": number, "temperature": (0.0, 0.8, 1.0)[number % 3]}
-
-
-# -------------------------------------------------------------------------------------------------------------- clients
-
-
-async def request(port: int, data: bytes, *, leave: int | None = None, pause: float = 0.0) -> Answer:
-    """Posts a completion and reads its events; `leave`: goes away after so many; `pause`: seconds before each is read."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
-    try:
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-        )
-        writer.write(f"{head}\r\nConnection: close\r\n\r\n".encode() + data)
-        await writer.drain()
-        answer = Answer(int((await reader.readline()).split()[1]))
-        async for line in reader:
-            if answer.status != 200 and line.startswith(b'{"error"'):
-                answer.error = json.loads(line)["error"]["message"]
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            answer.error = event.get("error", {}).get("message", "")
-            for choice in event.get("choices", ()):
-                answer.text += choice["text"]
-                answer.finish = choice["finish_reason"] or answer.finish
-            answer.events += 1
-            if leave is not None and answer.events >= leave:
-                break
-            await asyncio.sleep(pause)
-        return answer
-    finally:
-        writer.close()
-
-
-async def stream(port: int, number: int, tokens: int, **how: Any) -> Answer:
-    return await request(port, json.dumps(asked(number, tokens) | {"stream": True}).encode(), **how)
-
-
-async def metrics(port: int) -> dict[str, float]:
-    """The gauges of /metrics without their labels."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    text = (await reader.read()).decode()
-    writer.close()
-    found = re.findall(r"^lm_(slots_busy|queue|compilations)(?:\{.*\})? (\S+)$", text, re.M)
-    return {name: float(value) for name, value in found}
 
 
 async def crowd(port: int, wanted: Sequence[tuple[str, str]], tokens: int) -> Found:
@@ -183,65 +118,6 @@ async def ending(port: int, process: subprocess.Popen[str], wanted: Sequence[tup
     return found
 
 
-async def together(port: int, streams: int, tokens: int, bias: Mapping[int, float]) -> float:
-    """Tokens/s that so many clients get."""
-    start, more = time.perf_counter(), {"stream": True, "logit_bias": {str(token): value for token, value in bias.items()}}
-    async with asyncio.timeout(SECONDS):
-        sent = (json.dumps(asked(i, tokens) | more).encode() for i in range(streams))
-        answers = await asyncio.gather(*(request(port, data) for data in sent))
-    seconds = time.perf_counter() - start
-    if any(answer.finish != "length" for answer in answers):
-        raise UserError(f"a stream ended early: {Counter(a.finish or a.error for a in answers)}")
-    return streams * tokens / seconds
-
-
-# --------------------------------------------------------------------------------------------------------- bare engine
-
-
-class Bare:
-    """The engine of the server, without a server."""
-
-    def __init__(self, folder: str, tokens: int, slots: int, length: int | None) -> None:
-        from lm.serving.served import Served
-
-        self.model = Served("bare", folder, slots=slots, length=length, top=5)
-        self.engine, self.tokens = self.model.engine(), tokens
-        self.engine.warm()
-        self.endless = dict.fromkeys(self.model.ends, -100.0)  # a bias by which no text ends before its length
-
-    def request(self, number: int, bias: Mapping[int, float] | None = None) -> Any:
-        from lm.config import Sampling
-        from lm.generation.engine import Request
-
-        body = asked(number, self.tokens)
-        sampling = Sampling(temperature=body["temperature"], seed=body["seed"])
-        return Request(self.model.read(body["prompt"]).tokens, self.tokens, sampling, bias=bias or {})
-
-    def texts(self, count: int) -> list[tuple[str, str]]:
-        """The text of each client, one alone at a time, and why it ends."""
-        from lm.generation.texts import Streamed
-
-        out = []
-        for number in range(count):
-            request = self.request(number)
-            self.engine.submit(request)
-            written = [w.token for w in self.engine.run()]
-            ends = written[-1] in self.model.ends
-            text = Streamed(self.model.tokenizer, request.prompt)
-            said = text.add(written[:-1] if ends else written) + text.end()
-            out.append((said, "stop" if ends else "length"))
-        return out
-
-    def speed(self, streams: int) -> float:
-        """Tokens/s of so many texts."""
-        requests = [self.request(i, self.endless) for i in range(streams)]
-        start = time.perf_counter()
-        for request in requests:
-            self.engine.submit(request)
-        count = sum(1 for _ in self.engine.run())
-        return count / (time.perf_counter() - start)
-
-
 # ---------------------------------------------------------------------------------------------------------------- command
 
 
@@ -257,48 +133,65 @@ def started(folder: str, length: int | None) -> tuple[subprocess.Popen[str], int
     raise UserError(f"the server did not start: exit code {process.wait()}")
 
 
-def show(title: str, found: Found) -> None:
-    print(f"{title}: {', '.join(f'{count} {what}' for what, count in sorted(found.counts.items()))}")
-    print("\n".join(f"  WRONG {line}" for line in found.wrong) or "  nothing wrong", flush=True)
-
-
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     flags = parser().parse(argv)
     cli.start_jax()
     bare = Bare(flags.source, flags.tokens, SLOTS, flags.length)
-    wanted = bare.texts(flags.clients)
     process, port = started(flags.source, flags.length)
     try:
-        crowded = asyncio.run(crowd(port, wanted, flags.tokens))
-        show(f"{flags.clients} clients", crowded)
-        rounds = []
-        for _ in range(flags.rounds):
-            streamed = together(port, flags.streams, flags.tokens, bare.endless)
-            rounds.append((bare.speed(flags.streams), asyncio.run(streamed)))
-            print(f"bare engine {rounds[-1][0]:.0f} tokens/s, {flags.streams} streams {rounds[-1][1]:.0f} tokens/s", flush=True)
-        if rounds:
-            ratios = [ours / alone for alone, ours in rounds]
-            print(f"server / bare engine: {statistics.median(ratios):.2f} (median of {len(ratios)} rounds)")
-        ended = asyncio.run(ending(port, process, wanted[: 2 * SLOTS], flags.tokens))
-        show("SIGTERM under load", ended)
+        results, wrong = found(flags, bare, process, port)
     finally:
         if process.poll() is None:
             process.kill()
         process.wait()
         assert process.stderr is not None
         process.stderr.close()
-    return 1 if crowded.wrong or ended.wrong else 0
+    if flags.out:
+        file, name = Path(flags.out), Path(flags.source.rstrip("/")).name
+        every = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        atomic.write_json(file, every | {name: every.get(name, {}) | results})
+    return 1 if wrong else 0
+
+
+def found(flags: Any, bare: Bare, process: subprocess.Popen[str], port: int) -> tuple[dict[str, Any], list[str]]:
+    """What is written to --out, and what was wrong."""
+    results: dict[str, Any] = {}
+    wrong: list[str] = []
+
+    def noted(name: str, title: str, found: Found) -> None:
+        print(f"{title}: {', '.join(f'{count} {what}' for what, count in sorted(found.counts.items()))}")
+        print("\n".join(f"  WRONG {line}" for line in found.wrong) or "  nothing wrong", flush=True)
+        wrong.extend(found.wrong)
+        results[name] = {"clients": flags.clients, "tokens": flags.tokens, "wrong": found.wrong, **found.counts}
+
+    wanted = bare.texts(flags.clients)
+    if flags.clients:
+        noted("crowd", f"{flags.clients} clients", asyncio.run(crowd(port, wanted, flags.tokens)))
+    rounds = []
+    for _ in range(flags.rounds):
+        rounds.append(r := measured(bare, port, process.pid, streams=flags.streams, each=flags.each))
+        beside = f"{r.bare_beside_a_busy_core:.0f} beside a busy core"
+        print(f"tokens/s: bare engine {r.bare:.0f}, {beside}, {flags.streams} streams {r.server:.0f}", flush=True)
+    if rounds:
+        results["speed"] = s = {"streams": flags.streams, "tokens": flags.tokens, "each": flags.each} | summary(rounds)
+        ratios = f"{s['server_of_bare']:.2f} ({s['server_of_bare_beside_a_busy_core']:.2f} beside a busy core)"
+        print(f"server / bare engine: {ratios}; one text alone: {s['one']:.1f} tokens/s")
+    if flags.clients:
+        noted("sigterm", "SIGTERM under load", asyncio.run(ending(port, process, wanted[: 2 * SLOTS], flags.tokens)))
+    return results, wrong
 
 
 def parser() -> cli.Parser:
     p = cli.parser("experiments.serve.load", __doc__)
     p.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="workdir of a decoder's run, or converted")
-    p.add_argument("--clients", hint=Count, default=64, help="at the same time, of which half leave in the middle")
+    p.add_argument("--clients", hint=Natural, default=64, help="of which half leave in the middle; 0: speed alone")
     p.add_argument("--tokens", hint=Count, default=64, help="tokens of a text")
     p.add_argument("--length", hint=Count, help="tokens of a slot, as of lm.serve")
     p.add_argument("--streams", hint=Count, default=32, help="clients whose speed is measured")
+    p.add_argument("--each", hint=Count, default=4, help="texts that each of these asks for, one after another")
     p.add_argument("--rounds", hint=Natural, default=5, help="in which server and bare engine take turns; 0: not measured")
+    p.add_argument("--out", metavar="FILE", help="JSON in which the figures are noted")
     return p
 
 

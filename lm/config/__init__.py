@@ -3,7 +3,9 @@
 A family of models is data (see `Model`): nothing in the library asks for a family's name.
 """
 
+from lm.config.adapter import Lora
 from lm.config.data import Clean, Data, Dedup, Source, Tokenizer
+from lm.config.distill import Distill, OnPolicy
 from lm.config.model import (
     Alibi,
     Attention,
@@ -46,5 +48,7 @@ from lm.config.objective import (
     SpanCorruption,
     Teacherless,
 )
+from lm.config.policy import Grader, Policy
+from lm.config.preference import Preference, Reward
 from lm.config.run import Checkpoint, Evaluate, Finetune, Log, Mesh, Optimizer, Pod, Pretrain, Recipe, Run, Schedule, Train
 from lm.config.sampling import Asked, Order, Sampling

@@ -18,16 +18,17 @@ class Source:
     kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split; with format
     `text` its texts alone, such as the encyclopaedia's of "topics".
     kind `cloze`: `path` is "spans" or "infill", questions about the documents of other prepared data (`lm.data.corpus.cloze`).
+    kind `generated`: `path` names a set of `lm.data.corpus.generated`, questions with better and worse answers.
 
     `format` says what a document is: a text, or a record with the fields of `lm.data.records`. Records are neither cleaned
     nor compared for near duplicates.
     """
 
-    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze"] = "tfds"
+    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze", "generated"] = "tfds"
     path: Name = "sotu"
     split: Name = "train"
     field: Name = "text"  # of the record that holds the text (tfds, jsonl)
-    format: Literal["text", "labelled", "pair", "messages"] = "text"
+    format: Literal["text", "labelled", "pair", "messages", "preference", "feedback"] = "text"
     encoding: Name = "utf-8"  # of files
     documents: "Data | None" = None  # cloze: the data that is asked about; None: that of the run in train.init_from
     length: Length | None = None  # cloze: tokens of a context and its question, at most; None: what a record has room for
@@ -47,13 +48,18 @@ class Source:
         if self.use == "holdout" and self.weight != 1.0:
             raise UserError(f"weight={self.weight:g} of {self.path}: with use=holdout no row is trained on; leave it out")
         scheme, colon, _ = self.path.partition("://")
-        formats = _FORMATS.get(self.kind, ("text", "labelled", "pair", "messages"))
+        formats = _FORMATS.get(self.kind, ("text", "labelled", "pair", "messages", "preference", "feedback"))
         if self.format not in formats:
             raise UserError(
                 f"format={self.format} of {self.path}: a source of kind {self.kind} has format={' or '.join(formats)}"
             )
         if colon and (scheme != "gs" or self.kind not in ("text", "jsonl", "array_record")):
-            names = {"tfds": "a builder's name", "package": "a set's name", "cloze": "'spans' or 'infill'"}
+            names = {
+                "tfds": "a builder's name",
+                "package": "a set's name",
+                "cloze": "'spans' or 'infill'",
+                "generated": "a set's name",
+            }
             what = names.get(self.kind, "local files and gs://")
             raise UserError(f"path={self.path} is not read, {what} is: copy it to a local folder and give that")
 
@@ -65,6 +71,7 @@ _FORMATS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "package": ("text", "labelled"),
     "cloze": ("pair",),
+    "generated": ("pair", "messages", "preference", "feedback"),
 }
 
 

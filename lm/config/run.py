@@ -5,9 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from lm.config.adapter import Lora
 from lm.config.data import Data
+from lm.config.distill import Distill, OnPolicy
 from lm.config.model import Model
 from lm.config.objective import Causal, Objective
+from lm.config.policy import Policy
+from lm.config.preference import Preference, Reward
 from lm.config.ranges import (
     INT32,
     Axis,
@@ -72,10 +76,15 @@ class Train:
     init_map: Mapping[Literal["encoder", "decoder"], Literal["encoder", "decoder"]] = field(default_factory=dict)
     z_loss: NonNegative = 0.0  # weight of log(Z)^2 (PaLM, arXiv 2204.02311, section 5: 1e-4)
     max_skipped: Count = 10  # the run stops after so many steps in a row whose loss, gradient or update is not finite
+    # Stacks of the model in init_from -> the layers of theirs, from 0, that are taken, in this order: {"encoder": (0, 2, 4)}
+    # begins a student of half the depth with every other layer (DistilBERT, arXiv 1910.01108, section 3). {}: all.
+    init_layers: Mapping[Literal["encoder", "decoder"], tuple[Natural, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.init_map and self.init_from is None:
             raise UserError("train.init_map says what begins with which stack of train.init_from, and that is not given")
+        if self.init_layers and self.init_from is None:
+            raise UserError("train.init_layers says which layers of train.init_from are taken, and that is not given")
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ class Finetune:
             raise UserError(f"recipe.compare={self.compare} is about written answers, and how=head writes none: leave it out")
 
 
-Recipe = Pretrain | Finetune
+Recipe = Pretrain | Finetune | Distill | Reward | Preference | Policy | OnPolicy
 
 
 @dataclass(frozen=True)
@@ -183,12 +192,17 @@ class Run:
     pod: Pod | None = None
     log: Log = Log()
     recipe: Recipe = Pretrain()
+    adapter: Lora | None = None  # train this in place of the model, which is frozen
 
     def __post_init__(self) -> None:
         if self.model is None and isinstance(self.recipe, Pretrain):
             raise UserError("model is missing; pretraining needs it: give one, as configs/quickstart.py does")
+        if self.adapter is not None and (self.train.init_from is None or self.train.init_map or self.train.init_layers):
+            raise UserError(
+                "an adapter is beside a model as it was saved: give that as train.init_from, without init_map or init_layers"
+            )
         for name, source in self.data.sources.items():
-            if isinstance(self.recipe, Pretrain) and source.format != "text":
+            if isinstance(self.recipe, Pretrain | Distill) and source.format != "text":
                 raise UserError(
                     f"data.sources.{name} has records of format={source.format}, and pretraining reads texts: fine-tune on it "
                     "(recipe=dict(kind='finetune')), or set its format to 'text'"

@@ -48,7 +48,7 @@ def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, al
         checkpoint.save_params(folder, imported.model, imported.params)
     for note in imported.notes:
         print(f"note: {printable(note)}", file=sys.stderr)
-    return _summary(imported.params, f"{imported.family}, {imported.model.param_dtype}", carried, new, start)
+    return summary(imported.params, f"{imported.family}, {imported.model.param_dtype}", carried, new, start)
 
 
 def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> str:
@@ -65,7 +65,7 @@ def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> st
         params = source.params()
         if has_hf := (source.folder / "hf").exists():
             saved.check_files(source.folder, "hf")
-        kept = stack.enter_context(_local(source.folder / "hf"))
+        kept = stack.enter_context(local(source.folder / "hf"))
         also = untrusted.read_json(kept, "config.json") if untrusted.has(kept, "config.json") else {}
         if (family := family or also.get("model_type")) is not None:
             check_family(family, f"model_type of {kept / 'config.json'}")
@@ -76,7 +76,7 @@ def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> st
         if not has_hf and (proto := source.tokenizer_bytes()):
             carried.append("tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model")
             (folder / carried[-1]).write_bytes(proto)
-    return _summary(params, name, carried, new, start)
+    return summary(params, name, carried, new, start)
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def _bar(about: str) -> Generator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def _local(folder: epath.Path) -> Generator[Path]:
+def local(folder: epath.Path) -> Generator[Path]:
     """Yields a local path of the folder: its own, or that of a temporary copy if it is in a bucket."""
     if not str(folder).startswith("gs://"):
         yield Path(folder)
@@ -101,7 +101,7 @@ def _local(folder: epath.Path) -> Generator[Path]:
         yield Path(copy)
 
 
-def _summary(params: Any, about: str, carried: list[str], target: Path, start: float) -> str:
+def summary(params: Any, about: str, carried: list[str], target: Path, start: float) -> str:
     """One line with the parameters' number and size, copied files, seconds since `start` and the process's peak memory."""
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))

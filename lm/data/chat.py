@@ -14,26 +14,27 @@ for SECONDS at most, and the texts that it makes have at most LARGEST characters
 """
 
 import abc
+import itertools
 import json
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from lm import config, untrusted
-from lm.data.records import ROLES, Message, render_prompt
+from lm.data.records import ROLES, TURNS, Message, render_prompt
 from lm.data.vocabulary import Tokenizer
 from lm.errors import UserError, nearest
 
 SECONDS = 5.0  # of a thread's time, for one conversation; a published template takes milliseconds
 LARGEST = 1 << 20  # characters of a template, of each text that it makes, and of a conversation
 TEMPLATE, SETTINGS, GENERATION = "chat_template.jinja", "tokenizer_config.json", "generation_config.json"
-PRIVATE = range(0xF0000, 0xFFFFE)  # characters without a meaning
+PRIVATE, CUT = range(0xF0000, 0xFFFFE), "\U0010fffd"  # characters without a meaning
 FILE = "<template>"  # Jinja's name for the code that it makes of a template
 
 Chatted = Sequence[Mapping[str, Any]]  # {"role": "user", "content": "..."}, and what else a template knows: "tool_calls", ...
@@ -51,9 +52,11 @@ class Source(Protocol):
 
 
 class Chat(abc.ABC):
-    """How a model is given a conversation. `ends`: ids that end the assistant's answer."""
+    """How a model is given a conversation."""
 
-    ends: tuple[int, ...]
+    ends: tuple[int, ...]  # ids that end the assistant's answer
+    end: int  # the one that it was trained to write there
+    tokenizer: Tokenizer  # its `names` are those of the special tokens in `text`
 
     def ids(self, messages: Chatted, *, tools: Sequence[Mapping[str, Any]] | None = None) -> np.ndarray:
         """int32 [n], what the model reads up to where the assistant's answer begins, bos included.
@@ -67,13 +70,35 @@ class Chat(abc.ABC):
     @abc.abstractmethod
     def _ids(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> np.ndarray: ...
 
+    def text(self, messages: Chatted, *, begun: bool = True) -> str:
+        """What the model reads as a text, with the names of special tokens; if not `begun`, up to the end of the last message,
+        which it is to continue: `add_generation_prompt` and `continue_final_message` of transformers."""
+        return self._text([_message(message, f"messages[{i}]") for i, message in enumerate(messages)], begun)
+
+    @abc.abstractmethod
+    def _text(self, messages: list[dict[str, Any]], begun: bool) -> str: ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 [n] of such a text. Names of special tokens are special wherever they stand, as in transformers."""
+        return self.tokenizer.encode_parts(self._split(text))
+
+    def _split(self, text: str) -> list[str | int]:
+        """Texts, and ids of the special tokens whose names stand between them."""
+        names = self.tokenizer.names
+        parts = (names[part] if i % 2 else part for i, part in enumerate(self._names.split(text)))
+        return [part for part in parts if part != ""]
+
+    @cached_property
+    def _names(self) -> re.Pattern[str]:
+        return re.compile(f"({'|'.join(map(re.escape, sorted(self.tokenizer.names, key=len, reverse=True))) or '(?!)'})")
+
 
 def of(source: Source) -> Chat:
     """The chat of a saved model. UserError if it was neither converted with a template nor trained on conversations."""
     if source.run is None:
         if templates := _templates(source):
             return Template(source, templates)
-    elif any(s.format == "messages" for s in source.run.data.sources.values()):
+    elif any(s.format in TURNS for s in source.run.data.sources.values()):
         return Turns(source.tokenizer())
     raise UserError(
         f"{source.folder} is no chat model: it has no chat template, and was not trained here on conversations. Fine-tune it "
@@ -137,7 +162,8 @@ class Turns(Chat):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.ends = (render_prompt((), tokenizer)[1],)
+        self.end = render_prompt((), tokenizer)[1]
+        self.ends = (self.end,)
 
     def _ids(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> np.ndarray:
         if tools:
@@ -149,6 +175,14 @@ class Turns(Chat):
             raise UserError("there is no message: give one or more")
         list(_texts(messages))
         return render_prompt([Message(m["role"], m["content"]) for m in messages], self.tokenizer)[0]
+
+    def _text(self, messages: list[dict[str, Any]], begun: bool) -> str:
+        if not begun and messages[-1]["role"] != "assistant":
+            raise UserError("the model continues messages of the assistant alone: let the last one be such")
+        ids = self._ids(messages if begun else messages[:-1], None).tolist()
+        runs = itertools.groupby(ids, key=lambda i: self.tokenizer.piece(i) if self.tokenizer.special[i] else None)
+        said = [len(list(some)) * special if special else self.tokenizer.decode(list(some)) for special, some in runs]
+        return "".join([*said, "" if begun else messages[-1]["content"]])
 
 
 # ------------------------------------------------------------------------------------------------------------ templates
@@ -163,18 +197,28 @@ class Template(Chat):
         tokenizer = source.tokenizer()
         self.special = _special_names(settings or _json(source, "special_tokens_map.json"), tokenizer)
         self.tokenizer = tokenizer.with_names_in("\n".join(templates.values()))
-        self._names = re.compile("|".join(map(re.escape, sorted(self.tokenizer.names, key=len, reverse=True))) or "(?!)")
         found = {i for name in (GENERATION, "config.json") for i in _ids_of(_json(source, name).get("eos_token_id"))}
         eos = self.tokenizer.names.get(self.special.get("eos_token", ""), tokenizer.eos_id)
-        found |= {i for i in (eos, self._after_an_answer()) if i is not None}
+        after = self._after_an_answer()
+        found |= {i for i in (eos, after) if i is not None}
         self.ends = tuple(sorted(i for i in found if i < tokenizer.vocab_size))
         if not self.ends:
             raise UserError(f"no token ends an answer of {source.folder}: put eos_token_id into hf/{GENERATION}")
+        self.end = after if after in self.ends else self.ends[0]
 
     def _ids(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> np.ndarray:
         if not messages:
             raise UserError("there is no message: give one or more")
         return self.tokenizer.encode_parts(self._parts(messages, tools, begun=True))
+
+    def _text(self, messages: list[dict[str, Any]], begun: bool) -> str:
+        """Where a message is to be continued, what the template writes behind its content is cut off as in transformers."""
+        if not begun:
+            messages = [*messages[:-1], messages[-1] | {"content": f"{messages[-1]['content']}{CUT} "}]
+        names = {i: name for name, i in self.tokenizer.names.items()}
+        text = "".join(names[part] if isinstance(part, int) else part for part in self._parts(messages, None, begun=begun))
+        before, _, behind = text.rpartition(CUT)
+        return text if begun else before if behind.startswith(" ") else before.rstrip()
 
     def _after_an_answer(self) -> int | None:
         """The special token that the template writes after an answer; None if there is none, or it refuses the question."""
@@ -203,12 +247,7 @@ class Template(Chat):
 
         settings = dict(messages=_mapped(messages, marked), tools=_mapped(tools, marked) if tools else None)
         text = self._render(source, settings | dict(documents=None, add_generation_prompt=begun, **self.special))
-        parts: list[str | int] = []
-        at = 0
-        for found in self._names.finditer(text):
-            parts += [text[at : found.start()].replace(mark, ""), self.tokenizer.names[found[0]]]
-            at = found.end()
-        return [part for part in (*parts, text[at:].replace(mark, "")) if part != ""]
+        return [part for p in self._split(text) if (part := p.replace(mark, "") if isinstance(p, str) else p) != ""]
 
     def _render(self, source: str, settings: Mapping[str, Any]) -> str:
         try:

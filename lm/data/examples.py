@@ -116,6 +116,21 @@ class ExampleBuilder:
         decoder = np.concatenate([self.start, answer[:-1]])
         return Example(stream(before), stream(decoder), np.asarray(answer, np.int32), np.ones(len(answer), np.float32))
 
+    def last_turn_example(self, before: np.ndarray, answer: np.ndarray) -> Example:
+        """The last answer in a conversation; logits and loss only there. `before` begins with bos.
+
+        before    [bos user 7 end assistant], answer [20 end]
+        decoder   [bos user 7 end assistant 20]     encoder   [user 7 end assistant]
+        where     [4 5]                             decoder   [bos 20]
+        targets   [20 end]                          targets   [20 end]
+        """
+        if self.architecture == "encoder_decoder":
+            return self.turn_example(before[len(self.bos) :], answer)
+        positions = np.arange(len(before) + len(answer) - 1, dtype=np.int32)
+        decoder = stream(np.concatenate([before, answer[:-1]]), positions < len(before) if self.prefix else None)
+        weights = np.ones(len(answer), np.float32)
+        return Example(None, decoder, np.asarray(answer, np.int32), weights, positions[len(before) - 1 :])
+
     def prompt(self, text: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """The ids that the encoder reads (None without one), and those that the decoder reads before the answer."""
         if self.architecture == "encoder_decoder":
@@ -144,3 +159,32 @@ class ExampleBuilder:
         decoder = stream(ids, np.ones(len(ids), bool) if self.prefix else None) if "decoder" in self.architecture else None
         where = np.array([0 if decoder is None else len(ids) - 1], np.int32)
         return Example(encoder, decoder, np.array([label], np.int32), np.ones(1, np.float32), where)
+
+    @property
+    def reward_lengths(self) -> Lengths:
+        """Of rows of `reward_example`, one in each."""
+        if self.architecture == "encoder_decoder":
+            return Lengths(self.length, self.answer + 1, 1)
+        encoder, decoder = (self.length + self.answer if name == self.architecture else None for name in ("encoder", "decoder"))
+        return Lengths(encoder, decoder, 1, prefix=self.prefix)
+
+    def reward_example(self, before: np.ndarray, answer: np.ndarray) -> Example:
+        """The last answer in a conversation, to be given one number: from the vector at the answer's last token, the end of its
+        turn; of an encoder, at the first token.
+
+        before    [bos user 7 end assistant], answer [20 end]
+        decoder   [bos user 7 end assistant 20 end]     encoder   [user 7 end assistant]     encoder alone  [bos user ... end]
+        where     [6]                                   decoder   [bos 20 end]               where          [0]
+                                                        where     [2]
+        """
+        ids = np.concatenate([before, answer])
+        encoder, decoder, where = None, None, 0
+        if self.architecture == "encoder":
+            encoder = stream(ids)
+        elif self.architecture == "decoder":
+            decoder = stream(ids, np.arange(len(ids)) < len(before) if self.prefix else None)
+            where = len(ids) - 1
+        else:
+            encoder, decoder = stream(before[len(self.bos) :]), stream(np.concatenate([self.start, answer]))
+            where = len(self.start) + len(answer) - 1
+        return Example(encoder, decoder, np.zeros(1, np.int32), np.ones(1, np.float32), np.array([where], np.int32))

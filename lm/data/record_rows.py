@@ -68,6 +68,11 @@ class RecordRows:
     def _check(self, name: str, format: str) -> None:
         if format == "text":
             raise UserError(f"source {name!r} has texts, and a fine-tuning takes records: set its format, or pretrain on it")
+        if format in ("preference", "feedback"):
+            raise UserError(
+                f"source {name!r} has records of format={format}, and a fine-tuning has one answer to learn: set "
+                "recipe.kind=preference or reward, or its format"
+            )
         if self.how == "head" and format != "labelled":
             raise UserError(f"source {name!r} has no classes that a head could tell apart: set --config.recipe.how=text")
 

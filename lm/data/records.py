@@ -4,6 +4,12 @@
     labelled  {"text": "...", "label": "spam"}                         a label is a word or a whole number
     pair      {"question": "...", "answer": "...", "context": "..."}   `context` may be left out
     messages  {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    preference  {"messages": [...], "chosen": "...", "rejected": "...", "margin": 1.0}    two answers; `margin` may be left out
+    feedback    {"messages": [...], "completion": "...", "label": true}                   one answer, good or not
+
+The last two are read in the published shapes too: `"prompt": "..."` instead of messages; answers as lists of messages, which
+may begin with the prompt; without a prompt, two conversations that differ in their last message alone, as lists or as HH-RLHF's
+texts of "Human: ... Assistant: ...".
 
 Other fields of the object, such as an id or a date, are ignored. A message may have no other fields, because they (images, tool
 calls, ...) would change its meaning.
@@ -12,6 +18,8 @@ calls, ...) would change its meaning.
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +66,23 @@ class Messages:
     messages: tuple[Message, ...]
 
 
-Record = Text | Labelled | Pair | Messages
+@dataclass(frozen=True)
+class Preference:
+    messages: tuple[Message, ...]  # up to the two answers
+    chosen: str
+    rejected: str
+    margin: float = 0.0  # how much better the chosen answer is, in units of reward; 0: no more than better
+
+
+@dataclass(frozen=True)
+class Feedback:
+    messages: tuple[Message, ...]  # up to the answer
+    completion: str
+    label: bool  # whether the answer is good
+
+
+Record = Text | Labelled | Pair | Messages | Preference | Feedback
+TURNS = ("messages", "preference", "feedback")  # the formats that are conversations, which a model is trained to chat in
 
 
 # --------------------------------------------------------------------------------------------------------- from JSON
@@ -98,15 +122,22 @@ def _pair(value: Mapping[str, Any]) -> Pair:
 
 
 def _messages(value: Mapping[str, Any]) -> Messages:
-    """A conversation: an optional system message, then the user's; `_FOLLOWS` says which roles may follow each other."""
-    given = value.get("messages")
     if "messages" not in value:
         raise InvalidRecord(f"no field 'messages'{nearest('messages', value)}")
+    turns = _conversation(value["messages"], "messages")
+    if not any(turn.role == "assistant" for turn in turns):
+        raise InvalidRecord("no message is the assistant's, so there is nothing to learn")
+    return Messages(turns)
+
+
+def _conversation(given: Any, name: str, before: str | None = None) -> tuple[Message, ...]:
+    """The list of messages in a field: an optional system message, then the user's; `_FOLLOWS` says which roles may follow each
+    other. `before`: the role of what the list goes on from; None: it begins the conversation."""
     if not isinstance(given, list):
-        raise InvalidRecord(f"field 'messages' is a {_kind(given)}, not a list")
+        raise InvalidRecord(f"field {name!r} is a {_kind(given)}, not a list")
     turns: list[Message] = []
     for i, message in enumerate(given):
-        where = f"messages[{i}]"
+        where = f"{name}[{i}]"
         if not isinstance(message, dict):
             raise InvalidRecord(f"{where} is a {_kind(message)}, not an object with 'role' and 'content'")
         if unknown := sorted(message.keys() - {"role", "content"}):
@@ -114,14 +145,89 @@ def _messages(value: Mapping[str, Any]) -> Messages:
         role = _string(message, "role", where)
         if role not in ROLES:
             raise InvalidRecord(f"{where} has the role {role[:40]!r}{nearest(role, ROLES)}")
-        before = turns[-1].role if turns else None
         if role not in _FOLLOWS[before]:
             after = f"follows a message of the role {before!r}" if before else "is the first"
             raise InvalidRecord(f"{where} has the role {role!r} and {after}; allowed there: {', '.join(_FOLLOWS[before])}")
         turns.append(Message(role, _string(message, "content", where)))
-    if not any(turn.role == "assistant" for turn in turns):
-        raise InvalidRecord("no message is the assistant's, so there is nothing to learn")
-    return Messages(tuple(turns))
+        before = role
+    return tuple(turns)
+
+
+def _preference(value: Mapping[str, Any]) -> Preference:
+    prompt = _prompt(value)
+    answers = {name: _answers(value, name, prompt) for name in ("chosen", "rejected")}
+    if prompt is None:
+        a, b = answers.values()
+        shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        prompt = a[:shared]
+        answers = {name: turns[shared:] for name, turns in answers.items()}
+    _check_asked(prompt)
+    for name, turns in answers.items():
+        if len(turns) != 1 or turns[0].role != "assistant":
+            raise InvalidRecord(
+                f"field {name!r} has {len(turns)} messages after what both conversations share, and one answer of the "
+                "assistant is compared: they must differ in their last message alone"
+            )
+    chosen, rejected = (turns[0].content for turns in answers.values())
+    if chosen == rejected:
+        raise InvalidRecord("fields 'chosen' and 'rejected' are the same, so that neither is preferred")
+    if "margin" not in value and (near := [k for k in value if "did you mean" in nearest("margin", [k])]):
+        raise InvalidRecord(f"field {near[0]!r} is unknown; did you mean 'margin'?")
+    margin = value.get("margin", 0.0)
+    if type(margin) not in (int, float) or not 0 <= margin < math.inf:
+        raise InvalidRecord(f"field 'margin' is {margin!r}, not a number from 0 on")
+    return Preference(prompt, chosen, rejected, float(margin))
+
+
+def _feedback(value: Mapping[str, Any]) -> Feedback:
+    prompt = _prompt(value)
+    if prompt is None:
+        raise InvalidRecord(f"no field 'messages' or 'prompt'{nearest('prompt', value)}")
+    _check_asked(prompt)
+    turns = _answers(value, "completion", prompt)
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise InvalidRecord(f"field 'completion' has {len(turns)} messages, and one answer of the assistant is judged")
+    if type(label := value.get("label")) is not bool:
+        raise InvalidRecord(f"field 'label' is {label!r}, not true or false" if "label" in value else "no field 'label'")
+    return Feedback(prompt, turns[0].content, label)
+
+
+def _prompt(value: Mapping[str, Any]) -> tuple[Message, ...] | None:
+    """What the answers are to; None where it is only in the answers' own conversations."""
+    if "messages" in value and "prompt" in value:
+        raise InvalidRecord("fields 'messages' and 'prompt' say the same: give one of them")
+    if isinstance(value.get("prompt"), str):
+        return (Message("user", _string(value, "prompt")),)
+    name = next((name for name in ("messages", "prompt") if name in value), None)
+    return None if name is None else _conversation(value[name], name)
+
+
+def _answers(value: Mapping[str, Any], name: str, prompt: tuple[Message, ...] | None) -> tuple[Message, ...]:
+    """The messages in a field after the prompt, which it may repeat; without a prompt all of them."""
+    given = value.get(name)
+    if isinstance(given, str) and prompt is None:
+        turns = _SPEAKER.split(given)
+        if turns[0].strip() or len(turns) < 5:
+            raise InvalidRecord("no field 'messages' or 'prompt', and the answers are no conversations: say what they are to")
+        given = [{"role": _SPEAKERS[who], "content": said.strip()} for who, said in zip(turns[1::2], turns[2::2], strict=True)]
+    if not isinstance(given, list):
+        return (Message("assistant", _string(value, name)),)
+    whole = bool(given) and isinstance(given[0], dict) and given[0].get("role") != "assistant"
+    turns = _conversation(given, name, prompt[-1].role if prompt and not whole else None)
+    if prompt and whole:
+        if turns[: len(prompt)] != prompt:
+            raise InvalidRecord(f"field {name!r} begins with other messages than the prompt's")
+        return turns[len(prompt) :]
+    return turns
+
+
+def _check_asked(prompt: tuple[Message, ...]) -> None:
+    if not prompt or "assistant" not in _FOLLOWS[prompt[-1].role]:
+        raise InvalidRecord("what is before the answers must end with a message of the user or of a tool")
+
+
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")  # of HH-RLHF's texts (arXiv 2204.05862)
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 # role -> the roles that may follow it; None: the start of the conversation.
@@ -133,11 +239,14 @@ _FOLLOWS: Mapping[str | None, tuple[str, ...]] = {
     "tool": ("assistant", "tool", "user"),
 }
 _FIELDS = {"text": ("text",), "labelled": ("text", "label"), "pair": ("question", "answer"), "messages": ("messages",)}
+_FIELDS |= {"preference": ("chosen", "rejected"), "feedback": ("completion", "label")}
 _PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
     "text": _text,
     "labelled": _labelled,
     "pair": _pair,
     "messages": _messages,
+    "preference": _preference,
+    "feedback": _feedback,
 }
 
 
@@ -167,8 +276,9 @@ def _kind(value: Any) -> str:
 
 def texts(record: Record) -> str:
     """All texts of a record, joined by newlines: a tokenizer is trained on it, and its UTF-8 bytes are counted."""
-    if isinstance(record, Messages):
-        return "\n".join(turn.content for turn in record.messages)
+    if isinstance(record, Messages | Preference | Feedback):
+        answers = [getattr(record, name) for name in ("chosen", "rejected", "completion") if hasattr(record, name)]
+        return "\n".join([*(turn.content for turn in record.messages), *answers])
     return "\n".join(
         filter(
             None,
@@ -181,8 +291,8 @@ def question_digest(record: Record) -> bytes:
     """SHA-256 of the part of a record that the model answers, without case, punctuation and white space. Records with equal
     digests go to the same split, so that no training question is asked again in the test."""
     match record:
-        case Messages(turns):
-            first = next(i for i, turn in enumerate(turns) if turn.role == "assistant")
+        case Messages(turns) | Preference(turns) | Feedback(turns):
+            first = next((i for i, turn in enumerate(turns) if turn.role == "assistant"), len(turns))
             question = [turn.content for turn in turns[:first]]
         case Pair():
             question = [record.context, record.question]
@@ -217,6 +327,9 @@ def render(records: Sequence[Record], tokenizer: Tokenizer) -> list[Rendered]:
 
     messages  bos <|user|> Hello <|end|> <|assistant|> Good day <|end|>
     loss       0      0      0      0          0        1    1     1
+
+    preference  two conversations one after the other, each with its own bos, and loss on its last answer alone
+    feedback    a conversation with loss on its last answer alone
 
     Without role tokens in the tokenizer, roles are written as text (`user:`) and <|end|> is eos. Messages after the assistant's
     last one are left out. Each part is encoded on its own, so that the ids of a message do not depend on what follows.
@@ -259,8 +372,18 @@ def _parts(record: Record, tokenizer: Tokenizer) -> Parts:
             given = "\n".join(filter(None, (context, question)))
         case Messages():
             return [(bos, False), *_turns(record, tokenizer)]
+        case Preference(messages, chosen, rejected):
+            return [part for answer in (chosen, rejected) for part in _answered(messages, answer, tokenizer)]
+        case Feedback(messages, completion):
+            return _answered(messages, completion, tokenizer)
     end = [tokenizer.require("eos")]
     return [(bos, False), (given, False), (end, False), (f" {answer}", True), (end, True)]
+
+
+def _answered(messages: Sequence[Message], answer: str, tokenizer: Tokenizer) -> Parts:
+    """A conversation and its last answer, which alone has loss, with its end."""
+    *before, content, end = _parts(Messages((*messages, Message("assistant", answer))), tokenizer)
+    return [*((part, False) for part, _ in before), content, end]
 
 
 def _turns(record: Messages, tokenizer: Tokenizer) -> Parts:

@@ -2,6 +2,7 @@
 
   lm_eval --model lm --model_args path=runs/quickstart --include_path lm/evaluation/tasks --tasks sotu_cloze
   lm_eval --model lm --model_args path=D,max_length=1024 --batch_size 32 --tasks lambada_openai
+  lm_eval --model lm --model_args path=D --tasks T --apply_chat_template --fewshot_as_multiturn
 
 A decoder gives log-probabilities from left to right, an encoder-decoder those of the answer that its objective asks for. A
 masked encoder gives pseudo-log-likelihoods, each token given all others and the later tokens of its word hidden (arXiv
@@ -22,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lm import config, saved, startup, untrusted
 from lm.config import Asked, resolve
+from lm.data import chat
 from lm.data.tokenizer import Tokenizer
 from lm.data.tokenizer_json import HuggingFace
 from lm.errors import UserError, nearest
@@ -80,14 +82,12 @@ class Harness(TemplateLM):
     ) -> None:
         super().__init__()
         startup.after_jax()
-        source = saved.open(path, name="path")
+        self._source = source = saved.open(path, name="path")
         check_head(source)
         self.architecture, self.tokenizer = source.model.architecture, source.tokenizer()
         self.objective = _objective(source, objective)
         self.kind = kind_of(self.architecture, self.objective)
         self.way = span_prompts(self.architecture, self.objective)[self.kind]
-        started = self.tokenizer.bos_id is not None or self.architecture != "encoder_decoder"
-        self._vocabulary: Any = self.tokenizer if started else _Started(self.tokenizer)
         self.backend = "seq2seq" if self.architecture == "encoder_decoder" else "causal"
         self.max_length, self.max_gen_toks = max_length or _length(source), max_gen_toks
         self.begins = _begins(source, self.tokenizer) if add_bos_token is None else bool(add_bos_token)
@@ -96,6 +96,7 @@ class Harness(TemplateLM):
         self._ends = [eos] if self.architecture == "encoder" and eos is not None else []
         letter = join(np.flatnonzero(of_texts(self.tokenizer, source.model.vocab_size))[:1])
         self._most = self.max_length - self._longest(Span(letter, letter, join(self._ends), 0)) + 1  # tokens of a target
+        self._chat: chat.Chat | None = None  # once conversations are asked for
         self.truncated = 0  # contexts whose beginning was cut off
         self._model, self._params = Transformer(source.model), source.params(device=jax.local_devices()[0])
         if not self.way.normalised:
@@ -118,6 +119,36 @@ class Harness(TemplateLM):
     def tokenizer_name(self) -> str:
         return self.tokenizer.fingerprint
 
+    # ------------------------------------------------------------------------------------------------------------ chats
+
+    def apply_chat_template(self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """The conversation as the model reads it, with the names of special tokens, which stand for these from now on. Without
+        `add_generation_prompt` its last message is continued. As the harness's own models it leaves out what the system says
+        where the template refuses that."""
+        talk = self._talk()
+        try:
+            return talk.text(chat_history, begun=add_generation_prompt)
+        except UserError:
+            rest = [message for message in chat_history if message["role"] != "system"]
+            if len(rest) == len(chat_history):
+                raise
+            log.warning("the chat template refuses what the system says, which is left out")
+            return talk.text(rest, begun=add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """What the harness notes of the template; "" where none is asked for."""
+        if chat_template is False:
+            return ""
+        templates = getattr(self._talk(), "templates", {})
+        if isinstance(chat_template, str) and chat_template != "default":
+            raise UserError(f"--apply_chat_template={chat_template}: give no name, the model's default template is taken")
+        return templates.get("default", "the turns of lm.data.records")
+
+    def _talk(self) -> chat.Chat:
+        if self._chat is None:
+            self._chat = chat.of(self._source)
+        return self._chat
+
     @property
     def eot_token_id(self) -> int:
         return self.tokenizer.require("eos")
@@ -133,7 +164,8 @@ class Harness(TemplateLM):
         """The text's tokens, with bos before them if texts begin so or this one begins with its name, but never twice."""
         bos = self.tokenizer.bos_id
         named = bos is not None and string.startswith(self.tokenizer.piece(bos))
-        ids = self.tokenizer.encode(string.removeprefix(self.tokenizer.piece(bos)) if named else string).tolist()
+        encode = self._chat.encode if self._chat else self.tokenizer.encode
+        ids = encode(string.removeprefix(self.tokenizer.piece(bos)) if named else string).tolist()
         first = bos is not None and add_special_tokens is not False and (self.begins or named)
         return [bos, *ids] if first else ids
 
@@ -161,7 +193,7 @@ class Harness(TemplateLM):
 
     def _longest(self, span: Span) -> int:
         """Tokens of the longest row that a span is asked with."""
-        rows = examples(self.way, self.kind, span, self._vocabulary) if len(span.target) else []
+        rows = examples(self.way, self.kind, span, self.tokenizer) if len(span.target) else []
         return max((len(s.tokens) for row in rows for s in (row.encoder, row.decoder) if s is not None), default=0)
 
     def _windows(self, ids: Sequence[int], *, before: Sequence[int]) -> list[Span]:
@@ -204,7 +236,7 @@ class Harness(TemplateLM):
         nats, likeliest = [0.0] * len(asked), [True] * len(asked)
         if spans:
             how: dict[str, Any] = dict(kind=self.kind, batch_size=self.batch_size, cure="lower max_length")
-            model = self._model, self._params, self.objective, self._vocabulary
+            model = self._model, self._params, self.objective, self.tokenizer
             for (number, _), value, top in zip(spans, *request_scores.score(*model, [s for _, s in spans], **how), strict=True):
                 nats[number] += float(value)
                 likeliest[number] &= bool(top)
@@ -240,11 +272,11 @@ class Harness(TemplateLM):
         return found
 
 
-class _Started:
-    """A tokenizer without bos, as T5's is: what a decoder reads begins with pad instead."""
+class _Ending:
+    """A tokenizer whose texts end where the turn of a conversation does."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self.bos_id = tokenizer, tokenizer.require("pad")
+    def __init__(self, tokenizer: Any, end: int) -> None:
+        self._tokenizer, self.eos_id = tokenizer, end
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -255,19 +287,21 @@ class _HarnessWriter(Writer):
     that answers behind sentinels is given one at the end of the prompt."""
 
     def __init__(self, lm: Harness, *, slots: int) -> None:
-        super().__init__(lm._model, lm._params, lm.tokenizer, lm.objective, slots=slots)
+        tokenizer = _Ending(lm.tokenizer, lm._chat.end) if lm._chat else lm.tokenizer
+        super().__init__(lm._model, lm._params, tokenizer, lm.objective, slots=slots)
         self.lm, self.cut = lm, 0
         self.plain = isinstance(self.objective, config.Causal)
+        if lm._chat and not self.plain:
+            kind = config.kind_of(type(self.objective))
+            raise UserError(f"--apply_chat_template: a model of objective={kind} answers no conversation: leave it out")
         self.mark = MASK if text_prompt(first_part(self.objective, self.tokenizer)[0]).sentinels else ""
 
-    def _request(self, one: Asked) -> tuple[Request, np.ndarray, bool]:
+    def _request(self, one: Asked) -> tuple[Request, tuple[int, ...], bool]:
         if self.plain:
-            never = ~of_texts(self.tokenizer, self.model.config.vocab_size)
-            never[self.tokenizer.eos_id] = False
             ids = self.lm.tok_encode(one.prompt) or [self.lm.prefix_token_id]
-            request, prefix = Request(join(ids), one.new_tokens, one, None, one.samples), False
+            request, may_write, prefix = Request(join(ids), one.new_tokens, one, None, one.samples), (), False
         else:
-            request, never, prefix = super()._request(replace(one, prompt=one.prompt + self.mark))
+            request, may_write, prefix = super()._request(replace(one, prompt=one.prompt + self.mark))
         both = request.encoder is not None
         room = self.lm.max_length - (0 if both else one.new_tokens)
         if room < 1:
@@ -279,7 +313,7 @@ class _HarnessWriter(Writer):
             read = read[1:]
         self.cut += len(read) > room
         request = replace(request, **{"encoder" if both else "prompt": read[-room:]})
-        return request, never, prefix
+        return request, may_write, prefix
 
 
 def _asked(context: str, given: Mapping[str, Any], new_tokens: int, *, repeat: int) -> Asked:

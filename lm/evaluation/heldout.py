@@ -1,7 +1,7 @@
 """Held-out figures under the run's own objective, over all rows of the held-out split or some spread evenly over it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ Score = Callable[[Any, Any], dict[str, WeightedMean]]  # (params, batch), jitted
 @dataclass(frozen=True)
 class HeldOut:
     """Call with parameters -> `{"loss", "accuracy", "tokens"}`, and `perplexity` and `bits_per_byte` where they are defined; of
-    two or more sources also `<source>/loss` and `<source>/accuracy`, of the same rows.
+    two or more sources also `<source>/loss`, `<source>/accuracy` and `<source>/bits_per_byte`, of the same rows.
 
     Perplexity is defined for a loss in nats a token (`nats`). Bits per byte are defined for a loss whose sum is the negative
     log-probability of the text (`factors`), which is the causal one: nats a token / ln 2 * tokens / bytes of the split. Of a
@@ -49,10 +49,10 @@ class HeldOut:
         if self.nats:
             metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
         if self.factors:
-            stores = self.rows.stores.values()
-            tokens = sum(store.num_tokens - store.num_documents for store in stores)
-            name = "bits_per_byte_bound" if self.factors == "bound" else "bits_per_byte"
-            metrics[name] = metrics["loss"] / math.log(2) * tokens / sum(store.num_bytes for store in stores)
+            name, stores = "bits_per_byte_bound" if self.factors == "bound" else "bits_per_byte", self.rows.stores
+            metrics[name] = _bits(metrics["loss"], stores.values())
+            of = {source: metrics.get(f"{source}/loss") for source in stores}
+            metrics |= {f"{source}/{name}": _bits(loss, [stores[source]]) for source, loss in of.items() if loss is not None}
         return metrics
 
     def _sums(self, params: Any, chosen: np.ndarray) -> dict[str, np.ndarray]:
@@ -67,6 +67,13 @@ class HeldOut:
                 # Summed as Python floats: float32 would lose the last digits over many batches.
                 sums[name] = sums.get(name, np.zeros(2)) + np.array([float(mean.total), float(mean.weight)])
         return sums
+
+
+def _bits(loss: float, stores: Iterable[Any]) -> float:
+    """Bits per byte of texts in these stores, at so many nats a token."""
+    found = list(stores)
+    tokens = sum(store.num_tokens - store.num_documents for store in found)
+    return loss / math.log(2) * tokens / sum(store.num_bytes for store in found)
 
 
 def _mean(sums: np.ndarray) -> float:

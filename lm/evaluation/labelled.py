@@ -1,6 +1,5 @@
 """Held-out figures of fine-tuned models: the class from a head, the class whose words are most likely, or a written answer."""
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm import distributed, sharding
+from lm.config import Sampling
 from lm.data.examples import ExampleBuilder
 from lm.data.record_rows import RecordRows
 from lm.data.records import Labelled, Pair, Record
 from lm.evaluation.qa_metrics import Split, classified, exact, qa_metrics, words
-from lm.generation.decoding import generate, left_padded
+from lm.generation.engine import Request
+from lm.generation.padding import left_padded
 from lm.generation.rank import rank
+from lm.generation.text_engine import engine_for
 from lm.losses.log_probs import log_probs
 from lm.models.transformer import Transformer, head_params
-from lm.objectives import of_texts
 from lm.types import Example, TokenStream
 
 Batch = Callable[[np.ndarray], Example]  # row numbers, int64 [n] -> these rows; blank past the last
@@ -126,18 +127,13 @@ class Prompts:
         return np.concatenate(found)[: len(self.read)]
 
     def answers(self, network: Transformer, params: Any, *, batch_size: int) -> list[str]:
-        """The model's answer to each prompt: the most likely token at each step, up to eos."""
-        tokenizer = self.builder.tokenizer
-        forbidden = ~of_texts(tokenizer, network.config.vocab_size)
-        forbidden[tokenizer.eos_id] = False
-        settings: dict[str, Any] = dict(new_tokens=self.builder.answer, temperature=0.0, eos_id=tokenizer.eos_id)
-        found: list[str] = []
-        for index in _batches(len(self.read), batch_size):
-            prompt, encoder = self._batch(index)
-            ids = generate(network, params, prompt, jax.random.key(0), encoder=encoder, forbidden=forbidden, **settings)
-            for row in distributed.fetched(ids).tolist():
-                found.append(tokenizer.decode(list(itertools.takewhile(lambda i: i != tokenizer.eos_id, row))))
-        return found[: len(self.read)]
+        """The model's answer to each prompt: the most likely token at each step, up to eos; `batch_size` at the same time."""
+        tokenizer, greedy = self.builder.tokenizer, Sampling(temperature=0.0)
+        requests = [Request(decoder, self.builder.answer, greedy, encoder) for encoder, decoder in self.read]
+        settings: dict[str, Any] = dict(slots=batch_size, ends=[tokenizer.eos_id], prefix=self.builder.prefix)
+        written = engine_for(requests, network, params, tokenizer, **settings).write(requests)
+        ids = [[w.token for w in sample if w.token != tokenizer.eos_id] for (sample,) in written]
+        return [tokenizer.decode(some) for some in ids]
 
     def _batch(self, index: np.ndarray) -> tuple[TokenStream, TokenStream | None]:
         """The prompts numbered `index` for the decoder and for the encoder; past the last, the last prompt is repeated."""

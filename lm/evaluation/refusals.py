@@ -2,16 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from lm.config import Sampling
 from lm.data.chat import Chat
 from lm.evaluation.blanks import Blank
 from lm.evaluation.examined import SLOTS, Examined
-from lm.generation.engine import Engine, Request
-from lm.objectives import of_texts
+from lm.generation.engine import Request
+from lm.generation.text_engine import engine_for
 
 TOKENS = 48  # of an answer
 QUESTION = "What word is missing at the end of this text? If you do not know it, say so.\n\n{left} ..."
@@ -33,18 +30,8 @@ def refuses(answer: str) -> bool:
 def answers(e: Examined, chat: Chat, questions: Sequence[Blank]) -> list[str]:
     """What a chat model, which is a decoder, answers to each question, the likeliest token each time."""
     asked = [Request(chat.ids(_said(b)), TOKENS, Sampling(temperature=0.0)) for b in questions]
-    forbidden = ~of_texts(e.tokenizer, e.model.config.vocab_size)
-    forbidden[list(chat.ends)] = False
-    length = max(len(request.prompt) for request in asked) + TOKENS
-    settings: dict[str, Any] = dict(slots=SLOTS, length=length, eos=chat.ends, forbidden=forbidden)
-    engine = Engine(e.model, e.params, **settings)
-    for request in asked:
-        engine.submit(request)
-    written: dict[int, list[int]] = {id(request): [] for request in asked}
-    for token in engine.run():
-        written[id(token.request)].append(token.token)
-    ids = [np.array(written[id(request)], np.int32) for request in asked]
-    return [e.tokenizer.decode(some[~np.isin(some, chat.ends)]) for some in ids]
+    written = engine_for(asked, e.model, e.params, e.tokenizer, slots=SLOTS, ends=chat.ends).write(asked)
+    return [e.tokenizer.decode([w.token for w in sample if w.token not in chat.ends]) for (sample,) in written]
 
 
 def _said(b: Blank) -> list[dict[str, str]]:

@@ -88,13 +88,18 @@ def opened(folder: str, run: config.Run | None) -> tuple[saved.Saved, config.Run
     own, run = run is None, run or source.run
     if run is None:
         raise UserError(f"--from={folder} is a converted model without data; add --config=FILE with the data to score")
-    if own and isinstance(run.recipe, config.Finetune):
+    if own and not isinstance(run.recipe, config.Pretrain):
         raise UserError(f"--from={folder} was fine-tuned on records, not documents; add --config=FILE with the data to score")
     check_head(source)
     return source, run, own
 
 
 def check_head(source: saved.Saved) -> None:
+    if source.run is not None and isinstance(source.run.recipe, config.Reward):
+        raise UserError(
+            f'--from={source.folder} is a reward model, which scores answers: give lines of {{"prompt", "completion"}} to '
+            "python -m lm.score --jsonl"
+        )
     if source.model.head is None or source.model.head.outputs not in (None, 1):
         raise UserError(f"--from={source.folder} has no head over the vocabulary, which scores need; give a language model")
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from lm.errors import UserError
 from lm.generation.cache import spread, taken
-from lm.generation.engine import padded
+from lm.generation.padding import padded
 from lm.generation.programs import prefill
 from lm.models.transformer import Transformer
 from lm.types import TokenStream

@@ -78,6 +78,24 @@ def put(slots: Any, slot: jax.Array, row: Any, size: jax.Array) -> Any:
     return unflatten_dict(old)
 
 
+def beginning(slots: Any, slot: jax.Array, size: jax.Array, *, rows: int = 1) -> Any:
+    """The cache of the first `size` tokens of a slot, `rows` times. What the slot holds behind them is not seen."""
+    out: dict[tuple[str, ...], jax.Array] = {}
+    for path, x in flatten_dict(slots).items():
+        if path[-1] == "length":
+            out[path] = size
+            continue
+        x = jnp.repeat(jax.lax.dynamic_slice_in_dim(x, slot, 1, axis=axis(path)), rows, axis=axis(path))
+        out[path] = jnp.where(jnp.arange(x.shape[-1]) < size, x, 0) if path[-1] == "segments" else x
+    return unflatten_dict(out)
+
+
+def has_rings(slots: Any) -> bool:
+    """Whether a layer keeps the last tokens alone."""
+    own = [(path, x) for path, x in flatten_dict(slots).items() if path[-2:] == ("attention", "key")]
+    return any(x.shape[axis(path) + 2] < slots["segments"].shape[1] for path, x in own)
+
+
 def first_row(cache: Any) -> Any:
     """The cache of the first row alone."""
     return _each(lambda x, at: jax.lax.slice_in_dim(x, 0, 1, axis=at) if x.ndim else x, cache)

@@ -10,6 +10,8 @@ everything (`lm.generation.programs`): two are compiled for each bucket, one for
 `compilations` counts.
 
 What a slot writes is a function of its request alone: which other requests are there, and which slot it has, changes nothing.
+With `reuse` that is so up to rounding: a request whose prompt begins with what a free slot has read and written goes on from
+that slot's cache, and only the rest is read.
 """
 
 import contextlib
@@ -27,18 +29,21 @@ from lm import distributed, sharding
 from lm.config import Sampling
 from lm.errors import UserError
 from lm.generation import sampling
-from lm.generation.cache import Kind
+from lm.generation.cache import Kind, has_rings
+from lm.generation.padding import bucket, buckets, padded, whole
 from lm.generation.programs import Filling, Setup, Way, empty, jitted
 from lm.generation.sampling import NEVER
-from lm.models.positions import check_positions
+from lm.models.positions import check_positions, learned
 from lm.models.transformer import Transformer, independent_of_padding
 from lm.sharding import shards
-from lm.types import TokenStream
 
 if TYPE_CHECKING:
     from lm.generation.grammar import Constraint, Walk
 
-SMALLEST = 16  # tokens of the smallest bucket
+NOTHING = np.zeros(0, np.int32)
+
+# Parameters stay arguments, so that slots are committed to their device from the start: else `insert` compiles twice.
+_emptied = jax.jit(empty, static_argnames=("setup", "slots", "length", "source", "kind"), keep_unused=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,7 @@ class Request:
     samples: int = 1  # continuations of the same prompt, which is read once
     bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these tokens
     constraint: "Constraint | None" = None  # a grammar that what is written follows
+    blank: int = 0  # of the prompt's first tokens, so many are none: they only take positions
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class _Text:
     request: Request
     sample: int
     walk: "Walk | None"  # through the grammar of the request
+    tokens: list[int] = field(default_factory=list)
 
 
 class Engine:
@@ -98,6 +105,9 @@ class Engine:
         same vocabulary and its parameters, or else by what followed when the text's last tokens occurred before
     kind: of the keys and values that are kept
     mesh: over which the parameters are sharded; slots are cut over its data axes, heads over its tensor axis
+    reuse: go on from what a free slot has read and written, where a prompt begins so. Prompts are read anew with `prefix`,
+        whose tokens see those behind them; with rings, which have lost their first tokens; with keys and values of another
+        `kind` than those that a prompt's own tokens see; with a draft model; and by an encoder
     """
 
     def __init__(
@@ -117,6 +127,7 @@ class Engine:
         draft: tuple[Transformer, Any] | None = None,
         kind: Kind = "own",
         mesh: Mesh | None = None,
+        reuse: bool = False,
     ) -> None:
         self._mesh = contextlib.nullcontext if mesh is None else partial(sharding.use, mesh)
         model = Transformer(independent_of_padding(model.config))  # a prompt is padded to its bucket
@@ -129,8 +140,11 @@ class Engine:
             raise UserError(
                 "a draft model guesses for a decoder with its own vocabulary: give one with the same tokenizer, and guesses=4"
             )
+        places = length
         for each in (model, *([small] if small else [])):
             check_positions(each.config, source or None, length - 1, cure="ask for fewer tokens", what="the texts take")
+            # A last token in a place that was not learned would leave NaN there, for whatever is written in the slot next.
+            places = min(places, learned(each.config, "decoder") or places)
         self.model, self.length, self.source, self.steps = model, length, source, steps
         self.vocab_size = model.config.vocab_size
         self.params, self._small_params = params, small_params
@@ -140,10 +154,13 @@ class Engine:
         self._queue: deque[_Job] = deque()
         self._texts: list[_Text | None] = [None] * slots
         self._programs = jitted()
-        self.compilations = 0
-        room: dict[str, Any] = dict(slots=slots, length=length, source=source, kind=kind)
+        self.compilations = self.prefilled = 0  # programs; tokens of prompts that were read
+        room: dict[str, Any] = dict(slots=slots, length=places, source=source, kind=kind)
         with self._mesh():
-            self._slots = jax.jit(lambda: empty(self._setup, params, small_params, **room))()
+            self._slots = _emptied(self._setup, params, small_params, **room)
+        self._reuse = reuse and not (source or prefix or small or kind != "own" or has_rings(self._slots.cache))
+        self._held = [NOTHING] * slots  # int32 [n]: the first tokens that each free slot has read and written
+        self._holds = places - 1  # of them at most: a free slot passes through the model too, and writes in its last place
 
     # ------------------------------------------------------------------------------------------------------ requests
 
@@ -171,7 +188,7 @@ class Engine:
             self._queue = deque(job for job in self._queue if job.request is not request)
         for slot, text in enumerate(self._texts):
             if text is not None and text.request is request and sample in (None, text.sample):
-                self._texts[slot] = None
+                self._end(slot, text)
                 self._slots = self._call("free", self._slots, np.int32(slot))
 
     @property
@@ -197,10 +214,22 @@ class Engine:
         asked += [Request(start, 1, way, sources[0]) for way in ways]
         asked += [Request(start, 1, encoder=sources[0], constraint=constraint)] if constraint else []
         for request in asked:
-            self.submit(request)
-            for _ in self.run():
-                pass
+            self._held = [NOTHING] * len(self._held)
+            self.write([request])
+        for size in buckets(self.length - 1)[:-1] if self._reuse else ():
+            self._held = [np.zeros(self.length - 1 - size, np.int32)] * len(self._held)
+            self.write([Request(np.zeros(self.length - 1, np.int32), 1)])
+        self._held = [NOTHING] * len(self._held)
         self._slots = self._call("free", self._slots, np.int32(0))
+
+    def write(self, requests: Sequence[Request]) -> list[list[list[Written]]]:
+        """What is written for each request: for each of its samples, the tokens."""
+        for request in requests:
+            self.submit(request)
+        found: dict[int, list[list[Written]]] = {id(r): [[] for _ in range(r.samples)] for r in requests}
+        for written in self.run():
+            found[id(written.request)][written.sample].append(written)
+        return [found[id(request)] for request in requests]
 
     def run(self) -> Iterator[Written]:
         """Everything that is written until nothing is left to do."""
@@ -226,10 +255,11 @@ class Engine:
             top = tuple(zip(drawn.top_tokens[k, slot].tolist(), drawn.top_log_probs[k, slot].tolist(), strict=True))
             values = float(drawn.log_prob[k, slot]), float(drawn.drawn_log_prob[k, slot])
             out.append(Written(text.request, text.sample, token, *values, top, last))
+            text.tokens.append(token)
             if text.walk is not None:
                 text.walk.add(token)
             if last:
-                self._texts[slot] = None
+                self._end(slot, text)
         return out
 
     # --------------------------------------------------------------------------------------------------------- slots
@@ -259,32 +289,53 @@ class Engine:
     def _fill(self) -> bool:
         """Puts what waits into free slots; returns whether there was any."""
         filled = False
-        for slot, text in enumerate(self._texts):
-            if text is None and self._queue:
-                job = self._queue[0]
-                if job.read is None:
-                    job.read = self._read(job.request)
-                request, size = job.request, np.int32(len(job.request.prompt))
-                filling = self._filling(request, job.begun)
-                self._slots = self._call("insert", self._slots, np.int32(slot), *job.read, size, filling)
-                filled = True
-                walk = request.constraint.begin() if request.constraint else None
-                self._texts[slot] = _Text(request, job.begun, walk)
-                job.begun += 1
-                if job.begun == request.samples:
-                    self._queue.popleft()
+        while self._queue and (free := [slot for slot, text in enumerate(self._texts) if text is None]):
+            job = self._queue[0]
+            slot, start = self._begun(job.request, free)
+            if job.read is None:
+                job.read = self._read(job.request, slot, start)
+            request, size = job.request, np.int32(len(job.request.prompt))
+            filling = self._filling(request, job.begun)
+            self._slots = self._call("insert", self._slots, np.int32(slot), *job.read, size, filling)
+            filled = True
+            walk = request.constraint.begin() if request.constraint else None
+            self._texts[slot], self._held[slot] = _Text(request, job.begun, walk), NOTHING
+            job.begun += 1
+            if job.begun == request.samples:
+                self._queue.popleft()
         return filled
 
-    def _read(self, request: Request) -> tuple[Any, Any, jax.Array]:
+    def _begun(self, request: Request, free: list[int]) -> tuple[int, int]:
+        """The free slot that holds most of the prompt's beginning, and how many tokens of it need not be read again."""
+        shared = [_shared(self._held[slot], request.prompt) for slot in free]
+        best = int(np.argmax(shared))
+        start, size, most = min(shared[best], len(request.prompt) - 1), len(request.prompt), self.length - 1
+        rest = bucket(size - start, most)
+        start = min(start, most - rest)  # the rest is padded to its bucket, which has to end within the slot
+        return free[best], start if rest < bucket(size, most) else 0
+
+    def _end(self, slot: int, text: _Text) -> None:
+        """Frees a slot, which holds its text."""
+        self._texts[slot] = None
+        if self._reuse:
+            self._held[slot] = np.concatenate([text.request.prompt, text.tokens]).astype(np.int32)[: self._holds]
+
+    def _read(self, request: Request, slot: int, start: int) -> tuple[Any, Any, jax.Array]:
+        """The cache of a prompt, of which `slot` holds the first `start` tokens, that of the draft model, and the logits."""
+        rest = request.prompt[start:]
+        self.prefilled += len(rest)
         encoder = None if request.encoder is None else whole(request.encoder, self.source)
-        given = padded(request.prompt, self.length - 1), np.int32(len(request.prompt)), encoder
-        of = lambda model, params: self._call("prefill", model, params, *given, prefix=self._setup.prefix)
+        given = padded(rest, self.length - 1), np.int32(len(rest)), encoder
+        settings: dict[str, Any] = dict(prefix=self._setup.prefix, blank=np.int32(request.blank))
+        if start:
+            settings["begun"] = self._slots.cache, np.int32(slot), np.int32(start)
+        of = lambda model, params: self._call("prefill", model, params, *given, **settings)
         row, logits = of(self.model, self.params)
         return row, of(self._setup.draft, self._small_params)[0] if self._setup.draft else None, logits
 
     def _filling(self, request: Request, sample: int) -> Filling:
         read = np.zeros(self.vocab_size, bool)
-        read[request.prompt] = True  # of an encoder-decoder what its decoder began with, as in transformers
+        read[request.prompt[request.blank :]] = True  # of an encoder-decoder what its decoder began with, as in transformers
         bias = np.zeros(self.vocab_size, np.float32) if self._forbidden is None else self._forbidden.copy()
         for token, value in request.bias.items():
             bias[token] += value
@@ -294,22 +345,7 @@ class Engine:
         return Filling(text, np.int32(len(request.prompt)), np.int32(request.new_tokens), settings, read, bias)
 
 
-def buckets(most: int) -> list[int]:
-    """The lengths that prompts of up to `most` tokens are padded to: SMALLEST, doubled until `most` is reached, and that."""
-    sizes = [SMALLEST]
-    while sizes[-1] < most:
-        sizes.append(2 * sizes[-1])
-    return [*(size for size in sizes if size < most), most]
-
-
-def whole(tokens: np.ndarray, most: int | None = None) -> TokenStream:
-    """What an encoder reads, [1, P], padded to a bucket of at most `most` tokens; None: not padded."""
-    row = padded(tokens, most) if most else tokens[None].astype(np.int32)
-    place = np.arange(row.shape[1], dtype=np.int32)[None]
-    return TokenStream(row, place, (place < len(tokens)).astype(np.int32), None)
-
-
-def padded(tokens: np.ndarray, most: int) -> np.ndarray:
-    """int32 [1, P]: P is the smallest bucket that has room."""
-    size = next(size for size in buckets(most) if size >= len(tokens))
-    return np.pad(tokens.astype(np.int32), (0, size - len(tokens)))[None]
+def _shared(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two texts begin with alike."""
+    size = min(len(a), len(b))
+    return int(np.argmin(np.append(a[:size] == b[:size], False)))

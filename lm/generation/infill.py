@@ -18,8 +18,7 @@ A single space before a mark is part of what is filled in, as tokens begin with 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -28,10 +27,10 @@ import numpy as np
 from lm import config, distributed
 from lm.config import Order, Sampling
 from lm.errors import UserError
-from lm.generation.decoding import generate, left_padded
 from lm.generation.diffusion import fill, pseudo_log_probs
-from lm.generation.engine import Engine, Request
+from lm.generation.padding import left_padded
 from lm.generation.samples import Question, ask
+from lm.generation.text_engine import engine_for, rounded
 from lm.generation.texts import CONTEXT
 from lm.models.positions import check_positions, learned
 from lm.models.transformer import Transformer
@@ -40,7 +39,7 @@ from lm.objectives.mixture import first_part
 from lm.objectives.prompts import MASK
 from lm.types import TokenStream
 
-ROUND = 16  # rows have a multiple of so many tokens, so that few programs are compiled
+ROUND = 16  # rows of masks have a multiple of so many tokens, so that few programs are compiled
 ITERATIONS = 10  # of Mask-Predict (arXiv 1904.09324, table 1); steps of Gibbs sampling for each mask
 
 
@@ -51,13 +50,13 @@ class Filled:
     spans: what stands at each mark; None where the model has rewritten the text and changed it elsewhere too
     tokens: how many were written, with sentinels and the end of the text
     log_prob: nats of these under the model's own distribution, given the text. Where a mask is a token, the
-        pseudo-log-likelihood: of each token given all others, which is not the probability of them all. None for MASS
+        pseudo-log-likelihood: of each token given all others, which is not the probability of them all
     """
 
     text: str
     spans: tuple[str, ...] | None
     tokens: int
-    log_prob: float | None
+    log_prob: float
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,9 @@ class _Asked:
     def kind(self) -> config.Objective:
         """The objective, or the part of a mixture that is asked."""
         return first_part(self.objective, self.tokenizer)[0]
+
+    def sampling(self, seed: int | None = None) -> Sampling:
+        return Sampling(temperature=self.temperature, top_k=self.top_k, seed=self.seed if seed is None else seed)
 
     def question(self, text: str, new_tokens: int | None = None) -> Question:
         return ask(self.architecture, self.tokenizer, self.objective, [text], new_tokens or self.new_tokens, self.seed)
@@ -193,8 +195,7 @@ def _masks_of(a: _Asked, parts: list[str], length: int) -> list[Filled]:
     stack = "encoder" if a.architecture == "encoder" else "decoder"
     most = learned(a.model.config, stack)
     check_positions(a.model.config, *((len(ids), None) if stack == "encoder" else (None, len(ids))), cure="shorten the text")
-    room = -(-len(ids) // ROUND) * ROUND
-    stream = left_padded([ids], length=max(len(ids), min(room, most or room)))
+    stream = left_padded([ids], length=rounded(len(ids), most, ROUND))
     masked = (stream.tokens == tokenizer.mask_id) & (stream.segments > 0)
     count = int(masked.sum())
     steps = a.steps or {"gibbs": ITERATIONS * count, "mask_predict": min(ITERATIONS, count)}.get(a.order, count)
@@ -255,9 +256,7 @@ def _middles(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
             for number, (tokens, log_prob) in zip(members, samples, strict=True):
                 span = _decoded(a.tokenizer, a.tokenizer.encode(before), [t for t in tokens if t != a.tokenizer.eos_id])
                 f = out[i][number]
-                out[i][number] = Filled(
-                    before + span, (*(f.spans or ()), span), f.tokens + len(tokens), (f.log_prob or 0.0) + log_prob
-                )
+                out[i][number] = Filled(before + span, (*(f.spans or ()), span), f.tokens + len(tokens), f.log_prob + log_prob)
     ended = lambda f, parts: Filled(f.text + parts[-1], f.spans, f.tokens, f.log_prob)
     return [[ended(f, parts) for f in found] for found, parts in zip(out, texts, strict=True)]
 
@@ -277,20 +276,17 @@ def _rewritten(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
 
 def _mass(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
     """MASS writes a span of as many tokens as there are masks, at their positions."""
-    tokenizer, out = a.tokenizer, []
-    never = ~of_texts(tokenizer, a.model.config.vocab_size)
     for parts in texts:
         if len(parts) > 2:
             raise UserError(f"this model fills in one {MASK} of a text, and {MASK.join(parts)!r} has {len(parts) - 1}")
-        q, cut = a.question(MASK.join(_cut(parts)), max(a.lengths)), _cut(parts)
-        out.append([])
-        for number in range(a.samples):
-            key = jax.random.fold_in(jax.random.key(a.seed), number)
-            settings: dict[str, Any] = dict(new_tokens=q.lengths[0], temperature=a.temperature, forbidden=never)
-            assert q.decoder is not None
-            row = distributed.fetched(generate(a.model, a.params, q.decoder, key, encoder=q.encoder, **settings))[0]
-            span = _decoded(tokenizer, tokenizer.encode(cut[0]), row)
-            out[-1].append(_placed(tokenizer, parts, [span], len(row), None))
+    tokenizer, out = a.tokenizer, []
+    asked = [a.question(MASK.join(_cut(parts)), max(a.lengths)) for parts in texts]
+    requests = [q.request(0, q.lengths[0], a.sampling(), samples=a.samples) for q in asked]
+    engine = engine_for(requests, a.model, a.params, tokenizer, slots=a.slots, ends=())
+    for parts, samples in zip(texts, engine.write(requests), strict=True):
+        of = lambda ids, parts=parts: _decoded(tokenizer, tokenizer.encode(_cut(parts)[0]), ids)
+        found = [([w.token for w in some], sum(w.log_prob for w in some)) for some in samples]
+        out.append([_placed(tokenizer, parts, [of(ids)], len(ids), log_prob) for ids, log_prob in found])
     return out
 
 
@@ -298,50 +294,25 @@ def _written(
     a: _Asked, asked: list[str], seeds: list[int] | None = None, counts: list[int] | None = None
 ) -> list[list[tuple[list[int], float]]]:
     """What the model writes when it is asked so: for each text the tokens of each sample, with their log-probability."""
-    tokenizer, vocab_size = a.tokenizer, a.model.config.vocab_size
-    never = ~of_texts(tokenizer, vocab_size)
-    never[tokenizer.eos_id] = False
-    requests = []
+    tokenizer = a.tokenizer
+    requests, may_write = [], set[int]()
     for i, text in enumerate(asked):
         q = a.question(text)
-        never[list(q.may_write)] = False
-        assert q.decoder is not None
-        prompt, encoder = q.decoder.tokens[0], None if q.encoder is None else q.encoder.tokens[0]
+        may_write |= set(q.may_write)
+        count = a.samples if counts is None else counts[i]
+        request = q.request(0, a.new_tokens, a.sampling(None if seeds is None else seeds[i]), samples=count)
         if a.converted and not tokenizer.sentinel_ids:  # BART
             prompt = np.array([tokenizer.eos_id, tokenizer.bos_id], np.int32)
-            encoder = np.concatenate([[tokenizer.bos_id], encoder]).astype(np.int32)
-        how = Sampling(temperature=a.temperature, top_k=a.top_k, seed=a.seed if seeds is None else seeds[i])
-        requests.append(Request(prompt, a.new_tokens, how, encoder, a.samples if counts is None else counts[i]))
-    source = max((len(r.encoder) for r in requests if r.encoder is not None), default=0)
-    engine = Engine(
-        a.model,
-        a.params,
-        slots=min(a.slots, sum(r.samples for r in requests)),
-        length=_room(a, "decoder", max(len(r.prompt) + r.new_tokens for r in requests)),
-        source=_room(a, "encoder", source) if source else 0,
-        eos=[tokenizer.eos_id],
-        forbidden=never,
-        prefix=a.architecture == "decoder" and reads_prefix(a.architecture, a.kind),
-    )
-    for request in requests:
-        engine.submit(request)
-    found: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
-    for w in engine.run():
-        tokens, log_probs = found.setdefault((id(w.request), w.sample), ([], []))
-        tokens.append(w.token)
-        log_probs.append(w.log_prob)
-    of = lambda request, number: (found[id(request), number][0], sum(found[id(request), number][1]))
-    return [list(map(partial(of, request), range(request.samples))) for request in requests]
+            encoder = np.concatenate([[tokenizer.bos_id], request.encoder]).astype(np.int32)
+            request = replace(request, prompt=prompt, encoder=encoder)
+        requests.append(request)
+    prefix = a.architecture == "decoder" and reads_prefix(a.architecture, a.kind)
+    how: dict[str, Any] = dict(ends=[tokenizer.eos_id], may_write=sorted(may_write), prefix=prefix)
+    written = engine_for(requests, a.model, a.params, tokenizer, slots=a.slots, **how).write(requests)
+    return [[([w.token for w in some], sum(w.log_prob for w in some)) for some in samples] for samples in written]
 
 
 # ------------------------------------------------------------------------------------------------------------- details
-
-
-def _room(a: _Asked, stack: str, size: int) -> int:
-    """Tokens rounded up, but not past the positions that are learned unless the text itself is."""
-    room, most = -(-size // ROUND) * ROUND, learned(a.model.config, stack)
-    most = most + 1 if most and stack == "decoder" else most  # the last token that is written is not read
-    return max(size, min(room, most or room))
 
 
 def _seed(*of: int) -> int:
@@ -361,7 +332,7 @@ def _decoded(tokenizer: Any, before: Sequence[int] | np.ndarray, ids: Sequence[i
     return tokenizer.decode([*context, *map(int, ids)])[known:]
 
 
-def _placed(tokenizer: Any, parts: list[str], spans: list[str], tokens: int, log_prob: float | None) -> Filled:
+def _placed(tokenizer: Any, parts: list[str], spans: list[str], tokens: int, log_prob: float) -> Filled:
     """The text with the spans at its marks."""
     # Word pieces (BERT) are decoded with a space before each word, whatever stood there: the text's own space counts.
     spaced = tokenizer.decode(tokenizer.encode("(a")) != "(a"

@@ -104,9 +104,14 @@ def prefill(
     *,
     prefix: bool,
     length: int | None = None,
+    blank: jax.Array | int = 0,
+    begun: tuple[Any, jax.Array, jax.Array] | None = None,
 ) -> tuple[Any, jax.Array]:
-    """Reads a prompt, int32 [1, P] of which the first `size` count. Returns its cache, with room for `length` tokens (None: P),
-    and the logits float32 [V] after it.
+    """Reads a prompt, int32 [1, P] of which the first `size` count, without the first `blank` of these. Returns its cache, with
+    room for `length` tokens (None: P), and the logits float32 [V] after it.
+
+    begun: the cache of all slots, a slot, and how many of its first tokens the prompt follows. These are not read again: what
+    is returned is a copy of this slot's cache that goes on with the prompt.
 
     Where rows are sharded every shard reads it, because one row cannot be cut.
     """
@@ -114,15 +119,16 @@ def prefill(
     tokens = jnp.broadcast_to(tokens, (rows, tokens.shape[1]))
     encoder = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), encoder)
     place = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    segments = (place < size).astype(jnp.int32)
-    stream = TokenStream(tokens, place, segments, segments > 0 if prefix else None)
-    encoded = ()
+    segments = ((place >= blank) & (place < size)).astype(jnp.int32)
+    stream = TokenStream(tokens, place if begun is None else begun[2] + place, segments, segments > 0 if prefix else None)
+    variables, encoded = {"params": params}, ()
     if encoder is not None:
-        encoded = (model.apply({"params": params}, encoder, method="encode"), encoder.segments)
+        encoded = (model.apply(variables, encoder, method="encode"), encoder.segments)
+    known = {} if begun is None else {"cache": cache.beginning(*begun, rows=rows)}
     room = length or tokens.shape[1]
-    hidden, found = model.apply({"params": params}, stream, *encoded, cache_length=room, method="decode", mutable=["cache"])
+    hidden, found = model.apply(variables | known, stream, *encoded, cache_length=room, method="decode", mutable=["cache"])
     last = jax.lax.dynamic_index_in_dim(hidden, size - 1, 1, keepdims=False)
-    logits: Any = model.apply({"params": params}, last, method="logits")
+    logits: Any = model.apply(variables, last, method="logits")
     return cache.first_row(found["cache"]), logits[0].astype(jnp.float32)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.generation.decoding import check_lengths
 from lm.losses.log_probs import token_log_probs
+from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
 from lm.types import TokenStream
 
@@ -25,11 +25,13 @@ def rank(
     """float32 [B, C]: the log-probability of each of C candidates after each of B prompts (`left_padded`).
 
     `candidates` are int32 [C, A] and `weights` [C, A], 0 on padding. The prompt is read once, and every candidate goes on
-    from its cache. An encoder-decoder reads `encoder`, as in `generate`. Raises UserError where a stack has not learned so
-    many positions.
+    from its cache. An encoder-decoder reads `encoder`, and its decoder begins with `prompt`. Raises UserError where a stack has
+    not learned so many positions.
     """
     variables, length = {"params": params}, prompt.tokens.shape[1] + candidates.shape[1] - 1
-    check_lengths(model.config, encoder, length, cure="shorten the prompt, or take shorter candidates")
+    source = None if encoder is None else encoder.tokens.shape[1]
+    cure = "shorten the prompt, or take shorter candidates"
+    check_positions(model.config, source, length, cure=cure, what="the prompt takes")
     across: Any = ()
     if encoder is not None:
         across = (model.apply(variables, encoder, method="encode"), encoder.segments)

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config, distributed
-from lm.generation.decoding import check_lengths, generate, left_padded, predict_tokens, sample_token
+from lm.config import Sampling
 from lm.generation.diffusion import fill, write_blocks
+from lm.generation.engine import Request
+from lm.generation.padding import left_padded
+from lm.generation.text_engine import engine_for
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
-from lm.objectives import of_texts, reads_prefix, text_prompt
+from lm.objectives import decoder_start, of_texts, reads_prefix, text_prompt
 from lm.objectives.mixture import first_part
 from lm.objectives.prompts import MASK
 from lm.types import Example, TokenStream
@@ -30,6 +33,14 @@ class Question:
     encoder: TokenStream | None  # [B, T], padded on the left
     decoder: TokenStream | None  # [B, T]: what a decoder continues, or fills in; None for an encoder alone
     may_write: tuple[int, ...]  # special tokens that an answer may contain, besides eos
+
+    def request(self, number: int, new_tokens: int, sampling: Sampling, **settings: Any) -> Request:
+        """What an engine is asked for prompt `number`. The decoder's tokens have the positions that they have in its stream."""
+        assert self.decoder is not None
+        prompt, (first, *_) = _row(self.decoder, number)
+        prompt = np.concatenate([np.zeros(first, np.int32), prompt])
+        encoder = None if self.encoder is None else _row(self.encoder, number)[0]
+        return Request(prompt, new_tokens, sampling, encoder, blank=first, **settings)
 
 
 def samples(
@@ -73,9 +84,12 @@ def samples(
         keys = jax.random.split(key, len(texts))
         rows = [write_blocks(model, params, text, k, **settings) for text, k in zip(texts, keys, strict=True)]
     else:
-        assert a.decoder is not None
-        tokens = generate(model, params, a.decoder, key, encoder=a.encoder, new_tokens=max(a.lengths), **settings)
-        rows = [row[:n] for row, n in zip(distributed.fetched(tokens), a.lengths, strict=True)]
+        draws = [Sampling(temperature=temperature, seed=(seed + i) % 2**32) for i in range(len(prompts))]
+        requests = [a.request(i, n, draw) for i, (n, draw) in enumerate(zip(a.lengths, draws, strict=True))]
+        prefix = a.decoder is not None and a.decoder.prefix is not None
+        how: dict[str, Any] = dict(ends=[tokenizer.eos_id], may_write=a.may_write, prefix=prefix)
+        written = engine_for(requests, model, params, tokenizer, slots=len(requests), **how).write(requests)
+        rows = [np.array([w.token for w in sample], np.int32) for (sample,) in written]
     return [{"prompt": p, "text": _text(tokenizer, row)} for p, row in zip(prompts, rows, strict=True)]
 
 
@@ -127,7 +141,7 @@ def ask(
     if architecture == "decoder":
         decoder = left_padded(reads, prefix=reads_prefix(architecture, objective))
         return Question(ids, mode, lengths, None, decoder, may_write)
-    start = tokenizer.mask_id if way.from_masks else begin[0] if begin else tokenizer.require("pad")  # T5's decoder starts so
+    start = tokenizer.mask_id if way.from_masks else decoder_start(tokenizer)
     decoder = left_padded([np.array([start], np.int32)] * len(ids))
     if way.from_masks:  # an answer has as many tokens as there are masks, at their positions
         masks = [np.flatnonzero(text == tokenizer.mask_id) for text in texts]
@@ -158,7 +172,10 @@ def _at_once(
         None if given.prefix is None else join(given.prefix, False),
     )
     logits = _logits(model, params, Example(a.encoder, stream, None, None))[:, -new_tokens:]
-    return sample_token(key, jnp.where(forbidden, -jnp.inf, logits), jnp.asarray(temperature))
+    logits = jnp.where(forbidden, -jnp.inf, logits.astype(jnp.float32))
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.random.categorical(key, logits / jnp.asarray(temperature)).astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -184,7 +201,7 @@ def fill_masks(
     forbidden = ~of_texts(tokenizer, model.config.vocab_size)
     read = np.concatenate([a.mode, a.ids[0], [tokenizer.eos_id] * ends]).astype(np.int32)
     stream = left_padded([read])
-    check_lengths(model.config, stream, None, cure="shorten it")
+    _check_read(model, stream)
     logits = jnp.where(forbidden, -jnp.inf, _logits(model, params, Example(stream, None, None, None))[0])
     at = np.flatnonzero(read == tokenizer.mask_id)
     best, ids = jax.lax.top_k(jax.nn.log_softmax(logits[at].astype(jnp.float32)), top)
@@ -193,6 +210,24 @@ def fill_masks(
     for (first, _), *_ in found:
         text = text.replace(MASK, tokenizer.decode([first]).strip(), 1)
     return text, found
+
+
+@partial(jax.jit, static_argnames="model")
+def predict_tokens(model: Transformer, params: Any, stream: TokenStream, forbidden: jax.Array | None = None) -> jax.Array:
+    """Returns the encoder's most likely token at every position, int32 [B, T], none of them `forbidden` (bool [V])."""
+    _check_read(model, stream)
+    logits: Any = model.apply({"params": params}, Example(stream, None, None, None))
+    return jnp.argmax(logits if forbidden is None else jnp.where(forbidden, -jnp.inf, logits), axis=-1)
+
+
+def _check_read(model: Transformer, stream: TokenStream) -> None:
+    check_positions(model.config, stream.tokens.shape[1], None, cure="shorten it", what="the prompt takes")
+
+
+def _row(stream: TokenStream, number: int) -> tuple[np.ndarray, list[int]]:
+    """The tokens of a row without its padding, int32 [n], and their positions."""
+    read = stream.segments[number] > 0
+    return stream.tokens[number][read], stream.positions[number][read].tolist()
 
 
 def _filled(

@@ -1,6 +1,6 @@
 """Vectors of texts from a model of any architecture, and their cosines.
 
-    embedder = Embedder(Transformer(model), params, tokenizer, objective, length=512)
+    embedder = Embedder.of(saved.open(folder))
     vectors = embedder(["a text", "another"])      # float32 [2, D], of length 1
     cosines(vectors, vectors)                      # float32 [2, 2]
 
@@ -20,7 +20,7 @@ import numpy as np
 from lm import config
 from lm.config import resolve
 from lm.errors import UserError
-from lm.generation.engine import buckets
+from lm.generation.padding import bucket
 from lm.models.positions import learned
 from lm.models.transformer import Transformer, independent_of_padding
 from lm.objectives import DECLARATIONS, reads_prefix, usual
@@ -136,6 +136,13 @@ class Embedder:
                 f"length={length} leaves no room for a text beside its {length - self.room} special tokens: raise it"
             )
 
+    @classmethod
+    def of(cls, source: Any, *, length: int | None = None, **settings: Any) -> "Embedder":
+        """That of a saved model (`lm.saved.Saved`). length=None: `usual_length`."""
+        length = length or usual_length(source.model, source.run.data if source.run else None)
+        params, objective = source.params(device=jax.local_devices()[0]), source.run.objective if source.run else None
+        return cls(Transformer(source.model), params, source.tokenizer(), objective, length=length, **settings)
+
     def __call__(self, texts: Sequence[str], names: Sequence[str] | None = None) -> np.ndarray:
         """float32 [N, D]: the vectors of the texts, in their order. `names` (N) are those by which errors name them."""
         rows, owners, weights = [], [], []
@@ -209,7 +216,7 @@ class Embedder:
         order = np.argsort([len(row) for row in rows], kind="stable")
         for at in range(0, len(rows), self.batch_size):
             some = order[at : at + self.batch_size]
-            length = next(size for size in buckets(self.length) if size >= len(rows[some[-1]]))
+            length = bucket(len(rows[some[-1]]), self.length)
             tokens = np.zeros((min(self.batch_size, 1 << (len(some) - 1).bit_length()), length), np.int32)
             within = np.zeros_like(tokens)
             for i, row in enumerate(rows[k] for k in some):

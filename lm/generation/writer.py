@@ -2,29 +2,26 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-
-import numpy as np
 
 from lm import config, untrusted
 from lm.config import Asked
 from lm.errors import UserError
 from lm.generation import beam
-from lm.generation.engine import Engine, Request, Written, whole
+from lm.generation.engine import Request, Written
 from lm.generation.grammar import Constraint, Grammars
 from lm.generation.infill import infill
+from lm.generation.padding import whole
 from lm.generation.samples import ask, fill_masks, samples
+from lm.generation.text_engine import engine_for, never_written
 from lm.generation.texts import Streamed
-from lm.models.positions import learned
 from lm.models.transformer import Transformer
-from lm.objectives import of_texts, text_prompt, usual
+from lm.objectives import text_prompt, usual
 from lm.objectives.mixture import first_part
 from lm.objectives.prompts import MASK
-
-ROUND = 64  # a slot has room for a multiple of so many tokens, so that few programs are compiled
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,8 @@ class Writer:
 
     def _searched(self, one: Asked, stream: Callable[[str], Any] | None) -> Iterator[Sample]:
         """The best texts of a beam search, which are cut off at a stop string once they are found."""
-        request, never, prefix = self._request(one)
+        request, may_write, prefix = self._request(one)
+        never = never_written(self.tokenizer, self.model.config.vocab_size, (self.tokenizer.eos_id, *may_write))
         encoder = None if request.encoder is None else whole(request.encoder)
         settings: dict[str, Any] = dict(eos=[self.tokenizer.eos_id], forbidden=never, encoder=encoder, prefix=prefix)
         settings |= dict(beams=one.beams, new_tokens=one.new_tokens, penalty=one.length_penalty)
@@ -156,15 +154,12 @@ class Writer:
                 one, number, said, "stop" if text.stopped else finish, text.stopped, [], len(found.tokens), found.log_prob
             )
 
-    def _request(self, one: Asked) -> tuple[Request, np.ndarray, bool]:
-        """What the engine is asked for; bool [V], tokens that are never written; whether a prompt is read from both sides."""
-        never = ~of_texts(self.tokenizer, self.model.config.vocab_size)
+    def _request(self, one: Asked) -> tuple[Request, tuple[int, ...], bool]:
+        """What the engine is asked for; special tokens that may be written; whether a prompt is read from both sides."""
         a = ask(self.model.config.architecture, self.tokenizer, self.objective, [one.prompt], one.new_tokens, one.seed)
         assert a.decoder is not None
-        never[[self.tokenizer.eos_id, *a.may_write]] = False
-        encoder = None if a.encoder is None else a.encoder.tokens[0]
-        request = Request(a.decoder.tokens[0], one.new_tokens, one, encoder, one.samples, constraint=self._constraint(one))
-        return request, never, a.decoder.prefix is not None
+        request = a.request(0, one.new_tokens, one, samples=one.samples, constraint=self._constraint(one))
+        return request, a.may_write, a.decoder.prefix is not None
 
     def _constraint(self, one: Asked) -> Constraint | None:
         """The grammar that is asked for. UserError if it is none."""
@@ -182,9 +177,11 @@ class Writer:
     def _continued(self, asked: Sequence[Asked], stream: Callable[[str], Any] | None) -> Iterator[Sample]:
         if not asked:
             return
-        every, nevers, prefixes = zip(*map(self._request, asked), strict=True)
+        every, may_write, prefixes = zip(*map(self._request, asked), strict=True)
         requests = {id(request): (request, one) for request, one in zip(every, asked, strict=True)}
-        engine = self._engine(every, np.all(nevers, axis=0), any(prefixes))  # an objective asks for all of them in one way
+        settings: dict[str, Any] = dict(slots=self.slots, top=self.top, ends=[self.tokenizer.eos_id], **self._settings)
+        settings |= dict(may_write=sorted({*itertools.chain(*may_write)}), prefix=any(prefixes))  # all are asked in one way
+        engine = engine_for(every, self.model, self.params, self.tokenizer, **settings)
         for request in every:
             engine.submit(request)
         live: dict[tuple[int, int], tuple[Sample, Streamed]] = {}
@@ -226,24 +223,6 @@ class Writer:
         """A token's own text, with the space that it begins with."""
         space = self.tokenizer.encode("a")
         return self.tokenizer.decode([*space, token])[len(self.tokenizer.decode(space)) :]
-
-    def _engine(self, requests: Iterable[Request], never: np.ndarray, prefix: bool) -> Engine:
-        needed = max((len(r.prompt) + r.new_tokens for r in requests), default=1)
-        source = max((len(r.encoder) for r in requests if r.encoder is not None), default=0)
-        rounded = lambda size, most: min(-(-size // ROUND) * ROUND, max(size, most or size + ROUND))
-        most = {stack: learned(self.model.config, stack) for stack in ("encoder", "decoder")}
-        return Engine(
-            self.model,
-            self.params,
-            slots=min(self.slots, sum(r.samples for r in requests)),
-            length=rounded(needed, most["decoder"]),
-            source=rounded(source, most["encoder"]) if source else 0,
-            top=self.top,
-            eos=[self.tokenizer.eos_id],
-            forbidden=never,
-            prefix=prefix,
-            **self._settings,
-        )
 
 
 def _of(written: Written) -> tuple[int, int]:

@@ -157,7 +157,8 @@ class Attention(nn.Module):
                         y, scale_y = quantised(y)
                         new[f"{name}_scale"] = write(scale, scale_y)
                     new[name] = write(o, y.astype(o.dtype))
-                self._keep(new)
+                # Without the barrier XLA repeats the write inside of what multiplies the cache, and copies the cache for it.
+                self._keep(jax.lax.optimization_barrier(new))
                 mask = mask.ring(old[0].shape[2]) if ring else mask
         k, v = (jnp.swapaxes(self._kept(name), 1, 2) for name in names)
         return k, v, mask

@@ -73,14 +73,19 @@ def affine_transposed(x: jax.Array, w: jax.Array, bias: jax.Array | None = None)
 def batched_matmul(x: jax.Array, y: jax.Array) -> jax.Array:
     """x [..., M, I] @ y [..., I, J] -> [..., M, J], both of one dtype.
 
-    If a matrix is a vector, as when decoding token by token, a CPU multiplies in float32. With the flags of `lm.startup`, XLA
-    (jaxlib 0.12) assigns a large bfloat16 product to oneDNN and then drops the axis of size 1; oneDNN does not accept the
-    result, XLA has no bfloat16 product of its own, and compilation fails.
+    If a matrix is a vector, as when decoding token by token, a CPU multiplies in float32, and a row in bfloat16 with a second
+    row of zeros. XLA (jaxlib 0.12) has no bfloat16 product of a vector: it would make a float32 copy of y at each step, and
+    with the flags of `lm.startup` it assigns a large one to oneDNN, which does not accept it, so that compilation fails.
     """
     if 1 not in (*x.shape[-2:], y.shape[-1]):
         return x @ y
-    wide = lambda x, y: (x.astype(jnp.float32) @ y.astype(jnp.float32)).astype(x.dtype)
-    return jax.lax.platform_dependent(x, y, cpu=wide, default=jnp.matmul)
+
+    def of_vector(x: jax.Array, y: jax.Array) -> jax.Array:
+        if x.dtype == jnp.bfloat16 and 1 not in (x.shape[-1], y.shape[-1]):
+            return (jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)]) @ y)[..., :1, :]
+        return (x.astype(jnp.float32) @ y.astype(jnp.float32)).astype(x.dtype)
+
+    return jax.lax.platform_dependent(x, y, cpu=of_vector, default=jnp.matmul)
 
 
 BLOCK_ROWS = 64  # rows of a group that a CPU multiplies at once

@@ -27,6 +27,7 @@ from lm.errors import UserError
 from lm.models.transformer import Transformer, boxed_params
 
 GROUP = 32  # inputs that share a scale in int4
+NF4_GROUP = 64  # in nf4, as QLoRA has it
 SMALLEST = 8  # if a group had fewer, because the inputs do not divide by GROUP, all of them share a scale
 STACKED = ("layers", "experts")  # axes that count matrices
 KEPT = {"outputs", "position", "types"}  # axes of the matrices that stay as they are
@@ -38,9 +39,7 @@ class Quantized(struct.PyTreeNode, nn.meta.AxisMetadata):
     array: Any
 
     def unbox(self) -> jax.Array:
-        import qwix
-
-        return qwix.dequantize(self.array.astype(jnp.float32))
+        return dequantized(self.array)
 
     def replace_boxed(self, val: Any) -> Self:
         raise TypeError("quantised weights are never written")
@@ -58,28 +57,41 @@ def weights(model: Transformer, params: dict[str, Any], kind: config.Weights | N
         return params
     if kind == "bfloat16":
         return jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    try:
-        import qwix
-    except ImportError as error:
-        raise UserError(f"{kind} weights need qwix ({error}): pip install -e '.[quantize]'") from None
 
     def one(path: tuple[Any, ...], box: Any, x: jax.Array) -> Any:
         if path[-1].key not in ("kernel", "embedding") or KEPT & set(box.names):
             return x
-        if kind == "int8" or "vocab" in box.names:
-            return Quantized(qwix.quantize(x, jnp.int8, channelwise_axes=_outputs(box.names)))
-        last = _inputs(box.names)[-1]
-        group = math.gcd(x.shape[last], GROUP)
-        tiles = {last: group if group >= SMALLEST else x.shape[last]}
-        rest = [axis for axis in range(x.ndim) if axis != last]
-        options: Any = dict(calibration_method="minmax", scale_dtype=jnp.bfloat16)
-        return Quantized(qwix.quantize(x, jnp.int4, channelwise_axes=rest, tiled_axes=tiles, **options))
+        return Quantized(matrix(x, box.names, "int8" if "vocab" in box.names else kind))
 
     boxed = lambda x: isinstance(x, nn.meta.AxisMetadata)
     return jax.tree_util.tree_map_with_path(one, boxed_params(model), params, is_leaf=boxed)
 
 
-def _inputs(axes: tuple[str, ...]) -> list[int]:
+def matrix(x: jax.Array, axes: tuple[str, ...], kind: str) -> Any:
+    """A matrix with these logical axes as a `qwix.QArray`: int8, int4, or nf4, whose 16 levels are the quantiles of a normal
+    distribution, with a scale for NF4_GROUP inputs (QLoRA, arXiv 2305.14314). UserError without qwix."""
+    try:
+        import qwix
+    except ImportError as error:
+        raise UserError(f"{kind} weights need qwix ({error}): pip install -e '.[quantize]'") from None
+    if kind == "int8":
+        return qwix.quantize(x, jnp.int8, channelwise_axes=_outputs(axes))
+    last = input_axes(axes)[-1]
+    group = math.gcd(x.shape[last], GROUP if kind == "int4" else NF4_GROUP)
+    tiles = {last: group if group >= SMALLEST else x.shape[last]}
+    rest = [axis for axis in range(x.ndim) if axis != last]
+    options: Any = dict(calibration_method="minmax" if kind == "int4" else "absmax", scale_dtype=jnp.bfloat16)
+    return qwix.quantize(x, jnp.int4 if kind == "int4" else kind, channelwise_axes=rest, tiled_axes=tiles, **options)
+
+
+def dequantized(array: Any) -> jax.Array:
+    """A `qwix.QArray` as float32."""
+    import qwix
+
+    return qwix.dequantize(array.astype(jnp.float32))
+
+
+def input_axes(axes: tuple[str, ...]) -> list[int]:
     """The axes of a kernel that its product sums over: those before its outputs, which are one axis, or heads by their size."""
     first = sum(name in STACKED for name in axes)
     return list(range(first, len(axes) - (2 if axes[-1] == "head_dim" else 1)))
@@ -87,7 +99,7 @@ def _inputs(axes: tuple[str, ...]) -> list[int]:
 
 def _outputs(axes: tuple[str, ...]) -> list[int]:
     """All other axes. Of a table of tokens these are its rows: they are the outputs of a tied head."""
-    return [0] if axes[0] == "vocab" else [axis for axis in range(len(axes)) if axis not in _inputs(axes)]
+    return [0] if axes[0] == "vocab" else [axis for axis in range(len(axes)) if axis not in input_axes(axes)]
 
 
 def size(params: Any) -> int:

@@ -5,7 +5,7 @@
     logits = model.apply({"params": p}, example)                        # both
 
 They are two methods so that a loss need not hold all logits at once. To train with dropout pass `rngs={"dropout": key}`. To
-decode call `decode` with `mutable=["cache"]`, as `lm.generation.decoding` does.
+decode call `decode` with `mutable=["cache"]`, as `lm.generation.programs` does.
 
 Axes: B batch, T query length, S key length, P predicted positions, D width, N heads, V vocabulary.
 """
@@ -148,7 +148,7 @@ class Stack(nn.Module):
         if c.scan:
             group = nn.scan(
                 group,
-                variable_axes={"params": 0, "cache": 0, "losses": 0},
+                variable_axes={"params": 0, "cache": 0, "losses": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
                 length=num_groups(c),

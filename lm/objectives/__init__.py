@@ -39,7 +39,7 @@ from lm.objectives.declaration import (
     text_prompt,
     usual,
 )
-from lm.objectives.vocabulary import Vocabulary, of_texts
+from lm.objectives.vocabulary import Vocabulary, decoder_start, of_texts
 
 __all__ = [
     "DECLARATIONS",
@@ -49,6 +49,7 @@ __all__ = [
     "Suit",
     "Vocabulary",
     "build",
+    "decoder_start",
     "factors",
     "of_texts",
     "pairs",

@@ -20,7 +20,7 @@ from lm.objectives.prompts import (
     word_by_word,
 )
 from lm.objectives.streams import reconstruct, stream, without_ends
-from lm.objectives.vocabulary import Vocabulary, ends, required_mask
+from lm.objectives.vocabulary import Vocabulary, decoder_start, ends, required_mask
 from lm.types import Example
 
 Noise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -146,7 +146,7 @@ def build_encoder_decoder(c: config.Denoise, data: config.Data, v: Vocabulary) -
 def ask(span: Span, v: Vocabulary) -> list[Example]:
     """encoder `left M right eos`, one mask token for the whole target; decoder `bos left target`; the target is scored."""
     encoder = stream(join(span.left, [mask_token(v)], span.right, [v.eos_id]))
-    return [answer(join([v.bos_id], span.left, span.target), len(span.target), encoder=encoder)]
+    return [answer(join([decoder_start(v)], span.left, span.target), len(span.target), encoder=encoder)]
 
 
 _GAP = "given a gap of unknown length, the decoder rewriting the text up to it"

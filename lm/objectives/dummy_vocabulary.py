@@ -12,7 +12,7 @@ class DummyVocabulary(Vocabulary):
 
     def __init__(self, vocab_size: int, *, words: bool = False) -> None:
         self.vocab_size = vocab_size
-        self.bos_id, self.eos_id, self.mask_id = 1, 2, 4
+        self.pad_id, self.bos_id, self.eos_id, self.mask_id = 0, 1, 2, 4
         self.sentinel_ids = tuple(range(5, 37 if words else 105))
         self.special = np.arange(vocab_size) < (42 if words else 110)
 

@@ -21,7 +21,7 @@ from lm.objectives.prompts import (
 )
 from lm.objectives.spans import noise_mask
 from lm.objectives.streams import reconstruct, stream, without_ends
-from lm.objectives.vocabulary import Vocabulary, ends, of_texts, required_mask
+from lm.objectives.vocabulary import Vocabulary, decoder_start, ends, of_texts, required_mask
 from lm.types import CHARACTER, WORD, Example
 
 _LONGEST = 24  # a word of more tokens is split into its characters, unless the budget is twice as large
@@ -206,7 +206,7 @@ def ask_encoder_decoder(span: Span, v: Vocabulary) -> list[Example]:
     """encoder `left M..M right eos`, decoder `bos left target`; the target is scored."""
     n = len(span.target)
     encoder = stream(join(hide(span, 0, n, v), [v.eos_id]))
-    return [answer(join([v.bos_id], span.left, span.target), n, encoder=encoder)]
+    return [answer(join([decoder_start(v)], span.left, span.target), n, encoder=encoder)]
 
 
 def ask_encoder_decoder_pll(span: Span, v: Vocabulary) -> list[Example]:
@@ -214,7 +214,7 @@ def ask_encoder_decoder_pll(span: Span, v: Vocabulary) -> list[Example]:
     out = []
     for i, stop in enumerate(word_ends(v.boundaries(span.target)).tolist()):
         encoder = stream(join(hide(span, i, stop, v), [v.eos_id]))
-        out.append(answer(join([v.bos_id], span.left, span.target[: i + 1]), 1, encoder=encoder))
+        out.append(answer(join([decoder_start(v)], span.left, span.target[: i + 1]), 1, encoder=encoder))
     return out
 
 

@@ -8,7 +8,7 @@ from lm import config
 from lm.objectives.declaration import Declaration, Lengths, Objective, Suit, both_lengths, required_length
 from lm.objectives.prompts import CHAIN, JOINT, Span, SpanPrompt, TextPrompt, answer, as_is, join, without_marks
 from lm.objectives.streams import stream
-from lm.objectives.vocabulary import Vocabulary
+from lm.objectives.vocabulary import Vocabulary, decoder_start
 from lm.types import Example
 
 
@@ -79,7 +79,7 @@ def ask_decoder(span: Span, v: Vocabulary) -> list[Example]:
 def ask_encoder_decoder(span: Span, v: Vocabulary) -> list[Example]:
     """encoder `left`, decoder `bos target right`; everything after bos is scored."""
     count = len(span.target) + len(span.right)
-    return [answer(join([v.bos_id], span.target, span.right), count, encoder=stream(span.left))]
+    return [answer(join([decoder_start(v)], span.target, span.right), count, encoder=stream(span.left))]
 
 
 OBJECTIVE = Declaration(

@@ -11,7 +11,7 @@ from lm.errors import UserError
 from lm.objectives.declaration import Declaration, Lengths, Objective, Suit, both_lengths, required_length
 from lm.objectives.prompts import EACH_WORD, Span, SpanPrompt, TextPrompt, answer, interleave, join, word_by_word
 from lm.objectives.streams import stream, without_ends
-from lm.objectives.vocabulary import Vocabulary
+from lm.objectives.vocabulary import Vocabulary, decoder_start
 from lm.types import Example
 
 
@@ -166,7 +166,7 @@ def ask_encoder_decoder(span: Span, v: Vocabulary) -> list[Example]:
     """encoder `left s0 right eos`, decoder `bos s0 target`; the target is scored."""
     s0 = v.sentinel_ids[:1]
     given = stream(join(span.left, s0, span.right, [v.eos_id]))
-    return [answer(join([v.bos_id], s0, span.target), len(span.target), encoder=given)]
+    return [answer(join([decoder_start(v)], s0, span.target), len(span.target), encoder=given)]
 
 
 def with_sentinels(parts: list[np.ndarray], tokenizer: Any, new_tokens: int, rng: np.random.Generator) -> Sequence[Any]:

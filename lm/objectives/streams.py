@@ -13,8 +13,9 @@ def stream(tokens: np.ndarray, prefix: np.ndarray | None = None) -> TokenStream:
     return TokenStream(tokens, np.arange(len(tokens), dtype=np.int32), np.ones(len(tokens), np.int32), prefix)
 
 
-def without_ends(tokens: np.ndarray, bos: int, eos: int) -> np.ndarray:
-    """int32 [n]: the piece without a leading bos and a trailing eos, for objectives that add their own."""
+def without_ends(tokens: np.ndarray, bos: int | None, eos: int) -> np.ndarray:
+    """int32 [n]: the piece without a leading bos and a trailing eos, for objectives that add their own. `bos`: None where there
+    is none."""
     tokens = np.asarray(tokens, np.int32)
     first = 1 if len(tokens) and tokens[0] == bos else 0
     last = len(tokens) - 1 if len(tokens) > first and tokens[-1] == eos else len(tokens)

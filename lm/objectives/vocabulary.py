@@ -16,6 +16,7 @@ class Vocabulary(Protocol):
     eos_id: Any
     mask_id: int | None
     sentinel_ids: tuple[int, ...]
+    pad_id: int | None
     special: np.ndarray  # bool [vocab_size]: ids that encoding a text never produces
 
     def encode(self, text: str) -> np.ndarray: ...  # int32 [n]
@@ -38,6 +39,16 @@ def required_mask(v: Vocabulary, c: config.Objective) -> int:
 def ends(v: Vocabulary) -> frozenset[int]:
     """`Objective.ends` of objectives that strip bos and eos."""
     return frozenset({v.bos_id, v.eos_id})
+
+
+def decoder_start(v: Vocabulary) -> int:
+    """The first token of an encoder-decoder's decoder: bos, or padding where the tokenizer has none, as T5's. UserError if it
+    has neither."""
+    if v.bos_id is not None:
+        return v.bos_id
+    if v.pad_id is None:
+        raise UserError("the tokenizer has neither bos nor pad, with which a decoder begins; take another tokenizer")
+    return v.pad_id
 
 
 def of_texts(v: Vocabulary, size: int) -> np.ndarray:

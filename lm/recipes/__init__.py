@@ -4,12 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from lm import config
-from lm.recipes import finetune, pretrain
+from lm.recipes import distill, finetune, on_policy, policy, preference, pretrain, reward
 from lm.training import run as runs
+from lm.training.adapted import adapted
 from lm.training.recipe import Recipe
 from lm.training.task import Task
 
-RECIPES: dict[type, type[Recipe]] = {config.Pretrain: pretrain.Pretraining, config.Finetune: finetune.FineTuning}
+RECIPES: dict[type, type[Recipe]] = {
+    config.Pretrain: pretrain.Pretraining,
+    config.Finetune: finetune.FineTuning,
+    config.Distill: distill.Distillation,
+    config.Reward: reward.RewardModel,
+    config.Preference: preference.Preferring,
+    config.Policy: policy.PolicyLearning,
+    config.OnPolicy: on_policy.OnPolicyDistillation,
+}
 
 
 def recipe(run: config.Run) -> Recipe:
@@ -17,7 +26,7 @@ def recipe(run: config.Run) -> Recipe:
 
 
 def task(run: config.Run) -> Task:
-    return recipe(run).task(run)
+    return adapted(recipe(run).task(run), run)
 
 
 def train(

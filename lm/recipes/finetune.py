@@ -213,7 +213,7 @@ def _with_documents(source: config.Source, recipe: config.Finetune, before: conf
     documents = source.documents
     if documents is None and before is not None:
         asked = [other.documents for other in before.data.sources.values() if other.kind == "cloze"]
-        documents = asked[0] if asked else before.data if isinstance(before.recipe, config.Pretrain) else None
+        documents = asked[0] if asked else before.data if isinstance(before.recipe, config.Pretrain | config.Distill) else None
     if documents is None:
         raise UserError(
             f"the questions of '{source.path}' are about a run's documents, and train.init_from has none: take a pretraining "

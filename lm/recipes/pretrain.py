@@ -41,7 +41,7 @@ def tokens(run: config.Run, *, masked: bool = False) -> Task:
     outputs = run.model.head.outputs if run.model.head else None
     settings: dict[str, Any] = dict(head_params=head_params, vocab_size=outputs or run.model.vocab_size)
     loss = partial(cross_entropy, apply=model.apply, z_loss=run.train.z_loss, **settings)
-    read = _read if masked else lambda batch: None  # the mask token, at all positions with loss
+    read = tokens_read if masked else lambda batch: None  # the mask token, at all positions with loss
     return Task(
         models={"model": run.model},
         init=lambda key, batch: model.init(key, batch)["params"],
@@ -52,7 +52,7 @@ def tokens(run: config.Run, *, masked: bool = False) -> Task:
     )
 
 
-def _read(example: Example) -> jax.Array:
+def tokens_read(example: Example) -> jax.Array:
     """The token that is read at the place of each target, int32 [B, P]."""
     stream: Any = example.decoder or example.encoder
     if example.decoder is not None and example.where is None:  # each is predicted one place before it
@@ -60,10 +60,10 @@ def _read(example: Example) -> jax.Array:
     return stream.tokens if example.where is None else jnp.take_along_axis(stream.tokens, example.where, axis=1)
 
 
+MASKED = (config.MaskedDiffusion, config.BlockDiffusion)  # objectives of which all that is predicted is masked
 TASKS: dict[type, Callable[[config.Run], Task]] = {  # all others: `tokens`
     config.ReplacedTokens: replaced_tokens.task,
-    config.MaskedDiffusion: partial(tokens, masked=True),
-    config.BlockDiffusion: partial(tokens, masked=True),
+    **dict.fromkeys(MASKED, partial(tokens, masked=True)),
     config.Contrastive: contrastive.task,
     config.MultiToken: multi_token.task,
 }

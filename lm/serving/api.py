@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import fastapi
 from fastapi import FastAPI, Request
@@ -30,6 +30,8 @@ from lm.serving.worker import Ticket, Worker
 
 log = logging.getLogger("lm.serve")
 Answer = tuple[dict[str, Any], Usage]
+P = TypeVar("P")
+SHORT = 4096  # bytes of a request whose text is encoded in a millisecond or two
 
 
 class Server:
@@ -133,6 +135,12 @@ async def body_of(request: Request, kind: type[schemas.B]) -> schemas.B:
     return schemas.read(kind, given)
 
 
+async def planned(request: Request, plan: Callable[..., P], *given: Any, **more: Any) -> P:
+    """The plan of a request. One that may take long is made in a thread; for others that would cost more than it saves."""
+    short = len(await request.body()) <= SHORT and not (isinstance(given[1], schemas.Chat) and given[1].has_grammar)
+    return plan(*given, **more) if short else await asyncio.to_thread(plan, *given, **more)
+
+
 def tasks_of(server: Server) -> fastapi.APIRouter:
     """What models are asked for."""
     r = fastapi.APIRouter()
@@ -141,7 +149,7 @@ def tasks_of(server: Server) -> fastapi.APIRouter:
     async def complete(request: Request) -> Response:
         body = await body_of(request, schemas.Completion)
         served, worker = server.of(body.model)
-        plan = await asyncio.to_thread(completions.plan, served, body, most=server.new_tokens)
+        plan = await planned(request, completions.plan, served, body, most=server.new_tokens)
         ticket = worker.submit(plan.asks) if plan.asks else None
         if ticket:
             server.timed(served, ticket)
@@ -155,7 +163,7 @@ def tasks_of(server: Server) -> fastapi.APIRouter:
     async def chat(request: Request) -> Response:
         body = await body_of(request, schemas.Chat)
         served, worker = server.of(body.model)
-        plan = await asyncio.to_thread(talk.plan, served, body, most=server.new_tokens)
+        plan = await planned(request, talk.plan, served, body, most=server.new_tokens)
         ticket = worker.submit([plan.ask])
         server.timed(served, ticket)
         if not body.stream:

@@ -224,11 +224,12 @@ async def parts(plan: Plan, worker: Worker, ticket: Ticket, usage: Usage) -> Asy
     async for piece in ticket:
         number = piece.ask * plan.n + piece.sample
         usage.written += len(piece.tokens)
-        if not piece.text and not piece.finish and plan.body.logprobs is None:
+        places = [] if plan.body.logprobs is None else written(piece.tokens)
+        if not piece.text and not piece.finish and not places:
             continue
         offset = offsets.get(number, 0)
         offsets[number] = offset + len(piece.text)
-        yield plan.body_of([plan.choice(number, piece.text, written(piece.tokens), piece.finish, offset)], None)
+        yield plan.body_of([plan.choice(number, piece.text, places, piece.finish, offset)], None)
     if with_usage:
         yield plan.body_of([], usage)
 

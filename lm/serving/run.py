@@ -28,6 +28,7 @@ class Listener(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             limit_concurrency=CONNECTIONS,
             timeout_keep_alive=KEPT,
             timeout_graceful_shutdown=5,
@@ -82,4 +83,5 @@ def serve(gate: Gate, workers: Iterable[Worker], listening: socket.socket, *, gr
         asyncio.get_running_loop().call_soon(ready)
         await listener.serve(sockets=[listening])
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=listener.config.get_loop_factory()) as runner:  # uvloop's, where it is installed
+        runner.run(run())

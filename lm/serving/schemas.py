@@ -168,6 +168,11 @@ class Chat(Drawn):
     tools: Annotated[list[Tool], Field(max_length=64)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
 
+    @property
+    def has_grammar(self) -> bool:
+        """Whether a grammar may have to be compiled for the answer."""
+        return bool(self.tools) or self.response_format is not None
+
 
 Texts = Text | Annotated[list[Text], Field(min_length=1, max_length=512)]
 

@@ -20,7 +20,7 @@ from lm.data.rows import blank, pack
 from lm.data.rows import stack as stacked
 from lm.errors import UserError
 from lm.evaluation import text_scores
-from lm.generation.engine import buckets
+from lm.generation.padding import buckets
 from lm.generation.samples import ask
 from lm.losses.chunked import chunked_map, over_logits
 from lm.losses.log_probs import forbid, log_softmax_at

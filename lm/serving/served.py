@@ -14,16 +14,19 @@ from lm import saved
 from lm.config import Weights
 from lm.data import chat
 from lm.errors import UserError
-from lm.generation.engine import Engine, buckets, whole
+from lm.generation.engine import Engine
+from lm.generation.padding import buckets, whole
 from lm.generation.samples import ask
+from lm.generation.text_engine import text_engine
 from lm.generation.vectors import Embedder, stack_of
 from lm.models import quantized
 from lm.models.positions import learned
 from lm.models.transformer import Transformer
-from lm.objectives import of_texts, reads_prefix, text_prompt, usual
+from lm.objectives import reads_prefix, text_prompt, usual
 from lm.objectives.mixture import first_part
 from lm.objectives.prompts import MASK
 from lm.serving import looks
+from lm.serving.overlapped import Overlapped
 from lm.serving.scoring import Scorer
 
 LENGTH = 1024  # tokens of a slot, if neither learned positions nor a run's rows say how many the model reads
@@ -119,14 +122,13 @@ class Served:
         own = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
         return tuple(dict.fromkeys((*own, *(self.chat.ends if self.chat else ()))))
 
-    def engine(self) -> Engine:
+    def engine(self) -> Overlapped:
         """A new engine."""
-        never = ~of_texts(self.tokenizer, self.config.vocab_size)
         sentinels = self.tokenizer.sentinel_ids if self.way and self.way.sentinels else ()
-        never[[*self.ends, *sentinels]] = False
         settings: dict[str, Any] = dict(slots=self.slots, length=self.length, source=self.source, top=self.top)
         prefix = self.architecture == "decoder" and reads_prefix(self.architecture, self.part)
-        return Engine(self.model, self.params, eos=self.ends, forbidden=never, prefix=prefix, **settings, **self._settings)
+        settings |= dict(ends=self.ends, may_write=sentinels, prefix=prefix)
+        return text_engine(Overlapped, self.model, self.params, self.tokenizer, **settings, **self._settings)
 
     @cached_property
     def embedder(self) -> Embedder:
@@ -176,7 +178,7 @@ class Served:
         """A prompt as this model reads it: token ids as they are, a text as its objective asks. With `suffix` the model is to
         write what stands between the two. UserError if it cannot."""
         if not self.continues or self.way is None:
-            raise UserError(f"the model {self.name!r} continues no text: take /v1/fill, /v1/score or /v1/embeddings")
+            raise UserError(f"the model {self.name!r} {self._why_not()}")
         if not isinstance(prompt, str):
             if self.source:
                 a = ask(self.architecture, self.tokenizer, self.objective, [""], new_tokens, seed)
@@ -198,6 +200,12 @@ class Served:
         assert a.decoder is not None
         tokens = a.decoder.tokens[0]
         return Reading(tokens, a.encoder.tokens[0] if a.encoder is not None else None, 0)
+
+    def _why_not(self) -> str:
+        """Why a model does not continue texts here, and what to do."""
+        if self.way and (self.way.fills or self.way.at_once or self.way.blocks):  # by `lm.generation.samples`
+            return "writes a text by a program that is compiled for its length: python -m lm.generate does that"
+        return "continues no text: take /v1/fill, /v1/score or /v1/embeddings"
 
     def in_order(self) -> Scorer:
         """The scorer, if the model reads prompts from left to right. UserError if their tokens have no probability."""

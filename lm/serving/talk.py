@@ -181,7 +181,8 @@ async def parts(plan: Plan, ticket: Ticket) -> AsyncIterator[dict[str, Any]]:
     async for piece in ticket:
         plan.usage.written += len(piece.tokens)
         text, places = held.pop(piece.sample, ("", []))
-        text, places = text + piece.text, places + completions.written(piece.tokens)
+        text += piece.text
+        places = places + completions.written(piece.tokens) if plan.body.logprobs else []
         if plan.calls and text and (BEGIN.startswith(text) or text.startswith(BEGIN)):
             if not piece.finish:
                 held[piece.sample] = text, places
@@ -191,7 +192,7 @@ async def parts(plan: Plan, ticket: Ticket) -> AsyncIterator[dict[str, Any]]:
                 yield chunk(piece.sample, delta, places, None)
                 yield chunk(piece.sample, {}, [], "tool_calls")
                 continue
-        if text or (places and plan.body.logprobs):
+        if text or places:
             yield chunk(piece.sample, {"content": text}, places, None)
         if piece.finish:
             yield chunk(piece.sample, {}, [], piece.finish)

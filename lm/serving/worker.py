@@ -7,8 +7,9 @@
     vectors = await worker.call(lambda: embedder(texts))
     worker.stop()
 
-Between two steps of the engine the thread begins and cancels requests and does one call. What it writes waits in the tickets:
-at most the tokens that were asked for, however slowly a client reads.
+Between two steps of the engine the thread begins and cancels requests and does one call. The texts of a step are decoded and
+handed out while the device computes the next one. What is written waits in the tickets: at most the tokens that were asked
+for, however slowly a client reads.
 """
 
 import asyncio
@@ -23,10 +24,11 @@ from queue import SimpleQueue
 from typing import Any
 
 from lm.errors import UserError
-from lm.generation.engine import Engine, Request, Written
+from lm.generation.engine import Request, Written
 from lm.generation.texts import Streamed
 from lm.serving import errors
 from lm.serving.errors import ApiError
+from lm.serving.overlapped import Overlapped
 
 log = logging.getLogger("lm.serve")
 
@@ -83,7 +85,7 @@ class _Live:
     number: int
     ask: Ask
     texts: dict[int, Streamed] = field(default_factory=dict)
-    open: int = 0  # samples that have not ended
+    ended: set[int] = field(default_factory=set)  # samples
 
     def add(self, sample: int, new: list[Written], tokenizer: Any, ends: frozenset[int]) -> Piece:
         """The piece that these tokens make; no token behind the one that completes a stop string is in it."""
@@ -105,7 +107,7 @@ class Worker:
     """`engine` makes an engine; None: the model writes nothing from left to right. `ends`: tokens that end a text. `capacity`:
     texts and calls that may be there at once, those that are being written included."""
 
-    def __init__(self, engine: Callable[[], Engine] | None, tokenizer: Any, ends: Sequence[int], *, capacity: int) -> None:
+    def __init__(self, engine: Callable[[], Overlapped] | None, tokenizer: Any, ends: Sequence[int], *, capacity: int) -> None:
         self._make, self.tokenizer, self.ends, self.capacity = engine, tokenizer, frozenset(ends), capacity
         self.engine = engine() if engine else None
         self.open = 0  # texts and calls, counted in the event loop
@@ -113,6 +115,8 @@ class Worker:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
         self._live: dict[int, _Live] = {}  # by the id of the request, which the entry keeps alive
+        self._written: list[Written] = []  # in the last step, and not told yet
+        self._cut: list[tuple[Request, int | None]] = []  # samples that are still being written, and for nobody
         self._news: list[tuple[Ticket, Piece | ApiError]] = []
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="lm.serve worker", daemon=True)
@@ -231,12 +235,17 @@ class Worker:
                 self._inbox.get()()
             else:
                 if self._calls:
+                    self._tell()
                     self._calls.popleft()()
                 if self._live:
                     self._step()
-            if self._news:
-                self._loop.call_soon_threadsafe(self._hand_out, self._news)
-                self._news = []
+            self._free()
+            self._send()
+
+    def _send(self) -> None:
+        if self._news:
+            self._loop.call_soon_threadsafe(self._hand_out, self._news)
+            self._news = []
 
     def _begin(self, ticket: Ticket) -> None:
         assert self.engine is not None
@@ -246,35 +255,50 @@ class Worker:
             except Exception as error:
                 self._fail(ticket, error)
                 return
-            self._live[id(ask.request)] = _Live(ticket, number, ask, open=ask.request.samples)
+            self._live[id(ask.request)] = _Live(ticket, number, ask)
 
     def _step(self) -> None:
         assert self.engine is not None
+        if not (self.engine.busy or self.engine.waiting):  # nothing follows the tokens of the last step
+            self._tell()
+            return
         try:
-            written = self.engine.step()
+            self._written = self.engine.step(self._tell)
         except Exception as error:
             log.exception("the engine failed; a new one takes its place")
             for ticket in {id(live.ticket): live.ticket for live in self._live.values()}.values():
                 self._news.append((ticket, errors.of(error)))
             self._live.clear()
+            self._written, self._cut = [], []
             assert self._make is not None
             self.engine = self._make()
-            return
+
+    def _tell(self) -> None:
+        """Makes pieces of the tokens of the last step, and hands them out."""
+        written, self._written = self._written, []
         for (key, sample), some in itertools.groupby(sorted(written, key=_of), key=_of):
-            live = self._live.get(key)
-            if live is None:  # its ticket failed at another text of this step
+            live, new = self._live.get(key), list(some)
+            if live is None or sample in live.ended:  # its ticket is closed, or it was written on behind a stop string
                 continue
             try:
-                piece = live.add(sample, list(some), self.tokenizer, self.ends)
+                piece = live.add(sample, new, self.tokenizer, self.ends)
             except Exception as error:
                 self._fail(live.ticket, error)
                 continue
             if piece.finish is not None:
-                self.engine.cancel(live.ask.request, sample)  # it may go on behind a stop string
-                live.open -= 1
-                if not live.open:
+                live.ended.add(sample)
+                self._cut += [] if new[-1].last else [(live.ask.request, sample)]
+                if len(live.ended) == live.ask.request.samples:
                     del self._live[key]
             self._news.append((live.ticket, piece))
+        self._send()
+
+    def _free(self) -> None:
+        """Frees the slots of samples that nobody waits for."""
+        for request, sample in self._cut:
+            assert self.engine is not None
+            self.engine.cancel(request, sample)
+        self._cut = []
 
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         if not isinstance(error, UserError | ApiError):
@@ -283,10 +307,9 @@ class Worker:
         self._news.append((ticket, errors.of(error)))
 
     def _forget(self, ticket: Ticket) -> None:
-        assert self.engine is not None
         for ask in ticket.asks:
             if self._live.pop(id(ask.request), None) is not None:
-                self.engine.cancel(ask.request)
+                self._cut.append((ask.request, None))
 
 
 def _of(written: Written) -> tuple[int, int]:

@@ -1,4 +1,5 @@
-"""Answers in conversations, by a saved model and one engine that is kept, so that later turns compile nothing new.
+"""Answers in conversations, by a saved model and one engine that is kept: a later turn reads only what is new in it, if the
+model's cache allows that (`lm.generation.engine.Engine`, `reuse`).
 
 talker = Talker(saved.open(folder), length=None)
 answer = talker.answer([{"role": "user", "content": "Hello"}], Sampling(), new_tokens=64, stream=print)
@@ -16,11 +17,12 @@ from lm.config import Sampling, Weights
 from lm.data import chat
 from lm.errors import UserError
 from lm.generation.engine import Engine, Request
+from lm.generation.text_engine import text_engine
 from lm.generation.texts import Streamed
 from lm.models import quantized
 from lm.models.positions import learned
 from lm.models.transformer import Transformer
-from lm.objectives import of_texts
+from lm.objectives import decoder_start
 from lm.saved import Saved
 
 LENGTH = 2048  # tokens of a conversation if the model reads as many: more take more memory, and more time for each token
@@ -57,11 +59,10 @@ class Talker:
         model = Transformer(source.model)
         self.whole = source.model.encoder is not None  # the encoder reads the conversation
         params = quantized.weights(model, source.params(device=jax.local_devices()[0]), weights)
-        never = ~of_texts(self.tokenizer, source.model.vocab_size)
-        never[list(self.chat.ends)] = False
         recipe = getattr(source.run, "recipe", None)
-        settings: dict[str, Any] = dict(eos=self.chat.ends, forbidden=never, prefix=bool(getattr(recipe, "prefix", None)))
-        self.engine = Engine(model, params, slots=1, length=self.length, source=self.length if self.whole else 0, **settings)
+        room: dict[str, Any] = dict(slots=1, length=self.length, source=self.length if self.whole else 0)
+        settings: dict[str, Any] = dict(ends=self.chat.ends, prefix=bool(getattr(recipe, "prefix", None)), reuse=True)
+        self.engine = text_engine(Engine, model, params, self.tokenizer, **room, **settings)
         self._before = [i for i in (self.tokenizer.bos_id,) if i is not None]  # of a conversation trained on here
 
     @property
@@ -122,8 +123,8 @@ class Talker:
             )
         if not self.whole:
             return Request(ids, new_tokens, sampling)
-        start = self._before or [self.tokenizer.require("pad")]  # as `lm.data.examples.ExampleBuilder.turn_example` has them
-        return Request(np.array(start, np.int32), min(new_tokens, self.length - 1), sampling, ids[len(self._before) :])
+        start = np.array([decoder_start(self.tokenizer)], np.int32)  # as in `lm.data.examples.ExampleBuilder.turn_example`
+        return Request(start, min(new_tokens, self.length - 1), sampling, ids[len(self._before) :])
 
 
 class _Begun:

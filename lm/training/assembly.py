@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from lm import config, optim, paths, sharding
 from lm.errors import UserError
 from lm.objectives import Lengths
+from lm.training.adapted import adapted
 from lm.training.recipe import Computation, Parts, Recipe, abstract_batch
 from lm.training.step import make_step, plan_state
 from lm.training.task import Task
@@ -46,7 +47,7 @@ def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
     sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)
     if run.evaluate.batch_size is not None:
         sharding.check_batch(run.evaluate.batch_size, 1, mesh, name="evaluate.batch_size")
-    task, platform = recipe.task(run), mesh.devices.flat[0].platform
+    task, platform = adapted(recipe.task(run), run), mesh.devices.flat[0].platform
     recipe.check(run, task, mesh)
     for path, model in task.models.items():
         if model.kernel == "splash" and platform != "tpu":
@@ -70,7 +71,7 @@ def check_memory(state: int, devices: list[Any]) -> None:
 
 def computation(run: config.Run, task: Task, mesh: Mesh, lengths: Lengths, row: Any) -> Computation:
     """Makes everything that needs no data, from a blank row. Puts nothing on the mesh's devices."""
-    tx, schedule = optim.make(run.optimizer, run.train.steps)
+    tx, schedule = optim.make(run.optimizer, run.train.steps, updates=task.updates.count if task.updates else 1)
     shapes = abstract_batch(row, run.train.batch_size)
     batch = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # Outside of `sharding.use`: Optax creates a few concrete numbers, which would be put on the mesh.
@@ -79,7 +80,8 @@ def computation(run: config.Run, task: Task, mesh: Mesh, lengths: Lengths, row: 
     if task.frozen is not None:
         init_frozen = task.frozen.init
         frozen = abstract_params(lambda key: init_frozen(key, batch()), mesh)
-    step = make_step(task.loss, tx, plan, optimizer=run.optimizer, train=run.train, asked=task.asked)
+    settings: dict[str, Any] = dict(optimizer=run.optimizer, train=run.train, asked=task.asked, updates=task.updates)
+    step = make_step(task.loss, tx, plan, **settings)
     return Computation(run, mesh, task, lengths, row, plan, step, schedule, frozen)
 
 

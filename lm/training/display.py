@@ -61,4 +61,7 @@ def parameter_table(made: Computation, depth: int = 3) -> str:
         counts[name] = counts.get(name, 0) + leaf.size
     total = sum(counts.values())
     lines = [f"{n:>14,}  {name}" for name, n in counts.items()]
+    if made.frozen is not None:
+        held = sum(leaf.size for leaf in jax.tree.leaves(made.frozen))
+        lines.append(f"{held:>14,}  frozen, beside them")
     return "\n".join([*lines, f"{total:>14,}  parameters", f"{made.flops_per_step:>14.3e}  model FLOPs a step"])

@@ -39,14 +39,18 @@ def of_a_row(task: Task, rows: Any, count: int = SAMPLE, *, first: int | None = 
     these are the first ones, or where rows change in the course of the training, rows spread over it."""
     changing = first is None and getattr(rows, "total", 0) > 0 and rows.objective.paced
     index = np.linspace(0, rows.total - 1, count).astype(np.int64) if changing else (first or 0) + np.arange(count)
-    example = rows.rows(index)
+    batch = rows.rows(index)
     # A pass whose number of positions is None has logits at all positions, also where the example asks only about some.
-    passes = [(m, p is None and example.where is not None) for m, p in task.passes(rows.lengths)]
-    costs = [flops.of_rows(m, example, everywhere=everywhere) for m, everywhere in passes]
+    # Of a batch of several Examples each pass reads one.
+    lora = None if task.adapter is None else task.adapter.lora
+    each = getattr(batch, "examples", (batch,))
+    of_one = lambda m, p, e: flops.of_rows(m, e, everywhere=p is None and e.where is not None, lora=lora)
+    cost = lambda m, p: sum((of_one(m, p, e) for e in each), flops.Flops())
+    trained = sum(cost(m, p).train for m, p in task.passes(rows.lengths))
     return Ledger(
-        flops=sum(cost.train for cost in costs) / count,
-        seen=int(example.tokens_read()) / count,
-        loss_tokens=int(task.asked(example)) / count,
+        flops=(trained + sum(cost(m, p).forward for m, p in task.reads(rows.lengths))) / count / len(each),
+        seen=int(batch.tokens_read()) / count,
+        loss_tokens=int(task.asked(batch)) / count,
         raw_bytes=rows.bytes_a_row,
     )
 

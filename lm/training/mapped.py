@@ -1,21 +1,90 @@
-"""Parameters of a model from those of another architecture, stack by stack (`train.init_map`)."""
+"""Parameters of a model from those of another architecture, stack by stack (`train.init_map`), or of one with more layers
+(`train.init_layers`)."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
+from lm import config
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
 from lm.saved import Saved
 
 Path = tuple[str, ...]
+Layers = Mapping[Any, tuple[int, ...]]  # by stack
 
 
-def params(saved: Saved, target: Any, first: Any, stacks: Mapping[Any, str], fresh: Collection[str] = ()) -> dict[str, Any]:
+def thinned_model(model: config.Model, layers: Layers) -> config.Model:
+    """The model with these layers of its stacks alone. UserError if it lacks one, or if a layer would be of another kind."""
+    for name, taken in layers.items():
+        stack: config.Stack | None = getattr(model, name)
+        if stack is None:
+            raise UserError(
+                f"train.init_layers has layers of an {name}, and the model in train.init_from has none: leave it out"
+            )
+        if not taken or max(taken) >= stack.num_layers:
+            raise UserError(
+                f"train.init_layers={{{name!r}: {taken}}}: the {name} in train.init_from has layers 0 to "
+                f"{stack.num_layers - 1}; give some of these"
+            )
+        thin, letters = replace(stack, num_layers=len(taken)), stack.letters()
+        if [letters[layer] for layer in taken] != list(thin.letters()):
+            raise UserError(
+                f"train.init_layers={{{name!r}: {taken}}}: layers repeat the kinds {stack.pattern!r}, and these would not: "
+                "take them in that order"
+            )
+        model = replace(model, **{name: thin})
+    return model
+
+
+@dataclass(frozen=True)
+class Thinned:
+    """A saved model of which only some layers are read: `folder`, `model` and `params` are as those of `Saved`."""
+
+    saved: Saved
+    layers: Layers
+
+    @property
+    def folder(self) -> epath.Path:
+        return self.saved.folder
+
+    @property
+    def model(self) -> config.Model:
+        return thinned_model(self.saved.model, self.layers)
+
+    def params(self, target: Any) -> dict[str, Any]:
+        """The parameters in the dtypes and shardings of `target`, whose names are those of `model`."""
+        whole = flatten_dict(self.saved.params())  # NumPy arrays
+
+        def placed(path: Path, x: Any) -> jax.Array:
+            found = self._taken(whole, path).astype(x.dtype)
+            return jax.make_array_from_callback(found.shape, x.sharding, lambda index: found[index])
+
+        return unflatten_dict({path: placed(path, x) for path, x in flatten_dict(target).items()})
+
+    def _taken(self, whole: dict[Path, Any], path: Path) -> Any:
+        """The array at `path` of the thinned model, as a NumPy array."""
+        taken = self.layers.get(path[0])
+        if taken is None or not path[1].startswith("group"):
+            return whole[path]
+        stack: Any = getattr(self.saved.model, path[0])
+        size, block = len(stack.pattern), int(path[2].removeprefix("block_"))
+        if not stack.scan:
+            group, block = divmod(taken[int(path[1].removeprefix("group_")) * size + block], size)
+            return whole[(path[0], f"group_{group}", f"block_{block}", *path[3:])]
+        return np.stack([whole[(*path[:2], f"block_{n % size}", *path[3:])][n // size] for n in taken[block::size]])
+
+
+def params(
+    saved: Saved | Thinned, target: Any, first: Any, stacks: Mapping[Any, str], fresh: Collection[str] = ()
+) -> dict[str, Any]:
     """The parameters that `target` describes (abstract arrays with shardings): those of the saved model, where the stack `new`
     has those of the saved stack `stacks[new]`, and where that lacks one, as in `first`. Below the top-level names `fresh`, such
     as a new head, all are as in `first`.
@@ -63,7 +132,9 @@ def saved_path(path: Path, stacks: Mapping[Any, str]) -> Path:
     return stacks.get(path[0], path[0]), *path[1:]
 
 
-def _all(saved: Saved, wanted: dict[Path, Any], uses: dict[Path, Path], known: dict[Path, Any]) -> dict[Path, jax.Array]:
+def _all(
+    saved: Saved | Thinned, wanted: dict[Path, Any], uses: dict[Path, Path], known: dict[Path, Any]
+) -> dict[Path, jax.Array]:
     """All parameters of the saved model, those that are used with dtype and sharding of their use."""
     mesh = next(iter(wanted.values())).sharding.mesh
     whole = NamedSharding(mesh, PartitionSpec())

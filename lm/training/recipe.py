@@ -12,6 +12,7 @@ from lm import config, flops, sharding
 from lm.data.corpus.prepare import Prepared, prepare
 from lm.data.loader import Position
 from lm.data.rows import blank
+from lm.data.tokenizer import Tokenizer
 from lm.objectives import Lengths
 from lm.training.loop import Source, prefetched
 from lm.training.step import StatePlan
@@ -36,8 +37,10 @@ class Computation:
     def flops_per_step(self) -> float:
         """Model FLOPs, forward and backward, of rows without padding."""
         lengths: dict[str, Any] = {name: getattr(self.lengths, name) for name in ("encoder", "decoder", "blocks")}
-        passes = self.task.passes(self.lengths)
-        return sum(flops.count(m, batch=self.run.train.batch_size, predicted=p, **lengths).train for m, p in passes)
+        lora = None if self.task.adapter is None else self.task.adapter.lora
+        count = lambda m, p: flops.count(m, batch=self.run.train.batch_size, predicted=p, lora=lora, **lengths)
+        trained = sum(count(m, p).train for m, p in self.task.passes(self.lengths))
+        return trained + sum(count(m, p).forward for m, p in self.task.reads(self.lengths))
 
     @property
     def batch(self) -> Any:
@@ -67,6 +70,7 @@ class Recipe:
     """The base class of recipes, which override `check`, `task`, `rows`, and other methods as needed. One object serves one
     run; attributes that `complete` sets must not change afterwards."""
 
+    tokenizer: Tokenizer | None = None  # that the data is read with; None: as `run.data` says
     why_left_out = "documents too short for the objective, ends that do not fit"  # why some text is in no row
 
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
@@ -83,7 +87,7 @@ class Recipe:
 
     def data(self, run: config.Run, *, progress: bool) -> Prepared:
         """The prepared data, with its tokenizer. Raises UserError if the run does not fit it."""
-        return prepare(run.data, progress=progress)
+        return prepare(run.data, tokenizer=self.tokenizer, progress=progress)
 
     def rows(self, run: config.Run, data: Prepared) -> dict[str, Any]:
         """Rows by split (`lm.data.rows.Rows` or a class with the same methods): "train", and "holdout" if anything was held

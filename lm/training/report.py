@@ -28,6 +28,13 @@ COLOURS = {
     "down": "#e59a90",
 }
 
+# Panels of runs that learn from rewards of what they write.
+REWARDED = (
+    (("reward", "heldout/reward"), "linear"),
+    (("kl", "entropy", "clipped", "truncated"), "linear"),
+    (("length",), "linear"),
+    (("mismatch", "mismatch_max"), "log"),
+)
 ACCURACIES = ("heldout/accuracy", "heldout/exact", "heldout/f1")  # of models that label or answer
 
 
@@ -44,7 +51,7 @@ def write_report(rundir: RunDir, summary: dict[str, Any]) -> Path:
         _goodput(summary["goodput"]),
         f"<h2>Samples at step {last}</h2>" if samples else "",
         *(
-            f"<pre><b>{html.escape(s['prompt'])}</b> &rarr; {html.escape(s['text'])}</pre>"
+            f"<pre><b>{html.escape(s['prompt'])}</b> &rarr; {html.escape(s['text'])}{_reward(s)}</pre>"
             for s in samples
             if s["step"] == last
         ),
@@ -59,6 +66,10 @@ def write_report(rundir: RunDir, summary: dict[str, Any]) -> Path:
     # Text from other programs may contain lone surrogates, which UTF-8 cannot encode.
     atomic.write_bytes(path, (page + "\n".join(pieces)).encode(errors="backslashreplace"))
     return path
+
+
+def _reward(sample: dict[str, Any]) -> str:
+    return f"   <i>reward {sample['reward']:.3g}</i>" if "reward" in sample else ""
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, Any]:
@@ -103,14 +114,16 @@ def _curves(rows: list[dict[str, Any]], summary: dict[str, Any]) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
     judged = ("heldout/bits_per_byte",) if any("heldout/bits_per_byte" in r for r in rows) else ACCURACIES
-    for axis, names, scale in (
-        (axes[0, 0], ("loss", "heldout/loss", "heldout/nll"), "linear"),
-        (axes[0, 1], judged, "linear"),
-        (axes[1, 0], ("grad_norm", "learning_rate"), "log"),
-        (axes[1, 1], ("tokens_per_second",), "linear"),
-    ):
+    panels: list[tuple[tuple[str, ...], str]] = [
+        (("loss", "heldout/loss", "heldout/nll"), "linear"),
+        (judged, "linear"),
+        (("grad_norm", "learning_rate"), "log"),
+        (("tokens_per_second",), "linear"),
+        *(REWARDED if any("mismatch" in r for r in rows) else ()),
+    ]
+    figure, axes = pyplot.subplots(len(panels) // 2, 2, figsize=(11, 1.75 * len(panels)), layout="constrained")
+    for axis, (names, scale) in zip(axes.flat, panels, strict=True):
         for name in names:
             points = [(r["step"], r[name]) for r in rows if isinstance(r.get(name), (int, float))]
             if points:

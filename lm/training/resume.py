@@ -13,7 +13,7 @@ from lm.data.corpus.prepare import Prepared
 from lm.data.loader import Position
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
-from lm.training import mapped
+from lm.training import adapted, mapped
 from lm.training.loop import Clock
 from lm.training.recipe import Parts
 from lm.training.step import StatePlan, finite, first_average
@@ -24,7 +24,7 @@ FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may cha
 # Fields of a model that may change: they affect no parameter's shape.
 LOOSE = ("scan", "remat", "dtype", "dropout", "token_dropout", "kernel")
 # Folders that may have moved: their contents are in the checkpoint, or compared by fingerprint.
-FOLDERS = ("data.cache", "train.init_from")
+FOLDERS = ("data.cache", "train.init_from", "recipe.teacher")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,12 @@ def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, task: Ta
             f"train.init_from={folder} was trained with another tokenizer: take its data.tokenizer settings over the same "
             "sources, or give its tokenizer (a converted model's is in hf/) as data.tokenizer.path"
         )
-    if run.train.init_map:
-        params = mapped.params(pretrained, plan.targets().params, state.params, run.train.init_map, task.fresh)
+    if task.adapter is not None:
+        params = state.params | adapted.begun(pretrained, plan.targets().params, task)
+        return replace(state, params=params, ema=None if state.ema is None else first_average(params))
+    if run.train.init_map or run.train.init_layers:
+        source = mapped.Thinned(pretrained, run.train.init_layers) if run.train.init_layers else pretrained
+        params = mapped.params(source, plan.targets().params, state.params, run.train.init_map, task.fresh)
     else:
         first = lambda names: {name: state.params[name] for name in names}
         params = pretrained.params(plan.targets().params, fresh=first(task.fresh), beside=first(task.beside))
@@ -121,7 +125,7 @@ def step_to_go_on_from(run: config.Run, data: Prepared, checkpoints: Checkpoints
             f"{checkpoints.directory.parent} holds a run with recipe.kind={kind}, and the config has {wanted}: give another "
             "--workdir, and this one as train.init_from"
         )
-    fixed = [k for k in changed if k.startswith("model.") and k.split(".")[-1] not in LOOSE]
+    fixed = [k for k in changed if k.startswith(("model.", "adapter")) and k.split(".")[-1] not in LOOSE]
     shown = {k: changed[k] for k in [*fixed, *changed]}  # what cannot change is named first
     lines = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(shown.items())[:6])
     if fixed:

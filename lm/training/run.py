@@ -11,7 +11,7 @@ from lm.checkpoint import Checkpoints
 from lm.config import resolve
 from lm.data.loader import Position
 from lm.errors import add_also
-from lm.training import hooks, loop, resume
+from lm.training import adapted, hooks, loop, resume
 from lm.training.assembly import assemble, bytes_a_device
 from lm.training.display import Display, parameter_table
 from lm.training.goodput import account
@@ -53,7 +53,7 @@ def _train(
     clock = Clock()
     goodput = hooks.Goodput(run, rundir, clock)
     with clock("prepare"):
-        run = recipe.complete(run, rundir.home)
+        run = adapted.complete(recipe.complete(run, rundir.home), recipe, rundir.home)
         parts = assemble(run, recipe, progress=not quiet)
     checkpoints = Checkpoints(rundir.home, run.checkpoint, run, parts.data.tokenizer.proto, parts.data.fingerprint)
     start = resume.begin(parts, checkpoints, clock, allow_changes=allow_changes)
@@ -66,8 +66,9 @@ def _train(
 
     writer = _tensorboard(rundir, run)
     log = hooks.Log(run, rundir, display, clock, parts.schedule, parts.flops_per_step, writer, start.pending)
-    sample = lambda params: recipe.samples(parts, params, start.frozen)
-    evaluate = hooks.Evaluate(run, recipe.evaluators(parts, start.frozen), sample, log)
+    view = adapted.View(parts, start.frozen)
+    sample = lambda params: recipe.samples(view.parts, view.params(params), view.frozen)
+    evaluate = hooks.Evaluate(run, [view.evaluator(e) for e in recipe.evaluators(view.parts, view.frozen)], sample, log)
     save = hooks.Save(run, checkpoints, evaluate, clock, start.position.after)
     tracing, stop = hooks.Profile(rundir, clock, profile), hooks.StopOnSignal(save)
     goodput.now(at=start.step)
@@ -166,11 +167,12 @@ def _summary(
 def dry_run(run: config.Run, recipe: Recipe) -> str:
     """Returns text with the complete config, parameters, FLOPs and memory of a run, from its compiled step. Trains nothing, and
     writes only the data cache."""
-    run = recipe.complete(run, None)
+    run = adapted.complete(recipe.complete(run, None), recipe, None)
     parts = assemble(run, recipe)
     memory = parts.lower().compile().memory_analysis()
     report = {
         "state, bytes a device": bytes_a_device((parts.plan.targets(), parts.frozen)),
+        **({} if parts.frozen is None else {"of it frozen, and in no checkpoint": bytes_a_device(parts.frozen)}),
         "temporaries, bytes a device (XLA)": memory.temp_size_in_bytes,
         "batch, bytes a device": bytes_a_device(parts.batch),
     }

@@ -5,7 +5,7 @@ and average, and counts itself as skipped.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import methodcaller
 from typing import Any
@@ -23,6 +23,15 @@ from lm.types import TrainState, WeightedMean
 Loss = Callable[..., tuple[WeightedMean, dict[str, WeightedMean]]]
 Metrics = dict[str, jax.Array]
 STEP_METRICS = ("loss", "grad_norm", "skipped", "skipped_in_a_row", "seen")  # of every step, whatever its task
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Several updates in one step: `batches(params, frozen, batch, key)`, with the parameters before the step, returns what
+    each of them reads, arrays [count, ...]."""
+
+    count: int
+    batches: Callable[[Any, Any, Any, jax.Array], Any]
 
 
 @dataclass(frozen=True)
@@ -100,25 +109,27 @@ def make_step(
     optimizer: config.Optimizer,
     train: config.Train,
     asked: Callable[[Any], jax.Array] = methodcaller("tokens_asked"),
+    updates: Updates | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
     """Returns the jitted step `(state, frozen, batch) -> (state, metrics)`, which donates the state and nothing else.
 
     Metrics are arrays on the device: STEP_METRICS, scalars except for `seen` uint32 [2, 2], and each mean that the loss returns
-    beside itself. `asked(batch)` counts the tokens with loss.
+    beside itself. `asked(batch)` counts the tokens with loss. With `updates` a step takes several, and its metrics are means
+    over them; skipped ones are counted one by one.
     """
     gradient = _gradient(loss, plan)
     if train.microbatches > 1:
         gradient = _accumulated(gradient, train.microbatches)
 
-    def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
         key = jax.random.fold_in(jax.random.key(train.seed), state.step)
         grads, (mean, more) = gradient(state.params, frozen, batch, key)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32) / jnp.maximum(mean.weight, 1.0), grads)
         norm = optax.tree.norm(grads)
         factor = 1.0 if optimizer.clip is None else jnp.minimum(1.0, optimizer.clip / (norm + 1e-9))
         grads = jax.tree.map(lambda g: g * factor, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        change, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, change)
         ema = None if state.ema is None else jax.tree.map(partial(_averaged, optimizer.ema or 0.0), state.ema, params)
 
         old, new = (state.params, state.opt_state, state.ema), (params, opt_state, ema)
@@ -128,6 +139,12 @@ def make_step(
         bad = jnp.int32(~good)
         seen = _count(state.seen, jnp.stack([batch.tokens_read(), asked(batch)]))
         state = TrainState(state.step + 1, *kept, state.skipped + bad, (state.skipped_in_a_row + 1) * bad, seen)
+        return state, (norm, mean, more)
+
+    several = update if updates is None else _several(update, updates, plan, train.seed)
+
+    def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        state, (norm, mean, more) = several(state, frozen, batch)
         metrics = {
             "loss": mean.total / jnp.maximum(mean.weight, 1.0),
             "grad_norm": norm,
@@ -140,6 +157,28 @@ def make_step(
         return state, metrics | {name: mean.mean for name, mean in more.items()}
 
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, None))
+
+
+def _several(
+    update: Callable[[TrainState, Any, Any], tuple[TrainState, Any]], updates: Updates, plan: StatePlan, seed: int
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
+    """Returns `update` taken on each of the batches that `updates` makes of one, as a single step. While they are taken, the
+    state's `step` counts updates, so that each has a key of its own."""
+
+    def taken(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        parts = updates.batches(state.params, frozen, batch, key)
+
+        def one(state: TrainState, part: Any) -> tuple[TrainState, Any]:
+            state, found = update(state, frozen, part)
+            return jax.lax.with_sharding_constraint(state, plan.shardings), found
+
+        begun = replace(state, step=state.step * updates.count)
+        after, (norm, mean, more) = jax.lax.scan(one, begun, parts)
+        summed = jax.tree.map(lambda x: jnp.sum(x, axis=0), (mean, more))
+        return replace(after, step=state.step + 1), (jnp.mean(norm), *summed)
+
+    return taken
 
 
 def _gradient(loss: Loss, plan: StatePlan) -> Callable[..., tuple[Any, Any]]:

@@ -10,7 +10,7 @@ import jax
 from lm import config
 from lm.models.transformer import Transformer
 from lm.objectives import Lengths
-from lm.training.step import Loss
+from lm.training.step import Loss, Updates
 from lm.types import WeightedMean
 
 Init = Callable[[jax.Array, Any], Any]  # (key, batch) -> arrays that carry logical axis names
@@ -26,6 +26,15 @@ class Frozen:
 
     init: Init
     load: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What stands between a task with adapters (`lm.training.adapted`) and the task itself."""
+
+    lora: config.Lora
+    inner: "Task"
+    plain: Callable[[Any, Any], Any]  # (params, frozen) -> the inner task's parameters, as arrays
 
 
 @dataclass(frozen=True)
@@ -48,3 +57,7 @@ class Task:
     beside: tuple[str, ...] = ()  # those beside "model" that do where train.init_from has a single model
     nats: bool = True  # the loss is in nats a token
     asked: Callable[[Any], Any] = methodcaller("tokens_asked")  # batch -> uint32 []: tokens with loss
+    # As `passes`, of models that are only read: a teacher's pass has no backward one.
+    reads: Callable[[Lengths], list[tuple[config.Model, int | None]]] = lambda lengths: []
+    updates: Updates | None = None  # that a step takes; None: one, on the batch itself
+    adapter: Adapter | None = None

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from lm.ask import main
+from tests.e2e.running import Running
 
 TEXT = "\ufeff" + "".join(f"Line {i}: the number of boat {i} is {i * 37}.\r\n" for i in range(40))
 READ = TEXT.removeprefix("\ufeff")
@@ -60,6 +61,13 @@ def server():
     made.server_close()
 
 
+@pytest.fixture(scope="module")
+def ours(talks):
+    running = Running(talks / "decoder.causal")
+    yield running
+    running.stop()
+
+
 def test_a_server_answers_and_the_source_is_where_it_says(ask, server):
     words = [f"--server={server}", "--model=m", "--window=200", "--overlap=50", "--question=What number has boat 7?"]
     code, out, err = ask(*words, "--jsonl")
@@ -74,6 +82,22 @@ def test_a_server_answers_and_the_source_is_where_it_says(ask, server):
     at = READ.index("Line 7:")
     assert code == 0 and f"[1] line 8, characters {at}-{at + 36}\n      {READ[at : at + 36]}\n" in out
     assert out.count("number of boat 7") == 1 and len(found["parts"]) > 1  # windows that overlap quote the same sentence
+
+
+def test_our_own_server_answers_as_the_model_does(ask, talks, ours):
+    """The same answers and sources with --server as with --from, by /v1/chat/completions and /v1/embeddings."""
+    folder = talks / "decoder.causal"
+    words = ["--window=50", "--overlap=10", "--new_tokens=4", "--map_prompt={text}", "--reduce_prompt={answers}", "--jsonl"]
+    words += ["--question=boat", "--question=line", "--top=2"]
+    code, out, err = ask(f"--server={ours.url}/v1", *words)
+    assert code == 0, err
+    wanted = [json.loads(line) for line in ask(f"--from={folder}", *words)[1].splitlines()]
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == 2
+    for one, other in zip(found, wanted, strict=True):
+        for a, b in zip(one["parts"], other["parts"], strict=True):
+            assert a.pop("similarity") == pytest.approx(b.pop("similarity"), abs=1e-4)
+        assert one == other and one["parts"]
 
 
 def test_a_run_answers_from_the_parts_that_its_own_vectors_choose(ask, talks):

@@ -64,6 +64,22 @@ def test_later_turns_read_the_earlier_ones_and_compile_nothing(session, talker):
     assert alone.used < session.used
 
 
+def test_later_turns_read_only_what_is_new(talks):
+    """And say the same as if all was read again."""
+    heard, read = [], []
+    for reuse in (False, True):
+        talker = Talker(saved.open(talks / "decoder.causal"), length=None)
+        talker.engine._reuse &= reuse
+        session = Session(talker, Sampling(temperature=0), 6, print)
+        for line in ("abc de fa", "b", "cc"):
+            session.turn(line, lambda text: None, lambda: False)
+        heard.append([turn["content"] for turn in session.turns])
+        read.append(talker.engine.prefilled)
+        counts = [talker.count(session.messages[:n]) for n in (1, 3, 5)]
+    assert heard[0] == heard[1] and read[0] == sum(counts)
+    assert read[1] <= counts[-1] < read[0]  # nor is anything read that it said itself
+
+
 def test_what_a_model_is_told_and_asked_again(session, talker, tmp_path):
     with pytest.raises(UserError, match="no turn to answer again"):
         session.ask("/retry")

@@ -164,3 +164,14 @@ def test_code_is_run_only_if_that_is_said(runs, own, tmp_path, capsys):
     assert main([*words, "--tasks=own_code", "--run_code", "--new_tokens=4"]) == 0
     found = json.loads((tmp_path / "a.json").read_text())
     assert [sample["pass_at_1"] for sample in found["samples"]["own_code"]] == [1.0, 0.0]
+    text = (TASKS / "human_eval_20.yaml").read_text().replace("repeats: 20", "repeats: 10").replace("k: 20", "k: 10")
+    for old, new in changed.items():
+        text = text.replace(old, new)
+    (own / "code_20.yaml").write_text(text)
+    assert main([*words, "--tasks=own_code_20", "--run_code", "--new_tokens=4"]) == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    some = found["samples"]["own_code_20"]
+    assert [sample["pass_at_10"] for sample in some] == [1.0, 0.0] and 0.1 <= some[0]["pass_at_1"] <= some[0]["pass_at_5"] <= 1
+    assert found["tasks"]["own_code_20"]["metrics"]["pass_at_10"]["value"] == 0.5
+    written = [set(sample["filtered_resps"][0]) for sample in some]
+    assert all(len(texts) > 3 for texts in written)  # the samples differ

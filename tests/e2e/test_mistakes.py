@@ -5,18 +5,18 @@ import json
 import re
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 
 from lm import checkpoint, recipes, saved
-from lm.config import resolve
+from lm.config import Sampling, resolve
 from lm.data.chat import Turns
 from lm.evaluate import main
 from lm.evaluation import memorisation, mistakes, unanswerable
 from lm.evaluation.bias_pairs import pairs
-from lm.generation.decoding import generate, left_padded
+from lm.generation.engine import Engine, Request
 from lm.objectives import of_texts
+from tests.engines import greedy
 
 ALL = "--kinds=memorisation,calibration,bias,unanswerable"
 CONFIG = """
@@ -134,13 +134,11 @@ def test_extraction_is_what_greedy_decoding_writes(by_heart):
     hits = {}
     for split in ("train", "holdout"):
         places = memorisation._places(e, split, 12, 8)
-        stream = left_padded([place.left for place in places])
-        written = generate(
-            e.model, e.params, stream, jax.random.key(0), new_tokens=12, temperature=0.0, eos_id=e.tokenizer.eos_id
-        )
+        requests = [Request(place.left, 12, Sampling(temperature=0.0)) for place in places]
+        written = Engine(e.model, e.params, slots=16, length=48, eos=[e.tokenizer.eos_id]).write(requests)
         hits[split] = memorisation._exact(e, places, 8)
         assert hits[split].tolist() == [
-            a.tolist() == p.target.tolist() for a, p in zip(np.asarray(written), places, strict=True)
+            [w.token for w in a] == p.target.tolist() for (a,), p in zip(written, places, strict=True)
         ]
     assert hits["train"].mean() > 0.5 and not hits["train"].all() and not hits["holdout"].any()
 
@@ -261,10 +259,10 @@ def test_refusals_are_counted_in_what_a_chat_model_answers(by_heart, monkeypatch
     rows = {row.measure: row.found for row in finding.rows}
     assert rows["refusals in chat: made-up"].value == np.mean([bool(answer) for answer in said["made up"]])
     asked = [e.chat.ids(unanswerable.refusals._said(b)) for b in unanswerable.ask(e)["told"][:3]]
-    settings = dict(new_tokens=unanswerable.refusals.TOKENS, temperature=0.0, eos_id=e.chat.ends[0], forbidden=~_may_write(e))
+    settings = dict(ends=e.chat.ends, never=np.flatnonzero(~_may_write(e)))
     for ids, answer in zip(asked, said["told"], strict=False):
-        (written,) = generate(e.model, e.params, left_padded([ids]), jax.random.key(0), **settings)
-        assert answer == e.tokenizer.decode(np.asarray(written))
+        written = greedy(e.model, e.params, ids, unanswerable.refusals.TOKENS, **settings)
+        assert answer == e.tokenizer.decode(np.array([i for i in written if i not in e.chat.ends]))
 
 
 def _may_write(e):

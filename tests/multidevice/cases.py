@@ -5,11 +5,13 @@ import sys
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import NamedSharding
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,17 +20,22 @@ from fixtures import rows, run
 
 from lm import config, optim, sharding
 from lm.checkpoint import Checkpoints
-from lm.data.rows import blank, stack
+from lm.data.examples import ExampleBuilder
+from lm.data.rows import blank, pack, stack
 from lm.errors import UserError
 from lm.generation.engine import Engine, Request
+from lm.generation.text_engine import engine_for
 from lm.losses.cross_entropy import cross_entropy
 from lm.losses.log_probs import log_probs
-from lm.models import embedding
-from lm.models.transformer import Transformer, head_params
-from lm.recipes import recipe, task
+from lm.models import adapters, embedding
+from lm.models.transformer import Transformer, boxed_params, head_params
+from lm.objectives import Lengths
+from lm.recipes import distill, policy, recipe, rollout, task
 from lm.training.assembly import check, computation
 from lm.training.step import make_step, plan_state
+from lm.types import Compared, Judged
 from tests import toy
+from tests.fakes import WordTokenizer
 from tpu.collectives import collectives
 
 LENGTHS = {
@@ -154,6 +161,49 @@ def test_a_frozen_tree_is_sharded_as_parameters_are_and_changes_nothing():
         found.append((state, metrics))
         assert shard(frozen["kernel"]) == toy.D**2 // mesh.size
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
+
+JUDGED = {
+    "reward": config.Reward(length=6, answer=5, prefix=False, centre=0.01),
+    "dpo": config.Preference("dpo", length=6, answer=5, prefix=False),
+    "kto": config.Preference("kto", length=6, answer=5, prefix=False),
+}
+
+
+@pytest.mark.parametrize("kind", JUDGED)
+def test_preferences_on_a_mesh_are_those_of_one_device(kind):
+    """The reference is sharded as the parameters are; KTO's divergence is a mean over the rows of all devices."""
+    rewards, batch = kind == "reward", Judged if kind == "kto" else Compared
+    builder = ExampleBuilder(WordTokenizer(), "decoder", length=6, answer=5, prefix=False)
+    make = builder.reward_example if rewards else builder.last_turn_example
+    lengths = builder.reward_lengths if rewards else builder.answer_lengths
+
+    def pairs(index):
+        def side(salt):
+            rngs = [np.random.default_rng((int(i), salt)) for i in index]
+            texts = [(rng.integers(3, 26, rng.integers(1, 7)), rng.integers(3, 26, rng.integers(1, 6))) for rng in rngs]
+            return stack([pack([make(*text)], lengths) for text in texts])
+
+        return batch(side(0), side(1), (np.asarray(index) % 2).astype(np.float32))
+
+    found = []
+    for c, devices in ((config.Mesh(data=1, fsdp=4, tensor=2), None), (config.Mesh(), jax.devices()[:1])):
+        r, mesh = replace(run("decoder", config.Causal(), c), recipe=JUDGED[kind]), sharding.make_mesh(c, devices)
+        model = replace(r.model, head=config.Head(tied=False, outputs=1)) if rewards else r.model
+        r, recipe_of = replace(r, model=model), recipe(r)
+        recipe_of.reference = SimpleNamespace(params=None)  # it has no file: its arrays are those of another seed
+        row = jax.tree.map(lambda x: np.zeros_like(x[0]), pairs(np.arange(1)))
+        made = computation(r, recipe_of.task(r), mesh, lengths, row)
+        with sharding.use(mesh):
+            state, frozen, losses = made.plan.create(0), None if rewards else made.plan.create(1).params, []
+            for s in range(3):
+                state, seen = made.step(state, frozen, sharding.global_batch(pairs, np.arange(8 * s, 8 * s + 8), mesh))
+                losses.append(seen)
+        found.append((state.params, losses))
+    (many, metrics), (one, wanted) = found
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), metrics, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), many, one)
+    assert float(metrics[0]["loss"]) != float(metrics[2]["loss"])
 
 
 EXPERTS = {
@@ -299,13 +349,9 @@ def test_texts_are_the_same_on_any_mesh(strategy):
         engine.warm()
         compiled = engine.compilations
         requests = [Request(p, 10, config.Sampling(temperature=0.8, top_k=50, seed=i)) for i, p in enumerate(prompts)]
-        for request in requests:
-            engine.submit(request)
-        found = {id(request): [] for request in requests}
-        for each in engine.run():
-            found[id(each.request)].append((each.token, each.log_prob))
+        found = [[(w.token, w.log_prob) for w in sample] for (sample,) in engine.write(requests)]
         assert engine.compilations == compiled
-        return np.array([found[id(request)] for request in requests]), engine
+        return np.array(found), engine
 
     (one, _), (many, engine) = written(config.Mesh(), jax.devices()[:1]), written(MESHES[strategy], None)
     np.testing.assert_array_equal(one[..., 0], many[..., 0])
@@ -316,6 +362,23 @@ def test_texts_are_the_same_on_any_mesh(strategy):
     if strategy == "all":
         with pytest.raises(UserError, match="6 slots do not divide over 4 data shards: take a multiple of these"):
             Engine(engine.model, engine.params, slots=6, mesh=sharding.make_mesh(MESHES[strategy]))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp and sequence", "all of a pod"])
+def test_texts_in_the_middle_of_training_are_the_same_on_any_mesh(strategy):
+    """On the mesh in use, whose data shards the slots are rounded up to."""
+    data, tokenizer = rows("decoder", config.Causal(), decoder_length=16), WordTokenizer()
+    requests = [Request(np.arange(3, 3 + n, dtype=np.int32), 9, config.Sampling(seed=n)) for n in (2, 7, 18)]
+
+    def written(c, devices):
+        r = run("decoder", config.Causal(), c)
+        mesh, plan, _ = start(r, data, devices)
+        with sharding.use(mesh):
+            engine = engine_for(requests, Transformer(r.model), plan.create(0).params, tokenizer, slots=3, ends=[2])
+            return [[w.token for w in sample] for (sample,) in engine.write(requests)], len(engine._texts)
+
+    (one, few), (many, slots) = written(config.Mesh(), jax.devices()[:1]), written(MESHES[strategy], None)
+    assert one == many and (few, slots) == (3, 4) and len({token for text in one for token in text}) > 5
 
 
 def cut(example, index):
@@ -388,3 +451,105 @@ def test_unknown_axis_names_raise():
         sharding.param_shardings(boxed, mesh)
     with pytest.raises(ValueError, match="kernel names no axes"):
         sharding.param_shardings({"kernel": jax.ShapeDtypeStruct((4,), jnp.float32)}, mesh)
+
+
+@pytest.mark.parametrize("architecture", ["decoder", "encoder"])
+def test_a_distillation_is_that_of_one_device_and_its_teacher_is_sharded(architecture):
+    """Logits, hidden vectors and relations, of a scanned teacher of more layers."""
+    objective, lengths = LENGTHS[architecture]
+    data, found = rows(architecture, objective, **lengths), []
+    for mesh, devices in ((MESHES["all"], None), (config.Mesh(), jax.devices()[:1])):
+        r = run(architecture, objective, mesh)
+        teacher = run(architecture, objective, mesh, scan=True, layers=3).model
+        mesh = sharding.make_mesh(mesh, devices)
+        r = replace(r, recipe=config.Distill("there", hidden=1.0, relations=1.0, beta=0.5, temperature=2.0))
+        what = distill.task(r, SimpleNamespace(model=teacher, params=None))
+        made = computation(r, what, mesh, data.objective.lengths, blank(data.objective.lengths))
+        with sharding.use(mesh):
+            state, start = made.plan.create(0), what.frozen.init
+            placed = jax.tree.map(lambda x: x.sharding, made.frozen)
+            example = jax.tree.map(jnp.asarray, stack([blank(made.lengths)] * 8))
+            init = lambda key, start=start, example=example: nn.unbox(start(key, example))
+            frozen = jax.jit(init, out_shardings=placed)(jax.random.key(7))
+            before = jax.tree.map(np.array, frozen)
+            for s in range(2):
+                state, metrics = made.step(state, frozen, sharding.global_batch(data.rows, np.arange(8 * s, 8 * s + 8), mesh))
+            jax.tree.map(np.testing.assert_array_equal, before, frozen)
+        kernel = frozen[architecture]["groups"]["block_0"]["ffn"]["up"]["kernel"]
+        assert shard(kernel) == kernel.size // (4 if mesh.size == 8 else 1)
+        found.append((state.params, metrics))
+    (many, metrics), (one, expected) = found
+    for name in ("loss", "divergence", "cross_entropy", "hidden", "relations"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-4)
+
+
+@pytest.mark.parametrize(("method", "strategy"), [("grpo", "fsdp"), ("ppo", "all")])
+def test_a_sharded_policy_is_the_unsharded_one(method, strategy):
+    """Samples written on the mesh, and two steps over them, each of two epochs of two minibatches."""
+    lengths = Lengths(None, 16, 6)
+    recipe = config.Policy(method, group=4, answer=6, epochs=2, minibatches=2)
+    prompts = np.random.default_rng(0).integers(110, 512, (4, 9)).astype(np.int32)
+
+    def stepped(c, devices):
+        r = run("decoder", config.Causal(), c)
+        r = replace(r, recipe=recipe, train=replace(r.train, batch_size=16))
+        mesh, what = sharding.make_mesh(c, devices), policy.task(r, SimpleNamespace(params=None))
+        tx, _ = optim.make(r.optimizer, r.train.steps, updates=what.updates.count)
+        example = jax.tree.map(lambda x: jnp.zeros((16, *x.shape), x.dtype), rollout.blank_row(lengths))
+        settings = dict(optimizer=r.optimizer, train=r.train, updates=what.updates)
+        with sharding.use(mesh):
+            plan = plan_state(lambda key: what.init(key, example), tx, mesh, ema=False)
+            step, state = make_step(what.loss, tx, plan, **settings), plan.create(0)
+            model, own = what.writer(state.params, None)
+            frozen = jax.tree.map(lambda x: 1.1 * x, own)
+        engine, found = Engine(model, own, slots=16, length=17, steps=6, eos=(2,), mesh=mesh), []
+        for s in range(2):
+            engine.params = what.writer(state.params, None)[1]
+            asked = [Request(p, 6, config.Sampling(seed=10 * s + i), samples=4) for i, p in enumerate(prompts)]
+            written = [sample for samples in engine.write(asked) for sample in samples]
+            rewards = np.array([sum(each.token for each in sample) % 7 for sample in written], np.float32)
+            batch = rollout.gathered([(None, p) for p in prompts for _ in range(4)], written, rewards, lengths, eos=2)
+            with sharding.use(mesh):
+                place = lambda rows, batch=batch: jax.tree.map(lambda x: x[rows], batch)
+                state, metrics = step(state, frozen, sharding.global_batch(place, np.arange(16), mesh))
+            found.append([float(metrics[name]) for name in ("loss", "grad_norm", "reward", "kl", "entropy", "clipped")])
+            assert metrics["mismatch_max"] < 1e-5
+        return np.array(found), state
+
+    (one, _), (many, state) = stepped(config.Mesh(), jax.devices()[:1]), stepped(MESHES[strategy], None)
+    np.testing.assert_allclose(many, one, rtol=2e-3, atol=2e-5)
+    assert (one[:, 1] > 0.01).all() and one[0, 3] > 1e-3
+    assert any(shard(x) < x.size for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(("strategy", "base"), [("fsdp and tensor", "float"), ("all", "nf4")])
+def test_adapters_are_sharded_as_their_matrices_are(strategy, base):
+    data = rows("decoder", config.Causal(), decoder_length=16)
+    row = blank(data.objective.lengths)
+
+    def stepped(c, devices):
+        r = run("decoder", config.Causal(), c, scan=True)
+        r = replace(r, train=replace(r.train, init_from="base"), adapter=config.Lora(rank=4, dora=base == "float", base=base))
+        mesh, boxed = sharding.make_mesh(c, devices), boxed_params(Transformer(r.model))
+        made = computation(r, task(r), mesh, data.objective.lengths, row)
+        params = nn.unbox(task(replace(r, adapter=None)).init(jax.random.key(0), stack([row] * 8)))
+        held = adapters.as_held(params, boxed, base)
+        frozen = {"base": jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), held, made.frozen["base"])}
+        found = []
+        with sharding.use(mesh):
+            state = made.plan.create(0)
+            for s in range(3):
+                batch = sharding.global_batch(data.rows, np.arange(8 * s, 8 * s + 8), mesh)
+                state, metrics = made.step(state, frozen, batch)
+                found.append(float(metrics["loss"]))
+        return found, state, frozen
+
+    (one, _, _), (many, state, frozen) = stepped(config.Mesh(), jax.devices()[:1]), stepped(MESHES[strategy], None)
+    np.testing.assert_allclose(many, one, rtol=5e-5)
+    assert len(set(many)) == 3
+    query = state.params["adapters"]["decoder"]["groups"]["block_0"]["attention"]["query"]["kernel"]
+    assert shard(query["a"]) < query["a"].size and shard(query["b"]) < query["b"].size
+    kernel = frozen["base"]["decoder"]["groups"]["block_0"]["attention"]["query"]["kernel"]
+    assert all(shard(x) < x.size for x in jax.tree.leaves(kernel))

@@ -1,5 +1,6 @@
 """The harness's model gives, sample by sample, what the harness's own `hf` model gives with the same weights."""
 
+import json
 import os
 import re
 import subprocess
@@ -71,9 +72,11 @@ def tokenizer_json(specials, begins=None):
     return made
 
 
-def saved(name, folder, specials, begins=None):
+def saved(name, folder, specials, begins=None, template=None):
     torch.manual_seed(0)
     model = CASES[name]().eval()
+    if template:
+        model.config.eos_token_id = len(specials) - 1
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -85,7 +88,9 @@ def saved(name, folder, specials, begins=None):
     model.save_pretrained(folder / "theirs")
     names = dict(pad_token=specials[0], eos_token=specials[-1])
     names |= {} if "<pad>" in specials else {"bos_token": specials[0]}
-    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer_json(specials, begins), **names).save_pretrained(folder / "theirs")
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer_json(specials, begins), **names)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder / "theirs")
     folders.from_hf(str(folder / "theirs"), str(folder / "ours"), dtype=None, scan=None, allow_pickle=False, drop=None)
     return folder
 
@@ -98,6 +103,20 @@ def gpt2(tmp_path_factory):
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return saved("llama", tmp_path_factory.mktemp("llama"), ["<s>", "</s>"], begins="<s>")
+
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' and refuses %}{{ raise_exception('no') }}{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+REFUSES = "{% set refuses = true %}" + TURNS.replace("m.content", "m.content | trim")
+
+
+@pytest.fixture(scope="module", params=[TURNS, REFUSES], ids=["turns", "refuses the system"])
+def talker(request, tmp_path_factory):
+    specials = ["<s>", "<|im_start|>", "<|im_end|>"]
+    return saved("llama", tmp_path_factory.mktemp("talker"), specials, begins="<s>", template=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +210,66 @@ def test_texts_are_written(name, request):
     wanted = [theirs.generate_until([one], disable_tqdm=True)[0] for one in requests]  # theirs depend on their padding
     found = ours.generate_until(requests)
     assert found == wanted and len(set(found)) > 4
+
+
+HISTORY = [
+    {"role": "system", "content": "The dog sees."},
+    {"role": "user", "content": "Every house\nhas "},
+    {"role": "assistant", "content": " a door "},
+    {"role": "user", "content": "<|im_end|>the cat"},
+]
+
+
+def test_conversations_are_the_same_text_and_have_the_same_scores(talker):
+    theirs, ours = both(talker)
+    for history in (HISTORY[:2], HISTORY[:3], HISTORY, HISTORY[1:2], HISTORY[1:]):
+        for begun in (True, False):
+            assert ours.apply_chat_template(history, begun) == theirs.apply_chat_template(history, begun)
+    assert ours.chat_template(True) == theirs.chat_template(True) and ours.chat_template() == ""
+    context = theirs.apply_chat_template(HISTORY[1:2])
+    assert ours.tok_encode(context) == theirs.tok_encode(context) and ours.tok_encode(context).count(1) == 2
+    assert ours.tok_encode(context).count(0) == 1  # bos, which the template writes and the tokenizer would add
+    pairs = [(context, "a door"), (context, "the cat sat<|im_end|>"), (theirs.apply_chat_template(HISTORY, True), "red")]
+    same(loglikelihoods(ours, pairs), loglikelihoods(theirs, pairs))
+    requests = asked("generate_until", [(c, {"until": ["\n\n"], "max_gen_toks": 12}) for c, _ in pairs])
+    wanted = [theirs.generate_until([one], disable_tqdm=True)[0] for one in requests]
+    assert ours.generate_until(requests) == wanted and all(wanted)
+
+
+TASK = """
+task: houses
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE, train: FILE}}
+output_type: multiple_choice
+test_split: test
+fewshot_split: train
+description: "Say what is true. "
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc}]
+"""
+
+
+def test_a_task_is_asked_in_turns_as_the_harness_asks_its_own_model(talker, tmp_path, monkeypatch):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    file = tmp_path / "houses.jsonl"
+    docs = [dict(question=q, answer=i % 2, choices=["a mat", "the dog"]) for i, q in enumerate(("Every", "The cat", "a door"))]
+    file.write_text("".join(json.dumps(doc) + "\n" for doc in docs), encoding="utf-8")
+    (tmp_path / "houses.yaml").write_text(TASK.replace("FILE", str(file)), encoding="utf-8")
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    settings = dict(num_fewshot=1, apply_chat_template=True, fewshot_as_multiturn=True, bootstrap_iters=0)
+    ours, theirs = (
+        simple_evaluate(model=model, tasks=["houses"], task_manager=manager, **settings)["samples"]["houses"]
+        for model in reversed(both(talker))
+    )
+    assert [s["arguments"] for s in ours] == [s["arguments"] for s in theirs] and len(ours) == 3
+    assert ours[0]["arguments"][0][0].count("<|im_start|>assistant") == 2
+    of = lambda some: [float(answer[0][0]) for s in some for answer in s["resps"]]
+    np.testing.assert_allclose(of(ours), of(theirs), atol=1e-4)
 
 
 def test_an_encoder_decoder_answers_as_its_objective_asks(t5):

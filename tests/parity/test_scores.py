@@ -6,12 +6,11 @@ import pytest
 torch = pytest.importorskip("torch")
 hf = pytest.importorskip("transformers")
 
-from lm import config, conversion  # noqa: E402
+from lm import config  # noqa: E402
 from lm.data import tokenizer as tokenizers  # noqa: E402
 from lm.data.word_boundaries import WORD  # noqa: E402
 from lm.evaluation import text_scores  # noqa: E402
-from lm.models.transformer import Transformer  # noqa: E402
-from tests.parity.tiny import BERT, GPT, causal  # noqa: E402
+from tests.parity.tiny import BERT, GPT, both, causal  # noqa: E402
 
 SIZE = 400
 TEXTS = ["The unbelievable cat sat on a mat, and the dog did not. " * 3, "A cat."]
@@ -20,17 +19,6 @@ TEXTS = ["The unbelievable cat sat on a mat, and the dog did not. " * 3, "A cat.
 @pytest.fixture(scope="module")
 def tokenizer():
     return tokenizers.train([text * 20 for text in TEXTS], config.Tokenizer(vocab_size=SIZE))
-
-
-def both(make, folder):
-    torch.manual_seed(0)
-    theirs = make().eval()
-    with torch.no_grad():
-        for p in theirs.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    theirs.save_pretrained(folder)
-    imported = conversion.read(folder)
-    return theirs, (Transformer(imported.model), imported.params)
 
 
 def log_probs(theirs, ids):

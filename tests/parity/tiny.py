@@ -1,9 +1,12 @@
 """Tiny random models of transformers, at least one per family, and equal inputs for theirs and ours."""
 
+import jax
 import numpy as np
 import torch
 import transformers as hf
 
+from lm import conversion
+from lm.models.transformer import Transformer
 from lm.types import Example, TokenStream
 
 V, D, T = 61, 64, 14
@@ -25,6 +28,18 @@ LOCAL = ["sliding_attention", "full_attention"]
 
 def causal(model: str, settings: str, **given):
     return lambda: getattr(hf, model)(getattr(hf, settings)(attn_implementation="eager", **given))
+
+
+def both(make, folder, *, noise=0.1):
+    """A model of theirs, whose parameters are moved so that none is zero or one, and ours with the same: (model, params)."""
+    torch.manual_seed(0)
+    theirs = make().eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(noise * torch.randn_like(p))
+    theirs.save_pretrained(folder)
+    imported = conversion.read(folder)
+    return theirs, (Transformer(imported.model), jax.tree.map(np.asarray, imported.params))
 
 
 CASES = {

@@ -21,7 +21,7 @@ from lm import startup
 from lm.config import Alibi, Attention, Block, Buckets, Head, Learned, Mlp, Model, Moe, Norm, Position, Rope, Stack
 
 V, D, HIDDEN = 8192, 256, 1024
-NEW, ANSWERS = 128, 5  # tokens generated; answers ranked
+NEW, ANSWERS = 128, 5  # tokens that a slot has room for beside its prompt; answers ranked
 PLAIN = Mlp(HIDDEN, bias=True)
 BIASED, ROPE, TIED = Attention(4, bias=True, out_bias=True), Rope(), Head()
 
@@ -71,14 +71,23 @@ def shapes(model: Model, batch: int, length: int) -> tuple[Any, Any, Any]:
 
 
 def _generate(model: Model, params: Any, example: Any, prompt: Any) -> None:
+    """What the engine does: one prompt is read, and a slot for each row writes."""
     import jax
+    import jax.numpy as jnp
 
-    from lm.generation.decoding import jitted_decode
-    from lm.models.transformer import Transformer
+    from lm.generation import programs
+    from lm.models.transformer import Transformer, independent_of_padding
+    from lm.types import TokenStream
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    given = {"new_tokens": NEW, "temperature": 0.0, "encoder": example.encoder}
-    jitted_decode().lower(Transformer(model), params, prompt, key, **given).compile()
+    batch, length = prompt.tokens.shape[0], example.decoder.tokens.shape[1]
+    source = length if model.encoder else 0
+    one, text = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (1, length)))
+    setup = programs.Setup(Transformer(independent_of_padding(model)))
+    encoder = TokenStream(text, text, text) if source else None
+    programs.jitted().prefill.lower(setup.model, params, text, one, encoder, prefix=False).compile()
+    empty = partial(programs.empty, setup, slots=batch, length=length + NEW, source=source)
+    given = params, None, jax.eval_shape(empty, params, None), jax.ShapeDtypeStruct((1,), jnp.int32), one
+    programs.jitted().decode.lower(setup, *given, most=8, way="greedy").compile()
 
 
 def _rank(model: Model, params: Any, example: Any, prompt: Any, *, size: int = 3) -> None:
@@ -93,7 +102,7 @@ def _rank(model: Model, params: Any, example: Any, prompt: Any, *, size: int = 3
 
 
 def _fill(model: Model, params: Any, example: Any, prompt: Any) -> None:
-    from lm.generation.decoding import predict_tokens
+    from lm.generation.samples import predict_tokens
     from lm.models.transformer import Transformer
 
     predict_tokens.lower(Transformer(model), params, example.encoder, V).compile()

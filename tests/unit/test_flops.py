@@ -243,3 +243,24 @@ def test_of_rows_is_count_where_nothing_is_padding():
 def test_peaks():
     assert flops.peak("TPU v4") == 275e12
     assert flops.peak("cpu") is None
+
+
+@pytest.mark.parametrize("name", ["decoder, GQA, gated", "encoder-decoder"])
+def test_frozen_matrices_have_no_gradient_and_adapters_cost_their_own(name):
+    model, lengths = CASES[name]
+    sizes = dict(encoder=lengths.encoder, decoder=lengths.decoder, predicted=lengths.predicted)
+    full, count = flops.count(model, batch=B, **sizes), lambda lora: flops.count(model, batch=B, **sizes, lora=lora)
+    # By hand, tokens times inputs and outputs of each matrix: GQA's hidden of 768 has three, 4 D has two.
+    if name == "encoder-decoder":
+        layer, source, read = 4 * 2 * D + 2 * 5 * D, 2 * 2 * D, 2 * 2 * D
+        sides = 2 * (128 * layer + 64 * layer + 64 * read + 128 * source)
+    else:
+        sides = 2 * 128 * (2 * (D + 256) + 2 * (D + 64) + 3 * (D + 768))
+    found = count(config.Lora(rank=8))
+    assert found.adapters == 2 * B * 8 * sides
+    linear = full.projections + full.ffn + full.head + full.embed
+    assert found.train == 3 * full.attention + 2 * linear + 3 * found.adapters
+    assert found.forward == full.forward + found.adapters
+    queries = count(config.Lora(rank=8, modules=("query",))).adapters
+    own = count(config.Lora(rank=8, modules=("attention/query",))).adapters
+    assert 0 < own <= queries < found.adapters / 4 and (own < queries) == (name == "encoder-decoder")

@@ -354,5 +354,12 @@ def _encoded(every: list[records.Record], tokenizer: Tokenizer, classes: list[st
     index = {name: i for i, name in enumerate(classes)}
     for one, rendered in zip(every, records.render(every, tokenizer), strict=True):
         loss = None if isinstance(one, records.Text) else rendered.loss
-        label = index[one.label] if isinstance(one, records.Labelled) else None
+        label = index[one.label] if isinstance(one, records.Labelled) else _judgement(one)
         yield Entry(rendered.ids, len(records.texts(one).encode()), loss, label)
+
+
+def _judgement(one: records.Record) -> int | float | None:
+    """What is stored beside the tokens of two answers, their margin, and of a judged one, 1 if it is good, else 0."""
+    if isinstance(one, records.Feedback):
+        return int(one.label)
+    return one.margin if isinstance(one, records.Preference) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from lm import config
 from lm.data import records
-from lm.data.corpus import files, packages
+from lm.data.corpus import files, generated, packages
 from lm.data.corpus.documents import SKIP, CorruptRecord, Document, Documents, decode, one_line
 from lm.errors import UserError, nearest
 
@@ -29,6 +29,8 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
         if source.format == "labelled":
             return Splits(splits)
         return Splits({split: [records.Text(record.text) for record in some] for split, some in splits.items()})
+    if source.kind == "generated":
+        return Generated(source)
     kinds = {"text": files.TextFiles, "jsonl": files.JsonLines, "array_record": files.ArrayRecord}
     return kinds[source.kind](source, files.find(source), on_corrupt)
 
@@ -48,6 +50,8 @@ def identity(source: config.Source) -> dict[str, Any]:
         } | ({"format": "text"} if source.format == "text" else {})  # of records there was a fingerprint before
     if source.kind == "tfds":
         contents: dict[str, Any] = {"path": source.path, "split": source.split, "version": _tfds_version(source.path)}
+    elif source.kind == "generated":
+        contents = {"path": source.path, "made": generated.VERSION}
     else:
         contents = {"files": [[f.key, *files.identity(f)] for f in files.find(source)], "encoding": source.encoding}
     if source.format != "text":  # texts keep the fingerprint that they had before there were other formats
@@ -72,6 +76,22 @@ class Splits:
     def __getitem__(self, index: int) -> Document:
         key, record = self._records[index]
         return Document(key, record.text if isinstance(record, records.Text) else records.to_json(record))
+
+
+class Generated:
+    """The records of `lm.data.corpus.generated`. Keys are `<set>/0`, ..."""
+
+    unreadable: Sequence[str] = ()
+    transcripts = False
+
+    def __init__(self, source: config.Source) -> None:
+        self._name, self._records = source.path, generated.load(source.path, source.format)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Document:
+        return Document(f"{self._name}/{index}", records.to_json(self._records[index]))
 
 
 # --------------------------------------------------------------------------------------------------------------- tfds

@@ -4,7 +4,8 @@
     <path>/offsets       int64 [documents + 1]          where each begins; the last is the number of tokens
     <path>/byte_lengths  int64 [documents]              of each document's text in UTF-8, for bits per byte
     <path>/loss          uint8 [tokens]                 1 where a token is a target; only for records
-    <path>/labels        int64 [documents]              index of each record's class; only for labelled records
+    <path>/labels        int64 [documents]              index of each record's class; of a judged answer whether it is good; of
+                                                        two answers their margin, in float64; for no other records
 
 Each is a Zarr v3 array whose chunks carry a CRC-32C; TensorStore reads it locally and from gs://. A flipped bit, a
 truncated chunk and a missing chunk are errors that name the file.
@@ -91,7 +92,9 @@ class Entry:
     ids: np.ndarray  # integers [n]
     num_bytes: int  # of its text in UTF-8
     loss: np.ndarray | None = None  # bool [n]: tokens that are targets; given for all documents of a store or for none
-    label: int | None = None  # index of the record's class; given for all documents of a store or for none
+    label: int | float | None = (
+        None  # index of the record's class, judgement or margin; given for all documents of a store or for none
+    )
 
 
 def write_store(path: str, documents: Iterable[Entry], *, vocab_size: int) -> None:
@@ -119,15 +122,15 @@ def write_store(path: str, documents: Iterable[Entry], *, vocab_size: int) -> No
         _write_small(path, "offsets", ends)
         _write_small(path, "byte_lengths", sizes)
         if labels:
-            _write_small(path, "labels", labels)
+            _write_small(path, "labels", labels, "float64" if isinstance(labels[0], float) else "int64")
     except (ValueError, OSError) as error:
         raise _translate(error, path) from None
 
 
-def _write_small(path: str, name: str, values: list[int]) -> None:
-    array = _create(path, name, "int64", CHUNK)
+def _write_small(path: str, name: str, values: list[Any], dtype: str = "int64") -> None:
+    array = _create(path, name, dtype, CHUNK)
     if values:
-        _append(array, np.array(values, np.int64))
+        _append(array, np.array(values, dtype))
 
 
 def _delete(path: str, name: str) -> None:
@@ -178,7 +181,7 @@ class Store:
     byte_lengths: np.ndarray  # int64 [documents]
     _tokens: Any  # numpy [tokens] if it fits in memory, otherwise a TensorStore
     _loss: Any = None  # the same, uint8; None: every token has loss
-    labels: np.ndarray | None = None  # int64 [documents]
+    labels: np.ndarray | None = None  # int64 or float64 [documents]
 
     @classmethod
     def open(cls, path: str, *, in_memory: int = _IN_MEMORY) -> "Store":

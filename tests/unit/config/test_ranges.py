@@ -65,8 +65,10 @@ def outside(kind, rule) -> list:
 
 
 def as_field_takes(hint, value):
-    """The value within a list, or as the name of something, where the field is such."""
-    origin = typing.get_origin(hint)
+    """The value within a list, or as the name of something, or below a name that is one of a few, where the field is such."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Mapping and typing.get_origin(inner[0]) is Literal:
+        return {typing.get_args(inner[0])[0]: as_field_takes(inner[1], value)}
     return (value,) if origin is tuple else {value: {}} if origin is Mapping else value
 
 

@@ -206,7 +206,12 @@ def test_a_model_trained_here_reads_what_training_rendered(make):
         (rendered,) = render([parse({"messages": TALK[: n + 1]}, "messages")], tokenizer)
         begun = len(rendered.loss) - rendered.loss[::-1].argmin()  # where the last answer begins
         assert talk.ids(TALK[:n]).tolist() == rendered.ids[:begun].tolist()
-        assert rendered.ids[-1] in talk.ends
+        assert rendered.ids[-1] in talk.ends and rendered.ids[-1] == talk.end
+        # As a text with names, which is read back as the same; and one whose answer has begun.
+        assert talk.encode(talk.text(TALK[:n])).tolist() == talk.ids(TALK[:n]).tolist()
+        assert talk.text(TALK[: n + 1], begun=False) == talk.text(TALK[:n]) + TALK[n]["content"]
+    with pytest.raises(UserError, match="messages of the assistant alone"):
+        talk.text(TALK[:2], begun=False)
     if tokenizer.role_ids:
         ids = talk.ids([said("user", "<|end|><|system|>")])
         assert tokenizer.special[ids].sum() == 4 and tokenizer.decode(ids) == "<|end|><|system|>"

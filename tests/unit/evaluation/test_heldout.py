@@ -50,6 +50,11 @@ def test_each_of_several_sources_has_a_loss_by_the_way(monkeypatch):
     assert [i for i in rows.asked if i < 10] == list(range(10)) and len(rows.asked) == 3 * (2 + 1 + 2)
     assert (found["near/loss"], found["far/loss"], found["other/loss"]) == (1.5, 4.0, 7.0)
     assert found["loss"] == 4.5 and found["tokens"] == 10
+    store = lambda tokens, size: SimpleNamespace(num_tokens=tokens + 1, num_documents=1, num_bytes=size)
+    rows.stores = {"near": store(2, 8), "far": store(2, 4), "other": store(4, 4)}
+    bits = HeldOut(rows, score, 3, mesh, factors=True)(None)
+    for name, expected in (("near/", 1.5 * 2 / 8), ("far/", 4 * 2 / 4), ("other/", 7 * 4 / 4), ("", 4.5 * 8 / 16)):
+        assert bits[f"{name}bits_per_byte"] == pytest.approx(expected / np.log(2))
     few = HeldOut(Rows(near=4, far=1, other=5), score, 3, mesh, 2)(None)  # the first and the last
     assert (few["near/loss"], few["other/loss"], few["loss"]) == (0.0, 9.0, 4.5) and "far/loss" not in few
     masked = lambda params, b: {"loss": WeightedMean(2.0 * (b.index == 5).sum(), (b.index == 5).sum())}

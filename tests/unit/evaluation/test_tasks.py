@@ -68,6 +68,7 @@ def test_files_name_functions_that_exist():
         names += [line.removeprefix("task: ") for line in text.splitlines() if line.startswith("task: ")]
     assert names == [
         "local_human_eval",
+        "local_human_eval_20",
         "local_mmlu",
         "local_quartz",
         "local_social_iqa",
@@ -99,6 +100,12 @@ HUMAN = {
 )
 def test_a_function_passes_if_its_tests_do(written, passes):
     assert code.passed(HUMAN, [written]) == code.passed(HUMAN, [[written]]) == {"pass_at_1": passes}
+
+
+def test_the_share_of_several_samples_that_pass():
+    right, wrong = "    return 2 * x", "    return 4"
+    found = code.passed_of_several(HUMAN, [[right, *[wrong] * 9, right, wrong]])
+    assert found == {f"pass_at_{k}": pytest.approx(value) for k, value in ((1, 2 / 12), (5, 1 - 21 / 66), (10, 1 - 1 / 66))}
 
 
 def test_a_missing_corpus_is_named(monkeypatch):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.generation.decoding import left_padded
 from lm.generation.diffusion import fill, write_blocks
+from lm.generation.padding import left_padded
 from lm.objectives.block_diffusion import twice
 from lm.types import Example, TokenStream
 from tests.unit.evaluation.test_spans import model

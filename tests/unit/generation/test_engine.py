@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lm.config import Moe, Sampling
+from lm.config import Learned, Moe, Sampling
 from lm.errors import UserError
 from lm.generation import sampling
-from lm.generation.decoding import generate, left_padded
-from lm.generation.engine import Engine, Request, buckets
+from lm.generation.engine import Engine, Request
+from lm.generation.padding import buckets
 from lm.models.transformer import Transformer, independent_of_padding, stack_groups
 from lm.types import Example, TokenStream
-from tests.engines import V, logits_of, made, prompts, random_model, tokens, written
+from tests.engines import V, greedy, logits_of, made, prompts, random_model, tokens, written
 from tests.fakes import small_model
 
 EOS = 2
@@ -63,9 +63,9 @@ def test_no_request_compiles_anything_once_it_is_warm():
     assert engine.compilations == before
 
 
-def test_greedy_texts_are_those_of_a_padded_batch(decoder):
+def test_greedy_texts_are_the_likeliest_tokens(decoder):
     texts = prompts(3, 7, 1, 12, 5)
-    wanted = np.asarray(generate(*decoder, left_padded(texts), jax.random.key(0), new_tokens=9, temperature=0.0)).tolist()
+    wanted = [greedy(*decoder, text, 9) for text in texts]
     found = written(Engine(*decoder, slots=2, length=30, steps=5), *(Request(p, 9, Sampling(temperature=0.0)) for p in texts))
     assert [tokens(f)[0] for f in found] == wanted and len({tuple(row) for row in wanted}) > 2
 
@@ -82,9 +82,7 @@ def test_a_scanned_stack_writes_what_an_unrolled_one_does(decoder):
 def test_an_encoder_decoder_reads_each_text_once():
     both = made("encoder_decoder")
     texts, start = prompts(4, 13, 7), np.array([1], np.int32)
-    encoder = left_padded(texts)
-    begin = left_padded([start] * 3)
-    wanted = np.asarray(generate(*both, begin, jax.random.key(0), encoder=encoder, new_tokens=8, temperature=0.0)).tolist()
+    wanted = [greedy(*both, start, 8, encoder=text) for text in texts]
     engine = Engine(*both, slots=2, length=12, source=20)
     found = written(engine, *(Request(start, 8, Sampling(temperature=0.0), p) for p in texts))
     assert [tokens(f)[0] for f in found] == wanted
@@ -158,6 +156,36 @@ def test_forbidden_tokens_are_never_written(decoder):
     never = np.arange(V) < 20
     (found,) = written(Engine(*decoder, slots=1, length=60, forbidden=never), Request(prompts(3)[0], 50, Sampling(seed=1)))
     assert min(tokens(found)[0]) >= 20
+
+
+def test_a_full_slot_leaves_nothing_behind():
+    """The last token of a text that fills its slot stands in a place that may not have been learned."""
+    config = small_model("decoder")
+    model = random_model(replace(config, decoder=replace(config.decoder, position=Learned(15))))
+    engine = Engine(*model, slots=1, length=16, steps=3)
+    full, after = engine.write([Request(p, n, Sampling(temperature=0.0)) for p, n in zip(prompts(6, 4), (10, 5), strict=True)])
+    for prompt, samples in zip(prompts(6, 4), (full, after), strict=True):
+        assert [w.token for w in samples[0]] == greedy(*model, prompt, len(samples[0]))
+        assert all(np.isfinite(w.log_prob) for w in samples[0])
+
+
+def test_blank_places_are_not_seen():
+    """A text that begins at a later position, as that of MASS does."""
+    config = small_model("encoder_decoder")
+    learned = {name: replace(getattr(config, name), position=Learned(30)) for name in ("encoder", "decoder")}
+    model, params = random_model(replace(config, **learned))
+    source, blank, begin = prompts(7)[0], 5, 4
+    row = lambda ids, first=0: TokenStream(
+        np.array([ids], np.int32), first + np.arange(len(ids), dtype=np.int32)[None], np.ones((1, len(ids)), np.int32), None
+    )
+    text = [begin]
+    for _ in range(6):
+        logits = model.apply({"params": params}, Example(row(source), row(text, blank), None, None))
+        text.append(int(logits[0, -1].argmax()))
+    engine = Engine(model, params, slots=1, length=20, source=16)
+    asked = Request(np.array([0] * blank + [begin], np.int32), 6, Sampling(temperature=0.0), source, blank=blank)
+    ((found,),) = engine.write([asked])
+    assert [w.token for w in found] == text[1:] != greedy(model, params, [begin], 6, encoder=source)
 
 
 def test_what_cannot_be_served_is_refused(engine, decoder):

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from lm import config
-from lm.generation.decoding import left_padded
 from lm.generation.diffusion import _filled, fill, pseudo_log_probs
+from lm.generation.padding import left_padded
 from lm.types import Example, TokenStream
 from tests.fakes import random_params
 from tests.unit.evaluation.test_spans import model as with_positions

@@ -7,7 +7,7 @@ import pytest
 
 from lm.data.examples import ExampleBuilder
 from lm.data.rows import pack, stack
-from lm.generation.decoding import left_padded
+from lm.generation.padding import left_padded
 from lm.generation.rank import rank
 from lm.losses.cross_entropy import token_losses
 from lm.models.transformer import Transformer

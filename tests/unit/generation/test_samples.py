@@ -12,8 +12,9 @@ from lm import config, objectives
 from lm.config import Attention, Block, Learned, Mlp, Model, Stack
 from lm.errors import UserError
 from lm.generation import samples as module
-from lm.generation.decoding import generate, left_padded, predict_tokens
+from lm.generation.padding import left_padded
 from lm.generation.rank import rank
+from lm.generation.samples import predict_tokens
 from lm.models.transformer import Transformer
 from lm.objectives import prompts
 from lm.types import Example, TokenStream
@@ -40,16 +41,19 @@ def asked(monkeypatch, objective, architecture, prompt, answer=(12, 13, 14, EOS,
     """The streams that reach the model, and the sample; the model's answer is given."""
     seen = {}
 
-    def generate(model, params, prompt, key, *, encoder, **settings):
-        seen.update(prompt=prompt, encoder=encoder, **settings)
-        return np.array([answer])
+    def engine_for(requests, model, params, tokenizer, **settings):
+        (request,) = requests
+        seen.update(request=request, **settings)
+        written = [SimpleNamespace(token=token) for token in answer[: request.new_tokens]]
+        return SimpleNamespace(write=lambda requests: [[written]])
 
-    monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(module, "engine_for", engine_for)
     model = SimpleNamespace(config=SimpleNamespace(architecture=architecture, vocab_size=V + 2))
     shown = module.samples(model, None, Letters(), objective, (prompt,), new_tokens=5, temperature=0.0, seed=0)
     assert shown[0]["prompt"] == prompt
-    tokens = lambda s: None if s is None else s.tokens[0].tolist()
-    return tokens(seen["prompt"]), tokens(seen["encoder"]), shown[0]["text"], seen
+    request = seen["request"]
+    encoder = None if request.encoder is None else request.encoder.tolist()
+    return request.prompt[request.blank :].tolist(), encoder, shown[0]["text"], seen
 
 
 def mixed(objective, mode):
@@ -72,8 +76,9 @@ def test_a_decoder_reads(monkeypatch, objective, prompt, reads):
     decoder, encoder, text, seen = asked(monkeypatch, objective, "decoder", prompt)
     assert decoder == reads and encoder is None and text == "abc"
     causal = isinstance(objective, config.Causal | config.FillInMiddle) or objective == mixed(config.Causal(), None)
-    assert (seen["prompt"].prefix is None) == causal
-    assert not seen["forbidden"][[EOS, 12, V - 1]].any() and seen["forbidden"][[BOS, MASK, V, V + 1]].all()
+    assert seen["prefix"] == (not causal) and seen["request"].blank == 0
+    spans = isinstance(objective, config.SpanCorruption | config.Mixture) and not causal
+    assert seen["ends"] == [EOS] and tuple(seen["may_write"]) == (S if spans else ())
 
 
 @pytest.mark.parametrize(
@@ -131,9 +136,9 @@ def test_mass_is_asked_for_as_much_as_it_reads(monkeypatch, prompt, place):
     wanted = [12, 13]
     wanted[place:place] = [MASK, MASK]
     assert decoder == [MASK] and encoder == [*wanted, EOS] and text == "ab"
-    assert seen["prompt"].positions.tolist() == [[place]]
+    assert (seen["request"].blank, seen["request"].new_tokens) == (place, 2)
     _, encoder, _, seen = asked(monkeypatch, mixed(config.Mass(), "m"), "encoder_decoder", prompt)
-    assert encoder == [S[-4], *wanted, EOS] and seen["prompt"].positions.tolist() == [[place + 1]]
+    assert encoder == [S[-4], *wanted, EOS] and seen["request"].blank == place + 1
 
 
 @pytest.mark.parametrize(
@@ -247,16 +252,14 @@ def test_positions_that_are_not_learned_have_no_end(position):
     module.check(model, Letters(), config.Causal(), ("abcdefgh" * 20,), new_tokens=50, seed=0)
 
 
-@pytest.mark.parametrize("what", ["generate", "generate from", "rank", "rank from", "fill"])
+@pytest.mark.parametrize("what", ["rank", "rank from", "fill"])
 def test_decoding_past_learned_positions_is_refused(what):
     """Before anything runs: past the table a model gives NaN, whose likeliest token is 0."""
     both = Transformer(positions_of("encoder_decoder" if "from" in what else what == "fill" and "encoder" or "decoder", 6))
     prompt = lambda n: left_padded([np.arange(12, 12 + n)])
     long = dict(encoder=prompt(7)) if "from" in what else {}
     with pytest.raises(UserError, match="the prompt takes 7 positions of the (en|de)coder, which has learned 6: shorten"):
-        if "generate" in what:
-            generate(both, None, prompt(1 if long else 4), jax.random.key(0), new_tokens=4, **long)
-        elif "rank" in what:
+        if "rank" in what:
             rank(both, None, prompt(1 if long else 4), np.zeros((2, 4), np.int32), np.ones((2, 4), np.float32), **long)
         else:
             predict_tokens(both, None, prompt(7))
@@ -278,7 +281,7 @@ def test_a_new_objective_is_asked_as_its_entries_say(monkeypatch):
     declared = objectives.Declaration(Backwards, {"decoder": suit}, prompt=prompts.TextPrompt(prompts.as_is))
     monkeypatch.setitem(objectives.DECLARATIONS, Backwards, declared)
     decoder, _, _, seen = asked(monkeypatch, Backwards(), "decoder", "ab")
-    assert decoder == [BOS, 12, 13] and seen["prompt"].prefix.all()
+    assert decoder == [BOS, 12, 13] and seen["prefix"]
 
 
 def test_an_encoder_fills_in_letters_alone(monkeypatch):

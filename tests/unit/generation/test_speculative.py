@@ -12,12 +12,12 @@ from flax import linen as nn
 from lm import config
 from lm.data.rows import pack, stack
 from lm.errors import UserError
-from lm.generation.decoding import generate, left_padded
 from lm.generation.speculative import write
 from lm.models.future import Future
 from lm.models.transformer import Transformer
 from lm.objectives import Lengths, causal
 from lm.recipes import task
+from tests import engines
 from tests.fakes import small_model
 
 MODEL = small_model("decoder")
@@ -49,9 +49,7 @@ def made(request):
 
 def greedy(params, prompt, **settings):
     """What the model alone writes."""
-    given = left_padded([prompt])
-    out = generate(Transformer(MODEL), params["model"], given, jax.random.key(0), new_tokens=NEW, temperature=0.0, **settings)
-    return np.asarray(out)[0].tolist()
+    return engines.greedy(Transformer(MODEL), params["model"], prompt, NEW, **settings)
 
 
 @pytest.mark.parametrize("size", [1, 2, 9])
@@ -76,11 +74,12 @@ def test_it_stops_at_the_end_and_never_writes_what_is_forbidden(made):
     heads, _, learned = made
     prompt, eos = CYCLE[:3].astype(np.int32), int(CYCLE[6])
     text, rounds = write(Transformer(MODEL), learned, heads, prompt, new_tokens=NEW, eos_id=eos)
-    assert text.tolist() == [8, 9, 10, *[eos] * (NEW - 3)] == greedy(learned, prompt, eos_id=eos)
+    assert text.tolist() == [8, 9, 10, *[eos] * (NEW - 3)]
+    assert greedy(learned, prompt, ends=[eos]) == [8, 9, 10, eos]
     assert rounds <= 3
     never = np.arange(MODEL.vocab_size) == CYCLE[4]
     text, _ = write(Transformer(MODEL), learned, heads, prompt, new_tokens=NEW, forbidden=never)
-    assert CYCLE[4] not in text.tolist() and text.tolist() == greedy(learned, prompt, forbidden=never)
+    assert CYCLE[4] not in text.tolist() and text.tolist() == greedy(learned, prompt, never=[CYCLE[4]])
 
 
 def test_one_token_takes_one_pass(made):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from lm import startup
-from lm.config import Attention, Block, Head, Mlp, Model, Rope, Stack
-from lm.generation.decoding import generate, jitted_decode, left_padded
+from lm.config import Attention, Block, Head, Mlp, Model, Rope, Sampling, Stack
+from lm.generation import programs
+from lm.generation.engine import Engine, Request
 from lm.models.matmul import affine_transposed, batched_matmul
 from lm.models.transformer import Transformer, abstract_params
 
@@ -41,11 +43,13 @@ def test_decoding_in_bfloat16_has_no_batch_of_vectors():
     """XLA's CPU compiler (jaxlib 0.12) assigns such a product to a library, which does not accept it."""
     block = Block(Attention(4), Mlp(32))
     model = Model(50, 32, decoder=Stack(1, {"L": block}, position=Rope()), head=Head(), dtype="bfloat16")
-    prompt = left_padded([np.arange(1, 4, dtype=np.int32)] * 8)
-    lowered = jitted_decode().lower(
-        Transformer(model), abstract_params(model), prompt, jax.random.key(0), new_tokens=3, temperature=0.0
-    )
-    products = [line for line in lowered.as_text().splitlines() if "dot_general" in line and "batching_dims = [0" in line]
+    setup, params = programs.Setup(Transformer(model)), abstract_params(model)
+    slots = jax.eval_shape(partial(programs.empty, setup, slots=8, length=6), params, None)
+    given = np.zeros((1, 3), np.int32), np.int32(3), None
+    lowered = programs.jitted().prefill.lower(setup.model, params, *given, prefix=False).as_text()
+    given = slots, np.zeros(1, np.int32), np.int32(1), None
+    lowered += programs.jitted().decode.lower(setup, params, None, *given, most=1, way="greedy").as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line and "batching_dims = [0" in line]
     assert len(products) >= 4, "prompt and step each look at keys and at values"
     for line in products:
         left, right = (shape.split("x") for shape in re.findall(r"tensor<([^>]*)>", line)[:2])
@@ -66,10 +70,13 @@ def test_one_text_is_decoded_as_among_several():
     model = Model(50, 32, decoder=Stack(1, {"L": Block(Attention(4), Mlp(32))}, position=Rope()))
     prompts = [np.arange(1, 4, dtype=np.int32), np.arange(5, 10, dtype=np.int32)]
     params = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), abstract_params(model))
-    say = lambda prompts: generate(
-        Transformer(model), params, left_padded(prompts), jax.random.key(0), new_tokens=4, temperature=0.0
-    )
-    np.testing.assert_array_equal(np.concatenate([say([p]) for p in prompts]), say(prompts))
+    say = lambda prompts: [
+        [w.token for w in written]
+        for (written,) in Engine(Transformer(model), params, slots=len(prompts), length=9).write(
+            [Request(p, 4, Sampling(temperature=0.0)) for p in prompts]
+        )
+    ]
+    assert [*say(prompts[:1]), *say(prompts[1:])] == say(prompts)
 
 
 @pytest.mark.skipif(

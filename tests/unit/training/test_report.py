@@ -25,3 +25,15 @@ def test_accuracies_are_drawn_beside_the_majority_and_bits_beside_baselines(held
     rows = [{"step": step, **{f"heldout/{name}": value for name, value in heldout.items()}} for step in (1, 2)]
     report._curves(rows, {"heldout": heldout, "baselines": {"bigram": 1.9}})
     assert set(labels) - {"heldout/loss", "heldout/nll"} == drawn
+
+
+def test_a_policys_figures_and_the_rewards_of_its_samples_are_shown(monkeypatch):
+    from matplotlib import axes, pyplot
+
+    labels = []
+    monkeypatch.setattr(axes.Axes, "plot", lambda self, *data, label, **style: labels.append(label))
+    monkeypatch.setattr(pyplot.Figure, "savefig", lambda self, file, **settings: file.write(b""))
+    names = {"reward", "kl", "entropy", "clipped", "truncated", "length", "mismatch", "mismatch_max", "heldout/reward"}
+    report._curves([{"step": step, **dict.fromkeys(names, 0.5)} for step in (1, 2)], {})
+    assert set(labels) == names
+    assert "reward 0.5<" in report._reward({"reward": 0.5}) and report._reward({"text": "a"}) == ""

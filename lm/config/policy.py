@@ -1,0 +1,66 @@
+"""The recipe that learns from rewards of what the model itself writes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from lm.config.ranges import INT32, Count, Decay, Name, NonNegative, Positive, Range, Share, Words
+from lm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Grader:
+    """A term of the reward: what `kind` says of an answer, from 0 to 1 (a reward model's: any number), times `weight`.
+
+    exact    the answer is the record's, but for white space at its ends
+    number   the last number in it equals the last one in the record's answer
+    regex    `pattern` matches all of it
+    tests    the record's answer, a Python program, comes to its end after the answer, in a sandbox
+    model    the reward model in the folder `path` (recipe.kind=reward)
+    """
+
+    kind: Literal["exact", "number", "regex", "tests", "model"] = "exact"
+    weight: NonNegative = 1.0
+    pattern: Words = ""  # regex
+    path: Name | None = None  # model
+    seconds: Positive = 5.0  # tests: of a core
+
+    def __post_init__(self) -> None:
+        if (self.kind == "regex") != bool(self.pattern) or (self.kind == "model") != (self.path is not None):
+            raise UserError(f"a grader of kind={self.kind}: regex has a pattern, model has a path, and the others have neither")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Train a model on rewards of its own answers to the questions of pairs (`lm.recipes.policy`).
+
+    `method` is a row of `lm.losses.policy.METHODS`, which has its paper; the fields from `advantage` to `truncated` are its
+    choices, explained there, and change it where they are not None. A step has train.batch_size samples, `group` of each
+    question.
+    """
+
+    method: Literal["reinforce", "ppo", "rloo", "grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
+    graders: Mapping[Name, Grader] = field(default_factory=lambda: {"exact": Grader()})  # by name; the reward is their sum
+    group: Count = 8  # samples of a question
+    length: Annotated[int, Range(3, INT32)] = 64  # tokens of a question with its ends; of a longer one both ends are kept
+    answer: Annotated[int, Range(2, INT32)] = 16  # tokens that are written, at most, with the end
+    temperature: Positive = 1.0  # of sampling, and of the distribution that is trained
+    epochs: Count = 1  # passes over a step's samples
+    minibatches: Count = 1  # updates in each pass
+    kl_weight: NonNegative = 0.04  # of the divergence from the model in train.init_from, if the method has one
+    discount: Share = 1.0  # critic: of later rewards
+    decay: Share = 0.95  # critic: lambda of the advantage estimates
+    critic_weight: NonNegative = 0.1  # critic: of its loss
+    advantage: Literal["reward", "mean", "deviation", "leave_one_out", "critic"] | None = None
+    ratio: Literal["without", "token", "sequence"] | None = None
+    clip_low: Decay | None = None
+    clip_high: NonNegative | None = None
+    aggregate: Literal["token", "sequence", "constant"] | None = None
+    kl: Literal["without", "reward", "k2", "k3"] | None = None
+    truncated: Literal["scored", "unrewarded", "masked"] | None = None
+    prefix: bool | None = None  # a decoder sees the question from both sides; None: as the model before
+    reference_sha256: Name | None = None  # of the reference's files, filled in by the run, which goes on only with the same
+
+    def __post_init__(self) -> None:
+        if not self.graders:
+            raise UserError("recipe.graders is empty, so that no answer is better than another: give one")

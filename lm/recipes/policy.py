@@ -1,0 +1,240 @@
+"""Policies: a model learns from rewards of what it writes itself (PPO, RLOO, GRPO and their kin).
+
+It is a run like pretraining; configs/life/policy.py has the command. Each step samples answers with the parameters before it,
+by `lm.generation.engine`, grades them, and takes its updates (`recipe.epochs` times `recipe.minibatches`), all within the step:
+the state after a step is a function of the seed and its number, so that a run resumes to the bit, wherever it was killed.
+
+Where the method has a divergence from a reference, that is the model in `train.init_from` as it was: a frozen tree, which no
+checkpoint holds. A resumed run needs that model again, and its digest in the run's config says whether it is the same. Sampling
+and training use no dropout.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from lm import config, saved, sharding
+from lm.data.corpus.prepare import Prepared
+from lm.data.corpus.store import shared
+from lm.data.examples import ExampleBuilder
+from lm.data.loader import Position
+from lm.data.record_rows import RecordRows
+from lm.data.tokenizer import load
+from lm.errors import UserError
+from lm.evaluation.labelled import Prompts
+from lm.evaluation.qa_metrics import qa_metrics, symbols
+from lm.losses import policy
+from lm.losses.policy import METHODS, Judged, Method, Rollouts
+from lm.models.positions import check_positions
+from lm.models.transformer import Transformer, head_params
+from lm.objectives import reads_prefix
+from lm.recipes import pretrain
+from lm.recipes.graders import Graders, answer
+from lm.recipes.rollout import Sampler, blank_row, never_written
+from lm.training.loop import Source
+from lm.training.recipe import Parts, Recipe
+from lm.training.step import Updates
+from lm.training.task import Frozen, Task
+
+SHOWN = 16  # samples of the last step in the report
+
+
+class PolicyLearning(Recipe):
+    """Decoders and encoder-decoders. Serves one run; `complete` must be called first."""
+
+    why_left_out = "beyond recipe.length a question keeps both its ends"
+    reference: saved.Saved | None = None
+    sampler: Sampler | None = None
+
+    def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
+        """Fills in model, objective and prefix from the model that the run starts from, unless the config gives them, and the
+        digest of the reference. A resumed run reads its own checkpoint, and the reference alone from `train.init_from`."""
+        recipe, resumes = _recipe(run), workdir is not None and saved.is_run(workdir)
+        folder = workdir if resumes else run.train.init_from
+        start = None if folder is None else saved.open(folder, name="--workdir" if resumes else "train.init_from")
+        if start is None:
+            raise UserError(
+                "a policy begins with a model that can answer: give --config.train.init_from=RUN, a run or a converted model"
+            )
+        before, model, path = start.run, run.model or start.model, run.data.tokenizer.path
+        if method_of(recipe).kl != "without":
+            recipe = self._with_reference(run, recipe)
+        objective = before.objective if before else run.objective
+        self.tokenizer = start.tokenizer() if path is None else load(path)
+        if recipe.prefix is None:
+            told = getattr(before.recipe, "prefix", None) if before else None
+            usual = model.architecture == "decoder" and reads_prefix("decoder", objective)
+            recipe = replace(recipe, prefix=usual if told is None else told)
+        return replace(run, model=model, objective=objective, recipe=recipe)
+
+    def _with_reference(self, run: config.Run, recipe: config.Policy) -> config.Policy:
+        if run.train.init_from is None:
+            raise UserError(
+                f"recipe.method={recipe.method} stays near the model that it starts from: give train.init_from, or leave the "
+                "divergence out with --config.recipe.kl=without"
+            )
+        self.reference = saved.open(run.train.init_from, name="train.init_from")
+        digest = self.reference.digest()
+        if recipe.reference_sha256 not in (None, digest):
+            raise UserError(
+                f"train.init_from={run.train.init_from} has the digest {digest[:8]}, and recipe.reference_sha256="
+                f"{recipe.reference_sha256[:8]}: give the model that this was, or leave recipe.reference_sha256 out"
+            )
+        return replace(recipe, reference_sha256=digest)
+
+    def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
+        c, head, batch, method = _recipe(run), run.model.head, run.train.batch_size, method_of(_recipe(run))
+        if run.model.architecture == "encoder" or head is None or head.outputs is not None:
+            raise UserError("the model writes no text, having no decoder or no head over the vocabulary: start from another")
+        if batch % c.group:
+            raise UserError(
+                f"train.batch_size={batch} samples are no groups of recipe.group={c.group}: take "
+                f"{-(-batch // c.group) * c.group}"
+            )
+        if c.group == 1 and method.advantage in ("mean", "deviation", "leave_one_out"):
+            raise UserError(f"recipe.group=1 leaves no other sample to compare with, as {c.method} does: take 2 or more")
+        if batch % c.minibatches:
+            raise UserError(f"train.batch_size={batch} does not divide into recipe.minibatches={c.minibatches}; change one")
+        sharding.check_batch(batch // c.minibatches, run.train.microbatches, mesh, name="train.batch_size / recipe.minibatches")
+        for name, source in run.data.sources.items():
+            if source.format not in ("pair", "labelled"):
+                raise UserError(f"data.sources.{name} has records of format={source.format}, and a policy answers pairs")
+        if run.data.packing or run.data.after or run.evaluate.baselines or run.adapter:
+            raise UserError("data.packing, data.after, evaluate.baselines and adapter are not for policies: leave them out")
+
+    def task(self, run: config.Run) -> Task:
+        never = None if self.tokenizer is None else never_written(self.tokenizer, run.model.vocab_size)
+        return task(run, self.reference, never)
+
+    def rows(self, run: config.Run, data: Prepared) -> dict[str, RecordRows]:
+        c = _recipe(run)
+        settings: dict[str, Any] = dict(length=c.length, answer=c.answer, prefix=bool(c.prefix))
+        builder = ExampleBuilder(data.tokenizer, run.model.architecture, **settings)
+        rows = {
+            split: RecordRows(stores, run.data, builder, how="text", seed=run.train.seed, shuffle=split == "train")
+            for split, stores in (("train", shared(data.train, run.data.train_share)), ("holdout", data.holdout))
+            if stores
+        }
+        lengths = rows["train"].lengths
+        check_positions(run.model, lengths.encoder, lengths.decoder, cure="shorten it with --config.recipe.length")
+        return rows
+
+    def row(self, rows: RecordRows) -> Rollouts:
+        return blank_row(rows.lengths)
+
+    def source(self, parts: Parts, position: Position, steps: range) -> Source:
+        sampler = self.sampler = Sampler(parts.run, parts.data, parts.rows["train"], parts.mesh, position)
+        return lambda step, state: sampler(step, _model(parts.run, state.params))
+
+    def facts(self, parts: Parts) -> dict[str, Any]:
+        """Tokens that were sampled by this process, and how fast, without the first step's."""
+        s = self.sampler
+        rate = {} if s is None or not s.tokens else {"rollout_tokens_per_second": round(s.tokens / s.seconds, 1)}
+        return {"records": {split: rows.report() for split, rows in parts.rows.items()}} | rate
+
+    def evaluators(self, parts: Parts, frozen: Any) -> list[Any]:
+        return [HeldOutRewards(parts.run, parts.data, parts.rows["holdout"])] if "holdout" in parts.rows else []
+
+    def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, Any]]:
+        """The first samples of the last step, each with its reward."""
+        return self.sampler.latest[:SHOWN] if self.sampler else []
+
+
+def task(run: config.Run, reference: saved.Saved | None = None, forbidden: np.ndarray | None = None) -> Task:
+    """The task of a policy: its parameters are those of the model or, with a critic, {"model", "critic"}. `forbidden`: bool
+    [V], tokens that are never sampled."""
+    c, model = _recipe(run), Transformer(run.model)
+    method, critic = method_of(c), method_of(c).advantage == "critic"
+    settings: dict[str, Any] = dict(vocab_size=run.model.vocab_size, temperature=c.temperature, forbidden=forbidden)
+
+    def judged(params: Any, batch: Rollouts) -> tuple[Judged, jax.Array | None]:
+        """What the policy finds of a batch's tokens, and the critic's values [B, P]."""
+        own = _model(run, params)
+        hidden: Any = model.apply({"params": own}, batch.example, method="hidden")
+        found = policy.judged(head_params(own), model.apply, hidden, batch.example.targets, **settings)
+        return found, valued(params["critic"], hidden) if critic else None
+
+    def batches(params: Any, frozen: Any, batch: Rollouts, key: jax.Array) -> Rollouts:
+        values = judged(params, batch)[1] if critic else None
+        others = judged({"model": frozen, "critic": params["critic"]} if critic else frozen, batch)[0] if reference else None
+        given: dict[str, Any] = dict(reference=others and others.log_probs, values=values, group=c.group)
+        ready = policy.prepared(batch, method, kl_weight=c.kl_weight, discount=c.discount, decay=c.decay, **given)
+        return policy.updates(ready, key, epochs=c.epochs, minibatches=c.minibatches)
+
+    def loss(params: Any, frozen: Any, batch: Rollouts, rngs: Any) -> Any:
+        found, values = judged(params, batch)
+        return policy.loss(found, batch, method, kl_weight=c.kl_weight, values=values, critic=c.critic_weight)
+
+    def init(key: jax.Array, batch: Rollouts) -> Any:
+        params = model.init(key, batch.example)["params"]
+        return {"model": params, "critic": critic_params(run.model.width)} if critic else params
+
+    passes = lambda lengths: [(run.model, lengths.predicted)]
+    return replace(
+        pretrain.tokens(run),
+        init=init,
+        loss=loss,
+        scores=lambda params, frozen, batch: {},
+        reads=lambda lengths: passes(lengths) * (1 if reference is None else 2),  # what is written is read once, and by others
+        writer=lambda params, frozen: (model, _model(run, params)),
+        frozen=reference and Frozen(lambda key, batch: model.init(key, batch.example)["params"], reference.params),
+        beside=("critic",) if critic else (),
+        nats=False,
+        updates=Updates(c.epochs * c.minibatches, batches),
+    )
+
+
+def critic_params(width: int) -> Any:
+    """A value that is linear in the policy's hidden vectors, and 0 at first."""
+    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+    named = nn.LogicallyPartitioned
+    return {"head": {"kernel": named(zeros(width), ("embed",)), "bias": named(zeros(), ())}}
+
+
+def valued(critic: Any, hidden: jax.Array) -> jax.Array:
+    """float32 [B, P] of hidden vectors [B, P, D]."""
+    return hidden.astype(jnp.float32) @ critic["head"]["kernel"] + critic["head"]["bias"]
+
+
+@dataclass(frozen=True)
+class HeldOutRewards:
+    """Call with parameters -> `reward`, `exact` match and `f1` of the likeliest answers to held-out questions."""
+
+    run: config.Run
+    data: Prepared
+    rows: RecordRows
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        run, index = self.run, np.arange(min(self.rows.count, self.run.evaluate.rows or self.rows.count))
+        size = run.evaluate.batch_size or run.train.batch_size
+        prompts = Prompts(self.rows.builder, self.rows.prompts(index))
+        written = prompts.answers(Transformer(run.model), _model(run, params), batch_size=size)
+        every = {name: self.data.records(name, "holdout") for name in self.data.holdout}
+        records = [every[name][number] for name, number in self.rows.records(index)]
+        rewards, parts = Graders(_recipe(run).graders)(written, records)
+        found = qa_metrics(written, [answer(record) for record in records], split=symbols)
+        means = {name: float(values.mean()) for name, values in ({"reward": rewards} | found).items()}
+        several = {f"reward/{name}": float(part.mean()) for name, part in parts.items()} if len(parts) > 1 else {}
+        return means | several | {"items": float(len(index))}
+
+
+def method_of(c: config.Policy) -> Method:
+    """The row of the table, with the choices that the config gives."""
+    given = {f.name: value for f in fields(Method) if (value := getattr(c, f.name, None)) is not None}
+    return replace(METHODS[c.method], **given)
+
+
+def _model(run: config.Run, params: Any) -> Any:
+    """The parameters of the model, without a critic's."""
+    return params["model"] if method_of(_recipe(run)).advantage == "critic" else params
+
+
+def _recipe(run: config.Run) -> config.Policy:
+    assert isinstance(run.recipe, config.Policy)
+    return run.recipe

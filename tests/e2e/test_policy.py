@@ -1,0 +1,153 @@
+"""Policies as runs: killed within a rollout and within an update they go on to the bit; every method, both architectures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lm import recipes, saved
+from lm.config import resolve
+from lm.errors import UserError
+from lm.losses.policy import METHODS
+from tests.processes import HANGS
+
+CONFIG = Path(__file__).parents[2] / "configs" / "life" / "policy.py"
+# Answers with an "e" in them, and short ones, are good: an untrained model finds some.
+GRADERS = {"e": dict(kind="regex", pattern=".*e.*"), "short": dict(kind="regex", pattern=".{0,9}", weight=0.5), "right": dict()}
+
+
+@pytest.fixture(scope="session")
+def given(corpus, runs):
+    """Overrides of a run of four steps from a model of the tiny corpus."""
+    questions = corpus / "questions.jsonl"
+    with open(questions, "w") as file:
+        for line in (corpus / "tiny.jsonl").read_text().splitlines():
+            a, b, c = line.split()[1:4]
+            file.write(json.dumps({"question": f"{a} {b}", "answer": c}) + "\n")
+
+    def make(start="decoder.causal", **more):
+        source = dict(mine=dict(kind="jsonl", path=str(questions), format="pair"))
+        settings = {"data.sources": source, "data.cache": f"{corpus}/cache", "data.tokenizer": dict(vocab_size=400)}
+        settings |= {"train.init_from": str(runs / start), "train.steps": 4, "train.batch_size": 8, "recipe.group": 4}
+        settings |= {"recipe.answer": 6, "recipe.graders": GRADERS, "checkpoint.every": 1, "evaluate.every": 2}
+        settings |= {"data.on_long": "skip", "log.every": 1, "log.tensorboard": False, "optimizer.learning_rate": 0.01}
+        return {key: str(value) for key, value in (settings | more).items()}
+
+    return make
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def metrics(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "per_second" not in k} for row in rows]
+
+
+def train(workdir, what, settings, **more):
+    return recipes.train(resolve.load(f"{CONFIG}:{what}", settings), workdir, quiet=True, **more)
+
+
+# A process that kills itself: in the call number `at` of a function.
+DYING = """
+import os, signal, sys, time
+from lm.generation import engine
+from lm.training import loop
+from lm import train
+where, at, saved, *argv = sys.argv[1:]
+calls = 0
+def dying(function, after):
+    def called(*arguments, **named):
+        global calls
+        calls += 1
+        out = function(*arguments, **named) if after else None
+        if calls == int(at):
+            while not os.path.exists(saved):  # the save before is under way
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return out if after else function(*arguments, **named)
+    return called
+if where == "rollout":  # texts are half written
+    engine.Engine.step = dying(engine.Engine.step, after=True)
+else:  # the update runs, and its state is not used yet
+    run = loop.run
+    loop.run = lambda state, step, *rest, **named: run(state, dying(step, after=True), *rest, **named)
+sys.exit(train.main(argv))
+"""
+
+
+def test_sigkill_within_a_rollout_and_within_an_update_goes_on_to_the_bit(given, corpus, tmp_path):
+    settings = given()
+    train(tmp_path / "whole", "grpo", settings)
+    argv = [f"--config={CONFIG}:grpo", f"--workdir={tmp_path / 'killed'}"]
+    argv += [f"--config.{key}={value}" for key, value in settings.items()]
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(corpus / "compiled"), "JAX_PLATFORMS": "cpu"}
+    for where, at, left in (("rollout", 3, 1), ("update", 2, 2)):  # a rollout takes two calls of the engine
+        last = tmp_path / "killed" / "checkpoints" / str(left) / "SHA256.json"
+        words = [sys.executable, "-c", DYING, where, str(at), str(last), *argv]
+        died = subprocess.run(words, env=env, capture_output=True, timeout=HANGS)
+        assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+        assert max(int(p.name) for p in last.parents[1].iterdir() if p.name.isdigit()) == left
+    train(tmp_path / "killed", "grpo", settings)
+    whole, killed = summary(tmp_path / "whole"), summary(tmp_path / "killed")
+    assert killed["params_sha256"] == whole["params_sha256"] and killed["heldout"] == whole["heldout"]
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    start = saved.open(settings["train.init_from"]).params()
+    moved = saved.open(tmp_path / "whole").params()
+    assert not np.array_equal(start["embed"]["tokens"]["embedding"], moved["embed"]["tokens"]["embedding"])
+
+
+def test_a_critic_inner_epochs_and_minibatches_go_on_to_the_bit(given, tmp_path):
+    more = {"recipe.epochs": 2, "recipe.minibatches": 2, "optimizer.schedule.warmup": 1}
+    settings = given(**more)
+    train(tmp_path / "whole", "ppo", settings)
+    train(tmp_path / "parts", "ppo", settings | {"train.steps": "2"})
+    train(tmp_path / "parts", "ppo", settings, allow_changes=True)
+    whole, parts = summary(tmp_path / "whole"), summary(tmp_path / "parts")
+    assert parts["params_sha256"] == whole["params_sha256"] and whole["step"] == 4
+    rows = [row for row in metrics(tmp_path / "whole") if "loss" in row]
+    assert [row["learning_rate"] for row in rows] == [pytest.approx(0.01)] * 4  # a schedule counts steps, not updates
+    assert rows[0]["critic_error"] > 0 and rows[-1]["kl"] > 0 and all(row["mismatch_max"] < 1e-4 for row in rows)
+    read = saved.open(tmp_path / "whole")
+    assert "critic" not in read.params()  # what is generated from, served and tuned on is the model alone
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_run(given, tmp_path, name):
+    start = "encoder_decoder.denoise" if name in ("dapo", "gspo") else "decoder.causal"
+    found = train(tmp_path, name, given(start, **{"train.steps": 2, "checkpoint.every": None}))
+    rows = [row for row in metrics(tmp_path) if "loss" in row]
+    assert len(rows) == 2 and found["heldout"]["items"] > 0
+    for row in rows:
+        assert 0 <= row["reward"] <= 2.5 and 1 <= row["length"] <= 6 and 0 <= row["truncated"] <= 1
+        assert row["mismatch"] <= row["mismatch_max"] < 1e-4
+        learns = METHODS[name].truncated != "masked" or row["truncated"] < 1  # else no token has loss, and nothing moves
+        assert (row["entropy"] > 0) == (row["grad_norm"] > 0) == learns and row["skipped"] == 0
+        assert ("kl" in row) == (METHODS[name].kl != "without")
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8 and {"prompt", "text", "reward", "step"} == samples[0].keys()
+    assert np.mean([s["reward"] for s in samples]) == pytest.approx(rows[-1]["reward"])
+    assert found["heldout"]["reward"] == pytest.approx(
+        found["heldout"]["reward/e"] + 0.5 * found["heldout"]["reward/short"] + found["heldout"]["reward/right"]
+    )
+
+
+def test_what_a_policy_refuses(given, tmp_path):
+    for more, cause in (
+        ({"recipe.group": 3}, "train.batch_size=8 samples are no groups of recipe.group=3: take 9"),
+        ({"recipe.group": 1}, "recipe.group=1 leaves no other sample to compare with, as grpo does"),
+        ({"recipe.minibatches": 3}, "does not divide into recipe.minibatches=3"),
+        ({"train.init_from": None}, "a policy begins with a model that can answer"),
+        ({"recipe.reference_sha256": "f" * 64}, "has the digest .* and recipe.reference_sha256=ffffffff"),
+        ({"recipe.graders": {}}, "recipe.graders is empty"),
+        ({"recipe.graders": {"a": dict(kind="regex", pattern="(")}}, "is no regular expression"),
+        ({"recipe.graders": {"a": dict(pattern="x")}}, "regex has a pattern, model has a path, and the others have neither"),
+    ):
+        with pytest.raises(UserError, match=cause):
+            train(tmp_path, "grpo", given(**more))
