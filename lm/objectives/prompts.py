@@ -189,6 +189,13 @@ def interleave(parts: list[np.ndarray], marks: list[list[int]]) -> list[Any]:
     return [parts[0], *(piece for pair in zip(marks, parts[1:], strict=True) for piece in pair)]
 
 
+def as_read(parts: list[str]) -> list[str]:
+    """The parts of a text between its marks without a single space before a mark: tokens begin with the space before their
+    word, so that it is part of what is filled in. Several spaces are an indentation, and stay."""
+    single = lambda part: part.endswith(" ") and not part[-2:-1].isspace()
+    return [*(part[:-1] if single(part) else part for part in parts[:-1]), parts[-1]]
+
+
 def without_marks(prompt: str) -> str:
     """The prompt without its marks and trailing spaces."""
     return prompt.replace(MASK, "").rstrip()

@@ -29,6 +29,7 @@ from lm.data.tokenizer import load
 from lm.errors import UserError
 from lm.evaluation.labelled import Prompts
 from lm.evaluation.qa_metrics import qa_metrics, symbols
+from lm.generation.text_engine import never_written
 from lm.losses import policy
 from lm.losses.policy import METHODS, Judged, Method, Rollouts
 from lm.models.positions import check_positions
@@ -36,7 +37,7 @@ from lm.models.transformer import Transformer, head_params
 from lm.objectives import reads_prefix
 from lm.recipes import pretrain
 from lm.recipes.graders import Graders, answer
-from lm.recipes.rollout import Sampler, blank_row, never_written
+from lm.recipes.rollout import Sampler, blank_row
 from lm.training.loop import Source
 from lm.training.recipe import Parts, Recipe
 from lm.training.step import Updates
@@ -109,8 +110,8 @@ class PolicyLearning(Recipe):
             raise UserError("data.packing, data.after, evaluate.baselines and adapter are not for policies: leave them out")
 
     def task(self, run: config.Run) -> Task:
-        never = None if self.tokenizer is None else never_written(self.tokenizer, run.model.vocab_size)
-        return task(run, self.reference, never)
+        t = self.tokenizer
+        return task(run, self.reference, None if t is None else never_written(t, run.model.vocab_size, [t.require("eos")]))
 
     def rows(self, run: config.Run, data: Prepared) -> dict[str, RecordRows]:
         c = _recipe(run)

@@ -17,11 +17,11 @@ from lm.data.corpus.prepare import Prepared
 from lm.data.loader import Position
 from lm.data.record_rows import RecordRows
 from lm.data.rows import blank, pack, stack
-from lm.data.tokenizer import Tokenizer
 from lm.generation.engine import Engine, Request, Written
+from lm.generation.text_engine import text_engine
 from lm.losses.policy import Rollouts
 from lm.models.transformer import Transformer
-from lm.objectives import Lengths, of_texts
+from lm.objectives import Lengths
 from lm.objectives.streams import stream
 from lm.recipes.graders import Graders, question
 from lm.types import Example
@@ -38,7 +38,6 @@ class Sampler:
         assert isinstance(run.recipe, config.Policy)
         self.run, self.recipe, self.rows, self.mesh, self.position = run, run.recipe, rows, mesh, position
         self.tokenizer, self.eos = data.tokenizer, data.tokenizer.require("eos")
-        self.never = never_written(data.tokenizer, run.model.vocab_size)
         self.records = {name: data.records(name, "train") for name in data.train}
         self.graders = Graders(run.recipe.graders)
         self.engine: Engine | None = None
@@ -77,18 +76,10 @@ class Sampler:
         if self.engine is None:
             lengths, recipe = self.rows.lengths, self.recipe
             room: dict[str, Any] = dict(slots=self.run.train.batch_size, length=(lengths.decoder or 0) + 1, steps=recipe.answer)
-            room |= dict(source=lengths.encoder or 0, prefix=lengths.prefix, eos=(self.eos,), mesh=self.mesh)
-            room |= dict(forbidden=self.never)
-            self.engine = Engine(Transformer(self.run.model), params, **room)
+            room |= dict(source=lengths.encoder or 0, prefix=lengths.prefix, ends=(self.eos,), mesh=self.mesh)
+            self.engine = text_engine(Engine, Transformer(self.run.model), params, self.tokenizer, **room)
         self.engine.params = params
         return self.engine
-
-
-def never_written(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-    """bool [V]: tokens that are no part of a text and do not end it, which are neither sampled nor have a probability."""
-    never = ~of_texts(tokenizer, vocab_size)
-    never[tokenizer.require("eos")] = False
-    return never
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -26,7 +26,6 @@ from lm.objectives import reads_prefix, text_prompt, usual
 from lm.objectives.mixture import first_part
 from lm.objectives.prompts import MASK
 from lm.serving import looks
-from lm.serving.overlapped import Overlapped
 from lm.serving.scoring import Scorer
 
 LENGTH = 1024  # tokens of a slot, if neither learned positions nor a run's rows say how many the model reads
@@ -122,13 +121,13 @@ class Served:
         own = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
         return tuple(dict.fromkeys((*own, *(self.chat.ends if self.chat else ()))))
 
-    def engine(self) -> Overlapped:
+    def engine(self) -> Engine:
         """A new engine."""
         sentinels = self.tokenizer.sentinel_ids if self.way and self.way.sentinels else ()
         settings: dict[str, Any] = dict(slots=self.slots, length=self.length, source=self.source, top=self.top)
         prefix = self.architecture == "decoder" and reads_prefix(self.architecture, self.part)
         settings |= dict(ends=self.ends, may_write=sentinels, prefix=prefix)
-        return text_engine(Overlapped, self.model, self.params, self.tokenizer, **settings, **self._settings)
+        return text_engine(Engine, self.model, self.params, self.tokenizer, **settings, **self._settings)
 
     @cached_property
     def embedder(self) -> Embedder:

@@ -24,11 +24,10 @@ from queue import SimpleQueue
 from typing import Any
 
 from lm.errors import UserError
-from lm.generation.engine import Request, Written
+from lm.generation.engine import Engine, Request, Written
 from lm.generation.texts import Streamed
 from lm.serving import errors
 from lm.serving.errors import ApiError
-from lm.serving.overlapped import Overlapped
 
 log = logging.getLogger("lm.serve")
 
@@ -107,7 +106,7 @@ class Worker:
     """`engine` makes an engine; None: the model writes nothing from left to right. `ends`: tokens that end a text. `capacity`:
     texts and calls that may be there at once, those that are being written included."""
 
-    def __init__(self, engine: Callable[[], Overlapped] | None, tokenizer: Any, ends: Sequence[int], *, capacity: int) -> None:
+    def __init__(self, engine: Callable[[], Engine] | None, tokenizer: Any, ends: Sequence[int], *, capacity: int) -> None:
         self._make, self.tokenizer, self.ends, self.capacity = engine, tokenizer, frozenset(ends), capacity
         self.engine = engine() if engine else None
         self.open = 0  # texts and calls, counted in the event loop

@@ -275,5 +275,6 @@ def test_no_text_depends_on_the_locale():
 
     files = sorted((Path(cli.__file__).parent).rglob("*.py"))
     calls = [(f, c) for f in files for c in ast.walk(ast.parse(f.read_text("utf-8"))) if isinstance(c, ast.Call)]
+    calls = [(f, c) for f, c in calls if (f.name, ast.unparse(c.func)) != ("saved.py", "open")]  # its own, of folders
     assert len(calls) > 1000
     assert [f"{f}:{c.lineno}: {ast.unparse(c)}" for f, c in calls if unnamed(c)] == []

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lm import distributed
 from lm.config import Learned, Moe, Sampling
 from lm.errors import UserError
 from lm.generation import sampling
@@ -214,3 +215,15 @@ def test_experts_drop_no_token_for_the_padding_of_a_prompt():
     )
     own = [logits[len(prompt) - 1 + i, w.token] for i, w in enumerate(found[0][0])]
     np.testing.assert_allclose([w.log_prob for w in found[0][0]], own, atol=1e-4)
+
+
+def test_the_host_works_while_the_device_computes(decoder, monkeypatch):
+    engine, done = Engine(*decoder, slots=1, length=30, steps=2), []
+    call = engine._call
+    monkeypatch.setattr(engine, "_call", lambda name, *a, **b: done.append(name) or call(name, *a, **b))
+    monkeypatch.setattr(distributed, "fetched", lambda x: done.append("awaited") or np.asarray(x))
+    assert engine.step(lambda: done.append("meanwhile")) == [] == done  # nothing is there to compute
+    engine.submit(Request(prompts(3)[0], 4))
+    engine.step(lambda: done.append("meanwhile"))
+    assert [*dict.fromkeys(done)] == ["prefill", "insert", "decode", "meanwhile", "awaited"]
+    assert done.count("meanwhile") == 1

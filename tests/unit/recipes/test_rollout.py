@@ -1,7 +1,5 @@
 """What the engine writes for a policy: the same tokens and log-probabilities that the loss reads."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ from lm.generation.engine import Engine, Request
 from lm.losses import policy
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths
-from lm.recipes.rollout import blank_row, gathered, never_written, seed_of
+from lm.recipes.rollout import blank_row, gathered, seed_of
 
 V, EOS, LENGTH, NEW, GROUP = 64, 2, 12, 5, 4
 PROMPTS = [np.arange(5, 5 + n, dtype=np.int32) for n in (3, 7, 4)]
@@ -104,10 +102,3 @@ def test_new_parameters_compile_nothing_and_a_prompt_is_read_once(made):
 def test_seeds_are_a_function_of_the_run_and_the_question():
     seeds = {seed_of(s, n) for s in (0, 1) for n in range(1000)}
     assert len(seeds) == 2000 and all(0 <= seed < 2**32 for seed in seeds) and seed_of(0, 3) == seed_of(0, 3)
-
-
-def test_tokens_that_are_no_text_are_never_written():
-    special = np.array([True] * 4 + [False] * 6)
-    tokenizer = SimpleNamespace(special=special, vocab_size=10, require=lambda name: EOS, special_ids=range(4))
-    never = never_written(tokenizer, 12)
-    assert never.tolist() == [True, True, False, True, *[False] * 6, True, True]

@@ -10,7 +10,8 @@ from lm.training.display import Display
 
 
 def test_it_says_what_text_is_in_no_row_and_why(capsys):
-    made = SimpleNamespace(plan=SimpleNamespace(abstract=SimpleNamespace(params={"head": np.zeros(3)})), flops_per_step=2.0)
+    plan = SimpleNamespace(abstract=SimpleNamespace(params={"head": np.zeros(3)}))
+    made = SimpleNamespace(plan=plan, frozen=None, flops_per_step=2.0)
     for recipe, why in ((FineTuning, "a text keeps both its ends"), (Pretraining, "documents too short for the objective")):
         Display(10, 0).introduce(made, {"train": 0.25, "holdout": 0.0}, recipe.why_left_out)
         said = capsys.readouterr().err
