@@ -9,7 +9,7 @@ answers are written one after another.
 
 A model with a chat template is given turns as its template says, and one that was trained here on records of the format
 "messages" as these were. The number of tokens that are in use stands before each turn; of those that the model has read or
-written, it reads none again. Where they leave no room for an answer, the oldest turns are forgotten.
+written, few are read again. Where they leave no room for an answer, the oldest turns are forgotten.
 """
 
 import signal

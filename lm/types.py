@@ -117,6 +117,10 @@ class Judged(Two):
     mismatched: Example
     good: Array  # float32 [B]: 1 if the answer is good, else 0
 
+    def tokens_asked(self) -> Array:
+        """uint32 []: the sum of the answers' weights; the mismatched ones have no loss."""
+        return self.answer.tokens_asked()
+
     @property
     def examples(self) -> tuple[Example, Example]:
         return self.answer, self.mismatched

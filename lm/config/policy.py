@@ -15,7 +15,8 @@ class Grader:
     exact    the answer is the record's, but for white space at its ends
     number   the last number in it equals the last one in the record's answer
     regex    `pattern` matches all of it
-    tests    the record's answer, a Python program, comes to its end after the answer, in a sandbox
+    tests    the record's answer, a Python program, comes to its end after the answer, in a sandbox (which a program that is
+             written to deceive it can deceive)
     model    the reward model in the folder `path` (recipe.kind=reward)
     """
 

@@ -143,14 +143,17 @@ def _merged(rows: np.ndarray, parts: Mapping[str, np.ndarray], name: str, settin
     a, b = (parts.get(f"lora_{'embedding_' * table}{side}") for side in "AB")
     if a is None or b is None or (table and "lora_magnitude_vector" in parts):
         raise UserError(f"{WEIGHTS}: {name} has no pair of lora_A and lora_B, or is an embedding with DoRA, which is not read")
-    if a.shape[-1] != rows.shape[0 if table else 1] or b.shape[0] != rows.shape[1 if table else 0]:
+    inputs, outputs = rows.shape if table else rows.shape[::-1]
+    if a.shape[1:] != (inputs,) or b.shape != (outputs, len(a)):
         raise UserError(f"{WEIGHTS}: {name} is {list(b.shape)} times {list(a.shape)}, and its matrix {list(rows.shape)}")
     alphas = settings.get("alpha_pattern") or {}
     pattern = next((p for p in alphas if re.match(rf"(.*\.)?({p})$", name)), None)
     alpha, rank = settings["lora_alpha"] if pattern is None else alphas[pattern], len(a)
     delta = alpha / (rank**0.5 if settings.get("use_rslora") else rank) * (b @ a)
     changed = rows + (delta.T if table else delta)
-    if settings.get("use_dora"):
+    if settings.get("use_dora") and not table:
+        if "lora_magnitude_vector" not in parts:
+            raise UserError(f"{WEIGHTS}: {name} has no lora_magnitude_vector, and {CONFIG} says use_dora")
         changed *= (parts["lora_magnitude_vector"] / np.linalg.norm(changed, axis=1))[:, None]
     return changed
 

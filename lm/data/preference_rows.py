@@ -69,7 +69,10 @@ class PreferenceRows:
                 f"--config.recipe.answer={answer.max()}, or leave them out and count them with --config.data.on_long=skip"
             )
         if self.feedback and fits.sum() < 2:
-            raise UserError(f"source {name!r} has one record, and each is compared with another's answer: give more")
+            raise UserError(
+                f"source {name!r} has one record, or data.holdout leaves it one in a split, and each is compared with "
+                "another's answer: give more, or change data.holdout"
+            )
         return Items(np.flatnonzero(fits), bounds[fits], left_out)
 
     @property

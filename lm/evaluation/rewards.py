@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import config, saved
+from lm import config, saved, sharding
 from lm.data.examples import ExampleBuilder
 from lm.data.records import Feedback, InvalidRecord, Message, parse, render
 from lm.data.rows import blank, pack, stack
@@ -32,15 +32,24 @@ class Rewarder:
         settings: dict[str, Any] = dict(length=c.length, answer=c.answer, prefix=bool(c.prefix))
         self.builder = ExampleBuilder(self.tokenizer, source.model.architecture, **settings)
         self.network = Transformer(source.model)
-        self.params = source.params(device=device or jax.local_devices()[0])
+        device = device or jax.local_devices()[0]
+        self.params, self.mesh = source.params(device=device), sharding.make_mesh(config.Mesh(), [device])
 
-    def scores(self, prompts: Sequence[Asked], answers: Sequence[str]) -> np.ndarray:
+    def scores(self, prompts: Sequence[Asked], answers: Sequence[str], *, cut: bool = False) -> np.ndarray:
         """float32 [n]: the reward of each answer to its prompt. The first of two answers is better with probability
-        sigmoid(first - second). UserError if one is too long for the model."""
+        sigmoid(first - second). UserError if one is too long for the model; with `cut`, of a long prompt the end is read, and
+        of a long answer the beginning, with its last token behind it."""
         turns = [(Message("user", asked),) if isinstance(asked, str) else tuple(asked) for asked in prompts]
         records = [Feedback(before, answer, True) for before, answer in zip(turns, answers, strict=True)]
         found = [(r.ids, int(np.argmax(r.loss))) for r in render(records, self.tokenizer)]
-        return self.of_ids([(ids[:start], ids[start:]) for ids, start in found])
+        turns_ids = [(ids[:start], ids[start:]) for ids, start in found]
+        return self.of_ids([self._cut(*turn) for turn in turns_ids] if cut else turns_ids)
+
+    def _cut(self, before: np.ndarray, answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        b, first = self.builder, len(self.builder.bos)
+        if len(before) > b.length:
+            before = np.concatenate([before[:first], before[len(before) - b.length + first :]])
+        return before, answer if len(answer) <= b.answer else np.concatenate([answer[: b.answer - 1], answer[-1:]])
 
     def of_json(self, values: Sequence[Any]) -> np.ndarray:
         """float32 [n], of objects {"prompt" or "messages", "completion"}. UserError, which names the record's number."""
@@ -64,7 +73,8 @@ class Rewarder:
         rows = [pack([b.reward_example(*turn)], lengths) for turn in turns]
         rows += [blank(lengths)] * (-len(rows) % self.batch_size)
         parts = [stack(rows[i : i + self.batch_size]) for i in range(0, len(rows), self.batch_size)]
-        found = [np.asarray(_rewards(self.network, self.params, part)) for part in parts]
+        with sharding.use(self.mesh):  # a run may have set its own around this call
+            found = [np.asarray(_rewards(self.network, self.params, part)) for part in parts]
         return np.concatenate([*found, np.zeros(0, np.float32)])[: len(turns)]
 
 

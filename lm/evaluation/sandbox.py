@@ -16,6 +16,7 @@ import contextlib
 import math
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from typing import Any
 
 WAIT = 4  # a program that sleeps is stopped after so many times its seconds
 FILES = 1 << 20  # bytes that a file may have
+END = 16  # bytes of the number that says that a program came to its end
 LONGEST = 300  # characters of a reason
 # Audit events, or what they begin with, that are refused.
 REFUSED = ("socket.", "subprocess.", "ctypes.", "resource.", "signal.", "os.fork", "os.exec", "os.spawn", "os.posix_spawn")
@@ -42,7 +44,8 @@ class Outcome:
 
 
 def run(program: str, *, seconds: float = 5.0, memory: int = 512 << 20) -> Outcome:
-    """Runs the program as a main module. A program that leaves early, even with exit code 0, is not `ok`.
+    """Runs the program as a main module. A program that leaves early, even with exit code 0, is not `ok`: only who knows a
+    number that the process is told can say that the end was reached.
 
     seconds: of a core, rounded up to whole ones, so that the outcome does not depend on what else the machine does
     memory: bytes of address space, the interpreter's own included
@@ -50,14 +53,18 @@ def run(program: str, *, seconds: float = 5.0, memory: int = 512 << 20) -> Outco
     with tempfile.TemporaryDirectory(prefix="lm-sandbox-") as folder:
         with open(os.path.join(folder, "program.py"), "wb") as file:
             file.write(program.encode("utf-8", "surrogatepass"))
+        end = secrets.token_bytes(END)
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         try:
             command = [sys.executable, "-I", "-S", __file__, str(theirs), str(math.ceil(seconds)), str(memory)]
-            nowhere: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-            process = subprocess.Popen(command, cwd=folder, env={}, pass_fds=[theirs], start_new_session=True, **nowhere)
+            pipes: Any = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(command, cwd=folder, env={}, pass_fds=[theirs], start_new_session=True, **pipes)
             os.close(theirs)
             try:
+                assert process.stdin
+                with contextlib.suppress(BrokenPipeError), process.stdin:
+                    os.write(process.stdin.fileno(), end)
                 code = process.wait(WAIT * math.ceil(seconds))
             except subprocess.TimeoutExpired:
                 return Outcome(False, "time")
@@ -71,14 +78,15 @@ def run(program: str, *, seconds: float = 5.0, memory: int = 512 << 20) -> Outco
         finally:
             os.close(ours)
     if said:
-        ended, reason = said[:1] == b"1", said[1:].decode("utf-8", "replace")
-        return Outcome(ended and not reason, reason)
+        return Outcome(said == end, "" if said == end else said[1:].decode("utf-8", "replace"))
     names = {-signal.SIGXCPU: "time", -signal.SIGXFSZ: "a file is too large"}
     return Outcome(False, names.get(code, f"signal {-code}" if code < 0 else f"exit code {code}"))
 
 
 def _inside(report: int, seconds: int, memory: int) -> None:
-    """Runs ./program.py within the limits; writes to `report` "1" if it came to its end, else "0" and why not."""
+    """Runs ./program.py within the limits; writes to `report` what standard input said if it came to its end, else "0" and why
+    not."""
+    end = sys.stdin.buffer.read(END)
     with open("program.py", "rb") as file:
         program = file.read()
     for what, most in (
@@ -90,14 +98,14 @@ def _inside(report: int, seconds: int, memory: int) -> None:
         resource.setrlimit(what, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     sys.argv = ["program.py"]
-    said = "1"
+    said = end
     try:
         code = compile(program, "program.py", "exec")
         sys.addaudithook(_guard(os.getcwd()))
         exec(code, {"__name__": "__main__", "__builtins__": __builtins__})
     except BaseException as error:
-        said = f"0{_reason(error)}"
-    os.write(report, said.encode("utf-8", "replace"))
+        said = f"0{_reason(error)}".encode("utf-8", "replace")
+    os.write(report, said)
     os._exit(0)  # threads that go on, and what the program has registered for its exit, do not count
 
 

@@ -6,8 +6,8 @@
 
 A prompt is read at once (prefill, its length rounded up to a bucket), its keys and values are put into a free slot, and all
 slots write together, `steps` times for each call of the host. A slot is free again when its text ends. Three programs serve
-everything (`lm.generation.programs`): two are compiled for each bucket, one for each way of drawing. `warm` compiles them all;
-`compilations` counts.
+everything (`lm.generation.programs`): two are compiled for each bucket (with `reuse` three), one for each way of drawing.
+`warm` compiles them all; `compilations` counts.
 
 What a slot writes is a function of its request alone: which other requests are there, and which slot it has, changes nothing.
 With `reuse` that is so up to rounding: a request whose prompt begins with what a free slot has read and written goes on from
@@ -57,7 +57,7 @@ class Request:
     samples: int = 1  # continuations of the same prompt, which is read once
     bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these tokens
     constraint: "Constraint | None" = None  # a grammar that what is written follows
-    blank: int = 0  # of the prompt's first tokens, so many are none: they only take positions
+    blank: int = 0  # of the prompt's first tokens, so many are none: they only take positions. Such a prompt is read whole
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ class Engine:
 
     def _begun(self, request: Request, free: list[int]) -> tuple[int, int]:
         """The free slot that holds most of the prompt's beginning, and how many tokens of it need not be read again."""
-        shared = [_shared(self._held[slot], request.prompt) for slot in free]
+        shared = [0 if request.blank else _shared(self._held[slot], request.prompt) for slot in free]
         best = int(np.argmax(shared))
         start, size, most = min(shared[best], len(request.prompt) - 1), len(request.prompt), self.length - 1
         rest = bucket(size - start, most)

@@ -220,7 +220,7 @@ def _sentinels(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
     """Writes what stands at all marks, each behind its sentinel."""
     tokenizer, out = a.tokenizer, []
     marks = {int(s): k for k, s in enumerate(tokenizer.sentinel_ids)}
-    for parts, written in zip(texts, _written(a, [MASK.join(parts) for parts in texts]), strict=True):
+    for parts, written in zip(texts, _written(a, [MASK.join(as_read(parts)) for parts in texts]), strict=True):
         out.append([])
         for tokens, log_prob in written:
             found: dict[int, list[int]] = {}
@@ -249,7 +249,7 @@ def _middles(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
         for i, parts in enumerate(texts):
             for number, f in enumerate(out[i]) if mark < len(parts) - 1 else ():
                 groups.setdefault((i, f.text + as_read(parts)[mark]), []).append(number)
-        asked = [f"{before}{MASK}{''.join(texts[i][mark + 1 :])}" for i, before in groups]
+        asked = [f"{before}{MASK}{''.join(as_read(texts[i])[mark + 1 :])}" for i, before in groups]
         seeds = [a.seed if not mark else _seed(a.seed, mark, members[0]) for members in groups.values()]
         written = _written(a, asked, seeds, [len(members) for members in groups.values()])
         for ((i, before), members), samples in zip(groups.items(), written, strict=True):
@@ -264,7 +264,7 @@ def _middles(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
 def _rewritten(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
     """Writes the whole text; what stands at a mark is found between its neighbours, where these are unchanged."""
     out = []
-    for parts, written in zip(texts, _written(a, [MASK.join(parts) for parts in texts]), strict=True):
+    for parts, written in zip(texts, _written(a, [MASK.join(as_read(parts)) for parts in texts]), strict=True):
         pattern = re.compile("(.*?)".join(map(re.escape, as_read(parts))), re.DOTALL)
         out.append([])
         for tokens, log_prob in written:
@@ -278,9 +278,9 @@ def _mass(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
     """MASS writes a span of as many tokens as there are masks, at their positions."""
     for parts in texts:
         if len(parts) > 2:
-            raise UserError(f"this model fills in one {MASK} of a text, and {MASK.join(parts)!r} has {len(parts) - 1}")
+            raise UserError(f"this model fills in one {MASK} of a text, and {MASK.join(as_read(parts))!r} has {len(parts) - 1}")
     tokenizer, out = a.tokenizer, []
-    asked = [a.question(MASK.join(parts), max(a.lengths)) for parts in texts]
+    asked = [a.question(MASK.join(as_read(parts)), max(a.lengths)) for parts in texts]
     requests = [q.request(0, q.lengths[0], a.sampling(), samples=a.samples) for q in asked]
     engine = engine_for(requests, a.model, a.params, tokenizer, slots=a.slots, ends=())
     for parts, samples in zip(texts, engine.write(requests), strict=True):

@@ -11,6 +11,7 @@ import numpy as np
 
 from lm import config, distributed
 from lm.config import Sampling
+from lm.errors import UserError
 from lm.generation.diffusion import fill, write_blocks
 from lm.generation.engine import Request
 from lm.generation.padding import left_padded
@@ -122,7 +123,8 @@ def ask(
     objective, mode = first_part(objective, tokenizer)
     way = text_prompt(objective)
     rng = np.random.default_rng(seed)
-    parts = lambda prompt: [tokenizer.encode(part) for part in as_read(prompt.split(MASK))]
+    cut = as_read if architecture == "encoder" or way.fills else list  # where a mask is a token
+    parts = lambda prompt: [tokenizer.encode(part) for part in cut(prompt.split(MASK))]
     render = lambda prompt: way.render(parts(prompt), tokenizer, new_tokens, rng)
     texts = [np.concatenate(render(way.clean(p))).astype(np.int32) for p in prompts]
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]  # T5 has none
@@ -140,6 +142,8 @@ def ask(
     read = lambda i, text: np.concatenate([mode, text, [tokenizer.eos_id]] if way.noised else [mode, i]).astype(np.int32)
     reads = [read(i, text) for i, text in zip(ids, texts, strict=True)]
     if architecture == "decoder":
+        if not all(map(len, reads)):
+            raise UserError("a prompt is empty, and the tokenizer has no token to begin a text with: give a text")
         decoder = left_padded(reads, prefix=reads_prefix(architecture, objective))
         return Question(ids, mode, lengths, None, decoder, may_write)
     start = tokenizer.mask_id if way.from_masks else decoder_start(tokenizer)

@@ -48,6 +48,16 @@ def number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
+def check_numbers(records: Sequence[Record], source: str) -> None:
+    """UserError if an answer has no number, which a grader of kind=number would hold every text against."""
+    for record in records:
+        if number(answer(record)) is None:
+            raise UserError(
+                f"a grader of kind=number, and the answer {answer(record)[:40]!r} of source {source!r} has no number: take "
+                "kind=exact, or leave the record out"
+            )
+
+
 def _each(grade: Callable[[str, Record], bool]) -> Grade:
     return lambda answers, records: np.array([float(grade(*both)) for both in zip(answers, records, strict=True)])
 
@@ -57,13 +67,7 @@ def _exact(c: config.Grader) -> Grade:
 
 
 def _number(c: config.Grader) -> Grade:
-    def same(text: str, record: Record) -> bool:
-        right = number(answer(record))
-        if right is None:
-            raise UserError(f"a grader of kind=number, and the answer {answer(record)[:40]!r} of a record has no number")
-        return number(text) == right
-
-    return _each(same)
+    return _each(lambda text, record: number(text) is not None and number(text) == number(answer(record)))
 
 
 def _regex(c: config.Grader) -> Grade:
@@ -80,7 +84,8 @@ def _tests(c: config.Grader) -> Grade:
 
 def _model(c: config.Grader) -> Grade:
     rewarder = Rewarder(saved.open(c.path or "", name="recipe.graders: path"))
-    return lambda answers, records: rewarder.scores([question(record) for record in records], list(answers)).astype(float)
+    asked = lambda records: [question(record) for record in records]
+    return lambda answers, records: rewarder.scores(asked(records), list(answers), cut=True).astype(float)
 
 
 _GRADES: Mapping[str, Callable[[config.Grader], Grade]] = {

@@ -13,9 +13,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from lm import config, saved
+from lm.data.corpus.prepare import Prepared
+from lm.data.record_rows import RecordRows
 from lm.errors import UserError
 from lm.losses.distill import Side, mixed
 from lm.losses.policy import Rollouts
+from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
 from lm.recipes import distill, policy
 from lm.training.task import Frozen, Task
@@ -41,6 +44,13 @@ class OnPolicyDistillation(policy.PolicyLearning):
             raise UserError(
                 "the choices of recipe.method are of policies, and an on-policy distillation has none: leave them out"
             )
+
+    def rows(self, run: config.Run, data: Prepared) -> dict[str, RecordRows]:
+        assert self.teacher is not None, "`complete` comes first"
+        rows = super().rows(run, data)
+        read = rows["train"].lengths.encoder, rows["train"].lengths.decoder
+        check_positions(self.teacher.model, *read, cure="shorten recipe.length: recipe.teacher reads no more")
+        return rows
 
     def task(self, run: config.Run) -> Task:
         assert self.teacher is not None, "`complete` comes first"

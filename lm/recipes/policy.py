@@ -36,7 +36,7 @@ from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import reads_prefix
 from lm.recipes import pretrain
-from lm.recipes.graders import Graders, answer
+from lm.recipes.graders import Graders, answer, check_numbers
 from lm.recipes.rollout import Sampler, blank_row
 from lm.training.loop import Source
 from lm.training.recipe import Parts, Recipe
@@ -106,6 +106,8 @@ class PolicyLearning(Recipe):
         for name, source in run.data.sources.items():
             if source.format not in ("pair", "labelled"):
                 raise UserError(f"data.sources.{name} has records of format={source.format}, and a policy answers pairs")
+        if run.data.train_share < 1:
+            raise UserError("data.train_share is not for policies, whose answers are graded by their record: leave it out")
         if run.data.packing or run.data.after or run.evaluate.baselines or run.adapter:
             raise UserError("data.packing, data.after, evaluate.baselines and adapter are not for policies: leave them out")
 
@@ -125,6 +127,13 @@ class PolicyLearning(Recipe):
         lengths = rows["train"].lengths
         check_positions(run.model, lengths.encoder, lengths.decoder, cure="shorten it with --config.recipe.length")
         return rows
+
+    def check_data(self, parts: Parts) -> None:
+        super().check_data(parts)
+        if any(grader.kind == "number" for grader in _recipe(parts.run).graders.values()):
+            for split, stores in (("train", parts.data.train), ("holdout", parts.data.holdout)):
+                for name in stores:
+                    check_numbers(parts.data.records(name, split), name)
 
     def row(self, rows: RecordRows) -> Rollouts:
         return blank_row(rows.lengths)

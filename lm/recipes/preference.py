@@ -48,6 +48,8 @@ class Preferring(Judging):
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
         super().check(run, task, mesh)
         head = run.model.head
+        if self.feedback and run.train.microbatches > 1:
+            raise UserError("kto estimates a divergence from all rows of a step: set --config.train.microbatches=1")
         if run.model.architecture == "encoder" or head is None or head.outputs is not None:
             raise UserError(
                 "the model writes no text, having no decoder or no head over the vocabulary: start from another, or train a "

@@ -265,6 +265,7 @@ class Worker:
             self._written = self.engine.step(self._tell)
         except Exception as error:
             log.exception("the engine failed; a new one takes its place")
+            self._tell()  # what the step before has written is whole
             for ticket in {id(live.ticket): live.ticket for live in self._live.values()}.values():
                 self._news.append((ticket, errors.of(error)))
             self._live.clear()

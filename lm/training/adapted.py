@@ -36,7 +36,7 @@ def complete(run: config.Run, recipe: Recipe, workdir: epath.Path | None) -> con
     digest = (old.digest if old else lora.digest) or base.digest()
     saved.check_base(base, digest, cure="give its copy as --config.train.init_from, or begin in another --workdir")
     task = recipe.task(run)
-    whole = lora.whole or (old.whole if old else None) or (*task.fresh, *task.beside)
+    whole = (old.whole if old else None) or tuple(dict.fromkeys((*task.fresh, *task.beside, *(lora.whole or ()))))
     return replace(run, adapter=replace(lora, digest=digest, whole=whole))
 
 

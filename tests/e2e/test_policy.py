@@ -146,6 +146,7 @@ def test_what_a_policy_refuses(given, tmp_path):
         ({"train.init_from": None}, "a policy begins with a model that can answer"),
         ({"recipe.reference_sha256": "f" * 64}, "has the digest .* and recipe.reference_sha256=ffffffff"),
         ({"recipe.graders": {}}, "recipe.graders is empty"),
+        ({"data.train_share": 0.5}, "data.train_share is not for policies"),
         ({"recipe.graders": {"a": dict(kind="regex", pattern="(")}}, "is no regular expression"),
         ({"recipe.graders": {"a": dict(pattern="x")}}, "regex has a pattern, model has a path, and the others have neither"),
     ):

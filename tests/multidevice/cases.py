@@ -462,6 +462,8 @@ def test_a_distillation_is_that_of_one_device_and_its_teacher_is_sharded(archite
         r = run(architecture, objective, mesh)
         teacher = run(architecture, objective, mesh, scan=True, layers=3).model
         mesh = sharding.make_mesh(mesh, devices)
+        # Adam's usual epsilon makes a whole step of a gradient's rounding.
+        r = replace(r, optimizer=replace(r.optimizer, eps=1.0))
         r = replace(r, recipe=config.Distill("there", hidden=1.0, relations=1.0, beta=0.5, temperature=2.0))
         what = distill.task(r, SimpleNamespace(model=teacher, params=None))
         made = computation(r, what, mesh, data.objective.lengths, blank(data.objective.lengths))
@@ -482,7 +484,7 @@ def test_a_distillation_is_that_of_one_device_and_its_teacher_is_sharded(archite
     for name in ("loss", "divergence", "cross_entropy", "hidden", "relations"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4)
     for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
-        np.testing.assert_allclose(a, b, atol=3e-4)
+        np.testing.assert_allclose(a, b, atol=2e-7)
 
 
 @pytest.mark.parametrize(("method", "strategy"), [("grpo", "fsdp"), ("ppo", "all")])

@@ -225,7 +225,7 @@ def test_a_mismatched_answer_is_never_the_record_s_own(made, count):
         other = own.index(read(batch.mismatched, 0)[2])
         assert records[other].messages != records[i].messages
         assert read(batch.mismatched, 0)[1][: len(before) - 2] == before[: len(before) - 2]  # the same prompt
-    with pytest.raises(UserError, match="has one record, and each is compared with another's answer"):
+    with pytest.raises(UserError, match="has one record, or data.holdout leaves it one in a split"):
         made(records[:1])
 
 

@@ -9,7 +9,7 @@ from lm import config
 from lm.data.corpus import arithmetic, generated
 from lm.data.records import Labelled, Messages, Pair
 from lm.errors import UserError
-from lm.recipes.graders import Graders, number
+from lm.recipes.graders import Graders, check_numbers, number
 
 RIGHT = [Pair("2 + 2 =", "4")] * 4
 
@@ -28,8 +28,9 @@ def test_answers_that_are_the_same():
 def test_numbers_that_are_equal():
     assert graded(["4", "it is 3, no: 4.0", "4 or 5", ""], kind="number") == [1, 1, 0, 0]
     assert [number(t) for t in ("1 2 0", "-3.50", "1,234 people", "none", "7-2")] == [120, -3.5, 1234, None, -2]
-    with pytest.raises(UserError, match="the answer 'four' of a record has no number"):
-        graded(["4"], [Pair("2 + 2 =", "four")], kind="number")
+    check_numbers([Pair("2 + 2 =", "4")], "sums")
+    with pytest.raises(UserError, match="the answer 'four' of source 'sums' has no number"):
+        check_numbers([Pair("2 + 2 =", "4"), Pair("2 + 2 =", "four")], "sums")
 
 
 def test_a_pattern_has_to_match_all_of_it():
