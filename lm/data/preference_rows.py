@@ -13,7 +13,7 @@ import numpy as np
 from lm import config
 from lm.data.corpus.store import Store
 from lm.data.examples import ExampleBuilder
-from lm.data.rows import blank, mixture, one_after_another, pack, permute, stack
+from lm.data.rows import blank, located, pack, stack
 from lm.errors import UserError
 from lm.objectives import Lengths
 from lm.types import Compared, Example, Judged
@@ -134,18 +134,8 @@ class PreferenceRows:
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row, and the number of its item in that source: int64 each."""
-        sizes = list(self.sizes.values())
-        if not self.shuffle:
-            return one_after_another(index, sizes)
-        source, number = mixture(index, [self.data.sources[name].weight for name in self.stores])
-        for s, size in enumerate(sizes):
-            mine = np.flatnonzero(source == s)
-            epoch, within = np.divmod(number[mine], size)
-            for e in np.unique(epoch):
-                of_epoch = epoch == e
-                within[of_epoch] = permute(within[of_epoch], size, (self.seed, int(e), s))
-            number[mine] = within
-        return source, number
+        weights = [self.data.sources[name].weight for name in self.stores]
+        return located(index, [*self.sizes.values()], weights, self.seed, shuffle=self.shuffle)
 
     def _pair(self, s: int, name: str, number: int) -> tuple[Example, Example]:
         make = self.builder.reward_example if self.rewards else self.builder.last_turn_example

@@ -9,7 +9,7 @@ import numpy as np
 from lm import config
 from lm.data.corpus.store import Store
 from lm.data.examples import ExampleBuilder
-from lm.data.rows import blank, mixture, one_after_another, pack, permute, stack
+from lm.data.rows import blank, located, pack, permute, stack
 from lm.errors import UserError
 from lm.objectives import Lengths
 from lm.types import Example
@@ -238,17 +238,8 @@ class RecordRows:
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row and its number in that source's order: int64 each, as in `mixture`."""
-        if not self.shuffle:
-            return one_after_another(index, self._sizes)
-        source, number = mixture(index, [self.data.sources[name].weight for name in self.stores])
-        for s, size in enumerate(self._sizes):
-            mine = np.flatnonzero(source == s)
-            epoch, within = np.divmod(number[mine], size)
-            for e in np.unique(epoch):
-                of_epoch = epoch == e
-                within[of_epoch] = permute(within[of_epoch], size, (self.seed, int(e), s))
-            number[mine] = within
-        return source, number
+        weights = [self.data.sources[name].weight for name in self.stores]
+        return located(index, self._sizes, weights, self.seed, shuffle=self.shuffle)
 
     def records(self, index: Sequence[int] | np.ndarray) -> list[tuple[str, int]]:
         """The source of each held-out row of `index`, and the number of its record in that source's store."""

@@ -80,6 +80,24 @@ def one_after_another(index: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarr
     return source, index - np.concatenate([[0], ends])[source]
 
 
+def located(
+    index: np.ndarray, sizes: Sequence[int], weights: Sequence[float], seed: int, *, shuffle: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The source of each row of `index`, and the number of its item there: int64 each. With `shuffle` rows are a `mixture`, and
+    each epoch of a source, of `sizes` items, has its own order; without, sources follow each other."""
+    if not shuffle:
+        return one_after_another(index, sizes)
+    source, number = mixture(index, weights)
+    for s, size in enumerate(sizes):
+        mine = np.flatnonzero(source == s)
+        epoch, within = np.divmod(number[mine], size)
+        for e in np.unique(epoch):
+            of_epoch = epoch == e
+            within[of_epoch] = permute(within[of_epoch], size, (seed, int(e), s))
+        number[mine] = within
+    return source, number
+
+
 @dataclass(frozen=True)
 class Rows:
     """Examples of fixed shape by number.

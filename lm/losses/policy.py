@@ -96,7 +96,7 @@ class Rollouts:
         return self.example.weights > 0
 
 
-class Judged(NamedTuple):
+class TokenScores(NamedTuple):
     log_probs: jax.Array  # float32 [B, P], of the targets
     entropy: jax.Array  # float32 [B, P], nats
 
@@ -110,14 +110,14 @@ def judged(
     vocab_size: int,
     temperature: float,
     forbidden: jax.Array | None = None,
-) -> Judged:
+) -> TokenScores:
     """Log-probabilities of targets [B, P] under the distribution that is sampled: at a temperature, and without the tokens that
     are `forbidden` (bool [V]). Its entropy has no gradient. `hidden` is [B, P, D]; `head` as in `lm.losses.log_probs`."""
 
-    def fn(logits: jax.Array, targets: jax.Array) -> Judged:
+    def fn(logits: jax.Array, targets: jax.Array) -> TokenScores:
         logits = forbid(logits, forbidden) / temperature
         log_p = jax.lax.stop_gradient(jax.nn.log_softmax(logits, axis=-1))
-        return Judged(log_softmax_at(logits, targets), -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
+        return TokenScores(log_softmax_at(logits, targets), -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
 
     return over_logits(chunked_map, fn, head, apply, hidden, (targets,), vocab_size)
 
@@ -256,7 +256,7 @@ def aggregated(values: jax.Array, mask: jax.Array, how: str) -> WeightedMean:
 
 
 def loss(
-    found: Judged,
+    found: TokenScores,
     batch: Rollouts,
     method: Method,
     *,

@@ -22,7 +22,7 @@ from lm.models.layers import Projection
 from lm.models.mask import Mask
 from lm.models.positions import check_positions
 from lm.models.transformer import Stack, Transformer, head_params
-from lm.recipes import pretrain
+from lm.recipes import pretrain, start
 from lm.training.mapped import thinned_model
 from lm.training.task import Frozen, Task
 from lm.types import Example, WeightedMean
@@ -64,14 +64,7 @@ class Distillation(pretrain.Pretraining):
 
 def opened(c: config.Distill | config.OnPolicy) -> tuple[saved.Saved, str]:
     """The teacher and the digest of its files. UserError if that is not the one of `teacher_sha256`."""
-    teacher = saved.open(c.teacher, name="recipe.teacher")
-    digest = teacher.digest()
-    if c.teacher_sha256 not in (None, digest):
-        raise UserError(
-            f"recipe.teacher={c.teacher} has the digest {digest[:8]}, and recipe.teacher_sha256={c.teacher_sha256[:8]}: "
-            "give the teacher that this was, or leave recipe.teacher_sha256 out"
-        )
-    return teacher, digest
+    return start.unchanged(c.teacher, c.teacher_sha256, name="recipe.teacher", key="recipe.teacher_sha256")
 
 
 def check_tokenizer(teacher: saved.Saved, tokenizer: Tokenizer, where: str) -> None:

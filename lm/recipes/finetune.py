@@ -27,8 +27,7 @@ from lm.evaluation.labelled import HeldOutRecords
 from lm.evaluation.qa_metrics import SPLIT
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
-from lm.objectives import reads_prefix
-from lm.recipes import pretrain
+from lm.recipes import pretrain, start
 from lm.training.recipe import Parts, Recipe
 from lm.training.task import Task
 
@@ -44,24 +43,22 @@ class FineTuning(Recipe):
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
         """Fills in model, objective, prefix and the documents of cloze questions from the model that the run starts from,
         unless the config gives them. A resumed run reads its own checkpoint, since `train.init_from` may be gone by then."""
-        resumes = workdir is not None and saved.is_run(workdir)
-        folder = workdir if resumes else run.train.init_from
-        start = None if folder is None else saved.open(folder, name="--workdir" if resumes else "train.init_from")
-        before = start.run if start else None
+        begun, resumes = start.opened(run, workdir), workdir is not None and saved.is_run(workdir)
+        before = begun.run if begun else None
         if resumes and not (before and isinstance(before.recipe, config.Finetune)):
             raise UserError(
                 f"{workdir} holds a run that is no fine-tuning: give another --workdir, and this one as train.init_from"
             )
-        recipe, model = _recipe(run), run.model or _model(start)
+        recipe, model = _recipe(run), run.model or _model(begun)
         objective = before.objective if before else run.objective
         if recipe.prefix is None:
-            recipe = replace(recipe, prefix=_prefix(model, objective, before))
+            recipe = replace(recipe, prefix=start.has_prefix(model, objective, before))
         sources = {name: _with_documents(source, recipe, before) for name, source in run.data.sources.items()}
         data = replace(run.data, sources=sources)
-        if start and data.tokenizer.path is None:
-            self.tokenizer = start.tokenizer()
+        if begun and data.tokenizer.path is None:
+            self.tokenizer = begun.tokenizer()
         self.prepared = prepare(data, tokenizer=self.tokenizer, progress=False)
-        if start and not resumes and start.tokenizer_bytes() not in (None, self.prepared.tokenizer.proto):
+        if begun and not resumes and begun.tokenizer_bytes() not in (None, self.prepared.tokenizer.proto):
             raise UserError(
                 f"train.init_from={run.train.init_from} was trained with another tokenizer than data.tokenizer.path="
                 f"{data.tokenizer.path}: leave that out"
@@ -82,10 +79,7 @@ class FineTuning(Recipe):
             raise UserError("an encoder writes no text: set --config.recipe.how=head")
         if _recipe(run).how == "text" and (head is None or head.outputs is not None):
             raise UserError("the model has no head over the vocabulary, so it writes no text: set --config.recipe.how=head")
-        if run.data.after:
-            raise UserError(f"data.after={run.data.after!r} is of texts; a record says what its answer is: leave it out")
-        if run.evaluate.baselines:
-            raise UserError("evaluate.baselines are models of text, not of records: set --config.evaluate.baselines=False")
+        start.check_records(run)
 
     def task(self, run: config.Run) -> Task:
         return replace(pretrain.tokens(run), fresh=self.fresh)
@@ -189,20 +183,13 @@ def _drawn(run: config.Run, data: Prepared) -> tuple[Numbers, Numbers]:
     return trained, tested
 
 
-def _prefix(model: config.Model, objective: config.Objective, before: config.Run | None) -> bool:
-    """Whether a decoder reads a question from both sides: as in an earlier fine-tuning, or as its pretraining had it."""
-    if before and isinstance(before.recipe, config.Finetune):
-        return bool(before.recipe.prefix)
-    return model.architecture == "decoder" and reads_prefix(model.architecture, objective)
-
-
-def _model(start: saved.Saved | None) -> config.Model:
-    if start is None:
+def _model(begun: saved.Saved | None) -> config.Model:
+    if begun is None:
         raise UserError(
             "a fine-tuning needs a model to start from: give --config.train.init_from=RUN, a run or a converted model, or "
             "--config.model in the config, which then learns this task alone"
         )
-    return start.model
+    return begun.model
 
 
 def _with_documents(source: config.Source, recipe: config.Finetune, before: config.Run | None) -> config.Source:

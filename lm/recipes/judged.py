@@ -16,7 +16,7 @@ from lm.errors import UserError
 from lm.evaluation.judged import HeldOutJudged
 from lm.losses.preference import Values, means
 from lm.models.positions import check_positions
-from lm.objectives import reads_prefix
+from lm.recipes import start
 from lm.training.recipe import Parts, Recipe
 from lm.training.task import Task
 from lm.types import WeightedMean
@@ -35,9 +35,7 @@ class Judging(Recipe):
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
         """Fills in model, objective and prefix from the model that the run starts from, unless the config gives them. A resumed
         run reads its own checkpoint, since `train.init_from` may be gone by then."""
-        resumes = workdir is not None and saved.is_run(workdir)
-        folder = workdir if resumes else run.train.init_from
-        self.start = None if folder is None else saved.open(folder, name="--workdir" if resumes else "train.init_from")
+        self.start = start.opened(run, workdir)
         before = self.start.run if self.start else None
         model = run.model or (self.start.model if self.start else None)
         if model is None:
@@ -45,9 +43,7 @@ class Judging(Recipe):
         objective, recipe = before.objective if before else run.objective, run.recipe
         assert isinstance(recipe, config.Reward | config.Preference)
         if recipe.prefix is None:
-            told = getattr(before.recipe, "prefix", None) if before else None
-            usual = model.architecture == "decoder" and reads_prefix("decoder", objective)
-            recipe = replace(recipe, prefix=usual if told is None else told)
+            recipe = replace(recipe, prefix=start.has_prefix(model, objective, before))
         if self.start and run.data.tokenizer.path is None:
             self.tokenizer = self.start.tokenizer()
         return replace(run, model=model, objective=objective, recipe=recipe)
@@ -55,10 +51,7 @@ class Judging(Recipe):
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
         if run.data.packing:
             raise UserError("data.packing puts several records into a row, and a row is one pair of answers here: leave it out")
-        if run.data.after:
-            raise UserError(f"data.after={run.data.after!r} is of texts; a record says what its answer is: leave it out")
-        if run.evaluate.baselines:
-            raise UserError("evaluate.baselines are models of text, not of records: set --config.evaluate.baselines=False")
+        start.check_records(run)
 
     def rows(self, run: config.Run, data: Prepared) -> dict[str, PreferenceRows]:
         settings: dict[str, Any] = dict(feedback=self.feedback, rewards=self.rewards)

@@ -31,11 +31,10 @@ from lm.evaluation.labelled import Prompts
 from lm.evaluation.qa_metrics import qa_metrics, symbols
 from lm.generation.text_engine import never_written
 from lm.losses import policy
-from lm.losses.policy import METHODS, Judged, Method, Rollouts
+from lm.losses.policy import METHODS, Method, Rollouts, TokenScores
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
-from lm.objectives import reads_prefix
-from lm.recipes import pretrain
+from lm.recipes import pretrain, start
 from lm.recipes.graders import Graders, answer, check_numbers
 from lm.recipes.rollout import Sampler, blank_row
 from lm.training.loop import Source
@@ -52,26 +51,23 @@ class PolicyLearning(Recipe):
     why_left_out = "beyond recipe.length a question keeps both its ends"
     reference: saved.Saved | None = None
     sampler: Sampler | None = None
+    _graders: Graders | None = None
 
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
         """Fills in model, objective and prefix from the model that the run starts from, unless the config gives them, and the
         digest of the reference. A resumed run reads its own checkpoint, and the reference alone from `train.init_from`."""
-        recipe, resumes = _recipe(run), workdir is not None and saved.is_run(workdir)
-        folder = workdir if resumes else run.train.init_from
-        start = None if folder is None else saved.open(folder, name="--workdir" if resumes else "train.init_from")
-        if start is None:
+        recipe, begun = _recipe(run), start.opened(run, workdir)
+        if begun is None:
             raise UserError(
                 "a policy begins with a model that can answer: give --config.train.init_from=RUN, a run or a converted model"
             )
-        before, model, path = start.run, run.model or start.model, run.data.tokenizer.path
+        before, model, path = begun.run, run.model or begun.model, run.data.tokenizer.path
         if method_of(recipe).kl != "without":
             recipe = self._with_reference(run, recipe)
         objective = before.objective if before else run.objective
-        self.tokenizer = start.tokenizer() if path is None else load(path)
+        self.tokenizer = begun.tokenizer() if path is None else load(path)
         if recipe.prefix is None:
-            told = getattr(before.recipe, "prefix", None) if before else None
-            usual = model.architecture == "decoder" and reads_prefix("decoder", objective)
-            recipe = replace(recipe, prefix=usual if told is None else told)
+            recipe = replace(recipe, prefix=start.has_prefix(model, objective, before))
         return replace(run, model=model, objective=objective, recipe=recipe)
 
     def _with_reference(self, run: config.Run, recipe: config.Policy) -> config.Policy:
@@ -80,13 +76,8 @@ class PolicyLearning(Recipe):
                 f"recipe.method={recipe.method} stays near the model that it starts from: give train.init_from, or leave the "
                 "divergence out with --config.recipe.kl=without"
             )
-        self.reference = saved.open(run.train.init_from, name="train.init_from")
-        digest = self.reference.digest()
-        if recipe.reference_sha256 not in (None, digest):
-            raise UserError(
-                f"train.init_from={run.train.init_from} has the digest {digest[:8]}, and recipe.reference_sha256="
-                f"{recipe.reference_sha256[:8]}: give the model that this was, or leave recipe.reference_sha256 out"
-            )
+        keys = dict(name="train.init_from", key="recipe.reference_sha256")
+        self.reference, digest = start.unchanged(run.train.init_from, recipe.reference_sha256, **keys)
         return replace(recipe, reference_sha256=digest)
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
@@ -139,7 +130,9 @@ class PolicyLearning(Recipe):
         return blank_row(rows.lengths)
 
     def source(self, parts: Parts, position: Position, steps: range) -> Source:
-        sampler = self.sampler = Sampler(parts.run, parts.data, parts.rows["train"], parts.mesh, position)
+        sampler = self.sampler = Sampler(
+            parts.run, parts.data, parts.rows["train"], parts.mesh, position, self.graders(parts.run)
+        )
         return lambda step, state: sampler(step, _model(parts.run, state.params))
 
     def facts(self, parts: Parts) -> dict[str, Any]:
@@ -149,7 +142,13 @@ class PolicyLearning(Recipe):
         return {"records": {split: rows.report() for split, rows in parts.rows.items()}} | rate
 
     def evaluators(self, parts: Parts, frozen: Any) -> list[Any]:
-        return [HeldOutRewards(parts.run, parts.data, parts.rows["holdout"])] if "holdout" in parts.rows else []
+        rows = parts.rows.get("holdout")
+        return [] if rows is None else [HeldOutRewards(parts.run, parts.data, rows, self.graders(parts.run))]
+
+    def graders(self, run: config.Run) -> Graders:
+        """Those of samples and of held-out answers, made once: they may have a model to load."""
+        self._graders = self._graders or Graders(_recipe(run).graders)
+        return self._graders
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, Any]]:
         """The first samples of the last step, each with its reward."""
@@ -163,7 +162,7 @@ def task(run: config.Run, reference: saved.Saved | None = None, forbidden: np.nd
     method, critic = method_of(c), method_of(c).advantage == "critic"
     settings: dict[str, Any] = dict(vocab_size=run.model.vocab_size, temperature=c.temperature, forbidden=forbidden)
 
-    def judged(params: Any, batch: Rollouts) -> tuple[Judged, jax.Array | None]:
+    def judged(params: Any, batch: Rollouts) -> tuple[TokenScores, jax.Array | None]:
         """What the policy finds of a batch's tokens, and the critic's values [B, P]."""
         own = _model(run, params)
         hidden: Any = model.apply({"params": own}, batch.example, method="hidden")
@@ -219,6 +218,7 @@ class HeldOutRewards:
     run: config.Run
     data: Prepared
     rows: RecordRows
+    graders: Graders
 
     def __call__(self, params: Any) -> dict[str, float]:
         run, index = self.run, np.arange(min(self.rows.count, self.run.evaluate.rows or self.rows.count))
@@ -227,7 +227,7 @@ class HeldOutRewards:
         written = prompts.answers(Transformer(run.model), _model(run, params), batch_size=size)
         every = {name: self.data.records(name, "holdout") for name in self.data.holdout}
         records = [every[name][number] for name, number in self.rows.records(index)]
-        rewards, parts = Graders(_recipe(run).graders)(written, records)
+        rewards, parts = self.graders(written, records)
         found = qa_metrics(written, [answer(record) for record in records], split=symbols)
         means = {name: float(values.mean()) for name, values in ({"reward": rewards} | found).items()}
         several = {f"reward/{name}": float(part.mean()) for name, part in parts.items()} if len(parts) > 1 else {}

@@ -19,6 +19,7 @@ from lm.generation.text_engine import engine_for
 from lm.losses import preference
 from lm.losses.preference import METHODS, Method, Values, means
 from lm.models.transformer import Transformer, head_params
+from lm.recipes import start
 from lm.recipes.judged import START, Judging, builder_of, split_loss
 from lm.training.recipe import Parts
 from lm.training.task import Frozen, Task
@@ -36,13 +37,8 @@ class Preferring(Judging):
             return super().complete(run, workdir)
         if run.train.init_from is None:
             raise UserError(f"recipe.method={recipe.method} compares with the model that it starts from: {START}")
-        self.reference = saved.open(run.train.init_from, name="train.init_from")
-        digest = self.reference.digest()
-        if recipe.reference_sha256 not in (None, digest):
-            raise UserError(
-                f"train.init_from={run.train.init_from} has the digest {digest[:8]}, and recipe.reference_sha256="
-                f"{recipe.reference_sha256[:8]}: give the model that this was, or leave recipe.reference_sha256 out"
-            )
+        keys = dict(name="train.init_from", key="recipe.reference_sha256")
+        self.reference, digest = start.unchanged(run.train.init_from, recipe.reference_sha256, **keys)
         return super().complete(replace(run, recipe=replace(recipe, reference_sha256=digest)), workdir)
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:

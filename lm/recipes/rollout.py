@@ -34,12 +34,14 @@ class Sampler:
     without compiling anew. `latest` are the samples of the last step, with their rewards.
     """
 
-    def __init__(self, run: config.Run, data: Prepared, rows: RecordRows, mesh: Mesh, position: Position) -> None:
+    def __init__(
+        self, run: config.Run, data: Prepared, rows: RecordRows, mesh: Mesh, position: Position, graders: Graders
+    ) -> None:
         assert isinstance(run.recipe, config.Policy)
         self.run, self.recipe, self.rows, self.mesh, self.position = run, run.recipe, rows, mesh, position
         self.tokenizer, self.eos = data.tokenizer, data.tokenizer.require("eos")
         self.records = {name: data.records(name, "train") for name in data.train}
-        self.graders = Graders(run.recipe.graders)
+        self.graders = graders
         self.engine: Engine | None = None
         self.latest: list[dict[str, Any]] = []
         self.seconds, self.tokens = 0.0, 0  # of rollouts, but for the first, which compiles

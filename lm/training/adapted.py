@@ -72,10 +72,6 @@ def adapted(task: Task, run: config.Run) -> Task:
     def plain(params: Any, frozen: Any) -> dict[str, Any]:
         return adapters.unboxed(whole(params, frozen))
 
-    def batches(params: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
-        assert task.updates is not None
-        return task.updates.batches(whole(params, frozen), frozen.get("task"), batch, key)
-
     return replace(
         task,
         init=init,
@@ -85,7 +81,6 @@ def adapted(task: Task, run: config.Run) -> Task:
         frozen=Frozen(init_frozen, load),
         fresh=(ADAPTERS, *(name for name in names if name in (*task.fresh, *task.beside))),
         beside=(),
-        updates=task.updates and replace(task.updates, batches=batches),
         adapter=Adapter(lora, task, plain),
     )
 

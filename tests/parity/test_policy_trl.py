@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lm.losses import policy
-from lm.losses.policy import METHODS, Judged, Rollouts
+from lm.losses.policy import METHODS, Rollouts, TokenScores
 from lm.types import Example
 
 torch = pytest.importorskip("torch")
@@ -74,7 +74,7 @@ def test_losses_are_trls(name):
     batch = Rollouts(example, *map(jnp.asarray, (OLD, REWARDS, LENGTHS)), jnp.zeros(B), fresh=jnp.ones(B))
     ready = policy.prepared(batch, method, group=G, reference=jnp.asarray(REFERENCE))
     np.testing.assert_allclose(ready.advantages[:, 0], advantages.flatten().numpy(), atol=1e-6)
-    ours = lambda new: policy.loss(Judged(new, new), ready, method, kl_weight=beta)[0].mean
+    ours = lambda new: policy.loss(TokenScores(new, new), ready, method, kl_weight=beta)[0].mean
     loss, gradient = jax.value_and_grad(ours)(jnp.asarray(NEW))
     expected, expected_gradient = theirs(name, advantages.flatten().numpy())
     np.testing.assert_allclose(float(loss), expected, rtol=1e-5)

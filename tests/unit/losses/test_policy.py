@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lm.losses import policy
-from lm.losses.policy import METHODS, Judged, Method, Rollouts
+from lm.losses.policy import METHODS, Method, Rollouts, TokenScores
 from lm.types import Example
 
 V, P, END = 5, 3, 0
@@ -62,7 +62,7 @@ def expected_gradient(method, *, group=2, kl_weight=0.0):
         def one(rows):
             given = dict(group=group, reference=reference[rows], kl_weight=kl_weight)
             batch = policy.prepared(rollouts(rows, old), method, **given)
-            return policy.loss(Judged(found[rows], found[rows]), batch, method, kl_weight=kl_weight)[0].mean
+            return policy.loss(TokenScores(found[rows], found[rows]), batch, method, kl_weight=kl_weight)[0].mean
 
         return jnp.sum(chance * jax.vmap(one)(groups))
 
@@ -289,7 +289,7 @@ def ours(method, given, new, reference, values):
     known = dict(reference=reference) if method.kl != "without" else {}
     critic = dict(values=values) if method.advantage == "critic" else {}
     ready = policy.prepared(given, method, group=G, discount=0.9, decay=0.8, **known, **critic, **SETTINGS)
-    return policy.loss(Judged(new, new), ready, method, **critic, critic=0.1, **SETTINGS)
+    return policy.loss(TokenScores(new, new), ready, method, **critic, critic=0.1, **SETTINGS)
 
 
 @pytest.mark.parametrize("name", VARIED)
@@ -321,10 +321,10 @@ def test_parts_of_a_batch_add_up_to_it(name):
     critic = dict(values=values) if method.advantage == "critic" else {}
     ready = policy.prepared(given, method, group=G, reference=reference, **critic, **SETTINGS)
     part = lambda i: policy.loss(
-        Judged(new[i::2], new[i::2]), jax.tree.map(lambda x: x[i::2], ready), method, values=values[i::2] if critic else None,
-        critic=0.1, **SETTINGS,
+        TokenScores(new[i::2], new[i::2]), jax.tree.map(lambda x: x[i::2], ready), method,
+        values=values[i::2] if critic else None, critic=0.1, **SETTINGS,
     )[0]  # fmt: skip
-    whole = policy.loss(Judged(new, new), ready, method, **critic, critic=0.1, **SETTINGS)[0]
+    whole = policy.loss(TokenScores(new, new), ready, method, **critic, critic=0.1, **SETTINGS)[0]
     np.testing.assert_allclose(float((part(0) + part(1)).mean), float(whole.mean), rtol=1e-5)
 
 
@@ -377,7 +377,7 @@ def test_what_is_logged():
     method = METHODS["grpo"]
     ready = policy.prepared(given, method, group=G, reference=reference)
     mask = np.asarray(given.example.weights) > 0
-    more = policy.loss(Judged(new, jnp.full((B, T), 0.7)), ready, method)[1]
+    more = policy.loss(TokenScores(new, jnp.full((B, T), 0.7)), ready, method)[1]
     apart = np.abs(new - np.asarray(given.log_probs))[mask]
     expected = {
         "reward": np.mean(given.rewards),
@@ -392,7 +392,7 @@ def test_what_is_logged():
     for name, value in expected.items():
         np.testing.assert_allclose(float(more[name].mean), value, rtol=1e-5, err_msg=name)
     later = ready.replace(fresh=jnp.zeros(B))  # of later updates nothing is counted: the policy has moved on purpose
-    more = policy.loss(Judged(new, new), later, method)[1]
+    more = policy.loss(TokenScores(new, new), later, method)[1]
     assert float(more["mismatch"].weight) == float(more["mismatch_max"].weight) == 0.0
 
 

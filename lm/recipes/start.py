@@ -1,0 +1,44 @@
+"""What recipes that go on from a saved model have in common."""
+
+from etils import epath
+
+from lm import config, saved
+from lm.errors import UserError
+from lm.objectives import reads_prefix
+
+
+def opened(run: config.Run, workdir: epath.Path | None) -> saved.Saved | None:
+    """The model that a run starts from: that of its own checkpoint if it has one, since `train.init_from` may be gone by then.
+    None if neither is there."""
+    resumes = workdir is not None and saved.is_run(workdir)
+    folder = workdir if resumes else run.train.init_from
+    return None if folder is None else saved.open(folder, name="--workdir" if resumes else "train.init_from")
+
+
+def has_prefix(model: config.Model, objective: config.Objective, before: config.Run | None) -> bool:
+    """Whether a decoder reads what it answers from both sides: as in the run before if that was on records, or as its
+    pretraining had it."""
+    if before and hasattr(before.recipe, "prefix"):
+        return bool(before.recipe.prefix)
+    return model.architecture == "decoder" and reads_prefix(model.architecture, objective)
+
+
+def unchanged(folder: str, digest: str | None, *, name: str, key: str) -> tuple[saved.Saved, str]:
+    """A model that a run reads and does not keep, and the digest of its files. UserError if that is not the `digest` which the
+    run's config has under `key`; None: it has none yet. `name` is the config key of the folder."""
+    source = saved.open(folder, name=name)
+    found = source.digest()
+    if digest not in (None, found):
+        raise UserError(
+            f"{name}={folder} has the digest {found[:8]}, and {key}={digest[:8]}: give the model that this was, or leave {key} "
+            "out"
+        )
+    return source, found
+
+
+def check_records(run: config.Run) -> None:
+    """UserError for settings that are of texts, not of records."""
+    if run.data.after:
+        raise UserError(f"data.after={run.data.after!r} is of texts; a record says what its answer is: leave it out")
+    if run.evaluate.baselines:
+        raise UserError("evaluate.baselines are models of text, not of records: set --config.evaluate.baselines=False")
