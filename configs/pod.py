@@ -6,7 +6,8 @@
     python -m lm.train --config=configs/pod.py:llama2_7b_v5e --workdir=D --config.data.tokenizer.path=YOURS  # on the pod
 
 Cost: see tpu.cost. Expected: tpu/results/table.md has the memory, the highest possible MFU and the bound of each; none was
-trained. All use C4 and a tokenizer that you provide; masked models need one with a mask token, span corruption 100 sentinels.
+trained. Pretraining uses C4 and a tokenizer that you provide; masked models need one with a mask token, span corruption 100
+sentinels. What goes on from a model (`_grpo`) takes yours, by --config.train.init_from, and your records.
 """
 
 from dataclasses import replace
@@ -18,7 +19,7 @@ from lm.config import Alibi, Buckets, Model, resolve
 from lm.errors import UserError, nearest
 from lm.models.presets.bert import BERT_LARGE
 from lm.models.presets.gpt import GPT3_175B
-from lm.models.presets.llama import LLAMA2_7B, LLAMA3_70B, LLAMA31_8B, SMOLLM2_135M
+from lm.models.presets.llama import LLAMA2_7B, LLAMA3_8B, LLAMA3_70B, LLAMA31_8B, SMOLLM2_135M
 from lm.models.presets.moe import GROK_1, MIXTRAL_8X7B
 from lm.models.presets.palm import PALM_540B
 from lm.models.presets.t5 import T5_11B
@@ -61,6 +62,9 @@ def pod(
     remat: str = "full",
     z_loss: float = 0.0,
     objective: dict | None = None,
+    recipe: dict | None = None,
+    records: str = "text",
+    adapter: dict | None = None,
 ) -> config_dict.ConfigDict:
     """The config of a run on a pod, with what all entries share: bfloat16 matmuls of float32 parameters, scanned and
     rematerialised layers, AdamW with a cosine schedule to a tenth, no samples.
@@ -69,14 +73,18 @@ def pod(
     rows: rows per step.
     tokens: tokens that the first of `lengths` reads in the whole run.
     objective: None: that of OBJECTIVES.
+    recipe: how a given model is trained further; None: pretraining.
+    records: their format, if that is not "text". Those of conversations share rows.
     """
     shaped = {name: replace(stack, scan=True, remat=remat) for name, stack in stacks(model).items()}
     c = config_dict.ConfigDict()
     c.model = resolve.to_dict(replace(model, dtype="bfloat16", kernel=kernel(model), **shaped))
     c.pod = dict(topology=topology, slices=mesh.get("slice", 1))
     c.mesh = dict(data=1) | mesh
+    source = dict(kind="tfds", path="c4/en") if recipe is None else dict(kind="jsonl", path="records.jsonl", format=records)
     c.data = dict(
-        sources=dict(c4=dict(kind="tfds", path="c4/en")),
+        sources={"c4" if recipe is None else "mine": source},
+        packing=records == "messages",
         tokenizer=dict(vocab_size=model.vocab_size),
         **{f"{name}_length": length for name, length in lengths.items()},
     )
@@ -87,8 +95,13 @@ def pod(
     c.checkpoint = dict(every=1000)
     c.evaluate = dict(every=5000, rows=rows)
     c.log = dict(every=10, samples=())
+    if recipe is not None:
+        c.recipe, c.adapter, c.train.init_from = recipe, adapter, BEGUN
     return c
 
+
+BEGUN = "gs://YOURS/model"  # in place of the run or converted model that is trained further
+CONSTANT = dict(kind="constant", warmup=0)
 
 LLAMA2 = dict(learning_rate=3e-4, eps=1e-5)  # arXiv 2307.09288, section 2.2; rows of 4,096 to 4M tokens, 2T in all
 LLAMA3 = dict(schedule=dict(kind="cosine", warmup=8000, final=0.01))  # arXiv 2407.21783, section 3.4.1; rates: table 3
@@ -251,6 +264,19 @@ PODS = {
         optimizer=dict(
             name="adafactor", learning_rate=3e-4, weight_decay=0.0, clip=None, schedule=dict(kind="rsqrt", warmup=10_000)
         ),
+    ),
+    # arXiv 2402.03300, section 4.2: 64 answers of up to 1,024 tokens to each question, 1,024 in a step, which is one update;
+    # 144,000 questions.
+    "llama3_8b_grpo_v5p": dict(
+        model=LLAMA3_8B,
+        topology="v5p:4x4x4",
+        mesh=dict(fsdp=8, tensor=8),
+        lengths=dict(decoder=2048),
+        rows=1024,
+        tokens=9000 * 1024 * 2048,
+        optimizer=dict(learning_rate=1e-6, weight_decay=0.0, schedule=CONSTANT),
+        recipe=dict(kind="policy", method="grpo", group=64, length=1025, answer=1024, kl_weight=0.04, prefix=False),
+        records="pair",
     ),
 }
 

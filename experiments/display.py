@@ -42,7 +42,7 @@ class Board:
         elif not isinstance(outcome, Failed):
             metrics = outcome["metrics"]
             shown = "  ".join(f"{m.name} {metrics[m.name]:.4g}" for m in job.study.metrics if m.name in metrics)
-            self.say(f"{job}  {shown or 'diverged'}")
+            self.say(f"{job}  {outcome['flags'].get('diverged') or shown or 'done'}")
 
     def say(self, text: str) -> None:
         """Prints a line, above the table if there is one."""

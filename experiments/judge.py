@@ -183,10 +183,9 @@ def _not_judged(study: Study, results: Results, relation: Relation, metric: Metr
 
 
 def _chain(study: Study, cell: str) -> list[str]:
-    """The cell and those that it rests on: the one that it goes on from or those that it is derived from, and so on."""
+    """The cell and those that it rests on: those that it needs or is derived from, and so on."""
     if cell in study.cells:
-        start = study.cells[cell].start
-        before = (start,) if start else ()
+        before = study.cells[cell].needs
     else:
         before = study.derived[cell].of if cell in study.derived else ()
     return [cell, *(name for other in before for name in _chain(study, other))]

@@ -11,6 +11,7 @@ from experiments.power import power_rows
 from experiments.study import Results, Study
 from experiments.units import Unit, folder
 from lm import config
+from lm.config import resolve
 from lm.errors import UserError
 
 SAMPLE = 256  # rows that costs in a table are estimated from
@@ -39,8 +40,8 @@ def counts(run: config.Run, rows: Any) -> dict[str, int]:
 
 
 def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = None) -> config.Run:
-    """The run of a unit: the cell's, with the seed, the steps that match the budget, and the checkpoint that it starts from. A
-    cell with `share=0` has no steps: its run saves and evaluates the first parameters.
+    """The run of a unit: the cell's, with the seed, the steps that match the budget, and the runs that it starts from or reads.
+    A cell with `share=0` has no steps: its run saves and evaluates the first parameters.
 
     `sample`: see `ledger.steps_for`. Raises UserError if the study matches parameters and the cell's are more than 1 % off, and
     for items that the cell's model cannot be asked.
@@ -50,8 +51,10 @@ def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = Non
     from lm.training import ledger
 
     cell, seed = study.cells[unit[0]], unit[1]
-    start = None if cell.start is None else str(folder(workdir, (cell.start, seed)) / "run")
+    place = lambda name: str(folder(workdir, (name, seed)) / "run")
+    start = place(cell.start) if cell.start else None
     run = replace(cell.run, train=replace(cell.run.train, seed=seed, init_from=start, init_map=cell.init_map))
+    run = resolve.replaced(run, {key: place(name) for key, name in cell.reads.items()})
     for name, path in cell.items.items():
         items.check(run.model.architecture, run.objective, items.read(path, name=f"items.{name}"))
     if study.match == "params":

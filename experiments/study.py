@@ -96,6 +96,13 @@ class Cell:
     measure: "Callable[[Saved], Measured] | None" = None  # of its own, beside all of these
     floor: str | None = None  # the cell of the same model without pretraining
     init_map: Mapping[Any, Any] = field(default_factory=dict)  # which of its stacks begins with which (`config.Train.init_map`)
+    # Settings of the run that name the finished run of another cell at the same seed, such as {"recipe.teacher": "large"}.
+    reads: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The cells that are finished before it begins."""
+        return (*((self.start,) if self.start else ()), *self.reads.values())
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ class Study:
         if self.seeds < 1 or (self.match and self.budget <= 0):
             raise UserError(f"seeds={self.seeds} and budget={self.budget:g} must be positive")
         for name, cell in self.cells.items():
-            for kind, other in (("start", cell.start), ("floor", cell.floor)):
+            for kind, other in (("start", cell.start), ("floor", cell.floor), *cell.reads.items()):
                 if other is not None and other not in self.cells:
                     raise UserError(f"cell '{name}' has {kind}='{other}'{nearest(other, self.cells)}")
         for name, made in self.derived.items():
@@ -199,11 +206,17 @@ class Study:
         )
         if cell.init_map:
             parts += (dict(cell.init_map),)
+        if cell.reads:
+            parts += ({key: self.mark(other) for key, other in cell.reads.items()},)
         if cell.items or cell.measure:
             parts += (dict(cell.items), cell.measure and f"{cell.measure.__module__}.{cell.measure.__qualname__}")
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def root(self, name: str) -> str:
-        """The first cell of the chain that a cell goes on from."""
-        start = self.cells[name].start
-        return name if start is None else self.root(start)
+        """A cell that is the same for all that need each other: the first of them."""
+        group, before = {name}, set[str]()
+        while group != before:
+            before = set(group)
+            group |= {other for one in group for other in self.cells[one].needs}
+            group |= {one for one, cell in self.cells.items() if group & set(cell.needs)}
+        return next(one for one in self.cells if one in group)

@@ -67,13 +67,13 @@ def folder(workdir: Path, unit: Unit) -> Path:
 
 
 def units(study: Study) -> list[Unit]:
-    """All units, seed by seed, so that every cell has a first result early; a cell comes after the one that it starts from."""
+    """All units, seed by seed, so that every cell has a first result early; a cell comes after those that it needs."""
     order: list[str] = []
 
     def add(name: str) -> None:
-        start = study.cells[name].start
-        if start is not None and start not in order:
-            add(start)
+        for other in study.cells[name].needs:
+            if other not in order:
+                add(other)
         if name not in order:
             order.append(name)
 
@@ -97,10 +97,9 @@ class Job(NamedTuple):
         return folder(self.workdir, self.unit) / "error.txt"
 
     @property
-    def start(self) -> "Job | None":
-        """The job that it starts from."""
-        cell = self.study.cells[self.unit[0]].start
-        return None if cell is None else self._replace(unit=(cell, self.unit[1]))
+    def needs(self) -> "list[Job]":
+        """The jobs that are done before it."""
+        return [self._replace(unit=(cell, self.unit[1])) for cell in self.study.cells[self.unit[0]].needs]
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ Outcome = dict[str, Any] | Failed
 
 
 def jobs_of(study: Study, workdir: Path, shard: tuple[int, int] = (0, 1)) -> list[Job]:
-    """The jobs of shard (i, n). A cell that starts from another one is in the same shard."""
+    """The jobs of shard (i, n). A cell that needs another one is in the same shard."""
     roots = list(dict.fromkeys((study.root(name), seed) for name, seed in units(study)))
     mine = lambda unit: roots.index((study.root(unit[0]), unit[1])) % shard[1] == shard[0]
     return [Job(study, workdir, unit) for unit in units(study) if mine(unit)]
@@ -141,7 +140,7 @@ def outcome(job: Job) -> Outcome | None:
 def work(jobs: Iterable[Job], begins: Callable[[Job], None] = lambda job: None) -> Iterator[tuple[Job, Outcome]]:
     """Does the jobs that no other process does, and yields each job with its outcome, also of those that others did.
 
-    A job that raises an error has failed, and so have those that start from it; the others go on.
+    A job that raises an error has failed, and so have those that need it; the others go on.
     """
     left = list(jobs)
     while left:
@@ -157,16 +156,16 @@ def work(jobs: Iterable[Job], begins: Callable[[Job], None] = lambda job: None) 
 
 
 def _attempt(job: Job, begins: Callable[[Job], None]) -> Outcome | None:
-    """The outcome of a job, which is done now if it has none; None while another process does it or what it starts from."""
+    """The outcome of a job, which is done now if it has none; None while another process does it or what it needs."""
     try:
         if found := outcome(job):
             return found
-        if job.start:
-            match outcome(job.start):
+        for before in job.needs:
+            match outcome(before):
                 case None:
                     return None
                 case Failed():
-                    raise UserError(f"'{job.start.unit[0]}', from which it starts, failed")
+                    raise UserError(f"'{before.unit[0]}', which it needs, failed")
         return do(job.study, job.unit, job.workdir, lambda: begins(job))
     except (Busy, Stopped) as signal:
         if isinstance(signal, Stopped):
@@ -207,10 +206,10 @@ def do(study: Study, unit: Unit, workdir: Path, begins: Callable[[], None] = lam
         begins()
         run, summary = planned(study, unit, workdir), place / "run" / "summary.json"
         result = {"cell": unit[0], "seed": unit[1], "settings": study.mark(unit[0])}
-        before = finished(study, (cell.start, unit[1]), workdir) if cell.start else None
         try:
-            if before and "diverged" in before["flags"]:
-                raise Diverged(f"{cell.start}, from which it starts, diverged")
+            for other in cell.needs:
+                if (before := finished(study, (other, unit[1]), workdir)) and "diverged" in before["flags"]:
+                    raise Diverged(f"{other}, which it needs, diverged")
             if not summary.exists():
                 train(run, place / "run", quiet=True)
             else:

@@ -1,56 +1,27 @@
 """Compiles a run's step for a pod with libtpu, without the pod. Imports jax: call `tpu.libtpu.prepare` first."""
 
-import dataclasses
 import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies as jax_topologies
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from lm import config, flops, recipes, sharding
+from lm import config, flops, sharding
 from lm.config import resolve
-from lm.data.rows import blank
 from lm.errors import UserError
-from lm.generation import cache, programs
-from lm.models.transformer import Transformer
-from lm.objectives import Lengths
-from lm.objectives.dummy_vocabulary import DummyVocabulary
-from lm.recipes import pretrain
-from lm.training.assembly import bytes_a_device, check, computation
-from lm.training.recipe import Computation
-from lm.types import TokenStream
+from lm.training.assembly import bytes_a_device
 from tpu import hlo, libtpu, program
 from tpu.advice import REMAT, Candidate, Outcome, candidates, search
 from tpu.collectives import collectives
+from tpu.jobs import Job, train_job
+from tpu.planned import computation_of, recipe_of, rows_of
 from tpu.report import Flops, Hbm, Report, Roofline, roofline, summed
 from tpu.topologies import GIB, Topology
-
-
-@dataclass(frozen=True)
-class Job:
-    """A step to compile, with its arguments as jax.ShapeDtypeStruct with shardings."""
-
-    mesh: Mesh
-    name: str  # "train", "decode" or "prefill"
-    lower: Callable[[], Any]  # -> jax.stages.Lowered
-    parameters: Any
-    optimizer: Any  # the rest of the state
-    batch: Any  # in decoding, the slots; in a prefill, the prompt
-    model_flops: float  # per step, by `lm.flops`
-    tokens: int  # per step
-
-    @property
-    def state(self) -> float:
-        """Bytes per device of all arguments, which stay in memory for the whole step."""
-        return sum(bytes_a_device(part) for part in (self.parameters, self.optimizer, self.batch))
 
 
 def pod_mesh(run: config.Run, topology: Topology, slices: int) -> Mesh:
@@ -71,77 +42,6 @@ def devices(topology: Topology, slices: int) -> list[Any]:
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
         raise UserError(f"libtpu knows no topology {topology}: {str(error).strip().splitlines()[0]}") from None
     return sorted(found, key=lambda d: (getattr(d, "slice_index", None) or 0, d.id))
-
-
-def train_job(run: config.Run, mesh: Mesh) -> Job:
-    """The training step of a run."""
-    made = computation_of(run, mesh)
-    state = made.plan.targets()
-    rest = dataclasses.replace(state, params=None)
-    tokens = run.train.batch_size * sum(n or 0 for n in (made.lengths.encoder, made.lengths.decoder))
-    return Job(mesh, "train", made.lower, state.params, rest, made.batch, made.flops_per_step, tokens)
-
-
-def computation_of(run: config.Run, mesh: Mesh) -> Computation:
-    """What a pretraining run computes, known without its data."""
-    lengths = lengths_of(run)
-    return computation(run, check(run, recipes.recipe(run), mesh), mesh, lengths, blank(lengths))
-
-
-def lengths_of(run: config.Run) -> Lengths:
-    """Of the objective's rows."""
-    if not isinstance(run.recipe, config.Pretrain):
-        raise UserError("only pretraining is compiled ahead of time; a fine-tuning's rows and head depend on its records")
-    return pretrain.objective_of(run, DummyVocabulary.of(run)).lengths
-
-
-def serve_jobs(run: config.Run, mesh: Mesh) -> tuple[Job, Job]:
-    """What an engine of `train.batch_size` slots, each with room for `data.decoder_length` tokens, does: one step of decoding,
-    a token for each slot, and the reading of the longest prompt. UserError for an encoder alone.
-
-    The cache is sharded by rows like a batch, and by heads like the parameters.
-    """
-    if run.model.decoder is None:
-        raise UserError("an encoder does not decode; leave --serve out")
-    size, length = run.train.batch_size, run.data.decoder_length
-    sharding.check_batch(size, 1, mesh)
-    lengths = lengths_of(run)
-    assert length is not None
-    model, source = Transformer(run.model), lengths.encoder or 0
-    params = computation(run, recipes.task(run), mesh, lengths, blank(lengths)).plan.targets().params
-    setup = programs.Setup(model)
-    with sharding.use(mesh):
-        kept = jax.eval_shape(lambda: programs.empty(setup, params, None, slots=size, length=length, source=source))
-        slots = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), kept, _shardings(kept, mesh))
-    eos = jax.ShapeDtypeStruct((1,), jnp.int32)
-    count = partial(flops.count, run.model, encoder=lengths.encoder)
-    last = [count(batch=size, decoder=n).forward for n in (length, length - 1)]  # of the row's last token
-
-    def lower_decode() -> Any:
-        with sharding.use(mesh):
-            step = partial(programs.decode, setup, most=1, way="plain")
-            return jax.jit(step, donate_argnums=2).lower(params, None, slots, eos, jax.ShapeDtypeStruct((), jnp.int32))
-
-    everywhere = NamedSharding(mesh, sharding.spec())
-    tokens, text = (jax.ShapeDtypeStruct((1, n), jnp.int32, sharding=everywhere) for n in (length - 1, source))
-    encoder = TokenStream(text, text, text) if source else None
-
-    def lower_prefill() -> Any:
-        with sharding.use(mesh):
-            read = partial(programs.prefill, model, prefix=False)
-            return jax.jit(read).lower(params, tokens, jax.ShapeDtypeStruct((), jnp.int32), encoder)
-
-    return (
-        Job(mesh, "decode", lower_decode, params, None, slots, last[0] - last[1], size),
-        Job(mesh, "prefill", lower_prefill, params, None, tokens, count(batch=1, decoder=length - 1).forward, length - 1),
-    )
-
-
-def _shardings(slots: programs.Slots, mesh: Mesh) -> Any:
-    """What `programs.constrained` gives each array."""
-    rows = lambda x: NamedSharding(mesh, sharding.spec("batch", *[None] * (x.ndim - 1)))
-    kept = jax.tree.map(lambda s: NamedSharding(mesh, s), cache.specs(slots.cache))
-    return dataclasses.replace(jax.tree.map(rows, dataclasses.replace(slots, cache=None)), cache=kept)
 
 
 class OutOfMemory(Exception):
@@ -187,7 +87,8 @@ def out_of_memory(message: str) -> tuple[float, float] | None:
 def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name: str) -> Report:
     """Compiles the step and analyses the program. The report of a step that does not fit has only what needs no program."""
     mesh = job.mesh
-    sizes = [bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]
+    sizes = [bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch, job.frozen)]
+    beside = bytes_a_device(job.beside)
     began, capacity = time.monotonic(), topology.chip.usable / topology.chip.devices
     found: list[Any] = []
     executed, roof, kept = None, Roofline(), 0.0
@@ -206,20 +107,23 @@ def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name:
         kept = min(float(program.activations(parsed)), max(peak - sum(sizes), 0.0))
         figures = dict(model_flops=job.model_flops, executed_flops=executed, hbm_bytes=program.hbm_traffic(parsed))
         roof = roofline(topology, slices, collectives=found, dims=torus_dims(mesh), **figures)
-    hbm = Hbm(capacity, *map(float, sizes), kept, peak - sum(sizes) - kept, peak)
+    *arguments, frozen = map(float, sizes)
+    hbm = Hbm(capacity, *arguments, kept, peak - sum(sizes) - kept, peak, frozen, float(beside))
+    short = max(0.0, hbm.peak + hbm.beside - capacity) if job.beside is not None or not fits else 0
+    count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     return Report(
         config=name,
         topology=str(topology),
         slices=slices,
         chips=topology.chips * slices,
         mesh=dict(mesh.shape),
-        batch_size=run.train.batch_size,
+        batch_size=job.rows,
         microbatches=run.train.microbatches,
         remat=" and ".join(dict.fromkeys(remat_of(run).values())),
         tokens_per_step=job.tokens,
-        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(job.parameters)),
-        fits=fits,
-        short_by=0 if fits else peak - capacity,
+        parameters=count(job.parameters),
+        fits=fits and not short,
+        short_by=short,
         hbm=hbm,
         flops=Flops(job.model_flops, executed),
         collectives=summed(found),
@@ -228,13 +132,14 @@ def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name:
         libtpu=libtpu.version(),
         jax=jax.__version__,
         step=job.name,
+        frozen_parameters=count(job.frozen),
     )
 
 
 def unmasked_share(run: config.Run) -> float:
     """The share of all query-key pairs that the masks leave, by `lm.flops`."""
-    lengths: dict[str, Any] = dict(batch=1, encoder=run.data.encoder_length, decoder=run.data.decoder_length)
-    lengths["blocks"] = lengths_of(run).blocks
+    of = rows_of(run, recipe_of(run))[0]
+    lengths: dict[str, Any] = dict(batch=1, encoder=of.encoder, decoder=of.decoder, blocks=of.blocks)
     unmasked, every = (flops.count(run.model, **lengths, causal_share=share).attention for share in (0.5, 1.0))
     return unmasked / every
 
@@ -278,7 +183,7 @@ def advise(
 
     def job_of(c: Candidate) -> Job:
         other = changed(run, c.changes)
-        return train_job(other, pod_mesh(other, topology, slices))
+        return train_job(computation_of(other, pod_mesh(other, topology, slices)))
 
     def state(c: Candidate) -> float | None:
         key = tuple((k, n) for k, n in c.changes.items() if k.startswith("mesh."))

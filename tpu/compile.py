@@ -4,8 +4,9 @@
   python -m tpu.compile --config=configs/quickstart.py --topology=v5e:2x2
 
 Compiles the run's training step for the TPUs of the config's `pod`, or of --topology and --slices, with the TPU compiler
-(libtpu); nothing is run and no data is read. With --serve: the programs of an engine (`lm.generation.engine`), a step in
-which each of train.batch_size slots of data.decoder_length tokens writes one, and the reading of the longest prompt.
+(libtpu); nothing is run, and no data and no saved model is read. With --serve: the programs of an engine
+(`lm.generation.engine`), a step in which each of train.batch_size slots of data.decoder_length tokens writes one, and the
+reading of the longest prompt. A policy (recipe.kind=policy) has these in any case: a slot for each of its samples.
 
 Prints the memory of a device by kind, FLOPs, bytes sent, and the best time and MFU that these allow. XLA has the flags
 that `python -m tpu launch` sets (tpu/flags.py), or those of LIBTPU_INIT_ARGS.
@@ -36,13 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     if flags.json and not Path(flags.json).absolute().parent.is_dir():
         raise UserError(f"--json={flags.json}: there is no such folder; create it first")
     libtpu.prepare(init_args(topology.generation, slices))
-    from tpu import aot
+    from tpu import aot, jobs
     from tpu.report import table
 
     mesh = aot.pod_mesh(run, topology, slices)
-    jobs = aot.serve_jobs(run, mesh) if flags.serve else (aot.train_job(run, mesh),)
+    steps = jobs.serve_jobs(run, mesh) if flags.serve else jobs.of(run, mesh)
     reports = []
-    for job in jobs:
+    for job in steps:
         reports.append(aot.measure(run, job, topology, slices, name=flags.config))
         print(table(reports[-1]), flush=True)
     if flags.json:
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         Path(flags.json).write_text(json.dumps(found | {of["step"]: of for of in others}, indent=2) + "\n")
     if flags.advise and not reports[0].fits:
         print()
-        advice = aot.advise(run, topology, slices, reports[0], jobs[0], lambda text: print(text, flush=True))
+        advice = aot.advise(run, topology, slices, reports[0], steps[0], lambda text: print(text, flush=True))
         print(f"\nadd {advice}" if advice else "\nnothing near fits; take more chips, a smaller batch or a smaller model")
     return 0 if all(report.fits for report in reports) else EXIT_TOO_LARGE
 

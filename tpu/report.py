@@ -10,7 +10,7 @@ from tpu.topologies import GIB, Topology
 
 @dataclass(frozen=True)
 class Hbm:
-    """Bytes per device. The parts from `parameters` to `temporaries` add up to `peak`, which is XLA's.
+    """Bytes per device. `frozen` and the parts from `parameters` to `temporaries` add up to `peak`, which is XLA's.
 
     If the step does not fit, there is no program, and `temporaries` includes the activations.
     """
@@ -22,6 +22,8 @@ class Hbm:
     activations: float  # kept by the forward pass for the backward pass
     temporaries: float  # the rest: gradients, gathered parameters, scratch memory, padding
     peak: float
+    frozen: float = 0.0  # read and not trained: a reference, the base under an adapter
+    beside: float = 0.0  # not in `peak`: what this step does not read, and the run's other steps leave in memory
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Report:
     libtpu: str
     jax: str
     step: str
+    frozen_parameters: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -140,13 +143,15 @@ def table(r: Report) -> str:
         "HBM of a device",
     ]
     h = asdict(r.hbm)
-    lines += [f"{h[name] / GIB:>10.3f} GiB  {name}" for name in ("parameters", "optimizer", "batch", "activations")]
+    parts = [name for name in ("parameters", "frozen", "optimizer", "batch", "activations") if name != "frozen" or h[name]]
+    lines += [f"{h[name] / GIB:>10.3f} GiB  {name}" for name in parts]
+    beside = f", {h['beside'] / GIB:.3f} GiB beside it" if h["beside"] else ""
     state = "fits" if r.fits else f"DOES NOT FIT: {r.short_by / GIB:.3f} GiB too much"
-    if r.fits and r.hbm.peak > r.hbm.capacity:
+    if r.fits and r.hbm.peak + r.hbm.beside > r.hbm.capacity:
         state = "XLA accepts it; the sum counts fragmentation twice, because libtpu's log does not have it"
     lines += [
         f"{h['temporaries'] / GIB:>10.3f} GiB  temporaries" + ("" if r.fits else " and activations"),
-        f"{h['peak'] / GIB:>10.3f} GiB  peak of {h['capacity'] / GIB:.2f} GiB: {state}",
+        f"{h['peak'] / GIB:>10.3f} GiB  peak of {h['capacity'] / GIB:.2f} GiB{beside}: {state}",
         "",
         f"{r.flops.model:>14.3e}  model FLOPs a step",
     ]

@@ -42,6 +42,7 @@ def made_of(run: config.Run) -> str:
     rows = run.data.encoder_length, run.data.decoder_length
     machine = run.pod.topology, run.pod.slices
     settings = [resolve.non_defaults(part) for part in (run.model, run.objective, run.optimizer, run.train, run.mesh)]
+    settings += [resolve.non_defaults(part) for part in (run.recipe, run.adapter) if part not in (config.Pretrain(), None)]
     return hashlib.sha256(json.dumps([settings, rows, machine], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -105,8 +106,13 @@ def update(
 def table(reports: dict[str, dict[str, Any]]) -> str:
     """A Markdown table with a row for each report, and the versions that they were compiled with."""
     versions = sorted({f"jax {r['jax']} and libtpu {r['libtpu']}" for r in reports.values()})
-    rows = [row(name, report) for name, report in reports.items()]
+    rows = [row(name, each) for name, report in reports.items() for each in (report, *engine_steps(report))]
     return "\n".join([HEAD, *rows, "", f"Compiled with {', '.join(versions)}." if versions else "Nothing compiled yet."]) + "\n"
+
+
+def engine_steps(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The reports of an engine's programs beside a policy's update."""
+    return [report[name] for name in ("decode", "prefill") if name in report]
 
 
 def row(name: str, r: dict[str, Any]) -> str:
@@ -118,13 +124,15 @@ def row(name: str, r: dict[str, Any]) -> str:
     peak = "?" if memory.get("peak") is None else f"{memory['peak'] / gib:.1f}"
     short = f" ({r['short_by'] / gib:.1f} short)" if r.get("short_by") else ""
     ceiling = roof.get("mfu_ceiling")
+    millions = lambda n: f"{n / 1e9:.1f} B" if n >= 1e9 else f"{n / 1e6:.0f} M"
+    frozen, beside = r.get("frozen_parameters"), memory.get("beside")
     cells = [
-        f"`{name}`",
-        f"{r['parameters'] / 1e9:.1f} B" if r["parameters"] >= 1e9 else f"{r['parameters'] / 1e6:.0f} M",
+        f"`{name}`" if r.get("step", "train") == "train" else f"`{name}`, {r['step']}",
+        millions(r["parameters"]) + (f", {millions(frozen)} frozen" if frozen else ""),
         f"{r['chips']:,} ({r['slices']} x {r['topology']})",
         mesh or "one device",
         f"{r['batch_size']:,} x {r['tokens_per_step'] // r['batch_size']:,}{split}",
-        f"{peak} of {memory['capacity'] / gib:.1f}",
+        f"{peak}{f' + {beside / gib:.1f}' if beside else ''} of {memory['capacity'] / gib:.1f}",
         "yes" if r["fits"] else f"**no**{short}",
         str(roof.get("bound") or "?"),
         "?" if ceiling is None else f"{ceiling:.0%}",

@@ -21,13 +21,13 @@ def ours(case: Case) -> tuple[Any, Any, dict[str, Any]]:
     """(mesh, function that compiles, facts) of our step."""
     from lm.config import resolve
     from lm.training.assembly import bytes_a_device
-    from tpu import aot
+    from tpu import aot, jobs, planned
     from tpu.topologies import parse
 
     rest, overrides = resolve.split_flags(list(case.ours))
     run = resolve.load(rest[0].removeprefix("--config="), overrides)
     mesh = aot.pod_mesh(run, parse(case.topology), 1)
-    job = aot.train_job(run, mesh)
+    job = jobs.train_job(planned.computation_of(run, mesh))
     sizes = [bytes_a_device(part) for part in (job.parameters, job.optimizer, job.batch)]
     facts = dict(model_flops=job.model_flops, tokens=job.tokens, parameters=sizes[0], optimizer=sizes[1], batch=sizes[2])
     return mesh, lambda: job.lower().compile(), facts

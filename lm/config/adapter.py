@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lm.config.ranges import Count, Name, Positive
+from lm.config.ranges import Count, Decay, Name, Positive
+from lm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class Lora:
     # Top-level parameters that are trained in full, such as a new head or ("embed",). None: those that begin from the seed.
     whole: tuple[Name, ...] | None = None
     digest: Name | None = None  # SHA-256 of the saved base, which the run fills in
+    dropout: Decay = 0.0  # of what A reads, in training; of linear layers, not of embeddings and experts (2106.09685, table 11)
+
+    def __post_init__(self) -> None:
+        if self.dropout and self.dora:
+            raise UserError(
+                f"adapter.dropout={self.dropout:g} is of what A reads, and DoRA merges A with its matrix: leave it out"
+            )
 
     @property
     def factor(self) -> float:

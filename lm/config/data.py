@@ -10,11 +10,12 @@ from lm.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents, or records to fine-tune on, come from. `field` is that of a tfds, jsonl or JSON ArrayRecord record.
+    """Where documents, or records to fine-tune on, come from. `field` is that of a record that holds the text.
 
     kind `tfds`: `path` is a builder name ("sotu" and "stdlib" are ours; "lm1b", "c4/en"...), `split` one of its splits.
     kind `text`: `path` is a glob of files, local or gs://, a file a document.
     kind `jsonl`: a glob of .jsonl or .jsonl.gz, a line a document. kind `array_record`: a glob, a record a document.
+    kind `parquet`: a file, a glob or a folder of .parquet, a row a document; a record's fields are columns.
     kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split; with format
     `text` its texts alone, such as the encyclopaedia's of "topics".
     kind `cloze`: `path` is "spans" or "infill", questions about the documents of other prepared data (`lm.data.corpus.cloze`).
@@ -24,10 +25,10 @@ class Source:
     nor compared for near duplicates.
     """
 
-    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze", "generated"] = "tfds"
+    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze", "generated", "parquet"] = "tfds"
     path: Name = "sotu"
     split: Name = "train"
-    field: Name = "text"  # of the record that holds the text (tfds, jsonl)
+    field: Name = "text"  # of a tfds, jsonl or JSON ArrayRecord record; a Parquet column
     format: Literal["text", "labelled", "pair", "messages", "preference", "feedback"] = "text"
     encoding: Name = "utf-8"  # of files
     documents: "Data | None" = None  # cloze: the data that is asked about; None: that of the run in train.init_from
@@ -53,7 +54,7 @@ class Source:
             raise UserError(
                 f"format={self.format} of {self.path}: a source of kind {self.kind} has format={' or '.join(formats)}"
             )
-        if colon and (scheme != "gs" or self.kind not in ("text", "jsonl", "array_record")):
+        if colon and (scheme != "gs" or self.kind not in ("text", "jsonl", "array_record", "parquet")):
             names = {
                 "tfds": "a builder's name",
                 "package": "a set's name",
@@ -64,6 +65,7 @@ class Source:
             raise UserError(f"path={self.path} is not read, {what} is: copy it to a local folder and give that")
 
 
+TURNS = ("messages", "preference", "feedback")  # formats that are conversations, which a model is trained to chat in
 OWN_SPLIT = ("package", "cloze")  # kinds of sources that come with a held-out split
 # Of kinds that have not all of them.
 _FORMATS: Mapping[str, tuple[str, ...]] = {
@@ -128,6 +130,9 @@ class Data:
     on_long: Literal["fail", "skip"] = "fail"  # an answer for which a record has no room: stop, or leave it out and count it
     cache: Name = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>
     on_corrupt: Literal["fail", "skip"] = "fail"  # an unreadable record: stop and name it, or count it and go on
+    # How conversations are written: a name of `lm.data.templates` (chatml, llama3, gemma, t5), or a template's own text in
+    # Jinja's language. None: as in the run of train.init_from, or with the tokenizer's role tokens.
+    template: Name | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -135,6 +140,8 @@ class Data:
         trained = [source for source in self.sources.values() if source.use != "holdout"]
         if not trained:
             raise UserError("all sources have use=holdout, so there is nothing to train on: add one with use=train or both")
+        if self.template and all(source.format not in TURNS for source in self.sources.values()):
+            raise UserError(f"template={self.template[:40]} writes conversations, and no source has any: leave it out")
         total = sum(source.weight for source in trained)
         if total > LARGEST:
             raise UserError(f"weights of all sources sum to {total:g}, which is infinite in float32: give smaller ones")

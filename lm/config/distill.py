@@ -1,20 +1,21 @@
 """The recipes that learn from another model."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from lm.config.policy import Policy
-from lm.config.ranges import Count, Name, NonNegative, Positive, Share
+from lm.config.ranges import INT32, Count, Name, NonNegative, Positive, Range, Share
 from lm.errors import UserError
 
 
 @dataclass(frozen=True)
 class Distill:
-    """Train on text to predict what another model, the teacher, predicts there (`lm.recipes.distill`).
+    """Train to predict what another model, the teacher, predicts at the same tokens (`lm.recipes.distill`).
 
-    The objective makes the rows, and both models read them; the loss is a weighted sum. Without a `model` in the config the
-    student is shaped like the teacher, with the layers of `train.init_layers` alone if these are given. DistilBERT (arXiv
-    1910.01108) has logits=5, labels=2, hidden=1 and temperature=2.
+    Of texts the objective makes the rows; of records (sources with a format) rows are those of a fine-tuning in text, with loss
+    at the answers. Both models read them; the loss is a weighted sum. Without a `model` in the config the student is shaped
+    like the teacher, with the layers of `train.init_layers` alone if these are given. DistilBERT (arXiv 1910.01108, and its
+    training script) has logits=5, labels=2, hidden=1, temperature=2 and everywhere=True.
     """
 
     teacher: Name  # folder of a run or a converted model: of the student's architecture, and with its tokenizer
@@ -26,12 +27,27 @@ class Distill:
     beta: Share = 0.0  # of the divergence (2306.13649): 0 is forward KL, 1 reverse, 0.5 Jensen-Shannon
     temperature: Positive = 1.0  # that both logits are divided by; the divergence is multiplied by its square (1503.02531)
     teacher_sha256: Name | None = None  # of the teacher's files, which a resumed run must find again; None: filled in
+    everywhere: bool = False  # the divergence at all tokens that the last stack reads, not only where there is loss
+    # The teacher reads all rows of the run once, before the first step, and only its likeliest tokens of each prediction are
+    # kept, with the mass of all others, in data.cache; runs over the same rows read them there (`lm.recipes.taught`). None: it
+    # reads the rows of each step.
+    top_k: Count | None = None
+    length: Annotated[int, Range(3, INT32)] = 64  # records: as `Finetune.length`
+    answer: Annotated[int, Range(2, INT32)] = 16  # records: as `Finetune.answer`
+    prefix: bool | None = None  # records: a decoder sees the text from both sides; None: as the teacher does
 
     def __post_init__(self) -> None:
         if self.logits == self.hidden == self.relations == 0.0:
             raise UserError(
                 "logits, hidden and relations are all 0, so nothing of the teacher is used: give one of them a weight"
             )
+        if self.top_k is not None and (self.hidden or self.relations):
+            raise UserError(
+                f"recipe.top_k={self.top_k} keeps what the teacher predicts alone, and recipe.hidden and recipe.relations are "
+                "of its vectors: set these to 0, or leave top_k out"
+            )
+        if self.top_k is not None and not self.logits:
+            raise UserError(f"recipe.top_k={self.top_k} is of the divergence, whose weight recipe.logits is 0: leave it out")
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def replaced(run: Run, values: Mapping[str, str]) -> Run:
+    """The run with other values under these dotted keys, as texts."""
+    if not values:
+        return run
+    tree = to_dict(run)
+    for key, value in values.items():
+        _override(tree, key, repr(value))
+    return build(Run, tree)
+
+
 def diff(old: Run, new: Run) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ: `{"train.steps": (100, 200)}`."""
     a, b = flatten(to_dict(old)), flatten(to_dict(new))

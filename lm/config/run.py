@@ -202,7 +202,7 @@ class Run:
                 "an adapter is beside a model as it was saved: give that as train.init_from, without init_map or init_layers"
             )
         for name, source in self.data.sources.items():
-            if isinstance(self.recipe, Pretrain | Distill) and source.format != "text":
+            if isinstance(self.recipe, Pretrain) and source.format != "text":
                 raise UserError(
                     f"data.sources.{name} has records of format={source.format}, and pretraining reads texts: fine-tune on it "
                     "(recipe=dict(kind='finetune')), or set its format to 'text'"

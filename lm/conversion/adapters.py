@@ -8,26 +8,31 @@ peft names A `<module>.lora_A.weight` [r, inputs] and B `<module>.lora_B.weight`
 `lora_embedding_A` [r, tokens] and `lora_embedding_B` [width, r], and the norms of DoRA `lora_magnitude_vector` [outputs];
 `base_model.model.` comes first. Modules are those of the family's table (`lm.conversion.tables`). Where one matrix of theirs
 holds several of ours, as GPT-2's c_attn does, A has the rows of all of them, B a block for each, and the rank is their sum.
+
+An embedding that is also the head's matrix has one adapter here. In peft it has one with `ensure_weight_tying`, and otherwise
+only what the input reads is changed, which no single matrix is.
 """
 
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from lm import atomic, checkpoint, config, paths, saved, untrusted
+from lm import atomic, config, paths, saved, untrusted
 from lm.conversion import files, folders
 from lm.conversion.families import FAMILIES, check_family
-from lm.conversion.merge import carry_tokenizer
+from lm.conversion.merge import write
 from lm.conversion.tables import Tensor, param_shapes, tensors
 from lm.conversion.writer import describe
 from lm.errors import UserError
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+TABLE = "embed/tokens/embedding"
 ADAPTER = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.weight)?")
 # Settings of peft that may change what an adapter computes, with the values that do not. Any that are not named must be empty.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -35,11 +40,11 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # others begin by changing the base
 }
-READ = {"r", "lora_alpha", "use_rslora", "use_dora", "alpha_pattern"}
+READ = {"r", "lora_alpha", "use_rslora", "use_dora", "alpha_pattern", "ensure_weight_tying"}
 SILENT = {  # of training, of provenance, or told by the tensors themselves
     *("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version", "lora_dropout"),
     *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "rank_pattern"),
-    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "ensure_weight_tying"),
+    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "loftq_config", "eva_config"),
     *("runtime_config", "corda_config", "lora_ga_config"),
 }
 
@@ -51,24 +56,15 @@ def merge(given: str, target: str, *, base: str | None = None) -> str:
     source = saved.open(given, name="SRC", base=base)
     if source.run is None or source.run.adapter is None:
         raise UserError(f"{given} has no adapters: it is one model as it is")
-    with atomic.new_folder(new) as folder:
-        params = source.params()
-        (kept := folder / "hf").mkdir()
-        carried = _carried(source, kept)
-        checkpoint.save_params(folder, source.model, params)
-    return folders.summary(params, f"adapters of {source.folder} in their base", carried, new, start)
+    return write(new, source, source.params, f"adapters of {source.folder} in their base", start)
 
 
 def from_peft(given: str, target: str, *, base: str, family: str | None = None) -> str:
     """Writes the model `base`, a run or a converted model, with the peft adapter in the folder `given` to a new folder. Returns
     a one-line summary. UserError for an adapter of another kind or model."""
     start, new, source = time.perf_counter(), paths.local(target, name="the target"), saved.open(base, name="--base")
-    with atomic.new_folder(new) as folder:
-        params = with_adapter(source.model, source.params(), Path(given).expanduser(), _family(source, family))
-        (kept := folder / "hf").mkdir()
-        carried = carry_tokenizer(source, kept)
-        checkpoint.save_params(folder, source.model, params)
-    return folders.summary(params, f"{given} in {base}", carried, new, start)
+    make = lambda: with_adapter(source.model, source.params(), Path(given).expanduser(), _family(source, family))
+    return write(new, source, make, f"{given} in {base}", start)
 
 
 def to_peft(given: str, target: str, *, family: str | None = None, base: str | None = None) -> str:
@@ -86,14 +82,6 @@ def to_peft(given: str, target: str, *, family: str | None = None, base: str | N
         (folder / files.SINGLE).rename(folder / WEIGHTS)
         atomic.write_json(folder / CONFIG, settings | {"base_model_name_or_path": str(below.folder)})
     return folders.summary(arrays, f"adapter of rank {lora.rank}", [], new, start)
-
-
-def _carried(source: saved.Saved, kept: Path) -> list[str]:
-    """The tokenizer of a run, and the config.json of the converted model under it, which names the family."""
-    carried, below = carry_tokenizer(source, kept), source.base()
-    if (settings := below.carried("config.json")) is not None:
-        (kept / "config.json").write_bytes(settings)
-    return carried
 
 
 def _family(source: saved.Saved, family: str | None) -> str:
@@ -121,10 +109,18 @@ def with_adapter(model: config.Model, params: Mapping[str, Any], source: Path, f
     adapters: dict[str, dict[str, np.ndarray]] = {}
     for name, x in arrays.items():
         found = ADAPTER.fullmatch(name)
-        key = f"{found[1]}.weight" if found else name
-        if key not in expected:
-            raise UserError(f"{source / WEIGHTS} has {name}, and the base has no such matrix: give the base that it is of")
-        adapters.setdefault(key, {})[found[2] if found else "whole"] = x
+        adapters.setdefault(f"{found[1]}.weight" if found else name, {})[found[2] if found else "whole"] = x
+    is_table = lambda key: _ties(model) and key in expected and expected[key].parts[0].path == TABLE
+    tables = [parts for key, parts in adapters.items() if is_table(key)]
+    if tables and settings.get("ensure_weight_tying"):
+        adapters = {key: parts for key, parts in adapters.items() if key in expected or not _repeats(parts, tables[0])}
+    if unknown := [key for key in adapters if key not in expected]:
+        raise UserError(f"{source / WEIGHTS} has {unknown[0]}, and the base has no such matrix: give the base that it is of")
+    if tables and not settings.get("ensure_weight_tying"):
+        raise UserError(
+            f"{CONFIG}: the base's embedding is also its head's matrix, and without ensure_weight_tying the adapter is of the "
+            "input alone, which no single matrix is: train it with that setting of peft, or on a base with a head of its own"
+        )
     for key, parts in adapters.items():
         tensor, name = expected[key], key.removesuffix(".weight")
         theirs = parts.pop("whole", np.asarray(tensor.join(leaves), np.float64))
@@ -135,6 +131,32 @@ def with_adapter(model: config.Model, params: Mapping[str, Any], source: Path, f
             theirs = turned(_merged(turned(theirs), parts, name, settings))
         tensor.split(theirs, leaves)
     return unflatten_dict(leaves, sep="/")
+
+
+def _ties(model: config.Model) -> bool:
+    """Whether the embedding is also the head's matrix."""
+    return model.head is not None and model.head.tied
+
+
+def _head(model: config.Model, family: str) -> str:
+    """The family's name of the head's module, which a model with the embedding as its head has no tensor of."""
+    assert model.head is not None
+    untied = replace(model, head=replace(model.head, tied=False, bias=False))
+    try:
+        named = tensors(FAMILIES[family], untied, param_shapes(untied)).items()
+    except UserError as error:
+        raise UserError(
+            f"the embedding's adapter is also the head's, which {family} has no module for ({error}): use merge"
+        ) from None
+    return next(key for key, tensor in named if tensor.parts[0].path == "head/out/kernel").rpartition(".")[0]
+
+
+def _repeats(parts: Mapping[str, np.ndarray], table: Mapping[str, np.ndarray]) -> bool:
+    """Whether the adapter of a head is that of the embedding, as peft writes those that it ties."""
+    pairs = (("lora_A", "lora_embedding_B"), ("lora_B", "lora_embedding_A"))
+    lora = all(a in parts and b in table and np.array_equal(parts[a], table[b].T) for a, b in pairs)
+    whole = "whole" in parts and "whole" in table and np.array_equal(parts["whole"], table["whole"])
+    return lora or whole and parts.keys() == {"whole"}
 
 
 def _merged(rows: np.ndarray, parts: Mapping[str, np.ndarray], name: str, settings: Mapping[str, Any]) -> np.ndarray:
@@ -181,11 +203,16 @@ def described(
     leaves = {path: np.asarray(x, np.float32) for path, x in flatten_dict(params, sep="/").items()}
     settings: dict[str, Any] = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.alpha, "bias": "none"}
     settings |= {"use_rslora": lora.scale != "alpha/rank", "use_dora": lora.dora, "inference_mode": True}
-    settings |= {"task_type": _task_type(model), "lora_dropout": 0.0, "rank_pattern": {}, "alpha_pattern": {}}
+    settings |= {"task_type": _task_type(model), "lora_dropout": lora.dropout, "rank_pattern": {}, "alpha_pattern": {}}
     arrays, targets, full, transposed = dict[str, np.ndarray](), [], set[str](), set[bool]()
     for key, tensor in tensors(FAMILIES[family], model, param_shapes(model)).items():
         module = key.rpartition(".")[0]
         if tensor.parts[0].path.split("/")[0] in whole:
+            if tensor.parts[0].path == TABLE and _ties(model):
+                raise UserError(
+                    "the embedding is also the head's matrix and was trained in full, which peft would read as two: write the "
+                    "run as one model, with merge and to_hf"
+                )
             arrays[PREFIX + key] = tensor.join(leaves)
             full.add(module)
         elif any(f"{part.path}/a" in sides for part in tensor.parts):
@@ -195,6 +222,10 @@ def described(
             if rank != lora.rank:
                 settings["rank_pattern"][module] = rank
                 settings["alpha_pattern"][module] = lora.factor * (rank if lora.scale == "alpha/rank" else rank**0.5)
+            if tensor.parts[0].path == TABLE and _ties(model):
+                settings["ensure_weight_tying"] = True
+                head, table = f"{PREFIX}{_head(model, family)}", f"{PREFIX}{module}.lora_embedding"
+                arrays |= {f"{head}.lora_A.weight": arrays[f"{table}_B"].T, f"{head}.lora_B.weight": arrays[f"{table}_A"].T}
     settings |= {"target_modules": targets, "modules_to_save": sorted(full) or None, "fan_in_fan_out": transposed == {True}}
     return settings, {name: np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}
 

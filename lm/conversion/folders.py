@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from lm import atomic, checkpoint, paths, saved, untrusted
 from lm.conversion import check_family, files, gguf_files, read, write
-from lm.data import tokenizer_check
+from lm.data import chat, tokenizer_check
 from lm.errors import UserError, printable
 
 KEPT = ("architectures", "id2label", "label2id", "problem_type")  # in a classifier's config.json: the meaning of its outputs
@@ -71,12 +71,15 @@ def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> st
             check_family(family, f"model_type of {kept / 'config.json'}")
         with _bar("writing") as progress:
             also = {k: v for k, v in also.items() if k.endswith("token_id") or k in KEPT}
-            name = write(source.model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)
+            kind = write(source.model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)
         carried = files.carry(kept, folder)
         if not has_hf and (proto := source.tokenizer_bytes()):
             carried.append("tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model")
             (folder / carried[-1]).write_bytes(proto)
-    return summary(params, name, carried, new, start)
+            for name, data in chat.files(source).items():
+                carried.append(name)
+                (folder / name).write_bytes(data)
+    return summary(params, kind, carried, new, start)
 
 
 @contextmanager

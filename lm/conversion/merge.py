@@ -10,7 +10,8 @@ Models must compute the same function of their parameters and have the same toke
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from flax.traverse_util import flatten_dict
 from lm import atomic, checkpoint, paths, saved, untrusted
 from lm.conversion import files, folders
 from lm.conversion.tables import canonical, differences
+from lm.data import chat
 from lm.errors import UserError
 from lm.models.transformer import abstract_params
 
@@ -55,13 +57,19 @@ def average(
             f"--weights={given} are shares, and their sum is not above 0: give others, or a --base that they add to"
         )
     check_alike(models)
-    with atomic.new_folder(new) as folder:
-        params = combined(models, shares)
-        (kept := folder / "hf").mkdir()
-        carried = carry_tokenizer(models[0], kept)
-        checkpoint.save_params(folder, models[0].model, params)
     about = " + ".join(f"{share:.4g} of {_name(model)}" for share, model in zip(shares, models, strict=True))
-    return folders.summary(params, about, carried, new, start)
+    return write(new, models[0], lambda: combined(models, shares), about, start)
+
+
+def write(target: Path, source: saved.Saved, make: Callable[[], Any], about: str, start: float) -> str:
+    """Writes the parameters that `make` returns to a new folder like a converted model's, with the model and the tokenizer of
+    `source`. Returns a one-line summary, which says what it is `about`, and the seconds since `start`."""
+    with atomic.new_folder(target) as folder:
+        params = make()
+        (kept := folder / "hf").mkdir()
+        carried = carry_tokenizer(source, kept)
+        checkpoint.save_params(folder, source.model, params)
+    return folders.summary(params, about, carried, target, start)
 
 
 def combined(models: Sequence[saved.Saved], shares: Sequence[float]) -> dict[str, Any]:
@@ -99,8 +107,9 @@ def check_alike(models: Sequence[saved.Saved]) -> None:
             )
 
 
-def carry_tokenizer(source: saved.Saved, kept: Any) -> list[str]:
-    """Copies the tokenizer of a run or a converted model to the folder `kept`, with what else a converted model carries.
+def carry_tokenizer(source: saved.Saved, kept: Path) -> list[str]:
+    """Copies the tokenizer of a run or a converted model to the folder `kept`, with what else a converted model carries; of a
+    run with adapters also the config.json of the converted model under it, and of a run on conversations its chat template.
     Returns the names of the files."""
     if source.step is None:
         with folders.local(source.folder / "hf") as theirs:
@@ -108,11 +117,16 @@ def carry_tokenizer(source: saved.Saved, kept: Any) -> list[str]:
             if (theirs / "config.json").exists():  # tells `to_hf` which family this is
                 (kept / "config.json").write_bytes(untrusted.inside(theirs, "config.json").read_bytes())
             return carried
+    if source.run is not None and source.run.adapter is not None:
+        if (settings := source.base().carried("config.json")) is not None:
+            (kept / "config.json").write_bytes(settings)
     proto = source.tokenizer_bytes()
     assert proto is not None, "a run has one"
     name = "tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model"
-    (kept / name).write_bytes(proto)
-    return [name]
+    carried = {name: proto, **chat.files(source)}
+    for file, data in carried.items():
+        (kept / file).write_bytes(data)
+    return list(carried)
 
 
 def _shapes(model: saved.Saved) -> dict[str, tuple[int, ...]]:

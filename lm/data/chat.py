@@ -4,38 +4,31 @@
     chat.ids([{"role": "user", "content": "Hello"}])     # int32 [n], up to where the assistant's answer begins
     chat.ends                                            # (2,)
 
-A model that was trained here on records of the format `messages` reads what `lm.data.records.render` writes. A converted model
-reads what its template makes: a program in Jinja's language, which is run as transformers runs it and gives the same ids.
-
-Names of special tokens are special where the template writes them. In a message, a tool or a role they are ordinary letters.
-
-A template may come from a stranger. It runs in Jinja's sandbox, without files, modules or inner attributes of Python's objects,
-for SECONDS at most, and the texts that it makes have at most LARGEST characters. Memory has no other limit.
+A model that was trained here on records of the format `messages` reads what `lm.data.render` writes. A converted model reads
+what its template makes (`lm.data.templates`), and the ids are those of transformers.
 """
 
 import abc
 import itertools
 import json
-import re
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
-from functools import cache, cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from lm import config, untrusted
-from lm.data.records import ROLES, TURNS, Message, render_prompt
-from lm.data.vocabulary import Tokenizer
+from lm.config.data import TURNS
+from lm.data import jinja, templates
+from lm.data.records import ROLES, Message
+from lm.data.render import render_prompt
+from lm.data.templates import Names
+from lm.data.tokenizer import Words
+from lm.data.vocabulary import SPACE, Tokenizer
 from lm.errors import UserError, nearest
 
-SECONDS = 5.0  # of a thread's time, for one conversation; a published template takes milliseconds
-LARGEST = 1 << 20  # characters of a template, of each text that it makes, and of a conversation
 TEMPLATE, SETTINGS, GENERATION = "chat_template.jinja", "tokenizer_config.json", "generation_config.json"
-PRIVATE, CUT = range(0xF0000, 0xFFFFE), "\U0010fffd"  # characters without a meaning
-FILE = "<template>"  # Jinja's name for the code that it makes of a template
+CUT = "\U0010fffd"  # a character without a meaning
 
 Chatted = Sequence[Mapping[str, Any]]  # {"role": "user", "content": "..."}, and what else a template knows: "tool_calls", ...
 
@@ -80,26 +73,21 @@ class Chat(abc.ABC):
 
     def encode(self, text: str) -> np.ndarray:
         """int32 [n] of such a text. Names of special tokens are special wherever they stand, as in transformers."""
-        return self.tokenizer.encode_parts(self._split(text))
-
-    def _split(self, text: str) -> list[str | int]:
-        """Texts, and ids of the special tokens whose names stand between them."""
-        names = self.tokenizer.names
-        parts = (names[part] if i % 2 else part for i, part in enumerate(self._names.split(text)))
-        return [part for part in parts if part != ""]
+        return self.tokenizer.encode_parts(self._names.split(text))
 
     @cached_property
-    def _names(self) -> re.Pattern[str]:
-        return re.compile(f"({'|'.join(map(re.escape, sorted(self.tokenizer.names, key=len, reverse=True))) or '(?!)'})")
+    def _names(self) -> Names:
+        return Names(self.tokenizer)
 
 
 def of(source: Source) -> Chat:
     """The chat of a saved model. UserError if it was neither converted with a template nor trained on conversations."""
     if source.run is None:
-        if templates := _templates(source):
-            return Template(source, templates)
+        if texts := _templates(source):
+            return Converted(source, texts)
     elif any(s.format in TURNS for s in source.run.data.sources.values()):
-        return Turns(source.tokenizer())
+        template = templates.of(source.run.data.template, source.tokenizer())
+        return Turns(source.tokenizer()) if template is None else Trained(template)
     raise UserError(
         f"{source.folder} is no chat model: it has no chat template, and was not trained here on conversations. Fine-tune it "
         f"on records of format=messages, or put its {TEMPLATE} into hf/; python -m lm.generate continues texts with it"
@@ -127,33 +115,6 @@ def _message(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     return message
 
 
-def _texts(value: Any, where: str = "the conversation") -> Iterator[str]:
-    """All texts in a JSON value, keys included. UserError if it is no JSON, or a text has half a surrogate pair."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{where} has half a surrogate pair, which is no character: leave it out") from None
-        yield value
-    elif isinstance(value, Mapping):
-        for name, below in value.items():
-            yield from (*_texts(name, where), *_texts(below, where))
-    elif isinstance(value, (list, tuple)):
-        for below in value:
-            yield from _texts(below, where)
-    elif value is not None and type(value) not in (bool, int, float):
-        raise UserError(f"{where} has a {type(value).__name__}, which is no JSON")
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a JSON value with every text changed."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {change(name): _mapped(below, change) for name, below in value.items()}
-    return [_mapped(below, change) for below in value] if isinstance(value, (list, tuple)) else value
-
-
 # ------------------------------------------------------------------------------------------------- models trained here
 
 
@@ -166,15 +127,7 @@ class Turns(Chat):
         self.ends = (self.end,)
 
     def _ids(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> np.ndarray:
-        if tools:
-            raise UserError("the model was trained on conversations without tools: leave them out")
-        for i, message in enumerate(messages):
-            if also := sorted(message.keys() - {"role", "content"}):
-                raise UserError(f"messages[{i}] has a field {also[0]!r}, which the model was not trained on: leave it out")
-        if not messages:
-            raise UserError("there is no message: give one or more")
-        list(_texts(messages))
-        return render_prompt([Message(m["role"], m["content"]) for m in messages], self.tokenizer)[0]
+        return render_prompt(_plain(messages, tools), self.tokenizer)[0]
 
     def _text(self, messages: list[dict[str, Any]], begun: bool) -> str:
         if not begun and messages[-1]["role"] != "assistant":
@@ -185,20 +138,61 @@ class Turns(Chat):
         return "".join([*said, "" if begun else messages[-1]["content"]])
 
 
+def _plain(messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> list[Message]:
+    """Messages as records have them. UserError for what no record has."""
+    if tools:
+        raise UserError("the model was trained on conversations without tools: leave them out")
+    for i, message in enumerate(messages):
+        if also := sorted(message.keys() - {"role", "content"}):
+            raise UserError(f"messages[{i}] has a field {also[0]!r}, which the model was not trained on: leave it out")
+    if not messages:
+        raise UserError("there is no message: give one or more")
+    list(templates.texts(messages))
+    return [Message(m["role"], m["content"]) for m in messages]
+
+
 # ------------------------------------------------------------------------------------------------------------ templates
 
 
-class Template(Chat):
-    """A converted model's template."""
+class Templated(Chat):
+    """Conversations as a template writes them."""
 
-    def __init__(self, source: Source, templates: Mapping[str, str]) -> None:
+    def __init__(self, template: templates.Template) -> None:
+        self.template, self.tokenizer = template, template.tokenizer
+
+    def _text(self, messages: list[dict[str, Any]], begun: bool) -> str:
+        """Where a message is to be continued, what the template writes behind its content is cut off as in transformers."""
+        if not begun:
+            messages = [*messages[:-1], messages[-1] | {"content": f"{messages[-1]['content']}{CUT} "}]
+        names = {i: name for name, i in self.tokenizer.names.items()}
+        written = self.template.written(messages, begun=begun)
+        text = "".join(names[part] if isinstance(part, int) else part for part, _ in written)
+        before, _, behind = text.rpartition(CUT)
+        return text if begun else before if behind.startswith(" ") else before.rstrip()
+
+
+class Trained(Templated):
+    """The template that a model was trained with here (`data.template`)."""
+
+    def __init__(self, template: templates.Template) -> None:
+        super().__init__(template)
+        self.end = template.end
+        self.ends = (self.end,)
+
+    def _ids(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> np.ndarray:
+        return self.template.prompt(_plain(messages, tools))
+
+
+class Converted(Templated):
+    """A converted model's own template."""
+
+    def __init__(self, source: Source, texts: Mapping[str, str]) -> None:
         settings = _json(source, SETTINGS)
-        self.name, self.templates = f"the chat template of {source.folder}", templates
         tokenizer = source.tokenizer()
-        self.special = _special_names(settings or _json(source, "special_tokens_map.json"), tokenizer)
-        self.tokenizer = tokenizer.with_names_in("\n".join(templates.values()))
+        special = _special_names(settings or _json(source, "special_tokens_map.json"), tokenizer)
+        super().__init__(templates.Template(texts, tokenizer, special, f"the chat template of {source.folder}"))
         found = {i for name in (GENERATION, "config.json") for i in _ids_of(_json(source, name).get("eos_token_id"))}
-        eos = self.tokenizer.names.get(self.special.get("eos_token", ""), tokenizer.eos_id)
+        eos = self.tokenizer.names.get(special.get("eos_token", ""), tokenizer.eos_id)
         after = self._after_an_answer()
         found |= {i for i in (eos, after) if i is not None}
         self.ends = tuple(sorted(i for i in found if i < tokenizer.vocab_size))
@@ -209,158 +203,43 @@ class Template(Chat):
     def _ids(self, messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> np.ndarray:
         if not messages:
             raise UserError("there is no message: give one or more")
-        return self.tokenizer.encode_parts(self._parts(messages, tools, begun=True))
-
-    def _text(self, messages: list[dict[str, Any]], begun: bool) -> str:
-        """Where a message is to be continued, what the template writes behind its content is cut off as in transformers."""
-        if not begun:
-            messages = [*messages[:-1], messages[-1] | {"content": f"{messages[-1]['content']}{CUT} "}]
-        names = {i: name for name, i in self.tokenizer.names.items()}
-        text = "".join(names[part] if isinstance(part, int) else part for part in self._parts(messages, None, begun=begun))
-        before, _, behind = text.rpartition(CUT)
-        return text if begun else before if behind.startswith(" ") else before.rstrip()
+        return self.tokenizer.encode_parts([part for part, _ in self.template.written(messages, tools, begun=True)])
 
     def _after_an_answer(self) -> int | None:
         """The special token that the template writes after an answer; None if there is none, or it refuses the question."""
         asked = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
         try:
-            parts = self._parts(asked, None, begun=False)
+            parts = [part for part, _ in self.template.written(asked, begun=False)]
         except UserError:
             return None
         at = next((i for i, part in enumerate(parts) if isinstance(part, str) and part.rstrip().endswith("answer")), len(parts))
         after = parts[at + 1 : at + 2]
         return after[0] if after and isinstance(after[0], int) else None
 
-    def _parts(self, messages: list[dict[str, Any]], tools: Any, *, begun: bool) -> list[str | int]:
-        """What the template makes of a conversation: texts, and ids of the special tokens that it writes itself.
-
-        In what it is given a mark is put into each name of a special token, so that no such name is left.
-        """
-        source = self.templates.get("tool_use" if tools else "default", self.templates["default"])
-        given = {*source, *("".join(_texts([messages, tools])))}
-        mark = next(c for c in map(chr, PRIVATE) if c not in given)
-
-        def marked(text: str) -> str:
-            while self._names.search(text):  # of names that overlap, one at a time is found
-                text = self._names.sub(lambda found: f"{found[0][0]}{mark}{found[0][1:]}", text)
-            return text
-
-        settings = dict(messages=_mapped(messages, marked), tools=_mapped(tools, marked) if tools else None)
-        text = self._render(source, settings | dict(documents=None, add_generation_prompt=begun, **self.special))
-        return [part for p in self._split(text) if (part := p.replace(mark, "") if isinstance(p, str) else p) != ""]
-
-    def _render(self, source: str, settings: Mapping[str, Any]) -> str:
-        try:
-            return _limited(_compiled(source).generate(**settings))
-        except UserError:
-            raise
-        except Exception as error:  # a template is a program: it may fail in any way
-            raise UserError(f"{self.name} fails at this conversation: {str(error)[:300] or type(error).__name__}") from None
-
-
-def _limited(chunks: Iterator[str]) -> str:
-    """The texts that a template makes, joined. TimeoutError or MemoryError beyond SECONDS and LARGEST.
-
-    A trace function sees each line of a template's code, so that a loop which gives nothing is stopped too.
-    """
-    end = time.thread_time() + SECONDS
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        if time.thread_time() > end:
-            raise TimeoutError(f"it takes more than {SECONDS:g} s")
-        if frame.f_code.co_filename == FILE:
-            _check_size(max(map(_size, frame.f_locals.values()), default=0))
-        return trace
-
-    out, size, before = [], 0, sys.gettrace()
-    sys.settrace(trace)
-    try:
-        for chunk in chunks:
-            out.append(chunk)
-            size += len(chunk)
-            _check_size(size)
-    finally:
-        sys.settrace(before)
-    return "".join(out)
-
-
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, (str, list, tuple)) else 0
-
-
-def _check_size(size: int) -> None:
-    if size > LARGEST:
-        raise MemoryError(f"it makes a text or list of more than {LARGEST:,}")
-
-
-@cache
-def _environment() -> Any:
-    """The sandbox, with what transformers (utils/chat_template_utils.py) gives to a template."""
-    try:
-        import jinja2
-        from jinja2 import ext, nodes, sandbox
-    except ImportError:
-        raise UserError("a chat template needs jinja2: pip install -e '.[serve]'") from None
-
-    class Sandbox(sandbox.ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["*", "**"])
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            for value, times in ((left, right), (right, left)):
-                if operator == "*" and isinstance(times, int):
-                    _check_size(_size(value) * times)
-            if operator == "**" and max(abs(left), abs(right)) > 1000:
-                raise MemoryError("it raises a number above 1,000, or to a power above it")
-            return super().call_binop(context, operator, left, right)
-
-    class Namespace(jinja2.utils.Namespace):
-        """A template's variables: without names that Python reserves, and of limited size."""
-
-        def __init__(*given: Any, **settings: Any) -> None:
-            attributes = dict(*given[1:], **settings)
-            jinja2.utils.Namespace.__init__(given[0])
-            for name, value in attributes.items():
-                given[0][name] = value
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            if str(name).startswith("_"):
-                raise jinja2.exceptions.SecurityError(f"it sets {str(name)[:40]!r} in a namespace")
-            _check_size(_size(value))
-            super().__setitem__(name, value)
-
-    class Generation(ext.Extension):
-        """{% generation %} ... {% endgeneration %} marks what the assistant wrote, and changes nothing."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False):
-        settings: Any = dict(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-        return json.dumps(value, **settings)
-
-    found: Any = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols], cache_size=0)
-    found.filters["tojson"] = to_json
-    found.globals.update(
-        raise_exception=raise_exception,
-        strftime_now=lambda form: datetime.now().strftime(str(form)),
-        namespace=Namespace,
-        dict=lambda *given, **settings: dict(*given, **settings),
-    )
-    return found
-
-
-@cache
-def _compiled(source: str) -> Any:
-    return _environment().from_string(source)
-
 
 # ------------------------------------------------------------------------------------------------------ files of a model
+
+
+def files(source: Source) -> dict[str, bytes]:
+    """For transformers, beside the tokenizer's file of a run that was trained on conversations: its template, the names of its
+    special tokens, and the token that ends an answer. {} of another model. No class of transformers reads whole words as
+    `lm.data.tokenizer.Words` does, so that none is named for these."""
+    if source.run is None or not any(s.format in TURNS for s in source.run.data.sources.values()):
+        return {}
+    tokenizer, given = source.tokenizer(), source.run.data.template
+    known = dict(pad_token=tokenizer.pad_id, unk_token=tokenizer.unk_id)
+    names: dict[str, Any] = {name: tokenizer.piece(i) for name, i in known.items() if i is not None}
+    names |= {"bos_token": None, "eos_token": None} | templates.special_names(tokenizer)  # null, or a class has its own
+    kind: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if tokenizer.proto.lstrip()[:1] != b"{":
+        spaced = tokenizer.piece(int(tokenizer.encode("a")[0])).startswith(SPACE)
+        kind = {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": spaced}
+    made: dict[str, Any] = {GENERATION: {"eos_token_id": of(source).end}}
+    if not isinstance(tokenizer, Words):
+        made[SETTINGS] = {**kind, **names, "add_bos_token": False, "legacy": False}
+    return {TEMPLATE: templates.exported(given, tokenizer).encode()} | {
+        name: json.dumps(value, indent=2).encode() for name, value in made.items()
+    }
 
 
 def _json(source: Source, name: str) -> dict[str, Any]:
@@ -379,16 +258,15 @@ def _templates(source: Source) -> dict[str, str]:
     found = {name: text for name, text in found.items() if isinstance(name, str) and isinstance(text, str)}
     if found and "default" not in found:
         raise UserError(f"{source.folder} has chat templates named {', '.join(sorted(found))}, and none is named 'default'")
-    if any(len(text) > LARGEST for text in found.values()):
-        raise UserError(f"the chat template of {source.folder} has more than {LARGEST:,} characters; give a smaller one")
+    if any(len(text) > jinja.LARGEST for text in found.values()):
+        raise UserError(f"the chat template of {source.folder} has more than {jinja.LARGEST:,} characters; give a smaller one")
     return found
 
 
 def _special_names(settings: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
     """Names of special tokens that a template may ask for: {"bos_token": "<s>", ...}."""
     if not settings:
-        known = dict(bos_token=tokenizer.bos_id, eos_token=tokenizer.eos_id)
-        return {name: tokenizer.piece(i) for name, i in known.items() if i is not None}
+        return templates.special_names(tokenizer)
     named = {name: value for name, value in settings.items() if name.endswith("_token") and not name.startswith("add_")}
     of = lambda value: value.get("content") if isinstance(value, Mapping) else value
     return {name: of(value) for name, value in named.items() if isinstance(of(value), str)}

@@ -61,6 +61,11 @@ class ExampleBuilder:
             np.concatenate([ids[: self.answer - 1], self.eos]) for ids in self.tokenizer.encode_batch([f" {w}" for w in words])
         ]
 
+    def after_bos(self, ids: np.ndarray) -> np.ndarray:
+        """The ids without bos, which most chat templates write."""
+        begun = len(self.bos)
+        return ids[begun:] if np.array_equal(ids[:begun], self.bos) else ids
+
     # ---------------------------------------------------------------------------------------------- answered in words
 
     @property
@@ -117,7 +122,7 @@ class ExampleBuilder:
         return Example(stream(before), stream(decoder), np.asarray(answer, np.int32), np.ones(len(answer), np.float32))
 
     def last_turn_example(self, before: np.ndarray, answer: np.ndarray) -> Example:
-        """The last answer in a conversation; logits and loss only there. `before` begins with bos.
+        """The last answer in a conversation; logits and loss only there. `before` begins with bos, if the template writes one.
 
         before    [bos user 7 end assistant], answer [20 end]
         decoder   [bos user 7 end assistant 20]     encoder   [user 7 end assistant]
@@ -125,7 +130,7 @@ class ExampleBuilder:
         targets   [20 end]                          targets   [20 end]
         """
         if self.architecture == "encoder_decoder":
-            return self.turn_example(before[len(self.bos) :], answer)
+            return self.turn_example(self.after_bos(before), answer)
         positions = np.arange(len(before) + len(answer) - 1, dtype=np.int32)
         decoder = stream(np.concatenate([before, answer[:-1]]), positions < len(before) if self.prefix else None)
         weights = np.ones(len(answer), np.float32)
@@ -185,6 +190,6 @@ class ExampleBuilder:
             decoder = stream(ids, np.arange(len(ids)) < len(before) if self.prefix else None)
             where = len(ids) - 1
         else:
-            encoder, decoder = stream(before[len(self.bos) :]), stream(np.concatenate([self.start, answer]))
+            encoder, decoder = stream(self.after_bos(before)), stream(np.concatenate([self.start, answer]))
             where = len(self.start) + len(answer) - 1
         return Example(encoder, decoder, np.zeros(1, np.int32), np.ones(1, np.float32), np.array([where], np.int32))

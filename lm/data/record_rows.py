@@ -41,6 +41,8 @@ class RecordRows:
 
     With `data.packing` a training row holds as many records as fit, each a segment of its own. Which records share a row
     depends on their lengths and the seed and is the same in all epochs; epochs differ in the order of the rows.
+
+    how: a class by a `head`; an answer in words as `text`, or all answers of a conversation; the last `answer` of each record
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class RecordRows:
         data: config.Data,
         builder: ExampleBuilder,
         *,
-        how: Literal["head", "text"],
+        how: Literal["head", "text", "answer"],
         seed: int,
         shuffle: bool = True,
     ) -> None:
@@ -128,6 +130,9 @@ class RecordRows:
         b = self.builder
         answers = store.answers()
         record = np.searchsorted(store.offsets, answers[:, 0], side="right") - 1
+        if self.how == "answer":
+            last = np.append(record[1:] != record[:-1], True)
+            answers, record = answers[last], record[last]
         tokens = np.diff(store.offsets)[record]
         start, stop = (answers - store.offsets[record][:, None]).T
         begun = len(b.bos)
@@ -135,8 +140,11 @@ class RecordRows:
             if b.architecture == "decoder":  # all answers of a conversation are in one stream
                 encoder, decoder = np.zeros_like(stop), stop - 1
                 fits = decoder < b.length + b.answer
+                if self.how == "answer":
+                    fits = (start <= b.length) & (stop - start <= b.answer)
             else:
-                encoder, decoder = start - begun, len(b.start) + stop - start - 1
+                first = store.document(0)
+                encoder, decoder = start - len(first) + len(b.after_bos(first)), len(b.start) + stop - start - 1
                 fits = (encoder <= b.length) & (stop - start <= b.answer)
             lost = tokens - stop if b.architecture == "decoder" else np.zeros_like(stop)
         else:
@@ -153,7 +161,7 @@ class RecordRows:
         if left_out and self.data.on_long == "fail":
             raise UserError(self._too_long(name, left_out, int((stop - start)[~fits].max()), int(start[~fits].max())))
         keep = fits
-        if self.formats[name] == "messages" and b.architecture == "decoder":  # one item: up to the last answer that fits
+        if self._in_one_stream(name):  # one item: up to the last answer that fits
             keep = fits & ~(np.roll(fits, -1) & (np.roll(record, -1) == record) & (np.arange(len(record)) < len(record) - 1))
             first = np.searchsorted(record, record)  # the record's first answer
             start = start[first]
@@ -167,12 +175,16 @@ class RecordRows:
         }
         return Items(*(array[keep] for array in (record, start, stop, encoder, decoder, tokens, lost)), report)
 
+    def _in_one_stream(self, name: str) -> bool:
+        """Whether a row has all answers of a record."""
+        return self.formats[name] == "messages" and self.builder.architecture == "decoder" and self.how != "answer"
+
     def _too_long(self, name: str, count: int, answer: int, before: int) -> str:
         """The error for answers that do not fit. `answer`: tokens of the longest of them; `before`: the most tokens that
         precede one."""
         b = self.builder
         what = f"{count} answers of source {name!r} have no room in a row"
-        if self.formats[name] == "messages" and b.architecture == "decoder":
+        if self._in_one_stream(name):
             what += f": with what is before them they have up to {before + answer} tokens, and the row {b.length + b.answer}"
             cure = "raise --config.recipe.length"
         elif answer > b.answer:
@@ -269,7 +281,7 @@ class RecordRows:
         b, first = self.builder, len(self.builder.bos)
         if self.formats[name] != "messages":
             return b.prompt(b.shorten(ids[first : start - 1]))
-        return (None, ids[:start]) if b.architecture == "decoder" else (ids[first:start], b.start)
+        return (None, ids[:start]) if b.architecture == "decoder" else (b.after_bos(ids[:start]), b.start)
 
     def _read(self, name: str, item: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, int, int]]:
         """For each item of a source: ids and loss up to the end of its answer, and where the answer starts and stops."""
@@ -284,9 +296,11 @@ class RecordRows:
         out = []
         for i, (ids, loss, start, stop) in zip(item.tolist(), self._read(name, item), strict=True):
             answer = ids[start:stop]
+            if self._in_one_stream(name):
+                out.append(b.turns_example(ids, loss))
+                continue
             if self.formats[name] == "messages":
-                turns = b.architecture == "decoder"
-                out.append(b.turns_example(ids, loss) if turns else b.turn_example(ids[first:start], answer))
+                out.append(b.last_turn_example(ids[:start], answer))
                 continue
             text = b.shorten(ids[first : start - 1])
             if self.how == "head":

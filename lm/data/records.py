@@ -7,6 +7,9 @@
     preference  {"messages": [...], "chosen": "...", "rejected": "...", "margin": 1.0}    two answers; `margin` may be left out
     feedback    {"messages": [...], "completion": "...", "label": true}                   one answer, good or not
 
+Conversations are read in ShareGPT's shape too: {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", ...}]}.
+Beside a conversation in any shape may be its system message, `"system": "..."`.
+
 The last two are read in the published shapes too: `"prompt": "..."` instead of messages; answers as lists of messages, which
 may begin with the prompt; without a prompt, two conversations that differ in their last message alone, as lists or as HH-RLHF's
 texts of "Human: ... Assistant: ...".
@@ -24,9 +27,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError, nearest
 
 VERSION = 1  # of the parsers and of `render`; raise it to have records prepared again
@@ -82,7 +82,6 @@ class Feedback:
 
 
 Record = Text | Labelled | Pair | Messages | Preference | Feedback
-TURNS = ("messages", "preference", "feedback")  # the formats that are conversations, which a model is trained to chat in
 
 
 # --------------------------------------------------------------------------------------------------------- from JSON
@@ -122,12 +121,32 @@ def _pair(value: Mapping[str, Any]) -> Pair:
 
 
 def _messages(value: Mapping[str, Any]) -> Messages:
-    if "messages" not in value:
+    if (name := _named(value, ("messages", "conversations"))) is None:
         raise InvalidRecord(f"no field 'messages'{nearest('messages', value)}")
-    turns = _conversation(value["messages"], "messages")
+    turns = _told(value, _conversation(value[name], name))
     if not any(turn.role == "assistant" for turn in turns):
         raise InvalidRecord("no message is the assistant's, so there is nothing to learn")
     return Messages(turns)
+
+
+def _named(value: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The field that has the conversation; None if none of `names` is there."""
+    if len(found := [name for name in names if name in value]) > 1:
+        raise InvalidRecord(f"fields {found[0]!r} and {found[1]!r} say the same: give one of them")
+    return found[0] if found else None
+
+
+def _told(value: Mapping[str, Any], turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The conversation with the system message in the field of that name, unless there is none or the turns begin with it."""
+    given = value.get("system")
+    if not given or (isinstance(given, str) and not given.strip()):
+        return turns
+    told = Message("system", _string(value, "system"))
+    if turns and turns[0].role == "system" and turns[0] != told:
+        raise InvalidRecord(
+            "field 'system' is another message than the one that the conversation begins with: give one of them"
+        )
+    return turns if turns[:1] == (told,) else (told, *turns)
 
 
 def _conversation(given: Any, name: str, before: str | None = None) -> tuple[Message, ...]:
@@ -140,20 +159,24 @@ def _conversation(given: Any, name: str, before: str | None = None) -> tuple[Mes
         where = f"{name}[{i}]"
         if not isinstance(message, dict):
             raise InvalidRecord(f"{where} is a {_kind(message)}, not an object with 'role' and 'content'")
-        if unknown := sorted(message.keys() - {"role", "content"}):
-            raise InvalidRecord(f"{where} has a field {unknown[0]!r}, and a message has only 'role' and 'content'")
-        role = _string(message, "role", where)
-        if role not in ROLES:
-            raise InvalidRecord(f"{where} has the role {role[:40]!r}{nearest(role, ROLES)}")
+        who, what = ("from", "value") if "from" in message else ("role", "content")
+        if unknown := sorted(message.keys() - {who, what}):
+            raise InvalidRecord(f"{where} has a field {unknown[0]!r}, and a message has only {who!r} and {what!r}")
+        role, known = _string(message, who, where), ROLES if who == "role" else _SHAREGPT
+        if role not in known:
+            raise InvalidRecord(f"{where} has the role {role[:40]!r}{nearest(role, known)}")
+        role = role if who == "role" else _SHAREGPT[role]
         if role not in _FOLLOWS[before]:
             after = f"follows a message of the role {before!r}" if before else "is the first"
             raise InvalidRecord(f"{where} has the role {role!r} and {after}; allowed there: {', '.join(_FOLLOWS[before])}")
-        turns.append(Message(role, _string(message, "content", where)))
+        turns.append(Message(role, _string(message, what, where)))
         before = role
     return tuple(turns)
 
 
 def _preference(value: Mapping[str, Any]) -> Preference:
+    if "prompt" in value and value.get("messages") == value.get("chosen"):  # as UltraFeedback says it
+        value = {name: given for name, given in value.items() if name != "messages"}
     prompt = _prompt(value)
     answers = {name: _answers(value, name, prompt) for name in ("chosen", "rejected")}
     if prompt is None:
@@ -194,12 +217,11 @@ def _feedback(value: Mapping[str, Any]) -> Feedback:
 
 def _prompt(value: Mapping[str, Any]) -> tuple[Message, ...] | None:
     """What the answers are to; None where it is only in the answers' own conversations."""
-    if "messages" in value and "prompt" in value:
-        raise InvalidRecord("fields 'messages' and 'prompt' say the same: give one of them")
-    if isinstance(value.get("prompt"), str):
-        return (Message("user", _string(value, "prompt")),)
-    name = next((name for name in ("messages", "prompt") if name in value), None)
-    return None if name is None else _conversation(value[name], name)
+    if (name := _named(value, ("messages", "prompt", "conversations"))) is None:
+        return None
+    if name == "prompt" and isinstance(value[name], str):
+        return _told(value, (Message("user", _string(value, name)),))
+    return _told(value, _conversation(value[name], name))
 
 
 def _answers(value: Mapping[str, Any], name: str, prompt: tuple[Message, ...] | None) -> tuple[Message, ...]:
@@ -210,10 +232,15 @@ def _answers(value: Mapping[str, Any], name: str, prompt: tuple[Message, ...] | 
         if turns[0].strip() or len(turns) < 5:
             raise InvalidRecord("no field 'messages' or 'prompt', and the answers are no conversations: say what they are to")
         given = [{"role": _SPEAKERS[who], "content": said.strip()} for who, said in zip(turns[1::2], turns[2::2], strict=True)]
+    if isinstance(given, dict):  # one message
+        given = [given]
     if not isinstance(given, list):
         return (Message("assistant", _string(value, name)),)
-    whole = bool(given) and isinstance(given[0], dict) and given[0].get("role") != "assistant"
+    first = given[0] if given and isinstance(given[0], dict) else {"role": "assistant"}
+    whole = first.get("role", _SHAREGPT.get(str(first.get("from")))) != "assistant"
     turns = _conversation(given, name, prompt[-1].role if prompt and not whole else None)
+    if whole:
+        turns = _told(value, turns)
     if prompt and whole:
         if turns[: len(prompt)] != prompt:
             raise InvalidRecord(f"field {name!r} begins with other messages than the prompt's")
@@ -228,6 +255,17 @@ def _check_asked(prompt: tuple[Message, ...]) -> None:
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")  # of HH-RLHF's texts (arXiv 2204.05862)
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+# Who speaks in ShareGPT's shape, as published sets spell it -> the role.
+_SHAREGPT: Mapping[str, str] = {
+    **{role: role for role in ROLES},
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "function_response": "tool",
+    "observation": "tool",
+}
 
 
 # role -> the roles that may follow it; None: the start of the conversation.
@@ -240,6 +278,16 @@ _FOLLOWS: Mapping[str | None, tuple[str, ...]] = {
 }
 _FIELDS = {"text": ("text",), "labelled": ("text", "label"), "pair": ("question", "answer"), "messages": ("messages",)}
 _FIELDS |= {"preference": ("chosen", "rejected"), "feedback": ("completion", "label")}
+_ASKED = ("messages", "conversations", "system", "prompt")
+# All fields that a format reads; those of _FIELDS it cannot do without.
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "labelled": ("text", "label"),
+    "pair": ("question", "answer", "context"),
+    "messages": _ASKED[:3],
+    "preference": (*_ASKED, "chosen", "rejected", "margin"),
+    "feedback": (*_ASKED, "completion", "label"),
+}
 _PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
     "text": _text,
     "labelled": _labelled,
@@ -301,99 +349,3 @@ def question_digest(record: Record) -> bytes:
     text = "\n".join(question)
     key = "".join(filter(str.isalnum, text.casefold())) or text
     return hashlib.sha256(key.encode()).digest()
-
-
-# -------------------------------------------------------------------------------------------------------- rendering
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A record as the model reads it.
-
-    ids   int32 [n]
-    loss  bool [n]: the tokens that have loss, each predicted from those before it
-    """
-
-    ids: np.ndarray
-    loss: np.ndarray
-
-
-def render(records: Sequence[Record], tokenizer: Tokenizer) -> list[Rendered]:
-    """Renders each record as ids with a loss mask. The answer has loss, and so has the token that ends it, so that the model
-    learns to stop; the question has none.
-
-    text      bos a text eos                 labelled  bos a text eos spam eos      pair  bos context question eos answer eos
-    loss       1  1   1   1                  loss       0  0   0   0    1   1       loss   0     0       0      0    1     1
-
-    messages  bos <|user|> Hello <|end|> <|assistant|> Good day <|end|>
-    loss       0      0      0      0          0        1    1     1
-
-    preference  two conversations one after the other, each with its own bos, and loss on its last answer alone
-    feedback    a conversation with loss on its last answer alone
-
-    Without role tokens in the tokenizer, roles are written as text (`user:`) and <|end|> is eos. Messages after the assistant's
-    last one are left out. Each part is encoded on its own, so that the ids of a message do not depend on what follows.
-    """
-    parts = [_parts(record, tokenizer) for record in records]
-    encoded = iter(
-        tokenizer.encode_batch([part for record_parts in parts for part, _ in record_parts if isinstance(part, str)])
-    )
-    out = []
-    for record_parts in parts:
-        ids = [next(encoded) if isinstance(part, str) else np.array(part, np.int32) for part, _ in record_parts]
-        loss = [np.full(len(part), has_loss) for part, (_, has_loss) in zip(ids, record_parts, strict=True)]
-        out.append(Rendered(np.concatenate(ids).astype(np.int32), np.concatenate(loss)))
-    return out
-
-
-def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """What `render` puts before the assistant's answer to these messages, int32 [n], and the id that ends the answer."""
-    answered = _turns(Messages((*messages, Message("assistant", ""))), tokenizer)
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    (end,) = answered[-1][0]
-    assert isinstance(end, int)
-    parts = [part for part, _ in answered[:-2]]
-    ids = [tokenizer.encode(part) if isinstance(part, str) else np.array(part, np.int32) for part in [bos, *parts]]
-    return np.concatenate(ids).astype(np.int32), end
-
-
-Parts = list[tuple[str | list[int], bool]]  # text to encode, or ids; and whether it has loss
-
-
-def _parts(record: Record, tokenizer: Tokenizer) -> Parts:
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    eos = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    match record:
-        case Text(text):
-            return [(bos, True), (text, True), (eos, True)]
-        case Labelled(text, label):
-            given, answer = text, label
-        case Pair(question, answer, context):
-            given = "\n".join(filter(None, (context, question)))
-        case Messages():
-            return [(bos, False), *_turns(record, tokenizer)]
-        case Preference(messages, chosen, rejected):
-            return [part for answer in (chosen, rejected) for part in _answered(messages, answer, tokenizer)]
-        case Feedback(messages, completion):
-            return _answered(messages, completion, tokenizer)
-    end = [tokenizer.require("eos")]
-    return [(bos, False), (given, False), (end, False), (f" {answer}", True), (end, True)]
-
-
-def _answered(messages: Sequence[Message], answer: str, tokenizer: Tokenizer) -> Parts:
-    """A conversation and its last answer, which alone has loss, with its end."""
-    *before, content, end = _parts(Messages((*messages, Message("assistant", answer))), tokenizer)
-    return [*((part, False) for part, _ in before), content, end]
-
-
-def _turns(record: Messages, tokenizer: Tokenizer) -> Parts:
-    last = max(i for i, turn in enumerate(record.messages) if turn.role == "assistant")
-    roles = tokenizer.role_ids
-    end = [roles["<|end|>"]] if "<|end|>" in roles else [tokenizer.require("eos")]
-    parts: Parts = []
-    for turn in record.messages[: last + 1]:
-        mark, has_loss = f"<|{turn.role}|>", turn.role == "assistant"
-        known = mark in roles and "<|end|>" in roles
-        parts.append(([roles[mark]] if known else f"{turn.role}:", False))
-        parts += [(turn.content if known else f" {turn.content}", has_loss), (end, has_loss)]
-    return parts

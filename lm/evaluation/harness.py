@@ -139,10 +139,10 @@ class Harness(TemplateLM):
         """What the harness notes of the template; "" where none is asked for."""
         if chat_template is False:
             return ""
-        templates = getattr(self._talk(), "templates", {})
+        talk = self._talk()
         if isinstance(chat_template, str) and chat_template != "default":
             raise UserError(f"--apply_chat_template={chat_template}: give no name, the model's default template is taken")
-        return templates.get("default", "the turns of lm.data.records")
+        return talk.template.texts["default"] if isinstance(talk, chat.Templated) else "the turns of lm.data.render"
 
     def _talk(self) -> chat.Chat:
         if self._chat is None:

@@ -34,7 +34,7 @@ class HeldOutRecords:
 
     With `classes`: `accuracy`, and `nll` in nats a record, over the classes. Without: `exact` match and `f1` of the answers
     that the model writes, and `nll` in nats a token of the right ones; with conversations only `nll`. `items` is the number of
-    tested answers.
+    tested answers. Of several sources each has its own too, but for `nll`: `<source>/exact`.
     """
 
     network: Transformer
@@ -48,8 +48,12 @@ class HeldOutRecords:
     split: Split = words  # what is compared of written answers
 
     def __call__(self, params: Any) -> dict[str, float]:
-        metrics = {name: float(values.mean()) for name, values in self.values(params).items()}
-        answers = self._answers
+        found = self.values(params)
+        metrics, answers = {name: float(values.mean()) for name, values in found.items()}, self._answers
+        sources = np.array([name for name, _ in self.rows.records(self.index)])
+        for source in dict.fromkeys(sources.tolist()) if (sources != sources[0]).any() else ():
+            of = {name: values[sources == source] for name, values in found.items() if name != "nll"}
+            metrics |= {f"{source}/{name}": float(values.mean()) for name, values in of.items()}
         if None not in answers:
             same = str.__eq__ if self.classes else partial(exact, split=self.split)
             trained = [answer for record in self.trained if (answer := _answer(record)) is not None]

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 
 from lm import config, saved, sharding
+from lm.data import templates
 from lm.data.examples import ExampleBuilder
-from lm.data.records import Feedback, InvalidRecord, Message, parse, render
+from lm.data.records import Feedback, InvalidRecord, Message, parse
+from lm.data.render import render
 from lm.data.rows import blank, pack, stack
 from lm.errors import UserError
 from lm.losses.reward import rewards
@@ -29,6 +31,7 @@ class Rewarder:
             raise UserError(f"{source.folder} is no reward model: train one with configs/life/reward.py")
         c = source.run.recipe
         self.tokenizer, self.batch_size, self.folder = source.tokenizer(), batch_size, source.folder
+        self.template = templates.of(source.run.data.template, self.tokenizer)
         settings: dict[str, Any] = dict(length=c.length, answer=c.answer, prefix=bool(c.prefix))
         self.builder = ExampleBuilder(self.tokenizer, source.model.architecture, **settings)
         self.network = Transformer(source.model)
@@ -41,7 +44,7 @@ class Rewarder:
         of a long answer the beginning, with its last token behind it."""
         turns = [(Message("user", asked),) if isinstance(asked, str) else tuple(asked) for asked in prompts]
         records = [Feedback(before, answer, True) for before, answer in zip(turns, answers, strict=True)]
-        found = [(r.ids, int(np.argmax(r.loss))) for r in render(records, self.tokenizer)]
+        found = [(r.ids, int(np.argmax(r.loss))) for r in render(records, self.tokenizer, self.template)]
         turns_ids = [(ids[:start], ids[start:]) for ids, start in found]
         return self.of_ids([self._cut(*turn) for turn in turns_ids] if cut else turns_ids)
 

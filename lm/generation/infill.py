@@ -29,9 +29,9 @@ from lm.config import Order, Sampling
 from lm.errors import UserError
 from lm.generation.diffusion import fill, pseudo_log_probs
 from lm.generation.padding import left_padded
+from lm.generation.placing import decoded, placed
 from lm.generation.samples import Question, ask
 from lm.generation.text_engine import engine_for, rounded
-from lm.generation.texts import CONTEXT
 from lm.models.positions import check_positions, learned
 from lm.models.transformer import Transformer
 from lm.objectives import of_texts, reads_prefix, text_prompt
@@ -211,7 +211,7 @@ def _masks_of(a: _Asked, parts: list[str], length: int) -> list[Filled]:
         whole = TokenStream(tokens, stream.positions, stream.segments)
         log_probs = pseudo_log_probs(a.model, a.params, whole, masked, tokenizer.mask_id, most=count, **told)
         row = tokens[0, begin:]
-        spans = [_decoded(tokenizer, row[:at], row[at : at + length]) for at in starts]
+        spans = [decoded(tokenizer, row[:at], row[at : at + length]) for at in starts]
         out.append(_placed(tokenizer, parts, spans, count, float(distributed.fetched(log_probs).sum())))
     return out
 
@@ -233,7 +233,7 @@ def _sentinels(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
             before, spans = np.zeros(0, np.int32), []
             for k, part in enumerate(as_read(parts)[:-1]):
                 before = np.concatenate([before, tokenizer.encode(part)])
-                spans.append(_decoded(tokenizer, before, found.get(k, [])))
+                spans.append(decoded(tokenizer, before, found.get(k, [])))
                 before = np.concatenate([before, found.get(k, [])]).astype(np.int32)
             out[-1].append(_placed(tokenizer, parts, spans, len(tokens), log_prob))
     return out
@@ -254,7 +254,7 @@ def _middles(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
         written = _written(a, asked, seeds, [len(members) for members in groups.values()])
         for ((i, before), members), samples in zip(groups.items(), written, strict=True):
             for number, (tokens, log_prob) in zip(members, samples, strict=True):
-                span = _decoded(a.tokenizer, a.tokenizer.encode(before), [t for t in tokens if t != a.tokenizer.eos_id])
+                span = decoded(a.tokenizer, a.tokenizer.encode(before), [t for t in tokens if t != a.tokenizer.eos_id])
                 f = out[i][number]
                 out[i][number] = Filled(before + span, (*(f.spans or ()), span), f.tokens + len(tokens), f.log_prob + log_prob)
     ended = lambda f, parts: Filled(f.text + parts[-1], f.spans, f.tokens, f.log_prob)
@@ -284,7 +284,7 @@ def _mass(a: _Asked, texts: list[list[str]]) -> list[list[Filled]]:
     requests = [q.request(0, q.lengths[0], a.sampling(), samples=a.samples) for q in asked]
     engine = engine_for(requests, a.model, a.params, tokenizer, slots=a.slots, ends=())
     for parts, samples in zip(texts, engine.write(requests), strict=True):
-        of = lambda ids, parts=parts: _decoded(tokenizer, tokenizer.encode(as_read(parts)[0]), ids)
+        of = lambda ids, parts=parts: decoded(tokenizer, tokenizer.encode(as_read(parts)[0]), ids)
         found = [([w.token for w in some], sum(w.log_prob for w in some)) for some in samples]
         out.append([_placed(tokenizer, parts, [of(ids)], len(ids), log_prob) for ids, log_prob in found])
     return out
@@ -319,18 +319,6 @@ def _seed(*of: int) -> int:
     return int(np.random.SeedSequence(of).generate_state(1)[0]) >> 1
 
 
-def _decoded(tokenizer: Any, before: Sequence[int] | np.ndarray, ids: Sequence[int] | np.ndarray) -> str:
-    """The text of tokens that follow others, with the space that they begin with."""
-    context = [int(i) for i in before[-CONTEXT:]]
-    known = len(tokenizer.decode(context)) if context else 0
-    return tokenizer.decode([*context, *map(int, ids)])[known:]
-
-
 def _placed(tokenizer: Any, parts: list[str], spans: list[str], tokens: int, log_prob: float) -> Filled:
     """The text with the spans at its marks."""
-    # Word pieces (BERT) are decoded with a space before each word, whatever stood there: the text's own space counts.
-    spaced = tokenizer.decode(tokenizer.encode("(a")) != "(a"
-    text, cut = "", as_read(parts)
-    for part, short, span in zip(parts, cut, spans, strict=False):
-        text += part + span.removeprefix(" ") if spaced and span.startswith(" ") else short + span
-    return Filled(text + parts[-1], tuple(spans), tokens, log_prob)
+    return Filled(placed(tokenizer, parts, spans), tuple(spans), tokens, log_prob)

@@ -15,6 +15,7 @@ from lm.errors import UserError
 from lm.generation.diffusion import fill, write_blocks
 from lm.generation.engine import Request
 from lm.generation.padding import left_padded
+from lm.generation.placing import with_tokens
 from lm.generation.text_engine import engine_for
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
@@ -211,10 +212,7 @@ def fill_masks(
     at = np.flatnonzero(read == tokenizer.mask_id)
     best, ids = jax.lax.top_k(jax.nn.log_softmax(logits[at].astype(jnp.float32)), top)
     found = [list(zip(i, p, strict=True)) for i, p in zip(ids.tolist(), best.tolist(), strict=True)]
-    text = prompt
-    for (first, _), *_ in found:
-        text = text.replace(MASK, tokenizer.decode([first]).strip(), 1)
-    return text, found
+    return with_tokens(tokenizer, prompt, [best[0][0] for best in found]), found
 
 
 @partial(jax.jit, static_argnames="model")
@@ -246,10 +244,7 @@ def _filled(
 
 def _in_place(tokenizer: Any, prompt: str, ids: np.ndarray) -> dict[str, str]:
     """The sample whose text is the prompt with these tokens, in brackets, at its marks."""
-    text = prompt
-    for i in ids.tolist():
-        text = text.replace(MASK, f"[{tokenizer.decode([i]).strip()}]", 1)
-    return {"prompt": prompt, "text": text}
+    return {"prompt": prompt, "text": with_tokens(tokenizer, prompt, ids.tolist(), shown="[{}]")}
 
 
 def _text(tokenizer: Any, ids: np.ndarray) -> str:

@@ -45,6 +45,8 @@ class Method:
     truncated   scored         an answer that was cut off has the reward of what is there
                 unrewarded     it has the reward 0
                 masked         it has no loss
+    draws       so often another question is taken for one whose samples all have the same reward (`rewarded`), and so teach
+                nothing, the first one counted (dynamic sampling)
     """
 
     paper: str
@@ -55,6 +57,7 @@ class Method:
     aggregate: Literal["token", "sequence", "constant"] = "token"
     kl: Kl = "without"
     truncated: Literal["scored", "unrewarded", "masked"] = "scored"
+    draws: int = 1
 
 
 METHODS: Mapping[str, Method] = {
@@ -63,7 +66,7 @@ METHODS: Mapping[str, Method] = {
     "rloo": Method("arXiv 2402.14740", "leave_one_out", ratio="without", aggregate="constant", kl="reward"),
     "grpo": Method("arXiv 2402.03300", "deviation", aggregate="sequence", kl="k3"),
     "dr_grpo": Method("arXiv 2503.20783", "mean", aggregate="constant"),
-    "dapo": Method("arXiv 2503.14476, without drawing new prompts", "deviation", clip_high=0.28, truncated="masked"),
+    "dapo": Method("arXiv 2503.14476", "deviation", clip_high=0.28, truncated="masked", draws=4),  # the paper: no bound
     "gspo": Method("arXiv 2507.18071", "deviation", "sequence", clip_low=3e-4, clip_high=4e-4, aggregate="sequence"),
 }
 
@@ -72,15 +75,17 @@ METHODS: Mapping[str, Method] = {
 class Rollouts:
     """Samples with their rewards, arrays [B, ...]. The fields from `advantages` on are None until `prepared` has set them."""
 
-    example: Example  # targets int32 [B, P]: what was written; weights float32: 1 where a token has loss
-    log_probs: Array  # float32 [B, P], of the distribution that the tokens were drawn from; 0 behind the end
+    example: Example  # targets int32 [B, P]: what was written; weights float32: 1 where a token is the policy's, and has loss
+    log_probs: Array  # float32 [B, P], of the distribution that the tokens were drawn from; 0 elsewhere
     rewards: Array  # float32 [B]
-    lengths: Array  # int32 [B]: tokens that were written
+    lengths: Array  # int32 [B]: tokens that the policy wrote
     truncated: Array  # float32 [B]: 1 where the answer was cut off
     advantages: Array = None  # float32 [B, P]
     reference: Array = None  # float32 [B, P]: log-probabilities of the reference
     returns: Array = None  # float32 [B, P]: what a critic shall say
     fresh: Array = None  # float32 [B]: 1 in the first update, whose parameters are those that wrote
+    draws: Array = None  # float32 [B]: questions that were taken for this row's place
+    varied: Array = None  # float32 [B]: 1 where the rewards of the row's group differ; None: it is alone in its group
 
     def tokens_read(self) -> Array:
         """uint32 []: tokens of both streams, without padding."""
@@ -143,18 +148,33 @@ def group_advantages(rewards: jax.Array, kind: str, group: int) -> jax.Array:
     return found.reshape(-1)
 
 
+def varied(rewards: Any, truncated: Any, method: Method, group: int) -> Any:
+    """float32 [B]: 1 where a sample's group teaches something: its rewards differ, and one of its samples has loss. From arrays
+    [B] of NumPy or JAX."""
+    by_group = rewarded(rewards, truncated, method).reshape(-1, group)
+    teaches = by_group.max(axis=1) > by_group.min(axis=1)
+    if method.truncated == "masked":
+        teaches &= truncated.reshape(-1, group).min(axis=1) == 0
+    return teaches.astype("float32").repeat(group)
+
+
+def rewarded(rewards: Any, truncated: Any, method: Method) -> Any:
+    """The rewards [B] that advantages are made of: 0 of what was cut off, if the method leaves such answers unrewarded."""
+    return rewards * (truncated == 0) if method.truncated == "unrewarded" else rewards
+
+
 def gae(rewards: jax.Array, values: jax.Array, mask: jax.Array, *, discount: float, decay: float) -> jax.Array:
-    """float32 [B, P]: generalised advantage estimates (arXiv 1506.02438) of the tokens in `mask`, which begins with a row's
-    first token; 0 elsewhere. What follows the last token is worth 0."""
+    """float32 [B, P]: generalised advantage estimates (arXiv 1506.02438) of the tokens in `mask`; 0 elsewhere. Others, such as
+    those of a tool, are no step: what follows a token is the next one in `mask`, and what follows the last one is worth 0."""
     rewards, values = jnp.where(mask, rewards, 0.0), jnp.where(mask, values, 0.0)
-    after = jnp.concatenate([values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1)
-    deltas = rewards + discount * after - values
 
-    def back(later: jax.Array, delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found = delta + discount * decay * later
-        return found, found
+    def back(behind: tuple[jax.Array, jax.Array], here: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+        (later, after), (reward, value, own) = behind, here
+        found = reward + discount * after - value + discount * decay * later
+        return (jnp.where(own, found, later), jnp.where(own, value, after)), found
 
-    _, found = jax.lax.scan(back, jnp.zeros(len(rewards)), jnp.where(mask, deltas, 0.0).T, reverse=True)
+    nothing = jnp.zeros(len(rewards))
+    _, found = jax.lax.scan(back, (nothing, nothing), (rewards.T, values.T, mask.T), reverse=True)
     return jnp.where(mask, found.T, 0.0)
 
 
@@ -178,10 +198,8 @@ def prepared(
     decay: float = 0.95,
 ) -> Rollouts:
     """The batch with its advantages. `reference` [B, P]: log-probabilities of the reference, for a penalty; `values` [B, P]:
-    the critic's. The reward stands at the last token that was written."""
-    rewards, weights = batch.rewards, batch.example.weights
-    if method.truncated == "unrewarded":
-        rewards = jnp.where(batch.truncated > 0, 0.0, rewards)
+    the critic's. The reward stands at the last token that the policy wrote."""
+    rewards, weights = rewarded(batch.rewards, batch.truncated, method), batch.example.weights
     if method.truncated == "masked":
         weights = jnp.where(batch.truncated[:, None] > 0, 0.0, weights)
     penalty = jnp.zeros_like(weights)
@@ -190,7 +208,8 @@ def prepared(
         penalty = kl_weight * jnp.where(batch.mask, batch.log_probs - reference, 0.0)
     if method.advantage == "critic":
         assert values is not None
-        last = jnp.arange(weights.shape[1]) == batch.lengths[:, None] - 1
+        place = jnp.arange(weights.shape[1])
+        last = place == jnp.max(jnp.where(batch.mask, place, -1), axis=1, keepdims=True)
         steps = jnp.where(last, rewards[:, None], 0.0) - penalty
         found = gae(steps, values, batch.mask, discount=discount, decay=decay)
         advantages, returns = whitened(found, batch.mask), found + values
@@ -198,7 +217,9 @@ def prepared(
         found = group_advantages(rewards - jnp.sum(penalty, axis=1), method.advantage, group)
         advantages, returns = jnp.broadcast_to(found[:, None], weights.shape), None
     example = replace(batch.example, weights=weights)
-    return replace(batch, example=example, advantages=advantages, reference=reference, returns=returns)
+    given: dict[str, Any] = dict(advantages=advantages, reference=reference, returns=returns)
+    given["varied"] = varied(batch.rewards, batch.truncated, method, group) if group > 1 else None
+    return replace(batch, example=example, **given)
 
 
 def updates(batch: Rollouts, key: jax.Array, *, epochs: int, minibatches: int) -> Rollouts:
@@ -284,6 +305,10 @@ def loss(
         "mismatch": mean(apart, fresh),
         "mismatch_max": WeightedMean(jnp.max(apart * fresh), jnp.max(fresh)),
     }
+    if batch.varied is not None:
+        more["varied"] = of_rows(batch.varied)
+    if method.draws > 1 and batch.draws is not None:
+        more["draws"] = of_rows(batch.draws)
     if batch.reference is not None:
         reference = jnp.where(mask, batch.reference, 0.0)
         more["kl"] = mean(jax.lax.stop_gradient(kl(log_probs, reference, "k3")))

@@ -5,9 +5,10 @@
     model.apply({"params": merge(base, adapters, lora.factor)}, ...)
 
 `merge` computes nothing: it puts each matrix with its adapter into a box of Flax's metadata, as quantised matrices are
-(`lm.models.quantized`). The module that reads the parameter opens the box, and so computes the sum in float32; where layers are
-scanned, one layer's matrices are whole at a time. Beside the FLOPs of the model, whose gradients of matrices are still computed
-though never stored, a step has 6 * rank * inputs * outputs of each matrix, whatever the number of its tokens.
+(`lm.models.quantized`). A linear layer computes x W and, beside it, scale * (x A) B, so that a step has no gradient of W and no
+sum of the size of W. Where the sum is needed itself (norms of DoRA, embeddings, experts) the module that reads the parameter
+opens the box, and so computes the sum in float32; where layers are scanned, one layer's matrices are whole at a time. Of these
+the gradient of W is computed too, though never stored, and 6 * rank * inputs * outputs more.
 
 Axes: L layers or experts, D width, N heads, H head dim, r rank.
 """
@@ -43,6 +44,17 @@ class Adapted(struct.PyTreeNode, nn.meta.AxisMetadata):
     b: jax.Array
     magnitude: jax.Array | None
     factor: float = struct.field(pytree_node=False)
+    dropout: float = struct.field(pytree_node=False, default=0.0)  # of what A reads, where it is beside the matrix
+
+    @property
+    def frozen(self) -> jax.Array:
+        """The matrix alone."""
+        return quantized.dequantized(self.kernel) if hasattr(self.kernel, "qvalue") else self.kernel
+
+    @property
+    def beside(self) -> tuple[jax.Array, jax.Array] | None:
+        """A and B, where x W + factor * (x A) B is all that the adapter does; None with DoRA."""
+        return (self.a, self.b) if self.magnitude is None else None
 
     def unbox(self) -> jax.Array:
         return merged(self.kernel, self.a, self.b, self.magnitude, self.factor)
@@ -136,15 +148,16 @@ def as_held(params: Mapping[str, Any], boxed: Mapping[str, Any], kind: str, targ
     return unflatten_dict(flat)
 
 
-def merge(base: Mapping[str, Any], adapters: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """The base's parameters with a box for each matrix that has an adapter, and for each that is quantised."""
+def merge(base: Mapping[str, Any], adapters: Mapping[str, Any], factor: float, dropout: float = 0.0) -> dict[str, Any]:
+    """The base's parameters with a box for each matrix that has an adapter, and for each that is quantised. `dropout` is of
+    what the adapters of linear layers read, if a "dropout" rng is passed to the model."""
     flat = {path: Quantized(x) if hasattr(x, "qvalue") else x for path, x in flatten_dict(base).items()}
     by_matrix: dict[Path, dict[str, Any]] = {}
     for path, x in flatten_dict(adapters).items():
         by_matrix.setdefault(path[:-1], {})[path[-1]] = x
     for path, own in by_matrix.items():
         kernel = flat[path].array if isinstance(flat[path], Quantized) else flat[path]
-        flat[path] = Adapted(kernel, own["a"], own["b"], own.get("magnitude"), factor)
+        flat[path] = Adapted(kernel, own["a"], own["b"], own.get("magnitude"), factor, dropout)
     return unflatten_dict(flat)
 
 

@@ -49,13 +49,20 @@ class Projection(nn.Module):
         inputs = x.shape[x.ndim - (len(self.axes) - len(self.outputs)) :]
         init = nn.initializers.normal(self.std if self.std is not None else math.prod(inputs) ** -0.5)
         shape = (*inputs, *self.outputs)
-        kernel = parameter(self, "kernel", init, shape, self.axes, self.param_dtype)
+        box: Any = self.get_variable("params", "kernel")
+        beside = getattr(box, "beside", None)  # of a frozen kernel with an adapter (`lm.models.adapters.Adapted`)
+        kernel = parameter(self, "kernel", init, shape, self.axes, self.param_dtype) if beside is None else box.frozen
         bias = None
         if self.bias:
             axes = self.axes[len(inputs) :]
             bias = parameter(self, "bias", nn.initializers.zeros, self.outputs, axes, self.param_dtype)
             bias = bias.astype(jnp.float32)
-        return affine(x.astype(self.dtype), kernel.astype(self.dtype), bias, contracted=len(inputs))
+        y = affine(x.astype(self.dtype), kernel.astype(self.dtype), bias, contracted=len(inputs))
+        if beside is None:
+            return y
+        a, b = (side.astype(self.dtype) for side in beside)
+        low = affine(Dropout(box.dropout, name="dropout")(x.astype(self.dtype)), a, contracted=len(inputs))
+        return y + (box.factor * affine(low, b)).astype(y.dtype)
 
 
 class Norm(nn.Module):

@@ -12,7 +12,7 @@ class DummyVocabulary(Vocabulary):
 
     def __init__(self, vocab_size: int, *, words: bool = False) -> None:
         self.vocab_size = vocab_size
-        self.pad_id, self.bos_id, self.eos_id, self.mask_id = 0, 1, 2, 4
+        self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.mask_id = 0, 1, 2, 3, 4
         self.sentinel_ids = tuple(range(5, 37 if words else 105))
         self.special = np.arange(vocab_size) < (42 if words else 110)
 
@@ -21,6 +21,9 @@ class DummyVocabulary(Vocabulary):
         """That of the tokenizer that a run trains."""
         assert run.model is not None
         return cls(run.model.vocab_size, words=run.data.tokenizer.kind == "word")
+
+    def require(self, name: str) -> int:
+        return getattr(self, f"{name}_id")
 
     def encode(self, text: str) -> np.ndarray:
         return np.zeros(1, np.int32)

@@ -1,39 +1,44 @@
-"""Distillation: a student learns from text, and from what a frozen teacher makes of the same rows.
+"""Distillation: a student learns from rows, and from what a frozen teacher makes of the same rows.
 
-It is pretraining with another loss: the objective, the rows, the held-out figures and the samples are those of
-`lm.recipes.pretrain`. The teacher is in no checkpoint; the digest of its files is in the run's config.
+It is another recipe with a second loss: of texts pretraining, and of records fine-tuning in text, whose rows, held-out figures
+and samples are theirs. The teacher is in no checkpoint; the digest of its files is in the run's config.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from lm import config, saved
+from lm import config, saved, sharding
 from lm.data.corpus.prepare import Prepared
+from lm.data.loader import Position
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
-from lm.losses import distill
-from lm.models.layers import Projection
-from lm.models.mask import Mask
 from lm.models.positions import check_positions
-from lm.models.transformer import Stack, Transformer, head_params
-from lm.recipes import pretrain, start
+from lm.recipes import finetune, pretrain, start, taught
+from lm.recipes.distill_task import on_records, predictor, task
+from lm.training.loop import Source, prefetched
 from lm.training.mapped import thinned_model
-from lm.training.task import Frozen, Task
-from lm.types import Example, WeightedMean
-
-KEPT = ("query", "key", "value")  # whose relations between tokens are compared
+from lm.training.recipe import Parts, Recipe
+from lm.training.task import Task
 
 
-class Distillation(pretrain.Pretraining):
+class Distillation(Recipe):
     """Serves one run. `complete` must be called first: it opens the teacher."""
 
     teacher: saved.Saved | None = None
+    settings: config.Finetune | None = None  # of the other recipe, if it is of records
+    run: config.Run | None = None
+    kept: taught.Kept | None = None
+
+    def __init__(self) -> None:
+        self.inner: Recipe = pretrain.Pretraining()  # whose rows and figures these are
 
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
         """Fills in the student's model and the digest of the teacher's files. A resumed run needs its teacher again."""
@@ -42,24 +47,100 @@ class Distillation(pretrain.Pretraining):
         if run.data.tokenizer.path is None and self.teacher.tokenizer_bytes() is not None:
             self.tokenizer = self.teacher.tokenizer()
         model = run.model or thinned_model(self.teacher.model, run.train.init_layers)
-        return replace(run, model=model, recipe=replace(c, teacher_sha256=digest))
+        run = replace(run, model=model, recipe=replace(c, teacher_sha256=digest))
+        self.run = self._of_records(run) if on_records(run) else run
+        return self.run
+
+    def _of_records(self, run: config.Run) -> config.Run:
+        """The run with what a fine-tuning fills in, on records that are read and written as the teacher does. Prepares the
+        data."""
+        assert self.teacher is not None
+        c, before = _recipe(run), self.teacher.run
+        prefix = start.has_prefix(run.model, before.objective if before else run.objective, before)
+        c = replace(c, prefix=prefix if c.prefix is None else c.prefix)
+        tuning = config.Finetune(how="text", length=c.length, answer=c.answer, prefix=c.prefix)
+        alone = replace(run.train, init_from=None, init_map={}, init_layers={})  # of which nothing more is read
+        data = start.with_template(run.data, before)
+        self.inner = finetune.FineTuning()
+        self.inner.tokenizer = self.tokenizer
+        done = self.inner.complete(replace(run, recipe=tuning, train=alone, data=data, adapter=None), None)
+        assert isinstance(done.recipe, config.Finetune)
+        self.settings = done.recipe
+        return replace(run, recipe=c, data=done.data)
+
+    def _run(self, run: config.Run) -> config.Run:
+        """The run as `inner` knows it."""
+        return run if self.settings is None else replace(run, recipe=self.settings)
+
+    def _parts(self, parts: Parts) -> Parts:
+        return replace(parts, run=self._run(parts.run))
 
     def task(self, run: config.Run) -> Task:
         assert self.teacher is not None, "`complete` comes first"
+        check_pair(run, self.teacher.model)
         return task(run, self.teacher)
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
-        super().check(run, task, mesh)
+        self.inner.check(self._run(run), task, mesh)
         assert self.teacher is not None
-        lengths = (run.data.encoder_length, run.data.decoder_length)
-        check_positions(self.teacher.model, *lengths, cure="shorten data.{stack}_length: recipe.teacher reads no more")
+        if self.settings is None:
+            lengths = (run.data.encoder_length, run.data.decoder_length)
+            cure = "shorten data.{stack}_length: recipe.teacher reads no more"
+            check_positions(self.teacher.model, *lengths, cure=cure)
 
     def data(self, run: config.Run, *, progress: bool) -> Prepared:
-        """The data in the teacher's tokens. UserError if `data.tokenizer.path` is another tokenizer."""
+        """The data in the teacher's tokens, and with `recipe.top_k` what the teacher predicts there. UserError if
+        `data.tokenizer.path` is another tokenizer."""
         assert self.teacher is not None
-        data = super().data(run, progress=progress)
+        check_pair(run, self.teacher.model)
+        self.inner.tokenizer = self.tokenizer
+        data = self.inner.data(self._run(run), progress=progress)
         check_tokenizer(self.teacher, data.tokenizer, "data.tokenizer.path")
+        if _recipe(run).top_k is not None and run.train.steps:
+            rows = self.rows(run, data)["train"]
+            predict = partial(predictor, run, self.teacher, rows)
+            self.kept = taught.kept(run, rows, predict, fingerprint=data.fingerprint, progress=progress)
         return data
+
+    def rows(self, run: config.Run, data: Prepared) -> dict[str, Any]:
+        rows = self.inner.rows(self._run(run), data)
+        if self.settings is not None:
+            assert self.teacher is not None
+            lengths = rows["train"].lengths
+            cure = "shorten recipe.length: recipe.teacher reads no more"
+            check_positions(self.teacher.model, lengths.encoder, lengths.decoder, cure=cure)
+        return rows
+
+    def row(self, rows: Any) -> Any:
+        if self.run is None or (k := _recipe(self.run).top_k) is None:
+            return super().row(rows)
+        return taught.blank_row(rows.lengths, k, self.run.model.vocab_size, everywhere=_recipe(self.run).everywhere)
+
+    def source(self, parts: Parts, position: Position, steps: range) -> Source:
+        kept, rows, mesh = self.kept, parts.rows["train"], parts.mesh
+        if kept is None:
+            return super().source(parts, position, steps)
+        batch = partial(kept.batch, rows)
+        return prefetched(lambda step: sharding.global_batch(batch, position.of(step), mesh), steps)
+
+    def check_data(self, parts: Parts) -> None:
+        self.inner.check_data(self._parts(parts))
+
+    def facts(self, parts: Parts) -> dict[str, Any]:
+        return self.inner.facts(self._parts(parts))
+
+    def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
+        """Those of the other recipe; of records also the divergence, in the rows that these test."""
+        found = list(self.inner.evaluators(self._parts(parts), frozen))
+        if self.settings is None or not found or _recipe(parts.run).top_k is not None:
+            return found
+        return found + [held_out_divergence(parts, frozen, found[0])]
+
+    def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
+        return self.inner.samples(self._parts(parts), params, frozen)
+
+    def baselines(self, parts: Parts) -> dict[str, Any] | None:
+        return self.inner.baselines(self._parts(parts))
 
 
 def opened(c: config.Distill | config.OnPolicy) -> tuple[saved.Saved, str]:
@@ -78,102 +159,20 @@ def check_tokenizer(teacher: saved.Saved, tokenizer: Tokenizer, where: str) -> N
         )
 
 
-def task(run: config.Run, teacher: saved.Saved) -> Task:
-    """The student's task, beside a frozen teacher. Held-out figures are the student's own, and its `divergence`."""
-    _check_pair(run, teacher.model)
-    c, plain = _recipe(run), pretrain.TASKS.get(type(run.objective), pretrain.tokens)(run)
-    theirs = replace(teacher.model, kernel=run.model.kernel)
-    models, vocab_size = (Transformer(run.model), Transformer(theirs)), run.model.vocab_size
-    excluded = pretrain.tokens_read if isinstance(run.objective, pretrain.MASKED) else lambda example: None
-    settings: dict[str, Any] = dict(vocab_size=vocab_size, beta=c.beta, temperature=c.temperature)
+def held_out_divergence(parts: Parts, frozen: Any, tested: Any) -> Callable[[Any], dict[str, float]]:
+    """An evaluator of the divergence in the rows that `tested` (`lm.evaluation.labelled.HeldOutRecords`) has."""
+    score, size, rows = jax.jit(parts.task.scores), tested.batch_size, tested.rows
 
-    def pair(params: Any, frozen: Any, example: Example, rngs: Any) -> tuple[list[distill.Side], Any, list[Any]]:
-        """Both models on the rows, what the student sowed in "losses", and what both kept."""
-        ours, sown, own = _trunk(models[0], params, example, rngs, c)
-        wanted, _, kept = _trunk(models[1], jax.lax.stop_gradient(frozen), example, None, c)
-        sides = zip(models, (params, frozen), (ours, wanted), strict=True)
-        return [distill.Side(head_params(tree), model.apply, hidden) for model, tree, hidden in sides], sown, [own, kept]
+    def found(params: Any) -> dict[str, float]:
+        sums = np.zeros(2)
+        for first in range(0, len(tested.index), size):
+            index = np.full(size, rows.count)  # past the last row: blank
+            index[: len(part)] = (part := tested.index[first : first + size])
+            mean = score(params, frozen, sharding.global_batch(rows.rows, index, parts.mesh))["divergence"]
+            sums += np.array([float(mean.total), float(mean.weight)])
+        return {"divergence": float(sums[0] / max(sums[1], 1.0))}
 
-    def loss(params: Any, frozen: Any, example: Any, rngs: Any) -> tuple[WeightedMean, dict[str, WeightedMean]]:
-        sides, sown, kept = pair(params, frozen, example, rngs)
-        more: dict[str, Any] = dict(logits=c.logits, labels=c.labels, z_loss=run.train.z_loss, excluded=excluded(example))
-        total, apart, nats = distill.mixed(*sides, example.targets, example.weights, **settings, **more)
-        weight = jnp.sum(example.weights)
-        means = {"divergence": _mean(apart, example.weights), "cross_entropy": _mean(nats, example.weights)}
-        for name, mean in _matched(c, example, *kept).items():
-            total += getattr(c, name) * mean.mean * weight  # so that each microbatch counts by its weight
-            means[name] = mean
-        total += sum((jnp.sum(extra) * weight for extra in jax.tree.leaves(sown)), jnp.zeros(()))
-        return WeightedMean(total, weight), means
-
-    def scores(params: Any, frozen: Any, example: Any) -> dict[str, WeightedMean]:
-        sides, _, _ = pair(params, frozen, example, None)
-        more: dict[str, Any] = dict(logits=1.0, labels=0.0, excluded=excluded(example))
-        _, apart, _ = distill.mixed(*sides, example.targets, example.weights, **settings, **more)
-        return plain.scores(params, None, example) | {"divergence": _mean(apart, example.weights)}
-
-    return replace(
-        plain,
-        loss=loss,
-        scores=scores,
-        reads=lambda lengths: [(theirs, lengths.predicted)],
-        frozen=Frozen(lambda key, batch: models[1].init(key, batch)["params"], teacher.params),
-    )
-
-
-def _trunk(model: Transformer, params: Any, example: Example, rngs: Any, c: config.Distill) -> tuple[jax.Array, Any, Any]:
-    """Hidden vectors [B, P, D], what is sown in "losses", and by stack what the loss compares beside the logits:
-    {"decoder": {"hidden": [B, T, D], "query": [B, T, N, H], "key": ..., "value": ...}}.
-
-    Queries, keys and values are those of the last layer's self-attention, before positions are told.
-    """
-    wanted: dict[tuple[str, ...], tuple[str, str]] = {}  # path of a module -> (stack, name)
-    for name in ("encoder", "decoder"):
-        stack: config.Stack | None = getattr(model.config, name)
-        if stack is not None and c.hidden:
-            wanted[(name,)] = (name, "hidden")
-        if stack is not None and c.relations:
-            group, block = divmod(stack.num_layers - 1, len(stack.pattern))
-            layer = (name, "groups" if stack.scan else f"group_{group}", f"block_{block}", "attention")
-            wanted |= {(*layer, part): (name, part) for part in KEPT}
-
-    def keep(module: Any, method: str) -> bool:
-        return method == "__call__" and module.path in wanted and isinstance(module, Stack | Projection)
-
-    hidden, state = model.apply(
-        {"params": params}, example, method="hidden", rngs=rngs, mutable=["losses", "intermediates"], capture_intermediates=keep
-    )
-    found: dict[str, dict[str, jax.Array]] = {}
-    for path, (name, part) in wanted.items():
-        tree = state["intermediates"]
-        for key in (*path, "__call__"):
-            tree = tree[key]
-        scanned = part != "hidden" and getattr(model.config, name).scan
-        found.setdefault(name, {})[part] = tree[0][-1] if scanned else tree[0]
-    return hidden, state.get("losses", {}), found
-
-
-def _matched(c: config.Distill, example: Example, student: Any, teacher: Any) -> dict[str, WeightedMean]:
-    """Means over the tokens of all stacks: "hidden", 1 - cosine, and "relations", the sum of the three KLs."""
-    found: dict[str, WeightedMean] = {}
-    for name, ours in student.items():
-        stream: Any = getattr(example, name)
-        real, theirs = (stream.segments > 0).astype(jnp.float32), teacher[name]
-        if "hidden" in ours:
-            mean = _mean(distill.cosine_distance(ours["hidden"], theirs["hidden"]), real)
-            found["hidden"] = found["hidden"] + mean if "hidden" in found else mean
-        if "query" in ours:
-            visible = Mask(stream.segments, stream.segments, stream.prefix, causal=name == "decoder").dense()
-            relation = lambda part, a=ours, b=theirs, v=visible: distill.relation_divergence(
-                a[part], b[part], v, heads=c.relation_heads
-            )
-            mean = _mean(sum(map(relation, KEPT), jnp.zeros(())), real)
-            found["relations"] = found["relations"] + mean if "relations" in found else mean
     return found
-
-
-def _mean(values: jax.Array, weights: jax.Array) -> WeightedMean:
-    return WeightedMean(jnp.sum(values * weights), jnp.sum(weights))
 
 
 def _recipe(run: config.Run) -> config.Distill:
@@ -181,11 +180,12 @@ def _recipe(run: config.Run) -> config.Distill:
     return run.recipe
 
 
-def _check_pair(run: config.Run, teacher: config.Model) -> None:
+def check_pair(run: config.Run, teacher: config.Model) -> None:
     """That the rows suit both models, and that what is compared has the same shape in both."""
     c, student, where = _recipe(run), run.model, f"recipe.teacher={_recipe(run).teacher}"
     check_models(student, teacher, where)
-    if isinstance(run.objective, config.ReplacedTokens | config.Contrastive | config.MultiToken):
+    _check_settings(run)
+    if not on_records(run) and isinstance(run.objective, config.ReplacedTokens | config.Contrastive | config.MultiToken):
         raise UserError(
             f"objective.kind={config.kind_of(type(run.objective))} has a loss of its own, and a distillation compares what two "
             "models predict: take causal, masked, span_corruption or another objective of one model"
@@ -215,6 +215,26 @@ def _check_pair(run: config.Run, teacher: config.Model) -> None:
                         f"recipe.relation_heads={c.relation_heads} does not divide the {size} numbers that a token has in the "
                         f"last attention of {whose}: give another"
                     )
+
+
+def _check_settings(run: config.Run) -> None:
+    """UserError for settings of the recipe that do not fit the model, the objective or the data."""
+    c = _recipe(run)
+    if c.everywhere and run.train.microbatches > 1:
+        raise UserError(
+            "recipe.everywhere is a mean over all tokens of a batch, and microbatches would each take their own: set "
+            "train.microbatches=1, or leave recipe.everywhere out"
+        )
+    if c.top_k is not None and c.top_k > run.model.vocab_size:
+        raise UserError(f"recipe.top_k={c.top_k} is more than the {run.model.vocab_size} tokens of the vocabulary: lower it")
+    if on_records(run):
+        if run.model.architecture == "encoder":
+            raise UserError("an encoder writes no answers to records: distil it on texts, or take a model with a decoder")
+    elif c.everywhere and isinstance(run.objective, pretrain.MASKED):
+        kind = config.kind_of(type(run.objective))
+        raise UserError(
+            f"recipe.everywhere compares all tokens, and objective.kind={kind} predicts masked ones alone: leave it out"
+        )
 
 
 def check_models(student: config.Model, teacher: config.Model, where: str) -> None:

@@ -46,7 +46,7 @@ class Judging(Recipe):
             recipe = replace(recipe, prefix=start.has_prefix(model, objective, before))
         if self.start and run.data.tokenizer.path is None:
             self.tokenizer = self.start.tokenizer()
-        return replace(run, model=model, objective=objective, recipe=recipe)
+        return replace(run, model=model, objective=objective, recipe=recipe, data=start.with_template(run.data, before))
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
         if run.data.packing:

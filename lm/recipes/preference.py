@@ -12,7 +12,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from lm import config, saved
-from lm.data.records import Message, render_prompt
+from lm.data import templates
+from lm.data.records import Message
+from lm.data.render import render_prompt
 from lm.errors import UserError
 from lm.generation.engine import Request
 from lm.generation.text_engine import engine_for
@@ -79,14 +81,15 @@ class Preferring(Judging):
         """Answers to `log.samples`, as what a user says; those that are longer than `recipe.length` are left out."""
         log, c, tokenizer = parts.run.log, _recipe(parts.run), parts.data.tokenizer
         builder = builder_of(parts.run, tokenizer)
-        asked = [(text, *render_prompt((Message("user", text),), tokenizer)) for text in log.samples if text.strip()]
+        template = templates.of(parts.run.data.template, tokenizer)
+        asked = [(text, *render_prompt((Message("user", text),), tokenizer, template)) for text in log.samples if text.strip()]
         asked = [one for one in asked if len(one[1]) <= c.length]
         if not asked or not log.sample_tokens:
             return []
         model, own = parts.task.writer(params, frozen)
         draw, room = config.Sampling(temperature=log.temperature, seed=parts.run.train.seed), min(log.sample_tokens, c.answer)
         if parts.run.model.encoder:
-            requests = [Request(builder.start, room, draw, ids[len(builder.bos) :]) for _, ids, _ in asked]
+            requests = [Request(builder.start, room, draw, builder.after_bos(ids)) for _, ids, _ in asked]
         else:
             requests = [Request(ids, room, draw) for _, ids, _ in asked]
         settings: dict[str, Any] = dict(slots=len(requests), ends=[asked[0][2]], prefix=builder.prefix)

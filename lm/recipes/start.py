@@ -1,8 +1,11 @@
 """What recipes that go on from a saved model have in common."""
 
+from dataclasses import replace
+
 from etils import epath
 
 from lm import config, saved
+from lm.config.data import TURNS
 from lm.errors import UserError
 from lm.objectives import reads_prefix
 
@@ -18,9 +21,15 @@ def opened(run: config.Run, workdir: epath.Path | None) -> saved.Saved | None:
 def has_prefix(model: config.Model, objective: config.Objective, before: config.Run | None) -> bool:
     """Whether a decoder reads what it answers from both sides: as in the run before if that was on records, or as its
     pretraining had it."""
-    if before and hasattr(before.recipe, "prefix"):
-        return bool(before.recipe.prefix)
+    if before and (prefix := getattr(before.recipe, "prefix", None)) is not None:
+        return prefix
     return model.architecture == "decoder" and reads_prefix(model.architecture, objective)
+
+
+def with_template(data: config.Data, before: config.Run | None) -> config.Data:
+    """The data with the chat template of the run before, unless it names its own or has no conversations."""
+    talks = any(source.format in TURNS for source in data.sources.values())
+    return data if before is None or data.template or not talks else replace(data, template=before.data.template)
 
 
 def unchanged(folder: str, digest: str | None, *, name: str, key: str) -> tuple[saved.Saved, str]:

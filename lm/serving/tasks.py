@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lm.errors import UserError
+from lm.generation.placing import with_tokens
 from lm.generation.vectors import cosines
 from lm.objectives.prompts import MASK
 from lm.serving import completions, schemas
@@ -128,14 +129,14 @@ async def _masks(served: Served, worker: Worker, body: schemas.Fill) -> tuple[di
         raise ApiError(400, f"top={top} is too many: at most {served.top}", param="top")
     scorer = _scorer(served)
     found = await worker.call(lambda: scorer.masks(body.text))
-    text, fills = body.text, []
+    fills = []
     for ids, log_probs in zip(found.top.tolist(), found.top_log_probs.tolist(), strict=True):
         word = lambda i: served.tokenizer.decode([i]).strip()
         likeliest: list[dict[str, Any]] = [
             {"token": word(i), "log_prob": p, "prob": math.exp(p)} for i, p in zip(ids, log_probs, strict=True)
         ][:top]
-        text = text.replace(MASK, likeliest[0]["token"], 1)
         fills.append({"text": likeliest[0]["token"], "top": likeliest})
+    text = with_tokens(served.tokenizer, body.text, found.top[:, 0].tolist())
     return {"object": "fill", "model": served.name, "text": text, "fills": fills}, Usage(_count(served, [body.text]))
 
 

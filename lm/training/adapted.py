@@ -20,6 +20,7 @@ from lm.errors import UserError
 from lm.models import adapters
 from lm.models.adapters import ADAPTERS
 from lm.models.transformer import Transformer, boxed_params
+from lm.training.loop import Source
 from lm.training.recipe import Parts, Recipe
 from lm.training.task import Adapter, Frozen, Task
 
@@ -45,6 +46,9 @@ def adapted(task: Task, run: config.Run) -> Task:
     if (lora := run.adapter) is None:
         return task
     names = (*task.fresh, *task.beside) if lora.whole is None else lora.whole
+    apart = None if task.frozen is None or task.frozen.start else task.frozen
+    if task.frozen is not apart and (moved := [name for name in names if name not in (*task.fresh, *task.beside)]):
+        raise UserError(f"adapter.whole: '{moved[0]}' is trained in full, and the base with it is the reference: leave it out")
 
     def parts(key: jax.Array, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The task's own parameters: those that are trained in full, and those of the base."""
@@ -58,30 +62,40 @@ def adapted(task: Task, run: config.Run) -> Task:
         return own | {ADAPTERS: adapters.init(key, base, lora)}
 
     def init_frozen(key: jax.Array, batch: Any) -> Any:
-        own = {} if task.frozen is None else {"task": task.frozen.init(key, batch)}
+        own = {} if apart is None else {"task": apart.init(key, batch)}
         return own | {"base": adapters.frozen(parts(key, batch)[1], lora.base)}
 
     def load(target: Any) -> Any:
-        own = {} if task.frozen is None else {"task": task.frozen.load(target["task"])}
+        own = {} if apart is None else {"task": apart.load(target["task"])}
         return own | {"base": _base(run, lora, names, target["base"])}
+
+    def read(frozen: Any) -> Any:
+        """What the task itself reads of what is frozen."""
+        return adapters.merge(frozen["base"], {}, lora.factor) if task.frozen and task.frozen.start else frozen.get("task")
 
     def whole(params: Any, frozen: Any) -> dict[str, Any]:
         own = {name: x for name, x in params.items() if name != ADAPTERS}
-        return own | adapters.merge(frozen["base"], params[ADAPTERS], lora.factor)
+        return own | adapters.merge(frozen["base"], params[ADAPTERS], lora.factor, lora.dropout)
 
     def plain(params: Any, frozen: Any) -> dict[str, Any]:
         return adapters.unboxed(whole(params, frozen))
 
+    def batches(params: Any, frozen: Any, batch: Any, key: jax.Array, **average: Any) -> Any:
+        assert task.updates is not None
+        averaged = {name: whole(params, frozen) for name, params in average.items()}
+        return task.updates.batches(whole(params, frozen), read(frozen), batch, key, **averaged)
+
     return replace(
         task,
         init=init,
-        loss=lambda params, frozen, batch, rngs: task.loss(whole(params, frozen), frozen.get("task"), batch, rngs=rngs),
-        scores=lambda params, frozen, batch: task.scores(whole(params, frozen), frozen.get("task"), batch),
-        writer=lambda params, frozen: task.writer(plain(params, frozen), frozen.get("task")),
+        loss=lambda params, frozen, batch, rngs: task.loss(whole(params, frozen), read(frozen), batch, rngs=rngs),
+        scores=lambda params, frozen, batch: task.scores(whole(params, frozen), read(frozen), batch),
+        writer=lambda params, frozen: task.writer(plain(params, frozen), read(frozen)),
+        updates=task.updates and replace(task.updates, batches=batches),
         frozen=Frozen(init_frozen, load),
         fresh=(ADAPTERS, *(name for name in names if name in (*task.fresh, *task.beside))),
         beside=(),
-        adapter=Adapter(lora, task, plain),
+        adapter=Adapter(lora, task, whole, plain),
     )
 
 
@@ -126,6 +140,13 @@ class View:
     def params(self, params: Any) -> Any:
         adapter = self.run_parts.task.adapter
         return params if adapter is None else adapter.plain(params, self.run_frozen)
+
+    def source(self, of_model: Source) -> Source:
+        """The source of a recipe that reads the model's parameters as one of the run's. A model that writes computes what the
+        trained one does: in bfloat16, adapters that are added to their matrices would be lost to rounding."""
+        adapter = self.run_parts.task.adapter
+        whole = lambda params: params if adapter is None else adapter.whole(params, self.run_frozen)
+        return lambda step, state: of_model(step, replace(state, params=whole(state.params)))
 
     def evaluator(self, of_model: Callable[[Any], dict[str, float]]) -> Callable[[Any], dict[str, float]]:
         """The evaluator of a model's parameters as one of the run's."""

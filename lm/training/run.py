@@ -75,7 +75,7 @@ def _train(
     before = counted(np.asarray(start.state.seen))[0]
     try:
         every = [log, evaluate, save, goodput, tracing, stop]
-        state = _steps(parts, recipe, start, every, display, clock)
+        state = _steps(view, recipe, start, every, display, clock)
         stop.restore()  # no step is left after which a signal could stop the run
         hooks.check_progress(run.train, int(state.step), int(state.skipped_in_a_row))
         if evaluate.at != run.train.steps:  # no step was left: evaluate the restored state, or save that of a run of 0 steps
@@ -105,9 +105,13 @@ def _train(
     return summary
 
 
-def _steps(parts: Parts, recipe: Recipe, start: resume.Start, every: list[Any], display: Display, clock: Clock) -> TrainState:
-    steps = range(start.step, parts.run.train.steps)
+def _steps(
+    view: adapted.View, recipe: Recipe, start: resume.Start, every: list[Any], display: Display, clock: Clock
+) -> TrainState:
+    parts, steps = view.run_parts, range(start.step, view.run_parts.run.train.steps)
     source = recipe.source(parts, start.position, steps)
+    if recipe.reads_params:
+        source = view.source(source)
     with sharding.use(parts.mesh), display.bar:
         return loop.run(start.state, parts.step, source, every, steps=steps, frozen=start.frozen, clock=clock)
 

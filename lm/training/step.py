@@ -28,10 +28,11 @@ STEP_METRICS = ("loss", "grad_norm", "skipped", "skipped_in_a_row", "seen")  # o
 @dataclass(frozen=True)
 class Updates:
     """Several updates in one step: `batches(params, frozen, batch, key)`, with the parameters before the step, returns what
-    each of them reads, arrays [count, ...]."""
+    each of them reads, arrays [count, ...]. With `average` it has the moving average of the parameters too, as `average=`."""
 
     count: int
-    batches: Callable[[Any, Any, Any, jax.Array], Any]
+    batches: Callable[..., Any]
+    average: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def _several(
 
     def taken(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        parts = updates.batches(state.params, frozen, batch, key)
+        average = {"average": state.ema} if updates.average else {}
+        parts = updates.batches(state.params, frozen, batch, key, **average)
 
         def one(state: TrainState, part: Any) -> tuple[TrainState, Any]:
             state, found = update(state, frozen, part)

@@ -21,11 +21,13 @@ class Frozen:
     """Arrays that the loss reads and no step changes: a teacher, a reference model, the base under an adapter.
 
     `init` says shapes, dtypes and logical axes and is never executed. `load` returns the arrays themselves, given abstract
-    arrays with the shardings that they shall have.
+    arrays with the shardings that they shall have. `start`: they are the task's own parameters as `train.init_from` has them,
+    without what begins from the seed; under adapters that is the base, which then is the only copy.
     """
 
     init: Init
     load: Callable[[Any], Any]
+    start: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Adapter:
 
     lora: config.Lora
     inner: "Task"
-    plain: Callable[[Any, Any], Any]  # (params, frozen) -> the inner task's parameters, as arrays
+    whole: Callable[[Any, Any], Any]  # (params, frozen) -> the inner task's parameters, a matrix beside its adapter
+    plain: Callable[[Any, Any], Any]  # the same as arrays, which have the adapters added to them
 
 
 @dataclass(frozen=True)

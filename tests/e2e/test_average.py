@@ -9,6 +9,7 @@ from flax import traverse_util
 from lm import recipes, saved
 from lm.config import resolve
 from lm.convert import main
+from lm.data import chat
 from tests.e2e.conftest import TINY
 
 
@@ -53,6 +54,15 @@ def test_a_model_averaged_with_itself_is_itself_and_opens_like_one(runs, tmp_pat
     soup = capsys.readouterr().out
     assert generate([f"--from={base}", "--new_tokens=3", "--temperature=0", "a"]) == 0
     assert capsys.readouterr().out == soup
+
+
+def test_an_average_of_a_chat_model_is_one(talks, tmp_path, capsys):
+    talker = talks / "decoder.causal"
+    code, said = made(capsys, talker, talker, tmp_path / "soup")
+    assert code == 0 and "chat_template.jinja" in said.out, said.err
+    before, after = (chat.of(saved.open(folder)) for folder in (talker, tmp_path / "soup"))
+    asked = [{"role": role, "content": f"the {role}"} for role in ("system", "user", "assistant", "user")]
+    assert after.ids(asked).tolist() == before.ids(asked).tolist() and after.end == before.end
 
 
 @pytest.mark.parametrize("scale", [0, 1, 0.5, -1])

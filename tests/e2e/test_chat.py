@@ -15,7 +15,8 @@ from lm import saved
 from lm.chat import main
 from lm.config import Sampling
 from lm.data.examples import ExampleBuilder
-from lm.data.records import parse, render
+from lm.data.records import parse
+from lm.data.render import render
 from lm.errors import UserError
 from lm.talk.session import Session
 from lm.talk.talker import Talker, TooLong

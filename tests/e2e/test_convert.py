@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lm import conversion, saved
-from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
+from lm import conversion, recipes, saved
+from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack, resolve
 from lm.conversion.tables import canonical
 from lm.convert import main
+from lm.data import chat
 from lm.models.transformer import Transformer, abstract_params
 from lm.types import Example, TokenStream
 
 BLOCK = Block(Attention(4, 2), Mlp(48, "silu", gated=True), Norm("rms", eps=1e-6))
+FINETUNE = Path(__file__).parents[2] / "configs" / "finetune.py"
 MODEL = Model(50, 32, decoder=Stack(2, {"L": BLOCK}, position=Rope()), head=Head(tied=False))
 
 
@@ -94,7 +96,22 @@ def test_a_run_is_exported(train, tmp_path):
     assert imported.family == "gpt2"
     params = saved.open(tmp_path / "run").params(abstract_params(imported.model))
     jax.tree.map(np.testing.assert_array_equal, imported.params, jax.tree.map(np.asarray, params))
-    assert (tmp_path / "out" / "tokenizer.model").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() and not (tmp_path / "out" / "chat_template.jinja").exists()
+    # Fine-tuned on conversations, it takes its template along; they are read from Parquet, in ShareGPT's shape.
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    talk = [{"from": "human", "value": "a new day"}, {"from": "gpt", "value": "the old day"}]
+    table = {"conversations": [[{**talk[0], "value": f"day {i}"}, talk[1]] for i in range(20)]}
+    (tmp_path / "talks").mkdir()
+    parquet.write_table(pyarrow.table(table), tmp_path / "talks" / "a.parquet", row_group_size=7)
+    settings = {"data.sources.mine.kind": "parquet", "data.sources.mine.path": f"{tmp_path / 'talks'}"}
+    settings |= {"data.cache": f"{tmp_path / 'cache'}"}
+    settings |= {"train.init_from": f"{tmp_path / 'run'}", "train.steps": "2", "recipe.length": "40", "evaluate.rows": "2"}
+    recipes.train(resolve.load(f"{FINETUNE}:messages", settings), tmp_path / "talking", quiet=True)
+    assert main(["to_hf", str(tmp_path / "talking"), str(tmp_path / "told")]) == 0
+    assert main(["from_hf", str(tmp_path / "told"), str(tmp_path / "back")]) == 0
+    asked = [{"role": "user", "content": "a new day"}]
+    learned, back = (chat.of(saved.open(tmp_path / name)) for name in ("talking", "back"))
+    assert learned.ids(asked).tolist() == back.ids(asked).tolist() and learned.end == back.end
 
 
 def test_of_a_run_of_two_models_comes_the_one_it_is_about(train, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from lm import recipes, saved
 from lm.config import resolve
 from lm.errors import UserError
+from lm.generation.tools import TOOLS, Tool
 from lm.losses.policy import METHODS
 from tests.processes import HANGS
 
@@ -118,6 +121,65 @@ def test_a_critic_inner_epochs_and_minibatches_go_on_to_the_bit(given, tmp_path)
     assert "critic" not in read.params()  # what is generated from, served and tuned on is the model alone
 
 
+def in_two_parts(workdir, what, settings):
+    """Two steps at once, and as two runs. Returns the summary and the rows of the log, which are the same."""
+    little = {"train.steps": "2", "evaluate.every": "None", "optimizer.schedule.warmup": "0"}
+    train(workdir / "whole", what, settings | little)
+    train(workdir / "parts", what, settings | little | {"train.steps": "1"})
+    train(workdir / "parts", what, settings | little, allow_changes=True)
+    whole, parts = summary(workdir / "whole"), summary(workdir / "parts")
+    assert parts["params_sha256"] == whole["params_sha256"] and parts["heldout"] == whole["heldout"] and whole["step"] == 2
+    rows = [[row for row in metrics(workdir / name) if "loss" in row] for name in ("whole", "parts")]
+    assert rows[0] == rows[1] and len(rows[0]) == 2 and all(row["mismatch_max"] < 1e-4 for row in rows[0])
+    return whole, rows[0]
+
+
+def test_conversations_and_a_tool_go_on_to_the_bit(given, corpus, tmp_path, monkeypatch):
+    """The last answer of each is asked for; behind the first letter that the policy writes is what the tool makes of it."""
+    monkeypatch.setitem(TOOLS, "letters", Tool("([a-j])", str.upper))
+    talks, turn = corpus / "talks.jsonl", lambda role, content: {"role": role, "content": content}
+    with open(talks, "w", encoding="utf-8") as file:
+        for line in (corpus / "tiny.jsonl").read_text(encoding="utf-8").splitlines():
+            a, b, c = json.loads(line)["text"].split()[:3]
+            said = [turn("user", a), turn("assistant", b), turn("user", f"{b} {c}"), turn("assistant", c)]
+            file.write(json.dumps({"messages": said}) + "\n")
+    more = {"data.sources": dict(mine=dict(kind="jsonl", path=str(talks), format="messages")), "recipe.answer": 10}
+    more |= {"recipe.tools": ("letters",), "recipe.calls": 1, "recipe.group": 8, "recipe.graders": {"right": dict()}}
+    more["recipe.graders"] |= {
+        "e": dict(kind="regex", pattern=".*[a-j] ?[A-J].*"),
+        "short": dict(kind="regex", pattern=".{0,9}"),
+    }
+    _, rows = in_two_parts(tmp_path, "grpo", given(**more))
+    samples = [json.loads(line) for line in (tmp_path / "whole" / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert all(len(sample["prompt"].split()) == 2 for sample in samples)
+    calls = [re.search("[a-j].*", sample["text"], re.DOTALL) for sample in samples]
+    called = [found[0] for found in calls if found and len(found[0].strip()) > 1]
+    assert called and all(re.match("([a-j]+) ?([A-J])", text) for text in called)
+    assert rows[-1]["length"] < 10 and rows[-1]["reward"] > 0
+
+
+@pytest.mark.parametrize("what", ["grpo", "ppo"])
+def test_adapters_under_a_policy(given, runs, tmp_path, what):
+    """Only they are trained, beside a critic; the reference is the model below them."""
+    found, rows = in_two_parts(tmp_path, what, given(**{"adapter.rank": 2, "recipe.kl_weight": 1.0}))
+    assert found["parameters"] < summary(runs / "decoder.causal")["parameters"] / 5
+    assert abs(rows[0]["kl"]) < 1e-9 < rows[1]["kl"]  # an adapter begins as nothing
+    base, opened = saved.open(runs / "decoder.causal"), saved.open(tmp_path / "whole")
+    before, after = (flatten_dict(each.params(), sep="/") for each in (base, opened))
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert before.keys() == after.keys() and changed
+    assert all(path.startswith("decoder/") and path.endswith("/kernel") for path in changed)
+    assert opened.run.adapter.whole == (("critic",) if what == "ppo" else ())
+
+
+def test_an_averaged_reference_goes_on_to_the_bit(given, tmp_path):
+    """It follows the policy, and needs no model to begin from again."""
+    more = {"recipe.reference": "average", "optimizer.ema": 0.5, "recipe.kl_weight": 1.0}
+    _, rows = in_two_parts(tmp_path, "grpo", given(**more))
+    assert abs(rows[0]["kl"]) < 1e-9 < rows[1]["kl"]
+    assert saved.open(tmp_path / "whole").run.recipe.reference_sha256 is None
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_a_run(given, tmp_path, name):
     start = "encoder_decoder.denoise" if name in ("dapo", "gspo") else "decoder.causal"
@@ -129,7 +191,9 @@ def test_every_method_is_a_run(given, tmp_path, name):
         assert row["mismatch"] <= row["mismatch_max"] < 1e-4
         learns = METHODS[name].truncated != "masked" or row["truncated"] < 1  # else no token has loss, and nothing moves
         assert (row["entropy"] > 0) == (row["grad_norm"] > 0) == learns and row["skipped"] == 0
-        assert ("kl" in row) == (METHODS[name].kl != "without")
+        assert ("kl" in row) == (METHODS[name].kl != "without") and 0 <= row["varied"] <= 1
+        assert ("draws" in row) == (name == "dapo")
+        assert name != "dapo" or 1 <= row["draws"] <= METHODS["dapo"].draws
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 8 and {"prompt", "text", "reward", "step"} == samples[0].keys()
     assert np.mean([s["reward"] for s in samples]) == pytest.approx(rows[-1]["reward"])
@@ -148,7 +212,12 @@ def test_what_a_policy_refuses(given, tmp_path):
         ({"recipe.graders": {}}, "recipe.graders is empty"),
         ({"data.train_share": 0.5}, "data.train_share is not for policies"),
         ({"recipe.graders": {"a": dict(kind="regex", pattern="(")}}, "is no regular expression"),
-        ({"recipe.graders": {"a": dict(pattern="x")}}, "regex has a pattern, model has a path, and the others have neither"),
+        ({"recipe.tools": ("calculater",)}, "no tool 'calculater'; did you mean 'calculator'"),
+        ({"recipe.tools": ("calculator",), "recipe.prefix": True}, "a model with recipe.prefix would read an answer"),
+        ({"recipe.reference": "average"}, "recipe.reference=average is of a method with a divergence"),
+        ({"adapter.rank": 2, "adapter.whole": ("embed",)}, "adapter.whole: 'embed' is trained in full, and the base with it"),
+        ({"train.z_loss": 1e-4}, "train.z_loss is of a cross-entropy"),
+        ({"recipe.graders": {"a": dict(pattern="x")}}, "regex has a pattern, model and reasoning_gym have a path"),
     ):
         with pytest.raises(UserError, match=cause):
             train(tmp_path, "grpo", given(**more))

@@ -15,7 +15,7 @@ from experiments import run, workers
 from experiments.plan import earlier, planned, power_table
 from experiments.run import execute, main
 from experiments.units import do, finished, folder, jobs_of, load_study, parse_shard, studies, units, work
-from lm import saved
+from lm import config, saved
 from lm.errors import UserError
 from lm.training import jsonl
 from tests.e2e.tiny_study import study
@@ -85,6 +85,22 @@ def test_a_cell_starts_from_the_end_of_another(corpus, whole):
     assert json.loads((then / "config.json").read_text())["train"]["init_from"] == str(first)
     fresh, adapted = ([r["loss"] for r in jsonl.read(run / "metrics.jsonl") if "loss" in r] for run in (first, then))
     assert adapted[0] < fresh[0] - 0.5
+
+
+def test_a_cell_reads_the_run_of_another(corpus, whole, tmp_path):
+    causal = study(corpus).cells["causal"]
+    short = replace(causal, run=replace(causal.run, train=replace(causal.run.train, steps=2)))
+    student = replace(short, run=replace(short.run, recipe=config.Distill("unset")), reads={"recipe.teacher": "teacher"})
+    made = replace(study(corpus, match=None, seeds=2), cells={"student": student, "teacher": short}, relations=())
+    assert units(made) == [("teacher", 0), ("student", 0), ("teacher", 1), ("student", 1)]
+    assert made.root("teacher") == made.root("student") and all(len(jobs_of(made, tmp_path, (i, 2))) == 2 for i in range(2))
+    other = replace(made, cells=made.cells | {"teacher": replace(short, share=0.0)})
+    assert other.mark("student") != made.mark("student")
+    assert execute(replace(made, seeds=1), tmp_path)
+    read = json.loads((folder(tmp_path, ("student", 0)) / "run/config.json").read_text())["recipe"]["teacher"]
+    assert read == str(folder(tmp_path, ("teacher", 0)) / "run")
+    with pytest.raises(UserError, match="recipe.teacher='teach'; did you mean 'teacher'"):
+        replace(made, cells=made.cells | {"student": replace(student, reads={"recipe.teacher": "teach"})})
 
 
 def test_a_floor_is_measured_at_its_first_parameters(corpus, tmp_path):
@@ -174,7 +190,7 @@ def study(seeds=1):
 def test_workers_go_on_after_a_unit_that_fails(tiny, capsys):
     assert "tiny" in studies() and main(["tiny", "--processes=2", f"--workdir={tiny}"]) == 2
     err = capsys.readouterr().err
-    assert "tiny/bad seed 0 failed: " in err and "tiny/after seed 0 failed: 'bad', from which it starts, failed" in err
+    assert "tiny/bad seed 0 failed: " in err and "tiny/after seed 0 failed: 'bad', which it needs, failed" in err
     assert err.splitlines()[-1].startswith("error: 2 of 3 units failed, first tiny/bad seed 0: ")
     assert "over 1 %; raise it" in (tiny / "bad/seed0/error.txt").read_text()
     assert (tiny / "good/seed0/result.json").exists() and "1 of 3 runs are done" in (tiny / "report.md").read_text()

@@ -32,11 +32,11 @@ def command(tmp_path_factory):
     if LIBRARY:
         env["TPU_LIBRARY_PATH"] = LIBRARY
 
-    def run(*flags):
+    def run(*flags, what="causal"):
         path = folder / f"{len(list(folder.iterdir()))}.json"
         logs = {"TPU_LOG_DIR": str(path.with_suffix(".logs"))}
         os.mkdir(logs["TPU_LOG_DIR"])
-        words = [sys.executable, "-m", "tpu.compile", f"--config={CONFIG}", f"--json={path}", *flags]
+        words = [sys.executable, "-m", "tpu.compile", f"--config={CONFIG}:{what}", f"--json={path}", *flags]
         done = subprocess.run(words, env=env | logs, capture_output=True, text=True, timeout=HANGS, cwd=CONFIG.parents[2])
         report = json.loads(path.read_text()) | {"logs": Path(logs["TPU_LOG_DIR"])} if path.exists() else None
         return done.returncode, done.stdout + done.stderr, report
@@ -145,6 +145,42 @@ def test_serving(command):
     assert cache + others <= step["hbm"]["batch"] < 1.1 * (cache + others)
     assert step["hbm"]["optimizer"] == step["hbm"]["activations"] == 0 and step["roofline"]["bound"] == "hbm"
     assert prefill["tokens_per_step"] == LENGTH - 1
+
+
+def matrices():
+    return 2 * VOCAB * WIDTH + LAYERS * (4 * WIDTH**2 + 3 * WIDTH * HIDDEN)
+
+
+@pytest.mark.parametrize("what", ["sft", "lora"])
+def test_conversations(command, what):
+    code, said, report = command(what=what)
+    assert code == 0, said
+    assert (report["step"], report["tokens_per_step"]) == ("train", ROWS * LENGTH) and report["fits"]
+    norms = (2 * LAYERS + 1) * WIDTH
+    whole = matrices() + norms
+    if what == "sft":
+        assert (report["parameters"], report["frozen_parameters"], report["hbm"]["frozen"]) == (whole, 0, 0)
+        return
+    ranks = LAYERS * 4 * (4 * 2 * WIDTH + 3 * (WIDTH + HIDDEN))
+    assert report["parameters"] == ranks and "decode" not in report
+    full = 4 * (matrices() / DEVICES + norms / 4)
+    assert 2 * VOCAB * WIDTH / DEVICES * 4 < report["hbm"]["frozen"] < 0.6 * full  # layers in four bits, tables in float32
+
+
+def test_a_policy(command):
+    """Its update reads a reference of its own size, and its engine has a slot for each sample."""
+    code, said, update = command(what="grpo")
+    assert code == 0, said
+    decode, prefill = update["decode"], update["prefill"]
+    assert [each["step"] for each in (update, decode, prefill)] == ["train", "decode", "prefill"]
+    assert update["frozen_parameters"] == update["parameters"] and update["hbm"]["frozen"] == update["hbm"]["parameters"]
+    assert update["hbm"]["beside"] == decode["hbm"]["batch"] > 0
+    assert decode["hbm"]["beside"] == update["hbm"]["frozen"] + update["hbm"]["optimizer"]
+    assert (decode["tokens_per_step"], prefill["tokens_per_step"]) == (ROWS, 128)
+    sent = {(c["kind"], *c["axes"]) for c in decode["collectives"]}
+    assert ("all-reduce", "tensor") in sent  # the outputs of heads and hidden units
+    gathered = sum(c["bytes"] for c in update["collectives"] if c["axes"] == ["fsdp"])
+    assert gathered > 0 and update["flops"]["executed"] > update["flops"]["model"]
 
 
 def test_a_topology_that_is_none(command):

@@ -25,6 +25,7 @@ from lm.data.rows import blank, pack, stack
 from lm.errors import UserError
 from lm.generation.engine import Engine, Request
 from lm.generation.text_engine import engine_for
+from lm.generation.tools import write
 from lm.losses.cross_entropy import cross_entropy
 from lm.losses.log_probs import log_probs
 from lm.models import adapters, embedding
@@ -505,14 +506,14 @@ def test_a_sharded_policy_is_the_unsharded_one(method, strategy):
             plan = plan_state(lambda key: what.init(key, example), tx, mesh, ema=False)
             step, state = make_step(what.loss, tx, plan, **settings), plan.create(0)
             model, own = what.writer(state.params, None)
-            frozen = jax.tree.map(lambda x: 1.1 * x, own)
+            frozen = jax.tree.map(lambda x: 1.1 * x, {"model": own} if method == "ppo" else own)
         engine, found = Engine(model, own, slots=16, length=17, steps=6, eos=(2,), mesh=mesh), []
         for s in range(2):
             engine.params = what.writer(state.params, None)[1]
             asked = [Request(p, 6, config.Sampling(seed=10 * s + i), samples=4) for i, p in enumerate(prompts)]
-            written = [sample for samples in engine.write(asked) for sample in samples]
-            rewards = np.array([sum(each.token for each in sample) % 7 for sample in written], np.float32)
-            batch = rollout.gathered([(None, p) for p in prompts for _ in range(4)], written, rewards, lengths, eos=2)
+            written = [answer for answers in write(engine, asked) for answer in answers]
+            rewards = np.array([sum(answer.tokens) % 7 for answer in written], np.float32)
+            batch = rollout.gathered([(None, p) for p in prompts for _ in range(4)], written, rewards, lengths, ends=(2,))
             with sharding.use(mesh):
                 place = lambda rows, batch=batch: jax.tree.map(lambda x: x[rows], batch)
                 state, metrics = step(state, frozen, sharding.global_batch(place, np.arange(16), mesh))

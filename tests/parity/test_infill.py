@@ -11,6 +11,7 @@ hf = pytest.importorskip("transformers")
 import tokenizers as tokenizers_library  # noqa: E402
 
 from lm.data import tokenizer as tokenizers  # noqa: E402
+from lm.generation import placing  # noqa: E402
 from lm.generation.infill import infill  # noqa: E402
 from lm.generation.samples import fill_masks  # noqa: E402
 from lm.objectives import usual  # noqa: E402
@@ -79,6 +80,23 @@ def masked(request, tmp_path):
         return found if isinstance(found[0], list) else [found]
 
     return model, ours, scores
+
+
+@pytest.mark.parametrize("kind", ["word pieces", "bytes", "sentences"])
+def test_a_token_that_continues_a_word_is_joined_to_it_and_one_that_begins_a_word_is_not(tmp_path, kind):
+    """As infill does, in whatever way a tokenizer marks where words begin; and in brackets, as samples are shown."""
+    if kind == "sentences":
+        tokenizer, _ = unigram(tmp_path, sentinels=False)
+    else:
+        tokenizer = (word_pieces if kind == "word pieces" else byte_level)(tmp_path)[1]
+    token = lambda text: int(tokenizer.encode(text)[-1])  # the last piece of these words
+    sat, rest = token("cat sat"), token("cats")
+    assert tokenizer.decode([rest]).strip(" #") == "s" and tokenizer.decode([sat]).strip() == "sat"
+    place = lambda text, *tokens, **how: placing.with_tokens(tokenizer, text, tokens, **how)
+    assert place("the cat[MASK] on", rest) == place("the cat [MASK] on", rest) == "the cats on"
+    assert place("the cat [MASK] on [MASK].", sat, rest) == "the cat sat ons."
+    assert place("the cat [MASK] on", sat, shown="[{}]") == "the cat [sat] on" and place("[MASK] on", sat) == "sat on"
+    assert place("the cat [MASK] on", rest, shown="[{}]") == "the cat[s] on"
 
 
 def test_masks_have_the_scores_of_the_pipeline(masked):

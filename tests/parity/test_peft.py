@@ -1,6 +1,7 @@
 """Adapters against Hugging Face's peft: files read and written, the forward pass and the merged weights."""
 
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,41 @@ def test_a_layer_that_was_trained_in_full_and_embeddings_are_read(tmp_path):
     tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)  # as if tokens had been added
     params = with_adapter(imported.model, imported.params, tmp_path / "adapter", "llama")
     close(imported, params, tuned)
+
+
+TIED = "llama-biased-tied"
+
+
+def test_an_adapter_of_an_embedding_that_is_also_the_head_is_one_with_its_ties_alone(tmp_path):
+    """Theirs and ours both ways; without `ensure_weight_tying` peft's is of the input alone."""
+    torch.manual_seed(0)
+    CASES[TIED]().save_pretrained(tmp_path / "base")
+    imported = read(tmp_path / "base")
+    for tying, folder in ((True, tmp_path / "both"), (False, tmp_path / "input")):
+        settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=tying)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft's, of what it does not tie
+            tuned = peft.get_peft_model(reopened(tmp_path / "base"), settings)
+            randomised(tuned).save_pretrained(folder)
+        if tying:
+            params = with_adapter(imported.model, imported.params, folder, imported.family)
+            close(imported, params, tuned)
+    with pytest.raises(UserError, match="ensure_weight_tying the adapter is of the input alone"):
+        with_adapter(imported.model, imported.params, tmp_path / "input", imported.family)
+
+    lora = config.Lora(rank=3, modules=("embed/tokens", "value"))
+    boxed = boxed_params(Transformer(imported.model))
+    rng = np.random.default_rng(0)
+    own = nn.unbox(adapters.init(jax.random.key(0), boxed, lora))
+    own = jax.tree.map(lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32), own)
+    params = adapters.added(imported.params, own, boxed, lora)
+    about, arrays = described(imported.model, lora, own, {}, params, imported.family)
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / CONFIG).write_text(json.dumps(about), encoding="utf-8")
+    save_file(arrays, tmp_path / "ours" / WEIGHTS, metadata={"format": "pt"})
+    close(imported, params, peft.PeftModel.from_pretrained(reopened(tmp_path / "base"), tmp_path / "ours").eval())
+    again = with_adapter(imported.model, imported.params, tmp_path / "ours", imported.family)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, params)
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ MAY = {
     "data": DATA,
     "training": TRAINING,
     "evaluation": TRAINING | {"generation", "evaluation", "startup"},
-    "recipes": TRAINING | {"generation", "evaluation", "startup", "recipes"},
+    "recipes": TRAINING | {"generation", "integrity", "evaluation", "startup", "recipes"},
 }
 NEVER = {"configs", "experiments", "tests", "tpu"}
 # No jax: config and flops of a laptop, data on the host.

@@ -1,4 +1,5 @@
-"""Generated questions with one right answer, which a program can check: sets of `lm.data.corpus.generated`.
+"""Generated questions with one right answer, which a program can check: sets of `lm.data.corpus.generated`, beside those of
+`lm.data.corpus.instructed`.
 
     sums     2 7 + 5 8 =          8 5
     letters  how many a in b a n a n a ?     3
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from lm.data.corpus import instructed
 from lm.data.records import Message, Messages, Pair, Record
 from lm.errors import UserError
 
@@ -33,7 +35,7 @@ def letters() -> Iterator[Pair]:
         yield Pair(f"how many {letter} in {' '.join(word)} ?", str(int((word == letter).sum())))
 
 
-SETS: Mapping[str, Callable[[], Iterator[Pair]]] = {"sums": sums, "letters": letters}
+SETS: Mapping[str, Callable[[], Iterator[Pair]]] = {"sums": sums, "letters": letters, **instructed.SETS}
 
 
 def load(name: str, format: str) -> list[Record]:

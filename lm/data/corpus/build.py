@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from lm import atomic, config
-from lm.config.data import OWN_SPLIT
-from lm.data import records
+from lm.config.data import OWN_SPLIT, TURNS
+from lm.data import records, templates
 from lm.data.corpus import clean, dedup, integrity, packages, sources, stages
+from lm.data.corpus.documents import SKIP
 from lm.data.corpus.store import Entry, write_store
+from lm.data.render import check, render
 from lm.data.tokenizer import Tokenizer, from_bytes, load, train
 from lm.errors import UserError
 
@@ -26,6 +28,7 @@ FORMAT = 2  # version of the prepared folder and of the stages; raise it to have
 SPLITS = ("train", "holdout")
 _ENCODE_BYTES = 1 << 23  # of text in one call of the tokenizer
 _TOKENIZER_BYTES = 1 << 30  # of text that a tokenizer is trained on, taken evenly from all sources
+_STAND_IN = config.Tokenizer("word", 1024)  # has the special tokens of any that is trained here
 _EXAMPLES = 5  # of dropped documents and corrupt records, shown in the report; dropped.jsonl has all
 
 
@@ -48,6 +51,7 @@ class Build:
         self.data, self.path, self.cache, self.mark = data, path, cache, mark
         self.given, self.open_source = tokenizer, open_source
         self.bar = stages.Progress(progress)
+        self.template: templates.Template | None = None
 
     def run(self) -> None:
         """Runs the stages that are not finished yet, and writes the report."""
@@ -58,8 +62,10 @@ class Build:
         else:
             return self._remove_temporary()  # killed after the report was written, before the rename
         start = time.monotonic()
-        if self.data.tokenizer.path and not self.given:
-            load(self.data.tokenizer.path)  # to refuse a bad file now, not after hours of cleaning
+        # To refuse a bad file or template now, not after hours of cleaning.
+        given = self.given or (load(self.data.tokenizer.path) if self.data.tokenizer.path else None)
+        if self.data.template is not None:
+            self.template = templates.of(self.data.template, given or train(["word"], _STAND_IN))
         with self.bar:
             cleaned = {name: self._stage(f"{name}/clean", lambda n=name: self._clean(n)) for name in self.data.sources}
             dropped = self._stage("dedup", lambda: self._dedup(cleaned))
@@ -95,7 +101,7 @@ class Build:
         def read() -> Iterator[sources.Document]:
             for index in range(len(documents)):
                 try:
-                    yield documents[index]
+                    yield self._accepted(documents[index], name)
                 except sources.CorruptRecord as error:
                     if data.on_corrupt != "skip":
                         raise
@@ -121,6 +127,16 @@ class Build:
         np.save(self.path / name / "exact.npy", np.frombuffer(b"".join(exact), np.uint8).reshape(-1, 32))
         np.save(self.path / name / "near.npy", np.stack(near) if near else np.zeros((0, 0), np.uint32))
         return {"counts": counts, "unreadable": unreadable, "keys": len(keys)}
+
+    def _accepted(self, document: sources.Document, name: str) -> sources.Document:
+        """The document. CorruptRecord if it is a conversation that the chat template refuses."""
+        format = self.data.sources[name].format
+        if self.template is not None and format in TURNS:
+            try:
+                check(record(document, format), self.template)
+            except UserError as error:
+                raise sources.CorruptRecord(f"{name}/{document.key}: {error}; {SKIP}") from None
+        return document
 
     def _dedup(self, cleaned: Mapping[str, Any]) -> dict[str, Any]:
         """Finds duplicates over all sources as one list. Returns for each source a list of [index, reason, source of the kept
@@ -250,11 +266,11 @@ class Build:
         documents = stages.read_texts(self.path / name / f"{split}.jsonl.gz")
         count = json.loads((self.path / name / "split.done.json").read_bytes())[split]
         tracked = self.bar.track(documents, f"encode {name} {split}", total=count)
-        format = self.data.sources[name].format
+        format, template = self.data.sources[name].format, templates.of(self.data.template, tokenizer)
 
         def entries() -> Iterator[Entry]:
             for batch in stages.batches(tracked, _ENCODE_BYTES):
-                for entry in _encoded([record(document, format) for document in batch], tokenizer, classes):
+                for entry in _encoded([record(document, format) for document in batch], tokenizer, classes, template):
                     total.update(documents=1, tokens=len(entry.ids), bytes=entry.num_bytes)
                     if entry.loss is not None:
                         total["tokens_with_loss"] += int(entry.loss.sum())
@@ -349,10 +365,12 @@ def _signature(document: sources.Document, source: config.Source) -> dedup.Signa
     return dedup.Signature(_sha256(f"{source.format} {key} {document.text}".encode()), None)
 
 
-def _encoded(every: list[records.Record], tokenizer: Tokenizer, classes: list[str]) -> Iterator[Entry]:
+def _encoded(
+    every: list[records.Record], tokenizer: Tokenizer, classes: list[str], template: templates.Template | None
+) -> Iterator[Entry]:
     """Records as the store holds them; a text has no loss mask, because every token of it has loss."""
     index = {name: i for i, name in enumerate(classes)}
-    for one, rendered in zip(every, records.render(every, tokenizer), strict=True):
+    for one, rendered in zip(every, render(every, tokenizer, template), strict=True):
         loss = None if isinstance(one, records.Text) else rendered.loss
         label = index[one.label] if isinstance(one, records.Labelled) else _judgement(one)
         yield Entry(rendered.ids, len(records.texts(one).encode()), loss, label)

@@ -36,10 +36,14 @@ class File:
 
 
 def find(source: config.Source) -> list[File]:
-    """The files that match `source.path` (a path or a glob), sorted by key. Raises UserError if there are none."""
+    """The files that match `source.path` (a path or a glob; of kind parquet also a folder), sorted by key. Raises UserError if
+    there are none."""
     pattern = source.path
     parts = pattern.split("/")
     fixed = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
+    if source.kind == "parquet" and "://" not in pattern and Path(pattern).expanduser().is_dir():
+        parts = [*pattern.rstrip("/").split("/"), "**", "*.parquet"]  # of a folder whatever its name is
+        fixed, pattern = len(parts) - 2, "/".join(parts)
     folder, rest = "/".join(parts[:fixed]), "/".join(parts[fixed:])
     try:
         if "://" in pattern:
@@ -98,7 +102,7 @@ class TextFiles:
         return Document(file.key, decode(raw, self._encoding, str(file.path)))
 
 
-class _Sharded:
+class Sharded:
     """Many records per file: maps a document's index to a file and a record in it.
 
     `count` opens a file and returns its number of records. Files on which it raises CorruptRecord are listed in `unreadable` if
@@ -131,7 +135,7 @@ class _Sharded:
         return self._files[number], index - (int(self._ends[number - 1]) if number else 0)
 
 
-class JsonLines(_Sharded):
+class JsonLines(Sharded):
     """One JSON object per line, plain or gzipped. Plain local files are memory-mapped; others are read into memory, one at a
     time."""
 
@@ -194,7 +198,7 @@ def _is_blank(line: bytes) -> bool:
     return not line.removeprefix(codecs.BOM_UTF8).strip(_BLANK)
 
 
-class ArrayRecord(_Sharded):
+class ArrayRecord(Sharded):
     """One document per record: a JSON object with the field, or plain text."""
 
     def __init__(self, source: config.Source, files: list[File], on_corrupt: str) -> None:

@@ -6,6 +6,8 @@
 A preference is for the polite or the right answer, and a NOISE of them is turned round, as if annotators disagreed: the best
 accuracy is 1 - NOISE, of a model that gives each preference this probability. Feedback (one answer, good or not) has the same
 noise. The answers of messages are right, and those of "manners" are polite or not at random.
+
+Questions with one right answer are in `lm.data.corpus.arithmetic`, and those of a package in `lm.data.corpus.reasoning`.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.corpus import arithmetic
+from lm.data.corpus import arithmetic, reasoning
 from lm.data.records import Feedback, Message, Messages, Pair, Preference, Record
 from lm.errors import UserError, nearest
 
@@ -61,12 +63,20 @@ def places(thing: str, place: str, rng: np.random.Generator) -> tuple[str, str]:
 SETS: Mapping[str, Answers] = {"manners": manners, "places": places}
 
 
+def version(name: str) -> int | str:
+    """What the records of a set depend on beside its name and their format."""
+    return reasoning.version() if name.startswith(reasoning.PREFIX) else VERSION
+
+
 def load(name: str, format: str) -> list[Record]:
     """The records of a set in this format, one for each question. UserError for an unknown name."""
+    if name.startswith(reasoning.PREFIX):
+        return reasoning.load(name, format)
     if name in arithmetic.SETS:
         return arithmetic.load(name, format)
     if name not in SETS:
-        raise UserError(f"no generated set '{name}'{nearest(name, [*SETS, *arithmetic.SETS])}")
+        known = [*SETS, *arithmetic.SETS]
+        raise UserError(f"no generated set '{name}'{nearest(name, known)}, and none of {reasoning.PREFIX}TASK")
     rng = np.random.default_rng(VERSION)
     out: list[Record] = []
     for thing in THINGS:

@@ -25,7 +25,7 @@ from typing import Any
 
 from lm import config, paths
 from lm.config import resolve
-from lm.data import records
+from lm.data import records, templates
 from lm.data.corpus import build, cloze, integrity, sources, stages
 from lm.data.corpus.store import Store
 from lm.data.tokenizer import Tokenizer, from_bytes, read
@@ -68,6 +68,8 @@ def fingerprint(data: config.Data, tokenizer: Tokenizer | None = None) -> str:
     if tokenizer or data.tokenizer.path:
         proto = tokenizer.proto if tokenizer else read(data.tokenizer.path or "")
         settings["tokenizer"] = {"given": hashlib.sha256(proto).hexdigest()}
+    if data.template is not None:
+        settings["template"] = templates.text_of(data.template)
     identity = {
         "format": build.FORMAT,
         "sources": [[name, _identity(name, source)] for name, source in data.sources.items()],

@@ -9,7 +9,7 @@ from typing import Any
 
 from lm import config
 from lm.data import records
-from lm.data.corpus import files, generated, packages
+from lm.data.corpus import files, generated, packages, parquet
 from lm.data.corpus.documents import SKIP, CorruptRecord, Document, Documents, decode, one_line
 from lm.errors import UserError, nearest
 
@@ -31,7 +31,7 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
         return Splits({split: [records.Text(record.text) for record in some] for split, some in splits.items()})
     if source.kind == "generated":
         return Generated(source)
-    kinds = {"text": files.TextFiles, "jsonl": files.JsonLines, "array_record": files.ArrayRecord}
+    kinds = {"text": files.TextFiles, "jsonl": files.JsonLines, "array_record": files.ArrayRecord, "parquet": parquet.Parquet}
     return kinds[source.kind](source, files.find(source), on_corrupt)
 
 
@@ -51,7 +51,7 @@ def identity(source: config.Source) -> dict[str, Any]:
     if source.kind == "tfds":
         contents: dict[str, Any] = {"path": source.path, "split": source.split, "version": _tfds_version(source.path)}
     elif source.kind == "generated":
-        contents = {"path": source.path, "made": generated.VERSION}
+        contents = {"path": source.path, "made": generated.version(source.path)}
     else:
         contents = {"files": [[f.key, *files.identity(f)] for f in files.find(source)], "encoding": source.encoding}
     if source.format != "text":  # texts keep the fingerprint that they had before there were other formats

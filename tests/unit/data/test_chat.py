@@ -9,8 +9,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from lm.config import Tokenizer as Settings
-from lm.data import chat
-from lm.data.records import parse, render
+from lm.data import chat, jinja
+from lm.data.records import parse
+from lm.data.render import render
 from lm.data.tokenizer import from_bytes, train
 from lm.errors import UserError
 
@@ -155,7 +156,7 @@ def test_what_a_template_is_given():
     ],
 )
 def test_a_template_that_misbehaves_is_an_error_in_one_line(monkeypatch, template, cause):
-    monkeypatch.setattr(chat, "SECONDS", 0.2)
+    monkeypatch.setattr(jinja, "SECONDS", 0.2)
     with pytest.raises(UserError, match=cause) as error:
         chat.of(Converted(template)).ids([said("user", "x")])
     assert "\n" not in str(error.value)
@@ -183,7 +184,7 @@ def test_what_is_no_conversation_is_refused(messages, cause):
 
 
 def trained(tokenizer, format="messages"):
-    run = SimpleNamespace(data=SimpleNamespace(sources={"a": SimpleNamespace(format=format)}))
+    run = SimpleNamespace(data=SimpleNamespace(sources={"a": SimpleNamespace(format=format)}, template=None))
     return SimpleNamespace(folder="runs/a", run=run, tokenizer=lambda: tokenizer)
 
 

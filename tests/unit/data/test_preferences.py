@@ -11,14 +11,16 @@ from lm.data.corpus import generated
 from lm.data.corpus.store import Entry, Store, write_store
 from lm.data.examples import ExampleBuilder
 from lm.data.preference_rows import PreferenceRows
-from lm.data.records import Feedback, InvalidRecord, Message, Messages, Pair, Preference, parse, question_digest, render, texts
+from lm.data.records import Feedback, InvalidRecord, Message, Messages, Pair, Preference, parse, question_digest, texts
 from lm.data.records import to_json as written
+from lm.data.render import render
 from lm.errors import UserError
 from tests.fakes import WordTokenizer
 
 U, A, B = ({"role": role, "content": text} for role, text in (("user", "w1"), ("assistant", "w2"), ("assistant", "w3")))
 ASKED, LONGER = (Message("user", "w1"),), (Message("user", "w1"), Message("assistant", "w2"), Message("user", "w1"))
 PREFERENCE = Preference(ASKED, "w2", "w3")
+S, TOLD = {"role": "system", "content": "w4"}, Preference((Message("system", "w4"), *ASKED), "w2", "w3")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,15 @@ PREFERENCE = Preference(ASKED, "w2", "w3")
             {"prompt": "w1", "chosen": [U, A], "rejected": [U, B], "score_chosen": 8.0},
             PREFERENCE,
         ),  # UltraFeedback
+        (
+            "preference",
+            {"prompt": "w1", "prompt_id": "0", "chosen": [U, A], "rejected": [U, B], "messages": [U, A]},  # its binarized set
+            PREFERENCE,
+        ),
+        ("preference", {"system": "w4", "prompt": "w1", "chosen": "w2", "rejected": "w3"}, TOLD),
+        ("preference", {"system": "w4", "prompt": [U], "chosen": [U, A], "rejected": [S, U, B]}, TOLD),
+        ("preference", {"system": "w4", "messages": [S, U], "chosen": [A], "rejected": [B]}, TOLD),
+        ("preference", {"system": "w4", "chosen": [U, A], "rejected": [U, B]}, TOLD),
         (
             "preference",
             {"chosen": "\n\nHuman: w1\n\nAssistant: w2", "rejected": "\n\nHuman: w1\n\nAssistant: w3"},  # HH-RLHF
@@ -57,6 +68,8 @@ TWO = {"chosen": "w2", "rejected": "w3"}
         ("preference", [], "a JSON list, not an object with 'chosen' and 'rejected'"),
         ("preference", TWO, "no field 'messages' or 'prompt'"),
         ("preference", TWO | {"prompt": "w1", "messages": [U]}, "say the same: give one of them"),
+        ("preference", TWO | {"prompt": "w1", "conversations": [U]}, "'prompt' and 'conversations' say the same"),
+        ("preference", {"prompt": "w1", "chosen": [U, A], "rejected": [U, B], "messages": [U, B]}, "say the same"),
         ("preference", {"prompt": "w1", "chosen": "w2"}, "no field 'rejected'"),
         ("preference", {"prompt": "w1", "chosen": "w2", "rejcted": "w3"}, "no field 'rejected'; did you mean 'rejcted'"),
         ("preference", {"prompt": "w1", "chosen": "w2", "rejected": "w2"}, "are the same, so that neither is preferred"),

@@ -11,7 +11,8 @@ from lm import config
 from lm.data.corpus.store import Store
 from lm.data.examples import ExampleBuilder, answer_room
 from lm.data.record_rows import RecordRows
-from lm.data.records import Labelled, Message, Messages, Pair, render
+from lm.data.records import Labelled, Message, Messages, Pair
+from lm.data.render import render
 from lm.data.rows import pack, permute, stack
 from lm.errors import UserError
 from lm.losses.cross_entropy import token_losses
@@ -199,6 +200,27 @@ def test_an_encoder_decoder_learns_each_answer_from_what_was_said_before():
     assert batch.decoder.tokens[:, :2].tolist() == [[BOS, w1], [BOS, w3]]
     assert batch.targets[:, :2].tolist() == [[w1, END], [w3, END]]
     assert batch.weights.tolist() == [[1, 1, 0, 0]] * 2 and one.count == 2
+
+
+@pytest.mark.parametrize("architecture", ["decoder", "encoder_decoder"])
+def test_the_last_answer_of_a_conversation_alone(architecture):
+    """`how=answer`: what a policy is asked; earlier answers are read, and need no room of an answer."""
+    long = Messages((*TALK.messages[:1], Message("assistant", "w1 w1 w1 w1"), *TALK.messages[2:]))
+    of = dict(architecture=architecture, length=14, answer=3, shuffle=False, how="answer")
+    one = rows(messages=[TALK, long], pair=pairs(3), **of)
+    assert one.count == 5 and [number for _, number in one.records(np.arange(5))] == [0, 1, 0, 1, 2]
+    batch, prompts = one.rows(np.arange(5)), one.prompts(np.arange(5))
+    w0, w1, w2, w3 = W(0, 1, 2, 3)
+    before = [USER, w0, END, ASSISTANT, w1, END, USER, w2, END, ASSISTANT]
+    encoder, decoder = prompts[0]
+    assert (decoder.tolist(), encoder) == ([BOS, *before], None) if encoder is None else encoder.tolist() == before
+    assert batch.targets[0, :2].tolist() == [w3, END] and batch.weights.sum(axis=1).max() <= 3
+    for i, (encoder, decoder) in enumerate(prompts):
+        np.testing.assert_array_equal(batch.decoder.tokens[i, : len(decoder)], decoder)
+        if encoder is not None:
+            np.testing.assert_array_equal(batch.encoder.tokens[i, : len(encoder)], encoder)
+    with pytest.raises(UserError, match="are read before them, and recipe.length is 9"):
+        rows(messages=[TALK], **of | dict(length=9))
 
 
 # ------------------------------------------------------------------------------------------------------ what is long

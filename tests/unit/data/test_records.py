@@ -6,23 +6,28 @@ import numpy as np
 import pytest
 
 from lm.data.records import (
+    Feedback,
     InvalidRecord,
     Labelled,
     Message,
     Messages,
     Pair,
+    Preference,
     Text,
     parse,
     question_digest,
-    render,
     texts,
     to_json,
 )
+from lm.data.render import render
 from lm.errors import UserError
 from tests.fakes import WORDS, WordTokenizer
 
 U, A = ({"role": role, "content": "w1"} for role in ("user", "assistant"))
 SYSTEM, TOOL = ({"role": role, "content": "w2"} for role in ("system", "tool"))
+HUMAN, GPT, OBSERVED = ({"from": who, "value": said} for who, said in (("human", "w1"), ("gpt", "w1"), ("observation", "w2")))
+LAST = ("assistant", "w1")
+TOLD = Messages((Message("system", "w2"), Message("user", "w1"), Message("assistant", "w1")))
 GOOD = [
     ("text", {"text": "w1"}, Text("w1")),
     ("labelled", {"text": "w1", "label": "yes", "id": 7}, Labelled("w1", "yes")),
@@ -32,6 +37,27 @@ GOOD = [
     ("pair", {"question": "w1", "answer": "w2", "context": "w3"}, Pair("w1", "w2", "w3")),
     ("pair", {"question": "", "answer": "w2", "context": "w3"}, Pair("", "w2", "w3")),
     ("messages", {"messages": [U, A]}, Messages((Message("user", "w1"), Message("assistant", "w1")))),
+    ("messages", {"conversations": [HUMAN, GPT], "id": 7}, Messages((Message("user", "w1"), Message("assistant", "w1")))),
+    (
+        "messages",
+        {"system": "w2", "conversations": [HUMAN, {"from": "function_call", "value": "w3"}, OBSERVED, GPT]},
+        Messages(tuple(Message(*m) for m in (("system", "w2"), ("user", "w1"), ("assistant", "w3"), ("tool", "w2"), LAST))),
+    ),
+    ("messages", {"system": "w2", "messages": [U, A]}, TOLD),
+    ("messages", {"system": "w2", "messages": [SYSTEM, U, A]}, TOLD),
+    ("messages", {"system": " ", "messages": [U, A]}, Messages(TOLD.messages[1:])),
+    ("messages", {"system": None, "conversations": [HUMAN, GPT]}, Messages(TOLD.messages[1:])),
+    ("feedback", {"system": "w2", "prompt": "w1", "completion": "w1", "label": True}, Feedback(TOLD.messages[:2], "w1", True)),
+    (
+        "preference",
+        {"conversations": [HUMAN], "chosen": GPT, "rejected": {"from": "gpt", "value": "w2"}},
+        Preference((Message("user", "w1"),), "w1", "w2"),
+    ),
+    (
+        "feedback",
+        {"conversations": [HUMAN], "completion": [HUMAN, GPT], "label": True},
+        Feedback((Message("user", "w1"),), "w1", True),
+    ),
 ]
 
 
@@ -62,6 +88,13 @@ def test_what_is_read_and_written_again(format, value, record):
         ("pair", {"question": "w1", "answer": "w1", "contxt": "w1"}, r"field 'contxt' is unknown; did you mean 'context'"),
         ("messages", {"conversation": []}, r"no field 'messages'"),
         ("labelled", {"text": "w1", "label": "a\0b"}, "field 'label' holds a zero byte"),
+        ("messages", {"conversations": [GPT]}, r"conversations\[0\] has the role 'assistant' and is the first"),
+        ("messages", {"conversations": [HUMAN, {"from": "gtp", "value": "w1"}]}, r"has the role 'gtp'; did you mean 'gpt'"),
+        ("messages", {"conversations": [HUMAN, {"from": "gpt", "value": " "}]}, r"'value' of conversations\[1\] is empty"),
+        ("messages", {"conversations": [HUMAN, {**GPT, "weight": 0}]}, r"conversations\[1\] has a field 'weight'"),
+        ("messages", {"messages": [U, A], "conversations": [HUMAN, GPT]}, "'messages' and 'conversations' say the same"),
+        ("messages", {"messages": [U, A], "system": ["w2"]}, "field 'system' is a list, not text"),
+        ("messages", {"messages": [SYSTEM, U, A], "system": "w3"}, "field 'system' is another message than the one that"),
         ("messages", {"messages": "w1"}, r"field 'messages' is a str, not a list"),
         ("messages", {"messages": []}, r"no message is the assistant's"),
         ("messages", {"messages": [U]}, r"no message is the assistant's"),

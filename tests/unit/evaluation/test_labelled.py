@@ -1,12 +1,15 @@
 """Held-out records: what a head gives, which words rank first, what is written; whatever the batch size."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from lm.data.examples import ExampleBuilder
+from lm.data.records import Pair
 from lm.data.rows import blank, pack, stack
-from lm.evaluation.labelled import Prompts, answer_losses, head_logits, majority
+from lm.evaluation.labelled import HeldOutRecords, Prompts, answer_losses, head_logits, majority
 from lm.evaluation.qa_metrics import exact
 from lm.losses.cross_entropy import token_losses
 from lm.models.transformer import Transformer
@@ -71,3 +74,19 @@ def test_prompts_give_the_same_in_any_batch(architecture, prefix):
 def test_majority_is_the_commonest_training_answer():
     assert majority(["a", "b", "b"], ["b", "a", "a", "b"], str.__eq__) == 0.5
     assert majority(["The Senate", "war"], ["senate.", "peace"], exact) == 0.5
+
+
+def test_several_sources_have_figures_of_their_own():
+    class Fixed(HeldOutRecords):
+        def values(self, params):
+            return {"exact": np.array([1.0, 0.0, 1.0]), "nll": np.array([1.0, 2.0, 3.0])}
+
+    def figures(*sources):
+        records = {name: [Pair("w1", "yes")] * 3 for name in sources}
+        located = SimpleNamespace(records=lambda index: [(sources[i % len(sources)], 0) for i in index])
+        settings = dict(records=records, trained=[Pair("w1", "yes")], classes=(), batch_size=2, mesh=None)
+        return Fixed(None, located, np.arange(3), **settings)(None)
+
+    whole = {"exact": pytest.approx(2 / 3), "nll": 2.0, "majority": 1.0, "items": 3.0}
+    assert figures("a") == whole
+    assert figures("a", "b") == whole | {"a/exact": 1.0, "b/exact": 0.0}

@@ -115,6 +115,17 @@ def test_all_are_compiled_kept_and_shown(repository):
     assert sorted(p.name for p in (repository / "tpu/results").iterdir()) == ["large.json", "small.json", "table.md"]
 
 
+def test_a_policy_has_a_row_for_each_of_its_programs(repository):
+    beside = dict(REPORT["hbm"], beside=2**30)
+    decode = dict(REPORT, step="decode", batch_size=64, tokens_per_step=64, microbatches=1, hbm=beside)
+    report = dict(REPORT, frozen_parameters=21_000_000, decode=decode)
+    (repository / "report.json").write_text(json.dumps(report))
+    update(repository, "small")
+    first, second = (repository / "tpu/results/table.md").read_text().splitlines()[2:4]
+    assert first == SMALL.replace("6.7 B", "6.7 B, 21 M frozen")
+    assert second.startswith("| `small`, decode | 6.7 B | 8 (2 x v5e:2x2) | slice 2, fsdp 4 | 64 x 1 | 12.0 + 1.0 of 15.8 |")
+
+
 def test_the_readme_has_it_between_its_marks(repository):
     update(repository, "small")
     text = (repository / "tpu/results/table.md").read_text()

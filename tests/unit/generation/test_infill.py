@@ -11,6 +11,7 @@ from lm import config
 from lm.config import Attention, Block, Learned, Mlp, Model, Stack
 from lm.errors import UserError
 from lm.generation import infill as module
+from lm.generation import placing
 from lm.generation.engine import Written
 from lm.generation.infill import infill
 from lm.models.transformer import Transformer
@@ -213,9 +214,9 @@ def test_word_pieces_take_the_space_of_the_text():
         def decode(self, ids):
             return "".join(c if c.isupper() else f" {c}" for c in super().decode(ids)).removeprefix(" ").upper()
 
-    decode = lambda text: module._decoded(Pieces(), ids("q"), ids(text))
+    decode = lambda text: placing.decoded(Pieces(), ids("q"), ids(text))
     assert decode("a") == " A"
-    place = lambda text, *spans: module._placed(Pieces(), text.split("[MASK]"), list(spans), 1, 0.0).text
+    place = lambda text, *spans: placing.placed(Pieces(), text.split("[MASK]"), spans)
     assert place("x [MASK] y", " A") == "x A y" and place("(x[MASK])", " A") == "(xA)" and place("x [MASK]", "ing") == "xing"
 
 

@@ -71,6 +71,58 @@ def test_temperature_keeps_the_size_of_the_gradient():
     np.testing.assert_allclose(gradient, (centred(STUDENT) - centred(TEACHER)) / V, rtol=0.02, atol=2e-3)
 
 
+# ------------------------------------------------------------------------------------------------ the likeliest tokens
+
+
+def lumped(p, ids):
+    """Probabilities [..., V] at `ids`, and the sum of all others: float64 [..., K + 1]."""
+    kept = np.take_along_axis(p, ids, -1)
+    return np.concatenate([kept, 1 - kept.sum(-1, keepdims=True)], -1)
+
+
+@pytest.mark.parametrize(("beta", "temperature"), [(0.0, 1.0), (0.3, 2.5), (1.0, 1.0)])
+def test_the_likeliest_tokens_and_the_mass_of_the_rest_are_compared(beta, temperature):
+    """By NumPy; it is no more than the whole divergence (data processing), grows with K, and is 0 of equals."""
+    whole, before = plain(STUDENT, TEACHER, beta, temperature), 0.0
+    for k in (1, 4, V - 1):
+        known = distill.top_k(TEACHER, k, temperature=temperature)
+        assert known.log_probs.shape == (B, T, k + 1) and known.log_probs.dtype == jnp.float32
+        np.testing.assert_array_equal(np.sort(known.ids), np.sort(np.argsort(-TEACHER, -1)[..., :k]))
+        found = distill.top_k_divergence(STUDENT, known, beta=beta, temperature=temperature)
+        q, p = (lumped(softmax(np.float64(x) / temperature), np.asarray(known.ids)) for x in (STUDENT, TEACHER))
+        expected = plain(temperature * np.log(q), temperature * np.log(p), beta, temperature)
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
+        assert np.all(found <= whole + 1e-5) and found.mean() > before
+        before = found.mean()
+        own = distill.top_k_divergence(TEACHER + 5, known, beta=beta, temperature=temperature)
+        assert np.all(np.abs(own) < 1e-5)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_all_tokens_kept_are_the_teacher_itself(beta):
+    known = distill.top_k(TEACHER, V, temperature=2.0)
+    assert known.log_probs.shape == (B, T, V)
+    value = jax.value_and_grad(lambda x: distill.top_k_divergence(x, known, beta=beta, temperature=2.0).sum())
+    expected = jax.value_and_grad(lambda x: distill.divergence(x, TEACHER, beta=beta, temperature=2.0).sum())
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), value(STUDENT), expected(STUDENT))
+
+
+def test_the_gradient_is_finite_where_the_kept_tokens_have_all_of_the_mass():
+    """The forward KL's is q - p at a kept token, and at the others their own share of q(rest) - p(rest)."""
+    sure = np.where(np.arange(V) == 3, 60.0, STUDENT).astype(np.float32)
+    for student, teacher in ((sure, TEACHER), (TEACHER, sure), (sure, sure)):
+        known = distill.top_k(teacher, 2)
+        gradient = jax.grad(lambda x, k=known: distill.top_k_divergence(x, k).sum())(student)
+        p, ids = lumped(softmax(np.float64(teacher)), np.asarray(known.ids)), np.asarray(known.ids)
+        q = softmax(np.float64(student))
+        expected = q - np.maximum(p[..., -1:], 0) * q / np.maximum(lumped(q, ids)[..., -1:], 1e-300)
+        np.put_along_axis(expected, ids, np.take_along_axis(q, ids, -1) - p[..., :-1], -1)
+        assert np.all(np.isfinite(gradient))
+        np.testing.assert_allclose(
+            np.take_along_axis(np.asarray(gradient), ids, -1), np.take_along_axis(expected, ids, -1), atol=1e-5
+        )
+
+
 # -------------------------------------------------------------------------------------------------- chunks and mixing
 
 
@@ -116,6 +168,13 @@ def test_chunks_of_both_models_change_nothing():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), gradient, by_hand)
     assert np.isfinite(expected[0]) and np.all(np.isfinite(expected[1][0]))
     assert not any(map(np.any, jax.tree.leaves(of_teacher))), "the teacher gets no gradient"
+
+    known = distill.kept_of(sides(*params)[1], V, vocab_size=V, temperature=2.0, excluded=excluded)
+    settings = dict(vocab_size=V, beta=0.3, temperature=2.0, excluded=excluded) | weights
+    total, apart, nats = distill.mixed(sides(*params)[0], known, batch.targets, batch.weights, chunks=3, **settings)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), (total, (apart, nats)), got)
+    everywhere = distill.mixed(*sides(*params), batch.targets, 0 * batch.weights, compared=batch.weights, chunks=2, **settings)
+    np.testing.assert_allclose(everywhere[0], 0.7 * np.sum(batch.weights * apart), rtol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------ hidden vectors, relations

@@ -302,6 +302,14 @@ def test_each_method_is_its_formula(name):
     assert (clipped > 0) == (method.ratio != "without")
 
 
+def test_a_group_teaches_by_what_has_loss():
+    rewards, cut = np.array([1, 0, 1, 1, 1, 0], np.float32), np.array([1, 1, 1, 0, 0, 1], np.float32)
+    for truncated, wanted in (("scored", [1, 0, 1]), ("unrewarded", [0, 1, 1]), ("masked", [0, 0, 1])):
+        method = replace(METHODS["grpo"], truncated=truncated)
+        for of in (np.asarray, jnp.asarray):
+            np.testing.assert_array_equal(policy.varied(of(rewards), of(cut), method, 2), np.repeat(wanted, 2))
+
+
 @pytest.mark.parametrize(("name", "poison"), [*zip(METHODS, itertools.cycle([np.nan, np.inf, -1e30]))])
 def test_padding_makes_no_gradient(name, poison):
     """Whatever stands there: NaN times 0 is NaN, and exp(1e30) * 0 too."""
@@ -339,6 +347,55 @@ def test_the_reward_stands_at_the_last_token_not_at_padding():
         np.testing.assert_allclose(ready.returns[i], expected)  # with decay 0 a return is the next reward alone
 
 
+def test_advantages_pass_over_what_a_tool_wrote():
+    """The estimates of answers with outputs in them are those of the same answers without, and the last token of the policy
+    has the reward, whatever the critic says of the outputs."""
+    given, _, reference, values = batch()
+    mask, gaps = np.asarray(given.mask), np.array([[0, 1, 4, 5, 7, 8]] * B)  # where the tokens stand between outputs
+    spread = lambda x, fill: np.full((B, T + 4), fill, np.float32) if x is None else _put(x, gaps, fill)
+    example = Example(None, None, np.zeros((B, T + 4), np.int32), spread(given.example.weights, 0.0))
+    wide = given.replace(example=example, log_probs=jnp.asarray(spread(given.log_probs, np.nan)))
+    of = lambda made, *more: policy.prepared(
+        made, METHODS["ppo"], group=G, reference=more[0], values=more[1], kl_weight=0.3, discount=0.9, decay=0.8
+    )
+    narrow, found = of(given, reference, values), of(wide, spread(reference, np.nan), spread(values, np.nan))
+    for name in ("advantages", "returns"):
+        there = np.take_along_axis(np.asarray(getattr(found, name)), gaps, axis=1)
+        np.testing.assert_allclose(there[mask], np.asarray(getattr(narrow, name))[mask], rtol=1e-5, err_msg=name)
+    assert (np.asarray(found.advantages)[~np.asarray(wide.mask)] == 0).all()
+
+
+def _put(x, places, fill):
+    wide = np.full((B, T + 4), fill, np.float32)
+    np.put_along_axis(wide, places, np.asarray(x), axis=1)
+    return wide
+
+
+def test_a_policy_with_a_tool_climbs_its_own_reward():
+    """Token 1 in the first place is a call, whose output is token 2 in the second place whatever the policy thinks of it. The
+    expected gradient is that of the expected reward over the tokens that the policy chooses."""
+    kept = np.array([t[0] != 1 or (len(t) == P and t[1] == 2) for t in TEXTS])
+    own = MASK & ~((TOKENS[:, :1] == 1) & (np.arange(P) == 1))
+    chance = lambda params: jnp.exp(jnp.sum(jnp.where(own, log_probs(params), 0.0), axis=1)) * kept
+    assert abs(float(chance(PARAMS).sum()) - 1) < 1e-5 and kept.sum() == 69
+    old = jnp.where(own, jax.lax.stop_gradient(log_probs(PARAMS)), 0.0)
+    example = Example(None, None, jnp.asarray(TOKENS)[:, None], jnp.asarray(own, jnp.float32)[:, None])
+    method = replace(METHODS["reinforce"], ratio="token")
+
+    def mean(params):
+        def one(tokens, weights, old, reward, found):
+            given = Rollouts(Example(None, None, tokens, weights), old[None], reward[None], jnp.ones(1), jnp.zeros(1))
+            ready = policy.prepared(given, method, group=1).replace(fresh=jnp.ones(1))
+            return policy.loss(TokenScores(found[None], found[None]), ready, method)[0].mean
+
+        each = jax.vmap(one)(example.targets, example.weights, old, REWARDS, log_probs(params))
+        return jnp.sum(jax.lax.stop_gradient(chance(PARAMS)) * each)
+
+    same(-P * gradient(mean), gradient(lambda params: jnp.sum(chance(params) * REWARDS)))
+    everything = gradient(lambda params: jnp.sum(chance(PARAMS) * jnp.sum(jnp.where(MASK, log_probs(params), 0), 1) * REWARDS))
+    assert cosine(everything, gradient(lambda params: jnp.sum(chance(params) * REWARDS))) < 0.99  # with the output it is not
+
+
 def test_a_clip_that_is_higher_above_lets_rare_tokens_grow():
     """DAPO: between 1.2 and 1.28 a token with an advantage still has a gradient; below the clip is the same."""
     given, _, _, _ = batch()
@@ -374,6 +431,7 @@ def test_every_update_reads_every_row_once_in_an_epoch():
 
 def test_what_is_logged():
     given, new, reference, _ = batch()
+    given = given.replace(rewards=given.rewards.at[:G].set(0.5))
     method = METHODS["grpo"]
     ready = policy.prepared(given, method, group=G, reference=reference)
     mask = np.asarray(given.example.weights) > 0
@@ -386,9 +444,12 @@ def test_what_is_logged():
         "entropy": 0.7,
         "mismatch": apart.mean(),
         "mismatch_max": apart.max(),
+        "varied": 2 / 3,
         "kl": (np.exp(reference - new) - 1 - (reference - new))[mask].mean(),
     }
     assert more.keys() == expected.keys() | {"clipped"}
+    dapo = policy.prepared(given.replace(draws=jnp.arange(B) % 3 + 1.0), METHODS["dapo"], group=G)
+    assert float(policy.loss(TokenScores(new, new), dapo, METHODS["dapo"])[1]["draws"].mean) == 2.0
     for name, value in expected.items():
         np.testing.assert_allclose(float(more[name].mean), value, rtol=1e-5, err_msg=name)
     later = ready.replace(fresh=jnp.zeros(B))  # of later updates nothing is counted: the policy has moved on purpose
@@ -399,4 +460,5 @@ def test_what_is_logged():
 def test_methods_are_what_their_papers_say():
     assert isinstance(METHODS["grpo"], Method) and METHODS["grpo"].kl == "k3" and METHODS["grpo"].aggregate == "sequence"
     assert METHODS["dr_grpo"].advantage == "mean" and METHODS["dr_grpo"].aggregate == "constant"
-    assert METHODS["dapo"].clip_low < METHODS["dapo"].clip_high and METHODS["gspo"].ratio == "sequence"
+    assert METHODS["dapo"].clip_low < METHODS["dapo"].clip_high and METHODS["dapo"].draws > 1
+    assert METHODS["gspo"].ratio == "sequence"

@@ -13,6 +13,7 @@ from lm import config
 from lm.config import Attention, Block, Mlp, Moe, Rope
 from lm.errors import UserError
 from lm.models import adapters
+from lm.models.layers import Projection
 from lm.models.transformer import boxed_params
 from tests.unit.models.small import BLOCK, DECODERS, V, apply, decoder, example_for, start
 
@@ -74,6 +75,47 @@ def test_the_first_output_is_the_base_to_the_bit(name, dora):
     opened = base(adapters.unboxed(adapters.merge(params, changed, lora.factor)))
     assert np.abs(opened - base(params)).max() > 1e-2
     np.testing.assert_allclose(read(params, changed), opened, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["wide", "encoder-decoder, scanned"])
+def test_beside_the_matrix_it_has_the_gradient_of_the_sum_and_the_frozen_matrix_has_none(name):
+    """The work of a step is that of the model's forward and input gradients, two thirds of a full one's, and little more."""
+    module, params = start(MODELS[name])
+    lora, example = config.Lora(rank=2), example_for(MODELS[name])
+    own = new(module, lora, 0.1)
+
+    def loss(params):
+        return jnp.sum(jnp.sin(jnp.asarray(module.apply({"params": params}, example, method="hidden"))))
+
+    merged = lambda own: loss(adapters.unboxed(adapters.merge(params, own, lora.factor)))
+    beside = lambda own: loss(adapters.merge(params, own, lora.factor))
+    compiled = {f: jax.jit(jax.grad(f)).lower(x).compile() for f, x in ((merged, own), (beside, own), (loss, params))}
+    got, wanted = compiled[beside](own), compiled[merged](own)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4), got, wanted)
+    assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(wanted))
+    work = {f: c.cost_analysis()["flops"] for f, c in compiled.items()}
+    if name == "wide":  # XLA counts the body of a scan once, and attention is most of the other's
+        assert work[beside] < 0.9 * work[loss] and work[beside] < 0.9 * work[merged]
+
+
+def test_dropout_is_of_what_the_adapter_reads_in_training_alone():
+    """Without an rng it is exactly off; its mean is what there is without; and the matrix reads all of its inputs."""
+    layer = Projection((6,), ("embed", "hidden"))
+    rng = np.random.default_rng(0)
+    x, w, a, b = (rng.normal(size=size).astype(np.float32) for size in ((5, 8), (8, 6), (8, 2), (2, 6)))
+    box = lambda rate: {"params": {"kernel": adapters.Adapted(w, a, b, None, 0.5, rate)}}
+    whole = x @ w + 0.5 * (x @ a) @ b
+    np.testing.assert_allclose(layer.apply(box(0.5), x), whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(layer.apply(box(0.5), x), layer.apply(box(0.0), x))
+    drawn = jax.jit(jax.vmap(lambda key: layer.apply(box(0.5), x, rngs={"dropout": key})))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
+    apart = np.asarray(drawn) - x @ w
+    np.testing.assert_allclose(apart.mean(0), whole - x @ w, atol=5 * apart.std(0).max() / 4000**0.5)
+    expected = 0.25 * ((x**2)[:, :, None] * (a @ b)[None] ** 2).sum(1)  # variance of the inverted dropout at a half
+    np.testing.assert_allclose(apart.var(0), expected, rtol=0.15)
+    with pytest.raises(UserError, match="DoRA merges A"):
+        config.Lora(dora=True, dropout=0.1)
 
 
 def test_alpha_is_divided_by_the_rank_or_its_root():

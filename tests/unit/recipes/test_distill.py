@@ -1,5 +1,7 @@
 """A distillation's task: what it is made of, what it costs, and students begun with some layers of their teacher."""
 
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,10 +13,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from lm import config, flops
 from lm.config import Attention, Block, Distill, Head, Mlp, Model, Rope, Stack
 from lm.errors import UserError
-from lm.losses.distill import cosine_distance, divergence
+from lm.generation.tools import Answer
+from lm.losses.distill import TopK, cosine_distance, divergence
 from lm.models.transformer import Transformer, abstract_params, stack_groups
 from lm.objectives import Lengths
-from lm.recipes import distill, on_policy
+from lm.recipes import distill, on_policy, taught
 from lm.recipes.rollout import gathered
 from lm.training.ledger import of_a_row
 from lm.training.mapped import Thinned, thinned_model
@@ -176,9 +179,9 @@ def test_an_on_policy_loss_is_the_sum_of_what_both_predict_after_each_prefix(bet
     """The distributions over each written token, one prefix at a time: a missing shift gives another number."""
     student, teacher = decoder(), decoder(width=24)
     prompt, answers = np.array([1, 7, 8], np.int32), ([9, 2], [5, 6, 2])
-    written = [[SimpleNamespace(token=i, drawn_log_prob=-1.0) for i in answer] for answer in answers]
+    written = [Answer(None, 0, ids, [True] * len(ids), [-1.0] * len(ids)) for ids in answers]
     lengths = Lengths(None, T, predicted=3)
-    rollouts = gathered([(None, prompt)] * 2, written, np.array([1.0, 0.0]), lengths, eos=2)
+    rollouts = gathered([(None, prompt)] * 2, written, np.array([1.0, 0.0]), lengths, ends=(2,))
     run = config.Run(student, recipe=config.OnPolicy(teacher="there", beta=beta))
     what = on_policy.task(run, SimpleNamespace(model=teacher, params=None))
     params = small_params(student, 0), small_params(teacher, 1)
@@ -191,3 +194,19 @@ def test_an_on_policy_loss_is_the_sum_of_what_both_predict_after_each_prefix(bet
     expected = jax.jit(lambda p, f: divergence(last(student, p), last(teacher, f), beta=beta).sum())(*params)
     assert float(mean.total) == pytest.approx(float(expected), rel=1e-4) and float(mean.weight) == 5
     assert float(more["reward"].mean) == 0.5
+
+
+def test_two_runs_at_once_ask_a_teacher_once(tmp_path):
+    recipe, train = Distill("there", top_k=2, teacher_sha256="0"), config.Train(steps=3, batch_size=2)
+    run = config.Run(decoder(), data=config.Data(cache=str(tmp_path / "cache")), recipe=recipe, train=train)
+    rows, asked, found = SimpleNamespace(rows=lambda index: {"tokens": np.repeat(index[:, None], T, 1)}), [], []
+    known = lambda index: TopK(np.zeros((len(index), T, 3), np.float32), np.zeros((len(index), T, 2), np.int32))
+    predict = lambda: asked.append(time.sleep(0.2)) or known  # long enough for all to have found nothing
+    open_it = lambda: found.append(taught.kept(run, rows, predict, fingerprint="1", progress=False))
+    threads = [threading.Thread(target=open_it) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3 and len(asked) == 1
+    assert {kept.folder for kept in found} == {*(tmp_path / "cache").glob("teacher-*")}

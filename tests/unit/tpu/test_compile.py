@@ -10,11 +10,12 @@ import pytest
 
 from lm import config
 from lm.config import resolve
+from lm.errors import UserError
 from lm.objectives import build
 from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.sharding import make_mesh
 from lm.training.assembly import bytes_a_device
-from tpu import aot, libtpu
+from tpu import aot, jobs, libtpu, planned
 from tpu.compile import main
 from tpu.topologies import CHIPS, GIB
 
@@ -186,7 +187,7 @@ def test_a_stand_in_gives_the_shapes_of_a_tokenizer(architecture):
 
 def test_a_run_is_made_without_data_and_costs_what_it_costs():
     mesh = make_mesh(config.Mesh(), jax.devices()[:1])
-    made = aot.computation_of(RUN, mesh)
+    made = planned.computation_of(RUN, mesh)
     assert {x.shape for x in jax.tree.leaves(made.batch)} == {(4, 16)}
     assert made.flops_per_step > 0 and jax.tree.leaves(made.plan.targets())[0].sharding.mesh == mesh
     params = sum(x.size for x in jax.tree.leaves(made.plan.abstract.params))
@@ -195,7 +196,7 @@ def test_a_run_is_made_without_data_and_costs_what_it_costs():
 
 def test_an_engine_is_compiled_as_it_runs():
     mesh = make_mesh(config.Mesh(), jax.devices()[:1])
-    step, prefill = aot.serve_jobs(RUN, mesh)
+    step, prefill = jobs.serve_jobs(RUN, mesh)
     keys = [x.shape for x in jax.tree.leaves(step.batch.cache) if len(x.shape) == 4]
     assert keys == [(4, 2, 16, 16)] * 4  # keys and values of two layers [S, K, L, H]
     params = jax.tree.map(lambda x: jax.numpy.ones(x.shape, x.dtype), step.parameters)
@@ -212,5 +213,65 @@ def test_an_engine_is_compiled_as_it_runs():
 
 def test_an_encoder_decodes_nothing():
     encoder = dataclasses.replace(RUN.model, encoder=DECODER, decoder=None)
-    with pytest.raises(aot.UserError, match="leave --serve out"):
-        aot.serve_jobs(dataclasses.replace(RUN, model=encoder), make_mesh(config.Mesh(), jax.devices()[:1]))
+    with pytest.raises(UserError, match="leave --serve out"):
+        jobs.serve_jobs(dataclasses.replace(RUN, model=encoder), make_mesh(config.Mesh(), jax.devices()[:1]))
+
+
+def tuned(recipe, records, **other):
+    """A run that goes on from a model, on the mesh of one device."""
+    sources = {"mine": config.Source("jsonl", "mine.jsonl", format=records)}
+    train = config.Train(batch_size=4, init_from="gs://bucket/model")
+    run = dataclasses.replace(RUN, recipe=recipe, data=config.Data(sources=sources, decoder_length=64), train=train)
+    return dataclasses.replace(run, **other), make_mesh(config.Mesh(), jax.devices()[:1])
+
+
+def test_rows_of_records_are_those_of_their_recipe():
+    sft = config.Finetune(how="text", length=24, answer=8)
+    shapes = lambda run, mesh: {x.shape for x in jax.tree.leaves(planned.computation_of(run, mesh).batch)}
+    assert shapes(*tuned(sft, "pair")) == {(4, 31), (4, 8)}  # logits at the answer alone
+    assert shapes(*tuned(sft, "messages")) == {(4, 31)}
+    run, mesh = tuned(sft, "messages")
+    assert shapes(dataclasses.replace(run, data=dataclasses.replace(run.data, packing=True)), mesh) == {(4, 64)}
+    dpo = planned.computation_of(*tuned(config.Preference(length=24, answer=8), "preference"))
+    assert jax.tree.structure(dpo.frozen) == jax.tree.structure(dpo.plan.targets().params)
+
+
+def test_a_policy_is_its_update_and_its_engine():
+    recipe = config.Policy(group=2, length=24, answer=8, prefix=False)
+    update, decode, prefill = jobs.of(*tuned(recipe, "pair"))
+    assert (update.name, decode.name, prefill.name) == ("train", "decode", "prefill")
+    size = bytes_a_device(update.parameters)
+    assert bytes_a_device(update.frozen) == size  # the reference
+    keys = [x.shape for x in jax.tree.leaves(decode.batch.cache) if len(x.shape) == 4]
+    assert keys == [(4, 2, 32, 16)] * 4  # a slot for each sample, with room for question and answer
+    assert update.beside is decode.batch and bytes_a_device(decode.beside) - 3 * size < 100  # two moments, and counters
+    without = jobs.of(*tuned(dataclasses.replace(recipe, kl="without"), "pair"))[0]
+    assert without.frozen is None and update.model_flops == pytest.approx(without.model_flops * 4 / 3)
+
+
+def test_adapters_are_trained_beside_a_base_that_is_frozen():
+    recipe = config.Finetune(how="text", length=24, answer=8)
+    (plain,) = jobs.of(*tuned(recipe, "messages"))
+    (lora,) = jobs.of(*tuned(recipe, "messages", adapter=config.Lora(rank=4)))
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    assert count(lora.frozen) == count(plain.parameters)
+    layer = 4 * (2 * 32 + 2 * 32 + 2 * 32 + 2 * 32 + 2 * (32 + 64))  # of rank 4: inputs and outputs of each matrix
+    assert count(lora.parameters) == 2 * layer
+
+
+REFUSED = {
+    "head": (config.Finetune(), "labelled", "recipe.how=text is compiled ahead of time"),
+    "distill": (config.Distill(teacher="t"), "text", "recipe.kind=distill reads another model before its rows are known"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_known_before_its_data_is_refused(name):
+    recipe, records, cause = REFUSED[name]
+    with pytest.raises(UserError, match=cause):
+        planned.computation_of(*tuned(recipe, records))
+
+
+def test_the_pod_names_its_model():
+    with pytest.raises(UserError, match="names its model"):
+        planned.recipe_of(dataclasses.replace(RUN, model=None, recipe=config.Policy()))

@@ -93,8 +93,8 @@ def test_json_has_these_keys():
     """The keys are an interface: tpu.table reads these files."""
     made = json.loads(json.dumps(report().to_dict()))
     keys = "config topology slices chips mesh batch_size microbatches remat tokens_per_step parameters fits short_by"
-    assert list(made) == f"{keys} hbm flops collectives roofline compile_seconds libtpu jax step".split()
-    assert list(made["hbm"]) == "capacity parameters optimizer batch activations temporaries peak".split()
+    assert list(made) == f"{keys} hbm flops collectives roofline compile_seconds libtpu jax step frozen_parameters".split()
+    assert list(made["hbm"]) == "capacity parameters optimizer batch activations temporaries peak frozen beside".split()
     assert list(made["flops"]) == ["model", "executed"]
     assert list(made["roofline"]) == "compute_s hbm_s ici_s dcn_s step_s bound mfu_ceiling".split()
 
@@ -103,6 +103,13 @@ def test_the_table_says_what_the_figures_say():
     text = table(report())
     assert "fsdp=4 x tensor=2" in text and "data=" not in text and "10.500 GiB  peak of 15.75 GiB: fits" in text
     assert "1.0 MiB  all-gather along fsdp, 1 a step" in text and "bound by compute: MFU at most 100.0%" in text
+
+
+def test_what_is_frozen_and_what_other_steps_leave_in_memory_are_said():
+    hbm = dataclasses.replace(report().hbm, frozen=1.5 * GIB, beside=2 * GIB)
+    assert "frozen" not in table(report())
+    assert "1.500 GiB  frozen" in table(report(hbm=hbm))
+    assert "10.500 GiB  peak of 15.75 GiB, 2.000 GiB beside it: fits" in table(report(hbm=hbm))
 
 
 def test_xla_takes_what_adds_up_to_more_where_no_log_tells_what_is_counted_twice():

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from lm import atomic, config
+from lm.data import templates
 from lm.data import tokenizer as tokenizers
 from lm.data.corpus import build, packages
 from lm.data.corpus.prepare import fingerprint, prepare
-from lm.data.records import Labelled, Message, Messages, Pair, render
+from lm.data.records import Labelled, Message, Messages, Pair
+from lm.data.render import render
 from lm.errors import UserError
 from tests.unit.data.corpus.test_packages import wheel
 
@@ -250,6 +252,37 @@ def test_a_bad_record_is_named_or_skipped_and_counted(tmp_path, tokenizer, fault
     about = done.report["sources"]["mine"]
     assert about["read"] == 7 and about["dropped"]["unreadable"] == 1 and about["documents"] == 6
     assert message in about["examples"]["unreadable"][0]
+
+
+TOOLS = [{"role": role, "content": "the war"} for role in ("user", "assistant", "tool", "assistant")]
+REFUSES = """{%- for m in messages %}{%- if m.role == 'tool' %}{{ raise_exception('no tools') }}{%- endif %}
+{{- '<|' + m.role + '|>' }}{%- if m.role == 'assistant' %}{%- generation %}{{ m.content + '<|end|>' }}{%- endgeneration %}
+{%- else %}{{ m.content + '<|end|>' }}{%- endif %}{%- endfor %}"""
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_conversation_that_the_template_refuses_is_named_or_skipped(tmp_path, tokenizer, given):
+    """Before anything is written, whether the tokenizer is there already or trained later."""
+    talks = [{"messages": [{"role": "user", "content": f"the peace {i}"}, TOOLS[1]]} for i in range(6)]
+    more = dict(holdout=0.0, template=REFUSES, tokenizer=config.Tokenizer("word", 200))
+    data = section(tmp_path, [*talks[:3], {"messages": TOOLS}, *talks[3:]], "messages", **more)
+    with pytest.raises(UserError, match="mine/mine.jsonl:4: the chat template .*no tools.*data.on_corrupt=skip"):
+        prepared(tokenizer if given else None, data)
+    done = prepared(tokenizer if given else None, dataclasses.replace(data, on_corrupt="skip"))
+    about = done.report["sources"]["mine"]
+    assert (about["read"], about["dropped"]["unreadable"], about["documents"]) == (7, 1, 6)
+    assert "mine.jsonl:4" in about["examples"]["unreadable"][0]
+    records = done.records("mine", "train")
+    for i, one in enumerate(render(records, done.tokenizer, templates.of(REFUSES, done.tokenizer))):
+        np.testing.assert_array_equal(done.train["mine"].document(i), one.ids)
+    assert len(records) == 6
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_template_whose_tokens_the_tokenizer_lacks_is_refused_before_anything_is_read(tmp_path, tokenizer, given):
+    data = section(tmp_path, ["{no JSON"], "messages", template="chatml", on_corrupt="fail")
+    with pytest.raises(UserError, match=r"has no token <\|im_start\|>, which the chat template 'chatml' writes"):
+        prepared(tokenizer if given else None, data)
 
 
 @pytest.mark.parametrize("lines", ["", "\n\n", '{"text": "x"}\n{"label": "y"}\n'])
