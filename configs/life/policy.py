@@ -7,12 +7,12 @@ The argument is `sft`, METHOD or METHOD.SET. METHOD is a row of `lm.losses.polic
 dapo, gspo. SET is
 
     pairs    (without a SET) all sums of two numbers below 100, "2 7 + 5 8 =", a fifth of them held out; 1 for the right answer
-    sums     the same as conversations, for a model that chats
+    letters  conversations, "how many a in b a d a c a ?"; 1 for the right answer
     manners  conversations about where things are, whose answers a reward model judges
 
 With another model (`train.init_from`) its tokenizer is used. After configs/life/sft.py and configs/life/reward.py:
 
-    python -m lm.train --config=configs/life/policy.py:grpo.sums --config.train.init_from=runs/sft --workdir=runs/grpo
+    python -m lm.train --config=configs/life/policy.py:grpo.letters --config.train.init_from=runs/sft --workdir=runs/grpo
     python -m lm.train --config=configs/life/policy.py:ppo.manners --config.train.init_from=runs/sft \
         --config.recipe.graders.judge.path=runs/reward --workdir=runs/ppo
 
@@ -29,7 +29,7 @@ from ml_collections import config_dict
 from lm.errors import UserError, nearest
 
 METHODS = ("reinforce", "ppo", "rloo", "grpo", "dr_grpo", "dapo", "gspo")
-SETS = ("pairs", "sums", "manners")
+SETS = ("pairs", "letters", "manners")
 
 
 def get_config(what="grpo"):
@@ -40,7 +40,7 @@ def get_config(what="grpo"):
     if name not in SETS:
         raise UserError(f"no set '{name}'{nearest(name, SETS)}")
     c = config_dict.ConfigDict()
-    path, format = ("manners" if name == "manners" else "sums"), ("pair" if name == "pairs" else "messages")
+    path, format = ("sums", "pair") if name == "pairs" else (name, "messages")
     c.data = dict(sources={path: dict(kind="generated", path=path, format=format)}, holdout=0.2)
     c.checkpoint = dict(every=100)
     c.log = dict(every=10, samples=())
@@ -53,11 +53,12 @@ def get_config(what="grpo"):
         c.train = dict(steps=500, batch_size=128)
         c.evaluate = dict(every=250, rows=500)
         return c
-    room = dict(pairs=dict(length=16, answer=6), sums=dict(length=32, answer=8), manners=dict(length=64, answer=32))[name]
+    room = dict(pairs=dict(length=16, answer=6), letters=dict(length=48, answer=6), manners=dict(length=64, answer=32))[name]
     c.recipe = dict(kind="policy", method=method, group=8, kl_weight=0.01, **room)
     if name == "manners":
         c.recipe.graders = dict(judge=dict(kind="model", path="unset"))
-    c.optimizer = dict(name="adamw", learning_rate=2e-4, weight_decay=0.0, schedule=dict(kind="constant", warmup=10))
-    c.train = dict(steps=80 if name == "manners" else 200, batch_size=128 if name == "manners" else 256)
-    c.evaluate = dict(every=40 if name == "manners" else 50, rows=200 if name == "manners" else 500)
+    rate, steps, size = dict(pairs=(2e-4, 200, 256), letters=(1e-4, 100, 256), manners=(2e-4, 80, 128))[name]
+    c.optimizer = dict(name="adamw", learning_rate=rate, weight_decay=0.0, schedule=dict(kind="constant", warmup=10))
+    c.train = dict(steps=steps, batch_size=size)
+    c.evaluate = dict(every=steps // 4, rows=500 if name == "pairs" else 200)
     return c

@@ -25,13 +25,13 @@ def study(seeds: int = 3, steps: int = 600, architecture: str = "encoder_decoder
         Relation(
             "told > told nothing, pairs of operations never trained on", UNSEEN, "told", "untold", source="arXiv 2109.01652"
         ),
-        Relation("told > told nothing, new letters", KNOWN, "told", "untold"),
+        Relation("told > told nothing, new questions", KNOWN, "told", "untold"),
         Relation("told > not trained, pairs of operations never trained on", UNSEEN, "told", "floor", primary=False),
         Relation("told > not trained, a new phrasing", PHRASED, "told", "floor", primary=False),
     )
     metrics = (
         Metric(UNSEEN, "answers to pairs of operations never trained on"),
-        Metric(KNOWN, "answers to trained tasks, with new letters"),
+        Metric(KNOWN, "answers to trained tasks, new questions"),
         Metric(PHRASED, "answers to trained tasks in a new phrasing"),
     )
     gates = (Gate("the trained tasks are learned", KNOWN, at_least=0.8, cells=("told",)),)

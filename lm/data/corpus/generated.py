@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.corpus import arithmetic, reasoning
+from lm.data.corpus import arithmetic, instructed, reasoning
 from lm.data.records import Feedback, Message, Messages, Pair, Preference, Record
 from lm.errors import UserError, nearest
 
@@ -65,7 +65,9 @@ SETS: Mapping[str, Answers] = {"manners": manners, "places": places}
 
 def version(name: str) -> int | str:
     """What the records of a set depend on beside its name and their format."""
-    return reasoning.version() if name.startswith(reasoning.PREFIX) else VERSION
+    if name.startswith(reasoning.PREFIX):
+        return reasoning.version()
+    return f"instructed {instructed.VERSION}" if name in instructed.SETS else VERSION
 
 
 def load(name: str, format: str) -> list[Record]:

@@ -2,7 +2,7 @@
 
     told          first turn it round then add one : a c b d     e c d b      one or two operations, in several phrasings
     told_phrased  now turn it round then add one : a c b d       e c d b      a phrasing that no record of "told" has
-    told_unseen   first add one then swap the halves : a c b d   c e b d      two operations that no record of "told" joins
+    told_unseen   first swap the halves then swap the ends : a c b d   c d a b   two operations that no record of "told" joins
     untold, untold_unseen                        a c b d         e c d b      the same without the words
 
 So "told_unseen" asks for what only the words say (FLAN, arXiv 2109.01652), and "untold" shows what is known without them.
@@ -14,6 +14,7 @@ import numpy as np
 
 from lm.data.records import Pair
 
+VERSION = 2  # of the sets; raise it to have them prepared again
 LETTERS = "abcdefgh"
 LENGTH = 4
 Operation = Callable[[Sequence[int]], list[int]]
@@ -26,7 +27,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "repeat the first": lambda x: [x[0]] * len(x),
 }
 PAIRS = [(a, b) for a in list(OPERATIONS)[1:] for b in list(OPERATIONS)[1:] if a != b]
-UNSEEN = [("add one", "swap the halves"), ("swap the ends", "add one"), ("swap the halves", "turn it round")]
+# Of the pairs those that compute what no other task does: most operations commute, and a pair is its reverse then.
+UNSEEN = [("swap the halves", "swap the ends"), ("swap the ends", "swap the halves"), ("swap the halves", "repeat the first")]
 SINGLE = ("{}", "please {}", "now {}")
 DOUBLE = ("first {} then {}", "please {} then {}")
 PHRASED = "now {} then {}"

@@ -1,5 +1,7 @@
 """Tasks told in words: their answers are what the words say, and what is held out is in no training record."""
 
+import functools
+import itertools
 import re
 from functools import cache
 
@@ -41,6 +43,10 @@ def test_what_is_held_out_is_in_no_training_record():
     told, phrased, unseen = (asked(name) for name in ("told", "told_phrased", "told_unseen"))
     tasks = {record[0] for record in told}
     assert {record[0] for record in unseen} == set(instructed.UNSEEN) and not tasks & set(instructed.UNSEEN)
+    every = ["".join(x) for x in itertools.product("abcd", repeat=4)]
+    answers = lambda task: [functools.reduce(lambda x, said: SAYS[said](x), task, x) for x in every]
+    known = {tuple(answers(task)) for task in tasks}
+    assert not known & {tuple(answers(task)) for task in instructed.UNSEEN}  # nor is what it computes
     assert {said for task in instructed.UNSEEN for said in task} <= {task[0] for task in tasks if len(task) == 1}
     assert {record[0] for record in phrased} <= tasks and {record[1] for record in phrased} == {"now _ then _"}
     assert {record[1] for record in told} == {"_", "please _", "now _", "first _ then _", "please _ then _"}
