@@ -54,7 +54,8 @@ def get_config(what="grpo"):
         c.evaluate = dict(every=250, rows=500)
         return c
     room = dict(pairs=dict(length=16, answer=6), letters=dict(length=48, answer=6), manners=dict(length=64, answer=32))[name]
-    c.recipe = dict(kind="policy", method=method, group=8, kl_weight=0.01, **room)
+    near = 0.2 if name == "manners" else 0.01  # a reward model is soon deceived
+    c.recipe = dict(kind="policy", method=method, group=8, kl_weight=near, **room)
     if name == "manners":
         c.recipe.graders = dict(judge=dict(kind="model", path="unset"))
     rate, steps, size = dict(pairs=(2e-4, 200, 256), letters=(1e-4, 100, 256), manners=(2e-4, 80, 128))[name]
