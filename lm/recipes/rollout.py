@@ -63,8 +63,8 @@ def ends_of(data: config.Data, tokenizer: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with the samples of its group and their rewards, float32 [group]; it is number `draws` in its place. `teaches`:
-    whether some of the samples are better than others (`lm.losses.policy.varied`)."""
+    """A question with the samples of its group and their rewards, float32 [group]; it is number `draws` in its place.
+    `teaches`: whether some of the samples are better than others (`lm.losses.policy.varied`)."""
 
     prompt: Prompt
     record: Record
