@@ -159,7 +159,7 @@ def test_an_encoder_reads(monkeypatch, objective, reads):
     monkeypatch.setattr(module, "predict_tokens", predict_tokens)
     model = SimpleNamespace(config=SimpleNamespace(architecture="encoder", vocab_size=V))
     (shown,) = module.samples(model, None, Letters(), objective, ("a [MASK] b",), new_tokens=5, temperature=0.0, seed=0)
-    assert seen == reads and shown["text"] == f"a [{chr(97 + reads.index(MASK))}] b"
+    assert seen == reads and shown["text"] == f"a[{chr(97 + reads.index(MASK))}] b"
 
 
 def model_of(objective):
@@ -190,7 +190,7 @@ def test_real_models_answer(objective):
     if model.config.decoder:
         assert shown["text"].isalpha() and len(shown["text"]) <= 5
     else:
-        assert shown["text"].startswith("ab [") and shown["text"].endswith("] c") and "MASK" not in shown["text"]
+        assert shown["text"].startswith("ab[") and shown["text"].endswith("] c") and "MASK" not in shown["text"]
 
 
 # ----------------------------------------------------------------------------------------- what cannot be had is refused
@@ -321,5 +321,5 @@ def test_masks_are_filled_in_several_steps_in_a_mixture_too(monkeypatch, mode):
     objective = config.Mixture({"a": part, "b": config.Part(config.MaskedDiffusion())})
     model = SimpleNamespace(config=SimpleNamespace(architecture="encoder", vocab_size=V))
     shown = module.samples(model, None, Letters(), objective, ("ab", "a [MASK] b"), new_tokens=5, temperature=0.0, seed=0)
-    assert [s["text"] for s in shown] == ["c", "a [c] b"]
+    assert [s["text"] for s in shown] == ["c", "a[c] b"]
     assert seen["masked"] == [5, 1] and seen["steps"] == 5 and seen["time_steps"] == 7 and not seen["forbidden"][EOS]
