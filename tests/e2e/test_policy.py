@@ -217,7 +217,7 @@ def test_what_a_policy_refuses(given, tmp_path):
         ({"recipe.reference": "average"}, "recipe.reference=average is of a method with a divergence"),
         ({"adapter.rank": 2, "adapter.whole": ("embed",)}, "adapter.whole: 'embed' is trained in full, and the base with it"),
         ({"train.z_loss": 1e-4}, "train.z_loss is of a cross-entropy"),
-        ({"recipe.graders": {"a": dict(pattern="x")}}, "regex has a pattern, model and reasoning_gym have a path"),
+        ({"recipe.graders": {"a": dict(pattern="x")}}, "regex may have a pattern, model and reasoning_gym have a path"),
     ):
         with pytest.raises(UserError, match=cause):
             train(tmp_path, "grpo", given(**more))
