@@ -4,9 +4,9 @@
 
 The argument is the architecture, `encoder_decoder` or `decoder`; with `.untold` behind it the tasks are not told. A mixture of
 operations on letters, alone or one after the other, in several phrasings (`lm.data.corpus.instructed`): "first turn it round
-then add one : a c b d". Held out are questions (`known`), a phrasing (`phrased`), and pairs of operations that no training record
-joins (`unseen`); the report has the exact answers of each. Your own instructions: records of format=pair or messages as further
-sources, as in configs/finetune.py.
+then add one : a c b d". Held out are questions (`known`), a phrasing (`phrased`), and pairs of operations that no training
+record joins (`unseen`); the report has the exact answers of each. Your own instructions: records of format=pair or messages as
+further sources, as in configs/finetune.py.
 
 Cost: 1e12 FLOPs, about a minute of one core. Reached by the encoder-decoder in three seeds: known 0.99 to 1.00, phrased
 0.70 to 1.00, unseen 0.04 to 0.09; told nothing, known 0.10 to 0.11 and unseen 0.03 (experiments/instructions).
