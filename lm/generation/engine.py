@@ -290,8 +290,7 @@ class Engine:
         return out
 
     def _fill(self) -> bool:
-        """Puts what waits into free slots; returns whether there was any. The samples of a request that have one are put at
-        once."""
+        """Puts what waits into free slots; returns whether there was any."""
         filled = False
         while self._queue and (free := [slot for slot, text in enumerate(self._texts) if text is None]):
             job = self._queue[0]
@@ -299,16 +298,12 @@ class Engine:
             if job.read is None:
                 job.read = self._read(job.request, slot, start)
             request, size = job.request, np.int32(len(job.request.prompt))
-            chosen = [slot, *(other for other in free if other != slot)][: request.samples - job.begun]
-            samples = range(job.begun, job.begun + len(chosen))
-            where, count = np.resize(np.array(chosen, np.int32), len(self._texts)), np.int32(len(chosen))
-            filling = self._filling(request, samples)
-            self._slots = self._call("insert", self._slots, where, count, *job.read, size, filling)
+            filling = self._filling(request, job.begun)
+            self._slots = self._call("insert", self._slots, np.int32(slot), *job.read, size, filling)
             filled = True
-            for slot, sample in zip(chosen, samples, strict=True):
-                walk = request.constraint.begin() if request.constraint else None
-                self._texts[slot], self._held[slot] = _Text(request, sample, walk), NOTHING
-            job.begun += len(chosen)
+            walk = request.constraint.begin() if request.constraint else None
+            self._texts[slot], self._held[slot] = _Text(request, job.begun, walk), NOTHING
+            job.begun += 1
             if job.begun == request.samples:
                 self._queue.popleft()
         return filled
@@ -341,14 +336,13 @@ class Engine:
         row, logits = of(self.model, self.params)
         return row, of(self._setup.draft, self._small_params)[0] if self._setup.draft else None, logits
 
-    def _filling(self, request: Request, samples: Sequence[int]) -> Filling:
+    def _filling(self, request: Request, sample: int) -> Filling:
         read = np.zeros(self.vocab_size, bool)
         read[request.prompt[request.blank :]] = True  # of an encoder-decoder what its decoder began with, as in transformers
         bias = np.zeros(self.vocab_size, np.float32) if self._forbidden is None else self._forbidden.copy()
         for token, value in request.bias.items():
             bias[token] += value
-        numbers = np.resize(np.array(samples), len(self._texts)).tolist()
-        settings = sampling.settings([request.sampling] * len(numbers), numbers)
+        settings = sampling.settings([request.sampling], [sample])
         text = np.zeros(self._slots.text.shape[1], np.int32)
         text[: len(request.prompt)] = request.prompt[: len(text)]
         return Filling(text, np.int32(len(request.prompt)), np.int32(request.new_tokens), settings, read, bias)

@@ -1,4 +1,4 @@
-"""The compiled programs of `lm.generation.engine`: a prompt is read, put into slots, and all slots write.
+"""The compiled programs of `lm.generation.engine`: a prompt is read, put into a slot, and all slots write.
 
 Axes: S slots, V vocabulary, L length of the cache, G tokens that are guessed ahead, K likeliest tokens that are reported.
 """
@@ -57,7 +57,7 @@ class Filling:
     text: Array  # int32 [L + G], or [0]
     position: Array  # int32
     left: Array  # int32
-    settings: Settings  # [S], of the samples that are put into slots
+    settings: Settings  # [1]
     read: Array  # bool [V]
     bias: Array  # float32 [V]
 
@@ -157,30 +157,22 @@ def constrained(slots: Slots) -> Slots:
     return replace(rest, cache=of(slots.cache), draft=of(slots.draft))
 
 
-def insert(
-    slots: Slots, chosen: jax.Array, count: jax.Array, row: Any, draft: Any, logits: jax.Array, size: jax.Array, of: Filling
-) -> Slots:
-    """Puts a prompt of `size` tokens that `prefill` has read into the first `count` of the slots `chosen`, int32 [S]. `draft`:
-    its cache of the draft model."""
-
-    def one(i: jax.Array, slots: Slots) -> Slots:
-        slot = chosen[i]
-        put = lambda old, new: old.at[slot].set(new)
-        filled = Slots(
-            cache.put(slots.cache, slot, row, size),
-            None if draft is None else cache.put(slots.draft, slot, draft, size),
-            put(slots.text, of.text),
-            put(slots.logits, logits),
-            put(slots.position, of.position),
-            put(slots.left, of.left),
-            jax.tree.map(lambda old, new: put(old, new[i]), slots.settings, of.settings),
-            put(slots.read, of.read),
-            put(slots.written, 0),
-            put(slots.bias, of.bias),
-        )
-        return constrained(filled)
-
-    return jax.lax.fori_loop(0, count, one, slots)
+def insert(slots: Slots, slot: jax.Array, row: Any, draft: Any, logits: jax.Array, size: jax.Array, of: Filling) -> Slots:
+    """Puts a prompt of `size` tokens that `prefill` has read into a slot. `draft`: its cache of the draft model."""
+    one = lambda old, new: old.at[slot].set(new)
+    filled = Slots(
+        cache.put(slots.cache, slot, row, size),
+        None if draft is None else cache.put(slots.draft, slot, draft, size),
+        one(slots.text, of.text),
+        one(slots.logits, logits),
+        one(slots.position, of.position),
+        one(slots.left, of.left),
+        jax.tree.map(lambda old, new: one(old, new[0]), slots.settings, of.settings),
+        one(slots.read, of.read),
+        one(slots.written, 0),
+        one(slots.bias, of.bias),
+    )
+    return constrained(filled)
 
 
 def free(slots: Slots, slot: jax.Array) -> Slots:

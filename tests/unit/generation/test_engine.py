@@ -64,21 +64,6 @@ def test_no_request_compiles_anything_once_it_is_warm():
     assert engine.compilations == before
 
 
-def test_the_samples_of_a_request_are_put_into_slots_at_once(engine, monkeypatch):
-    """Those that find a free slot; what they write is what they write when they find one after another, to the bit."""
-    called, call = [], engine._call
-    monkeypatch.setattr(engine, "_call", lambda name, *rest, **how: called.append(name) or call(name, *rest, **how))
-    one, *others = prompts(6, 3, 5)
-    asked = Request(one, 9, Sampling(seed=3), samples=3)
-    (together,) = written(engine, asked)
-    assert called.count("prefill") == called.count("insert") == 1
-    called.clear()
-    *_, apart = written(engine, *(Request(p, 33, Sampling(seed=8)) for p in others), replace(asked))
-    assert called.count("prefill") == 3 and called.count("insert") > 3
-    values = lambda samples: [(w.token, w.log_prob, w.drawn_log_prob) for some in samples.values() for w in some]
-    assert values(together) == values(apart) and len({tuple(some) for some in tokens(together).values()}) == 3
-
-
 def test_greedy_texts_are_the_likeliest_tokens(decoder):
     texts = prompts(3, 7, 1, 12, 5)
     wanted = [greedy(*decoder, text, 9) for text in texts]
