@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import config, saved
+from experiments import small
+from experiments.languages import Language
+from lm import config
 from lm.data.examples import ExampleBuilder
 from lm.data.records import Pair
 from lm.data.rows import blank, pack, stack
@@ -53,6 +55,13 @@ def run(
     )
 
 
+def base_of(language: Language, steps: int) -> config.Run:
+    """The run of the base model that studies of a language go on from: a decoder of three layers, on its texts."""
+    model = small.model("decoder", width=64, layers=3, vocab_size=language.vocab_size)
+    data = language.data(decoder_length=small.LENGTH)
+    return small.run(model, config.Causal(), steps=steps, batch_size=32, data=data)
+
+
 def pairs(path: str) -> list[Pair]:
     """The questions and answers in a file of a language."""
     lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
@@ -65,8 +74,6 @@ class Answer:
 
     text: str
     tokens: int  # with its end
-    ended: bool  # by itself, not at the limit
-    log_prob: float  # nats, of all its tokens, as they were drawn
 
 
 def answers(
@@ -115,12 +122,12 @@ def log_probs(model: Saved, records: Sequence[Pair], *, length: int, answer: int
 
 
 def moved(
-    model: Saved, before: str, prompts: Sequence[Pair], drawn: Sequence[Sequence[Answer]], *, length: int, answer: int
+    model: Saved, before: Saved, prompts: Sequence[Pair], drawn: Sequence[Sequence[Answer]], *, length: int, answer: int
 ) -> np.ndarray:
-    """float64 [n]: the divergence of a model's answers to each prompt from those of the saved model `before`, in nats,
-    estimated from answers that were drawn at temperature 1."""
+    """float64 [n]: the divergence of a model's answers to each prompt from those of the model `before`, in nats, estimated
+    from answers that were drawn at temperature 1."""
     records = [Pair(p.question, a.text) for p, of in zip(prompts, drawn, strict=True) for a in of]
-    now, then = (log_probs(m, records, length=length, answer=answer) for m in (model, saved.open(before)))
+    now, then = (log_probs(m, records, length=length, answer=answer) for m in (model, before))
     return (now - then).reshape(len(prompts), -1).mean(1)
 
 
@@ -135,5 +142,4 @@ def forgotten(model: Saved, path: str) -> np.ndarray:
 
 def _answer(written: Sequence[Any], tokenizer: Any) -> Answer:
     ids = [each.token for each in written]
-    text = tokenizer.decode([i for i in ids if i != tokenizer.eos_id])
-    return Answer(text, len(ids), ids[-1] == tokenizer.eos_id, float(np.sum([each.drawn_log_prob for each in written])))
+    return Answer(tokenizer.decode([i for i in ids if i != tokenizer.eos_id]), len(ids))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import small, tuned
+from experiments import tuned
 from experiments.languages import totals
 from experiments.study import Cell, Gate, Measured, Metric, Relation, Study
 from lm import config
@@ -19,13 +19,7 @@ SIZES: dict[str, Any] = dict(length=totals.LENGTH, answer=totals.ANSWER)
 def study(seeds: int = 3, base: int = 450, steps: int = 200) -> Study:
     language = totals.language()
     of = language.items
-    pretrain = small.run(
-        small.model("decoder", width=64, layers=3, vocab_size=language.vocab_size),
-        config.Causal(),
-        steps=base,
-        batch_size=32,
-        data=language.data(decoder_length=small.LENGTH),
-    )
+    pretrain = tuned.base_of(language, base)
 
     def tune(rate: float, adapter: config.Lora | None = None) -> config.Run:
         text = config.Finetune("text", **SIZES, compare="symbols")

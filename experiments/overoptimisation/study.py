@@ -1,7 +1,6 @@
 """What a gold reward does while a proxy for it is optimised, by a policy and by the best of n (arXiv 2210.10760)."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +81,10 @@ def best_of(judge: Saved) -> Measured:
     """`best/<n>/gold`, `/proxy` and `/kl` of the best of n answers by a reward model, with n of BEST, and `best/peak`, the n
     with the highest gold reward over half of the prompts; the figures are of the other half."""
     assert judge.run is not None and judge.run.train.init_from is not None
-    written, scored, prompts = _drawn(saved.open(judge.run.train.init_from), judge, samples=DRAWS)
-    gold = np.stack([_best(written[i], scored[i]) for i in range(len(prompts))])  # [prompts, n]
-    proxy = np.stack([_best(scored[i], scored[i]) for i in range(len(prompts))])
+    before, rewarder = saved.open(judge.run.train.init_from), Rewarder(judge, batch_size=256)
+    _, _, written, scored = _drawn(before, rewarder, samples=DRAWS)
+    gold = np.stack([_best(*of) for of in zip(written, scored, strict=True)])  # [prompts, n]
+    proxy = np.stack([_best(of, of) for of in scored])
     kl = [float(np.log(n) - (n - 1) / n) for n in BEST]
     return _measured("best", BEST, gold, proxy, np.broadcast_to(kl, gold.shape))
 
@@ -93,31 +93,27 @@ def optimised(policy: Saved) -> Measured:
     """`policy/<step>/...` of a policy's checkpoints, as `best_of` has them, and the figures of its end."""
     run = policy.run
     assert run is not None and isinstance(run.recipe, config.Policy) and run.train.init_from is not None
-    judge, before = saved.open(run.recipe.graders["proxy"].path or ""), saved.open(run.train.init_from)
-    points = [before, *saved.last(policy.folder, run.train.steps // EVERY)[::-1]]
-    found = [_drawn(point, judge, samples=16, before=before) for point in points]
-    gold, proxy, kl = (np.stack([each[i].mean(1) for each in found], axis=1) for i in (0, 1, 3))
+    rewarder = Rewarder(saved.open(run.recipe.graders["proxy"].path or ""), batch_size=256)
+    before = saved.open(run.train.init_from)
+    points, found = [before, *saved.last(policy.folder, run.train.steps // EVERY)[::-1]], []
+    for point in points:
+        prompts, drawn, written, scored = _drawn(point, rewarder, samples=16)
+        found.append((written.mean(1), scored.mean(1), tuned.moved(point, before, prompts, drawn, **SIZES)))
+    gold, proxy, kl = (np.stack(each, axis=1) for each in zip(*found, strict=True))
     steps = (0, *(point.step or 0 for point in points[1:]))
     measured = _measured("policy", steps, gold, proxy, kl)
     end = {name: measured.metrics[f"policy/{steps[-1]}/{name}"] for name in (GOLD, PROXY, KL)}
     return replace(measured, metrics={**measured.metrics, **end})
 
 
-def _drawn(model: Saved, judge: Saved, *, samples: int, before: Saved | None = None) -> Any:
-    """Gold and proxy rewards of drawn answers to the held-out prompts, [prompts, samples] each, the prompts, and with `before`
-    the log-probability that the answers have more than under that model."""
+def _drawn(model: Saved, rewarder: Rewarder, *, samples: int) -> tuple[list[Pair], Any, np.ndarray, np.ndarray]:
+    """The held-out prompts, answers that are drawn to them, and their gold and proxy rewards, [prompts, samples] each."""
     prompts = tuned.pairs(tastes.language(PAIRS).items["heldout_prompts"])
     drawn = tuned.answers(model, prompts, samples=samples, temperature=1.0, **SIZES)
     texts = [answer.text for of in drawn for answer in of]
     asked = [prompt.question for prompt in prompts for _ in range(samples)]
-    shape = len(prompts), samples
-    gold = tastes.gold(texts).reshape(shape)
-    proxy = Rewarder(judge, batch_size=256).scores(asked, texts, cut=True).reshape(shape)
-    if before is None:
-        return gold, proxy, prompts
-    records = [Pair(*both) for both in zip(asked, texts, strict=True)]
-    under = partial(tuned.log_probs, records=records, **SIZES)
-    return gold, proxy, prompts, (under(model) - under(before)).reshape(shape)
+    scored = rewarder.scores(asked, texts, cut=True)
+    return prompts, drawn, *(rewards.reshape(len(prompts), samples) for rewards in (tastes.gold(texts), scored))
 
 
 def _best(values: np.ndarray, scores: np.ndarray) -> np.ndarray:

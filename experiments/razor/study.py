@@ -9,7 +9,7 @@ import numpy as np
 from experiments import small, tuned
 from experiments.languages import parity
 from experiments.study import Cell, Gate, Measured, Metric, Relation, Study
-from lm import config
+from lm import config, saved
 from lm.saved import Saved
 
 RATE = 1e-3
@@ -63,5 +63,5 @@ def asked(trained: Saved) -> Measured:
     values = {NEW: np.array(right), LINES: nats}
     start = trained.run.train.init_from if trained.run else None
     if start is not None:
-        values[MOVED] = tuned.moved(trained, start, prompts, drawn, **assumed)
+        values[MOVED] = tuned.moved(trained, saved.open(start), prompts, drawn, **assumed)
     return Measured({name: float(each.mean()) for name, each in values.items()}, values)

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from experiments import small, tuned
+from experiments import tuned
 from experiments.languages import totals
 from experiments.study import Cell, Gate, Measured, Metric, Relation, Study
 from lm import config
@@ -21,13 +21,7 @@ METHODS = {"grpo": "GRPO", "dr_grpo": "Dr. GRPO"}
 def study(seeds: int = 3, base: int = 450, tuning: int = 260, steps: int = 100) -> Study:
     language = totals.language()
     sizes = dict(length=totals.LENGTH, answer=totals.ANSWER)
-    pretrain = small.run(
-        small.model("decoder", width=64, layers=3, vocab_size=language.vocab_size),
-        config.Causal(),
-        steps=base,
-        batch_size=32,
-        data=language.data(decoder_length=small.LENGTH),
-    )
+    pretrain = tuned.base_of(language, base)
     heldout = language.items["heldout_asked"]
     sft = lambda n: tuned.run(config.Finetune("text", **sizes, compare="symbols"), language.items["shown"], heldout, steps=n)
     brief = tuned.run(

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.speed.run import QUIET, machine
+from experiments.speed.run import QUIET, check_known, machine, python_version
 from experiments.speed.worker import ROOT, busy_elsewhere
 from experiments.speed.workloads import VOCAB, WORKLOADS
 from lm import cli
@@ -270,10 +270,9 @@ def main(argv: list[str] | None = None) -> int:
     if flags.worker:
         work(*flags.worker)
         return 0
-    if unknown := [name for name in flags.models.split(",") if name not in MODELS]:
-        p.error(f"unknown {', '.join(unknown)}; known: {', '.join(MODELS)}")
-    version = subprocess.run([flags.jax_python, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    report: dict[str, Any] = {"machine": machine(), "rounds": flags.rounds, "jax_python": version, "results": []}
+    check_known(p, flags.models.split(","), MODELS)
+    report: dict[str, Any] = {"machine": machine(), "rounds": flags.rounds}
+    report |= {"jax_python": python_version(flags.jax_python), "results": []}
     for name in flags.models.split(","):
         compare(name, flags, report)
     print(f"{flags.out}, {flags.out.with_suffix('.md')}")

@@ -9,7 +9,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,17 @@ def show(console: Console, results: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
+def check_known(parser: cli.Parser, given: Iterable[str], known: Collection[str]) -> None:
+    """Leaves with an error for a name that is not known."""
+    if unknown := [name for name in given if name not in known]:
+        parser.error(f"unknown {', '.join(unknown)}; known: {', '.join(known)}")
+
+
+def python_version(interpreter: str) -> str:
+    """What an interpreter says of itself: "Python 3.12.1"."""
+    return subprocess.run([interpreter, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser("experiments.speed.run", __doc__)
@@ -155,8 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         (contenders, CONTENDERS),
         (flags.dtypes.split(","), ("float32", "bfloat16")),
     ):
-        if unknown := [name for name in given if name not in known]:
-            parser.error(f"unknown {', '.join(unknown)}; known: {', '.join(known)}")
+        check_known(parser, given, known)
     pythons = {name: flags.jax_python if name == "ours" else flags.torch_python for name in contenders}
     console = Console(width=None if sys.stdout.isatty() else 140)
     report: dict[str, Any] = {"machine": machine(), "rounds": flags.rounds, "steps": flags.steps, "results": []}

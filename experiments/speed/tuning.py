@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.speed.run import QUIET, machine
+from experiments.speed.run import QUIET, check_known, machine, python_version
 from experiments.speed.worker import ROOT, busy_elsewhere
 from lm import cli
 
@@ -172,11 +172,9 @@ def main(argv: list[str] | None = None) -> int:
     if flags.worker:
         work(*flags.worker)
         return 0
-    if unknown := [name for name in flags.tasks.split(",") if name not in TASKS]:
-        p.error(f"unknown {', '.join(unknown)}; known: {', '.join(TASKS)}")
-    version = subprocess.run([flags.jax_python, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    check_known(p, flags.tasks.split(","), TASKS)
     report = json.loads(flags.out.read_text(encoding="utf-8")) if flags.out.exists() else {"results": []}
-    report |= {"machine": machine(), "jax_python": version}
+    report |= {"machine": machine(), "jax_python": python_version(flags.jax_python)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = flags.folder or temporary
         Path(folder).mkdir(exist_ok=True)

@@ -140,10 +140,15 @@ class Data:
         trained = [source for source in self.sources.values() if source.use != "holdout"]
         if not trained:
             raise UserError("all sources have use=holdout, so there is nothing to train on: add one with use=train or both")
-        if self.template and all(source.format not in TURNS for source in self.sources.values()):
+        if self.template and not self.conversations:
             raise UserError(f"template={self.template[:40]} writes conversations, and no source has any: leave it out")
         total = sum(source.weight for source in trained)
         if total > LARGEST:
             raise UserError(f"weights of all sources sum to {total:g}, which is infinite in float32: give smaller ones")
         if total == 0:
             raise UserError("weights of all sources are 0: they are shares of the rows, so give one of them more")
+
+    @property
+    def conversations(self) -> bool:
+        """Whether a source has conversations."""
+        return any(source.format in TURNS for source in self.sources.values())

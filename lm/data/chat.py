@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from lm import config, untrusted
-from lm.config.data import TURNS
 from lm.data import jinja, templates
 from lm.data.records import ROLES, Message
 from lm.data.render import render_prompt
@@ -85,7 +84,7 @@ def of(source: Source) -> Chat:
     if source.run is None:
         if texts := _templates(source):
             return Converted(source, texts)
-    elif any(s.format in TURNS for s in source.run.data.sources.values()):
+    elif source.run.data.conversations:
         template = templates.of(source.run.data.template, source.tokenizer())
         return Turns(source.tokenizer()) if template is None else Trained(template)
     raise UserError(
@@ -224,7 +223,7 @@ def files(source: Source) -> dict[str, bytes]:
     """For transformers, beside the tokenizer's file of a run that was trained on conversations: its template, the names of its
     special tokens, and the token that ends an answer. {} of another model. No class of transformers reads whole words as
     `lm.data.tokenizer.Words` does, so that none is named for these."""
-    if source.run is None or not any(s.format in TURNS for s in source.run.data.sources.values()):
+    if source.run is None or not source.run.data.conversations:
         return {}
     tokenizer, given = source.tokenizer(), source.run.data.template
     known = dict(pad_token=tokenizer.pad_id, unk_token=tokenizer.unk_id)

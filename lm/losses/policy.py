@@ -85,7 +85,7 @@ class Rollouts:
     returns: Array = None  # float32 [B, P]: what a critic shall say
     fresh: Array = None  # float32 [B]: 1 in the first update, whose parameters are those that wrote
     draws: Array = None  # float32 [B]: questions that were taken for this row's place
-    varied: Array = None  # float32 [B]: 1 where the rewards of the row's group differ; None: it is alone in its group
+    varied: Array = None  # float32 [B]: 1 where the row's group teaches something (`varied`); None: it is alone in its group
 
     def tokens_read(self) -> Array:
         """uint32 []: tokens of both streams, without padding."""
@@ -217,8 +217,8 @@ def prepared(
         found = group_advantages(rewards - jnp.sum(penalty, axis=1), method.advantage, group)
         advantages, returns = jnp.broadcast_to(found[:, None], weights.shape), None
     example = replace(batch.example, weights=weights)
-    given: dict[str, Any] = dict(advantages=advantages, reference=reference, returns=returns)
-    given["varied"] = varied(batch.rewards, batch.truncated, method, group) if group > 1 else None
+    teaches = varied(batch.rewards, batch.truncated, method, group) if group > 1 else None
+    given: dict[str, Any] = dict(advantages=advantages, reference=reference, returns=returns, varied=teaches)
     return replace(batch, example=example, **given)
 
 

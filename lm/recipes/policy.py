@@ -106,32 +106,7 @@ class PolicyLearning(Recipe):
         if batch % c.minibatches:
             raise UserError(f"train.batch_size={batch} does not divide into recipe.minibatches={c.minibatches}; change one")
         sharding.check_batch(batch // c.minibatches, run.train.microbatches, mesh, name="train.batch_size / recipe.minibatches")
-        for name, source in run.data.sources.items():
-            if source.format not in ("pair", "labelled", "messages"):
-                raise UserError(
-                    f"data.sources.{name} has records of format={source.format}, and a policy answers those of format=pair, "
-                    "labelled or messages"
-                )
-        for name in c.tools:
-            if name not in TOOLS:
-                raise UserError(f"recipe.tools: no tool '{name}'{nearest(name, TOOLS)}")
-        if c.tools and c.prefix:
-            raise UserError(
-                "a model with recipe.prefix would read an answer up to a tool's output from both sides, and writes it from "
-                "one: leave recipe.tools out, or start from a causal model"
-            )
-        if method.draws > 1 and jax.process_count() > 1:
-            raise UserError(
-                "processes grade for themselves, and would not agree for sure which questions to draw anew: set recipe.draws=1"
-            )
-        if run.adapter and run.adapter.dropout:
-            raise UserError("adapter.dropout is not for policies, which are sampled and trained without dropout: leave it out")
-        if run.train.z_loss:
-            raise UserError("train.z_loss is of a cross-entropy, which a policy has not: leave it out")
-        if run.data.train_share < 1:
-            raise UserError("data.train_share is not for policies, whose answers are graded by their record: leave it out")
-        if run.data.packing or run.data.after or run.evaluate.baselines:
-            raise UserError("data.packing, data.after and evaluate.baselines are not for policies: leave them out")
+        check_settings(run)
 
     def task(self, run: config.Run) -> Task:
         t = self.tokenizer
@@ -182,6 +157,37 @@ class PolicyLearning(Recipe):
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, Any]]:
         """The first samples of the last step, each with its reward."""
         return self.sampler.latest[:SHOWN] if self.sampler else []
+
+
+def check_settings(run: config.Run) -> None:
+    """UserError for settings that policies do not have, or that do not go together."""
+    c, draws = _recipe(run), method_of(_recipe(run)).draws
+    for name, source in run.data.sources.items():
+        if source.format not in ("pair", "labelled", "messages"):
+            raise UserError(
+                f"data.sources.{name} has records of format={source.format}, and a policy answers those of format=pair, "
+                "labelled or messages"
+            )
+    for name in c.tools:
+        if name not in TOOLS:
+            raise UserError(f"recipe.tools: no tool '{name}'{nearest(name, TOOLS)}")
+    if c.tools and c.prefix:
+        raise UserError(
+            "a model with recipe.prefix would read an answer up to a tool's output from both sides, and writes it from "
+            "one: leave recipe.tools out, or start from a causal model"
+        )
+    if draws > 1 and jax.process_count() > 1:
+        raise UserError(
+            "processes grade for themselves, and would not agree for sure which questions to draw anew: set recipe.draws=1"
+        )
+    if run.adapter and run.adapter.dropout:
+        raise UserError("adapter.dropout is not for policies, which are sampled and trained without dropout: leave it out")
+    if run.train.z_loss:
+        raise UserError("train.z_loss is of a cross-entropy, which a policy has not: leave it out")
+    if run.data.train_share < 1:
+        raise UserError("data.train_share is not for policies, whose answers are graded by their record: leave it out")
+    if run.data.packing or run.data.after or run.evaluate.baselines:
+        raise UserError("data.packing, data.after and evaluate.baselines are not for policies: leave them out")
 
 
 def with_graders(recipe: config.Policy) -> tuple[config.Policy, dict[str, saved.Saved]]:

@@ -139,7 +139,7 @@ class Sampler:
         texts = [self.asking.text(answer) for group in answers for answer in group]
         rewards, _ = self.graders(texts, [record for record in records for _ in range(self.recipe.group)])
         n = self.recipe.group
-        cut = np.array([answer.tokens[-1] not in self.asking.ends for group in answers for answer in group], np.float32)
+        cut = truncated([answer for group in answers for answer in group], self.asking.ends)
         teaches = varied(rewards, cut, self.method, n)[::n] > 0
         of = lambda values, i: values[i * n : i * n + n]
         return [
@@ -160,6 +160,11 @@ class Sampler:
             self.engine = text_engine(Engine, Transformer(self.run.model), params, asking.tokenizer, **room)
         self.engine.params = params
         return self.engine
+
+
+def truncated(answers: Sequence[Answer], ends: Sequence[int]) -> np.ndarray:
+    """float32 [n]: 1 where an answer was cut off, having none of the tokens that end one."""
+    return np.array([answer.tokens[-1] not in ends for answer in answers], np.float32)
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -196,9 +201,8 @@ def gathered(
         example = Example(*streams, ids, np.array(answer.own, np.float32), where if lengths.predicted else None)
         rows.append(pack([example], lengths))
     sizes = np.array([sum(answer.own) for answer in answers], np.int32)
-    cut = np.array([answer.tokens[-1] not in ends for answer in answers], np.float32)
     draws = np.ones(len(answers), np.float32) if draws is None else draws
-    return Rollouts(stack(rows), log_probs, rewards.astype(np.float32), sizes, cut, draws=draws)
+    return Rollouts(stack(rows), log_probs, rewards.astype(np.float32), sizes, truncated(answers, ends), draws=draws)
 
 
 def blank_row(lengths: Lengths) -> Rollouts:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from etils import epath
 
 from lm import config, saved
-from lm.config.data import TURNS
 from lm.errors import UserError
 from lm.objectives import reads_prefix
 
@@ -28,8 +27,8 @@ def has_prefix(model: config.Model, objective: config.Objective, before: config.
 
 def with_template(data: config.Data, before: config.Run | None) -> config.Data:
     """The data with the chat template of the run before, unless it names its own or has no conversations."""
-    talks = any(source.format in TURNS for source in data.sources.values())
-    return data if before is None or data.template or not talks else replace(data, template=before.data.template)
+    named = before is None or data.template or not data.conversations
+    return data if named else replace(data, template=before.data.template)
 
 
 def unchanged(folder: str, digest: str | None, *, name: str, key: str) -> tuple[saved.Saved, str]:

@@ -71,9 +71,8 @@ class Recipe:
     run; attributes that `complete` sets must not change afterwards."""
 
     tokenizer: Tokenizer | None = None  # that the data is read with; None: as `run.data` says
-    reads_params = (
-        False  # `source` reads the state's parameters, and is given those of the task itself where there are adapters
-    )
+    # Whether `source` reads the state's parameters: where there are adapters, it is given those of the task itself.
+    reads_params = False
     why_left_out = "documents too short for the objective, ends that do not fit"  # why some text is in no row
 
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:

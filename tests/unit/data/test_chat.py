@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from lm import config
 from lm.config import Tokenizer as Settings
 from lm.data import chat, jinja
 from lm.data.records import parse
@@ -184,7 +185,7 @@ def test_what_is_no_conversation_is_refused(messages, cause):
 
 
 def trained(tokenizer, format="messages"):
-    run = SimpleNamespace(data=SimpleNamespace(sources={"a": SimpleNamespace(format=format)}, template=None))
+    run = SimpleNamespace(data=config.Data({"a": config.Source("jsonl", "a.jsonl", format=format)}))
     return SimpleNamespace(folder="runs/a", run=run, tokenizer=lambda: tokenizer)
 
 

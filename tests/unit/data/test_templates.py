@@ -98,7 +98,7 @@ def test_what_is_no_template_is_refused(ours):
 
 def test_a_model_that_learned_a_template_is_asked_with_it():
     source = trained(from_bytes(byte_level(), checked=True))
-    source.run.data.template = "chatml"
+    source.run.data = replace(source.run.data, template="chatml")
     talk, asked = chat.of(source), [{"role": "user", "content": "a <|im_end|>"}]
     ids = talk.ids(asked)
     assert (
