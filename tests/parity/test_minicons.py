@@ -22,17 +22,30 @@ TEXTS = [
     "Prices re-read 1984's cats, unreconsidered, 3.5% on a dogmatic mat!",
     "the cat sat on the dog",
 ]
-SIZE = 70
 
 
 def wordpiece():
-    """A WordPiece tokenizer as BERT's, of few pieces."""
-    found = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    """A WordPiece tokenizer as BERT's, of few pieces: named here, as the library's trainer breaks ties anew in each process."""
+    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    letters = sorted({letter for text in CORPUS for letter in text.lower() if letter != " "})
+    pieces = [
+        *names,
+        *letters,
+        *(f"##{letter}" for letter in letters),
+        "the",
+        "##at",
+        "un",
+        "re",
+        "##ed",
+        "dog",
+        "##iev",
+        "##able",
+    ]
+    found = tokenizers.Tokenizer(tokenizers.models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
     found.normalizer = tokenizers.normalizers.BertNormalizer()
     found.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     found.decoder = tokenizers.decoders.WordPiece()
-    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-    found.train_from_iterator(CORPUS, tokenizers.trainers.WordPieceTrainer(vocab_size=SIZE, special_tokens=names))
+    found.add_special_tokens(names)
     ends = [(name, found.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     found.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return found, dict(zip(("pad", "cls", "sep", "unk", "mask"), names, strict=True))
@@ -45,7 +58,7 @@ def byte_level():
     found.decoder = tokenizers.decoders.ByteLevel()
     names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=SIZE + 230, special_tokens=names, initial_alphabet=alphabet)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=names, initial_alphabet=alphabet)
     found.train_from_iterator(CORPUS, trainer)
     ends = [(name, found.token_to_id(name)) for name in ("</s>", "<s>")]
     found.post_processor = tokenizers.processors.RobertaProcessing(*ends, trim_offsets=True, add_prefix_space=False)
