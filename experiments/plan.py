@@ -77,7 +77,8 @@ def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = Non
 
 
 def plan_table(study: Study, workdir: Path) -> str:
-    """A Markdown table of the cells' sizes, steps and costs, without training. Costs are estimates from SAMPLE rows."""
+    """A Markdown table of the cells' sizes, steps and costs, without training. Costs are estimates from SAMPLE rows; those of
+    a recipe that goes on from another cell's model are not known before it is trained, since the recipe reads its tokenizer."""
     from lm.recipes import task
     from lm.training.ledger import of_a_row
 
@@ -87,6 +88,11 @@ def plan_table(study: Study, workdir: Path) -> str:
     ]
     sizes: dict[str, dict[str, int]] = {}  # cells have the same few models
     for name, cell in study.cells.items():
+        if cell.start and not isinstance(cell.run.recipe, config.Pretrain):
+            lines.append(
+                f"| {cell.label} | as of {study.cells[_first(study, name)].label} | | {cell.run.train.steps:,} | | | |"
+            )
+            continue
         run = planned(study, (name, 0), workdir, sample=SAMPLE)
         rows, key = training_rows(run), repr((run.model, run.objective))
         size = sizes[key] if key in sizes else sizes.setdefault(key, counts(run, rows))
@@ -96,6 +102,13 @@ def plan_table(study: Study, workdir: Path) -> str:
             f"{cost['model_flops']:.3g} | {cost['tokens_seen']:,.0f} | {cost['tokens_with_loss']:,.0f} |"
         )
     return "\n".join(lines)
+
+
+def _first(study: Study, name: str) -> str:
+    """The cell that the chain of cells up to this one begins with."""
+    while start := study.cells[name].start:
+        name = start
+    return name
 
 
 def power_table(study: Study, results: Results) -> str:

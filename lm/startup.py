@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def after_jax() -> None:
         except RuntimeError:  # without a home directory each start compiles again
             pass
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Programs with products of oneDNN, which newer jax makes on CPUs, cannot be kept; nobody can do anything about it.
+    warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry .* ToProto is not implemented")
     # Orbax logs the traceback of errors that it also raises, and that commands report in one line.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -202,6 +202,13 @@ def test_a_study_that_raises_does_not_stop_a_suite(tiny, capsys):
     assert "ValueError: no such luck" in err and "broken, tiny did not run" in err.splitlines()[-1]  # tiny: misses its budget
 
 
+def test_tuned_cells_are_planned_before_the_model_that_they_go_on_from_is_there(tmp_path, capsys):
+    assert main(["rewards", "--dry_run", f"--workdir={tmp_path}"]) == 0
+    table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    sizes = {line[0].strip("| "): line[1] for line in table}
+    assert sizes["base model"].replace(",", "").isdigit() and sizes["GRPO"] == sizes["fine-tuned"] == "as of base model"
+
+
 def test_a_worker_that_dies_is_reported(tmp_path):
     worker = workers.Worker("worker 1", [tmp_path], "0/1", workers.cores(), tmp_path / "worker1.log")
     worker.process.wait()
