@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from experiments.study import Finetune, Metric, Results, Task
-from lm import atomic, config
+from lm import atomic, config, paths
 from lm.config import Attention, Block, Data, Evaluate, Log, Mlp, Model, Norm, Optimizer, Rope, Run, Schedule, Stack, Train
 from lm.errors import UserError
 
@@ -80,7 +79,7 @@ def run(
 def text(path: str) -> Data:
     """One's own text files, a glob such as "my/*.txt": every tenth part of about PART characters is held out, and a BPE
     vocabulary is trained that suits the length. UserError if it is too short to hold out enough."""
-    files = sorted(glob.glob(os.path.expanduser(path), recursive=True))
+    files = sorted(glob.glob(str(paths.expanded(path)), recursive=True))
     if not files:
         raise UserError(f"--set path={path}: there is no such file; give one, or several as a pattern such as 'my/*.txt'")
     texts = [Path(file).read_text("utf-8", errors="replace") for file in files]
@@ -91,9 +90,9 @@ def text(path: str) -> Data:
     split = {"heldout": held, "train": [part for i, part in enumerate(parts) if i % HOLDOUT != HOLDOUT - 1]}
     lines = {name: "".join(json.dumps({"text": part}) + "\n" for part in some).encode() for name, some in split.items()}
     folder = f"~/.cache/lm/texts/{hashlib.sha256(lines['train'] + lines['heldout']).hexdigest()[:12]}"
-    Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+    paths.expanded(folder).mkdir(parents=True, exist_ok=True)
     for name, raw in lines.items():
-        atomic.write_bytes(Path(f"{folder}/{name}.jsonl").expanduser(), raw)
+        atomic.write_bytes(paths.expanded(f"{folder}/{name}.jsonl"), raw)
     source = lambda name, use: config.Source("jsonl", f"{folder}/{name}.jsonl", use=use)
     vocab_size = next((size for most, size in VOCABULARIES if sum(map(len, parts)) < most), VOCAB)
     sources = {"train": source("train", "train"), "heldout": source("heldout", "holdout")}

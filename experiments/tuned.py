@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 
 from experiments import small
 from experiments.languages import Language
-from lm import config
+from lm import config, paths
 from lm.data.examples import ExampleBuilder
 from lm.data.records import Pair
 from lm.data.rows import blank, pack, stack
@@ -64,7 +63,7 @@ def base_of(language: Language, steps: int) -> config.Run:
 
 def pairs(path: str) -> list[Pair]:
     """The questions and answers in a file of a language."""
-    lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    lines = paths.expanded(path).read_text(encoding="utf-8").splitlines()
     return [Pair(record["question"], record["answer"]) for record in map(json.loads, lines)]
 
 

@@ -1,5 +1,6 @@
 """Checks folders that the user gives, and refuses those for which a library would write to a different path; reads texts."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,15 @@ from lm.errors import UserError
 # takes a folder whose name ends in ':' as the scheme of a URL.
 REWRITTEN = ("\\", ":/")
 URL = re.compile("[a-zA-Z][a-zA-Z0-9+.-]*://")
+
+
+def expanded(given: str | Path) -> Path:
+    """The path with `~` resolved. `~/.cache` is XDG_CACHE_HOME where that names an absolute folder, as the XDG Base Directory
+    Specification has it. RuntimeError without a home directory."""
+    parts, cache = Path(given).parts, os.environ.get("XDG_CACHE_HOME", "")
+    if parts[:2] == ("~", ".cache") and os.path.isabs(cache):
+        return Path(cache, *parts[2:])
+    return Path(given).expanduser()
 
 
 def local(given: str | Path, *, name: str, rewritten: tuple[str, ...] = REWRITTEN) -> Path:
@@ -23,7 +33,7 @@ def local(given: str | Path, *, name: str, rewritten: tuple[str, ...] = REWRITTE
     if URL.match(str(given)):
         raise UserError(f"{label} is a URL, and a local folder is needed; copy it to this machine and give the copy")
     try:
-        path = Path(given).expanduser().resolve()
+        path = expanded(given).resolve()
         text = str(path)
         text.encode()
     except UnicodeEncodeError:
@@ -43,7 +53,7 @@ def text(given: str, *, name: str) -> str:
     or cannot be read."""
     local(given, name=name, rewritten=())
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8-sig")  # not the resolved path: a pipe's does not exist
+        return expanded(given).read_text(encoding="utf-8-sig")  # not the resolved path: a pipe's does not exist
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{given} cannot be read ({why}); give a file of text in UTF-8") from None

@@ -11,8 +11,9 @@ import logging
 import os
 import platform
 import warnings
-from pathlib import Path
 from typing import Any
+
+from lm import paths
 
 # From jaxlib 0.12 on, these run matmuls and reductions in libraries: 2.2x as fast in bfloat16, 1.1x in float32. Earlier
 # versions accept the flags, but crash or become slower.
@@ -75,7 +76,7 @@ def after_jax() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         try:
-            jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/lm/compiled").expanduser()))
+            jax.config.update("jax_compilation_cache_dir", str(paths.expanded("~/.cache/lm/compiled")))
         except RuntimeError:  # without a home directory each start compiles again
             pass
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

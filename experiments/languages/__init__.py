@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lm import config
+from lm import config, paths
 from lm.data.tokenizer import RESERVED_OF_WORDS
 from lm.errors import UserError
 
@@ -83,7 +83,7 @@ def write(
     for file, raw in sorted(files.items()):
         digest.update(f"{file} {len(raw)}\n".encode() + raw)
     folder = f"{FOLDER}/{name}-{digest.hexdigest()[:12]}"
-    _write(Path(folder).expanduser(), files)
+    _write(paths.expanded(folder), files)
     size = -(-(RESERVED_OF_WORDS + len(words)) // 64) * 64
     return Language(name, folder, size, {file: f"{folder}/{file}.jsonl" for file in records}, entropy, tuple(held))
 

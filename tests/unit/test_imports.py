@@ -17,7 +17,7 @@ MAY = {
     "integrity": {"errors"},
     "config": {"errors", "untrusted", "config"},
     "types": {"errors"},
-    "startup": {"errors"},
+    "startup": {"errors", "paths"},
     "moved": {"errors"},
     "process": {"errors", "redact"},
     "distributed": {"errors", "process"},

@@ -6,7 +6,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lm import paths
+from lm import config, paths
+from lm.data.corpus import files
 from lm.errors import UserError
 from lm.training.rundir import RunDir
 
@@ -18,6 +19,19 @@ def test_accepted_paths(tmp_path, monkeypatch):
     assert paths.local("~/a", name="--workdir") == tmp_path / "home/a"
     for plain in ("a b", "a%41", "a#b", "a?b", "é", "日本", "a\nb", "a:b", "12"):
         assert paths.local(plain, name="--workdir") == tmp_path / plain
+
+
+def test_the_cache_lies_where_xdg_has_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for ignored in ("", "relative"):  # a relative one is to be ignored, says the specification
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert paths.expanded("~/.cache/lm") == tmp_path / "home/.cache/lm"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fast"))
+    assert paths.local("~/.cache/lm", name="data.cache") == tmp_path / "fast/lm"
+    assert paths.expanded("~/.cache") == tmp_path / "fast" and paths.expanded("~/.cached") == tmp_path / "home/.cached"
+    (tmp_path / "fast/lm").mkdir(parents=True)
+    (tmp_path / "fast/lm/a.txt").write_text("one", encoding="utf-8")
+    assert [f.path for f in files.find(config.Source("text", "~/.cache/lm/*.txt"))] == [tmp_path / "fast/lm/a.txt"]
 
 
 @pytest.mark.parametrize(

