@@ -35,9 +35,35 @@ from tpu.machines import APIS, Machines, Wanted, machines
 
 Say = Callable[[str], None]
 ACTIONS = ("create", "setup", "launch", "logs", "status", "kill", "delete", "babysit", "profile", "flags")
+# The actions that take a flag; --help of an action leaves out the others.
+ON_A_POD = " ".join(ACTIONS[:8])
+TAKEN = {
+    "config": ON_A_POD,
+    "topology": ON_A_POD,
+    "slices": f"{ON_A_POD} flags",
+    "zone": ON_A_POD,
+    "project": ON_A_POD,
+    "api": ON_A_POD,
+    "spot": "create babysit",
+    "flex_start": "create babysit",
+    "runtime_version": "create babysit",
+    "create_flags": "create babysit",
+    "ssh_flags": "setup launch logs status kill babysit",
+    "prepare": "setup babysit",
+    "workdir": "launch babysit profile",
+    "libtpu_args": "launch babysit",
+    "host": "logs",
+    "lines": "logs",
+    "follow": "logs",
+    "wait": "kill babysit",
+    "interval": "create babysit",
+    "yes": "delete",
+    "out": "profile",
+}
 
 
-def parser() -> cli.Parser:
+def parser(action: str | None = None) -> cli.Parser:
+    """The parser of all actions, with the --help of one of them if it is given."""
     p = cli.parser("tpu", __doc__, config=False)
     p.add_argument("action", metavar="ACTION", choices=ACTIONS, help="one of those above")
     p.add_argument("name", help="of the pod; it is part of the names of its hosts")
@@ -51,8 +77,8 @@ def parser() -> cli.Parser:
     pod.add_argument("--spot", action="store_true", help="cheaper, and may be taken away at any time")
     pod.add_argument("--flex_start", metavar="DURATION", help="wait for a place and have it for so long, at most 7d")
     pod.add_argument("--runtime_version", help="or family of the image; default by generation")
-    pod.add_argument("--create_flags", default="", help="more flags of gcloud, space-separated, where hosts are made")
-    pod.add_argument("--ssh_flags", default="", help="the same, where hosts are reached: --tunnel-through-iap")
+    pod.add_argument("--create_flags", default="", help="more flags of gcloud where hosts are made, space-separated")
+    pod.add_argument("--ssh_flags", default="", help="more flags of gcloud where hosts are reached: --tunnel-through-iap")
     run = p.add_argument_group("the run")
     run.add_argument("--prepare", default="", help="setup: a command for the shell of each host, first; it may mount a share")
     run.add_argument("--workdir", help="gs://BUCKET/RUN, or /MOUNT/RUN of a share that all hosts have mounted")
@@ -64,6 +90,13 @@ def parser() -> cli.Parser:
     p.add_argument("--interval", hint=NonNegative, default=60, help="create, babysit: seconds between looks")
     run.add_argument("--yes", action="store_true", help="delete: do not ask")
     run.add_argument("--out", default=".", help="profile: where to")
+    if action is not None:
+        line = next(line.strip() for line in __doc__.splitlines() if line.startswith(f"  {action} "))
+        p.description = f"{line}\n\nAll actions: python -m tpu --help"
+        for flag in p._actions:
+            name = "config" if "--config.KEY" in flag.option_strings else flag.dest
+            if action not in TAKEN.get(name, action).split():
+                flag.help = argparse.SUPPRESS
     return p
 
 
@@ -71,7 +104,7 @@ def parser() -> cli.Parser:
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     cut = words.index("--") if "--" in words else len(words)
-    flags = parser().parse(words[:cut])
+    flags = parser(next((word for word in words[:cut] if word in ACTIONS), None)).parse(words[:cut])
     gcloud = Gcloud(flags.dry_run)
     say = _silent if flags.dry_run else _say
     if flags.action == "flags":
