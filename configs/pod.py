@@ -278,6 +278,44 @@ PODS = {
         recipe=dict(kind="policy", method="grpo", group=64, length=1025, answer=1024, kl_weight=0.04, prefix=False),
         records="pair",
     ),
+    # Conversations, whose rows they share: rate and steps are those of arXiv 2407.21783, section 4.1.3; the rows are ours.
+    "llama3_8b_sft_v5p": dict(
+        model=LLAMA3_8B,
+        topology="v5p:4x4x4",
+        mesh=dict(fsdp=64),
+        lengths=dict(decoder=4096),
+        rows=256,
+        tokens=9000 * 256 * 4096,
+        optimizer=dict(learning_rate=1e-5),
+        recipe=dict(kind="finetune", how="text", length=3072, answer=1024),
+        records="messages",
+    ),
+    # The same by adapters over a base in NF4 (arXiv 2305.14314, whose rate this is), on eight chips.
+    "llama3_8b_qlora_v5e": dict(
+        model=LLAMA3_8B,
+        topology="v5e:2x4",
+        mesh=dict(fsdp=8),
+        lengths=dict(decoder=4096),
+        rows=64,
+        tokens=9000 * 64 * 4096,
+        optimizer=dict(learning_rate=2e-4, weight_decay=0.0),
+        microbatches=2,
+        recipe=dict(kind="finetune", how="text", length=3072, answer=1024),
+        records="messages",
+        adapter=dict(rank=16, base="nf4"),
+    ),
+    # arXiv 1910.10683, section 3.1.2: 128 rows of 512 tokens, 2^18 steps, and a rate of 0.001 relative to a matrix's size.
+    "t5_11b_sft_v4": dict(
+        model=T5_11B,
+        topology="v4:4x4x4",
+        mesh=dict(fsdp=8, tensor=8),
+        lengths=dict(encoder=512, decoder=128),
+        rows=128,
+        tokens=2**18 * 128 * 512,
+        optimizer=dict(name="adafactor", learning_rate=3e-5, weight_decay=0.0, clip=None, schedule=CONSTANT),
+        recipe=dict(kind="finetune", how="text", length=512, answer=128),
+        records="pair",
+    ),
 }
 
 
