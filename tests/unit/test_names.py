@@ -11,7 +11,12 @@ ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`((?:lm|experiments|tpu)(?:\.\w+)+)(?:\(.*?\))?`")
 PATHS = re.compile(r"(?<![\w/])(?:lm|configs|experiments|tpu)/[\w/]+\.py\b")
 CODE = sorted(path for folder in ("lm", "configs", "experiments", "tpu") for path in (ROOT / folder).rglob("*.py"))
-FILES = [*CODE, *sorted((ROOT / "experiments").rglob("README.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+FILES = [
+    *CODE,
+    *sorted((ROOT / "experiments").rglob("README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+]
 
 
 def exists(name: str) -> bool:

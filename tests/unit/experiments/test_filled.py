@@ -66,7 +66,7 @@ def test_the_readmes_have_the_table_of_the_results_that_are_kept():
     here = ROOT / "experiments" / "objectives"
     text = objectives_run.table(json.loads((here / "results.json").read_text()))
     assert (here / "table.md").read_text() == text
-    for readme in (ROOT / "README.md", here / "README.md"):
+    for readme in (ROOT / "docs/objectives.md", here / "README.md"):
         part = re.search(r"<!-- objectives -->\n(.*)<!-- /objectives -->", readme.read_text(), re.S)
         assert part and part.group(1) == text, f"{readme} has another table: python -m experiments.objectives.run --table"
 

@@ -354,7 +354,7 @@ def test_a_withdrawn_study_gets_no_verdict(no_pictures, tmp_path):
 
 @pytest.mark.parametrize("folder", RAN, ids=lambda folder: folder.name)
 def test_what_is_withdrawn_is_so_wherever_it_is_read(folder):
-    """In the study's README and reports, on the page of relations, and in the main README."""
+    """In the study's README and reports, on the page of relations, and on the page of comparisons."""
     if not report.load(folder)[0].withdrawn:
         return
     for name in ("README.md", "report.md", "report.tex"):
@@ -362,4 +362,4 @@ def test_what_is_withdrawn_is_so_wherever_it_is_read(folder):
         assert "Withdrawn" in text[:1500] or name == "report.tex", name
         assert not re.search(r"reproduced|reversed|unresolved", text), f"{name} gives a verdict"
     assert f"- [{folder.name}]({folder.name}): " in (folder.parent / "README.md").read_text().partition("**Withdrawn.**")[2]
-    assert re.search(rf"`{folder.name}`[^.]* withdrawn", (folder.parent.parent / "README.md").read_text())
+    assert re.search(rf"`{folder.name}`[^.]* withdrawn", (folder.parent.parent / "docs/comparisons.md").read_text())

@@ -86,7 +86,8 @@ def repository(tmp_path):
     (tmp_path / "configs/pod.py").write_text(PODS)
     (tmp_path / "fake.py").write_text(FAKE)
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
-    (tmp_path / "README.md").write_text("before\n<!-- pods -->\nold\n<!-- /pods -->\nafter\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/pods.md").write_text("before\n<!-- pods -->\nold\n<!-- /pods -->\nafter\n")
     return tmp_path
 
 
@@ -126,15 +127,15 @@ def test_a_policy_has_a_row_for_each_of_its_programs(repository):
     assert second.startswith("| `small`, decode | 6.7 B | 8 (2 x v5e:2x2) | slice 2, fsdp 4 | 64 x 1 | 12.0 + 1.0 of 15.8 |")
 
 
-def test_the_readme_has_it_between_its_marks(repository):
+def test_the_page_has_it_between_its_marks(repository):
     update(repository, "small")
     text = (repository / "tpu/results/table.md").read_text()
-    assert (repository / "README.md").read_text() == f"before\n<!-- pods -->\n{text}<!-- /pods -->\nafter\n"
+    assert (repository / "docs/pods.md").read_text() == f"before\n<!-- pods -->\n{text}<!-- /pods -->\nafter\n"
     table.update(["small"], repository / "elsewhere", command=(sys.executable, "fake.py"), root=repository)
-    assert (repository / "README.md").read_text() == f"before\n<!-- pods -->\n{text}<!-- /pods -->\nafter\n"
-    (repository / "README.md").write_text("no marks\n")
+    assert (repository / "docs/pods.md").read_text() == f"before\n<!-- pods -->\n{text}<!-- /pods -->\nafter\n"
+    (repository / "docs/pods.md").write_text("no marks\n")
     update(repository, "small")
-    assert (repository / "README.md").read_text() == "no marks\n"
+    assert (repository / "docs/pods.md").read_text() == "no marks\n"
 
 
 def test_what_is_there_is_compiled_again_only_if_its_settings_changed(repository):

@@ -89,7 +89,7 @@ def test_the_kept_report_is_of_the_entry_as_it_stands_and_fits(name):
     assert report["made_of"] == table.made_of(load(name))
     for step in (report, *table.engine_steps(report)):
         assert step["fits"] and step["hbm"]["peak"] + step["hbm"].get("beside", 0) < step["hbm"]["capacity"]
-    assert f"`{name}`" in (FILE.parents[1] / "README.md").read_text()
+    assert f"`{name}`" in (FILE.parents[1] / "docs/pods.md").read_text()
 
 
 def test_what_does_not_divide_would_be_found():
