@@ -286,7 +286,7 @@ class HeldOutRewards:
         requests = [asking.request(prompt, greedy) for prompt in self.rows.prompts(index)]
         settings: dict[str, Any] = dict(slots=size, ends=asking.ends, prefix=self.rows.builder.prefix)
         engine = engine_for(requests, Transformer(run.model), _model(run, params), asking.tokenizer, **settings)
-        written = [asking.text(answer) for (answer,) in write(engine, requests, asking.calling)]
+        written = [asking.text(sample) for (sample,) in write(engine, requests, asking.calling)]
         every = {name: self.data.records(name, "holdout") for name in self.data.holdout}
         records = [every[name][number] for name, number in self.rows.records(index)]
         rewards, parts = self.graders(written, records)
