@@ -47,8 +47,8 @@ def test_a_name_that_is_gone_is_found():
 
 
 def hidden_names(source: str) -> list[str]:
-    """ "function: name" where a comprehension's variable has the name of a function, class or import of the module that the same
-    function uses: Python 3.12.0 and 3.12.1 then raise UnboundLocalError."""
+    """Each as "function: name": where a comprehension's variable has the name of a function, class or import of the module that
+    the same function uses. Python 3.12.0 and 3.12.1 raise UnboundLocalError there."""
     tree, found = ast.parse(source), []
     defined = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
