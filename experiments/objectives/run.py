@@ -4,8 +4,8 @@
   python -m experiments.objectives.run --table
 
 Runs the one-minute configs one after the other, each in its own process, those without results first; finished runs are not
-repeated. After each it writes `results.json`, `table.md`, and the tables in docs/objectives.md and this folder's README.md, so it can be
-stopped at any time. Run it on a quiet machine, because it measures seconds. `--table` only writes the tables, from
+repeated. After each it writes `results.json`, `table.md`, and the tables in docs/objectives.md and this folder's README.md, so
+it can be stopped at any time. Run it on a quiet machine, because it measures seconds. `--table` only writes the tables, from
 results.json.
 """
 

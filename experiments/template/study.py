@@ -5,7 +5,7 @@ from experiments.study import Cell, Gate, Metric, Relation, Study
 from lm import config
 
 
-def study(path: str = "*.md", seeds: int = 3, steps: int = 600) -> Study:
+def study(path: str = "**/README.md", seeds: int = 3, steps: int = 600) -> Study:
     data = small.text(path)
 
     def cell(label: str, architecture: str, objective: config.Objective) -> Cell:

@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from lm.config.ranges import Count, Decay, Layers, Name, Natural, NonNegative, Positive, PositiveShare, Range, Vocabulary
+from lm.config.ranges import (
+    Conflict,
+    Count,
+    Decay,
+    Layers,
+    Name,
+    Natural,
+    NonNegative,
+    Only,
+    Positive,
+    PositiveShare,
+    Range,
+    Vocabulary,
+)
 from lm.errors import UserError
 
 Weights = Literal["bfloat16", "int8", "int4"]  # in which a trained model's parameters may be kept (`lm.models.quantized`)
@@ -110,7 +123,10 @@ class Attention:
 
     def __post_init__(self) -> None:
         if self.kv_heads > 0 and self.num_heads % self.kv_heads:
-            raise UserError(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}: give a divisor")
+            raise Conflict(
+                f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}: give a divisor",
+                *("num_kv_heads", "num_heads"),
+            )
 
     @property
     def kv_heads(self) -> int:
@@ -194,9 +210,10 @@ class Stack:
         if not self.pattern or (unknown := sorted(set(self.pattern) - set(self.blocks))):
             raise UserError(f"pattern={self.pattern!r} names {', '.join(unknown)}, and the blocks are {known}: use only these")
         if self.scan and self.num_layers % len(self.pattern):
-            raise UserError(
+            raise Conflict(
                 f"num_layers={self.num_layers} is no multiple of the {len(self.pattern)} letters of pattern={self.pattern!r}, "
-                "which scan=True repeats: change one of them, or set scan=False"
+                "which scan=True repeats: change one of them, or set scan=False",
+                *("num_layers", "pattern", "scan"),
             )
         heads = {block.attention.num_heads for block in self.blocks.values()}
         if isinstance(self.position, (Buckets, Alibi)) and len(heads) > 1:
@@ -258,7 +275,8 @@ class Model:
     embed_init_std: NonNegative = 0.02  # of embedding tables at the start
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss are in float32
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters
-    kernel: Literal["plain", "splash"] = "plain"  # of attention: XLA on any device, or a TPU kernel that never stores [T, S]
+    # Of attention: XLA on any device, or a TPU kernel that never stores [T, S].
+    kernel: Annotated[Literal["plain", "splash"], Only("splash", "on TPUs alone")] = "plain"
 
     def __post_init__(self) -> None:
         if self.shared:
@@ -287,9 +305,10 @@ class Model:
     def _check_attention(self, where: str, attention: Attention, position: Position | None) -> None:
         """Refuses heads that do not divide the width, and an odd number of rotated dimensions."""
         if attention.head_dim is None and self.width % attention.num_heads:
-            raise UserError(
+            raise Conflict(
                 f"{where}.num_heads={attention.num_heads} does not divide width={self.width}: change one of them, or set "
-                "head_dim"
+                "head_dim",
+                *(f"{where}.num_heads", "width"),
             )
         rope = attention.rope or (position if isinstance(position, Rope) else None)
         size = attention.size(self.width)

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from lm.errors import UserError
+
 INT32 = 2**31 - 1  # steps, array sizes and indices are int32
 LARGEST, SMALLEST = 3.4028234e38, 1.1754944e-38  # of float32: larger numbers are infinity, smaller ones 0
 
@@ -49,6 +51,14 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Only:
+    """A choice that some machines alone take, which an error says beside the choice: `splash (on TPUs alone)`."""
+
+    choice: str
+    where: str
+
+
+@dataclass(frozen=True)
 class Text:
     """Texts of at least `least` characters that can be encoded in UTF-8, without zero bytes (no file name may have one)."""
 
@@ -66,6 +76,15 @@ class Text:
 
     def __str__(self) -> str:
         return f"a text of {self.least} or more characters"
+
+
+class Conflict(UserError):
+    """Fields of a section that do not go together, named by their dotted keys within it. `lm.config.resolve.load` adds which of
+    them a flag, the config file or nobody has set."""
+
+    def __init__(self, message: str, *fields: str) -> None:
+        super().__init__(message)
+        self.fields = fields
 
 
 def _shown(number: float) -> str:

@@ -20,18 +20,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from lm.config import Run, kind_of
-from lm.config.ranges import show
+from lm.config import Run, kind_of, suggest
+from lm.config.ranges import Conflict, Only, show
 from lm.errors import UserError, nearest
 from lm.untrusted import strict_json
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
+def union_members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of another type itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _dataclasses(hint: Any) -> list[type]:
-    return [m for m in _members(hint) if dataclasses.is_dataclass(m) and isinstance(m, type)]
+    return [m for m in union_members(hint) if dataclasses.is_dataclass(m) and isinstance(m, type)]
 
 
 @functools.cache
@@ -42,7 +43,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def build(hint: Any, value: Any, path: str = "config") -> Any:
     """Converts `value` (dicts, tuples, scalars) to the type `hint`; UserError names the dotted path of what is wrong."""
-    classes, members = _dataclasses(hint), _members(hint)
+    classes, members = _dataclasses(hint), union_members(hint)
     if value is None and types.NoneType in members:
         return None
     if classes:
@@ -58,9 +59,9 @@ def build(hint: Any, value: Any, path: str = "config") -> Any:
             raise UserError(f"{path} is {show(value)}; it must be a list, such as ('one', 'two') or ('one',)")
         return tuple(build(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     for member in members:
-        if typing.get_origin(member) is Literal:
-            return _choice(typing.get_args(member), value, path)
         kind, rules = _ruled(member)
+        if typing.get_origin(kind) is Literal:
+            return _choice(typing.get_args(kind), value, path, rules)
         if type(value) is kind or (kind is float and type(value) is int):
             for rule in rules:
                 if words := rule.wrong(value):
@@ -81,11 +82,14 @@ def _ruled(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint, getattr(hint, "__metadata__", ())
 
 
-def _choice(known: tuple[str, ...], value: Any, path: str) -> str:
+def _choice(known: tuple[str, ...], value: Any, path: str, only: tuple[Only, ...] = ()) -> str:
     if value is None and "none" in known:
         return "none"  # flags read this word as None
     if isinstance(value, str) and value in known:
         return value
+    if only:
+        known = tuple(next((f"{k} ({o.where})" for o in only if o.choice == k), k) for k in known)
+        raise UserError(f"{path} is {show(value)}; known: {', '.join(known)}")
     raise UserError(f"{path} is {show(value)}{nearest(str(value)[:100] if isinstance(value, str) else '', known)}")
 
 
@@ -101,7 +105,7 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
     hints, fields = _hints(cls), {f.name: f for f in dataclasses.fields(cls)}
     for key in given:
         if key not in fields:
-            raise UserError(f"unknown key {path}.{str(key)[:100]}{nearest(str(key)[:100], fields)}")
+            raise UserError(f"unknown key {path}.{str(key)[:100]}{suggest.key(cls, str(key)[:100], Run, path)}")
     for name, f in fields.items():
         if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}.{name} is missing; {cls.__name__} needs it")
@@ -112,6 +116,8 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
     }
     try:
         return cls(**values)
+    except Conflict as error:
+        raise Conflict(f"{path}: {error}", *(f"{path}.{field}" for field in error.fields)) from None
     except UserError as error:  # fields that do not go together; the message names them within the section
         raise UserError(f"{path}: {error}") from None
 
@@ -203,6 +209,9 @@ def load(file: str, overrides: Mapping[str, str] | None = None) -> Run:
         _override(tree, key, text)
     try:
         return build(Run, tree)
+    except Conflict as error:
+        keys = tuple(field.removeprefix("config.") for field in error.fields)
+        raise UserError(f"{error} ({suggest.origins(keys, overrides or {}, tree, str(path))})") from None
     except RecursionError:
         raise UserError(f"config file {path} is nested too deeply: a config has a dozen levels") from None
 
@@ -212,11 +221,12 @@ def _found(file: str) -> tuple[Path, str | None]:
     try:
         name, colon, argument = file.partition(":") if not Path(file).exists() else (file, "", "")
         path = Path(name)
+        if not path.is_file():
+            path = _of_the_library(name) or path
         if name and path.is_dir():
             raise UserError(f"--config={name} is a folder: give a file in it, such as {path / 'config.json'}")
         if not path.is_file():
-            offers = [p.stem for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-            raise UserError(f"no config file {name or show(name)}{nearest(path.stem, offers)}")
+            raise UserError(f"no config file {name or show(name)}{suggest.files(path)}")
     except (OSError, ValueError) as error:  # a name that is too long, or contains a zero byte
         raise UserError(f"no config file {show(file)}: {getattr(error, 'strerror', None) or error}; give another") from None
     if path.suffix not in (".py", ".json"):
@@ -224,6 +234,13 @@ def _found(file: str) -> tuple[Path, str | None]:
     if argument and path.suffix == ".json":
         raise UserError(f"config file {name} is JSON and takes no argument: leave out ':{argument}'")
     return path, argument if colon and argument else None
+
+
+def _of_the_library(name: str) -> Path | None:
+    """The config of this library with that name, in whatever folder a command runs: quickstart, life/sft, configs/pod.py."""
+    short, lm = name.removeprefix("configs/").removesuffix(".py"), Path(__file__).parents[1]
+    found = (folder / f"{short}.py" for folder in (lm / "configs", lm.parent / "configs"))  # of a wheel, of a checkout
+    return next((path for path in found if short and path.is_file()), None)
 
 
 def _read_json(path: Path) -> Any:

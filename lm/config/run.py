@@ -15,6 +15,7 @@ from lm.config.preference import Preference, Reward
 from lm.config.ranges import (
     INT32,
     Axis,
+    Conflict,
     Count,
     Decay,
     Every,
@@ -43,6 +44,20 @@ class Schedule:
     warmup: Natural | NonNegative = 100  # steps, or, below 1, a share of the run's steps
     final: Share = 0.1  # of the peak
     decay: Natural | None = None  # wsd: steps of the linear decay at the end; None: a fifth of the run
+
+    def phases(self, steps: int) -> tuple[int, int]:
+        """The steps of the warm-up and, of wsd, of the decay, in a run of so many. Conflict if they do not fit."""
+        warmup = min(round(self.warmup * steps) if self.warmup < 1 else int(self.warmup), steps)
+        rest = max(steps - warmup, 1)
+        decay = self.decay if self.decay is not None else min(steps // 5, rest)
+        if self.kind == "wsd" and steps and decay > rest:  # without steps there is no update
+            raise Conflict(
+                f"optimizer.schedule.decay={decay} does not fit the {rest} steps after the warm-up, of train.steps={steps}: "
+                f"give --config.optimizer.schedule.decay={rest} or less, None for a fifth of the run, more steps, or a shorter "
+                "warm-up",
+                *("train.steps", "optimizer.schedule.decay", "optimizer.schedule.warmup"),
+            )
+        return warmup, decay
 
 
 @dataclass(frozen=True)
@@ -172,6 +187,8 @@ class Log:
     samples: tuple[Words, ...] = ("The ",)  # prompts at each evaluation; "[MASK]" marks what the model fills in
     sample_tokens: Annotated[int, Range(0, 2**20)] = 64  # of each answer; 0: no samples
     temperature: NonNegative = 0.8  # of sampling; 0: the most likely token
+    # Also kept by these, whose own environment variables say where and in which project (default: lm).
+    trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,7 @@ class Run:
             raise UserError(
                 "an adapter is beside a model as it was saved: give that as train.init_from, without init_map or init_layers"
             )
+        self.optimizer.schedule.phases(self.train.steps)
         for name, source in self.data.sources.items():
             if isinstance(self.recipe, Pretrain) and source.format != "text":
                 raise UserError(

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -41,7 +42,6 @@ def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
     """Returns the task. Raises UserError if the config contradicts itself or does not fit the devices."""
     if not (run.model.encoder or run.model.decoder):
         raise UserError("model has neither an encoder nor a decoder: give one of them, or both")
-    optim.schedule(run.optimizer.schedule, run.optimizer.learning_rate, run.train.steps)
     if run.train.init_from is not None and not run.train.init_from.startswith("gs://"):
         paths.local(run.train.init_from, name="train.init_from")
     sharding.check_batch(run.train.batch_size, run.train.microbatches, mesh)
@@ -59,14 +59,24 @@ def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
 
 def check_memory(state: int, devices: list[Any]) -> None:
     """Raises UserError if the state takes more bytes per device than a device has. A step needs more than the state."""
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-    if devices[0].platform == "cpu":  # reports no limit; all CPU devices share the machine's memory
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    limit = capacity(devices)
     if limit is not None and state > limit:
         raise UserError(
             f"parameters, moments and averages take {state / 2**30:,.1f} GiB of a device, which has {limit / 2**30:,.1f} GiB: "
             "take a smaller model or vocabulary, or shard it over more devices (config.mesh.fsdp)"
         )
+
+
+def capacity(devices: list[Any]) -> int | None:
+    """Bytes that each of these devices has; None if that is unknown. CPU devices share the machine's memory, or what a
+    container may take of it."""
+    if devices[0].platform != "cpu":
+        return (devices[0].memory_stats() or {}).get("bytes_limit")
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        text = file.read_text("utf-8").strip() if file.is_file() else ""
+        limits += [int(text)] if text.isdecimal() else []
+    return min(limits) // len(devices)
 
 
 def computation(run: config.Run, task: Task, mesh: Mesh, lengths: Lengths, row: Any) -> Computation:

@@ -16,7 +16,7 @@ Kinds, in seconds of wall time:
     compile      the first step of each process
     prepare      everything before the first step: data, model, tracing
     checkpoint   saving, waiting for a save, restoring
-    evaluate     held-out evaluation, samples, baselines
+    evaluate     held-out evaluation, samples, baselines, report.html
     profile      starting and writing a trace
     down         from the last row of a process to the start of the next: killed, waiting for machines, or unlogged work
 """
@@ -27,7 +27,7 @@ from typing import Any
 Row = dict[str, Any]
 KINDS = ("productive", "lost", "data_wait", "compile", "prepare", "checkpoint", "evaluate", "profile", "down")
 # Kinds of `lm.training.loop.Clock` that have another name here. Its `train` is divided into productive and lost.
-NAMES = {"restore": "checkpoint", "sample": "evaluate", "baselines": "evaluate"}
+NAMES = {"restore": "checkpoint", "sample": "evaluate", "baselines": "evaluate", "report": "evaluate"}
 
 
 def account(rows: list[Row]) -> dict[str, Any]:
@@ -59,6 +59,21 @@ def account(rows: list[Row]) -> dict[str, Any]:
     share = seconds["productive"] / wall if wall else 0.0
     rounded = {kind: round(spent, 3) for kind, spent in seconds.items()}
     return {"starts": len(lives), "wall_seconds": round(wall, 3), "share": round(share, 4), "seconds": rounded}
+
+
+def elapsed(rows: list[Row]) -> list[tuple[int, float]]:
+    """(step, seconds of all processes until it was first reached) for each step of goodput.jsonl whose result was kept, without
+    the time in which no process ran. Both increase."""
+    reached: dict[int, float] = {}
+    spent = 0.0  # by the processes before
+    for life in _lives(rows):
+        if steps := [row for row in life if "step" in row]:
+            seconds = [spent + sum(max(0.0, s) for s in row["seconds"].values()) for row in steps]
+            reached = {step: at for step, at in reached.items() if step <= steps[0]["step"]}  # later ones ran again
+            for row, at in zip(steps, seconds, strict=True):
+                reached.setdefault(row["step"], at)
+            spent = seconds[-1]
+    return sorted(reached.items())
 
 
 def _lives(rows: list[Row]) -> list[list[Row]]:

@@ -1,5 +1,6 @@
 """Hooks, for all that is done now and then: each is called after every step with (steps done, state, metrics)."""
 
+import math
 import os
 import signal
 import time
@@ -13,11 +14,13 @@ from jax.experimental import multihost_utils
 
 from lm import config, flops, process
 from lm.checkpoint import Checkpoints
-from lm.errors import EXIT_PREEMPTED, Diverged, Stopped
+from lm.errors import EXIT_PREEMPTED, Diverged, Stopped, add_also
 from lm.training.display import Display
 from lm.training.loop import Clock
+from lm.training.report import write_report
 from lm.training.rundir import RunDir
 from lm.training.step import STEP_METRICS, counted
+from lm.training.trackers import Trackers
 from lm.types import TrainState
 
 
@@ -45,7 +48,7 @@ def due(step: int, every: int | None, last: int) -> bool:
 @dataclass
 class Log:
     """Writes the means of the loss and of the task's own metrics since its last row, speed and MFU, to metrics.jsonl,
-    TensorBoard and the display.
+    the trackers and the display.
 
     Raises Diverged if steps are skipped one after the other; the parameters are still those of the last good step.
     """
@@ -56,7 +59,7 @@ class Log:
     clock: Clock
     schedule: Callable[[int], Any]
     flops_per_step: float
-    writer: Any = None
+    trackers: Trackers = field(default_factory=Trackers)
     since: dict[str, list[Any]] = field(default_factory=dict)  # name -> values of each step since the last row
     last: tuple[int, float, int] | None = None  # step, seconds of training, tokens seen
 
@@ -104,11 +107,9 @@ class Log:
         return speed | ({"mfu": self.flops_per_step * steps / spent / peak / jax.device_count()} if peak else {})
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends a row of numbers to metrics.jsonl and TensorBoard."""
+        """Appends a row of numbers to metrics.jsonl, and gives it to the trackers."""
         self.rundir.append("metrics.jsonl", row)
-        if self.writer is not None:
-            for name, value in row.items():
-                self.writer.add_scalar(name, value, row["step"])
+        self.trackers.figures(row["step"], row)
 
 
 @dataclass
@@ -135,6 +136,7 @@ class Evaluate:
             texts = self.sample(params)
         for text in texts:
             self.log.rundir.append("samples.jsonl", {"step": step} | text)
+        self.log.trackers.samples(step, texts)
 
     def evaluate(self, step: int, state: TrainState) -> Any:
         """Sets `latest` to the figures of all evaluators, and returns the parameters that they are of."""
@@ -191,6 +193,37 @@ class Goodput:
         row = {"event": event, "time": time.time(), "step": self.at, "seconds": self.clock.seconds()}
         self.rundir.append("goodput.jsonl", row)
         self.rundir.publish()
+
+
+@dataclass
+class Report:
+    """Writes report.html after an evaluation, so that a run can be watched: at the first one, and then at most every `pause`
+    seconds. The last step's is left to the end of the run."""
+
+    c: config.Run
+    rundir: RunDir
+    clock: Clock
+    evaluate: Evaluate
+    quiet: bool
+    pause: float = 60.0
+    last: float = -math.inf
+
+    def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
+        new = self.evaluate.at == step < self.c.train.steps
+        if new and not self.quiet and time.monotonic() - self.last >= self.pause:
+            with self.clock("report"):
+                write_report(self.rundir.path)
+            self.last = time.monotonic()
+
+    def ended(self, error: BaseException) -> None:
+        """Writes that the run was stopped, or diverged. A failure is added to `error`, which it must not hide."""
+        if self.quiet or not isinstance(error, (Stopped, Diverged)):
+            return
+        try:
+            with self.clock("report"):
+                write_report(self.rundir.path, ended=str(error))
+        except Exception as also:
+            add_also(error, f"report.html was not written: {also}")
 
 
 @dataclass

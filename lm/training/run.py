@@ -11,8 +11,8 @@ from lm.checkpoint import Checkpoints
 from lm.config import resolve
 from lm.data.loader import Position
 from lm.errors import add_also
-from lm.training import adapted, hooks, loop, resume
-from lm.training.assembly import assemble, bytes_a_device
+from lm.training import adapted, fit, hooks, loop, resume, trackers
+from lm.training.assembly import assemble
 from lm.training.display import Display, parameter_table
 from lm.training.goodput import account
 from lm.training.ledger import SAMPLE, left_out, of_a_row, parameters
@@ -42,7 +42,8 @@ def train(
     rundir = RunDir(workdir)
     try:
         quiet = quiet or not rundir.writes
-        return _train(run, recipe, rundir, allow_changes=allow_changes, quiet=quiet, profile=profile)
+        with fit.in_a_line():
+            return _train(run, recipe, rundir, allow_changes=allow_changes, quiet=quiet, profile=profile)
     finally:
         rundir.close()
 
@@ -50,6 +51,7 @@ def train(
 def _train(
     run: config.Run, recipe: Recipe, rundir: RunDir, *, allow_changes: bool, quiet: bool, profile: range | None
 ) -> dict[str, Any]:
+    trackers.check(run.log)
     clock = Clock()
     goodput = hooks.Goodput(run, rundir, clock)
     with clock("prepare"):
@@ -64,17 +66,18 @@ def _train(
     if start.step:
         display.say(f"going on from step {start.step} in {rundir.home}")
 
-    writer = _tensorboard(rundir, run)
-    log = hooks.Log(run, rundir, display, clock, parts.schedule, parts.flops_per_step, writer, start.pending)
+    kept = trackers.start(run, rundir.path, start.step) if rundir.writes else trackers.Trackers()
+    log = hooks.Log(run, rundir, display, clock, parts.schedule, parts.flops_per_step, kept, start.pending)
     view = adapted.View(parts, start.frozen)
     sample = lambda params: recipe.samples(view.parts, view.params(params), view.frozen)
     evaluate = hooks.Evaluate(run, [view.evaluator(e) for e in recipe.evaluators(view.parts, view.frozen)], sample, log)
     save = hooks.Save(run, checkpoints, evaluate, clock, start.position.after)
+    report = hooks.Report(run, rundir, clock, evaluate, quiet)
     tracing, stop = hooks.Profile(rundir, clock, profile), hooks.StopOnSignal(save)
     goodput.now(at=start.step)
     before = counted(np.asarray(start.state.seen))[0]
     try:
-        every = [log, evaluate, save, goodput, tracing, stop]
+        every = [log, evaluate, save, goodput, report, tracing, stop]
         state = _steps(view, recipe, start, every, display, clock)
         stop.restore()  # no step is left after which a signal could stop the run
         hooks.check_progress(run.train, int(state.step), int(state.skipped_in_a_row))
@@ -86,13 +89,14 @@ def _train(
             checkpoints.wait()
     except BaseException as error:
         _finish_saving(checkpoints, error)
+        report.ended(error)
+        kept.close(finished=False)
         raise
     finally:
         stop.restore()
         tracing.close()
         goodput.now()
-        if writer is not None:
-            writer.close()
+    kept.close(finished=True)
     with clock("baselines"):
         baselines = recipe.baselines(parts) if rundir.writes else None
     goodput.now("done")
@@ -101,7 +105,7 @@ def _train(
     checkpoints.close()
     rundir.write_json("summary.json", summary)
     if not quiet:
-        display.results(summary, rundir, write_report(rundir, summary))
+        display.results(summary, rundir, write_report(rundir.path, summary))
     return summary
 
 
@@ -113,7 +117,8 @@ def _steps(
     if recipe.reads_params:
         source = view.source(source)
     with sharding.use(parts.mesh), display.bar:
-        return loop.run(start.state, parts.step, source, every, steps=steps, frozen=start.frozen, clock=clock)
+        step = fit.FittedStep(parts, recipe, display.say)
+        return loop.run(start.state, step, source, every, steps=steps, frozen=start.frozen, clock=clock)
 
 
 def _finish_saving(checkpoints: Checkpoints, error: BaseException) -> None:
@@ -132,16 +137,6 @@ def _record(parts: Parts, rundir: RunDir, first: int) -> None:
     rundir.write_json("config.json", resolve.to_dict(parts.run))
     facts = dict(data_fingerprint=parts.data.fingerprint, tokenizer_fingerprint=parts.data.tokenizer.fingerprint)
     rundir.write_json("manifest.json", manifest(parts.run, **facts, mesh=parts.mesh))
-
-
-def _tensorboard(rundir: RunDir, run: config.Run) -> Any:
-    if not run.log.tensorboard or not rundir.writes:
-        return None
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(rundir.path / "tensorboard"))
 
 
 def _summary(
@@ -173,16 +168,8 @@ def dry_run(run: config.Run, recipe: Recipe) -> str:
     writes only the data cache."""
     run = adapted.complete(recipe.complete(run, None), recipe, None)
     parts = assemble(run, recipe)
-    memory = parts.lower().compile().memory_analysis()
-    report = {
-        "state, bytes a device": bytes_a_device((parts.plan.targets(), parts.frozen)),
-        **({} if parts.frozen is None else {"of it frozen, and in no checkpoint": bytes_a_device(parts.frozen)}),
-        "temporaries, bytes a device (XLA)": memory.temp_size_in_bytes,
-        "batch, bytes a device": bytes_a_device(parts.batch),
-    }
-    lines = [f"{v:>14,}  {k}" for k, v in report.items()]
     replicated = [
         f"replicated on every device: {name}"
         for name in sharding.replicated_params(parts.plan.abstract.params, parts.plan.shardings.params, parts.mesh)
     ]
-    return "\n".join([resolve.to_json(run), parameter_table(parts), *lines, *replicated])
+    return "\n".join([resolve.to_json(run), parameter_table(parts), *replicated, fit.report(parts, recipe)])

@@ -134,7 +134,7 @@ def test_config_file_that_is_not_there(capsys):
     from lm.train import main
 
     assert main(["--config=configs/quickstrat.py", "--workdir=x"]) == 2
-    assert "no config file configs/quickstrat.py; did you mean 'quickstart'?" in capsys.readouterr().err
+    assert "no config file configs/quickstrat.py; did you mean 'configs/quickstart.py'?" in capsys.readouterr().err
 
 
 def test_no_disk_space_before_a_byte_is_written(train, tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from lm.training import fit
+from lm.training.assembly import assemble
 from lm.training.run import dry_run, train
 from tests.toy import Toy, run
 
@@ -29,6 +31,11 @@ def test_a_run_with_a_source_of_step_and_state_resumes_to_the_bit(tmp_path):
 
 
 def test_a_dry_run_counts_what_is_frozen():
-    state = int(dry_run(run(), Toy()).split("  state, bytes a device")[0].splitlines()[-1].replace(",", ""))
+    assert "0.000  frozen, and in no checkpoint" in dry_run(run(), Toy())
+    parts = assemble(run(), Toy())
+    needs = fit.needs(parts, parts.lower())
     parameters, counters = 4 * 64, 4 * 7 + 4  # step, skipped, in a row, four of tokens; Adam's own count
-    assert state == 5 * parameters + counters + 4, "parameters, their average, two moments, and the teacher"
+    found = [
+        needs.kinds[kind] for kind in ("parameters", "optimizer and the rest of the state", "frozen, and in no checkpoint")
+    ]
+    assert found == [parameters, 3 * parameters + counters + 4, parameters], "an average, two moments, and the teacher"

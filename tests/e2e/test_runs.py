@@ -68,6 +68,6 @@ def test_dry_run_writes_nothing(flags, tmp_path, capsys):
 
     assert main([*flags(), "--dry_run", f"--workdir={tmp_path / 'run'}"]) == 0
     out = capsys.readouterr().out
-    for words in ("parameters", "model FLOPs a step", "temporaries, bytes a device", '"learning_rate": 0.01'):
+    for words in ("parameters", "model FLOPs a step", "memory of a step, GiB on a device", "it fits", '"learning_rate": 0.01'):
         assert words in out
     assert not (tmp_path / "run").exists()

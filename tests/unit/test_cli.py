@@ -24,6 +24,7 @@ COMMANDS = {  # module -> words that its parser takes
     "lm.ask": ["--from=D", "--file=F", "--summary"],
     "lm.chat": ["--from=D"],
     "lm.convert": ["families"],
+    "lm.report": ["D"],
     "experiments.run": ["scaling"],
     "experiments.report": ["D"],
     "experiments.code.run": ["--from=D"],

@@ -18,6 +18,8 @@ MAY = {
     "config": {"errors", "untrusted", "config"},
     "types": {"errors"},
     "startup": {"errors", "paths"},
+    "completion": {"errors", "cli", "config"},
+    "__main__": {"errors", "cli", "completion"},
     "moved": {"errors"},
     "process": {"errors", "redact"},
     "distributed": {"errors", "process"},
@@ -46,6 +48,7 @@ MAY = {
     "objectives": CORE | {"objectives"},
     "data": DATA,
     "training": TRAINING,
+    "report": {"errors", "cli", "training"},
     "evaluation": TRAINING | {"generation", "evaluation", "startup"},
     "recipes": TRAINING | {"generation", "integrity", "evaluation", "startup", "recipes"},
 }

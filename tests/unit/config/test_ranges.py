@@ -46,6 +46,8 @@ def rules(hint) -> list[tuple[type, Range | Text | None]]:
     """The scalars that a field takes, each with its rule; None where there is none. Sections are not followed."""
     if typing.get_origin(hint) is Annotated:
         kind, *given = typing.get_args(hint)
+        if typing.get_origin(kind) is Literal:
+            return []
         return [(kind, rule) for rule in given]
     if typing.get_origin(hint) is Literal or dataclasses.is_dataclass(hint) or hint in (bool, type(None), ...):
         return []
@@ -96,6 +98,8 @@ def test_the_ends_of_a_range_are_taken(name, field, hint):
             ends = [rule.low] * (not rule.above) + [rule.high] * (not rule.below) + [*rule.also]
             for value in ends:
                 assert resolve.build(hint, as_field_takes(hint, kind(value)), "x") == as_field_takes(hint, kind(value))
+    if typing.get_origin(hint) is Annotated and typing.get_origin(typing.get_args(hint)[0]) is Literal:
+        hint = typing.get_args(hint)[0]  # with a note on one of the choices
     if typing.get_origin(hint) is Literal:
         for value in [*typing.get_args(hint)[0:1], "no such choice", None, 3, ["list"]]:
             if value == typing.get_args(hint)[0] or (value is None and "none" in typing.get_args(hint)):

@@ -192,7 +192,7 @@ def test_bad_overrides(file, overrides, words):
 
 
 def test_bad_files(file, tmp_path):
-    with pytest.raises(UserError, match="no config file .*smal.py; did you mean 'small'"):
+    with pytest.raises(UserError, match="no config file .*smal.py; did you mean '.*small.py'"):
         load(str(tmp_path / "smal.py"))
     with pytest.raises(UserError, match="no config file nowhere/x.py"):
         load("nowhere/x.py")

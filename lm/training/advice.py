@@ -1,13 +1,17 @@
-"""Searches for the cheapest change of a config that fits the memory of its devices. No jax.
+"""Searches for the cheapest change of a config that fits the memory of its devices, here and ahead of time (`tpu.aot`). No jax.
 
 Compiling is slow, so candidates are pruned by what is known without it: the size of their state, and the memory that earlier
 candidates needed.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from lm import config
+from lm.config import resolve
 
 TRIES = 8  # candidates that are compiled
 # Estimated factors on the time of a step, by which candidates are sorted. Full remat runs the forward pass twice (4 passes
@@ -15,6 +19,8 @@ TRIES = 8  # candidates that are compiled
 REMAT = {"none": 1.0, "dots": 1.1, "full": 4 / 3}
 COST = {"microbatches": 1.04, "fsdp": 1.02, "tensor": 1.15, "sequence": 1.2}  # for each doubling
 MOST = 6  # doublings of the number of microbatches
+HALVINGS = 5  # of the batch, and of the length of rows
+SHORTEST = 32  # tokens of a row
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,10 @@ def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, rema
     """All sensible changes of remat, microbatches and mesh, cheapest first.
 
     mesh: axis -> size.
-    remat: config key -> policy of each stack, {"model.decoder.remat": "none"}.
+    remat: config key -> policy of each stack, {"model.decoder.remat": "none"}; {} where it cannot be changed.
     """
     found = []
-    least = max(REMAT[r] for r in remat.values())
+    least = max((REMAT[r] for r in remat.values()), default=REMAT["full"])
     for sizes, moved in _meshes(mesh):
         rows = math.prod(sizes[a] for a in ("slice", "data", "fsdp", "expert"))
         for policy in (r for r in REMAT if REMAT[r] >= least):
@@ -55,7 +61,7 @@ def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, rema
                 parts = microbatches * 2**doublings
                 if batch_size % (parts * rows):
                     break
-                changes = {f"mesh.{axis}": n for axis, n in sizes.items() if n != mesh[axis]}
+                changes: dict[str, Any] = {f"mesh.{axis}": n for axis, n in sizes.items() if n != mesh[axis]}
                 changes |= {"train.microbatches": parts} if doublings else {}
                 changes |= {key: policy for key, now in remat.items() if now != policy}
                 slowdown = REMAT[policy] / least * COST["microbatches"] ** doublings
@@ -64,6 +70,33 @@ def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, rema
                 if changes:
                     found.append(Candidate(changes, slowdown, policy, load))
     return sorted(found, key=lambda c: (c.slowdown, len(c.changes)))
+
+
+def smaller(
+    batch_size: int, microbatches: int, remat: Mapping[str, str], rows: int, lengths: Mapping[str, int]
+) -> list[Candidate]:
+    """Changes of what is learned, for where none of `candidates` fits: fewer rows, then shorter ones too, nearest first.
+
+    rows: how many devices split a batch's rows.
+    lengths: config key -> tokens of a row, {"data.decoder_length": 1024}.
+    """
+    found = []
+    whole = {key: "full" for key, now in remat.items() if now != "full"}
+    for halvings in range(1, HALVINGS + 1):
+        size = batch_size // 2**halvings // rows * rows
+        parts = math.gcd(size, microbatches) if size else 0
+        if size and size % (parts * rows) == 0:
+            changes = {"train.batch_size": size} | ({"train.microbatches": parts} if parts != microbatches else {})
+            found.append(Candidate(changes | whole, 2.0**halvings, "full", size / (rows * parts)))
+    parts = math.gcd(batch_size // rows, 2**MOST * microbatches)
+    for halvings in range(1, HALVINGS + 1):
+        short = {key: length >> halvings for key, length in lengths.items()}
+        if not short or min(short.values()) < SHORTEST:
+            break
+        changes = short | ({"train.microbatches": parts} if parts != microbatches else {})
+        load = batch_size / (rows * parts) / 4**halvings  # attention weights shrink with the square of the length
+        found.append(Candidate(changes | whole, 64.0 * 2**halvings, "full", load))
+    return found
 
 
 def _meshes(mesh: Mapping[str, int]) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
@@ -128,3 +161,37 @@ def search(
             return c
         failed.append((c.remat, c.load, outcome))
     return None
+
+
+def remat_of(run: config.Run) -> dict[str, str]:
+    """Config key -> remat policy of each stack: {"model.decoder.remat": "full"}."""
+    stacks = {name: getattr(run.model, name) for name in ("encoder", "decoder")}
+    return {f"model.{name}.remat": stack.remat for name, stack in stacks.items() if stack is not None}
+
+
+def changed(run: config.Run, changes: Mapping[str, Any]) -> config.Run:
+    """The run with `changes`, {dotted config key: value}, applied."""
+    tree = resolve.to_dict(run)
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        below = tree
+        for section in sections:
+            below = below[section]
+        below[last] = value
+    return resolve.build(config.Run, tree)
+
+
+def out_of_memory(message: str) -> tuple[float, float] | None:
+    """(needed, available) bytes per device, parsed from XLA's error; None for another error. What it calls temporaries includes
+    the arguments.
+
+    "... required for HLO temporaries (60.84G) exceeds available HBM (15.75G)", or "Used 18.10G of 15.75G hbm"
+    """
+    number = r"([\d.]+)([KMGT]?)"
+    found = re.search(rf"\({number}\) exceeds available HBM \({number}\)", message)
+    found = found or re.search(rf"Used {number} of {number} hbm", message)
+    if not found:
+        return None
+    needed, unit, available, other = found.groups()
+    factor = lambda letter: 1024 ** (" KMGT".index(letter) if letter else 0)
+    return float(needed) * factor(unit), float(available) * factor(other)

@@ -1,6 +1,6 @@
 """The search for a config that fits, with a simulated memory: the state, and activations per row."""
 
-from tpu.advice import Outcome, candidates, search
+from lm.training.advice import Outcome, candidates, search
 
 MESH = {"slice": 1, "data": 4, "fsdp": 2, "sequence": 1, "expert": 1, "tensor": 1}
 KEPT = {"none": 100.0, "dots": 40.0, "full": 5.0}  # activations per row of a microbatch

@@ -1,0 +1,134 @@
+"""Runs side by side: which files are read, and where their points are on each axis."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from lm import report as command
+from lm.errors import UserError
+from lm.training import report_runs
+from lm.training.goodput import account, elapsed
+
+HISTORY = [  # killed after step 60, of which steps 41 to 60 run again from the checkpoint at 40
+    {"event": "start", "time": 0.0},
+    {"event": "step", "time": 10.0, "step": 0, "seconds": {"prepare": 10.0}},
+    {"event": "step", "time": 50.0, "step": 40, "seconds": {"prepare": 10.0, "train": 40.0}},
+    {"event": "step", "time": 70.0, "step": 60, "seconds": {"prepare": 10.0, "train": 60.0}},
+    {"event": "start", "time": 1000.0},
+    {"event": "step", "time": 1005.0, "step": 40, "seconds": {"restore": 5.0}},
+    {"event": "step", "time": 1035.0, "step": 60, "seconds": {"restore": 5.0, "train": 30.0}},
+    {"event": "done", "time": 1050.0, "step": 60, "seconds": {"restore": 5.0, "train": 30.0, "baselines": 15.0}},
+]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Writes the files of a run of 60 steps, in a folder of this name."""
+
+    def write(name, *, rate=0.01, data="d", tokenizer="t", finished=True, loss=2.0):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        rows = [{"step": s, "loss": loss, "tokens_seen": 100 * s} for s in (20, 40, 60)] + [{"step": 60, "heldout/loss": loss}]
+        config = {"train": {"steps": 60}, "optimizer": {"learning_rate": rate}}
+        samples = [{"step": s, "prompt": "p", "text": f"<{s}>"} for s in (30, 60)]
+        for log, lines in (("metrics", rows), ("goodput", HISTORY), ("samples", samples)):
+            (folder / f"{log}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+        facts = {"data_fingerprint": data, "tokenizer_fingerprint": tokenizer, "git": {"commit": "c0ffee" * 6}}
+        summary = {"step": 60, "tokens_seen": 6000, "model_flops": 3e9, "heldout": {"loss": loss}, "baselines": None}
+        files = {"config": config, "manifest": facts, "summary": summary | {"goodput": account(HISTORY)}}
+        for file, tree in files.items():
+            if finished or file != "summary":
+                (folder / f"{file}.json").write_text(json.dumps(tree), encoding="utf-8")
+        return folder
+
+    return write
+
+
+def compared(tmp_path, *folders):
+    return report_runs.write_comparison(folders, tmp_path / "out.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    monkeypatch.setattr(report_runs, "_curves", lambda runs: [])
+
+
+def test_elapsed_time_counts_what_ran_again_and_not_the_time_between_processes():
+    assert elapsed(HISTORY) == [(0, 10.0), (40, 50.0), (60, 105.0)]
+    assert elapsed(HISTORY[:4]) == [(0, 10.0), (40, 50.0), (60, 70.0)] and elapsed([]) == []
+
+
+def test_steps_are_placed_on_each_axis(make):
+    run = report_runs.opened(make("a"))[1]
+    at = {axis: run.along(axis, [10, 40, 60]) for axis in report_runs.AXES}
+    np.testing.assert_allclose(at["step"], [10, 40, 60])
+    np.testing.assert_allclose(at["tokens read"], [1000, 4000, 6000])
+    np.testing.assert_allclose(at["model FLOPs"], [5e8, 2e9, 3e9])
+    np.testing.assert_allclose(at["seconds of wall time"], [20, 50, 105])
+    assert report_runs.opened(make("b", finished=False))[1].along("model FLOPs", [10]) is None
+
+
+def test_results_and_differences_stand_side_by_side(make, tmp_path, undrawn):
+    text = compared(tmp_path, make("a"), make("b", rate=0.5, loss=1.5))
+    assert "<tr><th>held-out loss<td class=r>2.000<td class=r>1.500<td class=unit>nats" in text
+    assert "<tr><th>model_flops<td class=r>3.000e+09<td class=r>3.000e+09<td class=unit>FLOPs" in text
+    assert (
+        "<th>wall time<td class=r>1,050<td class=r>1,050<td class=unit>s" in text and "<th>commit<td>c0ffeec0ffee<td>" in text
+    )
+    assert "<tr><th>optimizer.learning_rate<td>0.01<td>0.5<td class=unit>" in text and "train.steps" not in text
+    assert text.count("&lt;60&gt;") == 2 and "&lt;30&gt;" not in text, "the latest samples"
+    assert "different data" not in text and "Not finished" not in text
+    assert "All configs are equal" in compared(tmp_path, make("c"), make("d"))
+
+
+def test_what_cannot_be_compared_is_said(make, tmp_path, undrawn):
+    text = compared(tmp_path, make("a"), make("b", data="e"), make("<c>", tokenizer="u", finished=False))
+    assert "different data" in text and "different tokenizers: compare bits per byte" in text
+    assert "Not finished, so without FLOPs and baselines: &lt;c&gt;." in text and "at step 60 of 60" in text
+
+
+def test_runs_are_named_by_what_differs(make, tmp_path):
+    assert report_runs.named([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert report_runs.named([tmp_path / "a/run", tmp_path / "b/run"]) == ["a/run", "b/run"]
+    with pytest.raises(UserError, match="given twice"):
+        report_runs.named([tmp_path / "a", tmp_path / "a"])
+
+
+def test_each_measure_has_four_axes_with_a_curve_for_each_run(make, monkeypatch):
+    pytest.importorskip("matplotlib")
+    seen = {}
+    monkeypatch.setattr(report_runs, "image", lambda figure, title: seen.setdefault(title, figure) and "")
+    folders = [make("a"), make("_$b$"), make("c", finished=False)]
+    report_runs._curves({f.name: report_runs.opened(f)[1] for f in folders})
+    assert list(seen) == ["training loss", "held-out loss"]
+    for figure in seen.values():
+        assert [axis.get_xlabel() for axis in figure.axes] == list(report_runs.AXES)
+        assert [len(axis.lines) for axis in figure.axes] == [3, 3, 2, 3], "FLOPs are known of the finished ones"
+        labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert labels == [" a", r" _\$b\$", " c"] and figure.axes[0].get_ylabel().endswith("loss (nats)")
+
+
+def test_the_command_writes_one_file_that_needs_no_other(make, tmp_path, capsys):
+    out = tmp_path / "all.html"
+    assert command.main([str(make("a")), str(make("b")), f"--out={out}"]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert capsys.readouterr().out == f"{out}\n"
+    assert not [link for link in re.findall(r"(?:src|href)=\"?([^\"\s>]+)", text) if not link.startswith("data:")]
+
+
+def test_mistakes_are_one_line(make, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    run = make("a")
+    for words, said in (
+        ([tmp_path / "empty"], "has no config.json: give the --workdir of a run"),
+        ([tmp_path / "nothing"], "has no config.json"),
+        (["gs://bucket/run"], "is a URL, and a local folder is needed"),
+        ([run, run], "a run is given twice"),
+        ([run, f"--out={tmp_path}"], "is no name for a file"),
+        ([run, f"--out={tmp_path}/none/out.html"], "is no name for a file"),
+    ):
+        assert command.main([str(word) for word in words]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and said in err and err.count("\n") == 1, err
