@@ -5,6 +5,11 @@
                                            -> model.json, params/ (Orbax), hf/
   python -m lm.convert to_hf SRC DST       a converted model, or a run's workdir
                                            -> config.json, safetensors
+                                           with tokenizer and a model card
+  python -m lm.convert push SRC DST --repository=NAMESPACE/NAME
+                                           the same for the hub: says how it
+                                           is uploaded, and sends nothing
+  python -m lm.convert to_gguf SRC DST     one of LLaMA's kind -> a .gguf file
   python -m lm.convert merge SRC DST       a run with adapters -> one model
   python -m lm.convert from_peft SRC DST --base=BASE
                                            an adapter of the library peft, in
@@ -27,6 +32,8 @@ __path__: list[str] = []  # imports of submodules that it had as a package reach
 HELP = {
     "from_hf": "imports a Hugging Face checkpoint, or a GGUF file",
     "to_hf": "exports a converted model or a run",
+    "push": "prepares a folder for the hub, and sends nothing",
+    "to_gguf": "exports a model like LLaMA as a GGUF file",
     "merge": "adds a run's adapters to their base",
     "from_peft": "adds an adapter of peft to its base",
     "to_peft": "exports a run's adapters for peft",
@@ -64,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _do(flags: argparse.Namespace) -> None:
-    from lm.conversion import adapters, families, folders, merge
+    from lm.conversion import adapters, families, folders, gguf_writer, merge, push
 
     if flags.command == "families":
         print("\n".join(sorted(families.FAMILIES)))
@@ -79,6 +86,11 @@ def _do(flags: argparse.Namespace) -> None:
     elif flags.command == "from_hf":
         options = {name: getattr(flags, name) for name in ("dtype", "scan", "allow_pickle", "drop")}
         print(folders.from_hf(flags.source, flags.target, **options))
+    elif flags.command == "to_gguf":
+        print(gguf_writer.to_gguf(flags.source, flags.target))
+    elif flags.command == "push":
+        options = {name: getattr(flags, name) for name in ("repository", "licence", "family", "shard_gb")}
+        print(push.push(flags.source, flags.target, **options))
     else:
         print(folders.to_hf(flags.source, flags.target, family=flags.family, shard_gb=flags.shard_gb))
 
@@ -91,7 +103,7 @@ def numbers(text: str) -> list[float]:
 def parser() -> cli.Parser:
     p = cli.parser("lm.convert", __doc__)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in ("from_hf", "to_hf"):
+    for name in ("from_hf", "to_hf", "push"):
         command = commands.add_parser(name, help=HELP[name], description=HELP[name])
         command.add_argument("source", metavar="SRC")
         command.add_argument("target", metavar="DST", help="a new folder")
@@ -105,12 +117,18 @@ def parser() -> cli.Parser:
         else:
             command.add_argument("--family", help="model_type to write; default: the first that can express the model")
             command.add_argument("--shard_gb", type=float, default=5.0, help="largest file, GB (default 5)")
+        if name == "push":
+            command.add_argument("--repository", metavar="NAMESPACE/NAME", required=True, help="its name on the hub")
+            command.add_argument("--license", dest="licence", metavar="NAME", help="for the card, such as apache-2.0")
     command = commands.add_parser("average", help=HELP["average"], description=AVERAGE)
     command.add_argument("sources", metavar="SRC", nargs="+", help="runs or converted models, of one shape")
     command.add_argument("target", metavar="DST", help="a new folder, which every command opens")
     command.add_argument("--weights", type=numbers, metavar="W,W", help="of each SRC (default: all 1)")
     command.add_argument("--base", metavar="FOLDER", help="add to this model the weighted differences of each SRC from it")
     command.add_argument("--last", type=int, metavar="N", help="average the last N checkpoints of the run SRC")
+    command = commands.add_parser("to_gguf", help=HELP["to_gguf"], description=HELP["to_gguf"])
+    command.add_argument("source", metavar="SRC")
+    command.add_argument("target", metavar="DST", help="a new file, NAME.gguf")
     for name in ("merge", "from_peft", "to_peft"):
         command = commands.add_parser(name, help=HELP[name], description=HELP[name])
         command.add_argument("source", metavar="SRC")

@@ -1,5 +1,6 @@
 """Converts folders from and to Hugging Face's format, for `python -m lm.convert`."""
 
+import json
 import resource
 import sys
 import tempfile
@@ -15,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from lm import atomic, checkpoint, paths, saved, untrusted
-from lm.conversion import check_family, files, gguf_files, read, write
+from lm.conversion import card, check_family, files, gguf_files, read, tokenizer_files, write
 from lm.data import chat, tokenizer_check
 from lm.errors import UserError, printable
 
+ATTRIBUTES = "".join(f"{name} filter=lfs diff=lfs merge=lfs -text\n" for name in ("*.safetensors", "*.model", "tokenizer.json"))
 KEPT = ("architectures", "id2label", "label2id", "problem_type")  # in a classifier's config.json: the meaning of its outputs
 
 
@@ -51,8 +53,20 @@ def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, al
     return summary(imported.params, f"{imported.family}, {imported.model.param_dtype}", carried, new, start)
 
 
-def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> str:
-    """Converts a run's workdir or a converted model to a Hugging Face folder. Returns a one-line summary."""
+def to_hf(
+    given: str,
+    target: str,
+    *,
+    family: str | None,
+    shard_gb: float,
+    repository: str | None = None,
+    licence: str | None = None,
+) -> str:
+    """Converts a run's workdir or a converted model to a Hugging Face folder. Returns a one-line summary.
+
+    repository: of the hub, for which the folder is made; None: it is loaded as a folder
+    licence: what the card names
+    """
     start, new = time.perf_counter(), paths.local(target, name="the target")
     shard = shard_gb * 1e9
     if not 1 <= shard < float("inf"):
@@ -63,7 +77,7 @@ def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> st
         folder = stack.enter_context(atomic.new_folder(new))
         source = saved.open(given, name="SRC")
         params = source.params()
-        if has_hf := (source.folder / "hf").exists():
+        if (source.folder / "hf").exists():
             saved.check_files(source.folder, "hf")
         kept = stack.enter_context(local(source.folder / "hf"))
         also = untrusted.read_json(kept, "config.json") if untrusted.has(kept, "config.json") else {}
@@ -71,15 +85,27 @@ def to_hf(given: str, target: str, *, family: str | None, shard_gb: float) -> st
             check_family(family, f"model_type of {kept / 'config.json'}")
         with _bar("writing") as progress:
             also = {k: v for k, v in also.items() if k.endswith("token_id") or k in KEPT}
+            also |= (ids := tokenizer_files.token_ids(source))
             kind = write(source.model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)
         carried = files.carry(kept, folder)
-        if not has_hf and (proto := source.tokenizer_bytes()):
-            carried.append("tokenizer.json" if proto.lstrip()[:1] == b"{" else "tokenizer.model")
-            (folder / carried[-1]).write_bytes(proto)
-            for name, data in chat.files(source).items():
-                carried.append(name)
-                (folder / name).write_bytes(data)
+        carried += [name for name in _tokenizer(source, folder, ids) if name not in carried]
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        settings = untrusted.read_json(folder, "config.json")
+        text = card.written(source, settings, count, name=repository or new.name, licence=licence)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        if repository:
+            (folder / ".gitattributes").write_text(ATTRIBUTES, encoding="utf-8")
     return summary(params, kind, carried, new, start)
+
+
+def _tokenizer(source: saved.Saved, folder: Path, ids: dict[str, int]) -> list[str]:
+    """Writes what `tokenizer_files` makes, and the `ids` as generation_config.json; returns the names of the files."""
+    made = tokenizer_files.written(source)
+    if ids and source.model.decoder is not None:
+        made[chat.GENERATION] = json.dumps(ids, indent=2).encode()
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
+    return list(made)
 
 
 @contextmanager

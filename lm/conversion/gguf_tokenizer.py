@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lm import atomic
+from lm.conversion.tokenizer_files import AS_IT_IS
 from lm.errors import UserError, nearest
 
-CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
 WORDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+SENTENCEPIECE = {"bos": "bos", "eos": "eos", "pad": "padding"}
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 # How a text is cut before merges, by tokenizer.ggml.pre (llama.cpp, src/llama-vocab.cpp): by an expression, or as GPT-2 does,
@@ -32,13 +34,20 @@ def tokenizer_files(metadata: Mapping[str, Any], folder: Path, source: Path) -> 
     if not of:
         return []
     tokens = of.get("tokens")
-    if of.get("model") != "gpt2" or not isinstance(tokens, list):
-        raise UserError(f"{source} has a tokenizer of the kind {of.get('model')!r}, and only byte-level BPE ('gpt2') is known")
+    kind = of.get("model")
+    if kind not in ("gpt2", "llama") or not isinstance(tokens, list):
+        known = "byte-level BPE ('gpt2') and sentencepiece ('llama') are known"
+        raise UserError(f"{source} has a tokenizer of the kind {kind!r}, and only {known}")
     special = {word: i for word, key in WORDS.items() if (i := of.get(f"{key}_token_id")) is not None}
     if wrong := [i for i in special.values() if i >= len(tokens)]:
         raise UserError(f"{source} names token {wrong[0]} of {len(tokens):,}; download it again")
-    (folder / "tokenizer.json").write_text(_tokenizer(of, source, set(special.values())), encoding="utf-8")
-    settings: dict[str, Any] = {word: tokens[i] for word, i in special.items()}
+    if kind == "llama":
+        file = "tokenizer.model"
+        (folder / file).write_bytes(_sentencepiece(of, source))
+    else:
+        file = "tokenizer.json"
+        (folder / file).write_text(_tokenizer(of, source, set(special.values())), encoding="utf-8")
+    settings: dict[str, Any] = (AS_IT_IS if kind == "gpt2" else {}) | {word: tokens[i] for word, i in special.items()}
     if "add_bos_token" in of:
         settings["add_bos_token"] = of["add_bos_token"]
     if templates := _templates(metadata):
@@ -46,7 +55,31 @@ def tokenizer_files(metadata: Mapping[str, Any], folder: Path, source: Path) -> 
     atomic.write_json(folder / "tokenizer_config.json", settings)
     ends = [of[f"{key}_token_id"] for key in ("eos", "eot") if f"{key}_token_id" in of]
     atomic.write_json(folder / "generation_config.json", {"eos_token_id": ends} if ends else {})
-    return ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+    return [file, "tokenizer_config.json", "generation_config.json"]
+
+
+def _sentencepiece(of: Mapping[str, Any], source: Path) -> bytes:
+    """The sentencepiece model of BPE that the tokens, scores and types were taken from."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    format: Any = sentencepiece_model_pb2
+    model = format.ModelProto()
+    try:
+        for token, score, kind in zip(of["tokens"], of["scores"], of["token_type"], strict=True):
+            model.pieces.add(piece=token, score=score, type=kind)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{source} has tokens, scores and types that do not fit together ({error}); download it again"
+        ) from None
+    ids = {f"{ours}_id": of.get(f"{key}_token_id", -1) for ours, key in SENTENCEPIECE.items()}
+    unk = next((i for i, piece in enumerate(model.pieces) if piece.type == UNKNOWN), 0)
+    names = {f"{n.removesuffix('_id')}_piece": of["tokens"][i] for n, i in {**ids, "unk_id": unk}.items() if i >= 0}
+    spec = format.TrainerSpec(model_type=format.TrainerSpec.BPE, byte_fallback=True, unk_id=unk, **ids, **names)
+    model.trainer_spec.MergeFrom(spec)
+    prefix = of.get("add_space_prefix", True)
+    rule = format.NormalizerSpec(name="identity", add_dummy_prefix=prefix, remove_extra_whitespaces=False)
+    model.normalizer_spec.MergeFrom(rule)
+    return model.SerializeToString(deterministic=True)
 
 
 def _templates(metadata: Mapping[str, Any]) -> str | list[dict[str, str]] | None:

@@ -86,7 +86,7 @@ def test_our_file_is_the_one_that_safetensors_writes(theirs, tmp_path):
     assert (tmp_path / "again").read_bytes() == (theirs / "model.safetensors").read_bytes()
 
 
-def test_a_run_is_exported(train, tmp_path):
+def test_a_run_is_exported(train, tmp_path, capsys):
     block = "--config.model.decoder.blocks.L"
     biased = [f"{block}.attention.bias=True", f"{block}.attention.out_bias=True", f"{block}.ffn.bias=True"]
     code, err = train(tmp_path / "run", "decoder.causal", *biased, "--config.train.steps=2", "--config.optimizer.ema=0.9")
@@ -97,6 +97,17 @@ def test_a_run_is_exported(train, tmp_path):
     params = saved.open(tmp_path / "run").params(abstract_params(imported.model))
     jax.tree.map(np.testing.assert_array_equal, imported.params, jax.tree.map(np.asarray, params))
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() and not (tmp_path / "out" / "chat_template.jinja").exists()
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text(encoding="utf-8")) == ids
+    assert ids.items() <= json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8")).items()
+    assert "step 2 of 2" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    # Read back, the tokenizer gives the ids of the run's, for a folder of the hub too.
+    assert main(["push", str(tmp_path / "run"), str(tmp_path / "hub"), "--repository=me/mine"]) == 0
+    assert "hf upload me/mine" in capsys.readouterr().out and (tmp_path / "hub" / ".gitattributes").exists()
+    assert main(["from_hf", str(tmp_path / "hub"), str(tmp_path / "read")]) == 0
+    ours, again = (saved.open(tmp_path / name).tokenizer() for name in ("run", "read"))
+    for text in (" a  new\n\nday", "</s> \u2581 \u6f22", ""):
+        assert ours.encode(text).tolist() == again.encode(text).tolist() and again.decode(again.encode(text)) == text
     # Fine-tuned on conversations, it takes its template along; they are read from Parquet, in ShareGPT's shape.
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     talk = [{"from": "human", "value": "a new day"}, {"from": "gpt", "value": "the old day"}]

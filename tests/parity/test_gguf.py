@@ -13,10 +13,11 @@ gguf = pytest.importorskip("gguf")
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
 
-from lm import conversion, saved  # noqa: E402
+from lm import config, conversion, saved  # noqa: E402
 from lm.config import Sampling  # noqa: E402
-from lm.conversion import folders, gguf_files  # noqa: E402
+from lm.conversion import folders, gguf_files, gguf_writer  # noqa: E402
 from lm.data import chat  # noqa: E402
+from lm.data.tokenizer import train  # noqa: E402
 from lm.errors import UserError  # noqa: E402
 from lm.generation.engine import Engine, Request  # noqa: E402
 from lm.models.transformer import Transformer  # noqa: E402
@@ -236,3 +237,54 @@ def test_files_that_are_damaged_or_not_known_are_refused_in_one_line(tmp_path):
     unknown = tiny(tmp_path / "pre.gguf", pre="smolm")
     with pytest.raises(UserError, match="tokenizer.ggml.pre='smolm'; did you mean 'smollm'"):
         gguf_files.opened(unknown).write_files(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- files that we write
+
+
+class Written:
+    """A small LLaMA as a run that was not trained has it, with a sentencepiece model."""
+
+    def __init__(self, folder):
+        rope = dict(rope_type="default", rope_theta=500.0)
+        settings = dict(vocab_size=420, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+        settings |= dict(num_key_value_heads=2, rope_parameters=rope, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        torch.manual_seed(0)
+        self.theirs = hf.LlamaForCausalLM(hf.LlamaConfig(**settings, initializer_range=0.2)).eval()
+        self.theirs.save_pretrained(folder / "theirs")
+        self.tokenizer = train(["Hello there, how are you all in this world?\n"] * 9, config.Tokenizer("bpe", 400))
+        (folder / "theirs" / "tokenizer.model").write_bytes(self.tokenizer.proto)
+        self.folder = folder / "ours"
+        folders.from_hf(str(folder / "theirs"), str(self.folder), dtype=None, scan=None, allow_pickle=False, drop=None)
+
+
+def test_a_file_that_we_write_is_read_alike_by_transformers_and_by_us(tmp_path):
+    made = Written(tmp_path)
+    said = gguf_writer.to_gguf(str(made.folder), str(tmp_path / "new.gguf"))
+    assert "new.gguf: llama, float32" in said
+    folders.from_hf(str(tmp_path / "new.gguf"), str(tmp_path / "back"), dtype=None, scan=None, allow_pickle=False, drop=None)
+    before, after = saved.open(made.folder), saved.open(tmp_path / "back")
+    jax.tree.map(np.testing.assert_array_equal, before.params(), after.params())
+    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="new.gguf", dtype=torch.float32).eval()
+    rows = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        np.testing.assert_allclose(again(rows).logits.numpy(), made.theirs(rows).logits.numpy(), atol=1e-5)
+    for text in [*TEXTS, " \u2581 </s><pad> a"]:
+        assert after.tokenizer().encode(text).tolist() == made.tokenizer.encode(text).tolist(), text
+        assert after.tokenizer().decode(after.tokenizer().encode(text)) == text
+    assert gguf_files.opened(tmp_path / "new.gguf").metadata["tokenizer.ggml.tokens"][-1] == "[PAD419]"
+    folders.to_hf(str(tmp_path / "back"), str(tmp_path / "out"), family=None, shard_gb=1.0)
+    exported = hf.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in TEXTS[:4]:
+        assert exported(text).input_ids == [1, *made.tokenizer.encode(text).tolist()], text
+    assert (after.tokenizer().pad_id, after.tokenizer().bos_id, after.tokenizer().eos_id) == (0, 1, 2)
+
+
+def test_what_gguf_files_cannot_have_is_refused_in_one_line(tmp_path):
+    made = Written(tmp_path)
+    with pytest.raises(UserError, match="must be a new file"):
+        gguf_writer.to_gguf(str(made.folder), str(tmp_path / "new.bin"))
+    (made.folder / "hf" / "tokenizer.model").unlink()
+    with pytest.raises(UserError, match="changed or cut short|no tokenizer"):
+        gguf_writer.to_gguf(str(made.folder), str(tmp_path / "new.gguf"))
+    assert not (tmp_path / "new.gguf").exists()

@@ -47,6 +47,7 @@ CASES = {
     "llama-biased-tied": causal(
         "LlamaForCausalLM", "LlamaConfig", **SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, head_dim=8
     ),
+    "arcee": causal("ArceeForCausalLM", "ArceeConfig", **GQA, hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True),
     "mistral": causal("MistralForCausalLM", "MistralConfig", **GQA, sliding_window=5),
     "mixtral": causal("MixtralForCausalLM", "MixtralConfig", **GQA, num_local_experts=4),
     "qwen3": causal("Qwen3ForCausalLM", "Qwen3Config", **GQA, head_dim=16),

@@ -1,4 +1,5 @@
-"""LLaMA (as are SmolLM2, Orca and Code Llama) and families built like it: Mistral, Mixtral, Qwen3, OLMo 2, Gemma, Gemma 2."""
+"""LLaMA (as are SmolLM2, Orca and Code Llama) and families built like it: Mistral, Mixtral, Qwen3, OLMo 2, Gemma, Gemma 2,
+Arcee (LLaMA without a gate)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -100,6 +101,7 @@ def read(
     theta: float = 10_000.0,
     act: str = "hidden_act",
     has_bias: bool = True,
+    gated: bool = True,
 ) -> Model:
     """Reads LLaMA, or a family that differs from it in a few settings.
 
@@ -107,6 +109,7 @@ def read(
     theta: default of `rope_theta`.
     act: key of the activation.
     has_bias: whether the family's code reads `attention_bias`.
+    gated: whether the feed-forward has a gate.
     """
     heads, bias = c.count("num_attention_heads"), has_bias and c.flag("attention_bias")
     kv_heads, head_dim = c.count_or_none("num_key_value_heads") or heads, c.count_or_none("head_dim", None)
@@ -114,7 +117,7 @@ def read(
     mlp_bias = "mlp_bias" in c.defaults and c.flag("mlp_bias")
     layer = Block(
         Attention(heads, kv_heads, head_dim, bias=bias, out_bias=bias, **attention),
-        Mlp(c.count("intermediate_size"), activation_name, gated=True, bias=mlp_bias),
+        Mlp(c.count("intermediate_size"), activation_name, gated=gated, bias=mlp_bias),
         Norm("rms", eps=c.eps("rms_norm_eps"), **norm),
         **block,
     )
@@ -188,6 +191,10 @@ def write_mistral(m: Model) -> dict[str, Any]:
     settings = write(m)
     del settings["attention_bias"], settings["mlp_bias"]
     return settings | dict(sliding_window=block_of(m).attention.window)
+
+
+def read_arcee(c: Hf) -> Model:
+    return read(c, gated=False)
 
 
 def read_mixtral(c: Hf) -> Model:
@@ -312,6 +319,9 @@ LLAMA = dict(
     attention_bias=False,
     mlp_bias=False,
 )
+ARCEE = LLAMA | dict(
+    hidden_size=2560, intermediate_size=18_432, hidden_act="relu2", max_position_embeddings=4096, rms_norm_eps=1e-5
+)
 MISTRAL = {k: v for k, v in LLAMA.items() if k not in ("attention_bias", "mlp_bias")} | dict(
     intermediate_size=14_336, num_key_value_heads=8, max_position_embeddings=131_072, sliding_window=4096
 )
@@ -369,6 +379,7 @@ FAMILIES = {
     "mistral": family(read_mistral, write_mistral, "Mistral", MISTRAL, **PRE),
     "qwen3": family(read_qwen3, write_qwen3, "Qwen3", QWEN3, **PRE, **QK_NORM),
     "olmo2": family(read_olmo2, write_olmo2, "Olmo2", OLMO2, **RES, **QK_NORM),
+    "arcee": family(read_arcee, write, "Arcee", ARCEE, **PRE, ffn__up="mlp.up_proj"),
     "gemma": family(read_gemma, write_gemma, "Gemma", GEMMA, **PRE),
     "gemma2": family(read_gemma2, write_gemma2, "Gemma2", GEMMA2, **BOTH),
 }

@@ -286,7 +286,7 @@ def test_an_unknown_model_type_names_the_families_that_fit(theirs, name):
 
 
 def test_a_family_that_leaves_out_a_tensor_or_means_other_shapes_is_not_named(theirs):
-    said = "and no known family fits this file; known: bart"
+    said = "and no known family fits this file; known: arcee"
     refused(theirs({"model.extra.weight": np.ones(3, np.float32)}, model_type="lama"), said)
     refused(theirs({NORM: np.ones(33, np.float32)}, model_type="lama"), said)
     refused(theirs({NORM: None}, model_type="lama"), said)
