@@ -105,7 +105,8 @@ def parser() -> cli.Parser:
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in ("from_hf", "to_hf", "push"):
         command = commands.add_parser(name, help=HELP[name], description=HELP[name])
-        command.add_argument("source", metavar="SRC")
+        given = "a Hugging Face folder, or a GGUF file" if name == "from_hf" else "a run's workdir, or a converted model"
+        command.add_argument("source", metavar="SRC", help=given)
         command.add_argument("target", metavar="DST", help="a new folder")
         if name == "from_hf":
             command.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: as saved, float16 as float32")
@@ -127,11 +128,12 @@ def parser() -> cli.Parser:
     command.add_argument("--base", metavar="FOLDER", help="add to this model the weighted differences of each SRC from it")
     command.add_argument("--last", type=int, metavar="N", help="average the last N checkpoints of the run SRC")
     command = commands.add_parser("to_gguf", help=HELP["to_gguf"], description=HELP["to_gguf"])
-    command.add_argument("source", metavar="SRC")
+    command.add_argument("source", metavar="SRC", help="a run's workdir, or a converted model")
     command.add_argument("target", metavar="DST", help="a new file, NAME.gguf")
     for name in ("merge", "from_peft", "to_peft"):
         command = commands.add_parser(name, help=HELP[name], description=HELP[name])
-        command.add_argument("source", metavar="SRC")
+        given = "a folder of peft's" if name == "from_peft" else "the workdir of a run with adapters"
+        command.add_argument("source", metavar="SRC", help=given)
         command.add_argument("target", metavar="DST", help="a new folder")
         about = "the model that it is of" if name == "from_peft" else "the model under the adapters, if it has moved"
         command.add_argument("--base", metavar="FOLDER", required=name == "from_peft", help=about)

@@ -1,5 +1,6 @@
 """The flags of every command: --help, mistakes in one line, old spellings."""
 
+import argparse
 import importlib
 import os
 import re
@@ -66,6 +67,21 @@ def test_help_has_80_columns_examples_and_exit_codes(name, capsys, monkeypatch):
 def test_an_unknown_flag_is_one_line_with_the_nearest_name(name, capsys):
     assert main_of(name)([*COMMANDS[name], "--versoin=3"]) == 2
     assert capsys.readouterr().err == "error: unknown flag --versoin; did you mean '--version'?\n"
+
+
+def arguments(parser):
+    for action in parser._actions:
+        yield action
+        for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from arguments(below)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_has_a_text(name):
+    module = importlib.import_module("tpu.__main__" if name == "tpu" else name)
+    if hasattr(module, "parser"):  # others make it as they parse
+        bare = [a.option_strings or a.dest for a in arguments(module.parser()) if not a.help]
+        assert bare in ([], ["command"])  # the actions of a command have a text each
 
 
 @pytest.mark.parametrize("name", COMMANDS)
