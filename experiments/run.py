@@ -46,7 +46,7 @@ SUITES = {  # name -> studies
         "warning",
         "wang_adapt",
     ),
-    "life": ("rewards", "overoptimisation", "lora", "razor", "instructions"),
+    "life": ("rewards", "overoptimisation", "lora", "razor", "instructions", "on_policy"),
     "frontier": ("diffusion", "crossing", "reversal_diffusion", "adapt", "sudoku", "planning", "vectors"),
 }
 
