@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import languages
+from experiments import languages, units
 from experiments.languages import Language, copying, lengths, reversal
 from experiments.run import load_study
 
@@ -21,6 +21,7 @@ MAKERS: dict[str, Callable[[], Language]] = {
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(languages, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(units, "_MADE", {})  # studies whose languages lie in this folder are not for other tests
     for module in (reversal, copying, lengths):
         module.language.cache_clear()
     yield
