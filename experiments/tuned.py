@@ -54,9 +54,9 @@ def run(
     )
 
 
-def base_of(language: Language, steps: int) -> config.Run:
-    """The run of the base model that studies of a language go on from: a decoder of three layers, on its texts."""
-    model = small.model("decoder", width=64, layers=3, vocab_size=language.vocab_size)
+def base_of(language: Language, steps: int, *, layers: int = 3) -> config.Run:
+    """The run of the base model that studies of a language go on from: a decoder of width 64, on its texts."""
+    model = small.model("decoder", width=64, layers=layers, vocab_size=language.vocab_size)
     data = language.data(decoder_length=small.LENGTH)
     return small.run(model, config.Causal(), steps=steps, batch_size=32, data=data)
 

@@ -1,10 +1,12 @@
 """All commands behind one name: `lm VERB ...` is `python -m lm.VERB ...`.
 
-lm train --config=quickstart --workdir=runs/quickstart
-lm chat runs/quickstart
-lm VERB --help                  what a verb does, and its flags
-eval "$(lm completion bash)"    the shell completes verbs, flags, keys and
-                                values of a config; also zsh and fish
+  lm train --config=quickstart --workdir=runs/quickstart
+  lm chat --from=runs/quickstart
+  lm VERB --help                  what a verb does, and its flags
+  eval "$(lm completion bash)"    the shell completes verbs, flags, keys and
+                                  values of a config; also zsh and fish
+
+Verbs:
 """
 
 import importlib
@@ -22,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     verb = words[0] if words else "--help"
     if verb in ("-h", "--help", "help"):
         width = max(map(len, VERBS)) + 2
-        print(f"{__doc__}\nVerbs:\n" + "\n".join(f"  {name:<{width}}{text}" for name, text in VERBS.items()))
+        print(__doc__ + "\n".join(f"  {name:<{width}}{text}" for name, text in VERBS.items()))
     elif verb == "--version":
         print(f"lm {lm.__version__}")
     elif verb in ("completion", "complete"):

@@ -12,7 +12,6 @@ import importlib
 import shlex
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from lm import cli
@@ -104,36 +103,28 @@ def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def _keys(word: str) -> Iterator[str]:
     """The keys of a config on the level that is typed, and the values of one that has few."""
-    *path, last = word.removeprefix("--config.").split(".")
-    above = "".join(f"{part}." for part in path)
+    section = word[: word.rfind(".") + 1]
     hints: list[Any] = [Run]
-    for part in path:
-        hints = [hint for above in hints for hint in _below(above, part)]
-    for cls in _classes(hints):
-        for field in fields(cls):
-            name, found = f"--config.{above}{field.name}", _below(cls, field.name)
-            if any(_classes([hint]) or typing.get_origin(hint) is Mapping for hint in found):
+    for part in section.split(".")[1:-1]:
+        hints = [below for hint in hints for below in _below(hint, part)]
+    for cls in (cls for hint in hints for cls in resolve.dataclasses_of(hint)):
+        for field in resolve.field_hints(cls):
+            name, found = f"{section}{field}", _below(cls, field)
+            if any(resolve.dataclasses_of(hint) or typing.get_origin(hint) is Mapping for hint in found):
                 yield f"{name}."
             else:
                 yield f"{name}="
                 yield from (f"{name}={value} " for hint in found for value in _values(hint))
 
 
-def _below(hint: Any, name: str) -> list[Any]:
+def _below(hint: Any, name: str) -> tuple[Any, ...]:
     """The types of the field of this name, or of a mapping's values."""
-    found: list[Any] = []
-    for member in resolve.union_members(hint):
-        if typing.get_origin(member) is Mapping:
-            found += resolve.union_members(typing.get_args(member)[1])
-        elif is_dataclass(member) and name in (hints := typing.get_type_hints(member, include_extras=True)):
-            found += resolve.union_members(hints[name])
-    return found
-
-
-def _classes(hints: list[Any]) -> list[Any]:
-    return [member for hint in hints for member in resolve.union_members(hint) if is_dataclass(member)]
+    if typing.get_origin(hint) is Mapping:
+        return resolve.union_members(typing.get_args(hint)[1])
+    fields = [resolve.field_hints(cls) for cls in resolve.dataclasses_of(hint)]
+    return tuple(member for of in fields if name in of for member in resolve.union_members(of[name]))
 
 
 def _values(hint: Any) -> tuple[Any, ...]:
-    plain = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+    plain, _ = resolve.ruled(hint)
     return (True, False) if plain is bool else typing.get_args(plain) if typing.get_origin(plain) is typing.Literal else ()

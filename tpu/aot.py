@@ -11,8 +11,9 @@ from jax.experimental import topologies as jax_topologies
 from jax.sharding import Mesh
 
 from lm import config, flops, sharding
+from lm.config import resolve
 from lm.errors import UserError
-from lm.training.advice import REMAT, Candidate, Outcome, candidates, changed, out_of_memory, remat_of, search
+from lm.training.advice import Candidate, Outcome, as_it_is, candidates, out_of_memory, remat_of, search
 from lm.training.assembly import bytes_a_device
 from tpu import hlo, libtpu, program
 from tpu.collectives import collectives
@@ -139,14 +140,11 @@ def advise(
     """The flags of the cheapest change of the config that fits; None if none is found. Prints each attempt by `say`."""
     remat = remat_of(run)
     found = candidates(report.mesh, run.train.batch_size, run.train.microbatches, remat)
-    rows = math.prod(job.mesh.shape[axis] for axis in sharding.ROWS)
-    split = job.mesh.shape["tensor"] * job.mesh.shape["sequence"]
-    load = run.train.batch_size / (rows * run.train.microbatches * split)
-    first = Outcome(False, report.hbm.peak, job.state)
+    first = as_it_is(run, report.mesh, remat, Outcome(False, report.hbm.peak, job.state))
     states: dict[tuple[Any, ...], float | None] = {}  # by the changes of the mesh, on which alone they depend
 
     def job_of(c: Candidate) -> Job:
-        other = changed(run, c.changes)
+        other = resolve.replaced(run, c.changes)
         return train_job(computation_of(other, pod_mesh(other, topology, slices)))
 
     def state(c: Candidate) -> float | None:
@@ -168,6 +166,5 @@ def advise(
         say(f"fits, {peak / GIB:.2f} GiB: {c.flags}")
         return Outcome(True, peak, job.state)
 
-    most = max(remat.values(), key=lambda r: REMAT[r])
-    best = search(found, first=(most, load, first), capacity=report.hbm.capacity, state=state, attempt=attempt)
+    best = search(found, first=first, capacity=report.hbm.capacity, state=state, attempt=attempt)
     return best.flags if best else None

@@ -96,10 +96,10 @@ def update(
             print(f"{name}: {error}", file=sys.stderr, flush=True)
     text = table({name: report for name in pods if (report := read(out / f"{name}.json")) is not None})
     atomic.write_bytes(out / "table.md", text.encode())
-    readme = root / "docs/pods.md"
-    updated = between(readme.read_text(), text) if out.resolve() == (root / RESULTS).resolve() else None
+    page = root / "docs/pods.md"
+    updated = between(page.read_text(), text) if out.resolve() == (root / RESULTS).resolve() else None
     if updated is not None:
-        atomic.write_bytes(readme, updated.encode())
+        atomic.write_bytes(page, updated.encode())
     return failed
 
 

@@ -21,7 +21,7 @@ from lm import atomic, cli
 from lm.errors import UserError
 
 HERE = Path(__file__).parent
-READMES = (ROOT / "docs/objectives.md", HERE / "README.md")
+PAGES = (ROOT / "docs/objectives.md", HERE / "README.md")
 PART = "objectives"  # name of the section in both
 
 
@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--table", action="store_true", help="write the tables of the results that there are, and run nothing")
     flags = p.parse(argv)
     kept = HERE / "results.json"
-    for readme in READMES:
-        around(readme, PART)
+    for page in PAGES:
+        around(page, PART)
     results = json.loads(kept.read_text())
     for name in [] if flags.table else sorted(CASES, key=lambda name: name in results):
         results[name] = measured(name, CASES[name], Path(flags.workdir))
@@ -110,8 +110,8 @@ def write(results: dict[str, dict[str, Any]]) -> None:
     """Writes the table to table.md and both READMEs."""
     text = table(results)
     (HERE / "table.md").write_text(text)
-    for readme in READMES:
-        fill(readme, PART, text)
+    for page in PAGES:
+        fill(page, PART, text)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

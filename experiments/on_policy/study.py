@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments import small, tuned
+from experiments import tuned
 from experiments.languages import totals
 from experiments.rewards.study import DRAWN, KNOWN, LINES, RIGHT, asked
 from experiments.study import Cell, Gate, Metric, Relation, Study
@@ -16,20 +16,15 @@ def study(seeds: int = 3, base: int = 900, taught: int = 1000, begun: int = 300,
     language = totals.language()
     of = language.items
 
-    def pretrained(width: int, layers: int) -> config.Run:
-        model = small.model("decoder", width=width, layers=layers, vocab_size=language.vocab_size)
-        data = language.data(decoder_length=small.LENGTH)
-        return small.run(model, config.Causal(), steps=base, batch_size=32, data=data)
-
     text = config.Finetune("text", **SIZES, compare="symbols")
     sft = lambda file, count: tuned.run(text, of[file], of["heldout_short"], steps=count)
     recipe = config.OnPolicy(beta=1.0, teacher="unset", graders={"right": config.Grader("number")}, **SIZES)
     own = tuned.run(recipe, of["short"], of["heldout_short"], steps=steps)
     reads = {"recipe.teacher": "teacher"}
     cells = {
-        "large": Cell("teacher, base model", pretrained(64, 3)),
+        "large": Cell("teacher, base model", tuned.base_of(language, base)),
         "teacher": Cell("teacher", sft("short", taught), start="large", measure=asked),
-        "small": Cell("student, base model", pretrained(64, 2)),
+        "small": Cell("student, base model", tuned.base_of(language, base, layers=2)),
         "begun": Cell("student, fine-tuned a little", sft("short", begun), start="small", floor="small", measure=asked),
         "given": Cell("student, fine-tuned for longer", sft("short", given), start="begun", floor="small", measure=asked),
         "own": Cell("student, at its own answers", own, start="begun", floor="small", reads=reads, measure=asked),

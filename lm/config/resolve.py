@@ -31,19 +31,20 @@ def union_members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
-def _dataclasses(hint: Any) -> list[type]:
+def dataclasses_of(hint: Any) -> list[type]:
+    """The dataclasses among the types of a union."""
     return [m for m in union_members(hint) if dataclasses.is_dataclass(m) and isinstance(m, type)]
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def field_hints(cls: type) -> dict[str, Any]:
     """The types of a dataclass's fields, with the ranges that `lm.config.ranges` declares."""
     return typing.get_type_hints(cls, include_extras=True)
 
 
 def build(hint: Any, value: Any, path: str = "config") -> Any:
     """Converts `value` (dicts, tuples, scalars) to the type `hint`; UserError names the dotted path of what is wrong."""
-    classes, members = _dataclasses(hint), union_members(hint)
+    classes, members = dataclasses_of(hint), union_members(hint)
     if value is None and types.NoneType in members:
         return None
     if classes:
@@ -59,7 +60,7 @@ def build(hint: Any, value: Any, path: str = "config") -> Any:
             raise UserError(f"{path} is {show(value)}; it must be a list, such as ('one', 'two') or ('one',)")
         return tuple(build(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     for member in members:
-        kind, rules = _ruled(member)
+        kind, rules = ruled(member)
         if typing.get_origin(kind) is Literal:
             return _choice(typing.get_args(kind), value, path, rules)
         if type(value) is kind or (kind is float and type(value) is int):
@@ -67,17 +68,17 @@ def build(hint: Any, value: Any, path: str = "config") -> Any:
                 if words := rule.wrong(value):
                     raise UserError(f"{path}={show(value)}{words}")
             return kind(value)
-    names = " or ".join(getattr(_ruled(m)[0], "__name__", str(m)) for m in members if m is not types.NoneType)
+    names = " or ".join(getattr(ruled(m)[0], "__name__", str(m)) for m in members if m is not types.NoneType)
     whole = f" (write {int(value)})" if isinstance(value, float) and names == "int" and value.is_integer() else ""
     raise UserError(f"{path} is {show(value)}; it must be {names}" + (" or None" if types.NoneType in members else "") + whole)
 
 
 def of_flags(cls: Any, flags: Any) -> Any:
     """The dataclass of scalars whose fields are command-line flags of the same names; UserError names the flag."""
-    return cls(**{name: build(hint, getattr(flags, name), f"--{name}") for name, hint in _hints(cls).items()})
+    return cls(**{name: build(hint, getattr(flags, name), f"--{name}") for name, hint in field_hints(cls).items()})
 
 
-def _ruled(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+def ruled(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """`Annotated[int, Range(1)]` -> `int, (Range(1),)`."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint, getattr(hint, "__metadata__", ())
 
@@ -100,9 +101,9 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
     kinds = {kind_of(c): c for c in classes}
     # In a dataclass that has a field `kind` (Norm, Source) it is that field, elsewhere it names the class.
     first = classes[0]
-    kind = kind_of(first) if "kind" in _hints(first) else given.pop("kind", kind_of(first))
+    kind = kind_of(first) if "kind" in field_hints(first) else given.pop("kind", kind_of(first))
     cls = kinds[_choice(tuple(kinds), kind, f"{path}.kind")]
-    hints, fields = _hints(cls), {f.name: f for f in dataclasses.fields(cls)}
+    hints, fields = field_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
     for key in given:
         if key not in fields:
             raise UserError(f"unknown key {path}.{str(key)[:100]}{suggest.key(cls, str(key)[:100], Run, path)}")
@@ -125,8 +126,8 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
 def to_dict(value: Any, hint: Any = None) -> Any:
     """The inverse of `build`: nested dicts that a config file edits and JSON holds."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = _hints(type(value))
-        kind = {"kind": kind_of(type(value))} if len(_dataclasses(hint)) > 1 else {}
+        hints = field_hints(type(value))
+        kind = {"kind": kind_of(type(value))} if len(dataclasses_of(hint)) > 1 else {}
         return kind | {f.name: to_dict(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {k: to_dict(v, typing.get_args(hint)[1] if typing.get_args(hint) else None) for k, v in value.items()}
@@ -173,13 +174,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def replaced(run: Run, values: Mapping[str, str]) -> Run:
-    """The run with other values under these dotted keys, as texts."""
+def replaced(run: Run, values: Mapping[str, Any]) -> Run:
+    """The run with other values under these dotted keys."""
     if not values:
         return run
     tree = to_dict(run)
     for key, value in values.items():
-        _override(tree, key, repr(value))
+        _put(tree, key, value)
     return build(Run, tree)
 
 
@@ -206,7 +207,7 @@ def load(file: str, overrides: Mapping[str, str] | None = None) -> Run:
             f"config file {path} gives {show(tree)}: it must give a dict of sections, as configs/quickstart.py does"
         )
     for key, text in (overrides or {}).items():
-        _override(tree, key, text)
+        _put(tree, key, _literal(text))
     try:
         return build(Run, tree)
     except Conflict as error:
@@ -238,8 +239,8 @@ def _found(file: str) -> tuple[Path, str | None]:
 
 def _of_the_library(name: str) -> Path | None:
     """The config of this library with that name, in whatever folder a command runs: quickstart, life/sft, configs/pod.py."""
-    short, lm = name.removeprefix("configs/").removesuffix(".py"), Path(__file__).parents[1]
-    found = (folder / f"{short}.py" for folder in (lm / "configs", lm.parent / "configs"))  # of a wheel, of a checkout
+    short = name.removeprefix("configs/").removesuffix(".py")
+    found = (folder / f"{short}.py" for folder in suggest.LIBRARY)
     return next((path for path in found if short and path.is_file()), None)
 
 
@@ -292,7 +293,7 @@ def _takes(function: Any, arguments: list[str]) -> bool:
     return True
 
 
-def _override(tree: dict[str, Any], key: str, text: str) -> None:
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     """Sets the value of a dotted key in nested dicts."""
     *sections, last = key.split(".")
     if not all([*sections, last]):
@@ -305,7 +306,7 @@ def _override(tree: dict[str, Any], key: str, text: str) -> None:
         if not isinstance(below := tree[name], dict):
             raise UserError(f"--config.{key}: '{name}' is {show(below)}, not a section")
         tree = below
-    tree[last] = _literal(text)
+    tree[last] = value
 
 
 def _literal(text: str) -> Any:

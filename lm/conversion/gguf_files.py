@@ -188,12 +188,18 @@ def _their_name(key: str) -> str:
     return key if named is None else f"{named.format(layer[1] if layer else '')}.{leaf}"
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the file says, and its tensors, both by their names in it. UserError if it is damaged."""
+def library() -> Any:
+    """The gguf library. UserError if it is not installed."""
     try:
         import gguf
     except ImportError:
         raise UserError("a GGUF file needs the gguf library: pip install -e '.[convert]'") from None
+    return gguf
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the file says, and its tensors, both by their names in it. UserError if it is damaged."""
+    gguf = library()
 
     class Reader(gguf.GGUFReader):
         """Refuses lengths beyond the file's end, which the library reads as nothing."""

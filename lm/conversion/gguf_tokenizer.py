@@ -28,7 +28,7 @@ WHOLE = ("llama3", "llama-v3", "llama-bpe")  # a word that is a token is taken w
 def tokenizer_files(metadata: Mapping[str, Any], folder: Path, source: Path) -> list[str]:
     """Writes tokenizer.json, tokenizer_config.json with the chat templates, and generation_config.json; returns their names.
 
-    UserError, which names the file `source`, if its tokenizer is of another kind than byte-level BPE.
+    UserError, which names the file `source`, if its tokenizer is neither byte-level BPE nor of sentencepiece.
     """
     of = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items() if key.startswith("tokenizer.ggml.")}
     if not of:
@@ -41,13 +41,14 @@ def tokenizer_files(metadata: Mapping[str, Any], folder: Path, source: Path) -> 
     special = {word: i for word, key in WORDS.items() if (i := of.get(f"{key}_token_id")) is not None}
     if wrong := [i for i in special.values() if i >= len(tokens)]:
         raise UserError(f"{source} names token {wrong[0]} of {len(tokens):,}; download it again")
+    named: dict[str, Any] = {word: tokens[i] for word, i in special.items()}
     if kind == "llama":
-        file = "tokenizer.model"
-        (folder / file).write_bytes(_sentencepiece(of, source))
+        file, data = "tokenizer.model", _sentencepiece(of, source)
+        settings = named
     else:
-        file = "tokenizer.json"
-        (folder / file).write_text(_tokenizer(of, source, set(special.values())), encoding="utf-8")
-    settings: dict[str, Any] = (AS_IT_IS if kind == "gpt2" else {}) | {word: tokens[i] for word, i in special.items()}
+        file, data = "tokenizer.json", _tokenizer(of, source, set(special.values())).encode()
+        settings = AS_IT_IS | named
+    (folder / file).write_bytes(data)
     if "add_bos_token" in of:
         settings["add_bos_token"] = of["add_bos_token"]
     if templates := _templates(metadata):

@@ -12,7 +12,7 @@ import numpy as np
 
 from lm import paths, saved
 from lm.conversion import files, folders
-from lm.conversion.gguf_files import ARCHITECTURES, MODULES, SIZES, SPECIAL
+from lm.conversion.gguf_files import ARCHITECTURES, MODULES, SIZES, SPECIAL, library
 from lm.data import chat
 from lm.errors import UserError
 
@@ -27,10 +27,7 @@ def to_gguf(given: str, target: str) -> str:
     start, new = time.perf_counter(), paths.local(target, name="the target")
     if new.suffix != ".gguf" or new.exists():
         raise UserError(f"{new} must be a new file whose name ends in .gguf")
-    try:
-        import gguf
-    except ImportError:
-        raise UserError("a GGUF file needs the gguf library: pip install -e '.[convert]'") from None
+    gguf = library()
     source = saved.open(given, name="SRC")
     tokenizer = _tokenizer(source)
     with tempfile.TemporaryDirectory(prefix="lm-gguf-", dir=new.parent) as scratch:

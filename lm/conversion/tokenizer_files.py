@@ -8,13 +8,12 @@ takes tokenizer.json as it is. So a tokenizer.json is written, for sentencepiece
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from lm import untrusted
-from lm.data import chat, templates
+from lm.data import chat, templates, tokenizer_json
 from lm.data.tokenizer import Words
 from lm.data.vocabulary import SPACE, Tokenizer
-from lm.errors import UserError
 
 # The class of transformers that reads tokenizer.json and nothing else, and what it is to give a model.
 AS_IT_IS = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
@@ -110,13 +109,9 @@ def as_json(tokenizer: Tokenizer) -> dict[str, Any] | None:
     Pieces are written with the spaces that they stand for. With U+2581 for them, as sentencepiece writes, a U+2581 in a text
     would become a space.
     """
-    try:
-        import tokenizers
-    except ImportError:
-        raise UserError("a tokenizer.json needs the tokenizers library: pip install -e '.[convert]'") from None
     from sentencepiece import sentencepiece_model_pb2
 
-    format: Any = sentencepiece_model_pb2
+    tokenizers, format = tokenizer_json.library(), cast(Any, sentencepiece_model_pb2)
     model = format.ModelProto.FromString(tokenizer.proto)
     plain = not (model.normalizer_spec.precompiled_charsmap or model.normalizer_spec.add_dummy_prefix)
     kinds = {format.TrainerSpec.BPE: _bpe, format.TrainerSpec.UNIGRAM: _unigram}

@@ -22,6 +22,15 @@ _CANDIDATES = 16  # cuts of each kind that are checked
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how pieces of single bytes are spelled
 
 
+def library() -> Any:
+    """The tokenizers library. UserError if it is not installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("a tokenizer.json needs the tokenizers library: pip install -e '.[convert]'") from None
+    return tokenizers
+
+
 class HuggingFace(Tokenizer):
     """A tokenizer.json of any kind (byte-level BPE, WordPiece, unigram, ...). `decode(encode(x)) == x` holds only if the file's
     normalizer and decoder lose nothing; one that lower-cases does.
@@ -40,10 +49,7 @@ class HuggingFace(Tokenizer):
     }
 
     def __init__(self, proto: bytes, also: Collection[str] = ()) -> None:
-        try:
-            import tokenizers
-        except ImportError:
-            raise UserError("a tokenizer.json needs the tokenizers library: pip install -e '.[convert]'") from None
+        tokenizers = library()
         self.proto = proto
         try:
             self._read_vocabulary(tokenizers.Tokenizer.from_str(proto.decode()), also)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm import config
-from lm.config import resolve
 
 TRIES = 8  # candidates that are compiled
 # Estimated factors on the time of a step, by which candidates are sorted. Full remat runs the forward pass twice (4 passes
@@ -55,7 +54,7 @@ def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, rema
     found = []
     least = max((REMAT[r] for r in remat.values()), default=REMAT["full"])
     for sizes, moved in _meshes(mesh):
-        rows = math.prod(sizes[a] for a in ("slice", "data", "fsdp", "expert"))
+        rows = rows_of(sizes)
         for policy in (r for r in REMAT if REMAT[r] >= least):
             for doublings in range(MOST + 1):
                 parts = microbatches * 2**doublings
@@ -66,10 +65,27 @@ def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, rema
                 changes |= {key: policy for key, now in remat.items() if now != policy}
                 slowdown = REMAT[policy] / least * COST["microbatches"] ** doublings
                 slowdown *= math.prod(COST[axis] ** n for axis, n in moved.items())
-                load = batch_size / (rows * parts * sizes["tensor"] * sizes["sequence"])
                 if changes:
-                    found.append(Candidate(changes, slowdown, policy, load))
+                    found.append(Candidate(changes, slowdown, policy, _load(sizes, batch_size, parts)))
     return sorted(found, key=lambda c: (c.slowdown, len(c.changes)))
+
+
+def rows_of(mesh: Mapping[str, int]) -> int:
+    """How many devices split a batch's rows: the axes are those of `lm.sharding.ROWS`."""
+    return math.prod(mesh[axis] for axis in ("slice", "data", "fsdp", "expert"))
+
+
+def _load(mesh: Mapping[str, int], batch_size: int, microbatches: int) -> float:
+    """`Candidate.load`."""
+    return batch_size / (rows_of(mesh) * microbatches * mesh["tensor"] * mesh["sequence"])
+
+
+def as_it_is(
+    run: config.Run, mesh: Mapping[str, int], remat: Mapping[str, str], outcome: Outcome
+) -> tuple[str, float, Outcome]:
+    """`first` of a search: the run as it is, which did not fit."""
+    most = max(remat.values(), key=lambda policy: REMAT[policy], default="full")
+    return most, _load(mesh, run.train.batch_size, run.train.microbatches), outcome
 
 
 def smaller(
@@ -167,18 +183,6 @@ def remat_of(run: config.Run) -> dict[str, str]:
     """Config key -> remat policy of each stack: {"model.decoder.remat": "full"}."""
     stacks = {name: getattr(run.model, name) for name in ("encoder", "decoder")}
     return {f"model.{name}.remat": stack.remat for name, stack in stacks.items() if stack is not None}
-
-
-def changed(run: config.Run, changes: Mapping[str, Any]) -> config.Run:
-    """The run with `changes`, {dotted config key: value}, applied."""
-    tree = resolve.to_dict(run)
-    for key, value in changes.items():
-        *sections, last = key.split(".")
-        below = tree
-        for section in sections:
-            below = below[section]
-        below[last] = value
-    return resolve.build(config.Run, tree)
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:

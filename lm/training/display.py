@@ -16,8 +16,6 @@ from lm.training.recipe import Computation
 from lm.training.rundir import RunDir
 
 LAYER = re.compile(r"(?<=group_)\d+")
-
-
 NARROW = 80  # columns of a terminal below which there is no bar and no elapsed time
 
 

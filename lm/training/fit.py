@@ -4,7 +4,6 @@ A CPU kills a program that takes more memory than there is, without a word. A st
 compared with the machine before it is run.
 """
 
-import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +12,10 @@ from typing import Any
 import jax
 
 from lm import config, sharding
+from lm.config import resolve
 from lm.data.corpus.prepare import Prepared
 from lm.errors import UserError
-from lm.training.advice import REMAT, Candidate, Outcome, candidates, changed, out_of_memory, remat_of, search, smaller
+from lm.training.advice import Candidate, Outcome, as_it_is, candidates, out_of_memory, remat_of, rows_of, search, smaller
 from lm.training.assembly import bytes_a_device, capacity, check, computation
 from lm.training.recipe import Computation, Parts, Recipe
 
@@ -139,16 +139,12 @@ def advise(parts: Parts, recipe: Recipe, found: Needs) -> str | None:
     First what leaves the training as it is: microbatches, remat, and the axes of a mesh of several devices. Then a smaller
     batch, and shorter rows.
     """
-    run, mesh, limit = parts.run, parts.mesh, (found.capacity or found.total) * ROOM
+    run, mesh, limit = parts.run, dict(parts.mesh.shape), (found.capacity or found.total) * ROOM
     remat = {} if run.train.init_from else remat_of(run)  # a saved model has no settings in the config
-    rows = math.prod(mesh.shape[axis] for axis in sharding.ROWS)
-    load = run.train.batch_size / (rows * run.train.microbatches * mesh.shape["tensor"] * mesh.shape["sequence"])
-    most = max(remat.values(), key=lambda r: REMAT[r], default="full")
-
     states: dict[Any, float] = {}  # by the changes on which alone they depend
 
     def state(c: Candidate) -> float | None:
-        other = changed(run, c.changes)
+        other = resolve.replaced(run, c.changes)
         key = tuple(item for item in c.changes.items() if item[0] not in ("train.microbatches", *remat))
         try:  # heads may not divide over the mesh, and an objective may take no parts
             check(other, recipe, sharding.make_mesh(other.mesh))
@@ -160,14 +156,14 @@ def advise(parts: Parts, recipe: Recipe, found: Needs) -> str | None:
         return states[key]
 
     def tried(c: Candidate) -> Outcome:
-        outcome = needs(planned(changed(run, c.changes), recipe, parts.data)).outcome
+        outcome = needs(planned(resolve.replaced(run, c.changes), recipe, parts.data)).outcome
         return replace(outcome, fits=outcome.peak <= limit)
 
     lengths = {f"data.{name}": n for name in ("encoder_length", "decoder_length") if (n := getattr(run.data, name))}
-    alike = candidates(dict(mesh.shape), run.train.batch_size, run.train.microbatches, remat)
-    others = smaller(run.train.batch_size, run.train.microbatches, remat, rows, lengths)
+    alike = candidates(mesh, run.train.batch_size, run.train.microbatches, remat)
+    others = smaller(run.train.batch_size, run.train.microbatches, remat, rows_of(mesh), lengths)
     settings: dict[str, Any] = dict(capacity=limit, state=state, attempt=tried, tries=TRIES)
-    settings |= dict(first=(most, load, found.outcome))
+    settings |= dict(first=as_it_is(run, mesh, remat, found.outcome))
     best = search(alike, **settings) or search(others, **settings)
     return best.flags if best else None
 

@@ -127,14 +127,15 @@ def _samples(samples: list[dict[str, Any]]) -> str:
     pieces = []
     for step in steps[:SHOWN]:
         pieces.append(f"<h2>Samples at step {number(step)}</h2>")
-        pieces += [
-            f"<pre><b>{html.escape(s['prompt'])}</b> &rarr; {html.escape(s['text'])}{_reward(s)}</pre>"
-            for s in samples
-            if s["step"] == step
-        ]
+        pieces += [f"<pre>{written(sample)}{_reward(sample)}</pre>" for sample in samples if sample["step"] == step]
     if len(steps) > SHOWN:
         pieces.append(f"<p>Those of {len(steps) - SHOWN} earlier evaluations are in samples.jsonl.</p>")
     return "\n".join(pieces)
+
+
+def written(sample: Mapping[str, Any]) -> str:
+    """The HTML of a prompt and what the model wrote to it."""
+    return f"<b>{html.escape(sample['prompt'])}</b> &rarr; {html.escape(sample['text'])}"
 
 
 def _reward(sample: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from lm.config import resolve
 from lm.errors import UserError
 from lm.training import jsonl
 from lm.training.goodput import elapsed
-from lm.training.report import cell, so_far, write_page
+from lm.training.report import cell, so_far, write_page, written
 from lm.training.report_curves import MISSING, Panel, Row, finish, grid, image, number, points, unit
 
 STYLE = "<style>body{max-width:90rem}.wide{overflow-x:auto}thead th{border-bottom:1px solid #222}</style>"
@@ -209,9 +209,5 @@ def _samples(runs: dict[str, Logged]) -> list[str]:
         last = max((sample["step"] for sample in run.samples), default=None)
         if last is not None:
             pieces.append(f"<h3>{html.escape(name)}, step {number(last)}</h3>")
-        pieces += [
-            f"<pre><b>{html.escape(s['prompt'])}</b> &rarr; {html.escape(s['text'])}</pre>"
-            for s in run.samples
-            if s["step"] == last
-        ]
+        pieces += [f"<pre>{written(sample)}</pre>" for sample in run.samples if sample["step"] == last]
     return pieces or ["<p>None.</p>"]

@@ -67,7 +67,7 @@ class TensorBoard:
 
     def samples(self, step: int, samples: Samples) -> None:
         for i, sample in enumerate(samples):
-            self.writer.add_text(f"samples/{i}", _as_code(f"{sample['prompt']} -> {sample['text']}"), step)
+            self.writer.add_text(f"samples/{i}", _as_code(_line(sample)), step)
 
     def close(self, finished: bool) -> None:
         self.writer.close()
@@ -124,7 +124,7 @@ class Mlflow:
         self.client.log_batch(self.id, metrics=[self.metric(name, float(value), now, step) for name, value in values.items()])
 
     def samples(self, step: int, samples: Samples) -> None:
-        texts = [f"{sample['prompt']} -> {sample['text']}" for sample in samples]
+        texts = [_line(sample) for sample in samples]
         self.client.log_text(self.id, "\n\n".join(texts), f"samples/step_{step:08}.txt")
 
     def close(self, finished: bool) -> None:
@@ -154,7 +154,7 @@ class Trackio:
         self.run.log(dict(values), step=step)
 
     def samples(self, step: int, samples: Samples) -> None:
-        texts = [_as_code(f"{sample['prompt']} -> {sample['text']}") for sample in samples]
+        texts = [_as_code(_line(sample)) for sample in samples]
         self.run.log({"samples": self.text("\n\n".join(texts))}, step=step)
 
     def close(self, finished: bool) -> None:
@@ -235,6 +235,10 @@ def _ids(path: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+def _line(sample: Mapping[str, Any]) -> str:
+    return f"{sample['prompt']} -> {sample['text']}"
 
 
 def _as_code(text: str) -> str:

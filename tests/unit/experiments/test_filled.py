@@ -105,7 +105,7 @@ def test_a_readme_without_the_part_is_told_before_anything_runs(tmp_path, capsys
     for readme in readmes:
         readme.write_text(f"<!-- {run.PART} -->\n<!-- /{run.PART} -->\n")
     (tmp_path / gone).write_text("rewritten")
-    for name, value in dict(ROOT=tmp_path, HERE=here, READMES=readmes).items():
+    for name, value in dict(ROOT=tmp_path, HERE=here, PAGES=readmes).items():
         monkeypatch.setattr(run, name, value, raising=False)
     ran = []
     monkeypatch.setattr(run.subprocess, "run", lambda *words, **_: ran.append(words))

@@ -128,7 +128,7 @@ def test_the_peak_is_what_xla_adds_up():
 
 
 def test_changes_of_a_config():
-    changed = aot.changed(RUN, {"mesh.fsdp": 4, "train.microbatches": 4, "model.decoder.remat": "full"})
+    changed = resolve.replaced(RUN, {"mesh.fsdp": 4, "train.microbatches": 4, "model.decoder.remat": "full"})
     assert resolve.diff(RUN, changed) == {
         "mesh.fsdp": (1, 4),
         "train.microbatches": (2, 4),

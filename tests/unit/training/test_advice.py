@@ -1,6 +1,7 @@
 """The search for a config that fits, with a simulated memory: the state, and activations per row."""
 
-from lm.training.advice import Outcome, candidates, search
+from lm import sharding
+from lm.training.advice import Outcome, candidates, rows_of, search
 
 MESH = {"slice": 1, "data": 4, "fsdp": 2, "sequence": 1, "expert": 1, "tensor": 1}
 KEPT = {"none": 100.0, "dots": 40.0, "full": 5.0}  # activations per row of a microbatch
@@ -93,3 +94,8 @@ def test_flags():
     found = candidates(MESH, 64, 1, {KEY: "none"})
     changes = {"mesh.data": 2, "mesh.fsdp": 4}
     assert next(c for c in found if c.changes == changes).flags == "--config.mesh.data=2 --config.mesh.fsdp=4"
+
+
+def test_rows_are_split_by_the_axes_that_sharding_names():
+    mesh = {axis: 2 for axis in ("slice", "data", "fsdp", "expert", "tensor", "sequence")}
+    assert rows_of(mesh) == 2 ** len(sharding.ROWS) and all(rows_of(mesh | {axis: 6}) == 48 for axis in sharding.ROWS)
