@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import languages, units
-from experiments.languages import Language, copying, lengths, reversal
+from experiments.languages import Language, copying, lengths, reversal, villages
 from experiments.run import load_study
 
 MAKERS: dict[str, Callable[[], Language]] = {
@@ -16,16 +16,17 @@ MAKERS: dict[str, Callable[[], Language]] = {
     "copying": lambda: copying.language(count=100, asked=20),
     "lengths": lambda: lengths.language(count=100, asked=18),
 }
+MADE_HERE = (reversal, copying, lengths, villages)  # each keeps its language, and with it the folder
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(languages, "FOLDER", str(tmp_path))
     monkeypatch.setattr(units, "_MADE", {})  # studies whose languages lie in this folder are not for other tests
-    for module in (reversal, copying, lengths):
+    for module in MADE_HERE:
         module.language.cache_clear()
     yield
-    for module in (reversal, copying, lengths):
+    for module in MADE_HERE:
         module.language.cache_clear()
 
 
@@ -40,7 +41,7 @@ def train(language: Language) -> list[str]:
 @pytest.mark.parametrize("name", MAKERS)
 def test_texts_are_the_same_each_time(name):
     first = MAKERS[name]()
-    for module in (reversal, copying, lengths):
+    for module in MADE_HERE:
         module.language.cache_clear()
     assert MAKERS[name]() == first  # the folder's name is a digest of its contents
 
