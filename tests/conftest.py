@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 from importlib.metadata import version
+from pathlib import Path
 
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if version("jax").startswith("0.10."):  # later ones do not know it, and an unknown flag ends the process
@@ -22,6 +23,20 @@ for number, usual in (
 ):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, usual)
+
+
+MAPPED = 30_000  # ranges of memory; Linux gives a process 65,530 (vm.max_map_count)
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """After a file whose programs bring the process near the kernel's limit, lets go of all programs. Each takes three or four
+    ranges, a worker compiles some 20,000 of them, and XLA ends the process where it gets no more."""
+    maps = Path("/proc/self/maps")
+    if (nextitem is None or nextitem.path != item.path) and maps.exists() and maps.read_bytes().count(b"\n") > MAPPED:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_addoption(parser):
