@@ -59,15 +59,17 @@ def pod(
     tokens: float,
     optimizer: dict,
     microbatches: int = 1,
-    remat: str = "full",
+    remat: str = "dots",
+    keep: tuple[str, ...] = ("attention",),
     z_loss: float = 0.0,
     objective: dict | None = None,
     recipe: dict | None = None,
     records: str = "text",
     adapter: dict | None = None,
 ) -> config_dict.ConfigDict:
-    """The config of a run on a pod, with what all entries share: bfloat16 matmuls of float32 parameters, scanned and
-    rematerialised layers, AdamW with a cosine schedule to a tenth, no samples.
+    """The config of a run on a pod, with what all entries share: bfloat16 matmuls of float32 parameters, scanned layers
+    that keep the results of matrix products and of attention for the backward pass, AdamW with a cosine schedule to a tenth,
+    no samples.
 
     lengths: stack -> positions in a row.
     rows: rows per step.
@@ -76,7 +78,7 @@ def pod(
     recipe: how a given model is trained further; None: pretraining.
     records: their format, if that is not "text". Those of conversations share rows.
     """
-    shaped = {name: replace(stack, scan=True, remat=remat) for name, stack in stacks(model).items()}
+    shaped = {name: replace(stack, scan=True, remat=remat, keep=keep) for name, stack in stacks(model).items()}
     c = config_dict.ConfigDict()
     c.model = resolve.to_dict(replace(model, dtype="bfloat16", kernel=kernel(model), **shaped))
     c.pod = dict(topology=topology, slices=mesh.get("slice", 1))
@@ -117,7 +119,6 @@ PODS = {
         rows=64,
         tokens=1e10,
         optimizer=OURS,
-        remat="dots",
     ),
     "llama2_7b_v5e": dict(
         model=LLAMA2_7B,
@@ -127,6 +128,7 @@ PODS = {
         rows=1024,
         tokens=2e12,
         optimizer=LLAMA2,
+        microbatches=4,
     ),
     # The same by masked diffusion (arXiv 2502.09992): an encoder, whose tokens all see each other.
     "llama2_7b_diffusion_v5e": dict(
@@ -138,17 +140,18 @@ PODS = {
         tokens=2e12,
         optimizer=LLAMA2,
         objective=dict(kind="masked_diffusion"),
+        microbatches=4,
     ),
     # And by block diffusion (arXiv 2503.09573): a row holds 4,096 tokens of text, and their noised copy.
     "llama2_7b_blocks_v5e": dict(
         model=LLAMA2_7B,
         topology="v5e:16x16",
-        mesh=dict(fsdp=256),
+        mesh=dict(fsdp=64, tensor=4),
         lengths=dict(decoder=8192),
         rows=1024,
         tokens=4e12,
         optimizer=LLAMA2,
-        microbatches=4,
+        microbatches=16,
         objective=dict(kind="block_diffusion", block=16),
     ),
     # v5p-128: 64 chips have room to keep the results of all matmuls, for a quarter of the rows at a time.
@@ -161,28 +164,30 @@ PODS = {
         tokens=2e12,
         optimizer=LLAMA2,
         microbatches=4,
-        remat="dots",
     ),
     # v5p-1024: 512 chips.
     "llama3_70b_v5p": dict(
         model=LLAMA3_70B,
         topology="v5p:8x8x8",
-        mesh=dict(fsdp=512),
+        mesh=dict(fsdp=256, tensor=2),
         lengths=dict(decoder=8192),
         rows=1024,
         tokens=15e12,
         optimizer=LLAMA3 | dict(learning_rate=1.5e-4),
+        microbatches=4,
     ),
     # Two v5e-256: 80 layers keep 10.7 GB for a row of 8,192 tokens, which is therefore sharded in four.
     "llama3_70b_v5e_x2": dict(
         model=LLAMA3_70B,
         topology="v5e:16x16",
-        mesh=dict(slice=2, fsdp=64, sequence=4),
+        mesh=dict(slice=2, fsdp=16, sequence=4, tensor=4),
         lengths=dict(decoder=8192),
         rows=1024,
         tokens=15e12,
         optimizer=LLAMA3 | dict(learning_rate=1.5e-4),
-        microbatches=8,
+        microbatches=32,
+        remat="full",
+        keep=("qkv", "attention"),
     ),
     # Rows of 131,072 tokens: section 3.4.2 of the same paper, about 800B tokens.
     "llama31_8b_128k_v5e": dict(
@@ -194,6 +199,8 @@ PODS = {
         tokens=8e11,
         optimizer=LLAMA3 | dict(learning_rate=3e-4),
         microbatches=2,
+        remat="full",
+        keep=("qkv", "attention"),
     ),
     # arXiv 2005.14165, table 2.1 and appendix B: 3.2M tokens a step, 300B in all, 375M of them warm-up.
     "gpt3_175b_v5p": dict(
@@ -204,6 +211,7 @@ PODS = {
         rows=1536,
         tokens=300e9,
         optimizer=dict(learning_rate=6e-5, schedule=dict(kind="cosine", warmup=119, final=0.1)),
+        microbatches=3,
     ),
     # arXiv 2204.02311, sections 4 and 5: two pods of 3,072 chips, 256 x 12 in each, and up to 2,048 rows. Its Adafactor is not
     # factored, which makes it Adam with rates relative to a matrix's size: 0.01 of 18,432 ** -0.5. 256,000 is not divisible by
@@ -216,28 +224,34 @@ PODS = {
         rows=2048,
         tokens=780e9,
         optimizer=dict(learning_rate=7.4e-5, b2=0.99, schedule=dict(kind="rsqrt", warmup=10_000)),
-        microbatches=2,
+        microbatches=4,
         z_loss=1e-4,
+        remat="full",
+        keep=("qkv", "attention", "ffn"),
     ),
     "mixtral_8x7b_v5e": dict(
         model=limited(MIXTRAL_8X7B),
         topology="v5e:16x16",
-        mesh=dict(fsdp=32, expert=8),
+        mesh=dict(fsdp=8, expert=8, tensor=4),
         lengths=dict(decoder=4096),
         rows=1024,
         tokens=2e12,
         optimizer=OURS,
-        microbatches=4,
+        microbatches=16,
+        remat="full",
+        keep=("qkv", "attention", "experts"),
     ),
     "grok1_v5p": dict(
         model=limited(GROK_1),
         topology="v5p:8x8x8",
-        mesh=dict(fsdp=64, expert=8),
+        mesh=dict(fsdp=16, expert=8, tensor=4),
         lengths=dict(decoder=8192),
         rows=1024,
         tokens=2e12,
         optimizer=OURS,
-        microbatches=2,
+        microbatches=8,
+        remat="full",
+        keep=("qkv", "attention", "experts"),
     ),
     # arXiv 1810.04805, section 3.1 and appendix A.2: 64 chips, 256 rows, a million steps. With two rows per device,
     # replicated optimizer states (data=128) would be the bound: MFU at most 49 % instead of 71 %.
@@ -264,6 +278,7 @@ PODS = {
         optimizer=dict(
             name="adafactor", learning_rate=3e-4, weight_decay=0.0, clip=None, schedule=dict(kind="rsqrt", warmup=10_000)
         ),
+        microbatches=2,
     ),
     # arXiv 2402.03300, section 4.2: 64 answers of up to 1,024 tokens to each question, 1,024 in a step, which is one update;
     # 144,000 questions.
@@ -277,6 +292,9 @@ PODS = {
         optimizer=dict(learning_rate=1e-6, weight_decay=0.0, schedule=CONSTANT),
         recipe=dict(kind="policy", method="grpo", group=64, length=1025, answer=1024, kl_weight=0.04, prefix=False),
         records="pair",
+        microbatches=2,
+        remat="full",
+        keep=("qkv", "attention", "ffn"),
     ),
     # Conversations, whose rows they share: rate and steps are those of arXiv 2407.21783, section 4.1.3; the rows are ours.
     "llama3_8b_sft_v5p": dict(
@@ -294,12 +312,12 @@ PODS = {
     "llama3_8b_qlora_v5e": dict(
         model=LLAMA3_8B,
         topology="v5e:2x4",
-        mesh=dict(fsdp=8),
+        mesh=dict(fsdp=4, tensor=2),
         lengths=dict(decoder=4096),
         rows=64,
         tokens=9000 * 64 * 4096,
         optimizer=dict(learning_rate=2e-4, weight_decay=0.0),
-        microbatches=2,
+        microbatches=16,
         recipe=dict(kind="finetune", how="text", length=3072, answer=1024),
         records="messages",
         adapter=dict(rank=16, base="nf4"),

@@ -15,6 +15,7 @@ from lm.config import resolve
 from lm.errors import UserError
 from lm.training.advice import Candidate, Outcome, as_it_is, candidates, out_of_memory, remat_of, search
 from lm.training.assembly import bytes_a_device
+from tpu import faster as settings
 from tpu import hlo, libtpu, program
 from tpu.collectives import collectives
 from tpu.jobs import Job, train_job
@@ -102,7 +103,7 @@ def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name:
         mesh=dict(mesh.shape),
         batch_size=job.rows,
         microbatches=run.train.microbatches,
-        remat=" and ".join(dict.fromkeys(remat_of(run).values())),
+        remat=" and ".join(dict.fromkeys(_remat(s) for s in (run.model.encoder, run.model.decoder) if s)),
         tokens_per_step=job.tokens,
         parameters=count(job.parameters),
         fits=fits and not short,
@@ -117,6 +118,10 @@ def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name:
         step=job.name,
         frozen_parameters=count(job.frozen),
     )
+
+
+def _remat(stack: config.Stack) -> str:
+    return stack.remat + (f", keeping {', '.join(stack.keep)}" if stack.keep else "")
 
 
 def unmasked_share(run: config.Run) -> float:
@@ -167,4 +172,32 @@ def advise(
         return Outcome(True, peak, job.state)
 
     best = search(found, first=first, capacity=report.hbm.capacity, state=state, attempt=attempt)
+    return best.flags if best else None
+
+
+def faster(
+    run: config.Run, topology: Topology, slices: int, report: Report, say: Callable[[str], None]
+) -> str | None:
+    """The flags of the setting with the fastest step at best that fits, of those that `tpu.faster` finds most promising; None
+    if the run as it is was not beaten. Prints each attempt by `say`."""
+    of = rows_of(run, recipe_of(run))[0]
+    lengths = {name: n for name, n in (("encoder", of.encoder), ("decoder", of.decoder)) if n}
+    sizes: dict[str, Any] = dict(encoder=of.encoder, decoder=of.decoder, predicted=of.predicted, blocks=of.blocks)
+    forward = flops.count(run.model, batch=run.train.batch_size, **sizes)
+
+    def attempt(setting: settings.Setting) -> Report | None:
+        other = resolve.replaced(run, setting.changes)
+        try:
+            job = train_job(computation_of(other, pod_mesh(other, topology, slices)))
+        except UserError:  # heads or hidden units do not divide over this mesh
+            return None
+        found = measure(other, job, topology, slices, name=report.config)
+        peak, step = found.hbm.peak / GIB, found.roofline.step_s
+        if step is None:
+            say(f"does not fit, {peak:.2f} GiB: {setting.flags}")
+        else:
+            say(f"{step * 1e3:,.0f} ms by {found.roofline.bound}, {found.roofline.mfu_ceiling:.1%}, {peak:.2f} GiB: {setting.flags}")
+        return found
+
+    best = settings.search(settings.settings(run, report, topology, lengths, forward), report, attempt)
     return best.flags if best else None

@@ -12,8 +12,9 @@ import numpy as np
 from tpu.hlo import Array, Instruction, Program
 
 # Matmuls in each kernel of splash attention, whose FLOPs XLA does not know: queries with keys and weights with values; in the
-# backward pass the former again, and two or three for the gradients (jax.experimental.pallas.ops.tpu).
+# backward pass the former again, and two or three for the gradients, or four in one kernel (jax.experimental.pallas.ops.tpu).
 KERNELS = {"fwd": 2, "dq": 3, "dkv": 4}
+FUSED = 5
 
 
 def executed_flops(program: Program, xla: float, *, pairs: float = 1.0) -> float:
@@ -35,7 +36,8 @@ def _kernel_flops(program: Program, i: Instruction) -> float:
     if found is None:
         return 0.0
     queries, keys = [a for x in program.inputs(i) for a in x.arrays[:1] if a.dtype[:1] in "bf" and len(a.shape) > 2][:2]
-    return 2.0 * KERNELS[found[1]] * math.prod(queries.shape) * keys.shape[-2]
+    fused = found[1] == "dkv" and any(len(a.shape) > len(queries.shape) for a in i.arrays)  # the queries' gradient, in parts
+    return 2.0 * (FUSED if fused else KERNELS[found[1]]) * math.prod(queries.shape) * keys.shape[-2]
 
 
 def matmul_flops(program: Program, i: Instruction) -> float:

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-OURS = ("--config=configs/pod.py:llama2_7b_v5e",)
+OURS = (
+    "--config=configs/pod.py:llama2_7b_v5e",
+    "--config.model.decoder.remat=full",
+    "--config.model.decoder.keep=()",
+    "--config.train.microbatches=1",
+)
 # Everything else is MaxText's default: float32 gradients and moments, blocks of 512 in the attention kernel.
 THEIRS = (
     "model_name=llama2-7b",

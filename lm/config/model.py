@@ -201,6 +201,9 @@ class Stack:
     dropout: Decay = 0.0  # after the last layer and the final norm (T5)
     scan: bool = False  # compile the pattern once and scan over it, for deep stacks; on a CPU a few unrolled layers are faster
     remat: Literal["none", "dots", "full"] = "none"  # the backward pass recomputes nothing, all but matmuls, or everything
+    # What it does not recompute all the same: queries, keys and values; the output of attention; the hidden units of
+    # feed-forwards, or of experts, with the tokens on their way to and from these.
+    keep: tuple[Literal["qkv", "attention", "ffn", "experts"], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", FrozenDict(self.blocks))
@@ -209,6 +212,8 @@ class Stack:
             raise UserError(f"blocks are named {known or 'nothing'}: give one or more, each named by a single letter")
         if not self.pattern or (unknown := sorted(set(self.pattern) - set(self.blocks))):
             raise UserError(f"pattern={self.pattern!r} names {', '.join(unknown)}, and the blocks are {known}: use only these")
+        if self.keep and self.remat == "none":
+            raise UserError(f"keep={','.join(self.keep)} is for remat=dots or full: with remat=none all is kept; leave it out")
         if self.scan and self.num_layers % len(self.pattern):
             raise Conflict(
                 f"num_layers={self.num_layers} is no multiple of the {len(self.pattern)} letters of pattern={self.pattern!r}, "

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
 from lm.models.layers import Dropout, Norm, Projection
@@ -109,7 +110,7 @@ class Attention(nn.Module):
                 y = norm(y.reshape(*shape[:-2], -1) if all_heads else y).reshape(shape)
             if rope and positions is not None and name != "value" and not cross:
                 y = rotate(y, positions, rope)
-            return nn.with_logical_constraint(y, ("batch", "length", axes[1], "head_dim"))
+            return checkpoint_name(nn.with_logical_constraint(y, ("batch", "length", axes[1], "head_dim")), "qkv")
 
         q = heads("query", c.num_heads, x)
         kv_heads = c.kv_heads
@@ -127,7 +128,7 @@ class Attention(nn.Module):
 
             y = splash.attend(q, k, v, **options)
         else:
-            y = attend(q, k, v, bias_NTS=bias, dropout=Dropout(c.dropout), **options)
+            y = checkpoint_name(attend(q, k, v, bias_NTS=bias, dropout=Dropout(c.dropout), **options), "attention")
         return Projection((width,), ("heads", "head_dim", "embed"), c.out_bias, self.out_std, name="out", **dtypes)(y)
 
     def _cached(self, make, source: jax.Array | None, mask: Mask, cross: bool) -> tuple[jax.Array, jax.Array, Mask]:

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
 from lm.models.matmul import affine
@@ -116,10 +117,13 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, token_mask: jax.Array | None = None) -> jax.Array:
         c, width = self.config, x.shape[-1]
         options: dict[str, Any] = dict(bias=c.bias, dtype=self.dtype, param_dtype=self.param_dtype)
-        hidden_BTF = Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="up", **options)(x)
-        hidden_BTF = ACTIVATIONS[c.activation](hidden_BTF.astype(jnp.float32)).astype(self.dtype)
+
+        def made(name: str) -> jax.Array:
+            return checkpoint_name(Projection((c.hidden,), ("embed", "hidden"), std=self.std, name=name, **options)(x), "ffn")
+
+        hidden_BTF = ACTIVATIONS[c.activation](made("up").astype(jnp.float32)).astype(self.dtype)
         if c.gated:
-            hidden_BTF = hidden_BTF * Projection((c.hidden,), ("embed", "hidden"), std=self.std, name="gate", **options)(x)
+            hidden_BTF = hidden_BTF * made("gate")
         hidden_BTF = nn.with_logical_constraint(hidden_BTF, ("batch", "length", "hidden"))
         hidden_BTF = Dropout(c.dropout)(hidden_BTF)
         return Projection((width,), ("hidden", "embed"), std=self.out_std, name="down", **options)(hidden_BTF)

@@ -126,7 +126,11 @@ class LayerGroup(nn.Module):
         return x, None
 
 
-REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+def remat_policy(c: config.Stack) -> Any:
+    """What the backward pass finds kept, as `jax.checkpoint` takes it."""
+    policies = jax.checkpoint_policies
+    named = policies.save_only_these_names(*c.keep)
+    return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named) if c.remat == "dots" else named
 
 
 class Stack(nn.Module):
@@ -144,7 +148,7 @@ class Stack(nn.Module):
         context = dataclasses.replace(context, bias=bias)
         group = LayerGroup
         if c.remat != "none":
-            group = nn.remat(LayerGroup, prevent_cse=not c.scan, policy=REMAT[c.remat])
+            group = nn.remat(LayerGroup, prevent_cse=not c.scan, policy=remat_policy(c))
         if c.scan:
             group = nn.scan(
                 group,

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,21 @@ def test_too_large_advised_and_fitting(command):
     kept = [flag for flag in too_large if flag.split("=")[0] not in [f.split("=")[0] for f in flags]]
     code, said, report = command(*kept, *flags)
     assert code == 0 and report["fits"], said
+
+
+def test_a_faster_setting_is_found_and_is_faster(command):
+    size = ("model.width=2048", "model.decoder.blocks.L.ffn.hidden=8192", "model.kernel=splash", "train.batch_size=512")
+    slow = ("--config.model.decoder.remat=full", *(f"--config.{setting}" for setting in size))
+    code, said, before = command(*slow, "--advise")
+    assert code == 0, said
+    advice = said.strip().splitlines()[-1]
+    assert advice.startswith("add --config.") and "remat=dots" in advice, said
+    flags = shlex.split(advice.removeprefix("add "))
+    kept = [flag for flag in slow if flag.split("=")[0] not in [f.split("=")[0] for f in flags]]
+    code, said, after = command(*kept, *flags)
+    assert code == 0 and after["fits"], said
+    assert after["roofline"]["step_s"] < before["roofline"]["step_s"]
+    assert after["flops"]["executed"] < before["flops"]["executed"] and after["remat"] == "dots, keeping attention"
 
 
 def test_serving(command):

@@ -1,5 +1,7 @@
 """With 8 simulated devices: the TPU kernel (interpreted) and sequence-sharded attention agree with plain attention."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,30 @@ def test_the_kernel_gives_what_plain_attention_gives(name, place, monkeypatch):
     plain = both(attention.attend, *case, None)
     for a, b in zip(ours, plain, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["causal", "causal window", "prefix", "both ways"])
+def test_the_backward_kernel_may_load_several_tiles_of_keys_at_once(name, monkeypatch):
+    monkeypatch.setattr(splash, "INTERPRET", True)
+    monkeypatch.setattr(splash, "TILES", (128,))
+    case = inputs(**MASKS[name])
+    plain = both(attention.attend, *case, None)
+    loaded, make = [], splash.kernels.BlockSizes
+    monkeypatch.setattr(splash.kernels, "BlockSizes", lambda **sizes: loaded.append(sizes["block_kv_dkv"]) or make(**sizes))
+    for parts in (1, 2, 32):
+        monkeypatch.setattr(splash, "PARTS", parts)
+        for a, b in zip(both(splash.attend, *case, None), plain, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+    assert sorted(set(loaded)) == [128, 256, 512]
+
+
+@pytest.mark.parametrize(("keep", "times"), [((), 2), (("attention",), 1)])
+def test_the_kernel_runs_once_if_its_output_is_kept(keep, times):
+    (q, k, v, _), mask, how = inputs(causal=True)
+    policy = jax.checkpoint_policies.save_only_these_names(*keep)
+    layer = jax.checkpoint(lambda q: jnp.sum(splash.attend(q, k, v, mask=mask, **how) ** 2), policy=policy)
+    lowered = jax.jit(jax.value_and_grad(layer)).trace(q).lower(lowering_platforms=("tpu",)).as_text()
+    assert len(re.findall(r'kernel_name = "splash_mha_fwd', lowered)) == times
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -270,6 +270,40 @@ def test_scanned_is_unrolled(remat):
     close(jax.jit(loss_of(model_of(remat=remat)))(params), value, rtol=1e-6)
 
 
+@pytest.mark.parametrize("ffn", ["experts", "ffn"])
+def test_what_is_kept_is_not_computed_again(ffn):
+    """Gradients stay what they are, and by XLA's count each further part that is kept leaves fewer FLOPs."""
+    block = Block(Attention(2), replace(MOE, capacity=2.0) if ffn == "experts" else GATED)
+    counted, gradients = [], []
+    for keep in ((), ("qkv", "attention"), ("qkv", "attention", ffn)):
+        model = Model(V, D, decoder=Stack(2, {"L": block}, position=Rope(), remat="full", keep=keep))
+        step = jax.jit(jax.grad(loss_of(model))).lower(start(model)).compile()
+        counted.append(step.cost_analysis()["flops"])
+        gradients.append(step(start(model)))
+    for found in gradients[1:]:
+        close(found, gradients[0], rtol=1e-5)
+    assert counted == sorted(set(counted), reverse=True), counted
+    with pytest.raises(UserError, match="keep=attention is for remat=dots or full"):
+        Stack(2, {"L": block}, keep=("attention",))
+
+
+def test_vectors_are_moved_with_their_gradient():
+    """By index and back, with places that are none, as a product with a one-hot matrix moves them."""
+    rng = np.random.default_rng(0)
+    source = np.stack([rng.permutation(9)[:7] for _ in range(B)])  # of six vectors: 6 to 8 are none
+    target = np.full((B, 6, 2), 7)
+    for b in range(B):
+        for place, vector in enumerate(source[b]):
+            if vector < 6:
+                target[b, vector, 0] = place
+    source = np.minimum(source, 6)
+    x, weights = rng.normal(size=(B, 6, D)).astype(np.float32), rng.normal(size=(B, 7, D)).astype(np.float32)
+    matrix = (source[..., None] == np.arange(6)).astype(np.float32)
+    ours = jax.value_and_grad(lambda x: jnp.sum(weights * moe.moved(x, source, target)))(x)
+    plain = jax.value_and_grad(lambda x: jnp.sum(weights * jnp.einsum("bmn,bnd->bmd", matrix, x)))(x)
+    close(ours, plain, rtol=1e-6)
+
+
 def padded(example: Example, *, length: int = 0, rows: int = 0) -> Example:
     """The same tokens in longer rows, and with added rows of padding."""
     return jax.tree.map(lambda x: np.pad(x, ((0, rows), (0, length))), example)

@@ -102,6 +102,8 @@ def test_kernels_are_added_with_the_pairs_that_are_seen():
     read = program(*inputs, *kernels)
     product = 2 * (4 * 2 * 256) * 512 * 64
     assert executed_flops(read, xla=0.0, pairs=0.5) == (2 + 3 + 4) * product * 0.5
+    fused = kernels[2].replace(shape, f"({shape}, bf16[8,4,2,256,64])", 1)
+    assert executed_flops(program(*inputs, kernels[0], fused), xla=0.0) == (2 + 5) * product
     assert all(i.op_name == "jit(step)" for i in read.computations["main"] if i.opcode == "custom-call")
 
 

@@ -1,0 +1,107 @@
+"""The search for a faster setting: what it reckons against what the compiler counted, and which settings it compiles."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from lm import flops
+from lm.config import resolve
+from tpu import faster, planned, table, topologies
+from tpu.faster import Reckoned, Setting, search
+from tpu.report import Flops, Hbm, Report, Roofline
+
+ROOT = Path(__file__).parents[3]
+
+
+def read(name):
+    return json.loads((ROOT / table.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def load(name):
+    return resolve.load(f"{ROOT}/{table.FILE}:{name}")
+
+
+NAMES = sorted(path.stem for path in (ROOT / table.RESULTS).glob("*.json"))
+CURRENT = [name for name in NAMES if read(name)["made_of"] == table.made_of(load(name))]
+
+
+def stored(name):
+    """An entry of configs/pod.py with the report of its compiled step."""
+    run, found = load(name), read(name)
+    parts = {"hbm": Hbm(**found["hbm"]), "flops": Flops(**found["flops"]), "roofline": Roofline(**found["roofline"])}
+    return run, Report(**{f.name: (found | parts)[f.name] for f in dataclasses.fields(Report)})
+
+
+def reckoned(name):
+    run, report = stored(name)
+    rows = planned.rows_of(run, planned.recipe_of(run))[0]
+    lengths = {k: n for k, n in (("encoder", rows.encoder), ("decoder", rows.decoder)) if n}
+    of = dict(encoder=rows.encoder, decoder=rows.decoder, predicted=rows.predicted, blocks=rows.blocks)
+    forward = flops.count(run.model, batch=run.train.batch_size, **of)
+    return run, report, Reckoned(run, report, topologies.parse(run.pod.topology), lengths, forward), forward, lengths
+
+
+@pytest.mark.parametrize("name", CURRENT)
+def test_what_is_reckoned_is_what_the_compiler_counted(name):
+    """The activations that layers keep, within a fifth; the FLOPs of dense models, within a tenth."""
+    run, report, made, *_ = reckoned(name)
+    kept = made.kept(run, report.mesh)
+    assert kept == pytest.approx(report.hbm.activations, rel=0.2)
+    if "experts" not in report.remat and "bert" not in name:
+        assert report.flops.executed == pytest.approx(report.flops.model + made.again(run), rel=0.1)
+
+
+def test_what_keeps_less_promises_less():
+    run, report, made, forward, lengths = reckoned("llama2_7b_v5e")
+    slow = made.setting({"model.decoder.remat": "full", "model.decoder.keep": ()})
+    less = made.setting({"model.decoder.remat": "full", "model.decoder.keep": ("qkv", "attention")})
+    assert slow.seconds > less.seconds > report.roofline.step_s
+    assert slow.peak < less.peak < report.hbm.peak + 2**30
+    topology = topologies.parse(run.pod.topology)
+    found = faster.settings(run, report, topology, lengths, forward)
+    assert not found, "the entry has the fastest setting already"
+    was = dataclasses.replace(report, roofline=dataclasses.replace(report.roofline, step_s=2 * slow.seconds))
+    found = faster.settings(run, was, topology, lengths, forward)
+    assert [s.seconds for s in found] == sorted(s.seconds for s in found)
+    assert all(s.peak <= faster.ROOM * report.hbm.capacity for s in found)
+    assert any("mesh.tensor" in s.changes for s in found) and any("train.microbatches" in s.changes for s in found)
+
+
+def test_the_fastest_that_fits_is_found_in_few_attempts():
+    report = stored("llama2_7b_v5e")[1]
+    settings = [Setting({"train.microbatches": n}, seconds, peak) for n, seconds, peak in FOUND]
+
+    def run(times, fits, tries=faster.TRIES):
+        tried = []
+
+        def attempt(setting):
+            n = setting.changes["train.microbatches"]
+            tried.append(n)
+            if n in refused:
+                return None
+            roofline = dataclasses.replace(report.roofline, step_s=times[n] if n in fits else None)
+            return dataclasses.replace(report, fits=n in fits, roofline=roofline)
+
+        slow = dataclasses.replace(report, roofline=dataclasses.replace(report.roofline, step_s=10.0))
+        best = search(settings, slow, attempt, tries)
+        return best and best.changes["train.microbatches"], tried
+
+    refused = set()
+    times = {1: 2.0, 2: 3.5, 3: 3.0, 4: 4.0}
+    assert run(times, fits={1, 2, 3, 4}) == (1, [1])  # the next promises 3 seconds at best
+    assert run(times | {1: 9.0}, fits={1, 2, 3, 4}) == (2, [1, 2])
+    assert run(times, fits={3, 4}) == (3, [1, 3])  # 2 needs as much memory as 1, which did not fit
+    assert run(times, fits=set()) == (None, [1, 3, 4])
+    assert run(times, fits={4}, tries=1) == (None, [1])
+    refused = {1}
+    assert run(times, fits={2, 3, 4}, tries=1) == (2, [1, 2])
+
+
+FOUND = ((1, 2.0, 50.0), (2, 3.0, 50.0), (3, 3.6, 40.0), (4, 4.0, 30.0))
+
+
+def test_flags_can_be_pasted():
+    setting = Setting({"model.decoder.keep": ("qkv", "attention"), "train.microbatches": 4}, 1.0, 1.0)
+    assert setting.flags == "--config.model.decoder.keep=\"('qkv', 'attention')\" --config.train.microbatches=4"
