@@ -252,11 +252,22 @@ def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
 
 
 def enter(main: Callable[[], int], *, hosts: bool = False) -> NoReturn:
-    """Runs a command and exits with its code. `hosts`: the command may run as several processes, see `lm.distributed`."""
+    """Runs a command and exits with its code. `hosts`: the command may run as several processes, see `lm.distributed`, which
+    is imported if the command did: the import of jax takes a second, in which --help or a wrong flag would wait."""
     process.begin()
-    if not hosts:
-        process.leave(main())
-    startup.before_jax()
+    try:
+        code = main()
+        ended = lambda: code
+    except Exception as error:
+        if not hosts:
+            raise
+        ended = functools.partial(_raise, error)
+    if not hosts or "jax" not in sys.modules:
+        process.leave(ended())
     from lm import distributed
 
-    distributed.run(main)
+    distributed.run(ended)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -6,21 +6,28 @@
 Training prepares data that is not in the cache. This does it ahead of time, on a machine without an accelerator.
 """
 
+from typing import TYPE_CHECKING
+
 from lm import cli, config
-from lm.data.corpus import stages
-from lm.data.corpus.prepare import Prepared, prepare
+
+if TYPE_CHECKING:
+    from lm.data.corpus.prepare import Prepared
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     run = cli.load(parser().parse(argv))
     prepared = prepared_for(run)
+    from lm.data.corpus import stages
+
     stages.show(prepared.report, prepared.path)
     return 0
 
 
-def prepared_for(run: config.Run) -> Prepared:
+def prepared_for(run: config.Run) -> "Prepared":
     """Returns the data as training will read it. Fine-tuning uses the tokenizer of the model in `train.init_from`."""
+    from lm.data.corpus.prepare import prepare
+
     if isinstance(run.recipe, config.Pretrain):
         return prepare(run.data)
     cli.start_jax()

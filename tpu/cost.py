@@ -9,13 +9,14 @@ it: recomputation and masked pairs do not count. There is no default price: give
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lm import cli, config, flops, objectives
+from lm import cli, config, flops
 from lm.errors import UserError
-from lm.objectives.dummy_vocabulary import DummyVocabulary
-from lm.recipes import task
 from tpu import topologies
+
+if TYPE_CHECKING:
+    from lm import objectives
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ class Cost:
         return None if self.price is None else self.price * self.chip_hours
 
 
-def lengths(run: config.Run) -> objectives.Lengths:
+def lengths(run: config.Run) -> "objectives.Lengths":
     """The objective's `Lengths` for the run; needs no tokenizer."""
+    from lm import objectives
+    from lm.objectives.dummy_vocabulary import DummyVocabulary
+
     if not isinstance(run.recipe, config.Pretrain):
         raise UserError("only pretraining has a cost before its data is read: see python -m lm.train --dry_run")
     return objectives.build(run.objective, run.model.architecture, run.data, DummyVocabulary.of(run)).lengths
@@ -63,6 +67,8 @@ def of(run: config.Run, tokens: float | None = None) -> Cost:
     """The cost of training on `tokens`, by default those of the run's steps. Raises UserError if the config has no pod."""
     if run.pod is None:
         raise UserError("the config has no pod section: set --config.pod.topology=v5e:16x16, or another")
+    from lm.recipes import task
+
     rows = lengths(run)
     each = (rows.encoder or 0) + (rows.decoder or 0)
     sizes: dict[str, Any] = dict(encoder=rows.encoder, decoder=rows.decoder, blocks=rows.blocks)

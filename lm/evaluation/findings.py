@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats  # comes with jax
+from scipy import special  # comes with jax; scipy.stats, which has this too, takes a second to import
 
 Z = 1.959963984540054  # of a normal distribution, 95 % lie within so many standard deviations
 DRAWS = 1000  # of a bootstrap
@@ -74,7 +74,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, *, seed: int
 def mean(values: np.ndarray) -> Interval:
     """The mean of the values, float [n], and Student's t interval, which a bootstrap of few values is too narrow for."""
     n, middle = len(values), float(np.mean(values))
-    half = float(stats.t.isf(0.025, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else float("inf")
+    half = float(-special.stdtrit(n - 1, 0.025) * np.std(values, ddof=1) / n**0.5) if n > 1 else float("inf")
     return Interval(middle, middle - half, middle + half)
 
 
