@@ -280,8 +280,10 @@ class Model:
     embed_init_std: NonNegative = 0.02  # of embedding tables at the start
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss are in float32
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters
-    # Of attention: XLA on any device, or a TPU kernel that never stores [T, S].
-    kernel: Annotated[Literal["plain", "splash"], Only("splash", "on TPUs alone")] = "plain"
+    # Of attention: XLA on any device, or a kernel of TPUs or of GPUs, which do not store the scores of each head.
+    kernel: Annotated[Literal["plain", "splash", "cudnn"], Only("splash", "on TPUs alone"), Only("cudnn", "on GPUs alone")] = (
+        "plain"
+    )
 
     def __post_init__(self) -> None:
         if self.shared:
@@ -303,9 +305,25 @@ class Model:
 
     def _check_kernel(self, name: str, stack: Stack) -> None:
         dropped = any(block.attention.dropout for block in stack.blocks.values())
-        if self.kernel == "splash" and (dropped or isinstance(stack.position, (Buckets, Alibi))):
+        if self.kernel != "plain" and (dropped or isinstance(stack.position, (Buckets, Alibi))):
             what = "dropout in its attention" if dropped else f"positions of kind '{kind_of(type(stack.position))}'"
-            raise UserError(f"kernel='splash' knows neither biases nor dropout, and the {name} has {what}: take 'plain'")
+            raise UserError(f"kernel='{self.kernel}' knows neither biases nor dropout, and the {name} has {what}: take 'plain'")
+        if self.kernel == "cudnn":
+            self._check_cudnn(name, stack)
+
+    def _check_cudnn(self, name: str, stack: Stack) -> None:
+        if self.dtype != "bfloat16":
+            raise Conflict(
+                f"kernel='cudnn' computes in bfloat16, and dtype={self.dtype}: change one of them", "kernel", "dtype"
+            )
+        for letter, block in stack.blocks.items():
+            where, size = f"{name}.blocks.{letter}.attention", block.attention.size(self.width)
+            if block.attention.softcap is not None:
+                raise UserError(f"kernel='cudnn' knows no soft cap: set {where}.softcap=None, or kernel=plain")
+            if size % 8 or size > 256:
+                raise UserError(
+                    f"kernel='cudnn' takes heads of 8, 16, ... up to 256 dimensions, and {where} has {size}: take 'plain'"
+                )
 
     def _check_attention(self, where: str, attention: Attention, position: Position | None) -> None:
         """Refuses heads that do not divide the width, and an odd number of rotated dimensions."""

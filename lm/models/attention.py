@@ -123,10 +123,16 @@ class Attention(nn.Module):
             softcap=c.softcap,
             window=None if cross else c.window,
         )
-        if self.kernel == "splash" and not self.is_initializing() and not self.is_mutable_collection("cache"):
+        kernel = "plain" if self.is_initializing() or self.is_mutable_collection("cache") else self.kernel
+        if kernel == "splash":
             from lm.models.kernels import splash  # importing Pallas takes a second
 
             y = splash.attend(q, k, v, **options)
+        elif kernel == "cudnn":
+            from lm.models.kernels import cudnn
+
+            del options["softcap"]  # refused by the config
+            y = checkpoint_name(cudnn.attend(q, k, v, **options), "attention")
         else:
             y = checkpoint_name(attend(q, k, v, bias_NTS=bias, dropout=Dropout(c.dropout), **options), "attention")
         return Projection((width,), ("heads", "head_dim", "embed"), c.out_bias, self.out_std, name="out", **dtypes)(y)

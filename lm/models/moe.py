@@ -168,9 +168,7 @@ def with_capacity(
     return jnp.einsum("btkd,btk->btd", out_BMD.reshape(b, t, k, d), weights_BTK.astype(x.dtype))
 
 
-def places(
-    experts_BTK: jax.Array, experts: int, slots: int, token_mask: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+def places(experts_BTK: jax.Array, experts: int, slots: int, token_mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Which of S = E C slots each assignment takes, and which assignment takes each slot: int32 [B, T, K] from 0 to S, where S
     is none, and int32 [B, S] from 0 to T K, where T K is none. Assignment t K + k is that of token t to its expert k."""
     b, t, k = experts_BTK.shape

@@ -99,9 +99,7 @@ def _make_kernel(mask: Any, shards: int, *, tile: tuple[int, int], softcap: floa
     keys = mask.shape[-1]
     loaded = next(n for n in (8 * k, 4 * k, 2 * k, k) if n == k or (keys % n == 0 and keys // n >= PARTS))
     beside = q if q * loaded <= LARGEST else q // 2
-    backward: dict[str, Any] = dict(
-        block_q_dkv=beside, block_kv_dkv=loaded, block_kv_dkv_compute=k, use_fused_bwd_kernel=True
-    )
+    backward: dict[str, Any] = dict(block_q_dkv=beside, block_kv_dkv=loaded, block_kv_dkv_compute=k, use_fused_bwd_kernel=True)
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask]) if isinstance(mask, masks.Mask) else mask,
         block_sizes=kernels.BlockSizes(block_q=q, block_kv=k, block_kv_compute=k, **backward),

@@ -1,0 +1,107 @@
+"""Attention by cuDNN without a GPU: what is asked of `jax.nn`, computed by XLA, against plain attention; the CUDA program."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+
+from lm import config
+from lm.config import Attention, Block, Mlp, Model, Rope, Stack
+from lm.errors import UserError
+from lm.models import attention
+from lm.models.kernels import cudnn
+from lm.models.mask import Mask
+
+B, T, N, K, H = 2, 16, 4, 2, 8
+MASKS = {
+    "causal": dict(causal=True),
+    "window": dict(causal=True, window=3),
+    "both ways": dict(),
+    "both ways, window": dict(window=4),
+    "prefix": dict(causal=True, prefix=True),
+    "blocks": dict(blocks=True),
+    "cross": dict(keys=10),
+}
+
+
+def inputs(keys=T, causal=False, prefix=False, blocks=False, window=None):
+    """Rows of two documents and padding."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(B, n, h, H)), jnp.float32) for n, h in ((T, N), (keys, K), (keys, K)))
+    segments = np.array([[1] * 7 + [2] * 6 + [0] * 3, [1] * 12 + [2] * 4], np.int32)
+    begun = np.arange(T)[None] % 7 < 3
+    mask = Mask(segments, segments[:, :keys], begun if prefix else None, causal=causal)
+    if blocks:
+        number = np.broadcast_to((np.arange(T) // 4).astype(np.int32), (B, T))
+        mask = mask.replace(q_blocks=number, k_blocks=number)
+    return (q, k, v), dict(mask=mask, scale=0.3, window=window)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_what_is_asked_of_the_kernel_is_plain_attention(name, monkeypatch):
+    """Outputs and gradients where a query sees a key, as XLA computes them for the same arguments."""
+    asked = []
+
+    def by_xla(*arrays, implementation, **options):
+        asked.append((implementation, options["is_causal"]))
+        return attention_of_jax(*arrays, implementation="xla", **options)
+
+    attention_of_jax = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    arrays, how = inputs(**MASKS[name])
+    sees = np.asarray(how["mask"].dense(how["window"])).any(-1)[..., None, None]
+
+    def both(fn):
+        return jax.jit(jax.value_and_grad(lambda qkv: jnp.sum(jnp.sin(fn(*qkv, **how)) * sees)))(arrays)
+
+    (ours, d_ours), (plain, d_plain) = both(cudnn.attend), both(attention.attend)
+    np.testing.assert_allclose(ours, plain, rtol=1e-5)
+    for a, b in zip(d_ours, d_plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert asked[0] == ("cudnn", name in ("causal", "window"))
+
+
+def test_the_program_for_cuda_calls_the_kernel_forward_and_backward(monkeypatch):
+    """Exported without a GPU; only the version of cuDNN is pretended."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+    block = Block(Attention(N), Mlp(32))
+    model = attention.Attention(block.attention, Rope(), dtype="bfloat16", kernel="cudnn")
+    x, segments = jnp.ones((B, T, N * H)), jnp.ones((B, T), jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    call = partial(model.apply, mask=Mask(segments, segments, causal=True), positions=positions)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, mask=Mask(segments, segments)))
+
+    def step(params, x):
+        return jax.grad(lambda p: jnp.sum(call(p, x).astype(jnp.float32)))(params)
+
+    names = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in names]
+    text = jax.export.export(jax.jit(step), platforms=["cuda"], disabled_checks=allowed)(params, x).mlir_module()
+    assert all(f"@{name}(" in text or f'"{name}"' in text for name in names), text
+    assert f"tensor<{B}x{N}x{T}x{T}xf32>" not in text, "the scores of all heads are stored"
+
+
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [
+        (dict(dtype="float32"), "computes in bfloat16, and dtype=float32"),
+        (dict(softcap=5.0), r"knows no soft cap: set decoder.blocks.L.attention.softcap=None"),
+        (dict(head_dim=12), "takes heads of 8, 16, .* up to 256 dimensions, and decoder.blocks.L.attention has 12"),
+        (dict(dropout=0.1), "knows neither biases nor dropout, and the decoder has dropout"),
+        (dict(position=config.Alibi()), "knows neither biases nor dropout, and the decoder has positions of kind 'alibi'"),
+    ],
+)
+def test_what_the_kernel_lacks_is_refused(settings, cause):
+    of_model = {"dtype": settings.pop("dtype", "bfloat16"), "kernel": "cudnn"}
+    position = settings.pop("position", None)
+    with pytest.raises(UserError, match=cause):
+        Model(64, 32, decoder=Stack(1, {"L": Block(Attention(4, **settings), Mlp(32))}, position=position), **of_model)
+
+
+def test_rows_of_an_odd_length_are_refused():
+    (q, k, v), how = inputs()
+    with pytest.raises(UserError, match="rows of an even length, not 15 and 16"):
+        cudnn.attend(q[:, :15], k, v, mask=how["mask"], scale=1.0)
