@@ -1,4 +1,4 @@
-"""Greedy decoding on a CPU: this library's engine against `transformers` on the same weights.
+"""Greedy decoding on a CPU, or on a GPU if there is one: this library's engine against `transformers` on the same weights.
 
   python -m experiments.speed.generate --models=W1,W2,L135M --batches=1,16
 
@@ -63,14 +63,15 @@ def theirs(folder: str, dtype: str) -> Generate:
     import torch
     import transformers as hf
 
-    model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(device)
 
     def generate(prompts: np.ndarray, new: int) -> np.ndarray:
-        ids = torch.from_numpy(prompts.astype(np.int64))
+        ids = torch.from_numpy(prompts.astype(np.int64)).to(device)
         settings: dict[str, Any] = dict(max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
         with torch.inference_mode():
             out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-        return out[:, prompts.shape[1] :].numpy()
+        return out[:, prompts.shape[1] :].cpu().numpy()
 
     return generate
 

@@ -21,8 +21,9 @@ from experiments.speed.workloads import (
 from lm import config, startup
 
 
-def make_config(w: Workload, dtype: str) -> config.Run:
-    """The run of a workload, with the same model as the peers' (`Workload.about`)."""
+def make_config(w: Workload, dtype: str, *, gpu: bool = False) -> config.Run:
+    """The run of a workload, with the same model as the peers' (`Workload.about`); on a GPU with its kernel of attention, where
+    that knows the positions."""
     relative = bool(w.encoder and w.decoder)
     biased = not relative
     norm = config.Norm("rms") if relative else config.Norm("layer")
@@ -43,6 +44,7 @@ def make_config(w: Workload, dtype: str) -> config.Run:
             head=config.Head(transform="gelu_tanh", bias=True) if w.masked else config.Head(),
             init_std=0.02,
             dtype=dtype,
+            kernel="cudnn" if gpu and dtype == "bfloat16" and not relative else "plain",
         ),
         optimizer=config.Optimizer(
             learning_rate=LEARNING_RATE,
@@ -61,10 +63,12 @@ class Ours:
     """A model in training; a `Contender` of the worker."""
 
     def __init__(self, w: Workload, dtype: str):
-        run = make_config(w, dtype)
         startup.before_jax()
         import flax
         import jax
+
+        gpu = jax.default_backend() == "gpu"
+        run = make_config(w, dtype, gpu=gpu)
 
         from lm import optim, sharding
         from lm.losses.cross_entropy import cross_entropy
@@ -72,6 +76,7 @@ class Ours:
         from lm.training.step import make_step, plan_state
 
         self.versions = {"jax": jax.__version__, "flax": flax.__version__}
+        self.device = jax.devices()[0]
         self.mesh, model = sharding.make_mesh(run.mesh), Transformer(run.model)
         tx, _ = optim.make(run.optimizer, run.train.steps)
         made = [example(b) for b in batches(w)]
@@ -96,6 +101,10 @@ class Ours:
             for _ in range(steps):
                 self.state, metrics = self.step(self.state, None, next(self.batches))
             return float(metrics["loss"])
+
+    def device_mb(self) -> int | None:
+        statistics = self.device.memory_stats()
+        return statistics["peak_bytes_in_use"] // 2**20 if statistics else None
 
 
 def example(b: Batch):

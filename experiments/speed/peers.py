@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from experiments.speed.workloads import B1, B2, EPS, LEARNING_RATE, VOCAB, WEIGHT_DECAY, WORKLOADS, Workload, batches
 
 BUCKETS, MAX_DISTANCE = 32, 128
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Attention(nn.Module):
@@ -116,7 +117,7 @@ def tensors(w: Workload) -> list[list[Tensor | None]]:
     for b in batches(w):
         flat = None if b.where is None else b.where + w.encoder * torch.arange(w.batch)[:, None].numpy()
         arrays = (b.encoder, b.decoder, b.targets, flat)
-        made.append([None if a is None else torch.from_numpy(a).long() for a in arrays])
+        made.append([None if a is None else torch.from_numpy(a).long().to(DEVICE) for a in arrays])
     return made
 
 
@@ -133,6 +134,7 @@ class Peer:
         for p in model.parameters():
             if p.ndim == 2:
                 nn.init.normal_(p, std=0.02)
+        model = model.to(DEVICE)
         self.originals = list(model.parameters())
         self.model = copy.deepcopy(model).bfloat16() if dtype == "bfloat16" else model
         self.weights = list(self.model.parameters())
@@ -149,6 +151,9 @@ class Peer:
             loss.backward()
             self._update()
         return loss.item()
+
+    def device_mb(self) -> int | None:
+        return torch.cuda.max_memory_allocated() // 2**20 if DEVICE == "cuda" else None
 
     def _update(self) -> None:
         if self.model.embed.weight.dtype == torch.float32:

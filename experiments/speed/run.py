@@ -1,4 +1,4 @@
-"""Training speed of this library and of PyTorch in tokens/s, on workloads W1-W4.
+"""Training speed of this library and of PyTorch in tokens/s, on workloads W1-W4; G1-G5 are for a GPU (gpu.sh).
 
   python -m experiments.speed.run --workloads=W1,W2 --dtypes=float32 --rounds=5
 
@@ -8,6 +8,7 @@ Prints a table; writes results.json and results.md next to this file. The README
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.speed.worker import CONTENDERS, Worker
-from experiments.speed.workloads import WORKLOADS, Workload
+from experiments.speed.workloads import ON_CPU, WORKLOADS, Workload
 from lm import cli
 
 COLUMNS = (
@@ -32,6 +33,7 @@ COLUMNS = (
     "others",
     "first step, s",
     "peak MB",
+    "GPU MB",
     "parameters",
 )
 QUIET = 0.1  # cores that other processes may use before a figure counts as disturbed
@@ -64,6 +66,7 @@ def measure(
             "others": statistics.median(others[name]),
             "first_step_seconds": worker.first_step,
             "peak_rss_mb": worker.rss_mb,
+            "device_mb": worker.device_mb,
             **worker.hello,
         }
         for name, worker in workers.items()
@@ -86,7 +89,11 @@ def machine() -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "load_at_start": os.getloadavg()[0]}
+    found = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "load_at_start": os.getloadavg()[0]}
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        found["gpu"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return found
 
 
 def cells(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -106,6 +113,7 @@ def cells(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                     f"{c['others']:.2f}" + ("!" if c["others"] > QUIET else ""),
                     f"{c['first_step_seconds']:.1f}",
                     f"{c['peak_rss_mb']:,}",
+                    f"{c['device_mb']:,}" if c.get("device_mb") else "",
                     f"{c['parameters']:,}",
                 )
             )
@@ -120,7 +128,7 @@ def markdown(report: dict[str, Any]) -> str:
         for n, c in r["contenders"].items()
     }
     lines = [
-        f"{m['cpu']}, {m['cores']} cores; {report['rounds']} rounds of {report['steps']} steps.  ",
+        f"{m.get('gpu') or m['cpu']}, {m['cores']} cores; {report['rounds']} rounds of {report['steps']} steps.  ",
         *(f"{line}  " for line in versions),
         "",
         "| " + " | ".join(COLUMNS) + " |",
@@ -153,7 +161,7 @@ def python_version(interpreter: str) -> str:
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     parser = cli.parser("experiments.speed.run", __doc__)
-    parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    parser.add_argument("--workloads", default=",".join(ON_CPU))
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
     parser.add_argument("--rounds", type=int, default=5)

@@ -34,6 +34,10 @@ class Contender(Protocol):
         """Trains for `steps` steps, waits until they are done, and returns the last loss."""
         ...
 
+    def device_mb(self) -> int | None:
+        """The most memory of the GPU that was in use; None without one."""
+        ...
+
 
 class Worker:
     """The parent's end of the protocol."""
@@ -45,6 +49,7 @@ class Worker:
         self.hello = self._read()
         self.first_step = time.perf_counter() - start
         self.rss_mb = 0
+        self.device_mb: int | None = None
 
     def _read(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
@@ -58,6 +63,7 @@ class Worker:
         self.process.stdin.flush()
         reply = self._read()
         self.rss_mb = reply["rss_mb"]
+        self.device_mb = reply["device_mb"]
         return reply["seconds"], reply["others"]
 
     def close(self) -> None:
@@ -93,7 +99,7 @@ def serve(build: Callable[[], Contender]) -> None:
         seconds = time.perf_counter() - start
         others = max(0.0, busy_elsewhere() - elsewhere) / seconds
         rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        reply(seconds=seconds, others=others, loss=loss, rss_mb=rss_mb)
+        reply(seconds=seconds, others=others, loss=loss, rss_mb=rss_mb, device_mb=contender.device_mb())
 
 
 def main() -> None:

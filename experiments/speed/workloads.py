@@ -1,4 +1,4 @@
-"""The four workloads and their batches, the same for all contenders. Imports neither jax nor torch."""
+"""The workloads and their batches, alike for all contenders: four for a CPU, five for a GPU. Imports neither jax nor torch."""
 
 from dataclasses import dataclass
 
@@ -35,6 +35,7 @@ class Workload:
         return self.batch * ((self.encoder or 0) + (self.decoder or 0))
 
 
+ON_CPU = ("W1", "W2", "W3", "W4")
 WORKLOADS = {
     w.name: w
     for w in (
@@ -42,6 +43,11 @@ WORKLOADS = {
         Workload("W2", "decoder-only, layer norms and biases, learned positions", 6, 384, 8, decoder=512),
         Workload("W3", "encoder-only, as W1, logits at masked positions only", 4, 256, 16, encoder=256, masked=38),
         Workload("W4", "encoder-decoder, rms norms, no biases, relative buckets", 4, 256, 16, encoder=256, decoder=64),
+        Workload("G1", "as W1, with the layers of GPT-2 124M", 12, 768, 16, decoder=1024),
+        Workload("G2", "as W3, with the layers of BERT-base", 12, 768, 32, encoder=512, masked=77),
+        Workload("G3", "as W4, with the layers of T5-base", 12, 768, 32, encoder=512, decoder=128),
+        Workload("G4", "as W1, with 16 layers of width 2,048", 16, 2048, 4, decoder=2048),
+        Workload("G5", "as G1, in rows of 8,192 tokens", 12, 768, 2, decoder=8192),
     )
 }
 
