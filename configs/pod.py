@@ -292,9 +292,8 @@ PODS = {
         optimizer=dict(learning_rate=1e-6, weight_decay=0.0, schedule=CONSTANT),
         recipe=dict(kind="policy", method="grpo", group=64, length=1025, answer=1024, kl_weight=0.04, prefix=False),
         records="pair",
-        microbatches=2,
         remat="full",
-        keep=("qkv", "attention", "ffn"),
+        keep=(),
     ),
     # Conversations, whose rows they share: rate and steps are those of arXiv 2407.21783, section 4.1.3; the rows are ours.
     "llama3_8b_sft_v5p": dict(
@@ -312,15 +311,17 @@ PODS = {
     "llama3_8b_qlora_v5e": dict(
         model=LLAMA3_8B,
         topology="v5e:2x4",
-        mesh=dict(fsdp=4, tensor=2),
+        mesh=dict(fsdp=8),
         lengths=dict(decoder=4096),
         rows=64,
         tokens=9000 * 64 * 4096,
         optimizer=dict(learning_rate=2e-4, weight_decay=0.0),
-        microbatches=16,
+        microbatches=4,
         recipe=dict(kind="finetune", how="text", length=3072, answer=1024),
         records="messages",
         adapter=dict(rank=16, base="nf4"),
+        remat="full",
+        keep=("qkv", "attention"),
     ),
     # arXiv 1910.10683, section 3.1.2: 128 rows of 512 tokens, 2^18 steps, and a rate of 0.001 relative to a matrix's size.
     "t5_11b_sft_v4": dict(

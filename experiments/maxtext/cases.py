@@ -61,6 +61,7 @@ MIXTRAL = (
     "capacity_factor=1.25",
     "ici_fsdp_parallelism=32",
     "ici_expert_parallelism=8",
+    "allow_split_physical_axes=true",  # 32 x 8 of 16 x 16
     "compile_topology=v5e-256",
 )
 AS_THEIRS = ("model.decoder.remat=full", "model.decoder.keep=()", "mesh.fsdp=32", "mesh.tensor=1", "train.microbatches=4")
