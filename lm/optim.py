@@ -1,6 +1,7 @@
 """Optimizers, learning-rate schedules and the weight-decay mask, from `config.Optimizer`."""
 
 import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -65,6 +66,29 @@ def muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def width_factors(params: Any, widened: float, *, orthogonal: bool = False) -> Any:
+    """Returns the factor of each leaf's learning rate in a model that is `widened` = m times as wide as the one whose rates
+    were tuned (muP, arXiv 2203.03466, tables 8 and 9), for updates whose size does not depend on that of the gradient.
+
+    A matrix has 1 / m, because its fan-in grew by m; an `orthogonal` update (Muon) already has a spectral norm that transfers
+    (arXiv 2310.17813). Norms, biases and embeddings have 1. The head's own matrix has 1 / sqrt(m), beside logits that are
+    multiplied by 1 / sqrt(m) (`lm.config.widening`); a bias of the logits makes up for that multiplier.
+    """
+
+    def one(path: Any, _: Any) -> float:
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        match names[-3:]:
+            case [*_, "head", "out", "kernel"]:
+                return widened**-0.5
+            case [*_, "head", "out", "bias"]:
+                return widened**0.5
+            case [*_, "head", "bias"]:
+                return widened
+        return 1 / widened if names[-1] == "kernel" and not orthogonal else 1.0
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """Returns the optimizer with state and arithmetic in float32, whatever dtype the parameters and gradients have.
 
@@ -78,25 +102,31 @@ def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation
     )
 
 
-def make(c: config.Optimizer, steps: int, *, updates: int = 1) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make(
+    c: config.Optimizer, steps: int, *, updates: int = 1, width: int | None = None
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the optimizer and its schedule, which counts steps of so many `updates`. It does not clip: the train step does,
-    since it computes the norm anyway."""
+    since it computes the norm anyway.
+
+    `width` is the model's, for `base_width`. The decay of a matrix is the rate that is given times `weight_decay`, at every
+    width, as in the `mup` package.
+    """
     by_step = lambda rate: rate if updates == 1 else lambda count: rate(count // updates)
     of_steps = schedule(c.schedule, c.learning_rate, steps)
     rate = by_step(of_steps)
+    transferred = []
+    if c.base_width is not None:
+        assert width is not None, "base_width needs the model's width"
+        factors = partial(width_factors, widened=width / c.base_width, orthogonal=c.name == "muon")
+        transferred = [optax.stateless(lambda tree, _: jax.tree.map(jnp.multiply, tree, factors(tree)))]
     match c.name:
         case "adamw":
-            tx = optax.adamw(rate, c.b1, c.b2, c.eps, weight_decay=c.weight_decay, mask=is_matrix)
+            direction = [optax.scale_by_adam(c.b1, c.b2, c.eps)]
         case "lion":
-            tx = optax.lion(rate, c.b1, c.b2, weight_decay=c.weight_decay, mask=is_matrix)
+            direction = [optax.scale_by_lion(c.b1, c.b2)]
         case "adafactor":
             # Weight decay is scaled by the learning rate, as in the other optimizers, not by Adafactor's per-step rate.
-            tx = optax.chain(
-                optax.scale_by_factored_rms(),
-                optax.clip_by_block_rms(1.0),
-                optax.add_decayed_weights(c.weight_decay, mask=is_matrix),
-                optax.scale_by_learning_rate(rate),
-            )
+            direction = [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
         case "muon":
             adam_rate = c.adam_learning_rate or c.learning_rate
             tx = contrib.muon(
@@ -108,4 +138,7 @@ def make(c: config.Optimizer, steps: int, *, updates: int = 1) -> tuple[optax.Gr
                 adam_learning_rate=by_step(schedule(c.schedule, adam_rate, steps)),
                 muon_weight_dimension_numbers=muon_dimensions,
             )
+            return in_float32(optax.chain(tx, *transferred) if transferred else tx), of_steps
+    decay = optax.add_decayed_weights(c.weight_decay, mask=is_matrix)
+    tx = optax.chain(*direction, *transferred, decay, optax.scale_by_learning_rate(rate))
     return in_float32(tx), of_steps

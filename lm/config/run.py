@@ -9,7 +9,7 @@ from lm.config.adapter import Lora
 from lm.config.data import Data
 from lm.config.distill import Distill, OnPolicy
 from lm.config.model import Model
-from lm.config.objective import Causal, Objective
+from lm.config.objective import Causal, Objective, ReplacedTokens
 from lm.config.policy import Policy
 from lm.config.preference import Preference, Reward
 from lm.config.ranges import (
@@ -29,6 +29,7 @@ from lm.config.ranges import (
     Share,
     Words,
 )
+from lm.config.widening import widened
 from lm.errors import UserError
 
 
@@ -74,6 +75,15 @@ class Optimizer:
     eps: Positive = 1e-8
     adam_learning_rate: Positive | None = None  # muon: for parameters that are no matrices; None: the same
     ema: Decay | None = None  # decay of a moving average of the parameters, which is then evaluated; None: no average
+    # The width at which the rates were tuned: a wider model's follow from them by muP (arXiv 2203.03466), and so does the
+    # multiplier of its logits (`lm.config.widening`). Weight decay is of the rate that is given. None: as they are given.
+    base_width: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_width is not None and self.name == "adafactor":
+            raise UserError(
+                "optimizer.base_width has no rule for adafactor, which factors large matrices alone: take adamw or lion"
+            )
 
 
 @dataclass(frozen=True)
@@ -218,6 +228,13 @@ class Run:
             raise UserError(
                 "an adapter is beside a model as it was saved: give that as train.init_from, without init_map or init_layers"
             )
+        if self.optimizer.base_width is not None:
+            if not isinstance(self.recipe, Pretrain) or isinstance(self.objective, ReplacedTokens) or self.adapter is not None:
+                raise UserError(
+                    "optimizer.base_width is for pretraining a single model, all of it: leave it out of other recipes, of "
+                    "replaced_tokens and beside an adapter"
+                )
+            object.__setattr__(self, "model", widened(self.model, self.optimizer.base_width))
         self.optimizer.schedule.phases(self.train.steps)
         for name, source in self.data.sources.items():
             if isinstance(self.recipe, Pretrain) and source.format != "text":

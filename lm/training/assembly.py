@@ -38,6 +38,9 @@ def assemble(run: config.Run, recipe: Recipe, *, progress: bool = True) -> Parts
     return parts
 
 
+KERNELS = {"splash": "tpu", "cudnn": "gpu"}  # of attention -> the one platform that has it
+
+
 def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
     """Returns the task. Raises UserError if the config contradicts itself or does not fit the devices."""
     if not (run.model.encoder or run.model.decoder):
@@ -50,9 +53,10 @@ def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
     task, platform = adapted(recipe.task(run), run), mesh.devices.flat[0].platform
     recipe.check(run, task, mesh)
     for path, model in task.models.items():
-        if model.kernel == "splash" and platform != "tpu":
+        if platform != KERNELS.get(model.kernel, platform):
             raise UserError(
-                f"{path}.kernel='splash' runs on TPUs alone, and this is a {platform}: set --config.{path}.kernel=plain"
+                f"{path}.kernel='{model.kernel}' runs on {KERNELS[model.kernel].upper()}s alone, and this is a {platform}: "
+                f"set --config.{path}.kernel=plain"
             )
     return task
 
@@ -81,7 +85,8 @@ def capacity(devices: list[Any]) -> int | None:
 
 def computation(run: config.Run, task: Task, mesh: Mesh, lengths: Lengths, row: Any) -> Computation:
     """Makes everything that needs no data, from a blank row. Puts nothing on the mesh's devices."""
-    tx, schedule = optim.make(run.optimizer, run.train.steps, updates=task.updates.count if task.updates else 1)
+    updates = task.updates.count if task.updates else 1
+    tx, schedule = optim.make(run.optimizer, run.train.steps, updates=updates, width=run.model.width)
     shapes = abstract_batch(row, run.train.batch_size)
     batch = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # Outside of `sharding.use`: Optax creates a few concrete numbers, which would be put on the mesh.

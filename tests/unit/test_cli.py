@@ -26,6 +26,7 @@ COMMANDS = {  # module -> words that its parser takes
     "lm.chat": ["--from=D"],
     "lm.convert": ["families"],
     "lm.report": ["D"],
+    "lm.show": ["--config=F"],
     "experiments.run": ["scaling"],
     "experiments.report": ["D"],
     "experiments.code.run": ["--from=D"],
@@ -37,6 +38,8 @@ COMMANDS = {  # module -> words that its parser takes
     "experiments.speed.generate": [],
     "experiments.speed.run": [],
     "experiments.serve.load": ["--from=D"],
+    "experiments.sweep": ["--config=F"],
+    "experiments.width.coordinates": [],
     "experiments.workers": ["D"],
     "tpu": ["create", "pod"],
     "tpu.compile": ["--config=F"],
@@ -45,8 +48,13 @@ COMMANDS = {  # module -> words that its parser takes
 }
 
 
+def module_of(name):
+    """The module that `python -m name` executes."""
+    return importlib.import_module(f"{name}.__main__" if name in ("tpu", "experiments.sweep") else name)
+
+
 def main_of(name):
-    return importlib.import_module("tpu.__main__" if name == "tpu" else name).main
+    return module_of(name).main
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -61,6 +69,21 @@ def test_help_has_80_columns_examples_and_exit_codes(name, capsys, monkeypatch):
     assert usage.startswith(f"usage: python -m {name} ") and f"python -m {name} " in rest.replace("\n", " \n")
     codes = re.search(r"^exit codes:\n((?:  .*\n)+)", text, re.M)
     assert codes and {"0", "2", "75", "130"} <= {line.split()[0] for line in codes[1].splitlines()}
+
+
+def test_commands_know_what_is_asked_before_they_import_what_takes_long():
+    """A flag that is wrong, or --help, waits for none of it."""
+    names = ["tpu.__main__" if name == "tpu" else name for name in COMMANDS if name != "experiments.families.run"]
+    code = (
+        "import importlib, sys\n"
+        "slow = 'jax flax optax orbax numpy sentencepiece matplotlib pandas pyarrow tensorflow_datasets'.split()\n"
+        f"for name in {names}:\n"
+        "    importlib.import_module(name)\n"
+        "    known = [each for each in slow if each in sys.modules]\n"
+        "    assert known in ([], [] if name.startswith('lm.') else ['numpy']), (name, known)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -78,7 +101,7 @@ def arguments(parser):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_argument_has_a_text(name):
-    module = importlib.import_module("tpu.__main__" if name == "tpu" else name)
+    module = module_of(name)
     if hasattr(module, "parser"):  # others make it as they parse
         bare = [a.option_strings or a.dest for a in arguments(module.parser()) if not a.help]
         assert bare in ([], ["command"])  # the actions of a command have a text each
