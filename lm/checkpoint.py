@@ -192,7 +192,7 @@ class Checkpoints:
         items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
         saved: Any = self._manager.restore(step, args=items)
         return (
-            resolve.build(config.Run, saved.config),
+            resolve.build_saved(config.Run, saved.config),
             base64.b64decode(saved.tokenizer["sentencepiece"]),
             saved.tokenizer["data"],
         )

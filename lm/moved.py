@@ -1,4 +1,4 @@
-"""Errors that give the new name when an old name of a command or module is used."""
+"""Errors that give the new name when an old name of a command, module or config key is used. docs/releases.md has the rules."""
 
 import importlib.abc
 from collections.abc import Sequence
@@ -63,6 +63,15 @@ MODULES = {  # old name -> new name, of modules that a config file or a script m
     "lm.train.report": "lm.training.report",
     "lm.train.rundir": "lm.training.rundir",
     "lm.train.step": "lm.training.step",
+}
+
+KEYS = {  # Section.field -> the field of the same section that replaces it; or, with dots, a key below the root
+    "Finetune.steps": "train.steps",
+    "Finetune.batch_size": "train.batch_size",
+    "Finetune.learning_rate": "optimizer.learning_rate",
+    "Finetune.warmup": "optimizer.schedule.warmup",
+    "Finetune.weight_decay": "optimizer.weight_decay",
+    "Finetune.rows": "evaluate.rows",
 }
 
 

@@ -175,7 +175,7 @@ def open(given: str | Path | epath.Path, *, name: str = "--from", base: str | No
     entries = _entries(folder, label)
     if MODEL in entries:
         check_files(folder, MODEL)
-        model = resolve.build(config.Model, untrusted.parse_json((folder / MODEL).read_bytes(), folder / MODEL))
+        model = resolve.build_saved(config.Model, untrusted.parse_json((folder / MODEL).read_bytes(), folder / MODEL))
         return Saved(folder, model, None, None)
     steps = _steps(folder / "checkpoints") if "checkpoints" in entries else []
     if not steps:
@@ -185,7 +185,7 @@ def open(given: str | Path | epath.Path, *, name: str = "--from", base: str | No
         text = f"checkpoint {folder / 'checkpoints' / str(damaged)} is damaged: {fault}; step {step} is read instead"
         warnings.warn(printable(text), stacklevel=2)
     settings = json.loads((folder / "checkpoints" / str(step) / "config" / "metadata").read_bytes())
-    run = resolve.build(config.Run, settings)
+    run = resolve.build_saved(config.Run, settings)
     if base is not None:
         run = replace(run, train=replace(run.train, init_from=base))
     return Saved(folder, run.model, run, step)

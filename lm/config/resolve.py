@@ -8,11 +8,13 @@ first class is the default.
 """
 
 import ast
+import copy
 import dataclasses
 import functools
 import importlib.util
 import inspect
 import json
+import operator
 import types
 import typing
 import warnings
@@ -20,10 +22,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from lm import moved
 from lm.config import Run, kind_of, suggest
 from lm.config.ranges import Conflict, Only, show
 from lm.errors import UserError, nearest
 from lm.untrusted import strict_json
+
+
+class Renamed(UserError):
+    """A key that an earlier version had. `old` and `new` are dotted keys from the root, such as "config.train.steps"."""
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__(f"{old} is {new} now: give that")
+        self.old, self.new = old, new
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
@@ -95,10 +106,11 @@ def _choice(known: tuple[str, ...], value: Any, path: str, only: tuple[Only, ...
 
 
 def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{path} is {show(value)}; it must be a section with the fields of {classes[0].__name__}")
-    given = dict(value)
     kinds = {kind_of(c): c for c in classes}
+    if not isinstance(value, Mapping):
+        cure = f": set {path}.kind={value}" if isinstance(value, str) and len(kinds) > 1 and value in kinds else ""
+        raise UserError(f"{path} is {show(value)}; it must be a section with the fields of {classes[0].__name__}{cure}")
+    given = dict(value)
     # In a dataclass that has a field `kind` (Norm, Source) it is that field, elsewhere it names the class.
     first = classes[0]
     kind = kind_of(first) if "kind" in field_hints(first) else given.pop("kind", kind_of(first))
@@ -106,6 +118,8 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
     hints, fields = field_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
     for key in given:
         if key not in fields:
+            if new := moved.KEYS.get(f"{cls.__name__}.{key}"):
+                raise Renamed(f"{path}.{key}", f"{path.partition('.')[0] if '.' in new else path}.{new}")
             raise UserError(f"unknown key {path}.{str(key)[:100]}{suggest.key(cls, str(key)[:100], Run, path)}")
     for name, f in fields.items():
         if name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
@@ -121,6 +135,18 @@ def _build_dataclass(classes: list[Any], value: Any, path: str) -> Any:
         raise Conflict(f"{path}: {error}", *(f"{path}.{field}" for field in error.fields)) from None
     except UserError as error:  # fields that do not go together; the message names them within the section
         raise UserError(f"{path}: {error}") from None
+
+
+def build_saved(hint: Any, tree: Any) -> Any:
+    """`build` of what a run or a conversion saved: keys of earlier versions are read under the names that they have now."""
+    while True:
+        try:
+            return build(hint, tree)
+        except Renamed as error:
+            tree = copy.deepcopy(tree)
+            *sections, last = error.old.split(".")[1:]
+            value = functools.reduce(operator.getitem, sections, tree).pop(last)
+            _put(tree, error.new.partition(".")[2], value)
 
 
 def to_dict(value: Any, hint: Any = None) -> Any:
@@ -153,7 +179,7 @@ def to_json(run: Run) -> str:
 
 
 def from_json(text: str) -> Run:
-    return build(Run, parsed(text, "config.json"))
+    return build_saved(Run, parsed(text, "config.json"))
 
 
 def parsed(text: str, name: str) -> Any:
@@ -207,9 +233,9 @@ def load(file: str, overrides: Mapping[str, str] | None = None) -> Run:
             f"config file {path} gives {show(tree)}: it must give a dict of sections, as configs/quickstart.py does"
         )
     for key, text in (overrides or {}).items():
-        _put(tree, key, _literal(text))
+        _put(tree, key, literal(text))
     try:
-        return build(Run, tree)
+        return build_saved(Run, tree) if path.suffix == ".json" else build(Run, tree)
     except Conflict as error:
         keys = tuple(field.removeprefix("config.") for field in error.fields)
         raise UserError(f"{error} ({suggest.origins(keys, overrides or {}, tree, str(path))})") from None
@@ -309,7 +335,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
     """The value of a Python literal, or the text itself if it is not one."""
     try:
         with warnings.catch_warnings():

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 
+import lm
 from lm import atomic, config, distributed, paths, redact
 from lm.config import resolve
 from lm.errors import Busy, UserError, printable
@@ -226,7 +227,7 @@ def manifest(run: config.Run, *, data_fingerprint: str, tokenizer_fingerprint: s
         "git": git_state(),
         "python": platform.python_version(),
         "host": platform.node(),
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "versions": {"lm": lm.__version__} | {name: metadata.version(name) for name in LIBRARIES},
         "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count()},
         "mesh": dict(mesh.shape),
         "environment": environment,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import lm
 from lm.config import kind_of
 from lm.config.resolve import load
 from lm.objectives import pairs
@@ -36,7 +37,9 @@ def test_trains(train, tmp_path, what):
         samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
         assert {s["step"] for s in samples} == {10, 20, 30, 40} and all(s["text"] for s in samples[-1:])
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["versions"]["jax"] and len(manifest["data_fingerprint"]) == 64
+    assert (
+        manifest["versions"]["jax"] and manifest["versions"]["lm"] == lm.__version__ and len(manifest["data_fingerprint"]) == 64
+    )
     page = (tmp_path / "report.html").read_text()
     assert "data:image/png;base64," in page and ("Samples at step 40" in page) != what.endswith("contrastive")
 
