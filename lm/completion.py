@@ -21,6 +21,7 @@ from lm.errors import UserError, nearest
 VERBS = {
     "train": "trains what a config describes, or resumes it",
     "prepare": "prepares a corpus without training",
+    "show": "shows the rows, shares and lengths that a run trains on",
     "evaluate": "scores a model on texts, tasks and items",
     "generate": "writes texts that go on from prompts",
     "score": "gives the probabilities of texts, or ranks them",

@@ -127,6 +127,10 @@ class PreferenceRows:
         )
         return (Judged if self.feedback else Compared)(first, second, about)
 
+    def sources(self, index: np.ndarray) -> np.ndarray:
+        """int64 [B]: the number of each row's source in `stores`."""
+        return self._located(np.asarray(index, np.int64))[0]
+
     def _labels(self, name: str) -> np.ndarray:
         labels = self.stores[name].labels
         assert labels is not None  # the store of these formats has them

@@ -81,12 +81,12 @@ class RecordRows:
     @property
     def count(self) -> int:
         """How many rows contain every record once: an epoch of all sources."""
-        return sum(self._sizes)
+        return sum(self.sizes.values())
 
     @property
-    def _sizes(self) -> list[int]:
+    def sizes(self) -> dict[str, int]:
         """Rows of each source in an epoch."""
-        return [len(starts) - 1 for _, starts in self._packed]
+        return {name: len(starts) - 1 for name, (_, starts) in zip(self.stores, self._packed, strict=True)}
 
     @property
     def bytes_a_row(self) -> float:
@@ -97,8 +97,7 @@ class RecordRows:
         """Counts by source: records, answers, texts shortened to both ends, answers left out because they do not fit
         (`data.on_long=skip`), and rows of an epoch.
         """
-        sizes = zip(self.items.items(), self._sizes, strict=True)
-        return {name: {**items.report, "rows": size} for (name, items), size in sizes}
+        return {name: {**items.report, "rows": self.sizes[name]} for name, items in self.items.items()}
 
     # ------------------------------------------------------------------------------------------------ lengths and items
 
@@ -248,10 +247,14 @@ class RecordRows:
                 tokens, lost = tokens + int(items.tokens[packed].sum()), lost + int(items.lost[packed].sum())
         return lost / max(tokens, 1)
 
+    def sources(self, index: np.ndarray) -> np.ndarray:
+        """int64 [B]: the number of each row's source in `stores`."""
+        return self._located(np.asarray(index, np.int64))[0]
+
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row and its number in that source's order: int64 each, as in `mixture`."""
         weights = [self.data.sources[name].weight for name in self.stores]
-        return located(index, self._sizes, weights, self.seed, shuffle=self.shuffle)
+        return located(index, [*self.sizes.values()], weights, self.seed, shuffle=self.shuffle)
 
     def records(self, index: Sequence[int] | np.ndarray) -> list[tuple[str, int]]:
         """The source of each held-out row of `index`, and the number of its record in that source's store."""

@@ -158,20 +158,26 @@ class Rows:
             examples[i] = fill(*window)
         return stack(examples)
 
+    def sources(self, index: np.ndarray) -> np.ndarray:
+        """int64 [B]: the number of each row's source in `stores`; `len(stores)` for a row past the last held-out one."""
+        return self._located(np.asarray(index, np.int64))[0]
+
     def left_out(self, index: np.ndarray) -> float:
         """The share of the tokens in the windows of rows `index` that is in no row: pieces too short for the objective, and
         the ends of those whose noised form did not fit."""
         counts = [(fitted(*window)[1], len(window[0])) for _, window in self._windows_of(np.asarray(index, np.int64))]
         return sum(out for out, _ in counts) / max(sum(size for _, size in counts), 1)
 
+    def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each row, and its number among that source's rows: int64 each."""
+        if self.shuffle:
+            return mixture(index, [(self.weights or {}).get(name, 1.0) for name in self.stores])
+        return one_after_another(index, list(self.sizes.values()))
+
     def _windows_of(self, index: np.ndarray) -> Iterator[tuple[int, Window]]:
         """Pairs (i, window of row index[i]), source by source; no pair for a row past the last held-out one."""
-        names = list(self.stores)
-        if self.shuffle:
-            source, number = mixture(index, [(self.weights or {}).get(name, 1.0) for name in names])
-        else:
-            source, number = one_after_another(index, list(self.sizes.values()))
-        for s, name in enumerate(names):
+        source, number = self._located(index)
+        for s, name in enumerate(self.stores):
             mine = np.flatnonzero(source == s)
             if len(mine):
                 yield from zip(mine.tolist(), self._windows(s, self.stores[name], number[mine], index[mine]), strict=True)

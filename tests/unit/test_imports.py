@@ -15,7 +15,7 @@ MAY = {
     "errors": set(),
     "redact": set(),
     "integrity": {"errors"},
-    "config": {"errors", "untrusted", "config"},
+    "config": {"errors", "moved", "untrusted", "config"},
     "types": {"errors"},
     "startup": {"errors", "paths"},
     "completion": {"errors", "cli", "config"},
@@ -49,6 +49,8 @@ MAY = {
     "data": DATA,
     "training": TRAINING,
     "report": {"errors", "cli", "training"},
+    "show": {"errors", "cli", "config", "view"},
+    "view": {"errors", "config", "types", "data", "objectives", "saved", "training", "recipes", "view"},
     "evaluation": TRAINING | {"generation", "evaluation", "startup"},
     "recipes": TRAINING | {"generation", "integrity", "evaluation", "startup", "recipes"},
 }
