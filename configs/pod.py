@@ -200,7 +200,7 @@ PODS = {
         optimizer=LLAMA3 | dict(learning_rate=3e-4),
         microbatches=2,
         remat="full",
-        keep=("qkv", "attention"),
+        keep=("attention",),
     ),
     # arXiv 2005.14165, table 2.1 and appendix B: 3.2M tokens a step, 300B in all, 375M of them warm-up.
     "gpt3_175b_v5p": dict(

@@ -175,9 +175,7 @@ def advise(
     return best.flags if best else None
 
 
-def faster(
-    run: config.Run, topology: Topology, slices: int, report: Report, say: Callable[[str], None]
-) -> str | None:
+def faster(run: config.Run, topology: Topology, slices: int, report: Report, say: Callable[[str], None]) -> str | None:
     """The flags of the setting with the fastest step at best that fits, of those that `tpu.faster` finds most promising; None
     if the run as it is was not beaten. Prints each attempt by `say`."""
     of = rows_of(run, recipe_of(run))[0]
@@ -196,7 +194,8 @@ def faster(
         if step is None:
             say(f"does not fit, {peak:.2f} GiB: {setting.flags}")
         else:
-            say(f"{step * 1e3:,.0f} ms by {found.roofline.bound}, {found.roofline.mfu_ceiling:.1%}, {peak:.2f} GiB: {setting.flags}")
+            bound, ceiling = found.roofline.bound, found.roofline.mfu_ceiling
+            say(f"{step * 1e3:,.0f} ms by {bound}, MFU at most {ceiling:.1%}, {peak:.2f} GiB: {setting.flags}")
         return found
 
     best = settings.search(settings.settings(run, report, topology, lengths, forward), report, attempt)

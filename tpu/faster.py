@@ -87,11 +87,9 @@ def _stacks(run: config.Run) -> dict[str, config.Stack]:
 
 
 class Reckoned:
-    """Reckons settings from one that was compiled: what it does not keep stays, what a microbatch sends is sent again by each."""
+    """Reckons settings from one that was compiled: memory beyond what layers keep stays; what a microbatch sends, each sends."""
 
-    def __init__(
-        self, run: config.Run, report: Report, topology: Topology, lengths: Mapping[str, int], forward: Flops
-    ) -> None:
+    def __init__(self, run: config.Run, report: Report, topology: Topology, lengths: Mapping[str, int], forward: Flops) -> None:
         self.run, self.report, self.topology, self.lengths, self.forward = run, report, topology, lengths, forward
         self.chip, self.devices = topology.chip, topology.devices * report.slices
         self.state = sum((report.hbm.parameters, report.hbm.optimizer, report.hbm.batch, report.hbm.frozen))

@@ -4,7 +4,7 @@ A family of models is data (see `Model`): nothing in the library asks for a fami
 """
 
 from lm.config.adapter import Lora
-from lm.config.data import Clean, Data, Dedup, Source, Tokenizer
+from lm.config.data import Clean, Data, Dedup, Source, Tokenizer, day
 from lm.config.distill import Distill, OnPolicy
 from lm.config.model import (
     Alibi,

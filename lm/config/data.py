@@ -1,5 +1,7 @@
 """The data: sources, cleaning, deduplication, the tokenizer, rows."""
 
+import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -8,16 +10,25 @@ from lm.config.ranges import LARGEST, Decay, Length, Name, Natural, NonNegative,
 from lm.errors import UserError
 
 
+def day(text: str) -> datetime.date:
+    """The day of a date in ISO's form, with a time or without; of a year or a month its first. ValueError if it is none."""
+    if short := re.fullmatch(r"(\d{4})(?:-(\d\d))?", text):
+        return datetime.date(int(short[1]), int(short[2] or 1), 1)
+    return datetime.datetime.fromisoformat(text).date()
+
+
 @dataclass(frozen=True)
 class Source:
     """Where documents, or records to fine-tune on, come from. `field` is that of a record that holds the text.
 
-    kind `tfds`: `path` is a builder name ("sotu" and "stdlib" are ours; "lm1b", "c4/en"...), `split` one of its splits.
+    kind `tfds`: `path` is a builder name ("sotu" and "stdlib" are ours; "lm1b", "c4/en"...), `split` one of its splits; a
+    record's fields are features, a list of objects a Sequence of them.
     kind `text`: `path` is a glob of files, local or gs://, a file a document.
     kind `jsonl`: a glob of .jsonl or .jsonl.gz, a line a document. kind `array_record`: a glob, a record a document.
     kind `parquet`: a file, a glob or a folder of .parquet, a row a document; a record's fields are columns.
+    kind `csv`: a glob of .csv, .tsv or .csv.gz, a row a document below the row of names, which are those of columns.
     kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split; with format
-    `text` its texts alone, such as the encyclopaedia's of "topics".
+    `text` its texts alone, such as the encyclopaedia's of "topics"; with `pair` a task told in words (`lm.data.corpus.told`).
     kind `cloze`: `path` is "spans" or "infill", questions about the documents of other prepared data (`lm.data.corpus.cloze`).
     kind `generated`: `path` names a set of `lm.data.corpus.generated`, questions with better and worse answers.
 
@@ -25,10 +36,10 @@ class Source:
     nor compared for near duplicates.
     """
 
-    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze", "generated", "parquet"] = "tfds"
+    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze", "generated", "parquet", "csv"] = "tfds"
     path: Name = "sotu"
     split: Name = "train"
-    field: Name = "text"  # of a tfds, jsonl or JSON ArrayRecord record; a Parquet column
+    field: Name = "text"  # of a tfds, jsonl or JSON ArrayRecord record; a column of Parquet or CSV
     format: Literal["text", "labelled", "pair", "messages", "preference", "feedback"] = "text"
     encoding: Name = "utf-8"  # of files
     documents: "Data | None" = None  # cloze: the data that is asked about; None: that of the run in train.init_from
@@ -36,8 +47,14 @@ class Source:
     weight: NonNegative = 1.0  # of this source in the mixture, in rows
     # Which split its documents are in: a share of `data.holdout` held out, none, or all. (A package or cloze has its own.)
     use: Literal["both", "train", "holdout"] = "both"
+    # Of a jsonl, array_record or parquet record: the field with its date (2024-05-31, 2024-05 or 2024, with a time or without).
+    # Those from the day `since` on and before the day `before` are read; None: there is no such bound.
+    date: Name | None = None
+    since: Name | None = None
+    before: Name | None = None
 
     def __post_init__(self) -> None:
+        _check_dates(self)
         try:
             "a".encode(self.encoding)
         except (LookupError, ValueError):  # a codec that gives no text, such as hex, is a LookupError too
@@ -54,7 +71,7 @@ class Source:
             raise UserError(
                 f"format={self.format} of {self.path}: a source of kind {self.kind} has format={' or '.join(formats)}"
             )
-        if colon and (scheme != "gs" or self.kind not in ("text", "jsonl", "array_record", "parquet")):
+        if colon and (scheme != "gs" or self.kind not in ("text", "jsonl", "array_record", "parquet", "csv")):
             names = {
                 "tfds": "a builder's name",
                 "package": "a set's name",
@@ -65,14 +82,30 @@ class Source:
             raise UserError(f"path={self.path} is not read, {what} is: copy it to a local folder and give that")
 
 
+def _check_dates(source: Source) -> None:
+    if source.date is not None and source.kind not in DATED:
+        raise UserError(f"date={source.date} of {source.path}: records of kind {' or '.join(DATED)} have dates; leave it out")
+    for name in ("since", "before"):
+        bound = getattr(source, name)
+        if bound is not None and source.date is None:
+            raise UserError(f"{name}={bound} of {source.path}: say which field has the date, such as date=published")
+        try:
+            day(bound or "2000")
+        except ValueError:
+            raise UserError(f"{name}={bound[:40]} of {source.path} is no date: give one such as 2024-05-31") from None
+    if source.since and source.before and day(source.since) >= day(source.before):
+        raise UserError(f"since={source.since} of {source.path} is not before before={source.before}: change one of them")
+
+
+DATED = ("jsonl", "array_record", "parquet")  # kinds whose records may have a date
 TURNS = ("messages", "preference", "feedback")  # formats that are conversations, which a model is trained to chat in
 OWN_SPLIT = ("package", "cloze")  # kinds of sources that come with a held-out split
 # Of kinds that have not all of them.
 _FORMATS: Mapping[str, tuple[str, ...]] = {
-    "tfds": ("text",),
     "text": ("text",),
-    "package": ("text", "labelled"),
+    "package": ("text", "labelled", "pair"),
     "cloze": ("pair",),
+    "csv": ("text", "labelled", "pair"),
     "generated": ("pair", "messages", "preference", "feedback"),
 }
 
@@ -131,7 +164,8 @@ class Data:
     cache: Name = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>
     on_corrupt: Literal["fail", "skip"] = "fail"  # an unreadable record: stop and name it, or count it and go on
     # How conversations are written: a name of `lm.data.templates` (chatml, llama3, gemma, t5), or a template's own text in
-    # Jinja's language. None: as in the run of train.init_from, or with the tokenizer's role tokens.
+    # Jinja's language. None: as in the run of train.init_from, by a converted model's own template if it has one, or else
+    # with the tokenizer's role tokens.
     template: Name | None = None
 
     def __post_init__(self) -> None:

@@ -9,6 +9,8 @@ Each device holds its rows and heads, and whole rows.
 Axes: B batch, T query length, S key length, N heads, K kv heads, H head dim.
 """
 
+from typing import Any
+
 import jax
 
 from lm import sharding
@@ -29,8 +31,8 @@ def attend(
     causal = mask.causal and mask.k_prefix is None and T == S
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, seen_BTS: jax.Array) -> jax.Array:
-        options = dict(mask=seen_BTS[:, None], scale=scale, is_causal=causal, implementation="cudnn")
-        return jax.nn.dot_product_attention(q, k, v, **options)
+        masks: dict[str, Any] = dict(mask=seen_BTS[:, None], is_causal=causal)
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn", **masks)
 
     arguments = (q_BTNH, k_BSKH, v_BSKH, mask.dense(window))
     if jax.sharding.get_abstract_mesh().empty:

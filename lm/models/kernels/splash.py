@@ -27,10 +27,10 @@ from lm.models.mask import Mask
 
 TILES = (512, 384, 256, 128)  # tile sizes; the first that divides a device's queries or keys is taken
 # The backward kernel computes all three gradients of a tile at once: five products, where one kernel for queries and one for
-# keys take seven. That of the queries is a sum over parts of the keys, which the kernel writes one by one: at least so many if
-# tiles are joined to fewer parts, since a part of which the mask leaves anything is computed whole.
+# keys take seven. That of the queries is a sum over parts of the keys, which the kernel writes one by one. Up to four tiles are
+# joined to a part, for more of which a v5e has no on-chip memory; at least so many parts are left, since one of which the mask
+# leaves anything is computed whole.
 PARTS = 32
-LARGEST = 2**20  # pairs of a tile of queries and such a part, for which on-chip memory has room (v5e: 16 MiB for a kernel)
 INTERPRET = False  # tests set it, to run on a CPU
 
 
@@ -97,9 +97,8 @@ def _make_kernel(mask: Any, shards: int, *, tile: tuple[int, int], softcap: floa
     """Returns the kernel for a dense mask (bool [1, T, S]) or a static one ([T, S]), with queries in `shards` shards."""
     q, k = tile
     keys = mask.shape[-1]
-    loaded = next(n for n in (8 * k, 4 * k, 2 * k, k) if n == k or (keys % n == 0 and keys // n >= PARTS))
-    beside = q if q * loaded <= LARGEST else q // 2
-    backward: dict[str, Any] = dict(block_q_dkv=beside, block_kv_dkv=loaded, block_kv_dkv_compute=k, use_fused_bwd_kernel=True)
+    loaded = next(n for n in (4 * k, 2 * k, k) if n == k or (keys % n == 0 and keys // n >= PARTS))
+    backward: dict[str, Any] = dict(block_q_dkv=q, block_kv_dkv=loaded, block_kv_dkv_compute=k, use_fused_bwd_kernel=True)
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask]) if isinstance(mask, masks.Mask) else mask,
         block_sizes=kernels.BlockSizes(block_q=q, block_kv=k, block_kv_compute=k, **backward),
