@@ -8,8 +8,8 @@ from typing import Any
 
 from lm import config, paths
 from lm.data import records
-from lm.data.corpus import files, generated, packages, parquet
-from lm.data.corpus.documents import SKIP, CorruptRecord, Document, Documents, decode, one_line
+from lm.data.corpus import dated, files, generated, nested, packages, parquet, table, told
+from lm.data.corpus.documents import SKIP, CorruptRecord, Document, Documents, one_line
 from lm.errors import UserError, nearest
 
 # tfds builders of this package: modules of lm.data.corpus with `version()` and `builder(data_dir)`.
@@ -24,14 +24,18 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
     if source.kind == "tfds":
         return _Tfds(source, cache)
     if source.kind == "package":
+        if source.format == "pair":
+            return Splits(told.load(source.path, cache))
         splits = packages.load(source.path, cache)
         if source.format == "labelled":
             return Splits(splits)
         return Splits({split: [records.Text(record.text) for record in some] for split, some in splits.items()})
     if source.kind == "generated":
         return Generated(source)
-    kinds = {"text": files.TextFiles, "jsonl": files.JsonLines, "array_record": files.ArrayRecord, "parquet": parquet.Parquet}
-    return kinds[source.kind](source, files.find(source), on_corrupt)
+    kinds: dict[str, Any] = {"text": files.TextFiles, "jsonl": files.JsonLines, "array_record": files.ArrayRecord}
+    kinds |= {"parquet": parquet.Parquet, "csv": table.Csv}
+    found = kinds[source.kind](source, files.find(source), on_corrupt)
+    return found if source.date is None else dated.Within(found, source)
 
 
 def identity(source: config.Source) -> dict[str, Any]:
@@ -40,6 +44,8 @@ def identity(source: config.Source) -> dict[str, Any]:
     Local files are identified by name and hash, remote files by name, size and modification time, tfds by builder, split and
     version, a package's set by the digest of its file. (Cloze questions: see `lm.data.corpus.prepare.fingerprint`.)
     """
+    if source.kind == "package" and source.format == "pair":
+        return {"kind": source.kind, "path": source.path, "format": "pair", "made": told.identity(source.path)}
     if source.kind == "package":
         return {
             "kind": source.kind,
@@ -57,7 +63,9 @@ def identity(source: config.Source) -> dict[str, Any]:
         about = {"kind": source.kind, "format": source.format, "version": records.VERSION}
     else:
         about = {"kind": source.kind, "field": source.field}
-    return about | contents | ({} if source.use == "both" else {"use": source.use})  # so that older fingerprints hold
+    also: dict[str, Any] = {} if source.use == "both" else {"use": source.use}  # so that older fingerprints hold
+    also |= {} if source.date is None else {"dates": [source.date, source.since, source.before]}
+    return about | contents | also
 
 
 class Splits:
@@ -156,9 +164,8 @@ class _Tfds:
         self.transcripts: bool = getattr(builder, "TRANSCRIPTS", False)
         if source.split.split("[")[0] not in builder.info.splits:
             raise UserError(f"tfds {source.path!r} has no split {source.split!r}{nearest(source.split, builder.info.splits)}")
-        features: Mapping[str, Any] = builder.info.features
-        if source.field not in features:
-            raise UserError(f"tfds {source.path!r} has no field {source.field!r}{nearest(source.field, features)}")
+        self._features: Mapping[str, Any] = builder.info.features
+        nested.check_features(source, self._features)
         try:
             self._records = builder.as_data_source(split=source.split)
             count = len(self._records)
@@ -178,12 +185,9 @@ class _Tfds:
             record = self._records[index]
         except (RuntimeError, ValueError) as error:
             raise CorruptRecord(f"{where}: corrupt ({one_line(error)}); {SKIP}") from None
-        text = record[self._source.field]
-        if text is None:  # the record of a truncated file
+        if all(value is None for value in record.values()):  # the record of a truncated file
             raise CorruptRecord(f"{where}: nothing there; {SKIP}")
-        if not isinstance(text, (bytes, str)):
-            raise UserError(f"{where}: field {self._source.field!r} is not text; set field= of the source")
-        text = decode(text, "utf-8", where) if isinstance(text, bytes) else text  # tfds stores text as UTF-8
+        text = nested.text_of(record, self._features, self._source, where)
         name = record.get("id")
         key = name.decode(errors="backslashreplace") if isinstance(name, bytes) else f"{self._source.split}:{index}"
         return Document(key, text)
