@@ -40,9 +40,13 @@ class Board:
         if self.live:
             self.live.update(self.table())
         elif not isinstance(outcome, Failed):
-            metrics = outcome["metrics"]
-            shown = "  ".join(f"{m.name} {metrics[m.name]:.4g}" for m in job.study.metrics if m.name in metrics)
-            self.say(f"{job}  {outcome['flags'].get('diverged') or shown or 'done'}")
+            self.say(f"{job}  {self.line(job, outcome)}")
+
+    def line(self, job: Job, outcome: dict) -> str:
+        """What is said of a result without a terminal."""
+        metrics = outcome["metrics"]
+        shown = "  ".join(f"{m.name} {metrics[m.name]:.4g}" for m in job.study.metrics if m.name in metrics)
+        return outcome["flags"].get("diverged") or shown or "done"
 
     def say(self, text: str) -> None:
         """Prints a line, above the table if there is one."""

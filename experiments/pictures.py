@@ -41,7 +41,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Writes a figure as a PNG, and returns its path."""
     figure.savefig(path, dpi=130, bbox_inches="tight")
     pyplot().close(figure)
     return path
@@ -74,7 +75,7 @@ def dots(study: Study, results: Results, metric: Metric, path: Path) -> Path | N
     axis.set(ylim=(len(found) - 0.5, -0.5), xlabel=measured(metric) + (f"\n{below}" if below else ""))
     axis.grid(axis="x", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _flag(runs: dict[int, dict[str, Any]], metric: Metric, notes: list[str]) -> str:
@@ -119,8 +120,14 @@ def log_ticks(axis: Any) -> None:
     low, high = axis.get_xlim()
     subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
     axis.xaxis.set_major_locator(LogLocator(subs=subs))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+", "e").replace("e0", "e")))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power(x)))
     axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _power(x: float) -> str:
+    """2e11, 1.5e-3: with a decimal where an axis spans less than a power of ten."""
+    digits, _, power = f"{x:.1e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def forest(judged: list[Judged], path: Path) -> Path | None:
@@ -143,7 +150,7 @@ def forest(judged: list[Judged], path: Path) -> Path | None:
     )
     for axis, panel in zip(axes[:, 0], panels.values(), strict=True):
         _panel(axis, panel)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _below(judged: Judged) -> str:
@@ -199,7 +206,7 @@ def curves(study: Study, results: Results, path: Path) -> Path | None:
     axis.spines[["top", "right"]].set_visible(False)
     beside = 1.01 if not loss.lines else 1.25  # the names of lines come first
     axis.legend(loc="upper left", bbox_to_anchor=(beside, 1), frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _mean_curve(runs: dict[int, dict[str, Any]]) -> tuple[np.ndarray, np.ndarray] | None:

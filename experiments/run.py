@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         each(lambda name, workdir: show_plan(made[name], workdir))
     else:
         jobs = sum(each(lambda name, workdir: begin(made[name], settings, workdir, shard)), [])
-        outcomes, stopped = do_all(jobs, home, flags.processes, shard)
+        outcomes, stopped = do_all(jobs, home, flags.processes, f"{shard[0]}/{shard[1]}")
         if stopped:
             print("stopped; the same command goes on", file=sys.stderr, flush=True)
             return stopped
@@ -104,26 +104,28 @@ def begin(study: Study, settings: dict[str, Any], workdir: Path, shard: tuple[in
     return jobs
 
 
-def do_all(jobs: Sequence[Job], home: Path, processes: int | None, shard: tuple[int, int]) -> tuple[dict[str, Outcome], int]:
+def do_all(
+    jobs: Sequence[Job], home: Path, processes: int | None, shard: str = "0/1", board: type[Board] = Board
+) -> tuple[dict[str, Outcome], int]:
     """Does the jobs with so many processes, and forgets earlier errors. Returns outcomes by job, and the exit code of a signal
     that stopped the workers, or 0."""
     for job in jobs:
         job.error.unlink(missing_ok=True)
-    left = sum(finished(job.study, job.unit, job.workdir) is None for job in jobs)
+    left = sum(job.outcome() is None for job in jobs)
     processes = processes or workers.available(left)
     if processes > 1 and left:
-        return workers.run(jobs, home, processes, f"{shard[0]}/{shard[1]}")
+        return workers.run(jobs, home, processes, shard, board)
     cli.start_jax()
-    return here(jobs), 0
+    return here(jobs, board), 0
 
 
-def here(jobs: Sequence[Job]) -> dict[str, Outcome]:
+def here(jobs: Sequence[Job], board: type[Board] = Board) -> dict[str, Outcome]:
     """Does the jobs in this process, and shows their progress."""
     outcomes = {}
-    with Board(jobs) as board:
+    with board(jobs) as shown:
         for job, outcome in work(jobs):
             outcomes[str(job)] = outcome
-            board.done(job, outcome)
+            shown.done(job, outcome)
     return outcomes
 
 

@@ -83,7 +83,8 @@ def units(study: Study) -> list[Unit]:
 
 
 class Job(NamedTuple):
-    """A unit of a study in `workdir`."""
+    """A unit of a study in `workdir`. Workers share jobs by these attributes and methods, which trials of sweeps have too
+    (`experiments.sweep.trials`)."""
 
     study: Study
     workdir: Path
@@ -100,6 +101,23 @@ class Job(NamedTuple):
     def needs(self) -> "list[Job]":
         """The jobs that are done before it."""
         return [self._replace(unit=(cell, self.unit[1])) for cell in self.study.cells[self.unit[0]].needs]
+
+    def outcome(self) -> "Outcome | None":
+        """Its result, or its error; None if it has neither yet."""
+        return finished(self.study, self.unit, self.workdir) or failure(self.error)
+
+    def ready(self) -> bool:
+        """Whether all that it needs is done. Raises UserError if that failed."""
+        for before in self.needs:
+            match before.outcome():
+                case None:
+                    return False
+                case Failed():
+                    raise UserError(f"'{before.unit[0]}', which it needs, failed")
+        return True
+
+    def do(self, begins: Callable[[], None]) -> dict[str, Any]:
+        return do(self.study, self.unit, self.workdir, begins)
 
 
 @dataclass(frozen=True)
@@ -130,11 +148,9 @@ def finished(study: Study, unit: Unit, workdir: Path) -> dict[str, Any] | None:
     return result
 
 
-def outcome(job: Job) -> Outcome | None:
-    """The result of a job, or its error; None if it has neither yet."""
-    if result := finished(job.study, job.unit, job.workdir):
-        return result
-    return Failed(job.error.read_text().partition("\n")[0]) if job.error.exists() else None
+def failure(error: Path) -> Failed | None:
+    """What the file `error` of a job says, None if there is none."""
+    return Failed(error.read_text(encoding="utf-8").partition("\n")[0]) if error.exists() else None
 
 
 def work(jobs: Iterable[Job], begins: Callable[[Job], None] = lambda job: None) -> Iterator[tuple[Job, Outcome]]:
@@ -158,15 +174,9 @@ def work(jobs: Iterable[Job], begins: Callable[[Job], None] = lambda job: None) 
 def _attempt(job: Job, begins: Callable[[Job], None]) -> Outcome | None:
     """The outcome of a job, which is done now if it has none; None while another process does it or what it needs."""
     try:
-        if found := outcome(job):
+        if found := job.outcome():
             return found
-        for before in job.needs:
-            match outcome(before):
-                case None:
-                    return None
-                case Failed():
-                    raise UserError(f"'{before.unit[0]}', which it needs, failed")
-        return do(job.study, job.unit, job.workdir, lambda: begins(job))
+        return job.do(lambda: begins(job)) if job.ready() else None
     except (Busy, Stopped) as signal:
         if isinstance(signal, Stopped):
             raise

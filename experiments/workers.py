@@ -1,9 +1,10 @@
-"""Does the jobs of studies that are left, as one of several processes.
+"""Does the jobs of studies and sweeps that are left, as one of several processes.
 
   python -m experiments.workers runs/laptop/scaling runs/laptop/repetition
 
-`python -m experiments.run` starts a worker for every core, each kept to cores of its own, since small models do not fill two.
-A worker takes the first unit that no other process is working on, from the folders in their order, until nothing is left.
+`python -m experiments.run` and `experiments.sweep` start a worker for every core, each kept to cores of its own, since small
+models do not fill two. A worker takes the first unit that no other process is working on, from the folders in their order,
+until nothing is left.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from experiments.display import Board
-from experiments.units import Failed, Job, Outcome, jobs_of, load_study, outcome, parse_shard, work
+from experiments.sweep import trials
+from experiments.units import Failed, Job, Outcome, jobs_of, load_study, parse_shard, work
 from lm import cli, process, startup
 from lm.errors import EXIT_INTERRUPTED, UserError
 
@@ -31,7 +33,7 @@ BEGINS = "begins "  # a line of a worker's log, before the job's name
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     p = cli.parser("experiments.workers", __doc__, exits=cli.RUN_EXITS)
-    p.add_argument("workdirs", nargs="+", help="folders of studies, with a study.json each")
+    p.add_argument("workdirs", nargs="+", help="folders of studies, with a study.json each, or of sweeps")
     p.add_argument("--shard", default="0/1", help="I/N: keep to the I-th of N parts of each study's units")
     flags = p.parse(argv)
     parent = os.getppid()
@@ -43,8 +45,11 @@ def main(argv: list[str] | None = None) -> int:
 
     jobs: list[Job] = []
     for workdir in map(Path, flags.workdirs):
-        spec = read_spec(workdir)
-        jobs += jobs_of(load_study(spec["study"], spec["settings"]), workdir, parse_shard(flags.shard))
+        if (workdir / trials.FILE).exists():
+            jobs += trials.jobs_of(trials.read(workdir), workdir)
+        else:
+            spec = read_spec(workdir)
+            jobs += jobs_of(load_study(spec["study"], spec["settings"]), workdir, parse_shard(flags.shard))
     cli.start_jax()
     for job, found in work(jobs, begins):
         if isinstance(found, Failed):
@@ -106,7 +111,9 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def run(jobs: Sequence[Job], home: Path, processes: int, shard: str) -> tuple[dict[str, Outcome], int]:
+def run(
+    jobs: Sequence[Job], home: Path, processes: int, shard: str, board: type[Board] = Board
+) -> tuple[dict[str, Outcome], int]:
     """Has the jobs done by `processes` workers, which log to `home`. Returns outcomes by job, and the
     exit code that a signal asks for, or 0."""
     folders = list(dict.fromkeys(job.workdir for job in jobs))
@@ -126,19 +133,19 @@ def run(jobs: Sequence[Job], home: Path, processes: int, shard: str) -> tuple[di
     try:
         for i, part in enumerate(parts):
             workers.append(Worker(f"worker {i}", folders, shard, [int(c) for c in part], home / f"worker{i}.log"))
-        with Board(jobs) as board:
+        with board(jobs) as shown:
             alive = True
             while alive:
                 alive = any(worker.alive for worker in workers)  # before the last look at the results
                 for job in jobs:
-                    if str(job) not in outcomes and (found := outcome(job)):
+                    if str(job) not in outcomes and (found := job.outcome()):
                         outcomes[str(job)] = found
-                        board.done(job, found)
+                        shown.done(job, found)
                 for worker in workers:
                     if not (worker.alive or worker.reported or asked):
                         worker.reported = True
                         if worker.process.returncode:
-                            board.say(worker.end)
+                            shown.say(worker.end)
                 time.sleep(0.5 if alive else 0)
     finally:
         restore()

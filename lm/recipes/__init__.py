@@ -30,10 +30,17 @@ def task(run: config.Run) -> Task:
 
 
 def train(
-    run: config.Run, workdir: str | Path, *, allow_changes: bool = False, quiet: bool = False, profile: range | None = None
+    run: config.Run,
+    workdir: str | Path,
+    *,
+    allow_changes: bool = False,
+    quiet: bool = False,
+    profile: range | None = None,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """See `lm.training.run.train`."""
-    return runs.train(run, recipe(run), workdir, allow_changes=allow_changes, quiet=quiet, profile=profile)
+    kind = recipe(run)
+    return runs.train(run, kind, workdir, allow_changes=allow_changes, quiet=quiet, profile=profile, until=until)
 
 
 def dry_run(run: config.Run) -> str:

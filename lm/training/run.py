@@ -10,7 +10,7 @@ from lm import config, sharding
 from lm.checkpoint import Checkpoints
 from lm.config import resolve
 from lm.data.loader import Position
-from lm.errors import add_also
+from lm.errors import UserError, add_also
 from lm.training import adapted, fit, hooks, loop, resume, trackers
 from lm.training.assembly import assemble
 from lm.training.display import Display, parameter_table
@@ -32,37 +32,53 @@ def train(
     allow_changes: bool = False,
     quiet: bool = False,
     profile: range | None = None,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Trains in `workdir`, resuming the run that it holds, and returns the contents of `summary.json`. Raises UserError,
     Stopped or Diverged.
 
-    `quiet`: show nothing, and write no report.html. `profile`: steps to trace. All hosts must call this; each writes its shards
-    of checkpoints, and host 0 everything else.
+    `quiet`: show nothing, and write no report.html. `profile`: steps to trace. `until`: after so many of the run's steps it is
+    evaluated and saved, and goes on with the next call; what it has done so far is returned, and no summary.json is written.
+    All hosts must call this; each writes its shards of checkpoints, and host 0 everything else.
     """
     rundir = RunDir(workdir)
     try:
         quiet = quiet or not rundir.writes
         with fit.in_a_line():
-            return _train(run, recipe, rundir, allow_changes=allow_changes, quiet=quiet, profile=profile)
+            return _train(run, recipe, rundir, allow_changes=allow_changes, quiet=quiet, profile=profile, until=until)
     finally:
         rundir.close()
 
 
 def _train(
-    run: config.Run, recipe: Recipe, rundir: RunDir, *, allow_changes: bool, quiet: bool, profile: range | None
+    run: config.Run,
+    recipe: Recipe,
+    rundir: RunDir,
+    *,
+    allow_changes: bool,
+    quiet: bool,
+    profile: range | None,
+    until: int | None,
 ) -> dict[str, Any]:
     trackers.check(run.log)
     clock = Clock()
     goodput = hooks.Goodput(run, rundir, clock)
+    named = run.data.template
     with clock("prepare"):
         run = adapted.complete(recipe.complete(run, rundir.home), recipe, rundir.home)
         parts = assemble(run, recipe, progress=not quiet)
     checkpoints = Checkpoints(rundir.home, run.checkpoint, run, parts.data.tokenizer.proto, parts.data.fingerprint)
     start = resume.begin(parts, checkpoints, clock, allow_changes=allow_changes)
+    last = run.train.steps if until is None else min(until, run.train.steps)
+    if start.step > last:
+        raise UserError(f"{rundir.home} is at step {start.step}, beyond until={last}: give more, or another folder")
+    finished = last == run.train.steps
     _record(parts, rundir, start.step)
     lost = {split: left_out(rows) for split, rows in parts.rows.items()}
     display = Display(run.train.steps, start.step, quiet=quiet)
     display.introduce(parts, lost, recipe.why_left_out)
+    if run.data.template != named:
+        display.say("conversations are written by the chat template of the model before (data.template in config.json)")
     if start.step:
         display.say(f"going on from step {start.step} in {rundir.home}")
 
@@ -78,13 +94,13 @@ def _train(
     before = counted(np.asarray(start.state.seen))[0]
     try:
         every = [log, evaluate, save, goodput, report, tracing, stop]
-        state = _steps(view, recipe, start, every, display, clock)
+        state = _steps(view, recipe, start, last, every, display, clock)
         stop.restore()  # no step is left after which a signal could stop the run
         hooks.check_progress(run.train, int(state.step), int(state.skipped_in_a_row))
-        if evaluate.at != run.train.steps:  # no step was left: evaluate the restored state, or save that of a run of 0 steps
+        if evaluate.at != last:  # no step was left: evaluate the restored state, or save that of a run of 0 steps; or `until`
             with sharding.use(parts.mesh):
-                evaluate.evaluate(run.train.steps, state)
-            save.now(run.train.steps, state)
+                evaluate.evaluate(last, state)
+        save.now(last, state)
         with clock("checkpoint"):
             checkpoints.wait()
     except BaseException as error:
@@ -96,23 +112,24 @@ def _train(
         stop.restore()
         tracing.close()
         goodput.now()
-    kept.close(finished=True)
+    kept.close(finished=finished)
     with clock("baselines"):
-        baselines = recipe.baselines(parts) if rundir.writes else None
+        baselines = recipe.baselines(parts) if rundir.writes and finished else None
     goodput.now("done")
     summary = _summary(parts, state, evaluate.latest, baselines, clock, position=start.position, before=before)
     summary |= recipe.facts(parts) | {"text_left_out": lost, "goodput": account(rundir.rows("goodput.jsonl"))}
     checkpoints.close()
-    rundir.write_json("summary.json", summary)
-    if not quiet:
+    if finished:
+        rundir.write_json("summary.json", summary)
+    if finished and not quiet:
         display.results(summary, rundir, write_report(rundir.path, summary))
     return summary
 
 
 def _steps(
-    view: adapted.View, recipe: Recipe, start: resume.Start, every: list[Any], display: Display, clock: Clock
+    view: adapted.View, recipe: Recipe, start: resume.Start, last: int, every: list[Any], display: Display, clock: Clock
 ) -> TrainState:
-    parts, steps = view.run_parts, range(start.step, view.run_parts.run.train.steps)
+    parts, steps = view.run_parts, range(start.step, last)
     source = recipe.source(parts, start.position, steps)
     if recipe.reads_params:
         source = view.source(source)

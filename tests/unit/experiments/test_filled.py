@@ -14,7 +14,7 @@ from lm.errors import UserError
 from lm.objectives import pairs
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-OTHERS = {"finetune", "family", "pod", "quickstart", "quickstart_15min", "code"}
+OTHERS = {"finetune", "family", "pod", "quickstart", "quickstart_15min", "code", "my_text", "my_labels"}
 RESULT = dict(
     parameters=720_000, loss=4.5, accuracy=0.2, tokens_seen=5000, tokens_with_loss=400, model_flops=2e12, seconds=60.4
 )

@@ -28,7 +28,7 @@ def the_results(metric: str, **flags: str) -> dict:
 @pytest.fixture
 def figure(monkeypatch):
     """Calls a picture's function and returns its figure."""
-    monkeypatch.setattr(pictures, "_save", lambda figure, path: figure)
+    monkeypatch.setattr(pictures, "save", lambda figure, path: figure)
     drawn = []
 
     def draw(function, *args):
