@@ -244,6 +244,14 @@ def broadcast(value: int | None) -> int | None:
     return None if received < 0 else received
 
 
+def broadcast_array(x: np.ndarray) -> np.ndarray:
+    """Returns host 0's array, bit by bit, on all hosts, which give arrays of one shape and a dtype of 4 or 8 bytes. All hosts
+    must call it."""
+    if jax.process_count() == 1:
+        return x
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.ascontiguousarray(x).view(np.uint32))).view(x.dtype)
+
+
 def fetched(x: Any) -> np.ndarray:
     """Returns the complete array in host memory, on every host. All hosts must call it: it gathers what others hold."""
     if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:

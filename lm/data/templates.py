@@ -6,8 +6,9 @@
 
 A template is a text in Jinja's language, as transformers reads it, with {% generation %} ... {% endgeneration %} around each of
 the assistant's answers and the token that ends it. So what is trained on, what is exported, and what transformers marks with
-`return_assistant_tokens_mask` are one text. Names of special tokens are special where the template writes them; in a message, a
-tool or a role they are ordinary letters.
+`return_assistant_tokens_mask` are one text. In a text without these marks, as most published ones are, an answer is what stands
+behind `add_generation_prompt`'s end up to the first special token. Names of special tokens are special where the template
+writes them; in a message, a tool or a role they are ordinary letters.
 """
 
 import itertools
@@ -123,6 +124,7 @@ T5 = """
 """
 TEXTS: Mapping[str, str] = {"turns": TURNS, "chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "t5": T5}
 _SPECIAL = re.compile(r"<[^<>'\s]+>")  # names of special tokens in TEXTS
+_MARK = re.compile(r"{%-?\s*generation\b")
 
 
 def text_of(given: str) -> str:
@@ -203,22 +205,48 @@ class Template:
         """A conversation up to the end of its last answer, with loss on all answers. UserError if the template does not mark
         each of them with the special token that ends it, and nothing else."""
         last = max(i for i, message in enumerate(messages) if message.role == "assistant")
-        written = self.written(_dicts(messages[: last + 1]), begun=False, marked=True)
+        written = self._marked(messages[: last + 1], begun=False)
         while written and not written[-1][1]:
             written.pop()
         runs = [list(run) for said, run in itertools.groupby(written, key=lambda part: part[1]) if said]
         answers = sum(message.role == "assistant" for message in messages)
         if len(runs) != answers or written[0][1] or not all(isinstance(run[-1][0], int) for run in runs):
-            raise UserError(
-                f"{self.name} does not mark what the assistant says: put {{% generation %}} and {{% endgeneration %}} around "
-                "each answer and the special token that ends it, so that these have loss and nothing else has"
-            )
+            raise self._unmarked()
         return [(part if isinstance(part, str) else [part], said) for part, said in written]
+
+    def _unmarked(self) -> UserError:
+        return UserError(
+            f"{self.name} does not mark what the assistant says: put {{% generation %}} and {{% endgeneration %}} around each "
+            "answer and the special token that ends it, so that these have loss and nothing else has"
+        )
+
+    def _marked(self, messages: Sequence[Message], *, begun: bool) -> list[tuple[str | int, bool]]:
+        """`written`, with the marks of the template, or those that are found. UserError if there are none."""
+        given = _dicts(messages)
+        if _MARK.search(self.texts["default"]):
+            return self.written(given, begun=begun, marked=True)
+        whole = _symbols(self.written(given, begun=begun))
+        said = [False] * len(whole)
+        for i, message in enumerate(messages):
+            if message.role == "assistant":
+                before = _symbols(self.written(given[:i], begun=True))
+                end = next((k for k in range(len(before), len(whole)) if isinstance(whole[k], int)), None)
+                answer = whole[len(before) : end]
+                if end is None or whole[: len(before)] != before or message.content.strip() not in "".join(map(str, answer)):
+                    raise self._unmarked()
+                said[len(before) : end + 1] = [True] * (end + 1 - len(before))
+        out: list[tuple[str | int, bool]] = []
+        for (is_text, loss), run in itertools.groupby(
+            zip(whole, said, strict=True), key=lambda s: (isinstance(s[0], str), s[1])
+        ):
+            symbols = [symbol for symbol, _ in run]
+            out += [("".join(map(str, symbols)), loss)] if is_text else [(symbol, loss) for symbol in symbols]
+        return out
 
     def prompt(self, messages: Sequence[Message]) -> np.ndarray:
         """int32 [n]: what `answered` puts before the answer to these messages. Texts on either side of an answer's beginning
         are encoded on their own, so that an answer's ids do not depend on how it came to be."""
-        parts = [part for part, _ in self.written(_dicts(messages), begun=True, marked=True)]
+        parts = [part for part, _ in self._marked(messages, begun=True)]
         ids = [self.tokenizer.encode(part) if isinstance(part, str) else np.array([part], np.int32) for part in parts]
         return np.concatenate([np.zeros(0, np.int32), *ids])
 
@@ -245,6 +273,11 @@ class Template:
             parts = (part.replace(mark, "") if isinstance(part, str) else part for part in self.names.split(run))
             out += [(part, said) for part in parts if part != ""]
         return out
+
+
+def _symbols(written: Sequence[tuple[str | int, bool]]) -> list[str | int]:
+    """The characters of texts, and ids."""
+    return [symbol for part, _ in written for symbol in (part if isinstance(part, str) else [part])]
 
 
 def _dicts(messages: Sequence[Message]) -> list[dict[str, str]]:

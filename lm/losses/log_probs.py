@@ -37,11 +37,25 @@ def log_probs(
     Padding gets finite values too, so that `sum(example.weights * log_probs, axis=1)` is that of each row. `forbidden` is
     bool [V]: tokens of probability 0; the others share all of it. `rngs` are those of dropout; None: without dropout.
     `head_params` selects the parameters that `apply(..., method="logits")` reads. What a model sows in "losses" is not
-    returned: for this, call `apply(..., method="hidden")` and `token_log_probs`.
+    returned: `sown_log_probs` returns both.
     """
     hidden = apply({"params": params}, example, method="hidden", rngs=rngs)
     settings: dict[str, Any] = dict(vocab_size=vocab_size, forbidden=forbidden, chunks=chunks)
     return token_log_probs(head_params(params), apply, hidden, example.targets, **settings)
+
+
+def sown_log_probs(
+    params: Any,
+    apply: Apply,
+    example: Example,
+    *,
+    head_params: Callable[[Any], Any],
+    rngs: dict[str, jax.Array] | None = None,
+    **settings: Any,
+) -> tuple[jax.Array, Any]:
+    """`log_probs`, and the tree of what the model sowed in "losses" (a router's, see `lm.models.moe`), empty without any."""
+    hidden, sown = apply({"params": params}, example, method="hidden", rngs=rngs, mutable=["losses"])
+    return token_log_probs(head_params(params), apply, hidden, example.targets, **settings), sown
 
 
 def token_log_probs(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.losses.chunked import Apply
-from lm.losses.log_probs import log_probs
+from lm.losses.log_probs import log_probs, sown_log_probs
 from lm.types import Compared, Example, Judged, WeightedMean
 
 
@@ -143,15 +143,22 @@ def means(values: Values) -> dict[str, WeightedMean]:
     return {name: WeightedMean(jnp.sum(jnp.where(w > 0, v * w, 0.0)), jnp.sum(w)) for name, (v, w) in values.items()}
 
 
+def with_sown(values: Values, sown: Any) -> Values:
+    """The figures with what a model sowed in "losses" added to the loss of each row, so that its mean has it once, as
+    pretraining's has (`lm.losses.cross_entropy`). Without any they are as they were."""
+    losses, weights = values["loss"]
+    return values | {"loss": (sum((jnp.sum(extra) for extra in jax.tree.leaves(sown)), losses), weights)}
+
+
 def answers(
     params: Any, reference: Any, apply: Apply, example: Example, *, rngs: dict[str, jax.Array] | None = None, **settings: Any
-) -> Answers:
-    """The answers of an Example, arrays [rows]. `settings` are those of `lm.losses.log_probs`; `reference` are parameters, read
-    without dropout, or None."""
+) -> tuple[Answers, Any]:
+    """The answers of an Example, arrays [rows], and what the model sowed in "losses". `settings` are those of
+    `lm.losses.log_probs`; `reference` are parameters, read without dropout, or None."""
     weigh = lambda found: jnp.sum(jnp.where(example.weights > 0, found, 0.0) * example.weights, axis=1)
-    own = weigh(log_probs(params, apply, example, rngs=rngs, **settings))
+    own, sown = sown_log_probs(params, apply, example, rngs=rngs, **settings)
     theirs = None if reference is None else jax.lax.stop_gradient(weigh(log_probs(reference, apply, example, **settings)))
-    return Answers(own, theirs, jnp.sum(example.weights, axis=1))
+    return Answers(weigh(own), theirs, jnp.sum(example.weights, axis=1)), sown
 
 
 def values(
@@ -164,14 +171,18 @@ def values(
     smoothing: float = 0.0,
     desirable: float = 1.0,
     undesirable: float = 1.0,
+    trains: bool = False,
     rngs: dict[str, jax.Array] | None = None,
     **settings: Any,
 ) -> Values:
-    """The figures of a batch, of a model with `apply`. Of what a method does not take, nothing is read."""
+    """The figures of a batch, of a model with `apply`. Of what a method does not take, nothing is read. `trains`: the loss has
+    what the model sowed in "losses" as well, which held-out figures have not."""
     if isinstance(batch, Judged):
-        own = answers(params, reference, apply, batch.answer, rngs=rngs, **settings)
-        other = answers(jax.lax.stop_gradient(params), reference, apply, batch.mismatched, **settings)
-        return judged(own, other, batch.good, method, desirable=desirable, undesirable=undesirable)
-    both = answers(params, reference, apply, batch.both, rngs=rngs, **settings)
-    pairs = Answers(*(None if x is None else x.reshape(-1, 2) for x in both))  # ty: ignore[invalid-argument-type]
-    return compared(pairs, batch.margin, method, smoothing=smoothing)
+        own, sown = answers(params, reference, apply, batch.answer, rngs=rngs, **settings)
+        other, _ = answers(jax.lax.stop_gradient(params), reference, apply, batch.mismatched, **settings)
+        found = judged(own, other, batch.good, method, desirable=desirable, undesirable=undesirable)
+    else:
+        both, sown = answers(params, reference, apply, batch.both, rngs=rngs, **settings)
+        pairs = Answers(*(None if x is None else x.reshape(-1, 2) for x in both))  # ty: ignore[invalid-argument-type]
+        found = compared(pairs, batch.margin, method, smoothing=smoothing)
+    return with_sown(found, sown) if trains else found

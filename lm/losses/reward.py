@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from lm.losses.chunked import Apply
-from lm.losses.preference import Values
+from lm.losses.preference import Values, with_sown
 from lm.types import Compared, Example
 
 
-def rewards(params: Any, apply: Apply, example: Example, *, rngs: dict[str, jax.Array] | None = None) -> jax.Array:
-    """float32 [B]: the one output of the head at the one position of each row."""
-    return apply({"params": params}, example, rngs=rngs)[:, 0, 0].astype(jnp.float32)
+def rewards(params: Any, apply: Apply, example: Example) -> jax.Array:
+    """float32 [B]: the one output of the head at the one position of each row, without dropout."""
+    return apply({"params": params}, example)[:, 0, 0].astype(jnp.float32)
 
 
 def bradley_terry(rewards: jax.Array, margin: jax.Array, there: jax.Array, *, centre: float = 0.0) -> Values:
@@ -35,8 +35,17 @@ def bradley_terry(rewards: jax.Array, margin: jax.Array, there: jax.Array, *, ce
 
 
 def values(
-    params: Any, apply: Apply, batch: Compared, *, centre: float = 0.0, rngs: dict[str, jax.Array] | None = None
+    params: Any,
+    apply: Apply,
+    batch: Compared,
+    *,
+    centre: float = 0.0,
+    trains: bool = False,
+    rngs: dict[str, jax.Array] | None = None,
 ) -> Values:
-    """The figures of a batch, whose Examples have one position each (`ExampleBuilder.reward_example`)."""
-    both = rewards(params, apply, batch.both, rngs=rngs).reshape(-1, 2)
-    return bradley_terry(both, batch.margin, batch.chosen.weights[:, 0], centre=centre)
+    """The figures of a batch, whose Examples have one position each (`ExampleBuilder.reward_example`). `trains`: the loss has
+    what the model sowed in "losses" as well, which held-out figures have not."""
+    logits, sown = apply({"params": params}, batch.both, rngs=rngs, mutable=["losses"])
+    both = logits[:, 0, 0].astype(jnp.float32).reshape(-1, 2)
+    found = bradley_terry(both, batch.margin, batch.chosen.weights[:, 0], centre=centre)
+    return with_sown(found, sown) if trains else found

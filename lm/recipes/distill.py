@@ -60,7 +60,7 @@ class Distillation(Recipe):
         c = replace(c, prefix=prefix if c.prefix is None else c.prefix)
         tuning = config.Finetune(how="text", length=c.length, answer=c.answer, prefix=c.prefix)
         alone = replace(run.train, init_from=None, init_map={}, init_layers={})  # of which nothing more is read
-        data = start.with_template(run.data, before)
+        data = start.with_template(run.data, self.teacher)
         self.inner = finetune.FineTuning()
         self.inner.tokenizer = self.tokenizer
         done = self.inner.complete(replace(run, recipe=tuning, train=alone, data=data, adapter=None), None)

@@ -54,7 +54,7 @@ class FineTuning(Recipe):
         if recipe.prefix is None:
             recipe = replace(recipe, prefix=start.has_prefix(model, objective, before))
         sources = {name: _with_documents(source, recipe, before) for name, source in run.data.sources.items()}
-        data = start.with_template(replace(run.data, sources=sources), before)
+        data = start.with_template(replace(run.data, sources=sources), begun)
         if begun and data.tokenizer.path is None:
             self.tokenizer = begun.tokenizer()
         self.prepared = prepare(data, tokenizer=self.tokenizer, progress=False)

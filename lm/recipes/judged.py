@@ -46,7 +46,7 @@ class Judging(Recipe):
             recipe = replace(recipe, prefix=start.has_prefix(model, objective, before))
         if self.start and run.data.tokenizer.path is None:
             self.tokenizer = self.start.tokenizer()
-        return replace(run, model=model, objective=objective, recipe=recipe, data=start.with_template(run.data, before))
+        return replace(run, model=model, objective=objective, recipe=recipe, data=start.with_template(run.data, self.start))
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
         if run.data.packing:
@@ -79,8 +79,8 @@ class Judging(Recipe):
         """Counts by split and source: records, those left out, rows of an epoch."""
         return {"records": {split: rows.report() for split, rows in parts.rows.items()}}
 
-    def values(self, run: config.Run, params: Any, frozen: Any, batch: Any) -> Values:
-        """The figures of each row of a batch, without dropout."""
+    def values(self, run: config.Run, params: Any, frozen: Any, batch: Any, **training: Any) -> Values:
+        """The figures of each row of a batch, without dropout and a router's loss unless `training` (`trains`, `rngs`) asks."""
         raise NotImplementedError
 
     def evaluators(self, parts: Parts, frozen: Any) -> list[HeldOutJudged]:

@@ -66,13 +66,15 @@ def task(run: config.Run, teacher: saved.Saved) -> Task:
     settings: dict[str, Any] = dict(vocab_size=run.model.vocab_size, beta=c.beta, temperature=c.temperature)
 
     def loss(params: Any, frozen: Any, batch: Rollouts, rngs: Any) -> tuple[WeightedMean, dict[str, WeightedMean]]:
-        example, sides = batch.example, []
+        example, sides, sown = batch.example, [], []
         for model, tree in zip(models, (params, jax.lax.stop_gradient(frozen)), strict=True):
-            hidden: Any = model.apply({"params": tree}, example, method="hidden")
+            hidden, losses = model.apply({"params": tree}, example, method="hidden", mutable=["losses"])
             sides.append(Side(head_params(tree), model.apply, hidden))
+            sown.append(losses)
         total, _, _ = mixed(*sides, example.targets, example.weights, logits=1.0, labels=0.0, **settings)
-        rows = jnp.float32(batch.rewards.shape[0])
-        return WeightedMean(total, jnp.sum(example.weights)), {"reward": WeightedMean(jnp.sum(batch.rewards), rows)}
+        rows, weight = jnp.float32(batch.rewards.shape[0]), jnp.sum(example.weights)
+        extras = (jnp.sum(extra) * weight for extra in jax.tree.leaves(sown[0]))  # of the student's router, as in pretraining
+        return WeightedMean(sum(extras, total), weight), {"reward": WeightedMean(jnp.sum(batch.rewards), rows)}
 
     return replace(
         plain,

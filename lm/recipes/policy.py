@@ -80,7 +80,7 @@ class PolicyLearning(Recipe):
         if recipe.prefix is None:
             recipe = replace(recipe, prefix=start.has_prefix(model, objective, before))
         recipe, self.opened = with_graders(recipe)
-        return replace(run, model=model, objective=objective, recipe=recipe, data=start.with_template(run.data, before))
+        return replace(run, model=model, objective=objective, recipe=recipe, data=start.with_template(run.data, begun))
 
     def _with_reference(self, run: config.Run, recipe: config.Policy) -> config.Policy:
         if run.train.init_from is None:
@@ -161,7 +161,7 @@ class PolicyLearning(Recipe):
 
 def check_settings(run: config.Run) -> None:
     """UserError for settings that policies do not have, or that do not go together."""
-    c, draws = _recipe(run), method_of(_recipe(run)).draws
+    c = _recipe(run)
     for name, source in run.data.sources.items():
         if source.format not in ("pair", "labelled", "messages"):
             raise UserError(
@@ -175,10 +175,6 @@ def check_settings(run: config.Run) -> None:
         raise UserError(
             "a model with recipe.prefix would read an answer up to a tool's output from both sides, and writes it from "
             "one: leave recipe.tools out, or start from a causal model"
-        )
-    if draws > 1 and jax.process_count() > 1:
-        raise UserError(
-            "processes grade for themselves, and would not agree for sure which questions to draw anew: set recipe.draws=1"
         )
     if run.adapter and run.adapter.dropout:
         raise UserError("adapter.dropout is not for policies, which are sampled and trained without dropout: leave it out")

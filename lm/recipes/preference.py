@@ -1,8 +1,9 @@
 """Preferences: a model learns to write the better of two answers (DPO and its kin), or answers that are judged good (KTO).
 
 It is a run like pretraining; configs/life/preference.py has the command. The reference is the model in `train.init_from` as it
-was: a frozen tree that each step reads, and no checkpoint holds. A resumed run needs that model again, unless the method has no
-reference; the digest in its config says whether it is the same.
+was: a frozen tree that each step reads, and no checkpoint holds. Under adapters it is their base without them, as it lies in
+memory (so of int8 or nf4 weights too), and the only copy unless `adapter.whole` trains something in full. A resumed run needs
+that model again, unless the method has no reference; the digest in its config says whether it is the same.
 """
 
 from dataclasses import fields, replace
@@ -59,23 +60,26 @@ class Preferring(Judging):
         init = lambda key, batch: model.init(key, batch.examples[0])["params"]
         one = lambda lengths: [(run.model, lengths.predicted or lengths.decoder)]
         read = 0 if not method.reads_reference else 2
+        copied = run.adapter is not None and bool(run.adapter.whole)  # what is trained in full needs a copy as it was
         return Task(
             models={"model": run.model},
             init=init,
-            loss=lambda params, frozen, batch, rngs: split_loss(self.values(run, params, frozen, batch, rngs=rngs)),
+            loss=lambda params, frozen, batch, rngs: split_loss(
+                self.values(run, params, frozen, batch, trains=True, rngs=rngs)
+            ),
             scores=lambda params, frozen, batch: means(self.values(run, params, frozen, batch)),
             passes=lambda lengths: one(lengths) * (1 if method.feedback else 2),
             reads=lambda lengths: one(lengths) * (read + method.feedback),
             writer=lambda params, frozen: (model, params),
-            frozen=None if init_from is None else Frozen(init, init_from.params),
+            frozen=None if init_from is None else Frozen(init, init_from.params, start=not copied),
             nats=False,
         )
 
-    def values(self, run: config.Run, params: Any, frozen: Any, batch: Any, rngs: Any = None) -> Values:
+    def values(self, run: config.Run, params: Any, frozen: Any, batch: Any, **training: Any) -> Values:
         c, model = _recipe(run), Transformer(run.model)
         settings: dict[str, Any] = dict(head_params=head_params, vocab_size=run.model.vocab_size, method=method_of(c))
-        settings |= dict(smoothing=c.smoothing, desirable=c.desirable, undesirable=c.undesirable, rngs=rngs)
-        return preference.values(params, frozen, model.apply, batch, **settings)
+        settings |= dict(smoothing=c.smoothing, desirable=c.desirable, undesirable=c.undesirable)
+        return preference.values(params, frozen, model.apply, batch, **settings, **training)
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
         """Answers to `log.samples`, as what a user says; those that are longer than `recipe.length` are left out."""

@@ -29,8 +29,8 @@ from lm.types import Example
 
 HELD_OUT_SEED = 0  # of the noise in held-out rows
 NOTHING_HELD_OUT = (
-    "evaluate.baselines are judged on held-out documents, and none is held out: raise data.holdout, give more documents, or "
-    "set --config.evaluate.baselines=False"
+    "evaluate.baselines are judged on held-out documents, and none is held out: raise data.holdout, give more documents, "
+    "such as a book's chapters as files, or set --config.evaluate.baselines=False"
 )
 
 

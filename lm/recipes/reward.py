@@ -34,7 +34,9 @@ class RewardModel(Judging):
         return Task(
             models={"model": run.model},
             init=lambda key, batch: model.init(key, batch.chosen)["params"],
-            loss=lambda params, frozen, batch, rngs: split_loss(self.values(run, params, frozen, batch, rngs=rngs)),
+            loss=lambda params, frozen, batch, rngs: split_loss(
+                self.values(run, params, frozen, batch, trains=True, rngs=rngs)
+            ),
             scores=lambda params, frozen, batch: means(self.values(run, params, frozen, batch)),
             passes=lambda lengths: [(run.model, 1)] * 2,
             writer=lambda params, frozen: (model, params),
@@ -42,6 +44,6 @@ class RewardModel(Judging):
             nats=False,
         )
 
-    def values(self, run: config.Run, params: Any, frozen: Any, batch: Any, rngs: Any = None) -> Values:
+    def values(self, run: config.Run, params: Any, frozen: Any, batch: Any, **training: Any) -> Values:
         assert isinstance(run.recipe, config.Reward)
-        return reward.values(params, Transformer(run.model).apply, batch, centre=run.recipe.centre, rngs=rngs)
+        return reward.values(params, Transformer(run.model).apply, batch, centre=run.recipe.centre, **training)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lm import config, sharding
+from lm import config, distributed, sharding
 from lm.data import templates
 from lm.data.corpus.prepare import Prepared
 from lm.data.loader import Position
@@ -105,7 +105,7 @@ class Sampler:
     def __call__(self, step: int, params: Any) -> Rollouts:
         """The samples of a step, sharded as a batch is; the samples of a question are in consecutive rows."""
         group = self.recipe.group
-        numbers = self.position.of(step)[::group] // group * self.method.draws  # of questions, counted over the run
+        numbers = question_numbers(self.position.of(step), group, self.method.draws)
         jax.block_until_ready(params)  # otherwise, the step before would count as a rollout
         asked, places = {}, np.arange(len(numbers))
         for draw in range(self.method.draws):
@@ -137,7 +137,8 @@ class Sampler:
             self.tokens += sum(sum(answer.own) for group in answers for answer in group)
         records = [self.records[name][number] for name, number in self.rows.records(numbers)]
         texts = [self.asking.text(answer) for group in answers for answer in group]
-        rewards, _ = self.graders(texts, [record for record in records for _ in range(self.recipe.group)])
+        graded, _ = self.graders(texts, [record for record in records for _ in range(self.recipe.group)])
+        rewards = distributed.broadcast_array(graded)  # so that all hosts agree which questions give their places away
         n = self.recipe.group
         cut = truncated([answer for group in answers for answer in group], self.asking.ends)
         teaches = varied(rewards, cut, self.method, n)[::n] > 0
@@ -160,6 +161,12 @@ class Sampler:
             self.engine = text_engine(Engine, Transformer(self.run.model), params, asking.tokenizer, **room)
         self.engine.params = params
         return self.engine
+
+
+def question_numbers(rows: np.ndarray, group: int, draws: int) -> np.ndarray:
+    """The numbers, counted over the run, of the questions whose samples are these rows of a step, int64 [B / group]. With
+    `draws` above 1, those up to the next number may take their places."""
+    return rows[::group] // group * draws
 
 
 def truncated(answers: Sequence[Answer], ends: Sequence[int]) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from etils import epath
 
 from lm import config, saved
+from lm.data import chat
 from lm.errors import UserError
 from lm.objectives import reads_prefix
 
@@ -25,10 +26,12 @@ def has_prefix(model: config.Model, objective: config.Objective, before: config.
     return model.architecture == "decoder" and reads_prefix(model.architecture, objective)
 
 
-def with_template(data: config.Data, before: config.Run | None) -> config.Data:
-    """The data with the chat template of the run before, unless it names its own or has no conversations."""
-    named = before is None or data.template or not data.conversations
-    return data if named else replace(data, template=before.data.template)
+def with_template(data: config.Data, begun: saved.Saved | None) -> config.Data:
+    """The data with the chat template of the model before, that of its run or a converted model's own, unless it names one
+    itself or has no conversations."""
+    if begun is None or data.template or not data.conversations:
+        return data
+    return replace(data, template=chat.own_template(begun) if begun.run is None else begun.run.data.template)
 
 
 def unchanged(folder: str, digest: str | None, *, name: str, key: str) -> tuple[saved.Saved, str]:

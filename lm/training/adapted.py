@@ -95,7 +95,7 @@ def adapted(task: Task, run: config.Run) -> Task:
         frozen=Frozen(init_frozen, load),
         fresh=(ADAPTERS, *(name for name in names if name in (*task.fresh, *task.beside))),
         beside=(),
-        adapter=Adapter(lora, task, whole, plain),
+        adapter=Adapter(lora, task, whole, plain, read),
     )
 
 
@@ -135,7 +135,8 @@ class View:
 
     @property
     def frozen(self) -> Any:
-        return self.run_frozen if self.run_parts.task.adapter is None else self.run_frozen.get("task")
+        adapter = self.run_parts.task.adapter
+        return self.run_frozen if adapter is None else adapter.read(self.run_frozen)
 
     def params(self, params: Any) -> Any:
         adapter = self.run_parts.task.adapter

@@ -38,6 +38,7 @@ class Adapter:
     inner: "Task"
     whole: Callable[[Any, Any], Any]  # (params, frozen) -> the inner task's parameters, a matrix beside its adapter
     plain: Callable[[Any, Any], Any]  # the same as arrays, which have the adapters added to them
+    read: Callable[[Any], Any]  # frozen -> what the inner task reads of it
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def test_a_base_that_changed_or_is_gone_is_refused_with_the_way_out(corpus, base
 
 @pytest.mark.parametrize("what", ["preference.py:dpo.own", "reward.py:own"])
 def test_other_recipes_have_adapters_too(corpus, base, tmp_path, what):
-    """A policy that begins as its reference has a margin of 0, so that its first loss is log 2."""
+    """A policy that begins as its reference has a margin of 0, so that its first loss is log 2; the reference is the base."""
     talks = [json.loads(line)["text"].split() for line in (corpus / "tiny.jsonl").read_text(encoding="utf-8").splitlines()]
     pairs = [dict(prompt=f"{n} {' '.join(t[:4])}", chosen=" ".join(t[4:6]), rejected=t[6]) for n, t in enumerate(talks)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
@@ -161,9 +161,8 @@ def test_other_recipes_have_adapters_too(corpus, base, tmp_path, what):
         "train.batch_size": "4",
         "log.every": "1",
     }
-    summary = recipes.train(
-        resolve.load(f"{LIFE}/{what}", LITTLE | more | {"evaluate.every": "4"}), tmp_path / "run", quiet=True
-    )
+    run = resolve.load(f"{LIFE}/{what}", LITTLE | more | {"evaluate.every": "4"})
+    summary = recipes.train(run, tmp_path / "run", quiet=True)
     losses = [
         row["loss"] for row in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if "loss" in row
     ]
@@ -171,6 +170,8 @@ def test_other_recipes_have_adapters_too(corpus, base, tmp_path, what):
     if what.startswith("preference"):
         assert losses[0] == pytest.approx(np.log(2), abs=2e-6) and losses[-1] != losses[0]
         assert opened.run.adapter.whole == ()
+        held = json.loads((base / "summary.json").read_text(encoding="utf-8"))["parameters"]
+        assert f"{held:>14,}  frozen, beside them" in recipes.dry_run(run)  # as a reference of its own it would be twice that
     else:
         assert opened.run.adapter.whole == ("head",) and opened.params()["head"]["out"]["kernel"].shape == (32, 1)
     assert summary["heldout"]["accuracy"] >= 0 and summary["step"] == 4

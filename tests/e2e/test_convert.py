@@ -123,6 +123,14 @@ def test_a_run_is_exported(train, tmp_path, capsys):
     asked = [{"role": "user", "content": "a new day"}]
     learned, back = (chat.of(saved.open(tmp_path / name)) for name in ("talking", "back"))
     assert learned.ids(asked).tolist() == back.ids(asked).tolist() and learned.end == back.end
+    # And from the converted folder a run goes on with that template, and says so.
+    capsys.readouterr()
+    settings |= {"train.init_from": f"{tmp_path / 'back'}", "log.tensorboard": "False"}
+    recipes.train(resolve.load(f"{FINETUNE}:messages", settings), tmp_path / "on")
+    assert "conversations are written by the chat template of the model before" in capsys.readouterr().err
+    on = saved.open(tmp_path / "on")
+    assert on.run.data.template == (tmp_path / "told" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert chat.of(on).ids(asked).tolist() == learned.ids(asked).tolist()
 
 
 def test_of_a_run_of_two_models_comes_the_one_it_is_about(train, tmp_path):

@@ -1,4 +1,5 @@
-"""Policies as runs: killed within a rollout and within an update they go on to the bit; every method, both architectures."""
+"""Policies as runs: killed within a rollout, a tool's call and an update they go on to the bit; every method, both
+architectures."""
 
 import json
 import os
@@ -17,6 +18,7 @@ from lm.config import resolve
 from lm.errors import UserError
 from lm.generation.tools import TOOLS, Tool
 from lm.losses.policy import METHODS
+from lm.recipes.rollout import Sampler
 from tests.processes import HANGS
 
 CONFIG = Path(__file__).parents[2] / "configs" / "life" / "policy.py"
@@ -61,6 +63,7 @@ def train(workdir, what, settings, **more):
 DYING = """
 import os, signal, sys, time
 from lm.generation import engine
+from lm.generation.tools import TOOLS, Tool
 from lm.training import loop
 from lm import train
 where, at, saved, *argv = sys.argv[1:]
@@ -78,6 +81,8 @@ def dying(function, after):
     return called
 if where == "rollout":  # texts are half written
     engine.Engine.step = dying(engine.Engine.step, after=True)
+elif where == "tool":  # some answers have its output, others do not
+    TOOLS["letters"] = Tool("([a-j])", dying(str.upper, after=True))
 else:  # the update runs, and its state is not used yet
     run = loop.run
     loop.run = lambda state, step, *rest, **named: run(state, dying(step, after=True), *rest, **named)
@@ -85,25 +90,52 @@ sys.exit(train.main(argv))
 """
 
 
-def test_sigkill_within_a_rollout_and_within_an_update_goes_on_to_the_bit(given, corpus, tmp_path):
-    settings = given()
-    train(tmp_path / "whole", "grpo", settings)
-    argv = [f"--config={CONFIG}:grpo", f"--workdir={tmp_path / 'killed'}"]
-    argv += [f"--config.{key}={value}" for key, value in settings.items()]
-    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(corpus / "compiled"), "JAX_PLATFORMS": "cpu"}
-    for where, at, left in (("rollout", 3, 1), ("update", 2, 2)):  # a rollout takes two calls of the engine
-        last = tmp_path / "killed" / "checkpoints" / str(left) / "SHA256.json"
+@pytest.fixture
+def killed(corpus):
+    """Runs grpo in a process that kills itself at a place, and then has the checkpoint of step `left`."""
+
+    def run(workdir, settings, where, at, left):
+        argv = [f"--config={CONFIG}:grpo", f"--workdir={workdir}"]
+        argv += [f"--config.{key}={value}" for key, value in settings.items()]
+        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(corpus / "compiled"), "JAX_PLATFORMS": "cpu"}
+        last = workdir / "checkpoints" / str(left) / "SHA256.json"
         words = [sys.executable, "-c", DYING, where, str(at), str(last), *argv]
         died = subprocess.run(words, env=env, capture_output=True, timeout=HANGS)
         assert died.returncode == -signal.SIGKILL, died.stderr.decode()
         assert max(int(p.name) for p in last.parents[1].iterdir() if p.name.isdigit()) == left
+
+    return run
+
+
+def test_sigkill_within_a_rollout_and_within_an_update_goes_on_to_the_bit(given, killed, tmp_path):
+    settings = given()
+    train(tmp_path / "whole", "grpo", settings)
+    for where, at, left in (("rollout", 3, 1), ("update", 2, 2)):  # a rollout takes two calls of the engine
+        killed(tmp_path / "killed", settings, where, at, left)
     train(tmp_path / "killed", "grpo", settings)
-    whole, killed = summary(tmp_path / "whole"), summary(tmp_path / "killed")
-    assert killed["params_sha256"] == whole["params_sha256"] and killed["heldout"] == whole["heldout"]
+    whole, after = summary(tmp_path / "whole"), summary(tmp_path / "killed")
+    assert after["params_sha256"] == whole["params_sha256"] and after["heldout"] == whole["heldout"]
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     start = saved.open(settings["train.init_from"]).params()
     moved = saved.open(tmp_path / "whole").params()
     assert not np.array_equal(start["embed"]["tokens"]["embedding"], moved["embed"]["tokens"]["embedding"])
+
+
+def test_sigkill_within_the_call_of_a_tool_goes_on_to_the_bit(given, killed, tmp_path, monkeypatch):
+    """In the second rollout, in which answers with a tool's output are half written."""
+    calls, after, plain = [], [], Sampler.__call__
+    monkeypatch.setitem(TOOLS, "letters", Tool("([a-j])", lambda text: calls.append(text) or text.upper()))
+    monkeypatch.setattr(Sampler, "__call__", lambda self, *given: (plain(self, *given), after.append(len(calls)))[0])
+    settings = given(**{"recipe.tools": ("letters",), "recipe.calls": 2, "recipe.answer": 10, "train.steps": 2})
+    train(tmp_path / "whole", "grpo", settings)
+    assert after[1] > after[0] + 2
+    killed(tmp_path / "killed", settings, "tool", (after[0] + after[1]) // 2, left=1)
+    train(tmp_path / "killed", "grpo", settings)
+    whole, resumed = summary(tmp_path / "whole"), summary(tmp_path / "killed")
+    assert resumed["params_sha256"] == whole["params_sha256"] and resumed["heldout"] == whole["heldout"]
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    samples = [(tmp_path / name / "samples.jsonl").read_text("utf-8") for name in ("whole", "killed")]
+    assert samples[0] == samples[1] and re.search("[a-j] ?[A-J]", samples[0])
 
 
 def test_a_critic_inner_epochs_and_minibatches_go_on_to_the_bit(given, tmp_path):

@@ -16,7 +16,7 @@ from lm.errors import EXIT_HOST_MISSING, EXIT_PREEMPTED
 from tests.processes import HANGS, free_port, wait_for
 
 HERE = Path(__file__).parent
-TINY = HERE.parent / "e2e" / "tiny.py"
+TINY, LIFE = HERE.parent / "e2e" / "tiny.py", HERE.parents[1] / "configs" / "life"
 
 
 class Hosts:
@@ -145,6 +145,26 @@ def test_a_checkpoint_of_two_processes_moves_and_goes_on(start, whole, root, pro
     assert restored and restored[1] == summary(whole)["params_sha256"]
     assert after["step"] == 13 and after["params_sha256"] != restored[1]
     assert rows(hosts.workdir)[-1]["step"] == 13
+
+
+def test_hosts_that_grade_otherwise_ask_the_same_questions(root, whole):
+    """A policy draws other questions where all samples are as good: all hosts go by the rewards of host 0."""
+    lines = (root / "tiny.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [dict(zip(("question", "answer"), json.loads(line)["text"].split(), strict=False)) for line in lines]
+    (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    settings = {"data.sources": {"mine": dict(kind="jsonl", path=f"{root}/pairs.jsonl", format="pair")}, "recipe.answer": 6}
+    settings |= {"recipe.graders": {"e": dict(kind="regex", pattern=".*e.*e.*")}, "recipe.group": 4, "recipe.draws": 3}
+    settings |= {"data.cache": f"{root}/cache", "train.init_from": whole, "train.steps": 2, "train.batch_size": 8}
+    settings |= {"checkpoint.every": None, "evaluate.every": None, "evaluate.rows": 4, "log.every": 1, "log.tensorboard": False}
+    commands = [str(HERE / "grades.py"), f"--config={LIFE}/policy.py:grpo", *(f"--config.{k}={v}" for k, v in settings.items())]
+    runs = [
+        Hosts(root, root / name, processes, devices, [*commands, f"--workdir={root / name}"], {})
+        for name, processes, devices in (("graded", 1, 2), ("graded otherwise", 2, 1))
+    ]
+    one, two = (hosts.finish() for hosts in runs)
+    assert one["params_sha256"] == two["params_sha256"] and one["heldout"] == two["heldout"]
+    drawn = [[row["draws"] for row in rows(hosts.workdir) if "draws" in row] for hosts in runs]
+    assert drawn[0] == drawn[1] and 1 < max(drawn[0]) <= 3
 
 
 def test_one_killed_ends_the_other_and_the_restart_goes_on_to_the_bit(start, whole):

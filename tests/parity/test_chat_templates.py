@@ -11,8 +11,11 @@ hf = pytest.importorskip("transformers")
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 
-from lm.data import chat  # noqa: E402
+from lm.data import chat, templates  # noqa: E402
+from lm.data.records import Message, Messages  # noqa: E402
+from lm.data.render import render  # noqa: E402
 from lm.data.tokenizer import from_bytes  # noqa: E402
+from lm.errors import UserError  # noqa: E402
 
 SPECIAL = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"]
 TEMPLATES = {
@@ -148,6 +151,29 @@ def test_a_conversation_has_the_ids_of_the_reference(tokenizer, name):
         theirs = reference.apply_chat_template(messages, tools=tools, add_generation_prompt=True)["input_ids"]
         assert talk.ids(messages, tools=tools).tolist() == theirs, about
     assert reference.convert_tokens_to_ids("</s>" if name == "llama-2" else "<|im_end|>") in talk.ends
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_model_is_tuned_on_the_ids_of_the_reference(tokenizer, name):
+    """What a run takes of a converted model writes a conversation as transformers does, with loss on the answers. A tokenizer
+    that reads parts of it in another way than the whole is refused."""
+    settings = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=TEMPLATES[name])
+    source = Converted(tokenizer, settings)
+    said = [USER("Hello, world!"), SAID("Yes, 2 things."), USER("Which?"), SAID("Yes.")]
+    if "Metaspace" in repr(tokenizer.decoder) and name != "llama-2":  # of which each part begins at a special token here
+        with pytest.raises(UserError, match="its tokenizer gives other ids for each part of a conversation than for the whole"):
+            chat.own_template(source)
+        return
+    template = templates.of(chat.own_template(source), source.tokenizer())
+    reference = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
+    theirs = reference.apply_chat_template(said)["input_ids"]
+    messages = tuple(Message(m["role"], m["content"]) for m in said)
+    (ours,) = render([Messages(messages)], template.tokenizer, template)
+    assert ours.ids.tolist() == theirs[: len(ours.ids)]
+    assert not reference.decode(theirs[len(ours.ids) :]).strip()
+    answers = "".join(reference.decode(ours.ids[ours.loss]).split())
+    end = "</s>" if name == "llama-2" else "<|im_end|>"
+    assert answers == "".join(f"{m['content']}{end}" for m in said if m["role"] == "assistant").replace(" ", "")
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

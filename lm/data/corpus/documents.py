@@ -1,6 +1,7 @@
 """What every kind of source has in common: documents by index, and records and texts out of bytes."""
 
 import codecs
+import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class CorruptRecord(UserError):
 class Document:
     key: str  # stable and unique in its source
     text: str
+    date: datetime.date | None = None  # None: the source names no field with one
 
 
 class Documents(Protocol):

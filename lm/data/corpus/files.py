@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm import config, paths
+from lm.data.corpus.dated import date_of
 from lm.data.corpus.documents import SKIP, CorruptRecord, Document, content, decode, one_line, parse_json
 from lm.errors import UserError
 
@@ -190,7 +191,7 @@ class JsonLines(Sharded):
         where = f"{file.path}, line {number}"
         encoding = self._source.encoding if self._bytewise else "utf-8"
         record = parse_json(decode(self._buffer(file)[start:stop], encoding, where, start), where)
-        return Document(f"{file.key}:{number}", content(record, self._source, where))
+        return Document(f"{file.key}:{number}", content(record, self._source, where), date_of(record, self._source, where))
 
 
 def _is_blank(line: bytes) -> bool:
@@ -234,9 +235,10 @@ class ArrayRecord(Sharded):
         except (RuntimeError, ValueError, IndexError) as error:
             self._open = ("", None)  # after a failed read, a reader fails at every record
             raise CorruptRecord(f"{where}: corrupt ArrayRecord ({one_line(error)}); {SKIP}") from None
-        text = decode(raw, self._source.encoding, where)
-        if self._source.format != "text":
-            text = content(parse_json(text, where), self._source, where)
+        text, date = decode(raw, self._source.encoding, where), None
+        if self._source.format != "text" or self._source.date is not None:
+            value = parse_json(text, where)
+            text, date = content(value, self._source, where), date_of(value, self._source, where)
         elif text.startswith("{"):
             try:
                 value = json.loads(text)
@@ -246,4 +248,4 @@ class ArrayRecord(Sharded):
                 raise CorruptRecord(f"{where}: JSON nested too deep; {SKIP}") from None
             else:
                 text = content(value, self._source, where)
-        return Document(f"{file.key}:{record}", text)
+        return Document(f"{file.key}:{record}", text, date)

@@ -10,6 +10,7 @@ import numpy as np
 
 from lm import config
 from lm.data import records
+from lm.data.corpus.dated import date_of
 from lm.data.corpus.documents import SKIP, CorruptRecord, Document, content, one_line
 from lm.data.corpus.files import File, Sharded
 from lm.errors import UserError, nearest
@@ -60,6 +61,9 @@ class Parquet(Sharded):
         import pyarrow
 
         source = self._source
+        if source.date is not None and source.date not in types:
+            raise UserError(f"{file.path}: no column {source.date!r}{nearest(source.date, types)}; set date= of the source")
+        dated = {} if source.date is None else {source.date: None}
         if source.format != "text":
             known = records.FIELDS[source.format]
             if not types.keys() & known:
@@ -68,22 +72,24 @@ class Parquet(Sharded):
                     f"{_listed(types)}; rename its columns, or set another format of the source"
                 )
             # A name that is nearly one of a field is read too, so that the parser can point at it.
-            return [name for name in types if name in known or "did you mean" in nearest(name, known)]
+            read = [name for name in types if name in known or "did you mean" in nearest(name, known)]
+            return [*dict.fromkeys(read) | dated]
         if source.field not in types:
             raise UserError(f"{file.path}: no column {source.field!r}{nearest(source.field, types)}; set field= of the source")
         kind = types[source.field]
         kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)):
             raise UserError(f"{file.path}: column {source.field!r} is {kind}, not text; set field= of the source")
-        return [source.field]
+        return [*{source.field: None} | dated]
 
     def __getitem__(self, index: int) -> Document:
         file, row = self._locate(index)
         where, starts = f"{file.path}, row {row}", self._groups[file.key]
         group = int(np.searchsorted(starts, row, side="right")) - 1
         (value,) = self._table(file, group, where).slice(row - int(starts[group]), 1).to_pylist()
+        date = date_of(value, self._source, where)
         value = value if self._source.format == "text" else _without_nulls(value)
-        return Document(f"{file.key}:{row}", content(value, self._source, where))
+        return Document(f"{file.key}:{row}", content(value, self._source, where), date)
 
     def _table(self, file: File, group: int, where: str) -> Any:
         at = (file.key, group)

@@ -9,7 +9,7 @@ MODEL = config.Model(100, 16, decoder=config.Stack(1, {"L": config.Block(config.
 
 
 @pytest.mark.parametrize(
-    "kind,format", [("tfds", "labelled"), ("text", "pair"), ("package", "messages"), ("package", "pair"), ("cloze", "labelled")]
+    "kind,format", [("text", "pair"), ("package", "messages"), ("package", "feedback"), ("cloze", "labelled")]
 )
 def test_kinds_without_records_of_a_format_are_refused(kind, format):
     with pytest.raises(UserError, match=rf"format={format} of x: a source of kind {kind} has format="):

@@ -17,7 +17,7 @@ from lm.data.render import render, render_prompt
 from lm.data.tokenizer import from_bytes, train
 from lm.errors import UserError
 from lm.recipes import start
-from tests.unit.data.test_chat import byte_level, trained
+from tests.unit.data.test_chat import CHATML, Converted, byte_level, trained
 
 TALK = tuple(
     Message(role, text)
@@ -146,8 +146,55 @@ def test_prepared_conversations_are_written_by_the_template_and_read_whole(tmp_p
 
 def test_a_run_goes_on_with_the_template_that_its_model_learned():
     talks, texts = ({"a": config.Source("jsonl", "x", format=format)} for format in ("preference", "pair"))
-    before = SimpleNamespace(data=config.Data({"a": config.Source("jsonl", "x", format="messages")}, template="chatml"))
+    data = config.Data({"a": config.Source("jsonl", "x", format="messages")}, template="chatml")
+    before = SimpleNamespace(run=SimpleNamespace(data=data))
     assert start.with_template(config.Data(talks), before).template == "chatml"
     assert start.with_template(config.Data(talks, template="t5"), before).template == "t5"
     assert start.with_template(config.Data(texts), before).template is None
     assert start.with_template(config.Data(talks), None).template is None
+
+
+# ------------------------------------------------------------------------------------------------ a converted model's own
+
+LLAMA2 = (  # as the published one: roles alternate, the answer is stripped, and a space is before and behind it
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles') }}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ '<|im_start|>[INST] ' + m['content'].strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("text", "answer"), [(CHATML, "{}"), (LLAMA2, " {} ")])
+def test_without_marks_an_answer_is_what_stands_behind_the_prompt_up_to_a_special_token(text, answer):
+    source, talk = Converted(text), TALK[1:]
+    template, converted = templates.of(chat.own_template(source), source.tokenizer()), chat.of(source)
+    (whole,) = render([Messages(talk)], template.tokenizer, template)
+    for n in (1, 3, 5):
+        (part,) = render([Messages(talk[: n + 1])], template.tokenizer, template)
+        before, end = render_prompt(talk[:n], template.tokenizer, template)
+        assert before.tolist() == converted.ids([{"role": m.role, "content": m.content} for m in talk[:n]]).tolist()
+        for given in (part.ids, before):
+            assert given.tolist() == whole.ids[: len(given)].tolist()
+        assert part.loss.tolist() == whole.loss[: len(part.ids)].tolist()
+        said, content = part.ids[len(before) :], talk[n].content
+        assert part.loss[len(before) :].all() and not part.loss[len(before) - 1]
+        assert said[-1] == end and end in converted.ends
+        assert template.tokenizer.decode(said) == answer.format(content if answer == "{}" else content.strip())
+
+
+def test_a_run_takes_a_converted_models_own_template_or_says_why_not():
+    data = config.Data({"a": config.Source("jsonl", "x", format="messages")})
+    dated = Converted(CHATML + "{{ strftime_now('%d') }}")
+    assert start.with_template(data, Converted()).template == CHATML
+    assert start.with_template(replace(data, template="t5"), dated).template == "t5"
+    assert start.with_template(config.Data({"a": config.Source("jsonl", "x", format="pair")}), dated).template is None
+    assert start.with_template(data, Converted(None)).template is None
+    named = Converted([{"name": "default", "template": "{{ pad_token }}" + CHATML}, {"name": "tool_use", "template": "t"}])
+    assert start.with_template(data, named).template == "{{ pad_token }}" + CHATML  # which is empty, as in transformers
+    padded = Converted("{{ pad_token }}" + CHATML, pad_token="<|endoftext|>")
+    assert start.with_template(data, padded).template == '{%- set pad_token = "<|endoftext|>" %}{{ pad_token }}' + CHATML
+    for source, cause in (
+        (dated, "it writes the day's date"),
+        (Converted(CHATML.partition("{% if add")[0]), "it does not mark"),
+    ):
+        with pytest.raises(UserError, match=f"^the chat template of model is none to train with .{cause}.*template=chatml$"):
+            start.with_template(data, source)

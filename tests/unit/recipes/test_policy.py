@@ -17,7 +17,7 @@ from lm.generation.tools import Answer
 from lm.losses import policy as losses
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths
-from lm.recipes import policy, rollout
+from lm.recipes import on_policy, policy, rollout
 from lm.training.adapted import adapted
 
 LENGTHS, GROUP = Lengths(None, 8, 4), 2
@@ -59,6 +59,18 @@ def test_a_routers_loss_is_added_as_in_pretraining():
     (extra,) = jax.tree.leaves(sown)
     assert float(jnp.sum(extra)) > 1e-3
     np.testing.assert_allclose(float(mean.mean), float(alone.mean) + float(jnp.sum(extra)), rtol=1e-5)
+
+
+def test_a_students_router_has_its_loss_and_its_teachers_has_none():
+    """A student that is its own teacher has no divergence: what is left is what the router has in pretraining."""
+    given = run(config.OnPolicy(teacher="itself"), config.Moe(4, 2, config.Mlp(16)))
+    task, made = on_policy.task(given, SimpleNamespace(model=given.model, params=None)), batch()
+    params = nn.unbox(task.init(jax.random.key(0), made))
+    _, sown = Transformer(given.model).apply({"params": params}, made.example, method="hidden", mutable=["losses"])
+    mean = jax.jit(task.loss)(params, params, made, {})[0].mean
+    (extra,) = jax.tree.leaves(sown)
+    assert float(jnp.sum(extra)) > 1e-3
+    np.testing.assert_allclose(float(mean), float(jnp.sum(extra)), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["grpo", "ppo"])

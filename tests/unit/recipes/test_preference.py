@@ -1,20 +1,28 @@
 """The recipes of preferred answers: the table's numbers and the config's, what a step costs, calibration."""
 
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from lm import config, flops
 from lm.config import resolve
 from lm.errors import UserError
 from lm.evaluation.judged import calibration_error
+from lm.losses.cross_entropy import cross_entropy
 from lm.losses.preference import METHODS
+from lm.models.transformer import Transformer, head_params
 from lm.objectives import Lengths
 from lm.recipes.preference import Preferring, method_of
+from lm.recipes.reward import RewardModel
+from lm.training.adapted import View, adapted
 from lm.training.ledger import of_a_row
 from lm.types import Compared, Judged
-from tests.fakes import small_model
+from tests.fakes import small_model, small_params
 from tests.unit.losses.test_preference import batch_of
 
 
@@ -50,6 +58,67 @@ def test_the_ledger_counts_both_answers_and_the_pass_of_the_reference(method, pa
     both = sum(flops.of_rows(model, example).forward for example in batch.examples)
     assert found.flops == pytest.approx(passes * both / 4)
     assert (found.seen, found.loss_tokens) == (int(batch.tokens_read()) / 4, int(batch.tokens_asked()) / 4)
+
+
+def mixture(outputs=None, **weights):
+    """A decoder with two of four experts."""
+    model = small_model("decoder", outputs=outputs)
+    block = replace(model.decoder.blocks["L"], ffn=config.Moe(4, 2, config.Mlp(16), **weights))
+    return replace(model, decoder=replace(model.decoder, blocks={"L": block}))
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "reward"])
+def test_a_routers_loss_is_added_as_pretraining_adds_it(name):
+    """What pretraining has on the same batch with the router, less what it has without; held-out figures have none."""
+    outputs = 1 if name == "reward" else None
+    recipe, c = (RewardModel(), config.Reward()) if outputs else (Preferring(), config.Preference(name))
+    batch = batch_of("decoder", Judged if name == "kto" else Compared, rewards=bool(outputs))
+    example = batch.answer if name == "kto" else batch.both
+    params = small_params(mixture(outputs), 1)
+
+    @partial(jax.jit, static_argnums=0)
+    def found(model, params):
+        task = recipe.task(config.Run(model, recipe=c))
+        plain = cross_entropy(
+            params,
+            Transformer(model).apply,
+            replace(example, targets=0 * example.targets),
+            head_params=head_params,
+            vocab_size=outputs or model.vocab_size,
+        )
+        return task.loss(params, params, batch, None)[0].mean, plain.mean, task.scores(params, params, batch)["loss"].mean
+
+    with_router, without = found(mixture(outputs), params), found(mixture(outputs, balance=0.0, z=0.0), params)
+    assert with_router[1] - without[1] > 1e-3
+    np.testing.assert_allclose(with_router[0] - without[0], with_router[1] - without[1], rtol=1e-3)
+    np.testing.assert_allclose(with_router[2], without[2], rtol=1e-6)
+    np.testing.assert_allclose(with_router[2], without[0], rtol=1e-5)
+
+
+def test_under_adapters_the_base_is_the_reference_and_the_only_copy():
+    """Loss and gradient are those of a step that reads a copy of the base beside it, and so are held-out figures. What is
+    trained in full needs a copy."""
+    given = config.Run(small_model("decoder"), recipe=config.Preference("dpo"), train=config.Train(init_from="base"))
+    given = replace(given, adapter=config.Lora(2))
+    recipe, batch = Preferring(), batch_of("decoder")
+    recipe.reference = SimpleNamespace(params=None)
+    inner = recipe.task(given)
+    outer, copied = (adapted(replace(inner, frozen=replace(inner.frozen, start=start)), given) for start in (True, False))
+    of_steps = lambda task: jax.eval_shape(task.frozen.init, jax.random.key(0), batch)
+    assert inner.frozen.start and set(of_steps(outer)) == {"base"} and set(of_steps(copied)) == {"base", "task"}
+    whole = replace(given, adapter=config.Lora(2, whole=("embed",)))
+    assert set(of_steps(adapted(recipe.task(whole), whole))) == {"base", "task"}
+
+    base, params = small_params(given.model, 1), nn.unbox(outer.init(jax.random.key(1), batch))
+    params["adapters"] = jax.tree.map(lambda x: x + 0.1, params["adapters"])  # B is not 0 any more
+    of = lambda task: jax.jit(jax.value_and_grad(lambda p, frozen: task.loss(p, frozen, batch, None)[0].mean))
+    found, expected = of(outer)(params, {"base": base}), of(copied)(params, {"base": base, "task": base})
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), found, expected)
+    assert abs(found[0] - np.log(2)) > 0.01
+
+    view = View(SimpleNamespace(task=outer), {"base": base})
+    scores = jax.jit(inner.scores)(view.params(params), view.frozen, batch)
+    np.testing.assert_allclose(scores["loss"].mean, found[0], rtol=1e-5)
 
 
 def test_a_model_is_calibrated_that_gives_each_preference_the_share_that_holds():

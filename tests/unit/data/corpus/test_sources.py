@@ -1,5 +1,6 @@
 """Every kind of source gives documents by index, and every error names the location and the remedy."""
 
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from lm import config
 from lm.data.corpus import sources
+from lm.data.corpus.prepare import prepare
 from lm.data.corpus.sources import CorruptRecord, Document, open_source
 from lm.errors import UserError
 
@@ -279,3 +281,88 @@ def test_sotu_through_tfds(tmp_path, monkeypatch):
     next(tmp_path.rglob("dataset_info.json")).write_text("{")
     with pytest.raises(UserError, match="tfds 'sotu' could not be prepared: .*check network and disk, and"):
         open_source(source("tfds", "sotu"), cache=str(tmp_path))
+
+
+# --------------------------------------------------------------------------------------------------------------- dates
+
+DATES = ["1949-12-31", "1950", "1950-01-01T00:00:00Z", "1974-12-31 23:59", "1975-01", "2000-02-29T12:00:00+02:00"]
+PERIODS = [
+    (None, "1950", 1),
+    ("1950", "1975", 3),
+    ("1950-01-02", "1975-01", 1),
+    ("1975", None, 2),
+    ("2000-02-29", "2000-03", 1),
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "array_record", "parquet"])
+@pytest.mark.parametrize("format", ["text", "pair"])
+def test_a_period_has_the_records_of_its_dates_with_the_keys_that_they_have_anyway(tmp_path, kind, format):
+    said = (lambda i: {"text": f"t{i}"}) if format == "text" else (lambda i: {"question": "q", "answer": f"a{i}"})
+    records = [{"day": date, **said(i)} for i, date in enumerate(DATES)]
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    elif kind == "array_record":
+        write_records(path, [json.dumps(record).encode() for record in records])
+    else:
+        parquet, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+        parquet.write_table(pa.Table.from_pylist(records), path)
+    of = lambda **bounds: source(kind, path, format=format, date="day", **bounds)
+    whole = every(open_source(source(kind, path, format=format)))
+    keys = {
+        (since, before): [d.key for d in every(open_source(of(since=since, before=before)))] for since, before, _ in PERIODS
+    }
+    for since, before, count in PERIODS:
+        found = every(open_source(of(since=since, before=before)))
+        assert len(found) == count and all(Document(d.key, d.text) in whole for d in found)
+    parts = [keys[None, "1950"], keys["1950", "1975"], keys["1975", None]]
+    assert [key for part in parts for key in part] == [d.key for d in whole]  # each document in one period
+    marks = [sources.identity(s) for s in (source(kind, path, format=format), of(), of(since="1950"), of(before="1950"))]
+    assert all(a != b for i, a in enumerate(marks) for b in marks[:i])
+    with pytest.raises(UserError, match="no record of .* has a date within since=2001 and before=None"):
+        open_source(of(since="2001"))
+
+
+def test_columns_of_days_and_of_times_are_dates(tmp_path):
+    parquet, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    days = [datetime.date(1949, 12, 31), datetime.date(1950, 1, 1)]
+    times = [datetime.datetime(1949, 12, 31, 23, 59), datetime.datetime(1950, 1, 1)]
+    parquet.write_table(pa.table({"text": ["a", "b"], "days": days, "times": times}), tmp_path / "a.parquet")
+    for name in ("days", "times"):
+        found = open_source(source("parquet", tmp_path / "a.parquet", date=name, since="1950"))
+        assert [d.text for d in every(found)] == ["b"]
+    with pytest.raises(UserError, match="no column 'dayz'; did you mean 'days'"):
+        open_source(source("parquet", tmp_path / "a.parquet", date="dayz"))
+
+
+def test_what_is_no_date_is_refused_with_its_file_and_record_or_counted(tmp_path):
+    bad = ["31.5.2024", 2024, None, "2024-13", "2024-02-30", ""]
+    lines = [{"text": "a", "on": "2024"}, *({"text": "b", "on": date} for date in bad)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    documents = open_source(source("jsonl", tmp_path / "a.jsonl", date="on", since="2024"))
+    assert documents[0].text == "a" and len(documents) == len(lines)
+    for i, date in enumerate(bad, 1):
+        with pytest.raises(CorruptRecord) as caught:
+            documents[i]
+        assert f"a.jsonl, line {i + 1}: field 'on' is {date!r}, no date such as 2024-05-31; mend the file" in str(caught.value)
+    data = config.Data({"a": source("jsonl", tmp_path / "a.jsonl", date="on")}, cache=str(tmp_path / "cache"), holdout=0.0)
+    with pytest.raises(CorruptRecord, match="line 2: field 'on' is '31.5.2024'"):
+        prepare(data, progress=False)
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "day": "2024"}', encoding="utf-8")
+    with pytest.raises(UserError, match="b.jsonl, line 1: no field 'dya'; did you mean 'day'"):
+        open_source(source("jsonl", tmp_path / "b.jsonl", date="dya"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("text", dict(date="day"), "date=day of x: records of kind jsonl or array_record or parquet have dates"),
+        ("jsonl", dict(since="1950"), "since=1950 of x: say which field has the date, such as date=published"),
+        ("jsonl", dict(date="day", before="May"), "before=May of x is no date: give one such as 2024-05-31"),
+        ("jsonl", dict(date="day", since="1950", before="1950-01-01"), "since=1950 of x is not before before=1950-01-01"),
+    ],
+)
+def test_bounds_that_are_no_period_are_refused(kind, settings, message):
+    with pytest.raises(UserError, match=message):
+        source(kind, "x", **settings)
