@@ -87,7 +87,7 @@ def _stacks(run: config.Run) -> dict[str, config.Stack]:
 
 
 class Reckoned:
-    """Reckons settings from one that was compiled: memory beyond what layers keep stays; what a microbatch sends, each sends."""
+    """Reckons settings from one that was compiled: memory beyond what layers keep stays, and each microbatch sends as much."""
 
     def __init__(self, run: config.Run, report: Report, topology: Topology, lengths: Mapping[str, int], forward: Flops) -> None:
         self.run, self.report, self.topology, self.lengths, self.forward = run, report, topology, lengths, forward
