@@ -253,8 +253,8 @@ PODS = {
         remat="full",
         keep=("qkv", "attention", "experts"),
     ),
-    # arXiv 1810.04805, section 3.1 and appendix A.2: 64 chips, 256 rows, a million steps. With two rows per device,
-    # replicated optimizer states (data=128) would be the bound: MFU at most 49 % instead of 71 %.
+    # arXiv 1810.04805, section 3.1 and appendix A.2: 64 chips, 256 rows, a million steps. With two rows per device the
+    # bound is HBM, whose traffic replicated optimizer states (data=128) would add to.
     "bert_large_v3": dict(
         model=BERT_LARGE,
         topology="v3:8x8",

@@ -46,6 +46,11 @@ def is_matrix(params: Any) -> Any:
     )
 
 
+def _left_to_adam(names: list[str]) -> bool:
+    """Whether Muon leaves the leaf of these names to Adam."""
+    return names[-1] != "kernel" or names[-2] == "copy" or "head" in names
+
+
 def muon_dimensions(params: Any) -> Any:
     """Returns the input and output axes of each kernel that Muon updates, by name; None for leaves that it leaves to Adam.
 
@@ -55,7 +60,7 @@ def muon_dimensions(params: Any) -> Any:
 
     def one(path: Any, leaf: Any) -> contrib.MuonDimensionNumbers | None:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        if names[-1] != "kernel" or names[-2] == "copy" or "head" in names:
+        if _left_to_adam(names):
             return None
         batch_axes = 1 if "groups" in names else 0
         batch_axes += "ffn" in names and leaf.ndim - batch_axes == 3  # experts
@@ -84,7 +89,7 @@ def width_factors(params: Any, widened: float, *, orthogonal: bool = False) -> A
                 return widened**0.5
             case [*_, "head", "bias"]:
                 return widened
-        return 1 / widened if names[-1] == "kernel" and not orthogonal else 1.0
+        return 1 / widened if names[-1] == "kernel" and (not orthogonal or _left_to_adam(names)) else 1.0
 
     return jax.tree_util.tree_map_with_path(one, params)
 

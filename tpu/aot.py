@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import topologies as jax_topologies
 from jax.sharding import Mesh
 
-from lm import config, flops, sharding
+from lm import config, sharding
 from lm.config import resolve
 from lm.errors import UserError
 from lm.training.advice import Candidate, Outcome, as_it_is, candidates, out_of_memory, remat_of, search
@@ -19,7 +19,7 @@ from tpu import faster as settings
 from tpu import hlo, libtpu, program
 from tpu.collectives import collectives
 from tpu.jobs import Job, train_job
-from tpu.planned import computation_of, recipe_of, rows_of
+from tpu.planned import computation_of, forward_flops
 from tpu.report import Flops, Hbm, Report, Roofline, roofline, summed
 from tpu.topologies import GIB, Topology
 
@@ -126,9 +126,7 @@ def _remat(stack: config.Stack) -> str:
 
 def unmasked_share(run: config.Run) -> float:
     """The share of all query-key pairs that the masks leave, by `lm.flops`."""
-    of = rows_of(run, recipe_of(run))[0]
-    lengths: dict[str, Any] = dict(batch=1, encoder=of.encoder, decoder=of.decoder, blocks=of.blocks)
-    unmasked, every = (flops.count(run.model, **lengths, causal_share=share).attention for share in (0.5, 1.0))
+    unmasked, every = (forward_flops(run, causal_share=share)[1].attention for share in (0.5, 1.0))
     return unmasked / every
 
 
@@ -178,10 +176,6 @@ def advise(
 def faster(run: config.Run, topology: Topology, slices: int, report: Report, say: Callable[[str], None]) -> str | None:
     """The flags of the setting with the fastest step at best that fits, of those that `tpu.faster` finds most promising; None
     if the run as it is was not beaten. Prints each attempt by `say`."""
-    of = rows_of(run, recipe_of(run))[0]
-    lengths = {name: n for name, n in (("encoder", of.encoder), ("decoder", of.decoder)) if n}
-    sizes: dict[str, Any] = dict(encoder=of.encoder, decoder=of.decoder, predicted=of.predicted, blocks=of.blocks)
-    forward = flops.count(run.model, batch=run.train.batch_size, **sizes)
 
     def attempt(setting: settings.Setting) -> Report | None:
         other = resolve.replaced(run, setting.changes)
@@ -191,12 +185,12 @@ def faster(run: config.Run, topology: Topology, slices: int, report: Report, say
             return None
         found = measure(other, job, topology, slices, name=report.config)
         peak, step = found.hbm.peak / GIB, found.roofline.step_s
-        if step is None:
+        if not found.fits or step is None:
             say(f"does not fit, {peak:.2f} GiB: {setting.flags}")
         else:
             bound, ceiling = found.roofline.bound, found.roofline.mfu_ceiling
             say(f"{step * 1e3:,.0f} ms by {bound}, MFU at most {ceiling:.1%}, {peak:.2f} GiB: {setting.flags}")
         return found
 
-    best = settings.search(settings.settings(run, report, topology, lengths, forward), report, attempt)
+    best = settings.search(settings.settings(run, report, topology, *forward_flops(run)), report, attempt)
     return best.flags if best else None

@@ -11,13 +11,14 @@ from typing import Any
 from lm import config
 from lm.config import resolve
 from lm.flops import Flops
-from lm.training.advice import rows_of
+from lm.training.advice import flags, rows_of
 from tpu.report import Report
 from tpu.topologies import Topology
 
 TRIES = 6  # settings that are compiled
 PARTS, TENSOR = (1, 2, 3, 4, 6, 8, 12, 16), (1, 2, 4)  # factors on the number of microbatches, and on the axis "tensor"
 ROOM = 1.1  # of the memory: what is reckoned beyond it is not tried
+LANES = 128
 GAIN = 0.99  # a setting is tried if a step is reckoned to take at most this share of the best one's time
 
 # (remat, keep) of a stack, from the one that keeps least.
@@ -43,8 +44,7 @@ class Setting:
 
     @property
     def flags(self) -> str:
-        value = lambda v: f'"{v}"' if isinstance(v, tuple) else v
-        return " ".join(f"--config.{key}={value(v)}" for key, v in self.changes.items())
+        return flags(self.changes)
 
 
 def settings(run: config.Run, report: Report, topology: Topology, lengths: Mapping[str, int], forward: Flops) -> list[Setting]:
@@ -60,10 +60,12 @@ def settings(run: config.Run, report: Report, topology: Topology, lengths: Mappi
 
 
 def _changes(run: config.Run, mesh: Mapping[str, int]) -> Iterator[dict[str, Any]]:
-    stacks = _stacks(run)
-    sparse = any(isinstance(b.ffn, config.Moe) for stack in stacks.values() for b in stack.blocks.values())
+    stacks, seen = _stacks(run), set[str]()
+    ffns = [block.ffn for stack in stacks.values() for block in stack.blocks.values()]
+    absent = {"experts"} if not any(isinstance(ffn, config.Moe) for ffn in ffns) else set()
+    absent |= {"ffn"} if not any(isinstance(ffn, config.Mlp) for ffn in ffns) else set()
     for remat, keep in SETTINGS:
-        if "experts" in keep and not sparse:
+        if absent & {*keep}:
             continue
         for tensor in TENSOR:
             if mesh["fsdp"] % tensor:
@@ -78,7 +80,9 @@ def _changes(run: config.Run, mesh: Mapping[str, int]) -> Iterator[dict[str, Any
                     changes |= {f"model.{name}.keep": keep} if stack.keep != keep else {}
                 changes |= {f"mesh.{axis}": n for axis, n in sizes.items() if n != mesh[axis]}
                 changes |= {"train.microbatches": parts} if parts != run.train.microbatches else {}
-                yield changes
+                if changes and repr(changes) not in seen:
+                    seen.add(repr(changes))
+                    yield changes
 
 
 def _stacks(run: config.Run) -> dict[str, config.Stack]:
@@ -104,7 +108,8 @@ class Reckoned:
         roof, parts = self.report.roofline, run.train.microbatches / self.report.microbatches
         split = mesh["tensor"] / self.report.mesh["tensor"]
         ici = (roof.ici_s or 0) * parts / split + (self._between_heads(run, mesh) if split > 1 else 0)
-        seconds = max(compute / (self.chip.flops / self.chip.devices), ici, roof.hbm_s or 0, roof.dcn_s or 0)
+        dcn = (roof.dcn_s or 0) * parts
+        seconds = max(compute / (self.chip.flops / self.chip.devices), ici, roof.hbm_s or 0, dcn)
         gradients = self.report.hbm.parameters if parts > 1 and self.report.microbatches == 1 else 0
         return Setting(changes, seconds, self.state + self.rest + gradients + self.kept(run, mesh))
 
@@ -122,13 +127,14 @@ class Reckoned:
         qkv = (block.attention.num_heads + 2 * block.attention.kv_heads) * head / cut
         each = ffn.expert if isinstance(ffn, config.Moe) else ffn
         hidden = each.hidden * (1 + each.gated) / cut
-        total = width + ("attention" in stack.keep) * block.attention.num_heads * head / cut
-        total += qkv if "qkv" in stack.keep or stack.remat == "dots" else 0
-        total += width if stack.remat == "dots" else 0
+        # The vectors of heads are padded to 128 elements.
+        each_attention = ("attention" in stack.keep) * block.attention.num_heads * max(head, LANES) / cut
+        each_attention += qkv if "qkv" in stack.keep or stack.remat == "dots" else 0
+        each_attention += width if stack.remat == "dots" else 0  # its result; no gradient reads that of the feed-forward
+        total = width + each_attention * (1 + block.cross)
         if isinstance(ffn, config.Moe):
             return total + ("experts" in stack.keep) * ffn.top_k * (ffn.capacity or 1.0) * (hidden + width)
-        total += hidden if "ffn" in stack.keep or stack.remat == "dots" else 0
-        return total + (width if stack.remat == "dots" else 0)
+        return total + (hidden if "ffn" in stack.keep or stack.remat == "dots" else 0)
 
     def again(self, run: config.Run) -> float:
         """FLOPs of a step that the backward pass computes again, over all devices."""
@@ -139,7 +145,10 @@ class Reckoned:
             heads, kv = block.attention.num_heads, block.attention.kv_heads
             qkv = (heads + 2 * kv) / (2 * heads + 2 * kv)
             part = 0.0 if stack.remat == "dots" else 1.0 - ("qkv" in stack.keep) * qkv
-            share = self.forward.projections * part + self.forward.attention * ("attention" not in stack.keep)
+            # Of attention's two products its backward pass repeats one; without it, the forward pass is repeated as well.
+            twice = 1.0 if run.model.kernel == "plain" else 1.5
+            attention = self.forward.attention * (0.5 if "attention" in stack.keep else twice)
+            share = self.forward.projections * part + attention
             if isinstance(block.ffn, config.Moe):
                 share += self.forward.ffn * ("experts" not in stack.keep)
             elif stack.remat == "full" and "ffn" not in stack.keep:  # of the last product no gradient reads the result

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from lm import config, recipes
+from lm import config, flops, recipes
 from lm.data.corpus.prepare import Prepared
 from lm.data.corpus.store import Store
 from lm.data.rows import blank
@@ -46,6 +46,14 @@ def recipe_of(run: config.Run) -> Recipe:
         method = preference.method_of(run.recipe)
         made.feedback, made.reference = method.feedback, Unopened() if method.reads_reference else None
     return made
+
+
+def forward_flops(run: config.Run, *, causal_share: float = 0.5) -> tuple[dict[str, int], flops.Flops]:
+    """Stack -> positions of its rows, and the FLOPs of a forward pass over a step's rows."""
+    of = rows_of(run, recipe_of(run))[0]
+    lengths = {name: n for name, n in (("encoder", of.encoder), ("decoder", of.decoder)) if n}
+    sizes: dict[str, Any] = dict(**lengths, predicted=of.predicted, blocks=of.blocks, causal_share=causal_share)
+    return lengths, flops.count(run.model, batch=run.train.batch_size, **sizes)
 
 
 def rows_of(run: config.Run, recipe: Recipe) -> tuple[Lengths, Any]:

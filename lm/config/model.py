@@ -202,7 +202,7 @@ class Stack:
     scan: bool = False  # compile the pattern once and scan over it, for deep stacks; on a CPU a few unrolled layers are faster
     remat: Literal["none", "dots", "full"] = "none"  # the backward pass recomputes nothing, all but matmuls, or everything
     # What it does not recompute all the same: queries, keys and values; the output of attention; the hidden units of
-    # feed-forwards, or of experts, with the tokens on their way to and from these.
+    # feed-forwards, or of experts, and what experts return.
     keep: tuple[Literal["qkv", "attention", "ffn", "experts"], ...] = ()
 
     def __post_init__(self) -> None:
@@ -212,8 +212,7 @@ class Stack:
             raise UserError(f"blocks are named {known or 'nothing'}: give one or more, each named by a single letter")
         if not self.pattern or (unknown := sorted(set(self.pattern) - set(self.blocks))):
             raise UserError(f"pattern={self.pattern!r} names {', '.join(unknown)}, and the blocks are {known}: use only these")
-        if self.keep and self.remat == "none":
-            raise UserError(f"keep={','.join(self.keep)} is for remat=dots or full: with remat=none all is kept; leave it out")
+        self._check_kept()
         if self.scan and self.num_layers % len(self.pattern):
             raise Conflict(
                 f"num_layers={self.num_layers} is no multiple of the {len(self.pattern)} letters of pattern={self.pattern!r}, "
@@ -226,6 +225,20 @@ class Stack:
                 f"position of kind '{kind_of(type(self.position))}' is one bias for all layers, and the blocks have "
                 f"{' and '.join(map(str, sorted(heads)))} heads: give all the same attention.num_heads"
             )
+
+    def _check_kept(self) -> None:
+        if self.keep and self.remat == "none":
+            raise Conflict(
+                f"keep={','.join(self.keep)} is for remat=dots or full, and remat=none keeps all: set keep=() or another remat",
+                *("keep", "remat"),
+            )
+        sparse = {isinstance(block.ffn, Moe) for block in self.blocks.values()}
+        for name, there in (("experts", True in sparse), ("ffn", False in sparse)):
+            if name in self.keep and not there:
+                what = "mixture of experts" if name == "experts" else "plain feed-forward"
+                raise UserError(f"keep names '{name}', and no block has a {what}: leave it out")
+        if len(set(self.keep)) < len(self.keep):
+            raise UserError(f"keep={','.join(self.keep)} names one part twice: leave one out")
 
     def letters(self) -> str:
         """The letters of all layers: the pattern repeated to the depth."""

@@ -149,7 +149,7 @@ def canonical(model: Model) -> Model:
             position = None
         pattern = "".join(seen.setdefault(b, chr(ord("A") + len(seen))) for b in blocks)
         by_letter = {letter: b for b, letter in seen.items()}
-        return replace(s, blocks=by_letter, pattern=pattern, position=position, scan=False, remat="none", **blank)
+        return replace(s, blocks=by_letter, pattern=pattern, position=position, scan=False, remat="none", keep=(), **blank)
 
     return replace(
         model,
@@ -160,6 +160,7 @@ def canonical(model: Model) -> Model:
         embed_init_std=0.02,
         dtype="float32",
         param_dtype="float32",
+        kernel="plain",
     )
 
 

@@ -1,6 +1,7 @@
 """Mixture of experts: a router sends each token to a few of many MLPs.
 
-Axes: B batch, T length, D width, F hidden, E experts, K experts per token, C slots per expert and row, M = B T K assignments.
+Axes: B batch, T length, D width, F hidden, E experts, K experts per token, C slots per expert and row, S = E C slots of a row,
+M assignments: B T K, or T K of a row.
 """
 
 import math
@@ -127,6 +128,7 @@ def dropless(x: jax.Array, weights_BTK: jax.Array, experts_BTK: jax.Array, *w: j
     sizes_E = jnp.bincount(experts_BTK.reshape(-1), length=config.num_experts)
     tokens_MD = x.reshape(-1, x.shape[-1])[order_M // config.top_k]
     out_MD = expert_mlp(tokens_MD, w, config.expert.activation, lambda a, b, _: grouped_matmul(a, b, sizes_E))
+    out_MD = checkpoint_name(out_MD, "experts")
     out_BTKD = out_MD[jnp.argsort(order_M)].reshape(*experts_BTK.shape, -1)
     return jnp.einsum("btkd,btk->btd", out_BTKD, weights_BTK.astype(x.dtype))
 
@@ -151,7 +153,7 @@ def with_capacity(
     k, e = config.top_k, config.num_experts
     assert config.capacity is not None
     slots = min(t, math.ceil(config.capacity * t * k / e))
-    slot_BTK, assignment_BS = places(experts_BTK, e, slots, token_mask)
+    slot_BTK, assignment_BS = slots_of(experts_BTK, e, slots, token_mask)
 
     def matmul(a: jax.Array, b: jax.Array, axis: str) -> jax.Array:
         y = jnp.einsum("beci,eio->beco", a, b)
@@ -168,7 +170,7 @@ def with_capacity(
     return jnp.einsum("btkd,btk->btd", out_BMD.reshape(b, t, k, d), weights_BTK.astype(x.dtype))
 
 
-def places(experts_BTK: jax.Array, experts: int, slots: int, token_mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def slots_of(experts_BTK: jax.Array, experts: int, slots: int, token_mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Which of S = E C slots each assignment takes, and which assignment takes each slot: int32 [B, T, K] from 0 to S, where S
     is none, and int32 [B, S] from 0 to T K, where T K is none. Assignment t K + k is that of token t to its expert k."""
     b, t, k = experts_BTK.shape

@@ -12,7 +12,7 @@ Axes: B batch, T query length, S key length, P predicted positions, D width, N h
 
 import dataclasses
 import re
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +22,7 @@ from flax import struct
 from flax.core.scope import LazyRng
 
 from lm import config
+from lm.errors import UserError
 from lm.models.attention import Attention
 from lm.models.embedding import Embed
 from lm.models.heads import Head
@@ -126,11 +127,18 @@ class LayerGroup(nn.Module):
         return x, None
 
 
+CUDNN = "dot_product_attention_fwd_wrapper"  # jax's primitive, whose statistics of the softmax have no name
+
+
 def remat_policy(c: config.Stack) -> Any:
     """What the backward pass finds kept, as `jax.checkpoint` takes it."""
     policies = jax.checkpoint_policies
-    named = policies.save_only_these_names(*c.keep)
-    return policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named) if c.remat == "dots" else named
+    kept = [policies.save_only_these_names(*c.keep)]
+    if "attention" in c.keep:
+        kept.append(lambda primitive, *_, **__: primitive.name == CUDNN)
+    if c.remat == "dots":
+        kept.append(policies.dots_with_no_batch_dims_saveable)
+    return reduce(policies.save_from_both_policies, kept)
 
 
 class Stack(nn.Module):
@@ -311,6 +319,14 @@ def independent_of_padding(model: config.Model) -> config.Model:
         return dataclasses.replace(stack, blocks=changed)
 
     return dataclasses.replace(model, encoder=dropless(model.encoder), decoder=dropless(model.decoder), kernel="plain")
+
+
+def with_kernel(model: config.Model, kernel: str) -> config.Model:
+    """The model with this kernel of attention, or with the plain one if that is not for its positions, dropout or dtype."""
+    try:
+        return dataclasses.replace(model, kernel=kernel)
+    except UserError:
+        return dataclasses.replace(model, kernel="plain")
 
 
 def num_groups(stack: config.Stack) -> int:

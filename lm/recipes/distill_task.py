@@ -13,7 +13,7 @@ from lm.data.rows import blank
 from lm.losses import distill
 from lm.models.layers import Projection
 from lm.models.mask import Mask
-from lm.models.transformer import Stack, Transformer, head_params
+from lm.models.transformer import Stack, Transformer, head_params, with_kernel
 from lm.recipes import pretrain, taught
 from lm.training.assembly import abstract_params
 from lm.training.recipe import abstract_batch
@@ -31,7 +31,7 @@ def task(run: config.Run, teacher: saved.Saved) -> Task:
     """The student's task, beside a frozen teacher. Held-out figures are the student's own, and its `divergence`. With
     `recipe.top_k` there is no teacher, batches are `Taught`, and there is no held-out divergence."""
     c, plain = _recipe(run), _plain(run)
-    theirs = replace(teacher.model, kernel=run.model.kernel)
+    theirs = with_kernel(teacher.model, run.model.kernel)
     models = (Transformer(run.model), Transformer(theirs))
     settings: dict[str, Any] = dict(vocab_size=run.model.vocab_size, beta=c.beta, temperature=c.temperature)
     passed = lambda lengths: None if c.everywhere else lengths.predicted
@@ -101,7 +101,7 @@ def _asked(run: config.Run, example: Example) -> tuple[Example, jax.Array | None
 
 def predictor(run: config.Run, teacher: saved.Saved, rows: Any) -> Callable[[np.ndarray], distill.TopK]:
     """A function from numbers of rows to what the teacher predicts there."""
-    c, model, mesh = _recipe(run), Transformer(replace(teacher.model, kernel=run.model.kernel)), sharding.make_mesh(run.mesh)
+    c, model, mesh = _recipe(run), Transformer(with_kernel(teacher.model, run.model.kernel)), sharding.make_mesh(run.mesh)
     shapes = abstract_batch(blank(rows.lengths), run.train.batch_size)
     params = teacher.params(
         abstract_params(

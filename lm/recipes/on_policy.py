@@ -19,7 +19,7 @@ from lm.errors import UserError
 from lm.losses.distill import Side, mixed
 from lm.losses.policy import Rollouts
 from lm.models.positions import check_positions
-from lm.models.transformer import Transformer, head_params
+from lm.models.transformer import Transformer, head_params, with_kernel
 from lm.recipes import distill, policy
 from lm.training.task import Frozen, Task
 from lm.types import WeightedMean
@@ -61,7 +61,7 @@ def task(run: config.Run, teacher: saved.Saved) -> Task:
     """The task of a student whose batches are `Rollouts`, beside a frozen teacher."""
     c, plain = _recipe(run), policy.task(run)
     distill.check_models(run.model, teacher.model, f"recipe.teacher={c.teacher}")
-    theirs = replace(teacher.model, kernel=run.model.kernel)
+    theirs = with_kernel(teacher.model, run.model.kernel)
     models = (Transformer(run.model), Transformer(theirs))
     settings: dict[str, Any] = dict(vocab_size=run.model.vocab_size, beta=c.beta, temperature=c.temperature)
 

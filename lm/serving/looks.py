@@ -89,7 +89,7 @@ def _unrolled(model: Transformer, params: Any, name: str) -> tuple[Transformer, 
     """The same model with the layers of its stack one by one, which each can be intercepted, and its parameters."""
     m, key = model.config, "decoder" if model.config.shared else name
     stack: Any = getattr(m, key)
-    changed = replace(m, kernel="plain", **{key: replace(stack, scan=False, remat="none")})
+    changed = replace(m, kernel="plain", **{key: replace(stack, scan=False, remat="none", keep=())})
     if stack.scan:
         own = dict(params[key])
         groups = own.pop("groups")

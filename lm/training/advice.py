@@ -15,7 +15,8 @@ from lm import config
 TRIES = 8  # candidates that are compiled
 # Estimated factors on the time of a step, by which candidates are sorted. Full remat runs the forward pass twice (4 passes
 # instead of 3); dots keeps the results of matmuls; each halving of a microbatch gathers the parameters once more.
-REMAT = {"none": 1.0, "dots": 1.1, "full": 4 / 3}
+KEPT = ", kept"  # after a policy: with something else that is kept
+REMAT = {"none": 1.0, f"dots{KEPT}": 1.05, "dots": 1.1, f"full{KEPT}": 1.2, "full": 4 / 3}
 COST = {"microbatches": 1.04, "fsdp": 1.02, "tensor": 1.15, "sequence": 1.2}  # for each doubling
 MOST = 6  # doublings of the number of microbatches
 HALVINGS = 5  # of the batch, and of the length of rows
@@ -33,7 +34,13 @@ class Candidate:
 
     @property
     def flags(self) -> str:
-        return " ".join(f"--config.{key}={value}" for key, value in self.changes.items())
+        return flags(self.changes)
+
+
+def flags(changes: Mapping[str, Any]) -> str:
+    """The changes as flags that a shell takes."""
+    value = lambda v: f'"{v}"' if isinstance(v, tuple) else v
+    return " ".join(f"--config.{key}={value(v)}" for key, v in changes.items())
 
 
 @dataclass(frozen=True)
@@ -55,19 +62,29 @@ def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, rema
     least = max((REMAT[r] for r in remat.values()), default=REMAT["full"])
     for sizes, moved in _meshes(mesh):
         rows = rows_of(sizes)
-        for policy in (r for r in REMAT if REMAT[r] >= least):
+        for policy in (r for r in REMAT if REMAT[r] >= least and (KEPT not in r or {*remat.values()} == {r})):
             for doublings in range(MOST + 1):
                 parts = microbatches * 2**doublings
                 if batch_size % (parts * rows):
                     break
                 changes: dict[str, Any] = {f"mesh.{axis}": n for axis, n in sizes.items() if n != mesh[axis]}
                 changes |= {"train.microbatches": parts} if doublings else {}
-                changes |= {key: policy for key, now in remat.items() if now != policy}
+                changes |= _less_kept(remat, policy)
                 slowdown = REMAT[policy] / least * COST["microbatches"] ** doublings
                 slowdown *= math.prod(COST[axis] ** n for axis, n in moved.items())
                 if changes:
                     found.append(Candidate(changes, slowdown, policy, _load(sizes, batch_size, parts)))
     return sorted(found, key=lambda c: (c.slowdown, len(c.changes)))
+
+
+def _less_kept(remat: Mapping[str, str], policy: str) -> dict[str, Any]:
+    """The changes that give each stack this policy."""
+    changes: dict[str, Any] = {}
+    for key, now in remat.items():
+        if now != policy:
+            changes |= {key: policy} if now.removesuffix(KEPT) != policy else {}
+            changes |= {f"{key.removesuffix('remat')}keep": ()} if KEPT in now else {}
+    return changes
 
 
 def rows_of(mesh: Mapping[str, int]) -> int:
@@ -97,7 +114,7 @@ def smaller(
     lengths: config key -> tokens of a row, {"data.decoder_length": 1024}.
     """
     found = []
-    whole = {key: "full" for key, now in remat.items() if now != "full"}
+    whole = _less_kept(remat, "full")
     for halvings in range(1, HALVINGS + 1):
         size = batch_size // 2**halvings // rows * rows
         parts = math.gcd(size, microbatches) if size else 0
@@ -180,9 +197,10 @@ def search(
 
 
 def remat_of(run: config.Run) -> dict[str, str]:
-    """Config key -> remat policy of each stack: {"model.decoder.remat": "full"}."""
+    """Config key -> remat policy of each stack, one of REMAT: {"model.decoder.remat": "full"}."""
     stacks = {name: getattr(run.model, name) for name in ("encoder", "decoder")}
-    return {f"model.{name}.remat": stack.remat for name, stack in stacks.items() if stack is not None}
+    of = lambda stack: stack.remat + KEPT * bool(stack.keep)
+    return {f"model.{name}.remat": of(stack) for name, stack in stacks.items() if stack is not None}
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:

@@ -39,6 +39,7 @@ def assemble(run: config.Run, recipe: Recipe, *, progress: bool = True) -> Parts
 
 
 KERNELS = {"splash": "tpu", "cudnn": "gpu"}  # of attention -> the one platform that has it
+OLD_HEADS = 128  # dimensions of a head that cuDNN's attention takes before Hopper
 
 
 def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
@@ -58,7 +59,21 @@ def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
                 f"{path}.kernel='{model.kernel}' runs on {KERNELS[model.kernel].upper()}s alone, and this is a {platform}: "
                 f"set --config.{path}.kernel=plain"
             )
+        if model.kernel == "cudnn":
+            _check_heads(path, model, mesh.devices.flat[0])
     return task
+
+
+def _check_heads(path: str, model: config.Model, device: Any) -> None:
+    """UserError for heads that cuDNN takes on later GPUs alone."""
+    blocks = [block for stack in (model.encoder, model.decoder) if stack for block in stack.blocks.values()]
+    largest = max(block.attention.size(model.width) for block in blocks)
+    capability = str(getattr(device, "compute_capability", "0"))
+    if largest > OLD_HEADS and float(capability) < 9:
+        raise UserError(
+            f"{path}.kernel='cudnn' takes heads of up to {OLD_HEADS} dimensions on a GPU before Hopper (this is of compute "
+            f"capability {capability}), and the model's have {largest}: set --config.{path}.kernel=plain"
+        )
 
 
 def check_memory(state: int, devices: list[Any]) -> None:

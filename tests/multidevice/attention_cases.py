@@ -10,7 +10,7 @@ import pytest
 from lm import config, sharding
 from lm.errors import UserError
 from lm.models import attention
-from lm.models.kernels import splash
+from lm.models.kernels import cudnn, splash
 from lm.models.mask import Mask
 
 T, HEADS = 512, (4, 2, 32)  # query heads, key-value heads, head dimension
@@ -108,6 +108,19 @@ def test_the_kernel_runs_once_if_its_output_is_kept(keep, times):
     layer = jax.checkpoint(lambda q: jnp.sum(splash.attend(q, k, v, mask=mask, **how) ** 2), policy=policy)
     lowered = jax.jit(jax.value_and_grad(layer)).trace(q).lower(lowering_platforms=("tpu",)).as_text()
     assert len(re.findall(r'kernel_name = "splash_mha_fwd', lowered)) == times
+
+
+@pytest.mark.parametrize("name", ["causal", "causal window", "prefix", "cross", "one key head", "blocks"])
+def test_what_is_asked_of_a_gpus_kernel_is_the_same_on_several_devices(name, monkeypatch):
+    """As XLA computes it; a row on several devices is refused."""
+    of_jax = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *qkv, implementation, **how: of_jax(*qkv, **how))
+    case = inputs(**MASKS[name])
+    ours = both(cudnn.attend, *case, MESHES["rows and heads"])
+    for a, b in zip(ours, both(attention.attend, *case, None), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    with pytest.raises(UserError, match="needs whole rows on a device"):
+        both(cudnn.attend, *case, MESHES["sequence"])
 
 
 @pytest.mark.parametrize("name", MASKS)

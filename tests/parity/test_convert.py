@@ -3,6 +3,7 @@ at the embeddings equal theirs, and the files that we write back equal theirs by
 """
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -215,6 +216,10 @@ def test_sharded_files_and_scanned_layers_are_the_same_weights(llama, tmp_path):
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2
     scanned = conversion.read(tmp_path, scan=True)
     assert scanned.model.decoder.scan
+    trained = replace(scanned.model.decoder, remat="dots", keep=("attention",))
+    for kernel in ("plain", "splash", "cudnn"):  # how a model is computed is not exported
+        model = replace(scanned.model, decoder=trained, dtype="bfloat16", kernel=kernel)
+        assert canonical(model) == canonical(scanned.model)
     kernel = lambda tree, turn: tree["decoder"][turn]["block_0"]["ffn"]["up"]["kernel"]
     np.testing.assert_array_equal(kernel(scanned.params, "groups")[1], kernel(plain.params, "group_1"))
     again = tmp_path / "again"
@@ -256,8 +261,6 @@ def test_a_broken_file_is_named(llama, tmp_path):
 
 
 def test_a_model_that_no_family_can_express_is_refused(llama, tmp_path):
-    from dataclasses import replace
-
     imported = conversion.read(llama)
     stack = imported.model.decoder
     block = replace(stack.blocks["L"], norm_at=("in", "res", "out"))

@@ -8,10 +8,16 @@ import pytest
 from experiments.maxtext import stubs
 from experiments.maxtext.cases import CASES
 from experiments.maxtext.run import figures, table
+from lm import config
 from lm.config import resolve
 from tpu.hlo import parse as parse_program
 from tpu.program import hbm_traffic
 from tpu.topologies import parse
+
+MODELS = {  # maxtext/configs/models: width, heads, hidden units, vocabulary
+    "llama2-7b": (4096, 32, 11_008, 32_000),
+    "mixtral-8x7b": (4096, 32, 14_336, 32_000),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -19,20 +25,25 @@ def test_both_sides_are_asked_for_the_same(name):
     case = CASES[name]
     rest, overrides = resolve.split_flags(list(case.ours))
     run = resolve.load(rest[0].removeprefix("--config="), overrides)
-    chips = parse(case.topology).devices
-    assert run.pod.topology == case.topology and run.mesh.fsdp == chips
+    chips, parts, mesh = parse(case.topology).devices, run.train.microbatches, run.mesh
+    assert run.pod.topology == case.topology and mesh.fsdp * mesh.expert == chips
     decoder, block = run.model.decoder, run.model.decoder.blocks["L"]
+    ffn = block.ffn if isinstance(block.ffn, config.Mlp) else block.ffn.expert
     for words in case.theirs.values():
         theirs = dict(word.split("=") for word in words)
-        assert int(theirs["per_device_batch_size"]) * chips == run.train.batch_size and run.train.microbatches == 1
+        assert int(theirs["per_device_batch_size"]) * parts * chips == run.train.batch_size
+        assert int(theirs.get("gradient_accumulation_steps", 1)) == parts
+        assert int(theirs.get("ici_expert_parallelism", 1)) == mesh.expert
         assert int(theirs["max_target_length"]) == run.data.decoder_length
-        assert int(theirs["base_num_decoder_layers"]) == decoder.num_layers
-        assert theirs["compile_topology"] == f"v5e-{chips}" and theirs["model_name"] == "llama2-7b"
+        assert int(theirs.get("base_num_decoder_layers", 32)) == decoder.num_layers
+        assert theirs["compile_topology"] == f"v5e-{chips}"
         assert (theirs["remat_policy"], theirs["scan_layers"], theirs["opt_type"]) == ("full", "true", "adamw")
         assert theirs["dtype"] == run.model.dtype and theirs["weight_dtype"] == run.model.param_dtype
-    assert decoder.scan and decoder.remat == "full" and run.optimizer.name == "adamw" and run.optimizer.clip == 1.0
-    sizes = run.model.width, block.attention.num_heads, block.ffn.hidden, run.model.vocab_size
-    assert sizes == (4096, 32, 11_008, 32_000)  # maxtext/configs/models/llama2-7b.yml
+        assert MODELS[theirs["model_name"]] == (run.model.width, block.attention.num_heads, ffn.hidden, run.model.vocab_size)
+        if isinstance(block.ffn, config.Moe):
+            assert float(theirs["capacity_factor"]) == block.ffn.capacity and theirs["sparse_matmul"] == "false"
+    assert decoder.scan and decoder.remat == "full" and not decoder.keep
+    assert run.optimizer.name == "adamw" and run.optimizer.clip == 1.0
 
 
 PROGRAM = """HloModule jit_step

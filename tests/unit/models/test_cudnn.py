@@ -1,5 +1,7 @@
 """Attention by cuDNN without a GPU: what is asked of `jax.nn`, computed by XLA, against plain attention; the CUDA program."""
 
+import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -14,6 +16,7 @@ from lm.errors import UserError
 from lm.models import attention
 from lm.models.kernels import cudnn
 from lm.models.mask import Mask
+from lm.models.transformer import remat_policy, with_kernel
 
 B, T, N, K, H = 2, 16, 4, 2, 8
 MASKS = {
@@ -84,6 +87,17 @@ def test_the_program_for_cuda_calls_the_kernel_forward_and_backward(monkeypatch)
     assert f"tensor<{B}x{N}x{T}x{T}xf32>" not in text, "the scores of all heads are stored"
 
 
+@pytest.mark.parametrize(("keep", "times"), [((), 2), (("attention",), 1)])
+def test_the_kernel_runs_once_if_its_output_is_kept(keep, times, monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
+    arrays, how = inputs(causal=True)
+    q, k, v = (x.astype(jnp.bfloat16) for x in arrays)
+    kept = remat_policy(Stack(1, {"L": Block(Attention(N), Mlp(32))}, remat="full", keep=keep))
+    layer = jax.checkpoint(lambda q: jnp.sum(cudnn.attend(q, k, v, **how).astype(jnp.float32) ** 2), policy=kept)
+    lowered = jax.jit(jax.value_and_grad(layer)).trace(q).lower(lowering_platforms=("cuda",)).as_text()
+    assert len(re.findall(r"custom_call @__cudnn\$fmhaScaleBiasSoftmax\(", lowered)) == times
+
+
 @pytest.mark.parametrize(
     ("settings", "cause"),
     [
@@ -105,3 +119,10 @@ def test_rows_of_an_odd_length_are_refused():
     (q, k, v), how = inputs()
     with pytest.raises(UserError, match="rows of an even length, not 15 and 16"):
         cudnn.attend(q[:, :15], k, v, mask=how["mask"], scale=1.0)
+
+
+def test_a_model_that_is_read_takes_the_kernel_of_the_run_where_it_can():
+    """A teacher in float32 has the plain one beside a student with cuDNN's."""
+    made = Model(64, 32, decoder=Stack(1, {"L": Block(Attention(4), Mlp(32))}), dtype="bfloat16")
+    assert with_kernel(made, "cudnn").kernel == "cudnn"
+    assert with_kernel(replace(made, dtype="float32"), "cudnn").kernel == "plain"

@@ -270,10 +270,10 @@ def test_scanned_is_unrolled(remat):
     close(jax.jit(loss_of(model_of(remat=remat)))(params), value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("ffn", ["experts", "ffn"])
-def test_what_is_kept_is_not_computed_again(ffn):
+@pytest.mark.parametrize(("ffn", "capacity"), [("experts", 2.0), ("experts", None), ("ffn", None)])
+def test_what_is_kept_is_not_computed_again(ffn, capacity):
     """Gradients stay what they are, and by XLA's count each further part that is kept leaves fewer FLOPs."""
-    block = Block(Attention(2), replace(MOE, capacity=2.0) if ffn == "experts" else GATED)
+    block = Block(Attention(2), replace(MOE, capacity=capacity) if ffn == "experts" else GATED)
     counted, gradients = [], []
     for keep in ((), ("qkv", "attention"), ("qkv", "attention", ffn)):
         model = Model(V, D, decoder=Stack(2, {"L": block}, position=Rope(), remat="full", keep=keep))
@@ -283,8 +283,14 @@ def test_what_is_kept_is_not_computed_again(ffn):
     for found in gradients[1:]:
         close(found, gradients[0], rtol=1e-5)
     assert counted == sorted(set(counted), reverse=True), counted
-    with pytest.raises(UserError, match="keep=attention is for remat=dots or full"):
-        Stack(2, {"L": block}, keep=("attention",))
+    other = "ffn" if ffn == "experts" else "experts"
+    for settings, cause in (
+        (dict(keep=("attention",)), "keep=attention is for remat=dots or full, .* set keep=()"),
+        (dict(remat="full", keep=(other,)), f"keep names '{other}', and no block has"),
+        (dict(remat="full", keep=("qkv", "qkv")), "names one part twice"),
+    ):
+        with pytest.raises(UserError, match=cause):
+            Stack(2, {"L": block}, **settings)
 
 
 def test_vectors_are_moved_with_their_gradient():

@@ -96,6 +96,18 @@ def test_flags():
     assert next(c for c in found if c.changes == changes).flags == "--config.mesh.data=2 --config.mesh.fsdp=4"
 
 
+def test_what_is_kept_is_given_up_before_the_batch():
+    """By itself, or with a policy that keeps less; never for one that keeps more."""
+    changes = lambda now: [dict(c.changes) for c in candidates(MESH, 8, 1, {KEY: now})]
+    keep = "model.decoder.keep"
+    assert {keep: ()} in changes("full, kept") and {keep: ()} in changes("dots, kept")
+    assert {KEY: "full", keep: ()} in changes("dots, kept") and {KEY: "full"} in changes("dots")
+    assert not any(c.get(KEY) in ("none", "dots") for c in changes("full, kept")) and not any(
+        keep in c for c in changes("dots")
+    )
+    assert next(c for c in candidates(MESH, 8, 1, {KEY: "full, kept"}) if keep in c.changes).flags.endswith('keep="()"')
+
+
 def test_rows_are_split_by_the_axes_that_sharding_names():
     mesh = {axis: 2 for axis in ("slice", "data", "fsdp", "expert", "tensor", "sequence")}
     assert rows_of(mesh) == 2 ** len(sharding.ROWS) and all(rows_of(mesh | {axis: 6}) == 48 for axis in sharding.ROWS)
