@@ -20,10 +20,12 @@ def get_config(folder="my_text"):
     # What is read. Each source has its own held-out loss; `weight` says how often its rows are drawn. `field` is the one of a
     # JSON line that holds the text. Other kinds (parquet, tfds, ...): `Source` in lm/config/data.py.
     files = dict(kind="text", path=f"{folder}/**/*.txt", encoding="utf-8", weight=1.0)
-    lines = dict(kind="jsonl", path=f"{folder}/**/*.jsonl*", field="text", weight=1.0)
-    there = [found for found in (files, lines) if any(Path(folder).expanduser().rglob(Path(found["path"]).name))]
+    lines = dict(kind="jsonl", path=f"{folder}/**/*.jsonl", field="text", weight=1.0)
+    packed = lines | dict(path=f"{folder}/**/*.jsonl.gz")
+    sources = dict(text=files, jsonl=lines, jsonl_gz=packed)
+    there = [name for name in sources if any(Path(folder).expanduser().rglob(Path(sources[name]["path"]).name))]
     c.data = dict(
-        sources={source["kind"]: source for source in there or [files]},
+        sources={name: sources[name] for name in there or ["text"]},
         holdout=0.1,  # share of the documents that is never trained on
         # "bpe", "unigram" or "word"; with few texts fewer ids, with 100 MB and more 8192 or 32768. `path`: one that exists.
         tokenizer=dict(kind="bpe", vocab_size=1024),

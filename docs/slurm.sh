@@ -20,6 +20,8 @@
 set -uo pipefail
 
 # All tasks of a node see all of its GPUs, and each takes the one with its number: no --gpus-per-task, which would hide the others.
+# Since Slurm 22.05 srun does not take --cpus-per-task over from sbatch.
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 code=0
 srun python -m lm.train "$@" || code=$?
 if [ "$code" -eq 75 ]; then # saved, and not done

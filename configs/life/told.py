@@ -7,7 +7,8 @@ unless it is another of `lm.data.corpus.told`: `decoder/spam`. With `.untold` at
 translations between old and new English (Bible verses), the sentiment of film reviews, topics of an encyclopaedia, kinds of
 questions, spam, sarcasm, and questions of cause and effect, each in several forms of words, among them questions answered with
 yes or no. Rows are drawn from them as `weight` says; the held-out task has weight 0, and the report has the exact answers of
-each. A class that no other task answers with cannot be said: of a held-out task look at "yes or no" and at a majority's share.
+each, over all its forms together. Where the answer is the name of a class that the model never saw, as no other task has it,
+expect 0: what it gets right of a held-out task is among the questions answered with yes or no.
 
 Cost of the encoder-decoder: 2.4 M parameters, 7.6e10 FLOPs a step and 2.3e14 in all, 0.8 GiB (`--dry_run`); what it reaches was
 not measured. The data, 74,000 records, is fetched from the package registry once.

@@ -14,7 +14,7 @@ and at each rung, a number of steps, leaves all but the best of every --eta tria
 
 Trials are runs in D/trial<k>/run, which --processes workers share. Kill it anywhere: the same command goes on, does no finished
 trial again, and resumes the others from their checkpoints. A trial that diverges is the worst. D/report.md and report.html have
-the table, the curves, and the best setting as a command line.
+the table, the curves, and the best setting as a command line. With another --metric what is done is ranked anew.
 
 A range test is one short run whose learning rate grows from step to step; it suggests a rate (arXiv 1506.01186).
 """
@@ -28,7 +28,7 @@ from typing import Annotated
 
 from experiments import run as studies
 from experiments.display import core_seconds
-from experiments.sweep import space, trials
+from experiments.sweep import figures, space, trials
 from experiments.sweep.space import Axis
 from experiments.sweep.trials import Setting, Sweep
 from experiments.units import Failed
@@ -37,6 +37,7 @@ from lm.config.ranges import Count, Range, Seed
 from lm.errors import UserError
 
 DRAWN = 16  # settings, unless --trials says how many
+TESTED = 100  # steps of a range test, unless --steps says how many
 
 
 @cli.command
@@ -61,12 +62,11 @@ def range_tested(flags: argparse.Namespace, run: config.Run, workdir: Path) -> s
     """Runs the range test, and returns what a terminal shows of it."""
     from experiments.sweep import range_test
 
-    if given := [
-        f"--{name}" for name in ("over", "search", "trials", "eta", "first", "metric", "dry_run") if getattr(flags, name)
-    ]:
+    names = ("over", "search", "trials", "eta", "first", "metric", "dry_run", "seed", "processes")
+    if given := [f"--{name}" for name in names if (value := getattr(flags, name)) or value == 0 and value is not False]:
         raise UserError(f"--range_test is one run, and {given[0]} is for sweeps: leave one of them out")
     command = space.command(flags.config, flags.overrides)
-    return range_test.execute(run, flags.range_test, flags.steps, workdir, command=command)
+    return range_test.execute(run, flags.range_test, flags.steps or TESTED, workdir, command=command)
 
 
 def execute(sweep: Sweep, workdir: Path, processes: int | None) -> int:
@@ -74,15 +74,19 @@ def execute(sweep: Sweep, workdir: Path, processes: int | None) -> int:
     from experiments.sweep import report
     from experiments.sweep.board import TrialBoard
 
+    trials.stop_if_lacking(sweep, workdir)
     jobs = trials.jobs_of(sweep, workdir)
-    outcomes, stopped = studies.do_all(jobs, workdir, processes, board=TrialBoard)
+    try:
+        outcomes, stopped = studies.do_all(jobs, workdir, processes, board=TrialBoard)
+    finally:  # also where a signal stopped the trial that this process trained
+        said = report.write(sweep, workdir)
+    trials.stop_if_lacking(sweep, workdir)
     if stopped:
-        report.write(sweep, workdir)
         print("stopped; the same command goes on", file=sys.stderr, flush=True)
         return stopped
     results = [outcome for outcome in outcomes.values() if not isinstance(outcome, Failed)]
     print(f"{len(sweep.trials)} trials took {core_seconds(results):,.0f} core-seconds", file=sys.stderr, flush=True)
-    print(report.write(sweep, workdir))
+    print(said)
     studies.fail(jobs, outcomes)
     return 0
 
@@ -96,21 +100,27 @@ def made(flags: argparse.Namespace) -> Sweep:
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise UserError(f"--over {twice} is given twice: give its values in one")
     search = flags.search or ("random" if flags.trials or not all(a.values for a in axes) else "grid")
-    settings = chosen(axes, search, flags.trials, flags.seed)
+    if flags.steps is not None:
+        raise UserError(f"--steps={flags.steps} is of --range_test: give --config.train.steps={flags.steps}")
+    if flags.metric:
+        figures.higher(flags.metric)
+    seed = flags.seed or 0
+    settings = chosen(axes, search, flags.trials, seed)
     runs = [trials.of_trial(space.made(flags.config, flags.overrides, values)) for values in settings]
     if search != "halving" and (given := next((name for name in ("eta", "first") if getattr(flags, name)), None)):
         raise UserError(f"--{given}={getattr(flags, given)} is of --search=halving: leave it out, or halve")
     eta = flags.eta or 3
     rungs = rungs_of(runs, eta, flags.first) if search == "halving" else ()
-    if not flags.metric:
-        cli.start_jax()
+    cli.start_jax()
+    metric = flags.metric or figures.default(runs)
+    figures.check(metric, runs)
     return Sweep(
         flags.config,
         flags.overrides,
         search,
-        flags.seed,
+        seed,
         {axis.key: axis.log for axis in axes},
-        flags.metric or trials.of_runs(runs),
+        metric,
         rungs,
         eta,
         tuple(
@@ -177,13 +187,13 @@ def parser() -> cli.Parser:
     p.add_argument("--trials", hint=Count, help=f"settings that are drawn; {DRAWN} if not given")
     p.add_argument("--eta", hint=Annotated[int, Range(2, 1000)], help="halving: one of so many trials goes on; 3 if not given")
     p.add_argument("--first", hint=Count, help="halving: steps before which no trial is left; the warm-up if not given")
-    p.add_argument("--seed", hint=Seed, default=0, help="of the draws")
-    p.add_argument("--metric", help="held-out figure to judge by; bits_per_byte, where the runs have it")
+    p.add_argument("--seed", hint=Seed, help="of the draws; 0 if not given")
+    p.add_argument("--metric", help="held-out figure to judge by; bits_per_byte if runs have it")
     p.add_argument("--workdir", help="folder D; runs/sweep_CONFIG if not given. What is done there is not done again")
     p.add_argument("--processes", hint=Count, help="workers that share the trials; one for each core if not given")
     p.add_argument("--dry_run", action="store_true", help="list the trials, and stop")
     p.add_argument("--range_test", metavar="LOW,HIGH", help="one run, with learning rates from LOW to HIGH")
-    p.add_argument("--steps", hint=Count, default=100, help="of a range test")
+    p.add_argument("--steps", hint=Count, help=f"of a range test; {TESTED} if not given")
     return p
 
 

@@ -18,6 +18,7 @@ from lm.config import resolve
 from lm.errors import UserError
 
 RISEN = 3.0
+HIGHEST = 1e6  # rates are below it
 SMOOTH = 0.03  # standard deviation of the smoothing, as a share of the steps
 
 
@@ -67,10 +68,12 @@ class Found:
 
 
 def ends(text: str) -> tuple[float, float]:
-    """`"1e-6,1"` -> (1e-6, 1.0). UserError unless 0 < low < high."""
+    """`"1e-6,1"` -> (1e-6, 1.0). UserError unless 0 < low < high < HIGHEST."""
     numbers = [resolve.literal(part.strip()) for part in text.split(",")]
-    if len(numbers) != 2 or not all(type(x) in (int, float) for x in numbers) or not 0 < numbers[0] < numbers[1] < 1e6:
-        raise UserError(f"--range_test={text}: give the lowest and the highest rate, above 0, such as 1e-6,1")
+    if len(numbers) != 2 or not all(type(x) in (int, float) for x in numbers) or not 0 < numbers[0] < numbers[1] < HIGHEST:
+        raise UserError(
+            f"--range_test={text}: give the lowest and the highest rate, above 0 and below {HIGHEST:,.0f}, such as 1e-6,1"
+        )
     return float(numbers[0]), float(numbers[1])
 
 

@@ -1,32 +1,33 @@
 """The trials of a sweep, each a run in D/trial<k>/run, and how one is done.
 
 D/sweep.json                what the sweep is: written once, and read by its workers
+D/rung1.json                which trials go on to rung 1: written once, when all have reached the rung before
 D/trial007/run/             the trial's training run
-           step200.json     its held-out figures and costs after so many steps
+           step200.json     all its held-out figures, and costs, after so many steps
            step200.txt      why it failed, until it is tried again
 
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): at each rung, a number of steps, the best 1 / eta of the trials
 go on from their checkpoints, and the others are left. Which go on is decided once all have reached the rung, so that it is a
-function of their results alone. Every trial has the learning-rate schedule of the whole run from its first step.
+function of their results alone, and is kept: a trial that had failed by then is left. Every trial has the learning-rate
+schedule of the whole run from its first step.
 """
 
 import json
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from experiments.study import Metric
+from experiments.sweep import figures
 from experiments.units import Failed, Outcome, failure
 from lm import atomic, config
 from lm.config import resolve
-from lm.errors import Diverged, UserError, nearest
+from lm.errors import EXIT_USER_ERROR, Diverged, Stopped, UserError
 
 FILE = "sweep.json"
-HIGHER = ("accuracy", "exact", "f1", "reward")  # figures of which more is better
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Sweep:
 
     @property
     def higher(self) -> bool:
-        return self.metric.split("/")[-1] in HIGHER
+        return figures.higher(self.metric)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -74,29 +75,6 @@ class Sweep:
         return "  ".join(f"{self.short(key)}={text}" for key, text in self.trials[number].flags.items())
 
 
-def of_runs(runs: Sequence[config.Run]) -> str:
-    """The held-out figure that runs are judged by unless the user says: bits per byte, where all have them."""
-    from lm.objectives import factors
-
-    def figure(run: config.Run) -> str:
-        match run.recipe:
-            case config.Policy():
-                return "reward"
-            case config.Finetune():
-                return "nll"
-            case config.Pretrain() if not run.data.after:
-                kind = factors(run.model.architecture, run.objective)
-                return "bits_per_byte_bound" if kind == "bound" else "bits_per_byte" if kind else "loss"
-        return "loss"
-
-    figures = dict.fromkeys(map(figure, runs))
-    if len(figures) > 1 or ("loss" in figures and any(run.objective != runs[0].objective for run in runs)):
-        raise UserError(
-            f"trials have no figure in common that is a loss of the same text ({', '.join(figures)}): give --metric"
-        )
-    return next(iter(figures))
-
-
 def of_trial(run: config.Run) -> config.Run:
     """The run without samples, baselines and TensorBoard's files, which a sweep does not need. No parameter depends on them."""
     evaluate, log = replace(run.evaluate, baselines=False), replace(run.log, samples=(), tensorboard=False)
@@ -107,9 +85,10 @@ def of_trial(run: config.Run) -> config.Run:
 
 
 def remember(sweep: Sweep, workdir: Path) -> None:
-    """Writes sweep.json. UserError if the folder holds another sweep; only trials may be added, and to no halving."""
+    """Writes sweep.json. UserError if the folder holds another sweep. Trials may be added, but to no halving, and the metric
+    may change, until a halving has decided by it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    if (workdir / FILE).exists() and (why := _differs(read(workdir), sweep)):
+    if (workdir / FILE).exists() and (why := _differs(read(workdir), sweep, workdir)):
         raise UserError(f"{workdir} holds another sweep ({why}): give the flags that it was begun with, or another --workdir")
     tree = {name: value for name, value in vars(sweep).items() if name not in ("trials", "name")}
     trials = [{"flags": trial.flags, "run": resolve.to_dict(trial.run)} for trial in sweep.trials]
@@ -124,13 +103,14 @@ def read(workdir: Path) -> Sweep:
         raise UserError(f"{workdir} has no {FILE}; give the folder of a sweep that experiments.sweep has begun") from None
     except ValueError as error:
         raise UserError(f"{workdir / FILE} is not JSON ({error}): remove it, and repeat the command of the sweep") from None
-    trials = tuple(Setting(t["flags"], resolve.build(config.Run, t["run"])) for t in tree.pop("trials"))
+    trials = tuple(Setting(t["flags"], resolve.build_saved(config.Run, t["run"])) for t in tree.pop("trials"))
     return Sweep(**tree | {"rungs": tuple(tree["rungs"]), "trials": trials})
 
 
-def _differs(old: Sweep, new: Sweep) -> str:
+def _differs(old: Sweep, new: Sweep, workdir: Path) -> str:
     """The first difference that results cannot be kept over, "" if there is none."""
-    for name in ("keys", "search", "seed", "metric", "rungs", "eta"):
+    decided = decision(workdir, 1).exists() or any(trial.rung for trial in results(old, workdir))
+    for name in ("keys", "search", "seed", *(("metric",) if decided else ()), "rungs", "eta"):
         if (was := getattr(old, name)) != (now := getattr(new, name)):
             shown = (", ".join(was), ", ".join(now)) if name == "keys" else (was, now)
             return f"{'--over' if name == 'keys' else name}: {shown[0]} there, {shown[1]} here"
@@ -178,33 +158,34 @@ class Trial:
     def error(self) -> Path:
         return self.folder / f"step{self.steps}.txt"
 
+    def ended(self) -> Outcome | None:
+        """What it measured, or why it failed; None if it has not been done."""
+        if not self.result.exists():
+            return failure(self.error)
+        found = figures.judged(_read(self.result), self.study.metric)
+        return Failed(figures.lacking(self.study.metric, _read(self.result)["heldout"])) if "lacks" in found["flags"] else found
+
     def outcome(self) -> Outcome | None:
         """What it measured, why it failed, or that it was left at an earlier rung; None if that is not known yet. One that
         failed or diverged is the worst of its rung."""
-        if self.result.exists():
-            return _read(self.result)
-        if failed := failure(self.error):
-            return failed
-        if not self.rung:
-            return None
-        before = replace(self, rung=self.rung - 1)
-        if (known := before.outcome()) is None:
-            return None
-        left = {"metrics": {}, "ledger": {}, "flags": {"left": f"left at step {before.steps}"}}
-        if isinstance(known, Failed) or "diverged" in known["flags"]:
-            return left
-        if "left" in known["flags"]:
-            return known
-        chosen = promoted(self.study, self.workdir, self.rung)
-        return None if chosen is None or self.number in chosen else left
+        if found := self.ended():
+            return found
+        for rung in range(1, self.rung + 1):
+            if (chosen := promoted(self.study, self.workdir, rung)) is None:
+                return None
+            if self.number not in chosen:
+                return figures.left(f"left at step {replace(self, rung=rung - 1).steps}")
+        if decision(self.workdir, self.rung + 1).exists():
+            return figures.left(f"left at step {self.steps}, where it had failed")
+        return None
 
     def ready(self) -> bool:
         """Whether it is known that it goes on: `outcome` says so of one that does not."""
         return not self.rung or promoted(self.study, self.workdir, self.rung) is not None
 
     def do(self, begins: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Trains up to the rung, from the last checkpoint, and returns what is written to `result`. Calls `begins` once the
-        trial is locked. Raises what `lm.recipes.train` raises but Diverged, which is a result."""
+        """Trains up to the rung, from the last checkpoint, and returns what `result` then says. Calls `begins` once the trial
+        is locked. Raises what `lm.recipes.train` raises but Diverged, which is a result, and Lacks."""
         import jax
 
         from lm.recipes import train
@@ -212,34 +193,45 @@ class Trial:
 
         began, rundir = time.process_time(), RunDir(self.folder)
         try:
+            stop_if_lacking(self.study, self.workdir)
             if self.result.exists():  # another process did it before we locked the folder
-                return _read(self.result)
+                return figures.judged(_read(self.result), self.study.metric)
             begins()
-            found: dict[str, Any] = {"step": self.steps, "metrics": {}, "flags": {}, "ledger": {}}
+            found: dict[str, Any] = {"step": self.steps, "flags": {}, "ledger": {}}
             try:
                 found |= self._measured(train(self.run, self.folder / "run", quiet=True, until=self.steps))
             except Diverged as error:
                 found["flags"]["diverged"] = str(error)
             found["ledger"]["core_seconds"] = round(time.process_time() - began, 1)
             rundir.write_json(self.result.name, found)
+            stop_if_lacking(self.study, self.workdir)
         finally:
             rundir.close()
         jax.clear_caches()  # the next trial has its own
-        return found
+        return figures.judged(found, self.study.metric)
 
     def _measured(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         from experiments.measure import LEDGER, trained
         from lm.training import jsonl
 
-        heldout, metric = summary["heldout"], self.study.metric
-        if metric not in heldout:
-            cure = f"{nearest(metric, heldout)}: give another --metric" if heldout else ": hold out data (config.data.holdout)"
-            raise UserError(f"the run has no held-out '{metric}'{cure}")
         seconds = trained(jsonl.read(self.folder / "run/metrics.jsonl"), summary)
         ledger = {name: summary[name] for name in LEDGER} | {"seconds": round(seconds, 1)}
-        if not math.isfinite(heldout[metric]):
-            return {"flags": {"diverged": f"held-out {metric} is {heldout[metric]}"}, "ledger": ledger}
-        return {"metrics": {metric: heldout[metric]}, "heldout": dict(heldout), "ledger": ledger}
+        return {"heldout": dict(summary["heldout"] or {}), "ledger": ledger}
+
+
+class Lacks(Stopped):
+    """A trial that was trained has not the figure by which trials are judged. It ends the command: no other would have it."""
+
+    def __init__(self, why: str):
+        Exception.__init__(self, f"error: {why}")
+        self.code = EXIT_USER_ERROR
+
+
+def stop_if_lacking(sweep: Sweep, workdir: Path) -> None:
+    """Raises Lacks if a trial on disk has not the figure of the sweep."""
+    for found in results(sweep, workdir).values():
+        if "lacks" in found["flags"]:
+            raise Lacks(figures.lacking(sweep.metric, found["heldout"]))
 
 
 @cache
@@ -254,8 +246,8 @@ def jobs_of(sweep: Sweep, workdir: Path) -> list[Trial]:
 
 
 def results(sweep: Sweep, workdir: Path) -> dict[Trial, dict[str, Any]]:
-    """What is on disk, also of trials that diverged."""
-    return {job: _read(job.result) for job in jobs_of(sweep, workdir) if job.result.exists()}
+    """What is on disk, also of trials that diverged, as `judged` says it."""
+    return {job: figures.judged(_read(job.result), sweep.metric) for job in jobs_of(sweep, workdir) if job.result.exists()}
 
 
 def ranked(sweep: Sweep, workdir: Path, rung: int) -> list[Trial]:
@@ -266,9 +258,23 @@ def ranked(sweep: Sweep, workdir: Path, rung: int) -> list[Trial]:
     return sorted(known, key=lambda trial: (known[trial], trial.number))
 
 
+def decision(workdir: Path, rung: int) -> Path:
+    """The file that says which trials go on to a rung."""
+    return workdir / f"rung{rung}.json"
+
+
 def promoted(sweep: Sweep, workdir: Path, rung: int) -> set[int] | None:
-    """The numbers of the trials that go on to a rung; None while one is not done with the rung before it."""
-    before = [Trial(sweep, workdir, k, rung - 1) for k in range(len(sweep.trials))]
-    if any(trial.outcome() is None for trial in before):
-        return None
-    return {trial.number for trial in ranked(sweep, workdir, rung - 1)[: sweep.size(rung)]}
+    """The numbers of the trials that go on to a rung, to the first all; None while one is not done with the rung before it. It
+    is decided, and written, by whoever first sees that all are."""
+    if not rung:
+        return set(range(len(sweep.trials)))
+    path = decision(workdir, rung)
+    if not path.exists():
+        if (reached := promoted(sweep, workdir, rung - 1)) is None:
+            return None
+        if any(Trial(sweep, workdir, number, rung - 1).ended() is None for number in reached):
+            return None
+        stop_if_lacking(sweep, workdir)
+        chosen = [trial.number for trial in ranked(sweep, workdir, rung - 1) if trial.number in reached]
+        atomic.write_json(path, {"step": sweep.rungs[rung - 1], "chosen": chosen[: sweep.size(rung)]})
+    return set(_read(path)["chosen"])

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from lm.config.ranges import LARGEST, Decay, Length, Name, Natural, NonNegative, PositiveShare, Range, Vocabulary, Words
+from lm.config.ranges import LARGEST, Decay, Length, Name, Natural, NonNegative, PositiveShare, Range, Vocabulary, Words, Year
 from lm.errors import UserError
 
 
-def day(text: str) -> datetime.date:
-    """The day of a date in ISO's form, with a time or without; of a year or a month its first. ValueError if it is none."""
+def day(text: str | int) -> datetime.date:
+    """The day of a date in ISO's form, with a time or without; of a year or a month its first. A year may be a number of four
+    digits. ValueError if it is none."""
+    if isinstance(text, int):
+        if not 1000 <= text <= 9999:
+            raise ValueError(text)
+        return datetime.date(text, 1, 1)
     if short := re.fullmatch(r"(\d{4})(?:-(\d\d))?", text):
         return datetime.date(int(short[1]), int(short[2] or 1), 1)
     return datetime.datetime.fromisoformat(text).date()
@@ -50,8 +55,8 @@ class Source:
     # Of a jsonl, array_record or parquet record: the field with its date (2024-05-31, 2024-05 or 2024, with a time or without).
     # Those from the day `since` on and before the day `before` are read; None: there is no such bound.
     date: Name | None = None
-    since: Name | None = None
-    before: Name | None = None
+    since: Name | Year | None = None
+    before: Name | Year | None = None
 
     def __post_init__(self) -> None:
         _check_dates(self)
@@ -92,7 +97,7 @@ def _check_dates(source: Source) -> None:
         try:
             day(bound or "2000")
         except ValueError:
-            raise UserError(f"{name}={bound[:40]} of {source.path} is no date: give one such as 2024-05-31") from None
+            raise UserError(f"{name}={str(bound)[:40]} of {source.path} is no date: give one such as 2024-05-31") from None
     if source.since and source.before and day(source.since) >= day(source.before):
         raise UserError(f"since={source.since} of {source.path} is not before before={source.before}: change one of them")
 

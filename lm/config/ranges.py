@@ -107,6 +107,7 @@ Axis = Annotated[int, Range(1, INT32, also=(-1,), note=", or -1 for what the oth
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Layers = Annotated[int, Range(1, 10_000)]  # each is traced and compiled: with more a run would never start
 Vocabulary = Annotated[int, Range(1, 2**24)]  # the host keeps tables with an entry for every token
+Year = Annotated[int, Range(1000, 9999)]  # a date without month and day
 Length = Annotated[int, Range(8, INT32)]  # tokens in a row
 
 Positive = Annotated[float, Range(0.0, above=True)]

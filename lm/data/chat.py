@@ -11,7 +11,6 @@ what its template makes (`lm.data.templates`), and the ids are those of transfor
 import abc
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
@@ -83,7 +82,7 @@ class Chat(abc.ABC):
 def of(source: Source) -> Chat:
     """The chat of a saved model. UserError if it was neither converted with a template nor trained on conversations."""
     if source.run is None:
-        if texts := _templates(source):
+        if texts := templates_of(source):
             return Converted(source, texts)
     elif source.run.data.conversations:
         template = templates.of(source.run.data.template, source.tokenizer())
@@ -92,39 +91,6 @@ def of(source: Source) -> Chat:
         f"{source.folder} is no chat model: it has no chat template, and was not trained here on conversations. Fine-tune it "
         f"on records of format=messages, or put its {TEMPLATE} into hf/; python -m lm.generate continues texts with it"
     )
-
-
-def own_template(source: Source) -> str | None:
-    """The text of a converted model's own template, as `data.template` has it; None if it has none. UserError if a run on
-    conversations cannot be written by it as the model's chat is."""
-    if source.run is not None or not (texts := _templates(source)):
-        return None
-    try:
-        return _as_data(Converted(source, texts))
-    except UserError as error:
-        raise UserError(
-            f"the chat template of {source.folder} is none to train with ({error}): name another, such as "
-            "--config.data.template=chatml"
-        ) from None
-
-
-def _as_data(own: "Converted") -> str:
-    """A template with the names of special tokens that it asks for, where those of the tokenizer are others. UserError if it
-    depends on the day, marks no answers, or writes other ids than the model's chat."""
-    text, theirs, ours = own.template.texts["default"], own.template.special, templates.special_names(own.tokenizer)
-    if "strftime_now" in text:
-        raise UserError("it writes the day's date, so that rows would differ from day to day")
-    asked = (name for name in sorted({*theirs, *ours}) if re.search(rf"\b{re.escape(name)}\b", text))
-    named = {name: theirs.get(name, "") for name in asked if theirs.get(name) != ours.get(name)}
-    text = "".join(f"{{%- set {name} = {json.dumps(value)} %}}" for name, value in named.items()) + text
-    template = templates.Template({"default": text}, own.tokenizer, ours, "it")
-    talk = [Message("user", "question"), Message("assistant", "answer"), Message("user", "question")]
-    for messages in (talk[:1], talk):
-        ids = own.ids([{"role": m.role, "content": m.content} for m in messages])
-        if not np.array_equal(template.prompt(messages), ids):
-            raise UserError("its tokenizer gives other ids for each part of a conversation than for the whole")
-    template.answered(talk)
-    return text
 
 
 # ------------------------------------------------------------------------------------------------------------- messages
@@ -280,7 +246,7 @@ def _json(source: Source, name: str) -> dict[str, Any]:
     return {} if data is None else untrusted.parse_json(data, source.folder / "hf" / name)
 
 
-def _templates(source: Source) -> dict[str, str]:
+def templates_of(source: Source) -> dict[str, str]:
     """Templates by name, "default" among them; {} if the model has none. A file of its own stands before tokenizer_config.json,
     as in transformers."""
     data = source.carried(TEMPLATE)

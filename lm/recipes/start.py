@@ -5,7 +5,7 @@ from dataclasses import replace
 from etils import epath
 
 from lm import config, saved
-from lm.data import chat
+from lm.data.own_template import own_template
 from lm.errors import UserError
 from lm.objectives import reads_prefix
 
@@ -31,7 +31,7 @@ def with_template(data: config.Data, begun: saved.Saved | None) -> config.Data:
     itself or has no conversations."""
     if begun is None or data.template or not data.conversations:
         return data
-    return replace(data, template=chat.own_template(begun) if begun.run is None else begun.run.data.template)
+    return replace(data, template=own_template(begun) if begun.run is None else begun.run.data.template)
 
 
 def unchanged(folder: str, digest: str | None, *, name: str, key: str) -> tuple[saved.Saved, str]:

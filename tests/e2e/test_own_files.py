@@ -66,11 +66,11 @@ def summary(workdir):
 
 def test_texts_and_json_lines_of_a_folder_are_both_learned(mine, folder):
     said = summary(mine)
-    assert {"text/bits_per_byte", "jsonl/bits_per_byte", "bits_per_byte"} <= said["heldout"].keys()
+    assert {"text/bits_per_byte", "jsonl/bits_per_byte", "jsonl_gz/bits_per_byte", "bits_per_byte"} <= said["heldout"].keys()
     assert "xz_after_train" in said["baselines"]
     prepared = json.loads((mine / "manifest.json").read_text(encoding="utf-8"))["data_fingerprint"]
     report = json.loads((folder / "cache" / prepared / "report.json").read_text(encoding="utf-8"))
-    assert {name: about["documents"] for name, about in report["sources"].items()} == {"text": 10, "jsonl": 30}
+    assert {name: about["documents"] for name, about in report["sources"].items()} == {"text": 10, "jsonl": 15, "jsonl_gz": 15}
 
 
 @pytest.mark.parametrize("file", ["my_labels.csv", "labels.jsonl"])
@@ -89,10 +89,14 @@ def test_sources_are_those_of_the_files_that_are_there(tmp_path, monkeypatch):
     kinds = lambda: list(resolve.load(f"{CONFIGS}/my_text.py:texts").data.sources)
     assert kinds() == ["text"]
     (tmp_path / "texts").mkdir()
+    for name in ("a.jsonl~", "a.jsonl.bak", "a.txt~"):
+        (tmp_path / "texts" / name).touch()
+    assert kinds() == ["text"]
     (tmp_path / "texts/a.jsonl.gz").touch()
-    assert kinds() == ["jsonl"]
+    assert kinds() == ["jsonl_gz"]
+    (tmp_path / "texts/a.jsonl").touch()
     (tmp_path / "texts/a.txt").touch()
-    assert sorted(kinds()) == ["jsonl", "text"]
+    assert sorted(kinds()) == ["jsonl", "jsonl_gz", "text"]
 
 
 @pytest.mark.parametrize(

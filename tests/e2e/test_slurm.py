@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "docs/slurm.sh"
-# Starts $TASKS processes of the command on this machine, as a step of job 5, and ends with the highest of their exit codes.
+# Starts $TASKS processes of the command on this machine, as a step of job 5, and ends with the highest of their exit codes. As
+# since Slurm 22.05, --cpus-per-task of sbatch is not taken over.
 SRUN = """#!/usr/bin/env bash
 export SLURM_JOB_ID=5 SLURM_STEP_NODELIST=localhost SLURM_NTASKS=$TASKS
+export SLURM_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-1}
 pids=()
 for ((i = 0; i < TASKS; i++)); do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids+=($!); done
 highest=0
@@ -60,6 +62,14 @@ def test_the_processes_of_a_step_find_each_other_and_train_one_run(sbatch, flags
 def test_a_job_is_queued_again_if_it_was_stopped_and_saved(sbatch, codes, queued):
     done, asked = sbatch(python=f'#!/bin/sh\n[ "$SLURM_PROCID" = 0 ] && exit {codes[0]}\nexit {codes[1]}\n')
     assert done.returncode == max(codes) and asked == (["requeue", "5"] if queued else []), done.stderr
+
+
+@pytest.mark.parametrize("asked, cpus", [({"SLURM_CPUS_PER_TASK": "8"}, "8"), ({}, "1")])
+def test_a_task_has_the_cpus_that_the_job_asked_for(sbatch, monkeypatch, asked, cpus):
+    for name in ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    done, _ = sbatch(python='#!/bin/sh\necho "$SLURM_CPUS_PER_TASK" "$SRUN_CPUS_PER_TASK"\n', **asked)
+    assert done.stdout.splitlines() == [f"{cpus} {cpus}"] * 2, done.stderr
 
 
 def test_arguments_arrive_as_they_were_given(sbatch):

@@ -39,7 +39,7 @@ def whole(words, tmp_path_factory):
 
 def results(workdir):
     """Everything that was measured but the clock, by trial and step."""
-    found = {f"{p.parent.name}/{p.name}": json.loads(p.read_text()) for p in workdir.glob("trial*/step*.json")}
+    found = {f"{p.parent.name}/{p.name}": json.loads(p.read_text(encoding="utf-8")) for p in workdir.glob("trial*/step*.json")}
     for result in found.values():
         assert result["ledger"].pop("core_seconds") > 0 and result["ledger"].pop("seconds", 1.0) > 0
     return found
@@ -48,13 +48,14 @@ def results(workdir):
 def test_halving_leaves_the_worse_and_what_diverged(whole):
     found = results(whole)
     assert sorted(found) == ["trial000/step4.json", "trial001/step12.json", "trial001/step4.json", "trial002/step4.json"]
-    bits = lambda name: found[name]["metrics"]["bits_per_byte"]
+    bits = lambda name: found[name]["heldout"]["bits_per_byte"]
     assert bits("trial001/step4.json") < bits("trial000/step4.json")
     assert bits("trial001/step12.json") < bits("trial001/step4.json")
-    assert found["trial002/step4.json"]["metrics"] == {} and "diverged" in found["trial002/step4.json"]["flags"]
+    assert "heldout" not in found["trial002/step4.json"] and "diverged" in found["trial002/step4.json"]["flags"]
     flops = [found[f"trial001/step{steps}.json"]["ledger"]["model_flops"] for steps in (4, 12)]
     assert flops[1] == pytest.approx(3 * flops[0], rel=0.02)
-    report = (whole / "report.md").read_text()
+    assert json.loads((whole / "rung1.json").read_text(encoding="utf-8")) == {"step": 4, "chosen": [1]}
+    report = (whole / "report.md").read_text(encoding="utf-8")
     assert "1 done, 1 left, 1 diverged" in report and "--config.optimizer.learning_rate=0.02 --workdir=runs/best" in report
 
 
@@ -62,7 +63,7 @@ def test_a_promoted_trial_is_the_run_that_was_never_stopped(whole, tmp_path):
     run = trials.read(whole).trials[1].run
     startup.after_jax()  # as the commands do, which the other tests call
     summary = recipes.train(run, tmp_path, quiet=True)
-    promoted = json.loads((whole / "trial001/run/summary.json").read_text())
+    promoted = json.loads((whole / "trial001/run/summary.json").read_text(encoding="utf-8"))
     for key in ("params_sha256", "heldout", "tokens_seen", "model_flops", "step"):
         assert promoted[key] == summary[key], key
     rows = [[r for r in jsonl.read(d / "metrics.jsonl") if "loss" in r] for d in (tmp_path, whole / "trial001/run")]
@@ -95,7 +96,9 @@ def test_killed_and_started_again_gives_the_same(words, whole, corpus, tmp_path,
         assert main([*words, *OVER, f"--workdir={tmp_path}", "--processes=2"]) == 0  # as workers
     assert (tmp_path / "trial000/step4.json").stat().st_mtime_ns == before
     assert results(tmp_path) == results(whole)
-    digests = [json.loads((d / "trial001/run/summary.json").read_text())["params_sha256"] for d in (tmp_path, whole)]
+    digests = [
+        json.loads((d / "trial001/run/summary.json").read_text(encoding="utf-8"))["params_sha256"] for d in (tmp_path, whole)
+    ]
     assert digests[0] == digests[1]
     assert len(jsonl.read(tmp_path / "trial001/run/goodput.jsonl")) > len(jsonl.read(whole / "trial001/run/goodput.jsonl"))
     capsys.readouterr()
@@ -104,14 +107,39 @@ def test_killed_and_started_again_gives_the_same(words, whole, corpus, tmp_path,
 
 
 def test_a_trial_that_fails_does_not_stop_the_others(words, tmp_path, capsys):
-    over = ("--over", "data.sources.tiny.path=nowhere.jsonl," + next(w for w in words if "tiny.path" in w).partition("=")[2])
+    over = ("--over", "train.init_from=nowhere,None")
     assert main([*words, *over, "--config.train.steps=2", f"--workdir={tmp_path}", "--processes=1"]) == 2
     out, err = capsys.readouterr()
     assert "best: trial 1" in out and "1 of 2 units failed, first trial 0: " in err.splitlines()[-1]
-    assert (
-        "nowhere.jsonl" in (tmp_path / "trial000/step2.txt").read_text()
-        and "1 done, 1 failed" in (tmp_path / "report.md").read_text()
-    )
+    assert "nowhere" in (tmp_path / "trial000/step2.txt").read_text(encoding="utf-8") and "1 done, 1 failed" in (
+        tmp_path / "report.md"
+    ).read_text(encoding="utf-8")
+
+
+def test_a_figure_that_runs_lack_costs_one_trial_and_another_ranks_it(words, tmp_path, capsys, monkeypatch):
+    command = [*words, "--over", "optimizer.learning_rate=0.01,0.02", "--config.train.steps=2", f"--workdir={tmp_path}"]
+    for _ in range(2):
+        assert main([*command, "--metric=f1", "--processes=1"]) == 2
+        err = capsys.readouterr().err
+        said = "error: the runs have no held-out 'f1', but accuracy, loss, perplexity, bits_per_byte; "
+        assert err.startswith(said) and err.count("\n") == 1
+    assert [p.parent.name for p in tmp_path.glob("trial*/step*")] == ["trial000"]
+    for metric in ("accuracy", "loss"):
+        assert main([*command, f"--metric={metric}", "--processes=1"]) == 0
+        assert f": held-out {metric} " in capsys.readouterr().out
+        monkeypatch.setattr("lm.recipes.train", None)  # nothing is trained again
+    found = [json.loads(p.read_text(encoding="utf-8"))["heldout"] for p in tmp_path.glob("trial*/step2.json")]
+    assert len(found) == 2 and all({"loss", "accuracy", "bits_per_byte"} <= heldout.keys() for heldout in found)
+
+
+def test_a_sweep_that_is_interrupted_leaves_a_report(words, tmp_path, monkeypatch):
+    def interrupted(run, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lm.recipes.train", interrupted)
+    over = ("--over", "optimizer.learning_rate=0.01,0.02", "--processes=1")
+    assert main([*words, *over, f"--workdir={tmp_path}"]) == 130
+    assert "2 to do" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------ range test
@@ -129,9 +157,8 @@ def test_a_range_test_of_one_rate_is_a_run_at_that_rate(words, tmp_path):
 
 
 def test_a_range_test_suggests_a_rate_and_ends_where_the_loss_has_risen(words, tmp_path, capsys):
-    assert main([*words, "--range_test=1e-4,1e6", "--steps=40", f"--workdir={tmp_path}"]) == 2
     assert main([*words, "--range_test=1e-4,1e4", "--steps=40", f"--workdir={tmp_path}"]) == 0
-    found = json.loads((tmp_path / "range.json").read_text())
+    found = json.loads((tmp_path / "range.json").read_text(encoding="utf-8"))
     assert found["rates"] == pytest.approx(np.geomspace(1e-4, 1e4, 40)[: len(found["rates"])]) and 5 < len(found["rates"]) < 40
     assert 1e-4 < found["suggested"] < 1 and found["note"] == ""
     out = capsys.readouterr().out

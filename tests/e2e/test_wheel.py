@@ -16,6 +16,7 @@ pytest.importorskip("setuptools_scm")
 ROOT = Path(__file__).parents[2]
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "lm", "configs", ".gitattributes")
 FILES += (".git_archival.txt",)
+PRUNED = (".ci", "docs", "experiments", "notebooks", "tests", "tpu")  # not in a source distribution
 
 
 def done(folder, *words, **env):
@@ -35,6 +36,9 @@ def source(tmp_path_factory):
     for name in FILES:
         path, ignored = ROOT / name, shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(path, source / name, ignore=ignored) if path.is_dir() else shutil.copy(path, source)
+    for name in PRUNED:
+        (source / name).mkdir()
+        (source / name / "of_a_checkout.py").touch()
     git(source, "init", "-q")
     git(source, "add", "-A")
     git(source, "commit", "-q", "-m", "all")
@@ -49,6 +53,9 @@ def installed(source, tmp_path_factory):
     # The build's own isolation would fetch packages: what it needs is here.
     done(source, sys.executable, "-m", "build", "-q", "--no-isolation", "--outdir", made)
     assert {path.name for path in made.iterdir()} == {"lm-1.2.3.tar.gz", "lm-1.2.3-py3-none-any.whl"}
+    with tarfile.open(made / "lm-1.2.3.tar.gz") as archive:
+        parts = {name.partition("/")[2] for name in archive.getnames()}
+    assert "configs/quickstart.py" in parts and not [name for name in parts if name.partition("/")[0] in PRUNED]
     with zipfile.ZipFile(made / "lm-1.2.3-py3-none-any.whl") as archive:
         archive.extractall(target)
     return target

@@ -12,6 +12,7 @@ hf = pytest.importorskip("transformers")
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 
 from lm.data import chat, templates  # noqa: E402
+from lm.data.own_template import own_template  # noqa: E402
 from lm.data.records import Message, Messages  # noqa: E402
 from lm.data.render import render  # noqa: E402
 from lm.data.tokenizer import from_bytes  # noqa: E402
@@ -162,9 +163,9 @@ def test_a_model_is_tuned_on_the_ids_of_the_reference(tokenizer, name):
     said = [USER("Hello, world!"), SAID("Yes, 2 things."), USER("Which?"), SAID("Yes.")]
     if "Metaspace" in repr(tokenizer.decoder) and name != "llama-2":  # of which each part begins at a special token here
         with pytest.raises(UserError, match="its tokenizer gives other ids for each part of a conversation than for the whole"):
-            chat.own_template(source)
+            own_template(source)
         return
-    template = templates.of(chat.own_template(source), source.tokenizer())
+    template = templates.of(own_template(source), source.tokenizer())
     reference = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
     theirs = reference.apply_chat_template(said)["input_ids"]
     messages = tuple(Message(m["role"], m["content"]) for m in said)

@@ -13,7 +13,7 @@ from lm.errors import UserError, nearest
 
 def date_of(value: Any, source: config.Source, where: str) -> datetime.date | None:
     """The day in the field `source.date` of a record, None if the source names none. UserError if the field is missing,
-    CorruptRecord if it is no date in ISO's form (2024, 2024-05, 2024-05-31, with a time or without)."""
+    CorruptRecord if it is no date in ISO's form (2024, 2024-05, 2024-05-31, with a time or without; or the number 2024)."""
     name = source.date
     if name is None or not isinstance(value, dict):
         return None  # what is no object is refused with its text
@@ -45,7 +45,10 @@ class Within:
 
         self._index = np.array([i for i in range(len(documents)) if kept(i)], np.int64)
         if not len(self._index):
-            raise UserError(f"no record of {source.path} has a date within since={source.since} and before={source.before}")
+            raise UserError(
+                f"no record of {source.path} has a date within since={source.since} and before={source.before}; "
+                f"widen them, or check date={source.date}"
+            )
 
     @property
     def unreadable(self) -> Sequence[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lm import config
 from lm.data import records
-from lm.data.corpus.documents import CorruptRecord, content, decode
+from lm.data.corpus.documents import SKIP, CorruptRecord, content, decode
 from lm.errors import UserError, nearest
 
 
@@ -28,20 +28,26 @@ def check_features(source: config.Source, features: Mapping[str, Any]) -> None:
 
 
 def text_of(example: Mapping[str, Any], features: Mapping[str, Any], source: config.Source, where: str) -> str:
-    """The text of an example; where the source's format is not text, its record as a line of JSON."""
+    """The text of an example; where the source's format is not text, its record as a line of JSON. CorruptRecord if
+    there is none."""
     if source.format != "text":
         names = [name for name in features if name in records.FIELDS[source.format]]
         return content({name: plain(example[name], features[name], where) for name in names}, source, where)
     text = example[source.field]
+    if text is None:  # of a truncated file
+        raise CorruptRecord(f"{where}: nothing in field {source.field!r}; {SKIP}")
     if not isinstance(text, (bytes, str)):
         raise UserError(f"{where}: field {source.field!r} is not text; set field= of the source")
     return plain(text, features[source.field], where)
 
 
 def plain(value: Any, feature: Any, where: str) -> Any:
-    """The JSON value of one feature of an example. A class is its name; CorruptRecord for bytes that are no UTF-8."""
+    """The JSON value of one feature of an example. A class is its name, and what is missing is None.
+    CorruptRecord for bytes that are no UTF-8."""
     import tensorflow_datasets as tfds
 
+    if value is None:
+        return None
     if isinstance(value, bytes):
         return decode(value, "utf-8", where)  # tfds stores text as UTF-8
     if isinstance(feature, tfds.features.ClassLabel):

@@ -64,7 +64,9 @@ def identity(source: config.Source) -> dict[str, Any]:
     else:
         about = {"kind": source.kind, "field": source.field}
     also: dict[str, Any] = {} if source.use == "both" else {"use": source.use}  # so that older fingerprints hold
-    also |= {} if source.date is None else {"dates": [source.date, source.since, source.before]}
+    if source.date is not None:
+        bounds = (None if bound is None else str(bound) for bound in (source.since, source.before))
+        also["dates"] = [source.date, *bounds]
     return about | contents | also
 
 

@@ -49,10 +49,34 @@ class Csv(Sharded):
 
 
 def _parsed(text: str, where: str) -> list[dict[Any, Any]]:
+    """The rows by column. In a table of tabs whose lines all have the same number of them, quotes are letters where they cannot
+    be marks. CorruptRecord, with the number of lines that are lost, if it is no CSV."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the 131,072 characters of the default
+    lines = [line for line in text.split("\n") if line.strip("\r")]
     separator = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    even = separator == "\t" and len({line.count("\t") for line in lines}) == 1
+    wrong = []
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE) if even else (csv.QUOTE_MINIMAL,):
+        try:
+            return _table(text, separator, quoting)
+        except csv.Error as error:
+            wrong.append(one_line(error))
+    raise CorruptRecord(f"{where}: no CSV ({wrong[0]}); lines lost below the names: {len(lines) - 1}; {SKIP}")
+
+
+def _table(text: str, separator: str, quoting: Any) -> list[dict[Any, Any]]:
+    """The rows of one reading; csv.Error if it fails, two columns have one name, or a tab is within quotes: there a text that
+    begins with a quote mark of its own would swallow the rows behind it."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quoting)
     try:
-        return list(reader)
+        rows = list(reader)
     except csv.Error as error:
-        raise CorruptRecord(f"{where}, after line {reader.line_num}: no CSV ({one_line(error)}); {SKIP}") from None
+        raise csv.Error(f"after line {reader.line_num}: {error}") from None
+    names = list(filter(None, reader.fieldnames or ()))
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise csv.Error(f"two columns are named {twice[0]!r}: give each a name of its own")
+    if separator == "\t":
+        for i, row in enumerate(rows, 1):
+            if any(isinstance(value, str) and "\t" in value for value in row.values()):
+                raise csv.Error(f"row {i}: a tab within quotes; separate by commas, or write quote marks of texts twice")
+    return rows

@@ -11,6 +11,7 @@ from lm import config
 from lm.data import chat, jinja, templates
 from lm.data.corpus.prepare import fingerprint, prepare
 from lm.data.examples import ExampleBuilder
+from lm.data.own_template import own_template
 from lm.data.record_rows import RecordRows
 from lm.data.records import Feedback, Message, Messages, Preference, parse
 from lm.data.render import render, render_prompt
@@ -166,7 +167,7 @@ LLAMA2 = (  # as the published one: roles alternate, the answer is stripped, and
 @pytest.mark.parametrize(("text", "answer"), [(CHATML, "{}"), (LLAMA2, " {} ")])
 def test_without_marks_an_answer_is_what_stands_behind_the_prompt_up_to_a_special_token(text, answer):
     source, talk = Converted(text), TALK[1:]
-    template, converted = templates.of(chat.own_template(source), source.tokenizer()), chat.of(source)
+    template, converted = templates.of(own_template(source), source.tokenizer()), chat.of(source)
     (whole,) = render([Messages(talk)], template.tokenizer, template)
     for n in (1, 3, 5):
         (part,) = render([Messages(talk[: n + 1])], template.tokenizer, template)

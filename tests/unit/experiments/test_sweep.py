@@ -1,23 +1,19 @@
-"""What a sweep tries, which trials are halved, its report, and what a range test suggests. No model is trained."""
+"""What a sweep tries, and which trials are halved. No model is trained."""
 
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.sweep import range_test, report, space, trials
-from experiments.sweep.__main__ import listed, main, rungs_of
-from experiments.sweep.board import TrialBoard
-from experiments.sweep.trials import Setting, Sweep, Trial
-from lm import config
+from experiments.sweep import space, trials
+from experiments.sweep.__main__ import main, rungs_of
+from experiments.sweep.trials import Trial
+from lm import moved
 from lm.config import resolve
 from lm.errors import UserError
-
-FILE = "tests/e2e/tiny.py"
-RATE = "optimizer.learning_rate"
+from tests.swept import FILE, RATE, done, sweep
 
 
 def axes(*texts):
@@ -120,6 +116,21 @@ def test_settings_are_not_tried_twice():
         (["--range_test=2,1"], "give the lowest and the highest rate"),
         (["--range_test=0,1"], "give the lowest and the highest rate"),
         (["--range_test=1e-3"], "give the lowest and the highest rate"),
+        (["--range_test=1e-4,1e6"], "give the lowest and the highest rate, above 0 and below 1,000,000"),
+        (["--range_test=1e-4,1", "--seed=0"], "--range_test is one run, and --seed is for sweeps"),
+        (["--range_test=1e-4,1", "--processes=2"], "--range_test is one run, and --processes is for sweeps"),
+        (["--over", "train.batch_size=8,16", "--steps=20"], "--steps=20 is of --range_test: give --config.train.steps=20"),
+        (["--over", "train.batch_size=8,16", "--metric=acuracy", "--dry_run"], "did you mean 'accuracy'?"),
+        (["--over", "train.batch_size=8,16", "--metric=tokens", "--dry_run"], "no figure that trials can be ranked by"),
+        (["--over", "train.batch_size=8,16", "--config.data.holdout=0"], "give --config.data.holdout=0.05"),
+        (["--over", "data.holdout=0.1,0.2"], "trials that differ in data.holdout are tested on other data"),
+        (["--over", "evaluate.rows=4,8"], "trials that differ in evaluate.rows are tested on other data"),
+        (["--over", "data.sources.tiny.path=a,b"], "trials that differ in data.sources.tiny.path are tested on other data"),
+        (
+            ["--over", "data.tokenizer.vocab_size=300,400", "--metric=loss"],
+            "'loss' does not compare between trials that differ in data.tokenizer.vocab_size, on which its scale depends: give "
+            "--metric=bits_per_byte",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together(words, said, capsys):
@@ -156,27 +167,6 @@ def test_rungs():
 # ----------------------------------------------------------------------------------------------------------- halving
 
 
-def sweep(values=(0.1, 0.2, 0.3, 0.4), rungs=(), eta=2, metric="bits_per_byte", steps=8, **changes):
-    made = [space.made(FILE, {"train.steps": str(steps)}, {RATE: x}) for x in values]
-    settings = tuple(Setting({RATE: str(x)}, run) for x, run in zip(values, made, strict=True))
-    search = "halving" if rungs else "grid"
-    return replace(Sweep(FILE, {}, search, 0, {RATE: False}, metric, tuple(rungs), eta, settings), **changes)
-
-
-def result(value, metric="bits_per_byte", **flags):
-    ledger = {"core_seconds": 2.0, "seconds": 1.5, "model_flops": 3e9}
-    return {"metrics": {} if value is None else {metric: value}, "flags": flags, "ledger": ledger}
-
-
-def done(of, workdir, rung, values, metric="bits_per_byte"):
-    """Results of a rung by number; a text is why a trial diverged."""
-    for number, value in values.items():
-        trial = Trial(of, workdir, number, rung)
-        trial.folder.mkdir(parents=True, exist_ok=True)
-        found = result(None, diverged=value) if isinstance(value, str) else result(value, metric)
-        trial.result.write_text(json.dumps(found))
-
-
 @pytest.mark.parametrize(("metric", "kept"), [("bits_per_byte", {1, 3}), ("accuracy", {0, 4})])
 def test_the_best_of_a_rung_go_on_once_all_have_reached_it(tmp_path, metric, kept):
     of = sweep((1, 2, 3, 4, 5), rungs=(2, 4), metric=metric)
@@ -199,42 +189,47 @@ def test_what_diverged_or_failed_never_goes_on_and_of_equals_the_first_does(tmp_
     done(of, tmp_path, 0, {0: "loss is nan", 1: 2.0, 2: 2.0})
     failed = Trial(of, tmp_path, 3, 0)
     failed.folder.mkdir()
-    failed.error.write_text("it broke\n\ntraceback")
+    failed.error.write_text("it broke\n\ntraceback", encoding="utf-8")
     assert failed.outcome().why == "it broke"
     assert trials.promoted(of, tmp_path, 1) == {1, 2}
     assert [Trial(of, tmp_path, k, 1).outcome() is None for k in range(4)] == [False, True, True, False]
     narrow = replace(of, eta=4)
-    assert trials.promoted(narrow, tmp_path, 1) == {1}
+    done(narrow, tmp_path / "narrow", 0, {0: "loss is nan", 1: 2.0, 2: 2.0, 3: 3.0})
+    assert trials.promoted(narrow, tmp_path / "narrow", 1) == {1}
     all_gone = sweep((1, 2), rungs=(2,))
     done(all_gone, tmp_path / "gone", 0, {0: "nan", 1: "nan"})
     assert trials.promoted(all_gone, tmp_path / "gone", 1) == set()
     assert all(job.outcome() is not None for job in trials.jobs_of(all_gone, tmp_path / "gone"))
 
 
-def test_a_figure_that_is_not_finite_is_that_of_a_trial_that_diverged(tmp_path):
-    trial = Trial(sweep(), tmp_path, 0, 0)
-    summary = dict(
-        heldout={"bits_per_byte": math.nan}, seconds={"train": 1.0}, tokens_seen=8, tokens_with_loss=8, raw_bytes=1.0
-    )
-    summary |= dict(model_flops=1.0, parameters=1, parameters_without_embeddings=1)
-    found = trial._measured(summary)
-    assert found["flags"] == {"diverged": "held-out bits_per_byte is nan"} and "metrics" not in found
-    assert trial._measured(summary | {"heldout": {"bits_per_byte": 2.0}})["metrics"] == {"bits_per_byte": 2.0}
-    with pytest.raises(UserError, match="no held-out 'bits_per_byte'; known: accuracy, loss: give another --metric"):
-        trial._measured(summary | {"heldout": {"loss": 1.0, "accuracy": 0.5}})
-    with pytest.raises(UserError, match="hold out data"):
-        trial._measured(summary | {"heldout": {}})
+def test_who_goes_on_is_decided_once(tmp_path):
+    """A trial that failed and is tried again finds its rung closed."""
+    of = sweep((1, 2, 3, 4), rungs=(2,), eta=2)
+    done(of, tmp_path, 0, {0: 3.0, 1: 2.0, 2: 1.0})
+    failed = Trial(of, tmp_path, 3, 0)
+    failed.folder.mkdir()
+    failed.error.write_text("it broke", encoding="utf-8")
+    assert trials.promoted(of, tmp_path, 1) == {1, 2}
+    assert json.loads((tmp_path / "rung1.json").read_text(encoding="utf-8")) == {"step": 2, "chosen": [2, 1]}
+    failed.error.unlink()  # as the next command does
+    assert failed.outcome()["flags"] == {"left": "left at step 2, where it had failed"}
+    done(of, tmp_path, 0, {3: 0.5})  # by a worker that had begun before
+    assert trials.promoted(of, tmp_path, 1) == {1, 2} and Trial(of, tmp_path, 3, 1).outcome()["flags"]["left"]
 
 
-def test_the_figure_that_trials_are_judged_by():
-    run = resolve.load(FILE)
-    masked = resolve.load(f"{FILE}:encoder.masked")
-    assert trials.of_runs([run, run]) == "bits_per_byte" and trials.of_runs([masked]) == "loss"
-    finetune = replace(run, recipe=config.Finetune("text"), train=replace(run.train, init_from="D"))
-    assert trials.of_runs([finetune]) == "nll"
-    with pytest.raises(UserError, match="give --metric"):
-        trials.of_runs([run, masked])
-    assert sweep(metric="tiny/exact").higher and not sweep(metric="tiny/loss").higher
+def test_a_look_at_many_trials_is_not_exponential(tmp_path, monkeypatch):
+    of = sweep([0.001 * (k + 1) for k in range(81)], rungs=(1, 3, 9, 27), eta=3, steps=81)
+    for rung in range(4):
+        kept = range(81 // 3**rung)
+        done(of, tmp_path, rung, {k: float(k) for k in kept if (rung, k) != (3, 0)})
+    ranked, calls = trials.ranked, []
+    monkeypatch.setattr(trials, "ranked", lambda *args: calls.append(args[-1]) or ranked(*args))
+    for _ in range(2):
+        open_jobs = [(t.number, t.rung) for t in trials.jobs_of(of, tmp_path) if t.outcome() is None and t.ready()]
+        assert open_jobs == [(0, 3)]
+    assert calls == [0, 1, 2]  # once for each rung that has closed
+    done(of, tmp_path, 3, {0: 0.0})
+    assert [(t.number, t.rung) for t in trials.jobs_of(of, tmp_path) if t.outcome() is None and t.ready()] == [(0, 4)]
 
 
 # ------------------------------------------------------------------------------------------------------- its folder
@@ -268,109 +263,12 @@ def test_a_folder_keeps_to_its_sweep(tmp_path):
         trials.read(tmp_path / "none")
 
 
-# ------------------------------------------------------------------------------------------------------- its report
-
-
-def test_the_report_of_a_grid(tmp_path):
-    of = sweep((0.1, 0.2, 0.3, 0.4), overrides={"data.cache": "a b"})
-    done(of, tmp_path, 0, {0: 3.0, 1: 1.25, 2: "held-out bits_per_byte is nan"})
-    said = report.write(of, tmp_path).splitlines()
-    assert said[0] == "best: trial 1, learning_rate=0.2: held-out bits per byte 1.2500"
-    assert said[1] == (
-        f"python -m lm.train --config={FILE} '--config.data.cache=a b' --config.optimizer.learning_rate=0.2 --workdir=runs/best"
-    )
-    text = (tmp_path / "report.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
-    assert rows == [
-        "| **1** | **0.2** | **1.2500** | **8** | **1.5** | **3e+09** | **2.0** | **done** |",
-        "| 0 | 0.1 | 3.0000 | 8 | 1.5 | 3e+09 | 2.0 | done |",
-        "| 2 | 0.3 |  | 8 | 1.5 | 3e+09 | 2.0 | diverged |",
-        "| 3 | 0.4 |  | 0 |  |  | 0.0 | to do |",
-    ]
-    assert "2 done, 1 diverged, 1 to do" in text and "Trial 2: held-out bits\\_per\\_byte is nan" in text and said[1] in text
-    assert (tmp_path / "over_optimizer_learning_rate.png").stat().st_size > 5000
-    assert "data:image/png" in (tmp_path / "report.html").read_text() and "was tried" not in text
-    done(of, tmp_path, 0, {3: 1.0})
-    report.write(of, tmp_path)
-    assert "0.4 is the largest that was tried; a larger one may be better" in (tmp_path / "report.md").read_text()
-
-
-def test_the_report_of_a_halving_ranks_by_the_rung_first(tmp_path):
-    of = sweep((0.1, 0.2, 0.3, 0.4), rungs=(2, 4))
-    done(of, tmp_path, 0, {0: 5.0, 1: 2.0, 2: 2.5, 3: 4.0})
-    done(of, tmp_path, 1, {1: 1.9, 2: 1.5})
-    done(of, tmp_path, 2, {2: 1.7})
-    rows = [(row.number, row.value, row.step, row.state) for row in report.table_of(of, tmp_path)]
-    assert rows == [(2, 1.7, 8, "done"), (1, 1.9, 4, "left"), (3, 4.0, 2, "left"), (0, 5.0, 2, "left")]
-    report.write(of, tmp_path)
-    assert (tmp_path / "rungs.png").exists() and "after 2 and 4 steps the best of every 2" in (
-        tmp_path / "report.md"
-    ).read_text()
-
-
-def test_a_report_of_nothing_and_values_that_are_no_numbers(tmp_path):
+def test_a_sweep_of_an_earlier_version_is_read_under_the_names_of_now(tmp_path, monkeypatch):
     of = sweep()
-    assert report.write(of, tmp_path) == str(tmp_path / "report.md")
-    runs = [resolve.load(FILE, {"optimizer.name": name}) for name in ("adamw", "lion", "muon")]
-    keys = {"optimizer.name": False, "train.seed": False}
-    settings = [Setting({"optimizer.name": r.optimizer.name, "train.seed": str(k)}, r) for r in runs for k in range(2)]
-    named = replace(of, keys=keys, trials=tuple(settings))
-    done(named, tmp_path / "named", 0, {k: 1.0 + k for k in range(6)})
-    assert "best: trial 0, name=adamw  seed=0" in report.write(named, tmp_path / "named")
-    assert (tmp_path / "named/over_optimizer_name.png").exists()
-
-
-def test_the_board_has_a_row_for_each_trial(tmp_path):
-    of = sweep((0.1, 0.2), rungs=(2,))
-    board = TrialBoard(trials.jobs_of(of, tmp_path))
-    first, second = (Trial(of, tmp_path, k, 0) for k in range(2))
-    board.outcomes |= {str(first): result(1.5), str(second): result(None, diverged="nan")}
-    table = board.table()
-    assert [column.header for column in table.columns] == ["trial", "step 2", "end"]
-    assert [list(column.cells) for column in table.columns] == [
-        ["learning_rate=0.1", "learning_rate=0.2"],
-        ["1.5000", "diverged"],
-        ["", ""],
-    ]
-    assert board.line(first, result(1.5)) == "learning_rate=0.1  bits_per_byte 1.5"
-    assert "left at step 2" in board.line(second, result(None, left="left at step 2"))
-    both = replace(of, keys={"model.encoder.num_layers": False, "model.decoder.num_layers": False})
-    assert both.short("model.encoder.num_layers") == "model.encoder.num_layers" and of.short(RATE) == "learning_rate"
-    assert listed(of).splitlines()[-2] == "rungs: 2 to step 2, 1 to step 8"
-
-
-# ------------------------------------------------------------------------------------------------------- range test
-
-
-def curve(rates, noise=0.0):
-    """A loss that falls fastest at 1e-3, is least near 0.1 and then rises."""
-    x = np.log10(rates)
-    rng = np.random.default_rng(0)
-    return 7 - 2 / (1 + np.exp(-4 * (x + 3))) + 5 / (1 + np.exp(-6 * (x - 0.5))) + noise * rng.standard_normal(len(x))
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.05])
-def test_a_range_test_finds_the_turns_of_a_curve(noise):
-    rates = np.geomspace(1e-5, 10, 200)
-    found = range_test.Found(rates, curve(rates, noise))
-    fine = np.geomspace(1e-5, 10, 20_001)
-    exact = curve(fine)
-    least, steepest = fine[np.argmin(exact)], fine[np.argmin(np.gradient(exact, np.log(fine)))]
-    assert abs(np.log10(found.rates[found.steepest] / steepest)) < (0.05 if not noise else 0.3)
-    assert abs(np.log10(found.rates[found.least] / least)) < (0.1 if not noise else 1.0)
-    assert found.tenth == pytest.approx(found.rates[found.least] / 10) and found.note == ""
-    assert found.suggested == found.rates[found.steepest]
-
-
-def test_a_range_test_that_shows_nothing_says_so():
-    rates = np.geomspace(1e-5, 10, 100)
-    assert "begin at a lower rate" in range_test.Found(rates, np.linspace(1, 2, 100)).note
-    assert "end at a higher rate" in range_test.Found(rates, np.linspace(2, 1, 100)).note
-
-
-def test_the_rates_of_a_range_test_keep_their_ratio():
-    run = resolve.load(FILE, {"optimizer.name": "muon", RATE: "0.02", "optimizer.adam_learning_rate": "0.005"})
-    made = range_test.tested(run, 1e-4, 20)
-    assert made.optimizer.learning_rate == 1e-4 and made.optimizer.adam_learning_rate == pytest.approx(2.5e-5)
-    assert made.optimizer.schedule.phases(made.train.steps) == (0, 4) and made.train.steps == 21
-    assert range_test.ends("1e-6, 1") == (1e-6, 1.0)
+    trials.remember(of, tmp_path)
+    file = tmp_path / "sweep.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"batch_size": 4', '"rows": 4'), encoding="utf-8")
+    with pytest.raises(UserError, match="unknown key config.train.rows"):
+        trials.read(tmp_path)
+    monkeypatch.setitem(moved.KEYS, "Train.rows", "train.batch_size")
+    assert [t.run for t in trials.read(tmp_path).trials] == [t.run for t in of.trials]

@@ -119,6 +119,16 @@ def test_answers_that_are_compared_or_judged(opened):
         assert parsed(nested.text_of(example, features, source, "here"), format) == expected
 
 
+@pytest.mark.parametrize(
+    ("format", "words"), [("text", "nothing in field 'text'; mend the file"), ("messages", "is a null, not a list")]
+)
+def test_a_record_that_lacks_its_text_is_one_that_may_be_counted(opened, format, words):
+    documents = opened(format)
+    lacks = {name: None if name in ("text", "messages", "label") else value for name, value in documents._records[0].items()}
+    with pytest.raises(CorruptRecord, match=f"^here: .*{words}"):
+        nested.text_of(lacks, documents._features, config.Source(path="tiny_talks", format=format), "here")
+
+
 def test_a_builder_without_such_records_is_refused(opened, monkeypatch):
     monkeypatch.setitem(records.FIELDS, "messages", ("talks",))
     with pytest.raises(UserError, match=r"tfds 'tiny_talks' has no field of a messages record \(talks\), and its fields are "):

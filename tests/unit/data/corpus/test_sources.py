@@ -289,6 +289,7 @@ DATES = ["1949-12-31", "1950", "1950-01-01T00:00:00Z", "1974-12-31 23:59", "1975
 PERIODS = [
     (None, "1950", 1),
     ("1950", "1975", 3),
+    (1950, 1975, 3),
     ("1950-01-02", "1975-01", 1),
     ("1975", None, 2),
     ("2000-02-29", "2000-03", 1),
@@ -320,8 +321,9 @@ def test_a_period_has_the_records_of_its_dates_with_the_keys_that_they_have_anyw
     assert [key for part in parts for key in part] == [d.key for d in whole]  # each document in one period
     marks = [sources.identity(s) for s in (source(kind, path, format=format), of(), of(since="1950"), of(before="1950"))]
     assert all(a != b for i, a in enumerate(marks) for b in marks[:i])
-    with pytest.raises(UserError, match="no record of .* has a date within since=2001 and before=None"):
-        open_source(of(since="2001"))
+    with pytest.raises(UserError, match="within since=2001 and before=None; widen them, or check date=day"):
+        open_source(of(since=2001))
+    assert sources.identity(of(since=1950)) == sources.identity(of(since="1950"))
 
 
 def test_columns_of_days_and_of_times_are_dates(tmp_path):
@@ -337,10 +339,10 @@ def test_columns_of_days_and_of_times_are_dates(tmp_path):
 
 
 def test_what_is_no_date_is_refused_with_its_file_and_record_or_counted(tmp_path):
-    bad = ["31.5.2024", 2024, None, "2024-13", "2024-02-30", ""]
-    lines = [{"text": "a", "on": "2024"}, *({"text": "b", "on": date} for date in bad)]
+    bad = ["31.5.2024", 24, 20240531, 1612010112345, True, None, "2024-13", "2024-02-30", ""]
+    lines = [{"text": "a", "on": 2024}, *({"text": "b", "on": date} for date in bad)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    documents = open_source(source("jsonl", tmp_path / "a.jsonl", date="on", since="2024"))
+    documents = open_source(source("jsonl", tmp_path / "a.jsonl", date="on", since=2024))
     assert documents[0].text == "a" and len(documents) == len(lines)
     for i, date in enumerate(bad, 1):
         with pytest.raises(CorruptRecord) as caught:
@@ -360,6 +362,7 @@ def test_what_is_no_date_is_refused_with_its_file_and_record_or_counted(tmp_path
         ("text", dict(date="day"), "date=day of x: records of kind jsonl or array_record or parquet have dates"),
         ("jsonl", dict(since="1950"), "since=1950 of x: say which field has the date, such as date=published"),
         ("jsonl", dict(date="day", before="May"), "before=May of x is no date: give one such as 2024-05-31"),
+        ("jsonl", dict(date="day", since=19500), "since=19500 of x is no date: give one such as 2024-05-31"),
         ("jsonl", dict(date="day", since="1950", before="1950-01-01"), "since=1950 of x is not before before=1950-01-01"),
     ],
 )
