@@ -18,7 +18,7 @@ from tpu.topologies import Topology
 TRIES = 6  # settings that are compiled
 PARTS, TENSOR = (1, 2, 3, 4, 6, 8, 12, 16), (1, 2, 4)  # factors on the number of microbatches, and on the axis "tensor"
 ROOM = 1.1  # of the memory: what is reckoned beyond it is not tried
-LANES = 128
+LANES = 128  # elements to which a head's vector is padded in memory
 GAIN = 0.99  # a setting is tried if a step is reckoned to take at most this share of the best one's time
 
 # (remat, keep) of a stack, from the one that keeps least.
@@ -94,7 +94,7 @@ class Reckoned:
     """Reckons settings from one that was compiled: memory beyond what layers keep stays, and each microbatch sends as much."""
 
     def __init__(self, run: config.Run, report: Report, topology: Topology, lengths: Mapping[str, int], forward: Flops) -> None:
-        self.run, self.report, self.topology, self.lengths, self.forward = run, report, topology, lengths, forward
+        self.run, self.report, self.lengths, self.forward = run, report, lengths, forward
         self.chip, self.devices = topology.chip, topology.devices * report.slices
         self.state = sum((report.hbm.parameters, report.hbm.optimizer, report.hbm.batch, report.hbm.frozen))
         self.rest = report.hbm.peak - self.state - self.kept(run, report.mesh)  # gathered parameters, gradients, scratch
@@ -127,7 +127,6 @@ class Reckoned:
         qkv = (block.attention.num_heads + 2 * block.attention.kv_heads) * head / cut
         each = ffn.expert if isinstance(ffn, config.Moe) else ffn
         hidden = each.hidden * (1 + each.gated) / cut
-        # The vectors of heads are padded to 128 elements.
         each_attention = ("attention" in stack.keep) * block.attention.num_heads * max(head, LANES) / cut
         each_attention += qkv if "qkv" in stack.keep or stack.remat == "dots" else 0
         each_attention += width if stack.remat == "dots" else 0  # its result; no gradient reads that of the feed-forward

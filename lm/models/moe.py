@@ -177,10 +177,10 @@ def slots_of(experts_BTK: jax.Array, experts: int, slots: int, token_mask: jax.A
     assigned_BTE = jnp.sum(jax.nn.one_hot(experts_BTK, experts, dtype=jnp.int32), axis=2)
     if token_mask is not None:
         assigned_BTE = jnp.where(token_mask[..., None], assigned_BTE, 0)
-    before_BTE = jnp.cumsum(assigned_BTE, axis=1) - assigned_BTE
     of_expert = lambda x_BTE: jnp.take_along_axis(x_BTE, experts_BTK, axis=2)
-    taken_BTK = (of_expert(assigned_BTE) > 0) & (of_expert(before_BTE) < slots)
-    slot_BTK = jnp.where(taken_BTK, experts_BTK * slots + of_expert(before_BTE), experts * slots)
+    before_BTK = of_expert(jnp.cumsum(assigned_BTE, axis=1) - assigned_BTE)  # earlier tokens of the row with the same expert
+    taken_BTK = (of_expert(assigned_BTE) > 0) & (before_BTK < slots)
+    slot_BTK = jnp.where(taken_BTK, experts_BTK * slots + before_BTK, experts * slots)
     put = lambda slot_M: jnp.full(experts * slots, t * k, jnp.int32).at[slot_M].set(jnp.arange(t * k), mode="drop")
     return slot_BTK, jax.vmap(put)(slot_BTK.reshape(b, t * k))
 

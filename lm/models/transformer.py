@@ -127,7 +127,8 @@ class LayerGroup(nn.Module):
         return x, None
 
 
-CUDNN = "dot_product_attention_fwd_wrapper"  # jax's primitive, whose statistics of the softmax have no name
+# jax's primitive of cuDNN's attention. Its second output, the softmax's log-sums, cannot be kept by a name, as the first can.
+CUDNN = "dot_product_attention_fwd_wrapper"
 
 
 def remat_policy(c: config.Stack) -> Any:

@@ -69,7 +69,7 @@ def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, rema
                     break
                 changes: dict[str, Any] = {f"mesh.{axis}": n for axis, n in sizes.items() if n != mesh[axis]}
                 changes |= {"train.microbatches": parts} if doublings else {}
-                changes |= _less_kept(remat, policy)
+                changes |= _with_policy(remat, policy)
                 slowdown = REMAT[policy] / least * COST["microbatches"] ** doublings
                 slowdown *= math.prod(COST[axis] ** n for axis, n in moved.items())
                 if changes:
@@ -77,7 +77,7 @@ def candidates(mesh: Mapping[str, int], batch_size: int, microbatches: int, rema
     return sorted(found, key=lambda c: (c.slowdown, len(c.changes)))
 
 
-def _less_kept(remat: Mapping[str, str], policy: str) -> dict[str, Any]:
+def _with_policy(remat: Mapping[str, str], policy: str) -> dict[str, Any]:
     """The changes that give each stack this policy."""
     changes: dict[str, Any] = {}
     for key, now in remat.items():
@@ -114,7 +114,7 @@ def smaller(
     lengths: config key -> tokens of a row, {"data.decoder_length": 1024}.
     """
     found = []
-    whole = _less_kept(remat, "full")
+    whole = _with_policy(remat, "full")
     for halvings in range(1, HALVINGS + 1):
         size = batch_size // 2**halvings // rows * rows
         parts = math.gcd(size, microbatches) if size else 0

@@ -26,10 +26,10 @@ from lm.errors import UserError
 from lm.models.mask import Mask
 
 TILES = (512, 384, 256, 128)  # tile sizes; the first that divides a device's queries or keys is taken
-# The backward kernel computes all three gradients of a tile at once: five products, where one kernel for queries and one for
-# keys take seven. That of the queries is a sum over parts of the keys, which the kernel writes one by one. Up to four tiles are
-# joined to a part, for more of which a v5e has no on-chip memory; at least so many parts are left, since one of which the mask
-# leaves anything is computed whole.
+# The backward kernel computes the three gradients of a tile in one pass, by five products; one kernel for the queries and one
+# for the keys would take seven. It writes the queries' gradient once for each part of the keys, and the parts are then summed.
+# Joining tiles of keys makes fewer parts, which take less memory: up to four, since a v5e has no on-chip memory for more. But a
+# part that is visible only here and there is computed whole, so tiles are joined only if this many parts are left.
 PARTS = 32
 INTERPRET = False  # tests set it, to run on a CPU
 
