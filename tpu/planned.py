@@ -18,7 +18,7 @@ from lm.errors import UserError
 from lm.objectives import Lengths
 from lm.objectives.dummy_vocabulary import DummyVocabulary
 from lm.recipes import policy, preference, pretrain
-from lm.training.assembly import check, computation
+from lm.training.assembly import check, computation, with_chosen_kernel
 from lm.training.recipe import Computation, Recipe
 
 # The tokens of a blank record that have loss, between its bos and its end: an answer or two.
@@ -81,5 +81,6 @@ def _one_record(format: str) -> Store:
 def computation_of(run: config.Run, mesh: Mesh) -> Computation:
     """What a run computes, known without its data."""
     recipe = recipe_of(run)
-    rows = rows_of(run, recipe)
-    return computation(run, check(run, recipe, mesh), mesh, *rows)
+    lengths, row = rows_of(run, recipe)
+    run = with_chosen_kernel(run, mesh, lengths)
+    return computation(run, check(run, recipe, mesh), mesh, lengths, row)

@@ -293,10 +293,11 @@ class Model:
     embed_init_std: NonNegative = 0.02  # of embedding tables at the start
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; softmax, norms and the loss are in float32
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # of the parameters
-    # Of attention: XLA on any device, or a kernel of TPUs or of GPUs, which do not store the scores of each head.
-    kernel: Annotated[Literal["plain", "splash", "cudnn"], Only("splash", "on TPUs alone"), Only("cudnn", "on GPUs alone")] = (
-        "plain"
-    )
+    # Of attention: XLA on any device, or a kernel of TPUs or of GPUs, which do not store the scores of each head. "auto": the
+    # kernel of the devices where it takes the model and its rows, otherwise XLA; a run's config.json has what was chosen.
+    kernel: Annotated[
+        Literal["plain", "splash", "cudnn", "auto"], Only("splash", "on TPUs alone"), Only("cudnn", "on GPUs alone")
+    ] = "plain"
 
     def __post_init__(self) -> None:
         if self.shared:
@@ -318,7 +319,7 @@ class Model:
 
     def _check_kernel(self, name: str, stack: Stack) -> None:
         dropped = any(block.attention.dropout for block in stack.blocks.values())
-        if self.kernel != "plain" and (dropped or isinstance(stack.position, (Buckets, Alibi))):
+        if self.kernel in ("splash", "cudnn") and (dropped or isinstance(stack.position, (Buckets, Alibi))):
             what = "dropout in its attention" if dropped else f"positions of kind '{kind_of(type(stack.position))}'"
             raise UserError(f"kernel='{self.kernel}' knows neither biases nor dropout, and the {name} has {what}: take 'plain'")
         if self.kernel == "cudnn":

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from lm import config, optim, paths, sharding
 from lm.errors import UserError
+from lm.models.transformer import with_kernel
 from lm.objectives import Lengths
 from lm.training.adapted import adapted
 from lm.training.recipe import Computation, Parts, Recipe, abstract_batch
@@ -31,6 +33,9 @@ def assemble(run: config.Run, recipe: Recipe, *, progress: bool = True) -> Parts
             f"set --config.model.vocab_size={data.tokenizer.vocab_size} or more"
         )
     rows = recipe.rows(run, data)
+    if run.model.kernel == "auto":
+        run = with_chosen_kernel(run, mesh, rows["train"].lengths)
+        task = check(run, recipe, mesh)
     computed = computation(run, task, mesh, rows["train"].lengths, recipe.row(rows["train"]))
     parts = Parts(**vars(computed), data=data, rows=rows)
     check_memory(bytes_a_device((parts.plan.targets(), parts.frozen)), mesh.local_devices)
@@ -39,7 +44,22 @@ def assemble(run: config.Run, recipe: Recipe, *, progress: bool = True) -> Parts
 
 
 KERNELS = {"splash": "tpu", "cudnn": "gpu"}  # of attention -> the one platform that has it
-OLD_HEADS = 128  # dimensions of a head that cuDNN's attention takes before Hopper
+
+
+def with_chosen_kernel(run: config.Run, mesh: Mesh, lengths: Lengths) -> config.Run:
+    """The run with the kernel of attention that `kernel="auto"` means here: the one of these devices where it takes the model
+    and rows of these lengths, otherwise the plain one."""
+    if run.model.kernel != "auto":
+        return run
+    device, shards = mesh.devices.flat[0], mesh.shape["sequence"]
+    kernel = next((name for name, platform in KERNELS.items() if platform == device.platform), "plain")
+    chosen = with_kernel(run.model, kernel)
+    every = [n for n in (lengths.encoder, lengths.decoder) if n]
+    # Splash takes tiles of 128; with a causal order each device has two parts of a row.
+    fits = all(n % (128 * shards * (1 + (shards > 1))) == 0 for n in every)
+    if chosen.kernel == "cudnn":
+        fits = all(n % 2 == 0 for n in every) and shards == 1 and largest_head(chosen) <= most_of_a_head(device)
+    return replace(run, model=chosen if fits else with_kernel(run.model, "plain"))
 
 
 def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
@@ -59,21 +79,24 @@ def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
                 f"{path}.kernel='{model.kernel}' runs on {KERNELS[model.kernel].upper()}s alone, and this is a {platform}: "
                 f"set --config.{path}.kernel=plain"
             )
-        if model.kernel == "cudnn":
-            _check_heads(path, model, mesh.devices.flat[0])
+        device = mesh.devices.flat[0]
+        if model.kernel == "cudnn" and (largest := largest_head(model)) > (most := most_of_a_head(device)):
+            raise UserError(
+                f"{path}.kernel='cudnn' takes heads of up to {most} dimensions on a GPU before Hopper (this is of compute "
+                f"capability {device.compute_capability}), and the model's have {largest}: set --config.{path}.kernel=plain"
+            )
     return task
 
 
-def _check_heads(path: str, model: config.Model, device: Any) -> None:
-    """UserError for heads that cuDNN takes on later GPUs alone."""
+def largest_head(model: config.Model) -> int:
+    """Dimensions of the model's largest head of attention."""
     blocks = [block for stack in (model.encoder, model.decoder) if stack for block in stack.blocks.values()]
-    largest = max(block.attention.size(model.width) for block in blocks)
-    capability = str(getattr(device, "compute_capability", "0"))
-    if largest > OLD_HEADS and float(capability) < 9:
-        raise UserError(
-            f"{path}.kernel='cudnn' takes heads of up to {OLD_HEADS} dimensions on a GPU before Hopper (this is of compute "
-            f"capability {capability}), and the model's have {largest}: set --config.{path}.kernel=plain"
-        )
+    return max(block.attention.size(model.width) for block in blocks)
+
+
+def most_of_a_head(device: Any) -> int:
+    """Dimensions of a head that cuDNN's attention takes on a GPU: 256 from Hopper (compute capability 9) on, 128 before."""
+    return 256 if float(getattr(device, "compute_capability", "0")) >= 9 else 128
 
 
 def check_memory(state: int, devices: list[Any]) -> None:

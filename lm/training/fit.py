@@ -16,7 +16,7 @@ from lm.config import resolve
 from lm.data.corpus.prepare import Prepared
 from lm.errors import UserError
 from lm.training.advice import Candidate, Outcome, as_it_is, candidates, out_of_memory, remat_of, rows_of, search, smaller
-from lm.training.assembly import bytes_a_device, capacity, check, computation
+from lm.training.assembly import bytes_a_device, capacity, check, computation, with_chosen_kernel
 from lm.training.recipe import Computation, Parts, Recipe
 
 GIB = 2**30
@@ -171,6 +171,7 @@ def advise(parts: Parts, recipe: Recipe, found: Needs) -> str | None:
 def planned(run: config.Run, recipe: Recipe, data: Prepared) -> Computation:
     """What a run computes on the devices that are here, with data that is prepared."""
     mesh = sharding.make_mesh(run.mesh)
-    task = check(run, recipe, mesh)
+    check(run, recipe, mesh)
     rows = recipe.rows(run, data)["train"]
-    return computation(run, task, mesh, rows.lengths, recipe.row(rows))
+    run = with_chosen_kernel(run, mesh, rows.lengths)
+    return computation(run, check(run, recipe, mesh), mesh, rows.lengths, recipe.row(rows))

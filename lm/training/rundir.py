@@ -230,6 +230,7 @@ def manifest(run: config.Run, *, data_fingerprint: str, tokenizer_fingerprint: s
         "versions": {"lm": lm.__version__} | {name: metadata.version(name) for name in LIBRARIES},
         "devices": {"kind": jax.devices()[0].device_kind, "count": jax.device_count(), "processes": jax.process_count()},
         "mesh": dict(mesh.shape),
+        "kernel": run.model.kernel,  # of attention, which model.kernel=auto chose
         "environment": environment,
         "data_fingerprint": data_fingerprint,
         "tokenizer_fingerprint": tokenizer_fingerprint,

@@ -45,12 +45,14 @@ def test_trains(train, tmp_path, what):
 
 
 def test_no_steps_evaluate_the_first_parameters(train, tmp_path):
-    code, err = train(tmp_path, "decoder.causal", "--config.train.steps=0")
+    code, err = train(tmp_path, "decoder.causal", "--config.train.steps=0", "--config.model.kernel=auto")
     assert code == 0, err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["step"] == summary["tokens_seen"] == summary["model_flops"] == 0
     assert 5 < summary["heldout"]["loss"] < 8  # log 512 is 6.2
     assert (tmp_path / "report.html").exists()
+    chosen = (json.loads((tmp_path / name).read_text()) for name in ("config.json", "manifest.json"))
+    assert next(chosen)["model"]["kernel"] == next(chosen)["kernel"] == "plain"  # on a CPU
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)

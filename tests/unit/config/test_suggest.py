@@ -89,7 +89,7 @@ def test_a_suggested_key_is_taken(folder):
 def test_a_choice_that_some_machines_alone_take_says_so():
     tree = to_dict(MODEL) | {"kernel": "flash"}
     refused(
-        r"config.model.kernel is 'flash'; known: plain, splash \(on TPUs alone\), cudnn \(on GPUs alone\)$",
+        r"config.model.kernel is 'flash'; known: plain, splash \(on TPUs alone\), cudnn \(on GPUs alone\), auto$",
         build,
         config.Model,
         tree,

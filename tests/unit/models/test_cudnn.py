@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from lm.models import attention
 from lm.models.kernels import cudnn
 from lm.models.mask import Mask
 from lm.models.transformer import remat_policy, with_kernel
+from lm.objectives import Lengths
+from lm.training.assembly import with_chosen_kernel
 
 B, T, N, K, H = 2, 16, 4, 2, 8
 MASKS = {
@@ -113,6 +116,44 @@ def test_what_the_kernel_lacks_is_refused(settings, cause):
     position = settings.pop("position", None)
     with pytest.raises(UserError, match=cause):
         Model(64, 32, decoder=Stack(1, {"L": Block(Attention(4, **settings), Mlp(32))}, position=position), **of_model)
+
+
+ANY, A100, H100, TPU = (
+    SimpleNamespace(platform=platform, compute_capability=capability)
+    for platform, capability in (("cpu", None), ("gpu", "8.0"), ("gpu", "9.0"), ("tpu", None))
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "lengths", "sequence", "kernel"),
+    [
+        (ANY, {}, (None, 128), 1, "plain"),
+        (A100, {}, (None, 128), 1, "cudnn"),
+        (A100, {}, (64, 129), 1, "plain"),  # an odd length
+        (A100, {}, (None, 128), 2, "plain"),  # rows on several devices
+        (A100, dict(dtype="float32"), (None, 128), 1, "plain"),
+        (A100, dict(head_dim=256), (None, 128), 1, "plain"),
+        (H100, dict(head_dim=256), (None, 128), 1, "cudnn"),
+        (TPU, {}, (None, 128), 1, "splash"),
+        (TPU, dict(softcap=5.0), (None, 128), 1, "splash"),
+        (TPU, dict(dropout=0.1), (None, 128), 1, "plain"),
+        (TPU, {}, (128, 192), 1, "plain"),  # no tile of 128 divides it
+        (TPU, {}, (None, 256), 2, "plain"),  # nor the four parts of a row
+        (TPU, {}, (None, 512), 2, "splash"),
+    ],
+)
+def test_the_kernel_of_the_devices_is_chosen_where_it_takes_the_model_and_its_rows(device, settings, lengths, sequence, kernel):
+    dtype, (encoder, decoder) = settings.pop("dtype", "bfloat16"), lengths
+    block = Block(Attention(4, **settings), Mlp(32), cross=bool(encoder))
+    stacks = dict(decoder=Stack(1, {"L": block}), encoder=Stack(1, {"L": replace(block, cross=False)}) if encoder else None)
+    run = config.Run(model=Model(64, 32, dtype=dtype, kernel="auto", **stacks))
+    mesh = SimpleNamespace(devices=np.array([device]), shape={"sequence": sequence})
+    assert with_chosen_kernel(run, mesh, Lengths(encoder, decoder)).model.kernel == kernel
+
+
+def test_what_was_asked_for_is_not_replaced():
+    run = config.Run(model=Model(64, 32, decoder=Stack(1, {"L": Block(Attention(4), Mlp(32))}), kernel="splash"))
+    assert with_chosen_kernel(run, SimpleNamespace(), Lengths(None, 7)) is run
 
 
 def test_rows_of_an_odd_length_are_refused():
