@@ -9,9 +9,11 @@ import importlib.util
 import json
 import os
 import secrets
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,14 +47,27 @@ class Start:
     id: str | None
 
 
+@contextmanager
+def _hidden(module: str) -> Generator[None]:
+    """Where a module that is not imported yet is as if it were not installed."""
+    imported = module in sys.modules
+    sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if not imported:
+            sys.modules.pop(module, None)
+
+
 class TensorBoard:
     """Event files in the workdir. Those of steps that run again are dropped when they are shown."""
 
     id: str | None = None
 
     def __init__(self, start: Start):
-        from tensorboardX import SummaryWriter
-        from tensorboardX.summary import hparams
+        with _hidden("torch"):  # tensorboardX imports it where it is installed, for two seconds, and uses none of it here
+            from tensorboardX import SummaryWriter
+            from tensorboardX.summary import hparams
 
         again = start.first + 1 if start.first else None
         self.writer: Any = SummaryWriter(str(start.folder / "tensorboard"), purge_step=again, filename_suffix=f".{start.first}")

@@ -1,6 +1,9 @@
 """Trackers: what they are given is found by their own libraries, offline, and a resumed run goes on in the same one."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -53,6 +56,23 @@ def records(content, at=7, block=32768):
         if kind in (1, 4):  # whole, or the last part
             yield record
             record = b""
+
+
+def test_tensorboard_imports_no_torch(tmp_path):
+    """Which takes two seconds where it is installed; afterwards it can be imported as before."""
+    (tmp_path / "torch.py").write_text("print('imported')\n")
+    code = (
+        "import sys; from pathlib import Path; from lm.training.trackers import Start, TensorBoard\n"
+        "TensorBoard(Start(Path(sys.argv[1]), {}, 0, None)).close(True); print('then'); import torch"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == ["then", "imported"]
 
 
 def test_wandb_offline_keeps_one_run(tmp_path, monkeypatch):
