@@ -28,6 +28,7 @@ DECODING = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
     "xla_cpu_prefer_vector_width": 256,
 }
+_keeps_pages = False
 ENOUGH_MEMORY = 12 * 2**30  # bytes. Below this, freed pages are not kept: that can quadruple the memory in use
 
 
@@ -65,9 +66,21 @@ def _keep_pages() -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if platform.libc_ver()[0] != "glibc" or memory < ENOUGH_MEMORY or any(name.startswith("MALLOC_") for name in os.environ):
         return
+    global _keeps_pages
+    _keeps_pages = True
     libc = ctypes.CDLL("libc.so.6")
     for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never), M_ARENA_MAX
         libc.mallopt(option, value)
+
+
+def release_pages() -> None:
+    """Gives freed memory back to the system, where `before_jax` makes malloc keep it. The next step faults in what it uses.
+
+    The heap has holes that nothing fits: glibc before 2.38 rounds an aligned block, such as a step's working memory, up to a
+    little more than it leaves when it is freed. So the process comes to hold two to four times what a step needs.
+    """
+    if _keeps_pages:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def after_jax() -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lm import config, flops, process
+from lm import config, flops, process, startup
 from lm.checkpoint import Checkpoints
 from lm.errors import EXIT_PREEMPTED, Diverged, Stopped, add_also
 from lm.training.display import Display
@@ -137,6 +137,7 @@ class Evaluate:
         for text in texts:
             self.log.rundir.append("samples.jsonl", {"step": step} | text)
         self.log.trackers.samples(step, texts)
+        startup.release_pages()  # of the programs that evaluate, which steps do not need
 
     def evaluate(self, step: int, state: TrainState) -> Any:
         """Sets `latest` to the figures of all evaluators, and returns the parameters that they are of."""

@@ -47,7 +47,7 @@ MAY = {
     "conversion": MODELS | {"conversion", "checkpoint", "data", "saved"},
     "objectives": CORE | {"objectives"},
     "data": DATA,
-    "training": TRAINING,
+    "training": TRAINING | {"startup"},
     "report": {"errors", "cli", "training"},
     "show": {"errors", "cli", "config", "view"},
     "view": {"errors", "config", "types", "data", "objectives", "saved", "training", "recipes", "view"},
