@@ -41,6 +41,9 @@ def attend(
     """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
+    if bias_NTS is None and shards("length") == 1 and (size := mask.local_block(window)):
+        options: dict[str, Any] = dict(scale=scale, softcap=softcap, window=window, dropout=dropout)
+        return _attend_locally(q_BTNH, k_BSKH, v_BSKH, mask, size, **options)
     axes = ("batch", "keys", kv_axis(K), "head_dim")
     k_BSKH, v_BSKH = (nn.with_logical_constraint(x, axes) for x in (k_BSKH, v_BSKH))
     # Heads before length gives batches of plain matrix products, which the CPU library accepts as they are (1.4x faster).
@@ -61,6 +64,32 @@ def attend(
         outputs.append((y / total).astype(y.dtype))
     y_BKGTH = jnp.concatenate(outputs, axis=3)
     return jnp.moveaxis(y_BKGTH, 3, 1).reshape(B, T, N, H)
+
+
+def _attend_locally(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, size: int, **options: Any) -> jax.Array:
+    """`attend` with blocks of `size` queries as the rows of a larger batch, each with the keys of `Mask.local_block`."""
+    B, T = q.shape[:2]
+    count = -(-T // size)
+
+    def cut(x: jax.Array, fill: int = 0) -> jax.Array:
+        """[B, T, ...] -> [B, count, size, ...]"""
+        padding = [(0, 0), (0, count * size - T), *[(0, 0)] * (x.ndim - 2)]
+        return jnp.pad(x, padding, constant_values=fill).reshape(B, count, size, *x.shape[2:])
+
+    def around(x: jax.Array, fill: int = 0) -> jax.Array:
+        """[B, T, ...] -> [B * count, 2 or 3 times size, ...]"""
+        x = cut(x, fill)
+        none = jnp.full_like(x[:, :1], fill)
+        before, after = jnp.concatenate([none, x[:, :-1]], axis=1), jnp.concatenate([x[:, 1:], none], axis=1)
+        return rows(jnp.concatenate([before, x] if mask.causal else [before, x, after], axis=2))
+
+    def rows(x: jax.Array) -> jax.Array:
+        return x.reshape(B * count, *x.shape[2:])
+
+    # Padding has segments of its own: no query sees its keys.
+    local = Mask(rows(cut(mask.q_segments, -2)), around(mask.k_segments, -1), q_start=size, causal=mask.causal)
+    y = attend(rows(cut(q)), around(k), around(v), mask=local, **options)
+    return y.reshape(B, count * size, *y.shape[2:])[:, :T]
 
 
 def _grouped_query_matmul(x_BKGTI: jax.Array, y_BKIJ: jax.Array) -> jax.Array:

@@ -91,6 +91,20 @@ class Mask:
         starts = range(0, t, size)
         return [(slice(i, min(i + size, t)), slice(max(0, i - window + 1) if window else 0, min(i + size, t))) for i in starts]
 
+    def local_block(self, window: int | None) -> int | None:
+        """Returns how many tokens a block has if a row is computed as many blocks, each with the keys of its neighbours: the
+        one before, and unless `causal` the one behind. None where `blocks` has as little to compute, or a key may be farther.
+
+        Then a long row takes time and memory in proportion to its length, where `blocks` has at most MAX_BLOCKS parts.
+        """
+        t, s = self.q_segments.shape[-1], self.k_segments.shape[-1]
+        simple = self.k_prefix is None and self.q_blocks is None and self.k_index is None and isinstance(self.q_start, int)
+        if window is None or t != s or not simple:
+            return None
+        reach = window - 1 if self.causal else window // 2
+        size = max(1, -(-reach // MIN_BLOCK)) * MIN_BLOCK
+        return size if t >= MAX_BLOCKS * size and (not self.causal or t > MAX_BLOCKS * MIN_BLOCK) else None
+
     def dense(self, window: int | None = None, queries: slice = slice(None), keys: slice = slice(None)) -> jax.Array:
         """Returns bool [B, T, S], True where the query sees the key; T and S are those of the given slices."""
         distance = self.distance()[..., queries, keys]

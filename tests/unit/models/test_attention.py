@@ -58,6 +58,29 @@ def test_attention_in_blocks_is_attention(window, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), blocked, whole)
 
 
+@pytest.mark.parametrize(("causal", "window"), [(True, 1), (True, 4), (False, 4), (False, 5)])
+def test_long_rows_with_windows_are_computed_by_neighbouring_blocks(causal, window, monkeypatch):
+    """41 tokens of three documents and padding in blocks of 4, compared with all pairs; in a program nothing is [41, 41]."""
+    n = 41
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, heads, 8)) for i, heads in enumerate((4, 2, 2)))
+    segments = jnp.asarray([[1] * 9 + [2] * 20 + [3] * 12, [1] * 30 + [0] * 11])
+    real = (segments > 0)[..., None, None]
+    mask = Mask(segments, segments, causal=causal)
+
+    def run(q, k, v):
+        look = lambda *qkv: attend(*qkv, mask=mask, scale=0.3, window=window, softcap=20.0) * real
+        gradient = jax.grad(lambda *qkv: jnp.sum(jnp.sin(look(*qkv))), argnums=(0, 1, 2))
+        return look(q, k, v), gradient(q, k, v)
+
+    assert mask.local_block(window) is None
+    whole = jax.jit(run)(q, k, v)
+    monkeypatch.setattr("lm.models.mask.MIN_BLOCK", 4)
+    assert mask.local_block(window) == 4 and mask.local_block(None) is None and mask.local_block(20) is None
+    lowered = jax.jit(lambda *qkv: run(*qkv)).lower(q, k, v)
+    assert f"{n}x{n}x" not in lowered.as_text()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), lowered.compile()(q, k, v), whole)
+
+
 def test_windows_reach_as_far_as_their_pattern_says():
     """Through windows alone, token 0 reaches position t if t <= layers * (window - 1); a global layer sees all."""
     local = replace(BLOCK, attention=Attention(4, window=3))
