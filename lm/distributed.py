@@ -66,12 +66,12 @@ def start() -> None:
         hosts = _detect()
     if hosts is None or hosts["num_processes"] == 1:
         return
-    seconds = _seconds("LM_BARRIER_SECONDS", BARRIER)
+    seconds = seconds_of("LM_BARRIER_SECONDS", BARRIER)
     _roll_call(hosts["coordinator_address"], hosts["num_processes"], hosts["process_id"], seconds)
     jax.distributed.initialize(
         **hosts,
         initialization_timeout=seconds,
-        heartbeat_timeout_seconds=_seconds("LM_HEARTBEAT_SECONDS", HEARTBEAT),
+        heartbeat_timeout_seconds=seconds_of("LM_HEARTBEAT_SECONDS", HEARTBEAT),
         shutdown_timeout_seconds=3600,  # host 0 may still be writing its report; the heartbeat detects dead hosts
         cluster_detection_method="deactivate",
     )
@@ -117,7 +117,7 @@ def _detect() -> dict[str, Any] | None:
     UserError if detection fails or finds nothing although a scheduler's variables are set: otherwise each process would
     train on its own.
     """
-    seconds, cure = _seconds("LM_BARRIER_SECONDS", BARRIER), f"set {ADDRESS}, {PROCESSES} and {PROCESS}, or {PROCESSES}=1 if"
+    seconds, cure = seconds_of("LM_BARRIER_SECONDS", BARRIER), f"set {ADDRESS}, {PROCESSES} and {PROCESS}, or {PROCESSES}=1 if"
     try:
         detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
         address, processes, process, devices = detect(os.environ.get(ADDRESS), None, None, None, None, seconds)
@@ -131,7 +131,7 @@ def _detect() -> dict[str, Any] | None:
     return dict(coordinator_address=address, num_processes=processes, process_id=process, local_device_ids=devices)
 
 
-def _seconds(name: str, default: int) -> int:
+def seconds_of(name: str, default: int) -> int:
     """The timeout in the environment variable `name`, in seconds."""
     value = os.environ.get(name, str(default))
     if not value.isdigit() or int(value) < 1:
@@ -206,7 +206,7 @@ def barrier(name: str) -> None:
     """Waits until all hosts call this. HostMissing, after LM_BARRIER_SECONDS, names those that did not."""
     if not jax.distributed.is_initialized():
         return
-    state, seconds = distributed.global_state, _seconds("LM_BARRIER_SECONDS", BARRIER)
+    state, seconds = distributed.global_state, seconds_of("LM_BARRIER_SECONDS", BARRIER)
     client: Any = state.client
     key = f"lm/{next(_barrier_ids)}/{name}"
     client.key_value_set(f"{key}/{state.process_id}", "arrived")
@@ -229,6 +229,11 @@ def _missing_error(missing: list[int], processes: int, name: str, seconds: float
 
 
 # ------------------------------------------------------------------------------------------------ shared values
+
+
+def process_id() -> int:
+    """Index of this process among those that `start` connected, from 0. Unlike jax's, it needs no device."""
+    return distributed.global_state.process_id or 0
 
 
 def is_main_process() -> bool:

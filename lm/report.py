@@ -1,11 +1,14 @@
 """Puts runs side by side on one page.
 
   python -m lm.report runs/a runs/b runs/c
-  python -m lm.report runs/* --out=all.html
+  python -m lm.report runs/* gs://bucket/runs/d --out=all.html
 
-Each D is the --workdir of a run, finished or not. The page has a table of the results, curves over steps, tokens, FLOPs and
-seconds, the differences of the configs, and the latest samples. It is a single file that needs nothing else, so it can be
-sent and opened anywhere. (A run keeps a page of its own in its WORKDIR/report.html, from the first evaluation on.)
+Each D is the --workdir of a run, finished or not, here or in a bucket (gs://
+or another that fsspec reads). The page has a table of the results, curves over
+steps, tokens, FLOPs and seconds, the differences of the configs, and the latest
+samples. It is a single file that needs nothing else, so it can be sent and
+opened anywhere. (A run keeps a page of its own in its WORKDIR/report.html, from
+the first evaluation on.)
 """
 
 from pathlib import Path

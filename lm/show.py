@@ -87,9 +87,8 @@ def looked(run: Any, flags: Any) -> Any:
         steps = min(flags.steps or STEPS, found.run.train.steps)
         read = [found.numbers(step) for step in range(1, steps + 1)]
         every = counts.shares(found.batch, found.rows.sources, read, len(stores))
-        weights = {name: found.run.data.sources[name].weight for name in stores}
         shares = dict(zip(stores, every, strict=True))
-        tables.insert(0, counts.shares_table(shares, weights, reading.epochs(found), steps))
+        tables.insert(0, counts.shares_table(shares, found.weights, reading.epochs(found), steps))
     return Look(title, about, rows, tables)
 
 

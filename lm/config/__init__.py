@@ -4,7 +4,7 @@ A family of models is data (see `Model`): nothing in the library asks for a fami
 """
 
 from lm.config.adapter import Lora
-from lm.config.data import Clean, Data, Dedup, Source, Tokenizer, day
+from lm.config.data import Classifier, Clean, Contamination, Data, Dedup, Quality, Source, Tokenizer, day
 from lm.config.distill import Distill, OnPolicy
 from lm.config.model import (
     Alibi,
@@ -50,5 +50,6 @@ from lm.config.objective import (
 )
 from lm.config.policy import Grader, Policy
 from lm.config.preference import Preference, Reward
+from lm.config.quality import C4, FineWeb, Gopher, Language
 from lm.config.run import Checkpoint, Evaluate, Finetune, Log, Mesh, Optimizer, Pod, Pretrain, Recipe, Run, Schedule, Train
 from lm.config.sampling import Asked, Order, Sampling

@@ -6,7 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from lm.config.ranges import LARGEST, Decay, Length, Name, Natural, NonNegative, PositiveShare, Range, Vocabulary, Words, Year
+from lm.config.quality import C4, FineWeb, Gopher, Language
+from lm.config.ranges import (
+    LARGEST,
+    Count,
+    Decay,
+    Length,
+    Name,
+    Natural,
+    NonNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Share,
+    Vocabulary,
+    Words,
+    Year,
+)
 from lm.errors import UserError
 
 
@@ -28,10 +44,13 @@ class Source:
 
     kind `tfds`: `path` is a builder name ("sotu" and "stdlib" are ours; "lm1b", "c4/en"...), `split` one of its splits; a
     record's fields are features, a list of objects a Sequence of them.
-    kind `text`: `path` is a glob of files, local or gs://, a file a document.
-    kind `jsonl`: a glob of .jsonl or .jsonl.gz, a line a document. kind `array_record`: a glob, a record a document.
-    kind `parquet`: a file, a glob or a folder of .parquet, a row a document; a record's fields are columns.
-    kind `csv`: a glob of .csv, .tsv or .csv.gz, a row a document below the row of names, which are those of columns.
+    Kinds of files: `path` is a file, a glob or a folder with all that is below it, local or gs://, s3://, hf:// or https://
+    (of a web server a folder ends in a slash).
+    kind `text`: a file a document; of a folder .txt, .md and source code, without hidden and binary files.
+    kind `jsonl`: .jsonl, .jsonl.gz or .jsonl.zst, a line a document. kind `array_record`: local, a record a document.
+    kind `parquet`: .parquet, a row a document; a record's fields are columns.
+    kind `csv`: .csv, .tsv or these with .gz, a row a document below the row of names, which are those of columns.
+    kind `warc`: .warc, .warc.gz or .wet.gz of a web crawl, a page a document: its main text, without menus and markup.
     kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split; with format
     `text` its texts alone, such as the encyclopaedia's of "topics"; with `pair` a task told in words (`lm.data.corpus.told`).
     kind `cloze`: `path` is "spans" or "infill", questions about the documents of other prepared data (`lm.data.corpus.cloze`).
@@ -41,7 +60,7 @@ class Source:
     nor compared for near duplicates.
     """
 
-    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze", "generated", "parquet", "csv"] = "tfds"
+    kind: Literal["tfds", "text", "jsonl", "array_record", "package", "cloze", "generated", "parquet", "csv", "warc"] = "tfds"
     path: Name = "sotu"
     split: Name = "train"
     field: Name = "text"  # of a tfds, jsonl or JSON ArrayRecord record; a column of Parquet or CSV
@@ -76,14 +95,14 @@ class Source:
             raise UserError(
                 f"format={self.format} of {self.path}: a source of kind {self.kind} has format={' or '.join(formats)}"
             )
-        if colon and (scheme != "gs" or self.kind not in ("text", "jsonl", "array_record", "parquet", "csv")):
+        if colon and (scheme not in SCHEMES or self.kind not in FILES):
             names = {
                 "tfds": "a builder's name",
                 "package": "a set's name",
                 "cloze": "'spans' or 'infill'",
                 "generated": "a set's name",
             }
-            what = names.get(self.kind, "local files and gs://")
+            what = names.get(self.kind, "a local file, and " + ", ".join(f"{name}://" for name in SCHEMES))
             raise UserError(f"path={self.path} is not read, {what} is: copy it to a local folder and give that")
 
 
@@ -102,12 +121,15 @@ def _check_dates(source: Source) -> None:
         raise UserError(f"since={source.since} of {source.path} is not before before={source.before}: change one of them")
 
 
+FILES = ("text", "jsonl", "array_record", "parquet", "csv", "warc")  # kinds whose path names files
+SCHEMES = ("gs", "s3", "hf", "https", "http", "memory", "file")  # of URLs of files
 DATED = ("jsonl", "array_record", "parquet")  # kinds whose records may have a date
 TURNS = ("messages", "preference", "feedback")  # formats that are conversations, which a model is trained to chat in
 OWN_SPLIT = ("package", "cloze")  # kinds of sources that come with a held-out split
 # Of kinds that have not all of them.
 _FORMATS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
+    "warc": ("text",),
     "package": ("text", "labelled", "pair"),
     "cloze": ("pair",),
     "csv": ("text", "labelled", "pair"),
@@ -141,12 +163,67 @@ class Tokenizer:
     """The tokenizer that is trained on the training documents, or is given.
 
     kind `bpe`, `unigram`: pieces of words, and bytes for what they do not spell; `vocab_size` is reached exactly.
+    kind `byte_bpe`: pieces of bytes, as GPT and LLaMA 3 have them, by the tokenizers library; `vocab_size` is reached exactly.
     kind `word`: each word between white space is one id, other words are unk; `vocab_size` is an upper limit.
     """
 
-    kind: Literal["bpe", "unigram", "word"] = "bpe"
+    kind: Literal["bpe", "unigram", "word", "byte_bpe"] = "bpe"
     vocab_size: Vocabulary = 8192  # with special tokens
-    path: Name | None = None  # a sentencepiece model to use as it is; None: train one
+    path: Name | None = None  # a sentencepiece model or tokenizer.json to use as it is; None: train one
+    split: Literal["gpt2", "gpt4", "llama3"] = "gpt4"  # of byte_bpe: whose words pieces are part of
+
+    def __post_init__(self) -> None:
+        if self.split != "gpt4" and self.kind != "byte_bpe":
+            raise UserError(f"split={self.split} is of kind=byte_bpe, and kind is {self.kind}: change one of them")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Drops documents that look like bad examples: a linear model of labelled texts (`lm.data.corpus.classifier`)."""
+
+    examples: Source  # of format=labelled
+    good: Name = "good"  # the label of texts to keep; all others are of texts to drop
+    least: Share = 0.5  # probability of being good
+
+    def __post_init__(self) -> None:
+        if self.examples.format != "labelled":
+            raise UserError(f"examples.format={self.examples.format}: examples of good and bad texts have format=labelled")
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """Cuts the texts of evaluation sets out of the documents, as GPT-3 (arXiv 2005.14165, appendix C).
+
+    What is searched for are all runs of `words` words in a set's texts, and whole texts that are shorter. It is cut out with
+    `around` characters on both sides; pieces of fewer than `min_chars` are dropped, and so is a document in more than
+    `max_pieces`. (GPT-3 leaves runs that are in more than 10 documents; here they are cut out too.)
+    """
+
+    sets: Mapping[Name, Source]
+    words: Count = 13  # lower-case, without punctuation
+    shortest: Count = 8  # words of a whole text that is searched for; shorter ones are too common
+    around: Natural = 200
+    min_chars: Natural = 200
+    max_pieces: Count = 10
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            raise UserError("sets is empty: name the evaluation sets, such as sets.mine.path=questions.jsonl")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Which texts are dropped for what they are, and what is removed from those that stay (`lm.data.corpus.quality`), in this
+    order. All is off by default; an empty section, quality.gopher={}, has its paper's thresholds. Records stay as they are.
+    """
+
+    language: Language | None = None
+    gopher: Gopher | None = None
+    c4: C4 | None = None
+    fineweb: FineWeb | None = None
+    classifier: Classifier | None = None
+    contamination: Contamination | None = None
+    redact: tuple[Literal["email", "ip", "phone"], ...] = ()  # written over by addresses and numbers that are nobody's
 
 
 @dataclass(frozen=True)
@@ -166,12 +243,16 @@ class Data:
     after: Words = ""
     packing: bool = False  # records, as many in a row as fit into these lengths; a text's documents always share rows
     on_long: Literal["fail", "skip"] = "fail"  # an answer for which a record has no room: stop, or leave it out and count it
-    cache: Name = "~/.cache/lm"  # a local folder; prepared data lives in <cache>/<fingerprint>
+    cache: Name = "~/.cache/lm"  # a local folder, or gs://, s3://, file://; prepared data lives in <cache>/<fingerprint>
     on_corrupt: Literal["fail", "skip"] = "fail"  # an unreadable record: stop and name it, or count it and go on
     # How conversations are written: a name of `lm.data.templates` (chatml, llama3, gemma, t5), or a template's own text in
     # Jinja's language. None: as in the run of train.init_from, by a converted model's own template if it has one, or else
     # with the tokenizer's role tokens.
     template: Name | None = None
+    quality: Quality = Quality()  # which documents are good enough
+    # Shares of the sources by weight x tokens^(1 / temperature), so that small ones are read more often than their size asks
+    # for (mT5, arXiv 2010.11934, section 3.2: 1 / 0.3). 1: in proportion to their size; None: by weight alone.
+    temperature: Positive | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:

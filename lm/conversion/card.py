@@ -11,6 +11,9 @@ USE = """from transformers import AutoTokenizer, {kind}
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = {kind}.from_pretrained("{name}")"""
 
+COUNTED = {"tokens": "tokens of documents", "items": "records"}  # held-out figures that say how many the others are of
+OVER = "Intervals are over documents or records, not over runs."
+
 
 def written(source: Any, settings: dict[str, Any], count: int, *, name: str, licence: str | None) -> str:
     """Returns the text of the card.
@@ -95,8 +98,12 @@ def _compute(summary: dict[str, Any], manifest: dict[str, Any]) -> str:
 
 
 def _results(source: Any, summary: dict[str, Any]) -> str:
+    ends = summary.get("heldout_intervals") or {}
+    between = lambda found: "{:.4g} to {:.4g}".format(*found) if found else ""
     rows = [
-        ("held-out " + n.replace("_", " "), f"{v:.4g}", "") for n, v in (summary.get("heldout") or {}).items() if n != "tokens"
+        ("held-out " + n.replace("_", " "), f"{v:.4g}", between(ends.get(n)))
+        for n, v in (summary.get("heldout") or {}).items()
+        if n not in COUNTED
     ]
     rows += [
         (f"baseline {n.replace('_', ' ')} (bits per byte)", f"{v:.4g}", "") for n, v in (summary.get("baselines") or {}).items()
@@ -107,12 +114,9 @@ def _results(source: Any, summary: dict[str, Any]) -> str:
     if not rows:
         return "None are known."
     table = "\n".join(f"| {_line(name)} | {value} | {between} |" for name, value, between in rows)
-    tokens = (summary.get("heldout") or {}).get("tokens")
-    about = (
-        f"\n\nHeld-out figures are means over {tokens:,.0f} tokens of documents that were not trained on, of one run."
-        if tokens
-        else ""
-    )
+    heldout = summary.get("heldout") or {}
+    of = next((f"{heldout[n]:,.0f} {what}" for n, what in COUNTED.items() if heldout.get(n)), None)
+    about = f"\n\nHeld-out figures are means over {of} that were not trained on, of one run. {OVER}" if of else ""
     return f"| | value | 95 % interval |\n|---|---|---|\n{table}{about}"
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from lm import atomic
 from lm.conversion.tokenizer_files import AS_IT_IS
+from lm.data.tokenizer_bytes import LLAMA3
 from lm.errors import UserError, nearest
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
 WORDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 SENTENCEPIECE = {"bos": "bos", "eos": "eos", "pad": "padding"}
-LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 # How a text is cut before merges, by tokenizer.ggml.pre (llama.cpp, src/llama-vocab.cpp): by an expression, or as GPT-2 does,
 # with each digit on its own or not.

@@ -13,7 +13,7 @@ import numpy as np
 from lm import config
 from lm.data.corpus.store import Store
 from lm.data.examples import ExampleBuilder
-from lm.data.rows import blank, located, pack, stack
+from lm.data.rows import blank, located, mixture_weights, pack, stack
 from lm.errors import UserError
 from lm.objectives import Lengths
 from lm.types import Compared, Example, Judged
@@ -138,8 +138,8 @@ class PreferenceRows:
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row, and the number of its item in that source: int64 each."""
-        weights = [self.data.sources[name].weight for name in self.stores]
-        return located(index, [*self.sizes.values()], weights, self.seed, shuffle=self.shuffle)
+        weights = mixture_weights(self.data, self.stores)
+        return located(index, [*self.sizes.values()], [*weights.values()], self.seed, shuffle=self.shuffle)
 
     def _pair(self, s: int, name: str, number: int) -> tuple[Example, Example]:
         make = self.builder.reward_example if self.rewards else self.builder.last_turn_example

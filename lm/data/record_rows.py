@@ -9,7 +9,7 @@ import numpy as np
 from lm import config
 from lm.data.corpus.store import Store
 from lm.data.examples import ExampleBuilder
-from lm.data.rows import blank, located, pack, permute, stack
+from lm.data.rows import blank, located, mixture_weights, pack, permute, stack
 from lm.errors import UserError
 from lm.objectives import Lengths
 from lm.types import Example
@@ -253,8 +253,8 @@ class RecordRows:
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row and its number in that source's order: int64 each, as in `mixture`."""
-        weights = [self.data.sources[name].weight for name in self.stores]
-        return located(index, [*self.sizes.values()], weights, self.seed, shuffle=self.shuffle)
+        weights = mixture_weights(self.data, self.stores)
+        return located(index, [*self.sizes.values()], [*weights.values()], self.seed, shuffle=self.shuffle)
 
     def records(self, index: Sequence[int] | np.ndarray) -> list[tuple[str, int]]:
         """The source of each held-out row of `index`, and the number of its record in that source's store."""

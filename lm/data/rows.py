@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lm import config
 from lm.data.corpus.store import Store
 from lm.errors import UserError
 from lm.objectives import Lengths, Objective, spread
@@ -42,6 +43,16 @@ def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
     while (outside := out >= np.uint64(size)).any():
         out[outside] = network(out[outside])
     return out.astype(np.int64)
+
+
+def mixture_weights(data: config.Data, stores: Mapping[str, Store]) -> dict[str, float]:
+    """The weight of each source in the mixture: as `data.sources` has it, else 1; under `data.temperature` times its
+    tokens^(1 / temperature), in units of the largest source's."""
+    given = {name: data.sources[name].weight if name in data.sources else 1.0 for name in stores}
+    if data.temperature is None:
+        return given
+    largest = max(max(store.num_tokens for store in stores.values()), 1)
+    return {name: w * (stores[name].num_tokens / largest) ** (1 / data.temperature) for name, w in given.items()}
 
 
 def shares(weights: Sequence[float]) -> np.ndarray:

@@ -7,11 +7,13 @@ A tokenizer that is trained here has its reserved ids at fixed numbers:
 
 Ids below 110 are control symbols: no text encodes to them, even if it contains their names.
 
-A word-level tokenizer (`kind="word"`) has the same control symbols but for 32 sentinels, and no bytes.
+Byte-level BPE (`kind="byte_bpe"`) has the same control symbols, and then the bytes (`lm.data.tokenizer_bytes`). A word-level
+tokenizer (`kind="word"`) has them but for 32 sentinels, and no bytes.
 
     0..4 as above   5..36 <extra_id_0>..<extra_id_31>   37..41 role markers   42.. words, the most frequent first
 """
 
+import dataclasses
 import io
 import itertools
 import math
@@ -25,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from lm import config
-from lm.data import tokenizer_check
-from lm.data.tokenizer_json import HuggingFace
+from lm.data import tokenizer_bytes, tokenizer_check
+from lm.data.tokenizer_json import HuggingFace, library
 from lm.data.vocabulary import (
     MASK,
     MASKS,
@@ -242,7 +244,17 @@ def read(path: str) -> bytes:
         ) from None
 
 
-def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:
+def identity_of(settings: config.Tokenizer) -> dict[str, Any]:
+    """What a fingerprint tells of a tokenizer to train: its fields, but for one that only another kind has, and the version of
+    a library that not every kind needs."""
+    found = dataclasses.asdict(settings)
+    if settings.kind == "byte_bpe":
+        return found | {"tokenizers": library().__version__}
+    del found["split"]
+    return found
+
+
+def train(texts: Iterable[str], settings: config.Tokenizer) -> Tokenizer:
     """Trains a tokenizer. The same texts and settings give the same bytes.
 
     Raises UserError if `vocab_size` is too small, or, unless words are the pieces, larger than the texts allow; the message
@@ -252,6 +264,8 @@ def train(texts: Iterable[str], settings: config.Tokenizer) -> SentencePiece:
 
     if settings.kind == "word":
         return Words(_words(texts, settings.vocab_size))
+    if settings.kind == "byte_bpe":
+        return HuggingFace(tokenizer_bytes.train(texts, settings))
     smallest = _RESERVED + 1 + 256 + 1
     if settings.vocab_size < smallest:
         raise UserError(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from lm.data.vocabulary import MASKS, ROLES, SENTINELS, SPACE, Tokenizer, byte_v
 from lm.data.word_boundaries import ByteLevel, Marked, Pieces, byte_level_alphabet
 from lm.errors import UserError
 
-_PART = 1 << 18  # characters per call of the library, which needs a hundred bytes of memory or more for each of them
+_PART = 1 << 18  # characters that a core is given at a time: the library needs a hundred bytes of memory or more for each
 _LONGEST_PART = 1 << 22  # characters encoded in one call if no cut is found; a longer text is refused
 _CONTEXT = 1000  # characters on either side of a candidate cut that are encoded to check it
 _CANDIDATES = 16  # cuts of each kind that are checked
@@ -27,7 +28,9 @@ def library() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise UserError("a tokenizer.json needs the tokenizers library: pip install -e '.[convert]'") from None
+        raise UserError(
+            "byte-level BPE, or a tokenizer.json, needs the tokenizers library: pip install -e '.[convert]'"
+        ) from None
     return tokenizers
 
 
@@ -144,27 +147,23 @@ class HuggingFace(Tokenizer):
         return " or ".join(self.SPECIALS[name])
 
     def encode_batch(self, texts: Sequence[str], *, threads: int | None = None) -> list[np.ndarray]:
-        """int32 [n] for each text, without bos and eos. `threads` is ignored: the library chooses their number.
+        """int32 [n] for each text, without bos and eos.
 
         Raises UserError for a text of more than _LONGEST_PART characters that cannot be cut without changing its tokens."""
-        out, group, characters = [], [], 0
-        for text in texts:
-            if len(text) > _PART:
-                out += [*self._encode(group), np.concatenate([self._encode([part])[0] for part in self._parts(text)])]
-                group, characters = [], 0
-                continue
-            if characters + len(text) > _PART:
-                out += self._encode(group)
-                group, characters = [], 0
-            group.append(text)
-            characters += len(text)
-        return out + self._encode(group)
+        found: list[list[np.ndarray]] = [[] for _ in texts]
+        parts = ((i, part) for i, text in enumerate(texts) for part in self._parts(text))
+        for group in _groups(parts, _PART * (threads or os.cpu_count() or 1)):
+            for (i, _), ids in zip(group, self._encode([part for _, part in group], threads), strict=True):
+                found[i].append(ids)
+        return [np.concatenate(ids) for ids in found]
 
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        """int32 [n] for each text, in one call of the library."""
+    def _encode(self, texts: list[str], threads: int | None = None) -> list[np.ndarray]:
+        """int32 [n] for each text. The library takes a thread for each text of a call, up to one per core."""
+        at_once = max(threads or len(texts), 1)
+        calls = (texts[first : first + at_once] for first in range(0, len(texts), at_once))
         with tokenizer_check.library_errors():
-            found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(e.ids, np.int32) for e in found]
+            found = (self._tokenizer.encode_batch_fast(some, add_special_tokens=False) for some in calls)
+            return [np.array(e.ids, np.int32) for some in found for e in some]
 
     @property
     def names(self) -> Mapping[str, int]:
@@ -211,6 +210,19 @@ class HuggingFace(Tokenizer):
         known = [i for i in np.asarray(ids).tolist() if i < self.vocab_size and not self.special[i]]
         with tokenizer_check.library_errors():
             return self._tokenizer.decode(known, skip_special_tokens=False)
+
+
+def _groups(parts: Iterable[tuple[int, str]], characters: int) -> Iterator[list[tuple[int, str]]]:
+    """Groups parts of texts, in order, into lists of about so many characters, for the library to encode on all cores."""
+    group, held = list[tuple[int, str]](), 0
+    for i, part in parts:
+        group.append((i, part))
+        held += len(part)
+        if held >= characters:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 def _cuts(text: str, at: int) -> Iterator[tuple[int, int]]:

@@ -78,9 +78,9 @@ def _last(documents: Iterable[bytes], size: int) -> deque[bytes]:
 
 
 def of_prepared(prepared: Any) -> dict[str, float]:
-    """`baselines` over all sources of a `Prepared` (`lm.data.corpus.prepare`), cached in its folder as baselines.json. If that
+    """`baselines` over all sources of a `Prepared` (`lm.data.corpus.prepare`), cached beside it as baselines.json. If that
     cannot be written, warns and returns them all the same. Raises UserError if no documents are held out."""
-    cached = prepared.path / "baselines.json"
+    cached = prepared.beside / "baselines.json"
     if (earlier := _read_cached(cached)) is not None:
         return earlier
     if not prepared.holdout:

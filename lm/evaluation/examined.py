@@ -11,7 +11,7 @@ from lm.config import Asked
 from lm.data.chat import Chat
 from lm.data.corpus.prepare import Prepared
 from lm.data.corpus.store import shared
-from lm.data.rows import Rows, permute
+from lm.data.rows import Rows, mixture_weights, permute
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.evaluation import spans
@@ -74,8 +74,8 @@ def texts_of(run: config.Run, data: Prepared, architecture: str, *, step: int | 
     lengths = Lengths(None, objective.window)
     plain = dict(needs_other=False, stratified=False, paced=False, after=(), draws=False, shortest=1, ends=frozenset())
     objective = replace(objective, make=_as_it_is, lengths=lengths, **plain)
-    weights = {name: source.weight for name, source in run.data.sources.items()}
-    trained = Rows(shared(data.train, run.data.train_share), objective, run.train.seed, weights)
+    stores = shared(data.train, run.data.train_share)
+    trained = Rows(stores, objective, run.train.seed, mixture_weights(run.data, stores))
     held_out = Rows(data.holdout, objective, 0, shuffle=False) if data.holdout else None
     return Texts(data, trained, held_out, None if step is None else step * run.train.batch_size)
 

@@ -71,6 +71,16 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, *, seed: int
     return Interval(float(statistic(np.arange(count))), float(low), float(high))
 
 
+def ratio(totals: np.ndarray, weights: np.ndarray) -> Interval:
+    """sum(totals) / sum(weights), float [n] each, and Student's t interval by the variance of a ratio over n independent
+    clusters (Cochran, Sampling Techniques, 3rd edition, 1977, equation 6.13)."""
+    n, whole = len(totals), float(np.sum(weights))
+    middle = float(np.sum(totals)) / whole
+    spread = (n / (n - 1) * np.sum((totals - middle * weights) ** 2)) ** 0.5 / whole if n > 1 else float("inf")
+    half = float(-special.stdtrit(n - 1, 0.025) * spread) if n > 1 else float("inf")
+    return Interval(middle, middle - half, middle + half)
+
+
 def mean(values: np.ndarray) -> Interval:
     """The mean of the values, float [n], and Student's t interval, which a bootstrap of few values is too narrow for."""
     n, middle = len(values), float(np.mean(values))
@@ -83,3 +93,13 @@ def auroc(higher: np.ndarray, lower: np.ndarray) -> float:
     ordered = np.sort(lower)
     below = np.searchsorted(ordered, higher, "left") + np.searchsorted(ordered, higher, "right")
     return float(below.mean() / 2 / len(lower))
+
+
+def interval_ends(values: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    """The ends of the interval of the mean of each figure over items, float [n]: Wilson's where each is right or wrong."""
+    found = {
+        name: share(float(each.sum()), len(each)) if np.isin(each, (0, 1)).all() else mean(each)
+        for name, each in values.items()
+        if len(each) > 1
+    }
+    return {name: [interval.low, interval.high] for name, interval in found.items()}

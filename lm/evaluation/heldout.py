@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from lm import sharding
-from lm.data.rows import Rows
+from lm.data.rows import Rows, one_after_another
+from lm.evaluation.findings import ratio
 from lm.types import WeightedMean
 
 Score = Callable[[Any, Any], dict[str, WeightedMean]]  # (params, batch), jitted
@@ -32,8 +33,10 @@ class HeldOut:
     limit: int | None = None  # rows; None: all
     factors: bool | str = False
     nats: bool = True
+    batches: list[tuple[np.ndarray, dict[str, np.ndarray]]] = field(default_factory=list)  # of the latest call: rows, sums
 
     def __call__(self, params: Any) -> dict[str, float]:
+        self.batches.clear()
         total = self.rows.count
         chosen = np.linspace(0, total - 1, min(total, self.limit or total)).round().astype(np.int64)
         ends = np.cumsum(list(self.rows.sizes.values()))
@@ -49,7 +52,7 @@ class HeldOut:
         if self.nats:
             metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
         if self.factors:
-            name, stores = "bits_per_byte_bound" if self.factors == "bound" else "bits_per_byte", self.rows.stores
+            name, stores = self._bits_name, self.rows.stores
             metrics[name] = _bits(metrics["loss"], stores.values())
             of = {source: metrics.get(f"{source}/loss") for source in stores}
             metrics |= {f"{source}/{name}": _bits(loss, [stores[source]]) for source, loss in of.items() if loss is not None}
@@ -63,10 +66,42 @@ class HeldOut:
             # Past the end: blank; one shape.
             index = np.append(part, np.full(self.batch_size - len(part), self.rows.count))
             result = self.score(params, sharding.global_batch(self.rows.rows, index, self.mesh))
-            for name, mean in result.items():
-                # Summed as Python floats: float32 would lose the last digits over many batches.
-                sums[name] = sums.get(name, np.zeros(2)) + np.array([float(mean.total), float(mean.weight)])
+            # Summed as Python floats: float32 would lose the last digits over many batches.
+            found = {name: np.array([float(mean.total), float(mean.weight)]) for name, mean in result.items()}
+            self.batches.append((part, found))
+            for name, pair in found.items():
+                sums[name] = sums.get(name, np.zeros(2)) + pair
         return sums
+
+    def intervals(self) -> dict[str, list[float]]:
+        """The ends of the 95 % interval of the latest call's figures of all sources, over documents: a batch counts as part of
+        the one in which its middle lies. {} where all is in one, or nothing was called."""
+        documents = [self._document(int(part[len(part) // 2])) for part, _ in self.batches]
+        order = {document: i for i, document in enumerate(dict.fromkeys(documents))}
+        if len(order) < 2:
+            return {}
+        ends = dict[str, list[float]]()
+        for name in self.batches[0][1]:
+            sums = np.zeros((len(order), 2))
+            np.add.at(sums, [order[document] for document in documents], [found[name] for _, found in self.batches])
+            if sums[:, 1].sum():
+                found = ratio(*sums.T)
+                ends[name] = [found.low, found.high]
+        if self.nats and "loss" in ends:
+            ends["perplexity"] = [math.exp(min(end, 50.0)) for end in ends["loss"]]
+        if self.factors and "loss" in ends:
+            ends[self._bits_name] = [_bits(end, self.rows.stores.values()) for end in ends["loss"]]
+        return ends
+
+    @property
+    def _bits_name(self) -> str:
+        return "bits_per_byte_bound" if self.factors == "bound" else "bits_per_byte"
+
+    def _document(self, row: int) -> tuple[int, int]:
+        """The source and the number of the document in which a row begins."""
+        (source,), (number,) = one_after_another(np.array([row]), list(self.rows.sizes.values()))
+        offsets = list(self.rows.stores.values())[source].offsets
+        return int(source), int(np.searchsorted(offsets, number * self.rows.objective.stride, side="right"))
 
 
 def _bits(loss: float, stores: Iterable[Any]) -> float:

@@ -1,7 +1,7 @@
 """Held-out figures of preferred answers: how often a model agrees, and whether it is as sure as it is right."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from lm import distributed, sharding
 from lm.data.preference_rows import PreferenceRows
 from lm.evaluation.calibration import bins
+from lm.evaluation.findings import interval_ends
 from lm.losses.preference import Values
 
 
@@ -24,13 +25,19 @@ class HeldOutJudged:
     batch_size: int
     mesh: Mesh
     limit: int | None = None  # rows; None: all
+    latest: dict[str, np.ndarray] = field(default_factory=dict)  # of the latest call, the rows that each figure is of
 
     def __call__(self, params: Any) -> dict[str, float]:
         found = self.values(params)
+        self.latest.update({name: value[weight > 0] for name, (value, weight) in found.items() if name != "kl"})  # of a batch
         metrics = {name: float(np.sum(value * weight) / max(np.sum(weight), 1.0)) for name, (value, weight) in found.items()}
         if "margin" in found:
             metrics["ece"] = calibration_error(found["margin"][0])
         return metrics | {"items": float(len(found["loss"][0]))}
+
+    def intervals(self) -> dict[str, list[float]]:
+        """The ends of the 95 % intervals of the latest call's figures, over records."""
+        return interval_ends(self.latest)
 
     def values(self, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """The figures of each row and their weights, float64 [N] each."""

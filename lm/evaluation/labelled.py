@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from lm.config import Sampling
 from lm.data.examples import ExampleBuilder
 from lm.data.record_rows import RecordRows
 from lm.data.records import Labelled, Pair, Record
+from lm.evaluation.findings import interval_ends
 from lm.evaluation.qa_metrics import Split, classified, exact, qa_metrics, words
 from lm.generation.engine import Request
 from lm.generation.padding import left_padded
@@ -46,9 +47,11 @@ class HeldOutRecords:
     batch_size: int
     mesh: Mesh
     split: Split = words  # what is compared of written answers
+    latest: dict[str, np.ndarray] = field(default_factory=dict)  # values of the latest call
 
     def __call__(self, params: Any) -> dict[str, float]:
         found = self.values(params)
+        self.latest.update(found)
         metrics, answers = {name: float(values.mean()) for name, values in found.items()}, self._answers
         sources = np.array([name for name, _ in self.rows.records(self.index)])
         for source in dict.fromkeys(sources.tolist()) if (sources != sources[0]).any() else ():
@@ -59,6 +62,10 @@ class HeldOutRecords:
             trained = [answer for record in self.trained if (answer := _answer(record)) is not None]
             metrics["majority"] = majority(trained, answers, same)
         return metrics | {"items": float(len(answers))}
+
+    def intervals(self) -> dict[str, list[float]]:
+        """The ends of the 95 % intervals of the latest call's figures, over records."""
+        return interval_ends(self.latest)
 
     def values(self, params: Any) -> dict[str, np.ndarray]:
         """The metrics of each record, float64 [N]. `nll` of written answers is scaled so that its mean is in nats a token."""

@@ -11,7 +11,7 @@ no dropout.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +30,7 @@ from lm.data.loader import Position
 from lm.data.record_rows import RecordRows
 from lm.data.tokenizer import load
 from lm.errors import UserError, nearest
+from lm.evaluation.findings import interval_ends
 from lm.evaluation.qa_metrics import qa_metrics, symbols
 from lm.generation.text_engine import engine_for, never_written
 from lm.generation.tools import TOOLS, write
@@ -274,6 +275,7 @@ class HeldOutRewards:
     data: Prepared
     rows: RecordRows
     graders: Graders
+    latest: dict[str, np.ndarray] = field(default_factory=dict)  # values of the latest call
 
     def __call__(self, params: Any) -> dict[str, float]:
         run, index = self.run, np.arange(min(self.rows.count, self.run.evaluate.rows or self.rows.count))
@@ -287,9 +289,14 @@ class HeldOutRewards:
         records = [every[name][number] for name, number in self.rows.records(index)]
         rewards, parts = self.graders(written, records)
         found = qa_metrics(written, [answer(record) for record in records], split=symbols)
-        means = {name: float(values.mean()) for name, values in ({"reward": rewards} | found).items()}
+        self.latest.update({"reward": rewards} | found)
+        means = {name: float(values.mean()) for name, values in self.latest.items()}
         several = {f"reward/{name}": float(part.mean()) for name, part in parts.items()} if len(parts) > 1 else {}
         return means | several | {"items": float(len(index))}
+
+    def intervals(self) -> dict[str, list[float]]:
+        """The ends of the 95 % intervals of the latest call's figures, over questions."""
+        return interval_ends(self.latest)
 
 
 def method_of(c: config.Policy) -> Method:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lm import config
 from lm.data.corpus.prepare import Prepared
 from lm.data.corpus.store import shared
-from lm.data.rows import Rows
+from lm.data.rows import Rows, mixture_weights
 from lm.errors import UserError
 from lm.evaluation.heldout import HeldOut
 from lm.generation.samples import check as check_samples
@@ -189,14 +189,12 @@ def _check_sees_what_follows(stack: config.Stack) -> None:
 
 def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, Rows]:
     """Rows by split. Held-out rows have the same noise in runs of all seeds, so that losses differ by the models alone."""
-    weights = {name: source.weight for name, source in run.data.sources.items()}
     splits = {"train": shared(data.train, run.data.train_share), "holdout": data.holdout}
     seeds, total = {"train": run.train.seed, "holdout": HELD_OUT_SEED}, run.train.steps * run.train.batch_size
-    return {
-        split: Rows(stores, objective, seeds[split], weights, split == "train", total if split == "train" else 0)
-        for split, stores in splits.items()
-        if stores
-    }
+    made = lambda split, stores: Rows(
+        stores, objective, seeds[split], mixture_weights(run.data, stores), split == "train", total if split == "train" else 0
+    )
+    return {split: made(split, stores) for split, stores in splits.items() if stores}
 
 
 def _has_samples(run: config.Run) -> bool:

@@ -113,7 +113,8 @@ class Recipe:
         return {}
 
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
-        """Functions from parameters to held-out figures, which are merged into one row of the log."""
+        """Functions from parameters to held-out figures, which are merged into one row of the log. One may have `intervals()`:
+        the ends of the 95 % intervals of its latest figures by their names, for summary.json."""
         return ()
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:

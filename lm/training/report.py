@@ -70,14 +70,17 @@ def write_page(path: Path, title: str, pieces: list[str], *, head: str = "") -> 
     return path
 
 
-def so_far(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the logs of an unfinished run say under the names of summary.json."""
+def so_far(folder: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the logs and the manifest of an unfinished run say under the names of summary.json. `folder`: a Path or a
+    `lm.data.corpus.places.Url`."""
+    a_token = json.loads((folder / "manifest.json").read_bytes()).get("model_flops_per_token")  # of later versions
     logged = next((row for row in reversed(rows) if "loss" in row), {})
     judged = next((row for row in reversed(rows) if any(name.startswith("heldout/") for name in row)), {})
     kept = ("loss", "tokens_seen", "tokens_with_loss", "skipped", "tokens_per_second")
     return {
         "step": max((row["step"] for row in rows), default=0),
         **{name: logged[name] for name in kept if name in logged},
+        **({"model_flops": a_token * logged["tokens_seen"]} if a_token and "tokens_seen" in logged else {}),
         "heldout": {name.removeprefix("heldout/"): value for name, value in judged.items() if name != "step"},
         "goodput": account(jsonl.read(folder / "goodput.jsonl")),
     }

@@ -11,6 +11,8 @@ import numpy as np
 
 from lm import paths, redact
 from lm.config import resolve
+from lm.data.corpus import places
+from lm.data.corpus.places import Url
 from lm.errors import UserError
 from lm.training import jsonl
 from lm.training.goodput import elapsed
@@ -66,27 +68,32 @@ class Logged:
         return np.interp(np.asarray(steps, float), np.asarray(at, float), np.asarray(values, float))
 
 
-def opened(given: str | Path) -> tuple[Path, Logged]:
-    """The folder and what its files say. UserError if it is not that of a run."""
-    folder = paths.local(given, name="the run")
+def opened(given: str | Path) -> tuple[Path | Url, Logged]:
+    """The folder, local or a URL, and what its files say. UserError if it is not that of a run."""
+    folder: Any = places.at(str(given)) if paths.URL.match(str(given)) else paths.local(given, name="the run")
+    parsed = lambda name: resolve.parsed((folder / name).read_bytes().decode(errors="replace"), f"{folder}/{name}")
     try:
-        config = resolve.parsed((folder / "config.json").read_text(encoding="utf-8"), f"{folder}/config.json")
-        manifest = resolve.parsed((folder / "manifest.json").read_text(encoding="utf-8"), f"{folder}/manifest.json")
+        config, manifest = parsed("config.json"), parsed("manifest.json")
+        rows = jsonl.read(folder / "metrics.jsonl")
+        try:
+            summary, finished = parsed("summary.json"), True
+        except FileNotFoundError:
+            summary, finished = so_far(folder, rows), False
+    except places.Unreachable as error:
+        raise UserError(f"{error}; copy the run to a local folder and give that") from None
     except OSError as error:
         raise UserError(f"{given} has no {Path(error.filename).name}: give the --workdir of a run that has begun") from None
-    rows, found = jsonl.read(folder / "metrics.jsonl"), folder / "summary.json"
-    finished = found.exists()
-    summary = resolve.parsed(found.read_text(encoding="utf-8"), str(found)) if finished else so_far(folder, rows)
     samples, reached = jsonl.read(folder / "samples.jsonl"), elapsed(jsonl.read(folder / "goodput.jsonl"))
     return folder, Logged(folder.name, rows, samples, resolve.flatten(config), manifest, summary, finished, reached)
 
 
-def named(folders: Sequence[Path]) -> list[str]:
+def named(folders: Sequence[Path | Url]) -> list[str]:
     """The shortest ends of these paths that differ: ["a/run", "b/run"], or ["a", "b"]. UserError if one is there twice."""
     if len(set(folders)) < len(folders):
         raise UserError("a run is given twice: give each once")
-    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+    split = [Path(str(folder)).parts for folder in folders]
+    for count in range(1, max(map(len, split)) + 1):
+        names = ["/".join(parts[-count:]) for parts in split]
         if len(set(names)) == len(names):
             return names
     return [str(folder) for folder in folders]
@@ -120,7 +127,9 @@ def _notes(runs: Sequence[Logged]) -> list[str]:
     if different("tokenizer_fingerprint"):
         notes.append("The runs have different tokenizers: compare bits per byte, not losses per token.")
     if unfinished := [run.name for run in runs if not run.finished]:
-        notes.append(f"Not finished, so without FLOPs and baselines: {html.escape(', '.join(unfinished))}.")
+        notes.append(f"Not finished, so without baselines: {html.escape(', '.join(unfinished))}.")
+    if unknown := [run.name for run in runs if "model_flops" not in run.summary]:
+        notes.append(f"Without FLOPs, which their files do not say yet: {html.escape(', '.join(unknown))}.")
     return notes
 
 

@@ -86,7 +86,8 @@ def _train(
     log = hooks.Log(run, rundir, display, clock, parts.schedule, parts.flops_per_step, kept, start.pending)
     view = adapted.View(parts, start.frozen)
     sample = lambda params: recipe.samples(view.parts, view.params(params), view.frozen)
-    evaluate = hooks.Evaluate(run, [view.evaluator(e) for e in recipe.evaluators(view.parts, view.frozen)], sample, log)
+    evaluators = recipe.evaluators(view.parts, view.frozen)
+    evaluate = hooks.Evaluate(run, [view.evaluator(e) for e in evaluators], sample, log)
     save = hooks.Save(run, checkpoints, evaluate, clock, start.position.after)
     report = hooks.Report(run, rundir, clock, evaluate, quiet)
     tracing, stop = hooks.Profile(rundir, clock, profile), hooks.StopOnSignal(save)
@@ -118,6 +119,8 @@ def _train(
     goodput.now("done")
     summary = _summary(parts, state, evaluate.latest, baselines, clock, position=start.position, before=before)
     summary |= recipe.facts(parts) | {"text_left_out": lost, "goodput": account(rundir.rows("goodput.jsonl"))}
+    if ends := {name: pair for one in evaluators for name, pair in getattr(one, "intervals", dict)().items()}:
+        summary["heldout_intervals"] = ends
     checkpoints.close()
     if finished:
         rundir.write_json("summary.json", summary)
@@ -153,7 +156,9 @@ def _record(parts: Parts, rundir: RunDir, first: int) -> None:
     rundir.forget_after(first)
     rundir.write_json("config.json", resolve.to_dict(parts.run))
     facts = dict(data_fingerprint=parts.data.fingerprint, tokenizer_fingerprint=parts.data.tokenizer.fingerprint)
-    rundir.write_json("manifest.json", manifest(parts.run, **facts, mesh=parts.mesh))
+    row = of_a_row(parts.task, parts.rows["train"], parts.run.train.batch_size)  # so that a report has FLOPs before the end
+    costs = {"model_flops_per_token": row.flops / max(row.seen, 1e-9)}
+    rundir.write_json("manifest.json", manifest(parts.run, **facts, mesh=parts.mesh) | costs)
 
 
 def _summary(

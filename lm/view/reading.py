@@ -9,7 +9,7 @@ import numpy as np
 from lm import config, recipes
 from lm.data.corpus.prepare import Prepared
 from lm.data.loader import Position
-from lm.data.rows import pack, stack
+from lm.data.rows import mixture_weights, pack, stack
 from lm.errors import UserError
 from lm.objectives.streams import stream
 from lm.recipes import policy
@@ -39,6 +39,11 @@ class Reading:
     def names(self) -> list[str]:
         """The sources of this split."""
         return list(self.rows.stores)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each of them in the mixture."""
+        return mixture_weights(self.run.data, self.rows.stores)
 
     @property
     def pieces(self) -> Pieces:
@@ -164,6 +169,6 @@ def _settings(of: Any) -> str:
 
 def epochs(reading: Reading) -> Mapping[str, float]:
     """How often the run reads each source."""
-    weights = {name: reading.run.data.sources[name].weight for name in reading.names}
+    weights = reading.weights
     rows = reading.run.train.steps * len(reading.numbers(1))
     return {name: rows * weights[name] / sum(weights.values()) / max(reading.rows.sizes[name], 1) for name in reading.names}

@@ -89,9 +89,17 @@ def test_our_file_is_the_one_that_safetensors_writes(theirs, tmp_path):
 def test_a_run_is_exported(train, tmp_path, capsys):
     block = "--config.model.decoder.blocks.L"
     biased = [f"{block}.attention.bias=True", f"{block}.attention.out_bias=True", f"{block}.ffn.bias=True"]
-    code, err = train(tmp_path / "run", "decoder.causal", *biased, "--config.train.steps=2", "--config.optimizer.ema=0.9")
+    judged = ["--config.evaluate.rows=64", "--config.evaluate.batch_size=4"]
+    more = ["--config.train.steps=2", "--config.optimizer.ema=0.9"]
+    code, err = train(tmp_path / "run", "decoder.causal", *biased, *judged, *more)
     assert code == 0, err
     assert main(["to_hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    heldout, ends = summary["heldout"], summary["heldout_intervals"]  # over documents
+    assert ends.keys() == heldout.keys() - {"tokens"} and all(low < heldout[n] < high for n, (low, high) in ends.items())
+    low, high = ends["loss"]
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| held-out loss | {heldout['loss']:.4g} | {low:.4g} to {high:.4g} |" in card
     imported = conversion.read(tmp_path / "out")
     assert imported.family == "gpt2"
     params = saved.open(tmp_path / "run").params(abstract_params(imported.model))

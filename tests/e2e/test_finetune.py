@@ -125,7 +125,7 @@ def test_killed_it_goes_on_to_the_bit_and_keeps_a_model(what, tune, tuning, corp
     assert code == 0 and "going on from step" in err, err
     resumed = summary(workdir)
     assert resumed["params_sha256"] == whole["params_sha256"]
-    for key in ("heldout", "tokens_seen", "tokens_with_loss", "step"):
+    for key in ("heldout", "heldout_intervals", "tokens_seen", "tokens_with_loss", "step"):
         assert resumed[key] == whole[key]
 
     kept = saved.open(workdir)
@@ -194,6 +194,7 @@ def test_a_converted_model_is_fine_tuned_in_text(tune, pretrained, tmp_path):
     tuned = saved.open(tmp_path / "tuned")
     assert tuned.model == begun.model and isinstance(tuned.run.objective, config.Causal)
     assert {"accuracy", "nll", "majority"} <= summary(tmp_path / "tuned")["heldout"].keys()
+    assert summary(tmp_path / "tuned")["heldout_intervals"].keys() == {"accuracy", "nll"}
 
 
 def refused(result, *causes):

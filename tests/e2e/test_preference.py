@@ -13,6 +13,7 @@ from lm.config import resolve
 from lm.data import chat
 from lm.data.records import question_digest
 from lm.errors import UserError
+from lm.evaluation.findings import mean, share
 from lm.evaluation.rewards import Rewarder
 from lm.losses.preference import METHODS
 from lm.training import loop
@@ -126,6 +127,10 @@ def test_a_reward_model_of_each_architecture_scores_what_it_was_tested_on(start,
     chosen, rejected = (rewarder.scores(prompts, [getattr(r, name) for r in records]) for name in ("chosen", "rejected"))
     np.testing.assert_allclose(np.mean(chosen), summary["heldout"]["reward_chosen"], rtol=1e-4)
     np.testing.assert_allclose(np.mean(chosen > rejected), summary["heldout"]["accuracy"], rtol=1e-6)
+    ends, wanted = summary["heldout_intervals"], mean(chosen)
+    np.testing.assert_allclose(ends["reward_chosen"], [wanted.low, wanted.high], rtol=1e-4)
+    right = share(int(np.sum(chosen > rejected)), len(chosen))
+    np.testing.assert_allclose(ends["accuracy"], [right.low, right.high], rtol=1e-6)
     assert chosen.dtype == np.float32 and np.ptp(chosen) > 0
     np.testing.assert_allclose(rewarder.scores(prompts[:1], [records[0].chosen]), chosen[:1], rtol=1e-4)
     lines = [dict(prompt=r.messages[0].content, completion=r.chosen, id=i) for i, r in enumerate(records[:3])]

@@ -1,5 +1,6 @@
 """The page of a run while it is trained and after a stop, and runs side by side."""
 
+import json
 import signal
 import sys
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from lm import report
+from lm.training import report_runs
 
 HANGS = 120  # seconds
 
@@ -37,6 +39,15 @@ def test_runs_side_by_side(runs, tmp_path, capsys):
     assert capsys.readouterr().out == f"{out}\n"
     page = read(out)
     assert "<th>decoder.causal<th>encoder.masked" in page and "objective.kind" in page and "data:image/png;base64," in page
+
+
+def test_flops_before_the_end_are_those_of_the_summary(runs):
+    """By the rows of the first step and by all rows."""
+    for name in ("decoder.causal", "encoder.masked"):
+        summary, manifest = (json.loads(read(runs / name / f"{what}.json")) for what in ("summary", "manifest"))
+        found = report_runs.opened(runs / name)[1]
+        assert found.summary == summary and found.finished
+        assert manifest["model_flops_per_token"] * summary["tokens_seen"] == pytest.approx(summary["model_flops"], rel=0.02)
 
 
 def test_at_a_terminal_a_line_comes_before_jax_is_imported(flags, tmp_path, monkeypatch, capsys):

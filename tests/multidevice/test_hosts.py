@@ -134,6 +134,18 @@ def test_two_processes_give_the_figures_of_one(start, whole):
     assert len(list((whole / "profile").rglob("*.xplane.pb"))) == 1
 
 
+def test_data_in_a_bucket_gives_the_same_run(start, whole, root):
+    """Host 0 prepares it, host 1 waits for it, and both read it there."""
+    home = root / "home"
+    hosts = start("bucket", 2, 4, SILENT, f"--config.data.cache=file://{root}/bucket", XDG_CACHE_HOME=str(home))
+    hosts.finish()
+    losses = [[row["loss"] for row in rows(d) if "loss" in row] for d in (hosts.workdir, whole)]
+    assert losses[0] == losses[1]
+    (report,) = (root / "bucket").glob("*/report.json")
+    assert json.loads((hosts.workdir / "manifest.json").read_text())["data_fingerprint"] == report.parent.name
+    assert not [path for path in (home / "lm" / "buckets").iterdir() if path.suffix not in (".lock", ".beside")]
+
+
 @pytest.mark.parametrize(("processes", "devices"), [(1, 4), (4, 2)])
 def test_a_checkpoint_of_two_processes_moves_and_goes_on(start, whole, root, processes, devices):
     name = f"moved{processes}"

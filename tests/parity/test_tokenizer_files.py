@@ -48,7 +48,11 @@ def tokenizers(byte_level):
         kind: train([TEXT, *RANDOM[:30]] * 3, config.Tokenizer(kind, size))
         for kind, size in dict(bpe=450, unigram=420, word=300).items()
     }
-    return trained | {"byte_level": byte_level}
+    splits = {
+        f"byte_bpe {s}": train([TEXT, *RANDOM[:30]] * 3, config.Tokenizer("byte_bpe", 400, split=s))
+        for s in ("gpt2", "gpt4", "llama3")
+    }
+    return trained | splits | {"byte_level": byte_level}
 
 
 def opened(source, folder, model_type):
@@ -62,7 +66,7 @@ def opened(source, folder, model_type):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "qwen3", "arcee"])
-@pytest.mark.parametrize("kind", ["bpe", "unigram", "word", "byte_level"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "word", "byte_level", "byte_bpe gpt2", "byte_bpe gpt4", "byte_bpe llama3"])
 def test_ids_are_ours_whatever_the_text_and_the_model_type(tokenizers, tmp_path, kind, model_type):
     ours = tokenizers[kind]
     theirs = opened(Run(ours), tmp_path, model_type)

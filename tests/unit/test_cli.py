@@ -36,6 +36,8 @@ COMMANDS = {  # module -> words that its parser takes
     "experiments.page": [],
     "experiments.quickstart.run": [],
     "experiments.speed.generate": [],
+    "experiments.speed.growth": [],
+    "experiments.speed.prepare": [],
     "experiments.speed.run": [],
     "experiments.serve.load": ["--from=D"],
     "experiments.sweep": ["--config=F"],

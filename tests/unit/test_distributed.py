@@ -78,10 +78,10 @@ def test_a_scheduler_that_jax_cannot_read_is_an_error(monkeypatch):
 
 
 def test_timeouts_are_integers(monkeypatch):
-    assert distributed._seconds("LM_HEARTBEAT_SECONDS", 30) == 30
+    assert distributed.seconds_of("LM_HEARTBEAT_SECONDS", 30) == 30
     monkeypatch.setenv("LM_HEARTBEAT_SECONDS", "1.5")
     with pytest.raises(UserError, match="LM_HEARTBEAT_SECONDS=1.5"):
-        distributed._seconds("LM_HEARTBEAT_SECONDS", 30)
+        distributed.seconds_of("LM_HEARTBEAT_SECONDS", 30)
 
 
 def calls(processes, present, seconds, port):

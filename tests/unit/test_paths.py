@@ -31,7 +31,7 @@ def test_the_cache_lies_where_xdg_has_it(tmp_path, monkeypatch):
     assert paths.expanded("~/.cache") == tmp_path / "fast" and paths.expanded("~/.cached") == tmp_path / "home/.cached"
     (tmp_path / "fast/lm").mkdir(parents=True)
     (tmp_path / "fast/lm/a.txt").write_text("one", encoding="utf-8")
-    assert [f.path for f in files.find(config.Source("text", "~/.cache/lm/*.txt"))] == [tmp_path / "fast/lm/a.txt"]
+    assert [f.path for f in files.find(config.Source("text", "~/.cache/lm/*.txt")).files] == [tmp_path / "fast/lm/a.txt"]
 
 
 @pytest.mark.parametrize(

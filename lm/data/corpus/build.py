@@ -2,34 +2,50 @@
 
 In a source of records, a document is the JSON of one record (`lm.data.records`). It goes through the same stages, but is not
 cleaned; only exact copies are duplicates; its split depends on its question; and it is rendered instead of encoded.
+
+A stage is tasks over shards (`lm.data.corpus.tasks`), which run where `lm.data.corpus.executors` says, and a few lines here
+that join their results. The folder has the same bits wherever they ran.
 """
 
-import hashlib
+import functools
+import itertools
 import json
+import pickle
+import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lm import atomic, config
-from lm.config.data import OWN_SPLIT, TURNS
+from lm.config.data import OWN_SPLIT
 from lm.data import records, templates
-from lm.data.corpus import clean, dedup, integrity, packages, sources, stages
-from lm.data.corpus.documents import SKIP
-from lm.data.corpus.store import Entry, write_store
-from lm.data.render import check, render
+from lm.data.corpus import (
+    clean,
+    executors,
+    groups,
+    integrity,
+    packages,
+    quality,
+    shards,
+    sources,
+    splitting,
+    stages,
+    store,
+    tasks,
+)
+from lm.data.corpus.tasks import EXAMPLES, SPLITS, record
 from lm.data.tokenizer import Tokenizer, from_bytes, load, train
 from lm.errors import UserError
 
 FORMAT = 2  # version of the prepared folder and of the stages; raise it to have everything prepared again
-SPLITS = ("train", "holdout")
-_ENCODE_BYTES = 1 << 23  # of text in one call of the tokenizer
 _TOKENIZER_BYTES = 1 << 30  # of text that a tokenizer is trained on, taken evenly from all sources
 _STAND_IN = config.Tokenizer("word", 1024)  # has the special tokens of any that is trained here
-_EXAMPLES = 5  # of dropped documents and corrupt records, shown in the report; dropped.jsonl has all
+_MEMBER = 1 << 32  # bytes of text after which a .gz file begins a new member: they are compressed by themselves
+_LOOKED_AT = 32  # documents of a source, whose length tells whether it is small
 
 
 class Build:
@@ -50,8 +66,10 @@ class Build:
     ) -> None:
         self.data, self.path, self.cache, self.mark = data, path, cache, mark
         self.given, self.open_source = tokenizer, open_source
+        self.work = path / ".work"
         self.bar = stages.Progress(progress)
-        self.template: templates.Template | None = None
+        self.judge: quality.Judge | None = None
+        self.size = 0  # bytes of all sources' texts, about
 
     def run(self) -> None:
         """Runs the stages that are not finished yet, and writes the report."""
@@ -64,151 +82,130 @@ class Build:
         start = time.monotonic()
         # To refuse a bad file or template now, not after hours of cleaning.
         given = self.given or (load(self.data.tokenizer.path) if self.data.tokenizer.path else None)
+        self.work.mkdir(exist_ok=True)
         if self.data.template is not None:
-            self.template = templates.of(self.data.template, given or train(["word"], _STAND_IN))
-        with self.bar:
-            cleaned = {name: self._stage(f"{name}/clean", lambda n=name: self._clean(n)) for name in self.data.sources}
-            dropped = self._stage("dedup", lambda: self._dedup(cleaned))
-            split = {n: self._stage(f"{n}/split", lambda n=n: self._split(n, dropped[n])) for n in self.data.sources}
+            stand_in = given or train(["word"], _STAND_IN)
+            templates.of(self.data.template, stand_in)
+            atomic.write_bytes(self.work / "template.model", stand_in.proto)
+        self.judge = quality.judge(self.data.quality, lambda source: self.open_source(source, self.data))
+        shards.pickled(self.work / "judge.pkl", self.judge)
+        with self.bar, executors.chosen() as self.on:
+            self.on.check(self.work)
+            opened = {name: self._stage(f"{name}/open", lambda n=name: self._open(n)) for name in self.data.sources}
+            self.size = sum(source["size"] for source in opened.values())
+            cleaned = {n: self._stage(f"{n}/clean", lambda n=n: self._clean(n, opened[n])) for n in self.data.sources}
+            self._stage("plan", lambda: self._plan(cleaned))
+            dropped = self._stage("dedup", self._dedup)
+            split = {n: self._stage(f"{n}/split", lambda n=n: self._split(n, cleaned[n])) for n in self.data.sources}
             classes = self._classes(split)
-            self._stage("tokenizer", lambda: self._tokenizer(split))
-            tokenizer = from_bytes((self.path / "tokenizer.model").read_bytes(), checked=True)
-            encode = lambda name, of: lambda: self._encode(name, of, tokenizer, classes)
+            self._stage("tokenizer", lambda: self._tokenizer(cleaned, split, given))
+            encode = lambda name, of: lambda: self._encode(name, of, split[name], classes)
             encoded = {n: {s: self._stage(f"{n}/{s}", encode(n, s)) for s in SPLITS if split[n][s]} for n in self.data.sources}
-        self._finish(cleaned, dropped, split, encoded, classes, tokenizer, time.monotonic() - start)
+        self._finish(cleaned, dropped, split, encoded, classes, time.monotonic() - start)
 
     def _stage(self, name: str, make: Callable[[], Any]) -> Any:
         """Runs `make` and stores its result as JSON; returns the stored result if this stage was finished before."""
-        done = self.path / f"{name}.done.json"
-        if done.exists():
-            try:
-                return json.loads(done.read_bytes())
-            except ValueError:
-                pass  # damaged since: the stage is done again
-        done.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_json(done, make())
-        return json.loads(done.read_bytes())
+        done = self.work / f"{name}.done.json"
 
-    def _clean(self, name: str) -> dict[str, Any]:
-        """Writes the cleaned documents and their signatures; returns counts, and an error text for each unreadable document."""
-        data, source = self.data, self.data.sources[name]
-        documents = self.open_source(source, data)
-        texts = source.format == "text"
-        counts: Counter[str] = Counter()
-        unreadable, keys, exact, near = list(documents.unreadable), [], [], []
-        partial = self.path / name / "clean.jsonl"
+        def kept() -> Any:
+            done.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_json(done, make())
+            return json.loads(done.read_bytes())
 
-        def read() -> Iterator[sources.Document]:
-            for index in range(len(documents)):
-                try:
-                    yield self._accepted(documents[index], name)
-                except sources.CorruptRecord as error:
-                    if data.on_corrupt != "skip":
-                        raise
-                    unreadable.append(str(error))
+        return shards.stored(done, kept)
 
-        with partial.open("w", encoding="utf-8") as out:
-            if texts:
-                worked = stages.clean_all(read(), clean.resolved(data.clean, transcripts=documents.transcripts), data.dedup)
-            else:
-                worked = ((d, _signature(d, source), Counter[str]()) for d in read())
-            for document, signature, found in self.bar.track(worked, f"clean {name}", total=len(documents)):
-                counts += found
-                counts["documents"] += 1
-                if texts and len(document.text.strip()) < data.clean.min_chars:
-                    counts["short"] += 1
-                    continue
-                stages.check_space(self.cache, out, every=len(keys))
-                keys.append(document.key)
-                exact.append(signature.exact)
-                if signature.near is not None:
-                    near.append(signature.near)
-                out.write(json.dumps({"key": document.key, "text": document.text}, ensure_ascii=False) + "\n")
-        np.save(self.path / name / "exact.npy", np.frombuffer(b"".join(exact), np.uint8).reshape(-1, 32))
-        np.save(self.path / name / "near.npy", np.stack(near) if near else np.zeros((0, 0), np.uint32))
-        return {"counts": counts, "unreadable": unreadable, "keys": len(keys)}
+    def _run(self, stage: Callable[[Any], Any], every: Iterable[Any], shown: str = "") -> list[Any]:
+        """What the stage returns for each of its tasks."""
+        calls = [functools.partial(stage, task) for task in every]
+        results = self.on.run(calls, size=self.size)
+        return list(self.bar.track(results, shown, total=len(calls)) if shown else results)
 
-    def _accepted(self, document: sources.Document, name: str) -> sources.Document:
-        """The document. CorruptRecord if it is a conversation that the chat template refuses."""
-        format = self.data.sources[name].format
-        if self.template is not None and format in TURNS:
-            try:
-                check(record(document, format), self.template)
-            except UserError as error:
-                raise sources.CorruptRecord(f"{name}/{document.key}: {error}; {SKIP}") from None
-        return document
+    # ------------------------------------------------------------------------------------------------------ cleaning
 
-    def _dedup(self, cleaned: Mapping[str, Any]) -> dict[str, Any]:
-        """Finds duplicates over all sources as one list. Returns for each source a list of [index, reason, source of the kept
-        document, its index there]."""
-        settings, names = self.data.dedup, list(self.data.sources)
-        starts = np.cumsum([0] + [cleaned[name]["keys"] for name in names])
+    def _open(self, name: str) -> dict[str, Any]:
+        """Opens a source, for all processes. Returns its number of documents, their bytes, about, and what cannot be read."""
+        source = self.data.sources[name]
+        documents = self.open_source(source, self.data)
+        file = self.work / name / "documents.pkl"
+        try:
+            shards.pickled(file, documents)
+        except (TypeError, AttributeError, pickle.PicklingError):
+            shards.pickled(file, _Reopened(self.open_source, source, self.data))
+        unreadable = list(documents.unreadable)
+        return {
+            "count": len(documents),
+            "size": _size(documents),
+            "lost": len(unreadable),
+            "unreadable": unreadable[:EXAMPLES],
+            "left_out": dict(getattr(documents, "left_out", {})),  # files of a folder
+        }
 
-        def signatures() -> Iterator[dedup.Signature]:
-            for name in names:
-                exact, near = (np.load(self.path / name / f"{part}.npy") for part in ("exact", "near"))
-                for i in range(len(exact)):
-                    yield dedup.Signature(exact[i].tobytes(), near[i] if len(near) else None)
+    def _clean(self, name: str, opened: Mapping[str, Any]) -> dict[str, Any]:
+        """Cleans and signs all documents. Returns counts, and for each shard its number of documents and their bytes."""
+        every = shards.cut(name, opened["count"], permutations=self.data.dedup.permutations)
+        counts, lost, unreadable = Counter[str](), opened["lost"], list(opened["unreadable"])
+        keys: list[int] = []
+        size = 0
+        stages.check_space(self.cache, 0)
+        calls = [functools.partial(tasks.Clean(self.work, self.data, name), shard) for shard in every]
+        for found in self.bar.track(self.on.run(calls, size=self.size), f"clean {name}", total=len(calls)):
+            counts += Counter(found["counts"])
+            lost += found["lost"]
+            unreadable += found["unreadable"]
+            keys.append(found["keys"])
+            size += found["bytes"]
+            stages.check_space(self.cache, size)
+        known = {"left_out": opened["left_out"], "keys": keys, "bytes": size}
+        return {"counts": counts, "lost": lost, "unreadable": unreadable[:EXAMPLES], **known}
 
-        def located(index: int) -> tuple[str, int]:
-            number = int(np.searchsorted(starts, index, side="right")) - 1
-            return names[number], int(index - starts[number])
+    # ---------------------------------------------------------------------------------------- duplicates and the split
 
-        out: dict[str, Any] = {name: [] for name in names}
-        every = self.bar.track(signatures(), "duplicates", total=int(starts[-1]))
-        for drop in dedup.duplicates(every, settings):
-            name, index = located(drop.index)
-            out[name].append([index, drop.reason, *located(drop.kept)])
+    def _plan(self, cleaned: Mapping[str, Any]) -> dict[str, Any]:
+        return groups.planned({name: found["keys"] for name, found in cleaned.items()}, self.data.dedup, self.on.memory)
+
+    @property
+    def plan(self) -> groups.Plan:
+        return groups.plan(self.work / "plan.done.json")
+
+    def _dedup(self) -> dict[str, Any]:
+        """Finds duplicates over all sources as one list. Returns for each source how many by reason, and the first."""
+        with self.bar.waiting("duplicates"):
+            groups.find(self.work, self.work / "plan.done.json", self.data.dedup, self.on, self.size)
+        out: dict[str, Any] = {}
+        for name in self.data.sources:
+            found = self._run(tasks.Dropped(self.work, self.data, name), self.plan.spans_in(name))
+            counts = sum((Counter(one["counts"]) for one in found), Counter[str]())
+            examples = [example for one in found for example in one["examples"]]
+            out[name] = {"exact": counts["exact"], "near": counts["near"], "examples": examples[:EXAMPLES]}
         return out
 
-    def _split(self, name: str, dropped: list[Any]) -> dict[str, Any]:
-        """Writes the documents of both splits. Returns the number of documents in each, and of each label if they have labels.
+    def _split(self, name: str, cleaned: Mapping[str, Any]) -> dict[str, Any]:
+        """Puts each document in a split. Returns the number of documents in each, and of each label if they have labels.
 
         The documents with the smallest hashes are held out, or all or none of them by `source.use`; a set that comes with a
         held-out split keeps it.
         """
-        gone = {index for index, *_ in dropped}
-        folder, source = self.path / name, self.data.sources[name]
-        texts = source.format == "text"
-        every = enumerate(stages.read_texts(folder / "clean.jsonl", keys_only=texts))
-        digest = lambda d: (
-            _sha256(d.key.encode("utf-8", "surrogatepass")) if texts else records.question_digest(record(d, source.format))
-        )
-        if source.kind in OWN_SPLIT:
-            kept = [(b"", i, d.key.startswith("holdout/")) for i, d in every if i not in gone]
-            held = {i for _, i, out in kept if out}
-        else:
-            kept = sorted((digest(d), i, False) for i, d in every if i not in gone)
-            share = self._held_out([key for key, *_ in kept], together=not texts)
-            held = {i for _, i, _ in kept[: {"both": share, "train": 0, "holdout": len(kept)}[source.use]]}
-        if not kept:
-            raise UserError(self._nothing_left(name, len(gone)))
-        labels = {split: Counter[str]() for split in SPLITS}
-        with stages.TextWriter(folder / "train.jsonl.gz") as a, stages.TextWriter(folder / "holdout.jsonl.gz") as b:
-            for i, document in enumerate(stages.read_texts(folder / "clean.jsonl")):
-                if i not in gone:
-                    (b if i in held else a).write(document)
-                    if source.format == "labelled":
-                        labels["holdout" if i in held else "train"][json.loads(document.text)["label"]] += 1
-        counts: dict[str, Any] = {"train": len(kept) - len(held), "holdout": len(held)}
-        for split in SPLITS:
-            if not counts[split]:
-                (folder / f"{split}.jsonl.gz").unlink()
-        return counts | ({"labels": labels} if source.format == "labelled" else {})
-
-    def _held_out(self, hashes: list[bytes], *, together: bool) -> int:
-        """How many of the documents, sorted by hash, are held out. `together`: documents with equal hashes, which are records
-        with the same question, must be in the same split.
-        """
-        if not self.data.holdout or len(hashes) < 2:
-            return 0
-        count = min(max(1, round(self.data.holdout * len(hashes))), len(hashes) - 1)
-        if together:
-            while count < len(hashes) and hashes[count] == hashes[count - 1]:
-                count += 1
-            if count == len(hashes):  # training needs at least one
-                count = hashes.index(hashes[-1])
-        return count
+        at, source, spans = (self.work, self.data, name), self.data.sources[name], self.plan.spans_in(name)
+        histogram = splitting.Histogram(*at)
+        self._run(histogram, spans)
+        counts = splitting.counted(histogram, spans)
+        total, cut = int(counts.sum()), splitting.NOTHING
+        if not total:
+            raise UserError(self._nothing_left(name, cleaned))
+        if source.use == "holdout":
+            cut = splitting.ALL
+        elif source.use == "both" and source.kind not in OWN_SPLIT and self.data.holdout and total > 1:
+            held = min(max(1, round(self.data.holdout * total)), total - 1)
+            stage = splitting.Bin(*at, bin=splitting.bin_of(counts, held))
+            self._run(stage, spans)
+            cut = splitting.cut(stage, spans, counts, held, together=source.format != "text")
+        found = self._run(splitting.Split(*at, cut=cut), range(len(cleaned["keys"])))
+        out: dict[str, Any] = {split: sum(one[split] for one in found) for split in SPLITS}
+        out |= {"shards": {split: [one[split] for one in found] for split in SPLITS}}
+        out |= {"bytes": {split: [one["bytes"][split] for one in found] for split in SPLITS}}
+        if source.format == "labelled":
+            out["labels"] = {s: sum((Counter(one["labels"][s]) for one in found), Counter[str]()) for s in SPLITS}
+        return out
 
     def _classes(self, split: Mapping[str, Any]) -> list[str]:
         """The classes of all labelled sources, each once: those of a package in its order, others sorted. Raises UserError if
@@ -226,66 +223,71 @@ class Build:
             )
         return list(classes)
 
-    def _nothing_left(self, name: str, duplicates: int) -> str:
-        cleaned = json.loads((self.path / name / "clean.done.json").read_bytes())
-        counts = cleaned["counts"]
-        source = self.data.sources[name]
+    def _nothing_left(self, name: str, cleaned: Mapping[str, Any]) -> str:
+        counts, source = cleaned["counts"], self.data.sources[name]
         texts = source.format == "text"
-        short = f"{counts.get('short', 0)} shorter than data.clean.min_chars={self.data.clean.min_chars}, " if texts else ""
+        poor = sum(quality.summary(counts)["dropped"].values())
+        short = f"{poor} dropped by data.quality, " if poor else ""
+        short += f"{counts.get('short', 0)} shorter than data.clean.min_chars={self.data.clean.min_chars}, " if texts else ""
         return (
             f"source {name!r} ({source.path}) has no {'text' if texts else f'{source.format} records'}: "
-            f"{counts.get('documents', 0)} documents read, {len(cleaned['unreadable'])} unreadable, {short}"
-            f"{duplicates} duplicates; check its path and {'field' if texts else 'format'}"
+            f"{counts.get('documents', 0)} documents read, {cleaned['lost']} unreadable, {short}"
+            f"{sum(cleaned['keys'])} duplicates; check its path and {'field' if texts else 'format'}"
         )
 
-    def _tokenizer(self, split: Mapping[str, Any]) -> dict[str, Any]:
+    # --------------------------------------------------------------------------------------------------------- tokens
+
+    def _tokenizer(self, cleaned: Mapping[str, Any], split: Mapping[str, Any], given: Tokenizer | None) -> dict[str, Any]:
         settings, out = self.data.tokenizer, self.path / "tokenizer.model"
-        if self.given or settings.path:
-            tokenizer = self.given or load(settings.path or "")
-        else:
+        tokenizer = given
+        if tokenizer is None:
             trained = [name for name in split if split[name]["train"]]
-            size = sum(self._text_bytes(name) for name in trained)
-            step = max(1, -(-size // _TOKENIZER_BYTES))
+            step = max(1, -(-sum(cleaned[name]["bytes"] for name in trained) // _TOKENIZER_BYTES))
             texts = (
                 records.texts(record(document, self.data.sources[name].format))
                 for name in trained
-                for i, document in enumerate(stages.read_texts(self.path / name / "train.jsonl.gz"))
-                if i % step == 0
+                for document in self._sample(name, split[name]["shards"]["train"], step)
             )
             with self.bar.waiting(f"tokenizer ({settings.kind}, {settings.vocab_size})"):
                 tokenizer = train(texts, settings)
         atomic.write_bytes(out, tokenizer.proto)
         return {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
 
-    def _text_bytes(self, name: str) -> int:
-        return (self.path / name / "clean.jsonl").stat().st_size
+    def _sample(self, name: str, counts: list[int], step: int) -> Iterator[sources.Document]:
+        """Every document of a source's training split whose number there is a multiple of `step`."""
+        stage, first = tasks.Encode(self.work, self.data, name, "train", ()), 0
+        for number, count in enumerate(counts):
+            yield from stage.cleaned(number).documents(stage.rows(number)[-first % step :: step])
+            first += count
 
-    def _encode(self, name: str, split: str, tokenizer: Tokenizer, classes: list[str]) -> dict[str, int]:
-        """Writes the token store of a split, and counts what is in it."""
+    def _encode(self, name: str, split: str, found: Mapping[str, Any], classes: list[str]) -> dict[str, int]:
+        """Writes the token store of a split and its documents as text, and counts what is in it."""
+        at, path = (self.work, self.data, name, split), self.path / name / split
+        encode, texts = tasks.Encode(*at, classes=tuple(classes)), tasks.Texts(*at)
+        members = list(_members(found["bytes"][split]))
+        numbers = range(len(found["shards"][split]))
+        calls = [functools.partial(texts, task) for task in members] + [functools.partial(encode, i) for i in numbers]
+        results = self.bar.track(self.on.run(calls, size=self.size), f"encode {name} {split}", total=len(calls))
+        each = list(results)[len(members) :]
+        self._join((texts.folder / f"{number}.gz" for number, *_ in members), path.with_name(f"{split}.jsonl.gz"))
         total: Counter[str] = Counter()
-        documents = stages.read_texts(self.path / name / f"{split}.jsonl.gz")
-        count = json.loads((self.path / name / "split.done.json").read_bytes())[split]
-        tracked = self.bar.track(documents, f"encode {name} {split}", total=count)
-        format, template = self.data.sources[name].format, templates.of(self.data.template, tokenizer)
+        for counts in each:
+            total.update(counts)
 
-        def entries() -> Iterator[Entry]:
-            for batch in stages.batches(tracked, _ENCODE_BYTES):
-                for entry in _encoded([record(document, format) for document in batch], tokenizer, classes, template):
-                    total.update(documents=1, tokens=len(entry.ids), bytes=entry.num_bytes)
-                    if entry.loss is not None:
-                        total["tokens_with_loss"] += int(entry.loss.sum())
-                    yield entry
-
-        write_store(str(self.path / name / split), entries(), vocab_size=tokenizer.vocab_size)
+        vocab_size = from_bytes((self.path / "tokenizer.model").read_bytes(), checked=True).vocab_size
+        fill = tasks.Fill(*at, dtype=store.dtype(vocab_size), loss="tokens_with_loss" in total)
+        shards.save(fill.folder / "starts.npy", np.cumsum([0] + [counts.get("tokens", 0) for counts in each]))
+        create = lambda: store.create(str(path), tokens=total["tokens"], vocab_size=vocab_size, loss=fill.loss)
+        shards.once(fill.folder / "created.json", create)
+        self._run(fill, range(-(-total["tokens"] // tasks.RANGE)))
+        column = lambda name: (np.load(encode.folder / f"{number}.{name}.npy") for number in numbers)
+        kinds = {str(labels.dtype) for labels in column("labels") if len(labels)}
+        store.finish(str(path), column("lengths"), column("sizes"), column("labels"), min(kinds, default=None))
         return dict(total)
 
-    def _finish(
-        self, cleaned: Any, dropped: Any, split: Any, encoded: Any, classes: list[str], tokenizer: Tokenizer, seconds: float
-    ) -> None:
-        keys = {
-            n: [d.key for d in stages.read_texts(self.path / n / "clean.jsonl", keys_only=True)] for n in dropped if dropped[n]
-        }
-        lines: list[dict[str, str]] = []
+    # --------------------------------------------------------------------------------------------------------- report
+
+    def _finish(self, cleaned: Any, dropped: Any, split: Any, encoded: Any, classes: list[str], seconds: float) -> None:
         report: dict[str, Any] = {
             "fingerprint": self.mark,
             "format": FORMAT,
@@ -293,91 +295,101 @@ class Build:
             "sources": {},
         }
         for name, source in self.data.sources.items():
-            drops = [
-                {"source": name, "key": keys[name][i], "reason": why, "kept": self._key(keys, other, j)}
-                for i, why, other, j in dropped[name]
-            ]
-            lines += drops
-            counts, unreadable = Counter(cleaned[name]["counts"]), cleaned[name]["unreadable"]
-            reasons = Counter(drop["reason"] for drop in drops)
+            counts, lost = Counter(cleaned[name]["counts"]), cleaned[name]["lost"]
             totals = {key: sum(part[key] for part in encoded[name].values()) for key in ("documents", "tokens", "bytes")}
             report["sources"][name] = {
                 "path": source.path,
-                "read": counts["documents"] + len(unreadable),
+                "read": counts["documents"] + lost,
                 "dropped": {
-                    "unreadable": len(unreadable),
+                    "unreadable": lost,
                     "short": counts["short"],
-                    "exact": reasons["exact"],
-                    "near": reasons["near"],
+                    "exact": dropped[name]["exact"],
+                    "near": dropped[name]["near"],
                 },
-                "examples": {"unreadable": unreadable[:_EXAMPLES], "duplicates": drops[:_EXAMPLES]},
+                "examples": {"unreadable": cleaned[name]["unreadable"], "duplicates": dropped[name]["examples"]},
                 "cleaned": {k: counts[k] for k in clean.COUNTED},
                 **totals,
                 "bytes_per_token": round(totals["bytes"] / totals["tokens"], 4),
                 "splits": encoded[name],
             }
+            if self.judge is not None:
+                examples = [json.loads(line) for line in itertools.islice(self._rejected(name), EXAMPLES)]
+                report["sources"][name]["quality"] = quality.summary(counts) | {"examples": examples}
+            if cleaned[name]["left_out"]:
+                report["sources"][name]["left_out"] = cleaned[name]["left_out"]
             if source.format != "text":
                 about = {"format": source.format} | ({"labels": split[name]["labels"]} if "labels" in split[name] else {})
                 report["sources"][name] |= about
         if classes:
             report["classes"] = classes
-        report["tokenizer"] = {"vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
-        with (self.path / integrity.DROPPED).open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        kept = {p for p in self.path.rglob("*") if p.is_file()} - self._chunks() - self._temporary()
+        if self.judge is not None and self.judge.facts:
+            report["quality"] = self.judge.facts
+        report["tokenizer"] = self._stage("tokenizer", lambda: None)
+        self._join(self._lists(cleaned), self.path / integrity.DROPPED)
+        kept = {p for p in self.path.rglob("*") if p.is_file()} - self._chunks() - set(self.work.rglob("*"))
         atomic.write_json(self.path / integrity.REPORT, integrity.sealed(report, self.path, kept))
         self._remove_temporary()
 
+    def _lists(self, cleaned: Mapping[str, Any]) -> Iterator[Path]:
+        """The files of which dropped.jsonl is made."""
+        for name in self.data.sources:
+            yield from (self.work / name / "dropped" / f"{span}.jsonl" for span in self.plan.spans_in(name))
+        for name in self.data.sources if self.judge else ():
+            yield from (self._rejects(name, number) for number in range(len(cleaned[name]["keys"])))
+
+    def _rejects(self, name: str, number: int) -> Path:
+        """The documents of a shard that were not good enough."""
+        return shards.Cleaned(self.work, name, number).file("rejected.jsonl")
+
+    def _rejected(self, name: str) -> Iterator[str]:
+        for number in itertools.count():
+            if not self._rejects(name, number).exists():
+                return
+            with self._rejects(name, number).open(encoding="utf-8") as lines:
+                yield from lines
+
+    def _join(self, files: Iterable[Path], target: Path) -> None:
+        """Writes the files one after the other."""
+        with shards.written(target) as out:
+            for file in files:
+                with file.open("rb") as part:
+                    shutil.copyfileobj(part, out, 1 << 20)
+
     def _remove_temporary(self) -> None:
         """Removes the files that only the stages read."""
-        for file in self._temporary():
-            file.unlink()
-
-    def _temporary(self) -> set[Path]:
-        patterns = ("*.done.json", "*/*.done.json", "*/*.npy", "*/clean.jsonl", "*.tmp", "*/*.tmp")
-        return {file for pattern in patterns for file in self.path.glob(pattern)}
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def _chunks(self) -> set[Path]:
         """The chunks of the stores' arrays, which carry their own checksums."""
         return set(self.path.glob("*/*/*/c/*"))
 
-    def _key(self, keys: dict[str, list[str]], name: str, index: int) -> str:
-        if name not in keys:
-            keys[name] = [d.key for d in stages.read_texts(self.path / name / "clean.jsonl", keys_only=True)]
-        return f"{name}/{keys[name][index]}"
+
+class _Reopened:
+    """Documents that cannot be pickled: each process opens them by itself."""
+
+    def __init__(self, *how: Any) -> None:
+        self._how = how
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._how[0], self._how[1:]
 
 
-# --------------------------------------------------------------------------------------------------------- documents
+def _size(documents: sources.Documents) -> int:
+    """The bytes of the documents' texts, from a few of them."""
+    found = []
+    for index in np.linspace(0, len(documents) - 1, min(len(documents), _LOOKED_AT)).astype(int).tolist():
+        try:
+            found.append(len(documents[index].text))
+        except UserError:
+            continue  # it is refused, or counted, in its place
+    return int(np.mean(found) * len(documents)) if found else 0
 
 
-def record(document: sources.Document, format: str) -> records.Record:
-    """The record in a document that `sources` made."""
-    return records.Text(document.text) if format == "text" else records.parse(json.loads(document.text), format)
-
-
-def _sha256(raw: bytes) -> bytes:
-    return hashlib.sha256(raw).digest()
-
-
-def _signature(document: sources.Document, source: config.Source) -> dedup.Signature:
-    """Equal records are duplicates, but for those of a set that comes with a split: its key makes each unique."""
-    key = f"{source.path}/{document.key}" if source.kind in OWN_SPLIT else ""
-    return dedup.Signature(_sha256(f"{source.format} {key} {document.text}".encode()), None)
-
-
-def _encoded(
-    every: list[records.Record], tokenizer: Tokenizer, classes: list[str], template: templates.Template | None
-) -> Iterator[Entry]:
-    """Records as the store holds them; a text has no loss mask, because every token of it has loss."""
-    index = {name: i for i, name in enumerate(classes)}
-    for one, rendered in zip(every, render(every, tokenizer, template), strict=True):
-        loss = None if isinstance(one, records.Text) else rendered.loss
-        label = index[one.label] if isinstance(one, records.Labelled) else _judgement(one)
-        yield Entry(rendered.ids, len(records.texts(one).encode()), loss, label)
-
-
-def _judgement(one: records.Record) -> int | float | None:
-    """What is stored beside the tokens of two answers, their margin, and of a judged one, 1 if it is good, else 0."""
-    if isinstance(one, records.Feedback):
-        return int(one.label)
-    return one.margin if isinstance(one, records.Preference) else None
+def _members(sizes: list[int]) -> Iterator[tuple[int, int, int]]:
+    """Number, first and last shard, exclusive, of each member of a .gz file. `sizes`: bytes of each shard's documents."""
+    number = first = held = 0
+    for shard, size in enumerate(sizes):
+        held += size
+        if held >= _MEMBER or shard == len(sizes) - 1:
+            yield number, first, shard + 1
+            number, first, held = number + 1, shard + 1, 0

@@ -3,6 +3,7 @@
 `sign` is the expensive part and runs on one document at a time, in any process; `duplicates` compares the signatures.
 """
 
+import functools
 import hashlib
 import itertools
 import re
@@ -20,6 +21,7 @@ from lm.data.word_boundaries import SENTENCE_ENDS, UNSPACED
 _SHINGLE = 5  # words
 _BLOCK = 1024  # shingles per MinHash update: their hashes under all permutations fit the processor's cache
 _CHUNK = 1 << 16  # words in memory at a time: a text of hundreds of megabytes has tens of millions
+_SHORT = 1 << 18  # characters of a text whose words are in memory all at once
 _SEED = 1  # of the permutations; changing it needs a new FORMAT of prepared data (`lm.data.corpus.prepare`)
 
 # Vowel signs of Hindi, Thai and Hebrew are combining marks, which `\w` does not match; Persian and Hindi also use ZWNJ, ZWJ.
@@ -30,14 +32,15 @@ _MARKS += "\u200c\u200d\U000e0100-\U000e01ef"
 _COMMAS = ",\u060c\u3001\uff0c"
 _STOPS = SENTENCE_ENDS.replace("\n", "") + _COMMAS + ":;\u061b\uff1a\uff1b"
 _LOWER = "".join(c for c in map(chr, range(0x1F000)) if c.islower())
-_LETTER_BEFORE = rf"(?:(?<=[^\W\d_])|(?<=[{_MARKS}]))"
+_MARK = rf"(?![\x00-\u02ff])[{_MARKS}]"  # what is no mark is told apart at once
+_LETTER_BEFORE = rf"(?:(?<=[^\W\d_])|(?<=[^\x00-\u02ff])(?<=[{_MARKS}]))"
 _END_BEHIND = rf"(?=\s*(?:\n|\Z)|\s+(?![{_LOWER}])[^\W\d_])"
-_WORD = re.compile(
-    rf"([\w{_MARKS}]+)"
-    rf"|{_LETTER_BEFORE}(?:[{_STOPS}]{{1,3}}{_END_BEHIND}|[{_COMMAS}](?=\s+[^\W\d_]))"
-    rf"|(?<=\d)[.,\u3002\uff0c]{_END_BEHIND}"
-    r"|(\S)"
+_IGNORED = (
+    rf"{_LETTER_BEFORE}(?:[{_STOPS}]{{1,3}}{_END_BEHIND}|[{_COMMAS}](?=\s+[^\W\d_]))|(?<=\d)[.,\u3002\uff0c]{_END_BEHIND}"
 )
+_WORD = re.compile(rf"((?:\w+|{_MARK})+)|{_IGNORED}|(\S)")
+# The same words as one group, for texts without the scripts of the next lines.
+_SPACED = re.compile(rf"\s*(?:((?:\w+|{_MARK})+|(?!{_IGNORED})\S)|{_IGNORED})")
 # In scripts without spaces between words, each letter counts as a word.
 _SPACELESS = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
 _HAS_SPACELESS = re.compile(f"[{_SPACELESS}]")
@@ -67,6 +70,10 @@ def words(text: str) -> Iterator[str]:
     and its copy in capitals may differ in punctuation.
     "if (x >= 1.5) Stop!" -> if ( x > = 1 . 5 ) stop
     """
+    if len(text) <= _SHORT and not _HAS_SPACELESS.search(text):
+        found = " ".join(filter(None, _SPACED.findall(text))).lower()  # several times faster
+        yield from found.split(" ") if found else ()
+        return
     for match in _WORD.finditer(text):
         if match.lastindex is None:
             continue
@@ -105,16 +112,51 @@ def _index(threshold: float, permutations: int) -> Any:
         return MinHashLSH(num_perm=permutations, params=(2, permutations // 2))
 
 
+def bands(settings: config.Dedup) -> tuple[int, int]:
+    """The number of bands of a MinHash and of its values in one. Documents with an equal band are candidates."""
+    assert settings.near is not None
+    return _bands(settings.near, settings.permutations)
+
+
+@functools.cache
+def _bands(threshold: float, permutations: int) -> tuple[int, int]:
+    index = _index(threshold, permutations)
+    return index.b, index.r
+
+
 def _minhash(settings: config.Dedup, hashvalues: np.ndarray | None = None) -> Any:
     from datasketch import MinHash
 
     # The shingles are hashes already (`hashfunc=int`); the library's permutations mix them further.
-    return MinHash(settings.permutations, seed=_SEED, hashfunc=int, hashvalues=hashvalues, scheme="affine32")
+    how: dict[str, Any] = dict(seed=_SEED, hashfunc=int, scheme="affine32")
+    known = _permutations(settings.permutations)
+    return MinHash(settings.permutations, hashvalues=hashvalues, permutations=known, **how)
+
+
+@functools.cache
+def _permutations(count: int) -> Any:
+    """The permutations of so many MinHash values, which the library draws anew for each document."""
+    from datasketch import MinHash
+
+    return MinHash(count, seed=_SEED, scheme="affine32").permutations
+
+
+class _Crcs(dict[str, int]):
+    """The CRC-32 of words, which are mostly the same ones."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) > _CHUNK:
+            self.clear()
+        self[word] = crc = zlib.crc32(word.encode("utf-8", "surrogatepass"))
+        return crc
+
+
+_CRCS = _Crcs()
 
 
 def _hashes(words: list[str]) -> np.ndarray:
     """uint64 [n], the CRC-32 of each word."""
-    return np.fromiter((zlib.crc32(w.encode("utf-8", "surrogatepass")) for w in words), np.uint64, len(words))
+    return np.fromiter(map(_CRCS.__getitem__, words), np.uint64, len(words))
 
 
 def _shingles(hashes: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from lm import config
 from lm.data import records
+from lm.data.corpus.places import Unreachable
 from lm.errors import UserError, nearest
 
 SKIP = "mend the file, or count and skip such records with data.on_corrupt=skip"
@@ -37,6 +38,13 @@ class Documents(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Document: ...
+
+
+def cannot_read(path: Any, error: BaseException) -> UserError:
+    """CorruptRecord, which may be skipped; UserError for a fault of the network or of the access, which is none of the file."""
+    if isinstance(error, Unreachable):
+        return UserError(f"cannot be read now: {one_line(error)}; check the network and the access to it, and start again")
+    return CorruptRecord(f"{path}: cannot be read ({one_line(error)}); {SKIP}")
 
 
 def one_line(error: BaseException) -> str:

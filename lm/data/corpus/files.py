@@ -1,74 +1,127 @@
-"""Documents in files: texts, JSON lines and ArrayRecord, local or gs://.
+"""Files of a source, and texts of a file each.
 
 Files are sorted by name, so index i is the same document on every machine. A document's key is relative to the folder that a
 glob starts from, so moving a corpus changes neither its train/holdout split nor its fingerprint.
 """
 
-import codecs
-import gzip
+import contextlib
 import hashlib
-import json
-import mmap
-import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lm import config, paths
-from lm.data.corpus.dated import date_of
-from lm.data.corpus.documents import SKIP, CorruptRecord, Document, content, decode, one_line, parse_json
+from lm import config
+from lm.data.corpus.documents import Document, cannot_read, decode, one_line
+from lm.data.corpus.places import Url, at
+from lm.data.corpus.streams import bytewise
 from lm.errors import UserError
 
-_BLOCK = 1 << 24  # bytes read at a time when hashing a file or finding its lines
-_BLANK = b" \t\r\v\f"
+_BLOCK = 1 << 24  # bytes read at a time when hashing a file
+_EDGE = 1 << 16  # bytes at both ends of a remote file that tells no digest and no time
+_LOOKED_AT = 1 << 13  # bytes in which a binary file has a zero, as git and grep have it
+_THREADS = 16  # that look at files of a folder elsewhere
+# Files of a folder, by the ends of their names. Others are read by a glob.
+TEXTS = tuple(
+    "." + end
+    for end in (
+        "txt text md markdown rst tex org adoc html htm css scss py pyi pyx js jsx mjs ts tsx vue java kt kts scala "
+        "groovy c h cc cpp cxx hh hpp cu cuh m mm cs fs go rs rb php pl pm lua r jl swift dart zig hs ml mli ex exs erl clj "
+        "el lisp scm f f90 pas asm s v sv vhd sql sh bash zsh fish ps1 bat proto thrift cmake mk tf yaml yml toml ini cfg"
+    ).split()
+)
+FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "text": TEXTS,
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "array_record": (".array_record",),
+    "parquet": (".parquet",),
+    "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".csv.zst", ".tsv.zst"),
+    "warc": (".warc", ".warc.gz", ".wet", ".wet.gz"),
+}
 
 
 @dataclass(frozen=True)
 class File:
     key: str  # its path relative to the folder where the glob starts
-    path: Any  # pathlib.Path, or an etils epath if remote
-
-    @property
-    def remote(self) -> bool:
-        return "://" in str(self.path)
+    path: Path | Url
 
 
-def find(source: config.Source) -> list[File]:
-    """The files that match `source.path` (a path or a glob; of kind parquet also a folder), sorted by key. Raises UserError if
-    there are none."""
-    pattern = source.path
-    parts = pattern.split("/")
-    fixed = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
-    if source.kind == "parquet" and "://" not in pattern and paths.expanded(pattern).is_dir():
-        parts = [*pattern.rstrip("/").split("/"), "**", "*.parquet"]  # of a folder whatever its name is
-        fixed, pattern = len(parts) - 2, "/".join(parts)
-    folder, rest = "/".join(parts[:fixed]), "/".join(parts[fixed:])
+@dataclass(frozen=True)
+class Listing:
+    files: list[File]  # sorted by key
+    folder: bool  # they are those of a folder
+    left_out: Counter[str]  # files of the folder that are not among them: `hidden` ones, and those with `other` names
+
+
+def find(source: config.Source) -> Listing:
+    """The files of `source.path`: a file, a glob or a folder. Raises UserError if there are none."""
+    pattern, left_out = source.path.removeprefix("file://"), Counter[str]()
     try:
-        if "://" in pattern:
-            from etils import epath  # reads gs:// through fsspec or gcsfs, without TensorFlow
-
-            root: Any = epath.Path(folder)
+        if folder := _folder(pattern):
+            root: Any = folder
+            found = list(_of_folder(root, source.kind, left_out))
         else:
-            root = paths.expanded(folder or ("/" if pattern.startswith("/") else "."))
-        found = [root / rest] if (root / rest).is_file() else [p for p in root.glob(rest) if p.is_file()]
+            root, rest = _split(pattern)
+            found = _matches(root, rest)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"cannot list {pattern}: {one_line(error)}; check the path and the access to it") from None
     if not found:
-        hint = f"; it is a folder: use {pattern.rstrip('/')}/**/*" if (root / rest).is_dir() else ""
-        raise UserError(f"no file matches {pattern} (source kind {source.kind}){hint or '; check data.sources.*.path'}")
+        if folder:
+            ends = ", ".join(FOLDERS[source.kind][:8]) + (", ..." if len(FOLDERS[source.kind]) > 8 else "")
+            raise UserError(f"no file in {pattern} has a name of kind {source.kind} ({ends}); use {pattern.rstrip('/')}/**/*")
+        raise UserError(f"no file matches {pattern} (source kind {source.kind}); check data.sources.*.path")
     prefix = len(str(root).rstrip("/")) + 1 if str(root) != "." else 0
     files = [File(str(p)[prefix:].encode("utf-8", "backslashreplace").decode(), p) for p in found]
-    return sorted(files, key=lambda f: f.key)
+    return Listing(sorted(files, key=lambda f: f.key), folder is not None, left_out)
+
+
+def _folder(pattern: str) -> Path | Url | None:
+    """The folder of that name, None if it is none. A web server has folders whose names end in a slash."""
+    if pattern.startswith("http") and "://" in pattern and not pattern.endswith("/"):
+        return None
+    place = at(pattern)
+    return place if place.is_dir() else None
+
+
+def _of_folder(root: Any, kind: str, left_out: Counter[str]) -> Iterator[Any]:
+    for path in root.glob("**/*"):
+        below = str(path)[len(str(root)) :]
+        if isinstance(path, Path) and not path.is_file():
+            continue
+        if kind == "text" and "/." in below:
+            left_out["hidden"] += 1
+        elif not below.lower().endswith(FOLDERS[kind]):
+            left_out["other"] += 1
+        else:
+            yield path
+
+
+def _split(pattern: str) -> tuple[Any, str]:
+    """The folder above the first part with a wildcard, and the rest."""
+    wild = "*[" if pattern.startswith("http") and "://" in pattern else "*?["  # a URL may have a query
+    parts = pattern.split("/")
+    fixed = next((i for i, part in enumerate(parts) if any(c in part for c in wild)), len(parts) - 1)
+    folder, rest = "/".join(parts[:fixed]), "/".join(parts[fixed:])
+    return at(folder or ("/" if pattern.startswith("/") else ".")), rest
+
+
+def _matches(root: Any, rest: str) -> list[Any]:
+    if isinstance(root, Path):
+        return [root / rest] if (root / rest).is_file() else [p for p in root.glob(rest) if p.is_file()]
+    found = list(root.glob(rest)) if any(c in rest for c in "*?[") else []
+    with contextlib.suppress(FileNotFoundError):
+        return found or [(root / rest).listed()]
+    return []
 
 
 def identity(file: File) -> list[Any]:
-    """[size in bytes, SHA-256] of a local file, [size in bytes, modification time] of a remote one."""
+    """[size in bytes, SHA-256] of a local file; of another [size, digest or time of the last change as its server tells it],
+    or, where it tells neither, [size, SHA-256 of its beginning and its end]."""
     try:
-        if file.remote:
-            stat = file.path.stat()
-            return [stat.length, stat.mtime]
+        if isinstance(file.path, Url):
+            return _identity_elsewhere(file.path)
         digest, size = hashlib.sha256(), 0
         with file.path.open("rb") as stream:
             while block := stream.read(_BLOCK):
@@ -81,14 +134,33 @@ def identity(file: File) -> list[Any]:
     return [size, digest.hexdigest()]
 
 
+def _identity_elsewhere(url: Url) -> list[Any]:
+    if url.size is None or url.stamp is None:  # a list of links has neither
+        url = url.listed()
+    if url.size is None:
+        raise UserError(f"{url}: the server does not tell how large it is; copy it to a local folder")
+    if url.stamp is not None:
+        return [url.size, url.stamp]
+    with url.open() as stream:
+        edges = stream.read(_EDGE)
+        stream.seek(max(0, url.size - _EDGE))
+        return [url.size, hashlib.sha256(edges + stream.read(_EDGE)).hexdigest()]
+
+
 class TextFiles:
-    """One document per file."""
+    """One document per file. Of a folder, files of texts and of source code that are neither hidden nor binary; `left_out` has
+    how many others there are."""
 
     unreadable: Sequence[str] = ()
     transcripts = False
 
-    def __init__(self, source: config.Source, files: list[File], on_corrupt: str) -> None:
-        self._encoding, self._files = source.encoding, files
+    def __init__(self, source: config.Source, found: Listing) -> None:
+        self._encoding, self._files, self.left_out = source.encoding, found.files, found.left_out
+        if found.folder and bytewise(source.encoding):
+            with ThreadPoolExecutor(_THREADS) as pool:
+                binary = list(pool.map(_is_binary, found.files))
+            self._files = [file for file, left_out in zip(found.files, binary, strict=True) if not left_out]
+            self.left_out = found.left_out + Counter(binary=sum(binary))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -98,154 +170,13 @@ class TextFiles:
         try:
             raw = file.path.read_bytes()
         except OSError as error:
-            raise CorruptRecord(f"{file.path}: {one_line(error)}; {SKIP}") from None
+            raise cannot_read(file.path, error) from None
         return Document(file.key, decode(raw, self._encoding, str(file.path)))
 
 
-class Sharded:
-    """Many records per file: maps a document's index to a file and a record in it.
-
-    `count` opens a file and returns its number of records. Files on which it raises CorruptRecord are listed in `unreadable` if
-    `on_corrupt` is "skip".
-    """
-
-    transcripts = False
-
-    def __init__(self, files: list[File], count: Callable[[File], int], on_corrupt: str) -> None:
-        self.unreadable: list[str] = []
-        self._files: list[File] = []
-        counts = []
-        for file in files:
-            try:
-                counts.append(count(file))
-                self._files.append(file)
-            except CorruptRecord as error:
-                if on_corrupt != "skip":
-                    raise
-                self.unreadable.append(str(error))
-        self._ends = np.cumsum(np.array(counts, np.int64))
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def _locate(self, index: int) -> tuple[File, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # ends the iteration of `for document in documents`
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._files[number], index - (int(self._ends[number - 1]) if number else 0)
-
-
-class JsonLines(Sharded):
-    """One JSON object per line, plain or gzipped. Plain local files are memory-mapped; others are read into memory, one at a
-    time."""
-
-    def __init__(self, source: config.Source, files: list[File], on_corrupt: str) -> None:
-        self._source = source
-        # In encodings such as UTF-16 the newline byte also occurs within other characters, so the file is decoded before it is
-        # split into lines.
-        self._bytewise = "\n".encode(source.encoding) == b"\n"
-        self._lines: dict[str, np.ndarray] = {}  # key -> int64 [lines, 3]: line number from 1, first byte, end byte
-        self._open: tuple[str, Any] = ("", b"")
-        super().__init__(files, self._count, on_corrupt)
-
-    def _buffer(self, file: File) -> Any:
-        if self._open[0] != file.key:
-            self._open = ("", b"")  # frees the previous file before the next is read
-            self._open = (file.key, self._load(file))
-        return self._open[1]
-
-    def _load(self, file: File) -> Any:
-        """The file's bytes, in the source's encoding, or in UTF-8 where that encoding cannot be split at newline bytes."""
-        try:
-            if file.key.endswith(".gz"):
-                raw: Any = gzip.decompress(file.path.read_bytes())
-            elif file.remote or not self._bytewise:
-                raw = file.path.read_bytes()
-            else:
-                with file.path.open("rb") as stream:
-                    empty = file.path.stat().st_size == 0  # mmap refuses empty files
-                    return b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, EOFError, zlib.error) as error:
-            raise CorruptRecord(f"{file.path}: cannot be read ({one_line(error)}); {SKIP}") from None
-        return raw if self._bytewise else decode(raw, self._source.encoding, str(file.path)).encode()
-
-    def _count(self, file: File) -> int:
-        """Finds the lines of the file that are not blank, and returns their number."""
-        buffer = self._buffer(file)
-        ends = [
-            np.flatnonzero(np.frombuffer(buffer[at : at + _BLOCK], np.uint8) == ord("\n")) + at
-            for at in range(0, len(buffer), _BLOCK)
-        ]
-        stops = np.concatenate([*ends, [len(buffer)]]).astype(np.int64)
-        starts = np.concatenate([[0], stops[:-1] + 1])
-        lines = np.stack([np.arange(1, len(stops) + 1), starts, stops], axis=1)
-        first = np.fromiter((buffer[i] if i < len(buffer) else 0 for i in starts.tolist()), np.uint8, len(starts))
-        maybe = (stops == starts) | np.isin(first, np.frombuffer(_BLANK + codecs.BOM_UTF8[:1], np.uint8))
-        blank = [i for i in np.flatnonzero(maybe).tolist() if _is_blank(buffer[starts[i] : stops[i]])]
-        self._lines[file.key] = np.delete(lines, blank, axis=0)
-        return len(self._lines[file.key])
-
-    def __getitem__(self, index: int) -> Document:
-        file, row = self._locate(index)
-        number, start, stop = self._lines[file.key][row].tolist()
-        where = f"{file.path}, line {number}"
-        encoding = self._source.encoding if self._bytewise else "utf-8"
-        record = parse_json(decode(self._buffer(file)[start:stop], encoding, where, start), where)
-        return Document(f"{file.key}:{number}", content(record, self._source, where), date_of(record, self._source, where))
-
-
-def _is_blank(line: bytes) -> bool:
-    return not line.removeprefix(codecs.BOM_UTF8).strip(_BLANK)
-
-
-class ArrayRecord(Sharded):
-    """One document per record: a JSON object with the field, or plain text."""
-
-    def __init__(self, source: config.Source, files: list[File], on_corrupt: str) -> None:
-        self._source = source
-        self._open: tuple[str, Any] = ("", None)
-        super().__init__(files, lambda file: self._reader(file).num_records(), on_corrupt)
-
-    def _reader(self, file: File) -> Any:
-        """An open reader of the file; at most one is open at a time."""
-        if self._open[0] == file.key:
-            return self._open[1]
-        if file.remote:
-            raise UserError(f"{file.path}: ArrayRecord is read from local disk; copy it first (gcloud storage cp)")
-        from array_record.python.array_record_module import ArrayRecordReader  # ty: ignore[import-not-found]
-
-        if self._open[1] is not None:
-            self._open[1].close()
-        self._open = ("", None)
-        try:
-            reader = ArrayRecordReader(str(file.path), options="readahead_buffer_size:0,max_parallelism:0")
-            if not reader.ok() or not reader.num_records():  # a file with a broken footer opens with 0 records
-                reader.close()  # raises RuntimeError with the reason
-                raise RuntimeError("no records")
-        except (RuntimeError, ValueError, OSError) as error:
-            raise CorruptRecord(f"{file.path}: corrupt ArrayRecord ({one_line(error)}); {SKIP}") from None
-        self._open = (file.key, reader)
-        return reader
-
-    def __getitem__(self, index: int) -> Document:
-        file, record = self._locate(index)
-        where = f"{file.path}, record {record}"
-        try:
-            raw = self._reader(file).read([record])[0]
-        except (RuntimeError, ValueError, IndexError) as error:
-            self._open = ("", None)  # after a failed read, a reader fails at every record
-            raise CorruptRecord(f"{where}: corrupt ArrayRecord ({one_line(error)}); {SKIP}") from None
-        text, date = decode(raw, self._source.encoding, where), None
-        if self._source.format != "text" or self._source.date is not None:
-            value = parse_json(text, where)
-            text, date = content(value, self._source, where), date_of(value, self._source, where)
-        elif text.startswith("{"):
-            try:
-                value = json.loads(text)
-            except ValueError:
-                pass  # plain text that happens to begin with a brace
-            except RecursionError:
-                raise CorruptRecord(f"{where}: JSON nested too deep; {SKIP}") from None
-            else:
-                text = content(value, self._source, where)
-        return Document(f"{file.key}:{record}", text, date)
+def _is_binary(file: File) -> bool:
+    try:
+        with file.path.open("rb") as stream:
+            return b"\0" in stream.read(_LOOKED_AT)
+    except OSError:
+        return False  # it is named when it is read

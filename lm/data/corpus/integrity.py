@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm.data.corpus.places import Unreachable, Url
 from lm.errors import UserError
 
 REPORT = "report.json"
@@ -29,12 +30,15 @@ def sealed(report: Mapping[str, Any], folder: Path, files: Iterable[Path]) -> di
     return complete | {"sha256": _digest(complete)}
 
 
-def read_report(folder: Path, fingerprint: str) -> dict[str, Any]:
-    """Reads the report of the folder. Raises Damaged, with the cause, if it is missing, changed, or of other data."""
+def read_report(folder: Path | Url, fingerprint: str) -> dict[str, Any]:
+    """Reads the report of the folder. Raises Damaged, with the cause, if it is missing, changed, or of other data; Unreachable
+    if that cannot be told."""
     try:
         report = json.loads((folder / REPORT).read_bytes())
     except FileNotFoundError:
         raise Damaged(f"{REPORT} is missing") from None
+    except Unreachable:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{REPORT} cannot be read ({' '.join(str(error).split())[:100]})") from None
     if not isinstance(report, dict) or report.get("sha256") != _digest(report):
@@ -44,11 +48,11 @@ def read_report(folder: Path, fingerprint: str) -> dict[str, Any]:
     return report
 
 
-def check(folder: Path, report: Mapping[str, Any]) -> None:
+def check(folder: Path | Url, report: Mapping[str, Any]) -> None:
     """Raises UserError for the first file that is missing or changed, except for texts and chunks of stores. For the list of
-    dropped documents, which no program reads, it only warns."""
+    dropped documents, which no program reads, it only warns, and does not look at one that is elsewhere."""
     for name in report["files"]:
-        if name.endswith(".jsonl.gz"):
+        if name.endswith(".jsonl.gz") or (name == DROPPED and isinstance(folder, Url)):
             continue
         try:
             check_file(folder, report, name)
@@ -58,10 +62,12 @@ def check(folder: Path, report: Mapping[str, Any]) -> None:
             warnings.warn(str(error), stacklevel=2)
 
 
-def check_file(folder: Path, report: Mapping[str, Any], name: str) -> None:
+def check_file(folder: Path | Url, report: Mapping[str, Any], name: str) -> None:
     """Raises UserError if this file of the folder is missing or changed."""
     try:
         found = _sha256(folder / name)
+    except Unreachable as error:
+        raise UserError(f"prepared data cannot be read now ({error}); check the network and the access to it") from None
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
     else:
@@ -71,12 +77,12 @@ def check_file(folder: Path, report: Mapping[str, Any], name: str) -> None:
     raise UserError(f"corrupt prepared data: {folder / name} {fault}; {again(folder)}")
 
 
-def again(folder: Path) -> str:
+def again(folder: Path | Url | str) -> str:
     """The end of an error message: delete the folder, since a single file cannot be prepared again."""
     return f"delete {folder} and prepare the data again (python -m lm.prepare)"
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path | Url) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):

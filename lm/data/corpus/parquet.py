@@ -11,8 +11,10 @@ import numpy as np
 from lm import config
 from lm.data import records
 from lm.data.corpus.dated import date_of
-from lm.data.corpus.documents import SKIP, CorruptRecord, Document, content, one_line
-from lm.data.corpus.files import File, Sharded
+from lm.data.corpus.documents import SKIP, CorruptRecord, Document, cannot_read, content, one_line
+from lm.data.corpus.files import File
+from lm.data.corpus.places import Unreachable, Url
+from lm.data.corpus.sharded import BadBlock, Sharded
 from lm.errors import UserError, nearest
 
 
@@ -20,14 +22,12 @@ class Parquet(Sharded):
     """One document per row. Columns that the format does not read are never loaded; a null in a column or a struct is an absent
     field."""
 
+    _open: tuple[str, Any] = ("", None)  # at most one file is open
+
     def __init__(self, source: config.Source, files: list[File], on_corrupt: str) -> None:
         self._source = source
-        self._open: tuple[str, Any] = ("", None)
-        self._group: tuple[str, int, Any] = ("", -1, None)  # the row group that was read last
-        self._damaged: dict[tuple[str, int], str] = {}  # key and row group -> why it cannot be read
-        self._groups: dict[str, np.ndarray] = {}  # key -> int64 [row groups + 1]: the first row of each
         self._columns: dict[str, list[str]] = {}
-        super().__init__(files, self._count, on_corrupt)
+        super().__init__(files, on_corrupt)
 
     def _reader(self, file: File) -> Any:
         """An open reader of the file; at most one is open at a time."""
@@ -42,19 +42,28 @@ class Parquet(Sharded):
             self._open[1].close(force=True)
         self._open = ("", None)
         try:
-            place = file.path.open("rb") if file.remote else str(file.path)
+            place: Any = file.path.open(buffering=0) if isinstance(file.path, Url) else str(file.path)
             reader = parquet.ParquetFile(place, page_checksum_verification=True)  # where the file has checksums
+        except Unreachable as error:
+            raise cannot_read(file.path, error) from None
         except (ArrowException, OSError) as error:
             raise CorruptRecord(f"{file.path}: not a Parquet file that can be read ({one_line(error)}); {SKIP}") from None
         self._open = (file.key, reader)
         return reader
 
-    def _count(self, file: File) -> int:
+    def _index(self, file: File) -> np.ndarray:
         reader = self._reader(file)
         sizes = [reader.metadata.row_group(i).num_rows for i in range(reader.metadata.num_row_groups)]
-        self._groups[file.key] = np.cumsum([0, *sizes])
         self._columns[file.key] = self._read_columns(file, {field.name: field.type for field in reader.schema_arrow})
-        return int(self._groups[file.key][-1])
+        return np.cumsum([0, *sizes])
+
+    def _load(self, file: File, block: int) -> Any:
+        try:
+            return self._reader(file).read_row_group(block, columns=self._columns[file.key])
+        except Unreachable as error:
+            raise cannot_read(file.path, error) from None
+        except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+            raise BadBlock(f"row group {block} cannot be read ({one_line(error)})") from None
 
     def _read_columns(self, file: File, types: Mapping[str, Any]) -> list[str]:
         """The columns that the source's format reads. UserError if one that it needs is missing, or is no text."""
@@ -84,24 +93,12 @@ class Parquet(Sharded):
 
     def __getitem__(self, index: int) -> Document:
         file, row = self._locate(index)
-        where, starts = f"{file.path}, row {row}", self._groups[file.key]
-        group = int(np.searchsorted(starts, row, side="right")) - 1
-        (value,) = self._table(file, group, where).slice(row - int(starts[group]), 1).to_pylist()
+        where = f"{file.path}, row {row}"
+        table, at = self._records(file, row)
+        (value,) = table.slice(at, 1).to_pylist()
         date = date_of(value, self._source, where)
         value = value if self._source.format == "text" else _without_nulls(value)
         return Document(f"{file.key}:{row}", content(value, self._source, where), date)
-
-    def _table(self, file: File, group: int, where: str) -> Any:
-        at = (file.key, group)
-        if self._group[:2] != at and at not in self._damaged:
-            self._group = ("", -1, None)  # frees the previous row group before the next is read
-            try:
-                self._group = (*at, self._reader(file).read_row_group(group, columns=self._columns[file.key]))
-            except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-                self._damaged[at] = one_line(error)
-        if at in self._damaged:
-            raise CorruptRecord(f"{where}: row group {group} cannot be read ({self._damaged[at]}); {SKIP}")
-        return self._group[2]
 
 
 def _without_nulls(value: Any) -> Any:

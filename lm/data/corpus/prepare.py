@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,9 +26,10 @@ from typing import Any
 from lm import config, paths
 from lm.config import resolve
 from lm.data import records, templates
-from lm.data.corpus import build, cloze, integrity, sources, stages
+from lm.data.corpus import bucket, build, cloze, integrity, quality, sources, stages
+from lm.data.corpus.places import Url
 from lm.data.corpus.store import Store
-from lm.data.tokenizer import Tokenizer, from_bytes, read
+from lm.data.tokenizer import Tokenizer, from_bytes, identity_of, read
 from lm.errors import UserError
 
 
@@ -36,12 +37,21 @@ from lm.errors import UserError
 class Prepared:
     """Token stores by source, their tokenizer and report. A source without held-out documents is not in `holdout`."""
 
-    path: Path
+    path: Path | Url
     fingerprint: str
     train: Mapping[str, Store]
     holdout: Mapping[str, Store]
     tokenizer: Tokenizer
     report: Mapping[str, Any]
+
+    @property
+    def beside(self) -> Path:
+        """A local folder for what is computed from this data: its own, unless it lies elsewhere."""
+        if isinstance(self.path, Path):
+            return self.path
+        folder = paths.local(bucket.STAGING, name="the local folder of data.cache") / f"{self.fingerprint}.beside"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def documents(self, source: str, split: str) -> Iterator[sources.Document]:
         """Yields the cleaned documents in a store, in its order. Raises UserError, before the first, if the file is damaged."""
@@ -64,12 +74,16 @@ class Prepared:
 def fingerprint(data: config.Data, tokenizer: Tokenizer | None = None) -> str:
     """64 hex digits that identify the result of `prepare`: from contents, settings, library versions and FORMAT."""
     tree = resolve.to_dict(data)
-    settings = {k: tree[k] for k in ("clean", "dedup", "tokenizer", "holdout", "on_corrupt")}
+    settings = {k: tree[k] for k in ("clean", "dedup", "holdout", "on_corrupt")}
     if tokenizer or data.tokenizer.path:
         proto = tokenizer.proto if tokenizer else read(data.tokenizer.path or "")
         settings["tokenizer"] = {"given": hashlib.sha256(proto).hexdigest()}
+    else:
+        settings["tokenizer"] = identity_of(data.tokenizer)
     if data.template is not None:
         settings["template"] = templates.text_of(data.template)
+    if data.quality != config.Quality():
+        settings["quality"] = quality.identity(data.quality, sources.identity)
     identity = {
         "format": build.FORMAT,
         "sources": [[name, _identity(name, source)] for name, source in data.sources.items()],
@@ -97,17 +111,36 @@ def prepare(data: config.Data, *, tokenizer: Tokenizer | None = None, progress: 
 
     Raises UserError for faults of sources and encodings, an empty corpus, a vocabulary that is too large, and a full disk.
     """
-    from filelock import FileLock
-
     for name in data.sources:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise UserError(f"data.sources.{name}: it becomes a folder; a name has letters, digits, '_', and then '.' and '-'")
     if not 0 <= data.holdout < 1:
         raise UserError(f"data.holdout={data.holdout} is not a fraction; 0.05 keeps a twentieth of the documents")
-    if "://" in data.cache:
-        raise UserError(f"data.cache={data.cache} must be a local folder (sources may be remote)")
-    cache = paths.local(data.cache, name="data.cache")
     mark = fingerprint(data, tokenizer)
+    locally = lambda cache: _local(data, paths.local(cache, name="data.cache"), mark, tokenizer, progress)
+    return _open(*(_elsewhere(data, mark, locally) if "://" in data.cache else locally(data.cache)))
+
+
+def _elsewhere(data: config.Data, mark: str, locally: Callable[[str], tuple[Path, Any]]) -> tuple[Url, dict[str, Any]]:
+    """Where prepared data lies in a bucket, and its report. What is not there yet is prepared by this process, or waited for if
+    this is not the first of a run."""
+    home = bucket.home(data.cache, mark)
+    if (report := bucket.report_of(home)) is None:
+        from lm import distributed
+
+        if distributed.process_id():
+            report = bucket.wait(home, data.sources, seconds=distributed.seconds_of("LM_PREPARE_SECONDS", bucket.WAIT))
+        else:
+            report = bucket.put(home, lambda cache: locally(cache)[0])
+    return home, report
+
+
+def _local(
+    data: config.Data, cache: Path, mark: str, tokenizer: Tokenizer | None, progress: bool
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of prepared data below a local cache, and its report."""
+    from filelock import FileLock
+
     done = cache / mark
     try:
         report = _report(done)
@@ -127,12 +160,13 @@ def prepare(data: config.Data, *, tokenizer: Tokenizer | None = None, progress: 
         if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
             raise UserError(f"cannot write below {cache} ({error.strerror}); set data.cache to another folder") from None
         raise
-    return _open(done, report)
+    return done, report
 
 
 def _open_source(source: config.Source, data: config.Data) -> sources.Documents:
     if source.kind != "cloze":
-        return sources.open_source(source, cache=data.cache, on_corrupt=data.on_corrupt)
+        cache = bucket.STAGING if "://" in data.cache else data.cache  # of packages and TFDS
+        return sources.open_source(source, cache=cache, on_corrupt=data.on_corrupt)
     assert source.documents and source.length  # or it had no fingerprint
     return sources.Splits(cloze.load(source.path, prepare(source.documents, progress=False), length=source.length))
 
@@ -163,7 +197,7 @@ def _move(partial: Path, done: Path) -> None:
     shutil.rmtree(partial)
 
 
-def _open(path: Path, report: Mapping[str, Any]) -> Prepared:
+def _open(path: Path | Url, report: Mapping[str, Any]) -> Prepared:
     stores: dict[str, dict[str, Store]] = {split: {} for split in build.SPLITS}
     for name, source in report["sources"].items():
         for split in source["splits"]:  # an empty one has no store

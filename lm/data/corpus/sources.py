@@ -3,17 +3,25 @@
 import contextlib
 import importlib
 import io
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from lm import config, paths
 from lm.data import records
-from lm.data.corpus import dated, files, generated, nested, packages, parquet, table, told
+from lm.data.corpus import array_records, dated, files, generated, lines, nested, packages, parquet, table, told, warc
 from lm.data.corpus.documents import SKIP, CorruptRecord, Document, Documents, one_line
 from lm.errors import UserError, nearest
 
 # tfds builders of this package: modules of lm.data.corpus with `version()` and `builder(data_dir)`.
 _BUNDLED = ("sotu", "stdlib")
+# Kinds of files with many records each.
+_SHARDED: dict[str, Callable[[config.Source, list[files.File], str], Documents]] = {
+    "jsonl": lines.JsonLines,
+    "array_record": array_records.ArrayRecord,
+    "parquet": parquet.Parquet,
+    "csv": table.Csv,
+    "warc": warc.Warc,
+}
 
 
 def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt: str = "fail") -> Documents:
@@ -32,17 +40,19 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
         return Splits({split: [records.Text(record.text) for record in some] for split, some in splits.items()})
     if source.kind == "generated":
         return Generated(source)
-    kinds: dict[str, Any] = {"text": files.TextFiles, "jsonl": files.JsonLines, "array_record": files.ArrayRecord}
-    kinds |= {"parquet": parquet.Parquet, "csv": table.Csv}
-    found = kinds[source.kind](source, files.find(source), on_corrupt)
+    listing = files.find(source)
+    if source.kind == "text":
+        return files.TextFiles(source, listing)
+    found = _SHARDED[source.kind](source, listing.files, on_corrupt)
     return found if source.date is None else dated.Within(found, source)
 
 
 def identity(source: config.Source) -> dict[str, Any]:
     """A JSON tree that identifies the contents of `source`: equal for equal contents.
 
-    Local files are identified by name and hash, remote files by name, size and modification time, tfds by builder, split and
-    version, a package's set by the digest of its file. (Cloze questions: see `lm.data.corpus.prepare.fingerprint`.)
+    Local files are identified by name and hash, others by name, size, and the digest or time that their server tells; tfds by
+    builder, split and version, a package's set by the digest of its file. (Cloze questions: see
+    `lm.data.corpus.prepare.fingerprint`.)
     """
     if source.kind == "package" and source.format == "pair":
         return {"kind": source.kind, "path": source.path, "format": "pair", "made": told.identity(source.path)}
@@ -58,7 +68,8 @@ def identity(source: config.Source) -> dict[str, Any]:
     elif source.kind == "generated":
         contents = {"path": source.path, "made": generated.version(source.path)}
     else:
-        contents = {"files": [[f.key, *files.identity(f)] for f in files.find(source)], "encoding": source.encoding}
+        contents = {"files": [[f.key, *files.identity(f)] for f in files.find(source).files], "encoding": source.encoding}
+        contents = contents | ({"made": warc.made()} if source.kind == "warc" else {})
     if source.format != "text":  # texts keep the fingerprint that they had before there were other formats
         about = {"kind": source.kind, "format": source.format, "version": records.VERSION}
     else:

@@ -1,67 +1,37 @@
 """What the stages of a preparation share: texts on disk, cleaning in parallel, a progress bar, the report as a table."""
 
 import gzip
-import itertools
 import json
-import os
 import shutil
-import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from lm import config
-from lm.data.corpus import clean, dedup
+from lm.data.corpus import clean, dedup, quality
 from lm.data.corpus.documents import Document
+from lm.data.corpus.places import Url
 from lm.errors import UserError
 
 T = TypeVar("T")
-_BATCH_BYTES = 1 << 20  # of text that a worker gets at a time
-_OVERHEAD = 100  # bytes of work that a document costs beside its text
-_SMALL = 24  # batches: up to this many, starting processes does not pay
-_SPACE_EVERY = 1000  # documents between two checks of the free disk space
 
 # ---------------------------------------------------------------------------------------------------------- files
 
 
-def read_texts(path: Path, *, keys_only: bool = False) -> Iterator[Document]:
+def read_texts(path: Path | Url, *, keys_only: bool = False) -> Iterator[Document]:
     """Yields the documents of a .jsonl or .jsonl.gz file that `prepare` wrote; `keys_only` leaves their texts empty."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as lines:
+    with path.open("rb") as raw, gzip.open(raw) if path.name.endswith(".gz") else nullcontext(raw) as lines:
         for line in lines:
             record = json.loads(line)
             yield Document(record["key"], "" if keys_only else record["text"])
 
 
-class TextWriter:
-    """Writes a .jsonl.gz file whose bytes depend only on the documents: its header has no name and no time."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self._gzip = gzip.GzipFile(filename="", mode="wb", fileobj=self._file, mtime=0, compresslevel=6)
-
-    def __enter__(self) -> "TextWriter":
-        return self
-
-    def write(self, document: Document) -> None:
-        line = json.dumps({"key": document.key, "text": document.text}, ensure_ascii=False)
-        self._gzip.write(line.encode() + b"\n")
-
-    def __exit__(self, *_: Any) -> None:
-        self._gzip.close()
-        self._file.close()
-
-
-def check_space(folder: Path, out: TextIO, *, every: int) -> None:
+def check_space(folder: Path, written: int) -> None:
     """Raises UserError if the disk has no room for the next stages, whose tokens and compressed text take about as many bytes
-    as the text written to `out`. Checks only if `every` is a multiple of _SPACE_EVERY."""
-    if every % _SPACE_EVERY:
-        return
-    free, written = shutil.disk_usage(folder).free, out.tell()
+    as the text that is written."""
+    free = shutil.disk_usage(folder).free
     if free < written:
         need, have = (f"{n / 1e9:.2f} GB" for n in (written, free))
         raise UserError(f"no disk space: at least {need} more needed below {folder}, {have} free; free some or set data.cache")
@@ -69,64 +39,34 @@ def check_space(folder: Path, out: TextIO, *, every: int) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- work
 
-Cleaned = tuple[Document, dedup.Signature, Counter[str]]
+_UNSIGNED = dedup.Signature(b"", None)  # of a dropped document
+# A document, its signature, counts, and why it is dropped or None.
+Cleaned = tuple[Document, dedup.Signature, Counter[str], str | None]
+
+
+def cleaned(document: Document, how: config.Clean, compare: config.Dedup, judge: quality.Judge | None) -> Cleaned:
+    """Cleans, judges and signs a document."""
+    text, found = clean.clean(document.text, how)
+    reason = None
+    if judge is not None:
+        text, reason, counts = judge(text)
+        found += counts
+    signature = dedup.sign(text, compare) if reason is None else _UNSIGNED
+    return Document(document.key, text), signature, found, reason
 
 
 def batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
     """Groups documents, in order, into lists of about `size` characters."""
-    yield from _group(documents, size, lambda document: len(document.text))
-
-
-def _group(items: Iterable[T], size: int, measure: Callable[[T], int]) -> Iterator[list[T]]:
-    group: list[T] = []
+    group: list[Document] = []
     held = 0
-    for item in items:
-        group.append(item)
-        held += measure(item)
+    for document in documents:
+        group.append(document)
+        held += len(document.text)
         if held >= size:
             yield group
             group, held = [], 0
     if group:
         yield group
-
-
-def _clean_batch(documents: list[Document], how: config.Clean, compare: config.Dedup) -> list[Cleaned]:
-    out = []
-    for document in documents:
-        text, found = clean.clean(document.text, how)
-        out.append((Document(document.key, text), dedup.sign(text, compare), found))
-    return out
-
-
-def _deaf() -> None:
-    """Makes a worker ignore Ctrl-C, which reaches every process of a terminal; the main process handles it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def clean_all(documents: Iterable[Document], how: config.Clean, compare: config.Dedup) -> Iterator[Cleaned]:
-    """Cleans and signs documents on all cores. Yields them in order; a few batches are in memory at a time.
-
-    Threads do a small corpus, processes a large one. Processes are spawned, because forking under jax is unsafe, so a script
-    that calls this needs the usual `if __name__ == "__main__":`.
-    """
-    groups = _group(documents, _BATCH_BYTES, lambda d: len(d.text) + _OVERHEAD)
-    head = list(itertools.islice(groups, _SMALL + 1))
-    workers = os.cpu_count() or 1
-    if len(head) <= _SMALL or workers == 1:
-        executor: Executor = ThreadPoolExecutor(workers)
-    else:
-        executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_deaf)
-    pending: deque[Future[list[Cleaned]]] = deque()
-    with executor:
-        try:
-            for group in itertools.chain(head, groups):
-                pending.append(executor.submit(_clean_batch, group, how, compare))
-                if len(pending) > 2 * workers:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
 
 
 # --------------------------------------------------------------------------------------------------------- display
@@ -175,7 +115,7 @@ class Progress:
         self._bar.update(task, total=1, completed=1)
 
 
-def show(report: Mapping[str, Any], path: Path) -> None:
+def show(report: Mapping[str, Any], path: Path | Url) -> None:
     """Prints a report as a table."""
     from rich.console import Console
     from rich.table import Table
@@ -186,8 +126,14 @@ def show(report: Mapping[str, Any], path: Path) -> None:
     for name in names:
         table.add_column(name, justify="right")
     rows: list[tuple[str, Callable[[Any], str]]] = [("documents read", lambda s: f"{s['read']:,}")]
+    for what in dict.fromkeys(what for source in report["sources"].values() for what in source.get("left_out", ())):
+        rows.append((f"files left out: {what}", lambda s, what=what: f"{s.get('left_out', {}).get(what, 0):,}"))
     for why in ("unreadable", "short", "exact", "near"):
         rows.append((f"dropped: {why}", lambda s, why=why: f"{s['dropped'][why]:,}"))
+    judged = [source.get("quality", {"dropped": {}, "changed": {}}) for source in report["sources"].values()]
+    for part in ("dropped", "changed"):
+        for what in sorted({what for one in judged for what in one[part]}):
+            rows.append((f"{part}: {what}", lambda s, p=part, w=what: f"{s.get('quality', {}).get(p, {}).get(w, 0):,}"))
     for what in clean.COUNTED:
         rows.append((f"cleaned: {what}", lambda s, what=what: f"{s['cleaned'][what]:,}"))
     for what in ("documents", "bytes", "tokens"):

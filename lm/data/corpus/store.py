@@ -7,13 +7,15 @@
     <path>/labels        int64 [documents]              index of each record's class; of a judged answer whether it is good; of
                                                         two answers their margin, in float64; for no other records
 
-Each is a Zarr v3 array whose chunks carry a CRC-32C; TensorStore reads it locally and from gs://. A flipped bit, a
-truncated chunk and a missing chunk are errors that name the file.
+Each is a Zarr v3 array whose chunks carry a CRC-32C; TensorStore reads it locally, from gs://, s3:// and https://. A flipped
+bit, a truncated chunk and a missing chunk are errors that name the file.
 """
 
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,33 +23,51 @@ from typing import Any
 import numpy as np
 
 from lm.data.corpus.integrity import again
+from lm.data.corpus.places import Url
 from lm.errors import UserError
 
 CHUNK = 1 << 18  # tokens; 512 KiB as uint16
 _FLUSH = 16 * CHUNK
 _IN_MEMORY = 1 << 30  # bytes; larger stores are read chunk by chunk through a cache
+_ELSEWHERE = 1 << 26  # the same of stores in a bucket, of which a host reads its rows
 _CACHE = 1 << 30
+_AWAY = ("UNAVAILABLE", "PERMISSION_DENIED", "UNAUTHENTICATED", "DEADLINE_EXCEEDED", "ABORTED")
 _BLOCK = 1 << 24  # tokens whose loss mask is read at a time
 
 
 def _spec(path: str, name: str) -> dict[str, Any]:
-    # A local path is not written as a URL, in which `%41` would be an A and `#` the end.
-    folder = f"{path.rstrip('/')}/{name}/"
-    kvstore = folder if "://" in path else {"driver": "file", "path": folder}
     return {
         "driver": "zarr3",
-        "kvstore": kvstore,
+        "kvstore": _kvstore(f"{path.rstrip('/')}/{name}/"),
         # Without these a missing chunk would silently read as zeros.
         "store_data_equal_to_fill_value": True,
         "fill_missing_data_reads": False,
     }
 
 
-def _create(path: str, name: str, dtype: str, chunk: int) -> Any:
+def _kvstore(folder: str) -> Any:
+    """How TensorStore finds a folder. A local one is not written as a URL, in which `%41` would be an A and `#` the end."""
+    scheme, _, rest = folder.partition("://") if "://" in folder else ("file", "", folder)
+    if scheme in ("file", "memory"):
+        return {"driver": scheme, "path": rest}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")  # of a server other than Amazon's, as s3fs takes it
+    if scheme == "s3" and endpoint:
+        bucket, _, below = rest.partition("/")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        return {"driver": "s3", "bucket": bucket, "path": below, "endpoint": endpoint, "aws_region": region}
+    return folder
+
+
+def dtype(vocab_size: int) -> str:
+    """The type of the tokens of so many ids."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def _create(path: str, name: str, dtype: str, chunk: int, size: int = 0) -> Any:
     import tensorstore as ts
 
     metadata = {
-        "shape": [0],
+        "shape": [size],
         "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [chunk]}},
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
@@ -104,7 +124,7 @@ def write_store(path: str, documents: Iterable[Entry], *, vocab_size: int) -> No
     ends, sizes, labels = [0], [], []
     loss: _Appender | None = None
     try:
-        tokens = _Appender(path, "tokens", "uint16" if vocab_size <= 1 << 16 else "uint32")
+        tokens = _Appender(path, "tokens", dtype(vocab_size))
         for name in ("loss", "labels"):
             _delete(path, name)  # of an earlier store, which would be taken for the new one's
         for document in documents:
@@ -123,6 +143,55 @@ def write_store(path: str, documents: Iterable[Entry], *, vocab_size: int) -> No
         _write_small(path, "byte_lengths", sizes)
         if labels:
             _write_small(path, "labels", labels, "float64" if isinstance(labels[0], float) else "int64")
+    except (ValueError, OSError) as error:
+        raise _translate(error, path) from None
+
+
+# A store whose tokens are written by many processes, in parts that begin at multiples of CHUNK: `create`, `fill`, `finish`.
+
+
+def create(path: str, *, tokens: int, vocab_size: int, loss: bool) -> None:
+    """Makes an empty store for so many tokens at `path`, and removes what is there."""
+    with _translated(path):
+        for name in ("loss", "labels"):
+            _delete(path, name)
+        _create(path, "tokens", dtype(vocab_size), CHUNK, tokens)
+        if loss:
+            _create(path, "loss", "uint8", CHUNK, tokens)
+
+
+def fill(path: str, name: str, start: int, values: np.ndarray) -> None:
+    """Writes a part of the array `name`, "tokens" or "loss", from `start` on, a multiple of CHUNK."""
+    import tensorstore as ts
+
+    with _translated(path):
+        array = ts.open(_spec(path, name)).result()
+        array[start : start + len(values)].write(values).result()
+
+
+def finish(
+    path: str, lengths: Iterable[np.ndarray], sizes: Iterable[np.ndarray], labels: Iterable[np.ndarray], label_dtype: str | None
+) -> None:
+    """Writes what a store knows of its documents, from arrays of a few of them at a time: tokens, bytes and labels of each."""
+    with _translated(path):
+        offsets, end = _Appender(path, "offsets", "int64"), 0
+        offsets.add(np.zeros(1, np.int64))
+        for some in lengths:
+            offsets.add(end + np.cumsum(some))
+            end += int(some.sum())
+        offsets.close()
+        for name, arrays, kind in (("byte_lengths", sizes, "int64"), ("labels", labels, label_dtype)):
+            if kind is not None:
+                column = _Appender(path, name, kind)
+                for some in arrays:
+                    column.add(some)
+                column.close()
+
+
+@contextmanager
+def _translated(path: str) -> Generator[None]:
+    try:
+        yield
     except (ValueError, OSError) as error:
         raise _translate(error, path) from None
 
@@ -146,6 +215,8 @@ def _translate(error: Exception, path: str) -> Exception:
         return UserError(f"no disk space at {path}; free some, or set data.cache to another disk")
     if message.startswith("NOT_FOUND") and "zarr.json" in message:
         return UserError(f"no token store at {path}; {_again(path)}")
+    if message.startswith(_AWAY):
+        return UserError(f"{path} cannot be read now ({message[-160:]}); check the network and the access to it")
     file = re.search(r'file "([^"]+)"', message)
     if file or message.startswith(("DATA_LOSS", "FAILED_PRECONDITION", "NOT_FOUND")):
         name = file[1] if file else path
@@ -155,7 +226,7 @@ def _translate(error: Exception, path: str) -> Exception:
 
 def _again(path: str) -> str:
     """The end of an error message: how to prepare the data again. A store is in <cache>/<fingerprint>/<source>/<split>."""
-    return again(Path(path).parents[1])
+    return again(path.rsplit("/", 2)[0])
 
 
 def _check_chunks(path: str, name: str, array: Any) -> None:
@@ -172,6 +243,15 @@ def _check_chunks(path: str, name: str, array: Any) -> None:
             raise UserError(f"corrupt token store: {file} ({found} of {size} bytes); {_again(path)}")
 
 
+def _copy_into(context: Any, path: str) -> None:
+    """Copies fsspec's files in memory to TensorStore's, which has a memory of its own."""
+    import tensorstore as ts
+
+    folder = ts.KvStore.open(_kvstore(f"{path}/"), context=context).result()
+    for file in Url(path).glob("**/*"):
+        folder.write(str(file)[len(path) + 1 :], file.read_bytes()).result()
+
+
 @dataclass(frozen=True)
 class Store:
     """An open token store. Random access from any number of threads; nothing is ever written to it."""
@@ -184,14 +264,18 @@ class Store:
     labels: np.ndarray | None = None  # int64 or float64 [documents]
 
     @classmethod
-    def open(cls, path: str, *, in_memory: int = _IN_MEMORY) -> "Store":
-        """Opens what `write_store` wrote; up to `in_memory` bytes are read, and so verified, at once.
+    def open(cls, path: str, *, in_memory: int | None = None) -> "Store":
+        """Opens what `write_store` wrote; arrays of tokens of up to `in_memory` bytes are read, and so verified, at once.
 
         Raises UserError if there is no store, or a file of it is corrupt.
         """
         import tensorstore as ts
 
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
+        if in_memory is None:
+            in_memory = _ELSEWHERE if "://" in path else _IN_MEMORY
+        if path.startswith("memory://"):
+            _copy_into(context, path)
 
         def read(name: str, *, in_memory: int | float = math.inf, optional: bool = False) -> Any:
             try:

@@ -13,6 +13,7 @@ from lm.errors import UserError
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 FIGURES = {"step": 10, "tokens_seen": 1234567, "model_flops": 5.87e12, "heldout": {"bits_per_byte": 1.5705, "tokens": 2000.0}}
+FIGURES |= {"heldout_intervals": {"bits_per_byte": [1.5, 1.64]}}
 FIGURES |= {"baselines": {"xz": 2.236}, "goodput": {"wall_seconds": 7200.0}}
 TASKS = {"tasks": {"sotu_cloze": {"metrics": {"acc": {"value": 0.35, "low": 0.31, "high": 0.39}}}}}
 
@@ -41,7 +42,8 @@ def test_data_objective_compute_results_and_limits_are_those_of_the_run(folder):
         "Trained on 1,234,567 tokens.",
         "5.87e+12 FLOPs",
         "8 device-hours (7,200 s on 4 of `cpu`)",
-        "| held-out bits per byte | 1.571 |  |",
+        "| held-out bits per byte | 1.571 | 1.5 to 1.64 |",
+        "means over 2,000 tokens of documents that were not trained on, of one run. Intervals are over documents",
         "| baseline xz (bits per byte) | 2.236 |  |",
         "| sotu_cloze: acc | 0.35 | 0.31 to 0.39 |",
         "rows of 128 tokens",

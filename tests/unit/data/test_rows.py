@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from lm import config, objectives
 from lm.config import Attention, Block, Buckets, Learned, Mlp, Model, Rope, Stack
-from lm.data.rows import Rows, blank, fill, fitted, mixture, pack, permute, stack
+from lm.data.rows import Rows, blank, fill, fitted, mixture, mixture_weights, pack, permute, shares, stack
 from lm.errors import UserError
 from lm.losses.cross_entropy import token_losses
 from lm.models.transformer import Transformer
@@ -99,9 +99,9 @@ def test_permute_of_a_trillion():
 @pytest.mark.parametrize("weights", [[1.0], [1, 1], [3, 1], [0.7, 0.2, 0.1], [5, 2, 2, 1], [0, 3, 1]])
 def test_mixture_has_the_shares_everywhere(weights):
     source, number = mixture(np.arange(3000), weights)
-    shares = np.array(weights) / sum(weights)
+    expected = np.array(weights) / sum(weights)
     for stretch in (source, source[:100], source[1234:1334]):
-        np.testing.assert_allclose(np.bincount(stretch, minlength=len(weights)) / len(stretch), shares, atol=0.03)
+        np.testing.assert_allclose(np.bincount(stretch, minlength=len(weights)) / len(stretch), expected, atol=0.03)
     for s in range(len(weights)):  # the rows of a source in their order, none left out
         np.testing.assert_array_equal(number[source == s], np.arange((source == s).sum()))
 
@@ -111,6 +111,17 @@ def test_a_source_of_no_weight_is_not_read_and_weights_that_are_no_shares_are_re
     for weights in ([2, -1], [0, 0]):
         with pytest.raises(UserError, match=r"data.sources.\*.weight are .*none below 0, not all 0"):
             mixture(np.arange(3), weights)
+
+
+@pytest.mark.parametrize(
+    "temperature,expected", [(None, (3 / 4, 1 / 4)), (1.0, (3 / 7, 4 / 7)), (2.0, (3 / 5, 2 / 5)), (1e9, (3 / 4, 1 / 4))]
+)
+def test_a_temperature_weighs_sources_by_their_tokens(temperature, expected):
+    """Weight times tokens to the power of 1 / temperature: by size at 1, as the weights say where it is infinite."""
+    sizes = {"small": SimpleNamespace(num_tokens=1000), "large": SimpleNamespace(num_tokens=4000)}
+    sources = {"small": config.Source(weight=3.0), "large": config.Source(path="stdlib")}
+    found = mixture_weights(config.Data(sources, temperature=temperature), sizes)
+    np.testing.assert_allclose(shares([*found.values()]), expected, rtol=1e-6)
 
 
 def test_mixture_starts_anywhere():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lm.evaluation.findings import Interval, Row, auroc, bootstrap, mean, share
+from lm.evaluation.findings import Interval, Row, auroc, bootstrap, interval_ends, mean, share
 
 
 @pytest.mark.parametrize(("hits", "of"), [(0, 10), (1, 10), (7, 10), (10, 10), (123, 1000), (0.5, 4)])
@@ -20,6 +20,16 @@ def test_the_interval_of_a_mean_is_students():
     found = mean(values)
     assert (found.low, found.high) == pytest.approx(weights.DescrStatsW(values).tconfint_mean(), rel=1e-9)
     assert mean(np.ones(1)) == Interval(1.0, -np.inf, np.inf)
+
+
+def test_figures_over_items_have_the_interval_of_their_kind():
+    right, nats = np.array([1.0, 0.0, 1.0, 1.0]), np.array([2.0, 0.5, 1.0, 3.0])
+    found = interval_ends({"exact": right, "nll": nats, "one": np.ones(1)})
+    assert found == {
+        "exact": [share(3, 4).low, share(3, 4).high],
+        "nll": [mean(nats).low, mean(nats).high],
+    }
+    assert interval_ends({"exact": np.ones(9)})["exact"][0] < 0.75  # all right, and no certainty
 
 
 def test_a_bootstrap_of_a_mean_is_near_students():

@@ -77,3 +77,42 @@ def test_bits_per_byte_are_those_of_objectives_that_say_so(factors, monkeypatch)
     assert [found.factors for found in Pretraining().evaluators(parts, None)] == [factors]
     run.data = config.Data(after="=")  # the loss is of a part of each text
     assert [found.factors for found in Pretraining().evaluators(parts, None)] == [False]
+
+
+def test_intervals_are_over_documents_as_of_a_regression_with_clusters(monkeypatch):
+    """Batches of two rows of eight tokens; documents begin at these tokens, and each batch is of the one at its second row."""
+    linear_model = pytest.importorskip("statsmodels.api")
+    monkeypatch.setattr(sharding, "global_batch", lambda make, index, mesh: make(index))
+    rows, rng = Rows(near=6, far=4), np.random.default_rng(0)
+    losses, weights = rng.normal(3.0, 1.0, 11), rng.integers(1, 9, 11)
+    weigh = lambda b: weights[b.index] * b.weight
+    score = lambda params, b: {"loss": WeightedMean((losses[b.index] * weigh(b)).sum(), weigh(b).sum())}
+    stores = {"near": (0, 20, 50), "far": (0, 4, 8, 31)}
+    sizes = {"near": (60, 140), "far": (40, 90)}
+    rows.stores = {
+        name: SimpleNamespace(
+            offsets=np.array(at), num_tokens=sizes[name][0], num_bytes=sizes[name][1], num_documents=len(at) - 1
+        )
+        for name, at in stores.items()
+    }
+    rows.objective = SimpleNamespace(stride=8)
+    mesh = sharding.make_mesh(config.Mesh(data=jax.device_count()))
+    judge = HeldOut(rows, score, 2, mesh, factors=True)
+    assert judge.intervals() == {}
+    figures, found = judge(None), judge.intervals()
+    pairs = np.arange(10).reshape(5, 2)  # their second rows begin at tokens 8, 24, 40 of near, and 8, 24 of far
+    of, total = weights[pairs].sum(1), (losses * weights)[pairs].sum(1)
+    groups = [0, 1, 1, 5, 5]
+    fit = linear_model.WLS(total / of, np.ones(5), weights=of).fit()
+    fit = fit.get_robustcov_results("cluster", groups=groups, use_t=True)
+    np.testing.assert_allclose(found["loss"], fit.conf_int()[0], rtol=1e-9)
+    assert figures["loss"] == pytest.approx(fit.params[0]) and found["loss"][0] < figures["loss"] < found["loss"][1]
+    for name in ("bits_per_byte", "perplexity"):
+        assert found[name][0] < figures[name] < found[name][1]
+    assert found["bits_per_byte"][1] / figures["bits_per_byte"] == pytest.approx(found["loss"][1] / figures["loss"])
+    judge(None)
+    assert judge.intervals() == found and set(found) == {"loss", "bits_per_byte", "perplexity"}
+    assert HeldOut(rows, score, 10, mesh, 6).intervals() == {}
+    whole = HeldOut(rows, score, 10, mesh, 5)
+    whole(None)
+    assert set(whole.intervals()) == {"loss", "perplexity"}  # two batches, one of each source

@@ -27,7 +27,7 @@ HISTORY = [  # killed after step 60, of which steps 41 to 60 run again from the 
 def make(tmp_path):
     """Writes the files of a run of 60 steps, in a folder of this name."""
 
-    def write(name, *, rate=0.01, data="d", tokenizer="t", finished=True, loss=2.0):
+    def write(name, *, rate=0.01, data="d", tokenizer="t", finished=True, loss=2.0, flops=4e5):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         rows = [{"step": s, "loss": loss, "tokens_seen": 100 * s} for s in (20, 40, 60)] + [{"step": 60, "heldout/loss": loss}]
@@ -36,6 +36,7 @@ def make(tmp_path):
         for log, lines in (("metrics", rows), ("goodput", HISTORY), ("samples", samples)):
             (folder / f"{log}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
         facts = {"data_fingerprint": data, "tokenizer_fingerprint": tokenizer, "git": {"commit": "c0ffee" * 6}}
+        facts |= {} if flops is None else {"model_flops_per_token": flops}
         summary = {"step": 60, "tokens_seen": 6000, "model_flops": 3e9, "heldout": {"loss": loss}, "baselines": None}
         files = {"config": config, "manifest": facts, "summary": summary | {"goodput": account(HISTORY)}}
         for file, tree in files.items():
@@ -67,7 +68,10 @@ def test_steps_are_placed_on_each_axis(make):
     np.testing.assert_allclose(at["tokens read"], [1000, 4000, 6000])
     np.testing.assert_allclose(at["model FLOPs"], [5e8, 2e9, 3e9])
     np.testing.assert_allclose(at["seconds of wall time"], [20, 50, 105])
-    assert report_runs.opened(make("b", finished=False))[1].along("model FLOPs", [10]) is None
+    begun = report_runs.opened(make("b", finished=False))[1]  # the manifest has the FLOPs of a token
+    np.testing.assert_allclose(begun.along("model FLOPs", [10, 40, 60]), [4e8, 1.6e9, 2.4e9])
+    assert begun.summary["model_flops"] == 2.4e9
+    assert report_runs.opened(make("c", finished=False, flops=None))[1].along("model FLOPs", [10]) is None
 
 
 def test_results_and_differences_stand_side_by_side(make, tmp_path, undrawn):
@@ -84,9 +88,11 @@ def test_results_and_differences_stand_side_by_side(make, tmp_path, undrawn):
 
 
 def test_what_cannot_be_compared_is_said(make, tmp_path, undrawn):
-    text = compared(tmp_path, make("a"), make("b", data="e"), make("<c>", tokenizer="u", finished=False))
+    unfinished = dict(tokenizer="u", finished=False)
+    text = compared(tmp_path, make("a"), make("b", data="e"), make("<c>", **unfinished), make("d", flops=None, **unfinished))
     assert "different data" in text and "different tokenizers: compare bits per byte" in text
-    assert "Not finished, so without FLOPs and baselines: &lt;c&gt;." in text and "at step 60 of 60" in text
+    assert "Not finished, so without baselines: &lt;c&gt;, d." in text and "at step 60 of 60" in text
+    assert "Without FLOPs, which their files do not say yet: d." in text
 
 
 def test_runs_are_named_by_what_differs(make, tmp_path):
@@ -100,14 +106,14 @@ def test_each_measure_has_four_axes_with_a_curve_for_each_run(make, monkeypatch)
     pytest.importorskip("matplotlib")
     seen = {}
     monkeypatch.setattr(report_runs, "image", lambda figure, title: seen.setdefault(title, figure) and "")
-    folders = [make("a"), make("_$b$"), make("c", finished=False)]
+    folders = [make("a"), make("_$b$"), make("c", finished=False, flops=None), make("d", finished=False)]
     report_runs._curves({f.name: report_runs.opened(f)[1] for f in folders})
     assert list(seen) == ["training loss", "held-out loss"]
     for figure in seen.values():
         assert [axis.get_xlabel() for axis in figure.axes] == list(report_runs.AXES)
-        assert [len(axis.lines) for axis in figure.axes] == [3, 3, 2, 3], "FLOPs are known of the finished ones"
+        assert [len(axis.lines) for axis in figure.axes] == [4, 4, 3, 4], "FLOPs are known of all but one"
         labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-        assert labels == [" a", r" _\$b\$", " c"] and figure.axes[0].get_ylabel().endswith("loss (nats)")
+        assert labels == [" a", r" _\$b\$", " c", " d"] and figure.axes[0].get_ylabel().endswith("loss (nats)")
 
 
 def test_the_command_writes_one_file_that_needs_no_other(make, tmp_path, capsys):
@@ -118,13 +124,41 @@ def test_the_command_writes_one_file_that_needs_no_other(make, tmp_path, capsys)
     assert not [link for link in re.findall(r"(?:src|href)=\"?([^\"\s>]+)", text) if not link.startswith("data:")]
 
 
+def test_a_run_in_a_bucket_is_read_there(make, tmp_path, capsys, monkeypatch):
+    """In fsspec's memory; finished or not, beside a local one of the same name."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for name in ("a", "b"):
+        for file in make(name, finished=name == "a").iterdir():
+            memory.pipe_file(f"/bucket/{name}/{file.name}", file.read_bytes())
+    for name, local in (("a", tmp_path / "a"), ("b", tmp_path / "b")):
+        there = report_runs.opened(f"memory://bucket/{name}/")[1]
+        assert there == report_runs.opened(local)[1] and there.finished == (name == "a")
+    out = tmp_path / "all.html"
+    assert command.main(["memory://bucket/a", "memory://bucket/b", str(tmp_path / "b"), f"--out={out}"]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "<th>bucket/a<th>bucket/b<th>" in text and "at step 60 of 60" in text
+    capsys.readouterr()
+    assert command.main(["memory://bucket/none"]) == 2
+    assert (
+        capsys.readouterr().err
+        == "error: memory://bucket/none has no config.json: give the --workdir of a run that has begun\n"
+    )
+    broken = lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no route to host"))
+    monkeypatch.setattr(type(memory), "cat_file", broken)
+    assert command.main(["memory://bucket/a"]) == 2
+    err = capsys.readouterr().err
+    assert "no route to host" in err and "copy the run to a local folder" in err and err.count("\n") == 1
+    memory.rm("/bucket", recursive=True)
+
+
 def test_mistakes_are_one_line(make, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     run = make("a")
     for words, said in (
         ([tmp_path / "empty"], "has no config.json: give the --workdir of a run"),
         ([tmp_path / "nothing"], "has no config.json"),
-        (["gs://bucket/run"], "is a URL, and a local folder is needed"),
+        (["ftp://host/run"], "no ftp:// is read; give one of gs://"),
         ([run, run], "a run is given twice"),
         ([run, f"--out={tmp_path}"], "is no name for a file"),
         ([run, f"--out={tmp_path}/none/out.html"], "is no name for a file"),

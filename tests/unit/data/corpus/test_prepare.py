@@ -220,7 +220,7 @@ def test_a_damaged_stage_of_a_killed_preparation_is_done_again(data, monkeypatch
         prepare(data, progress=False)
     monkeypatch.undo()
     partial = Path(data.cache) / f"{module.fingerprint(data)}.partial"
-    (partial / "dedup.done.json").write_text("{")
+    (partial / ".work" / "dedup.done.json").write_text("{")
     assert prepare(data, progress=False).train["a"].num_documents == 16
 
 
@@ -427,7 +427,7 @@ def test_a_full_disk(data, monkeypatch):
         ({"holdout": 1.0}, "data.holdout=1.0 is not a fraction"),
         ({"sources": {"c#": config.Source()}}, "data.sources.c#: it becomes a folder"),
         ({"sources": {"../c": config.Source()}}, r"data.sources.../c: it becomes a folder"),
-        ({"cache": "gs://bucket/x"}, "must be a local folder"),
+        ({"cache": "ftp://bucket/x"}, "prepared data is in a local folder, or at one of gs://"),
     ],
 )
 def test_settings_that_cannot_be(data, change, message):
@@ -439,17 +439,6 @@ def test_a_cache_that_is_a_file(tmp_path, data):
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match="cannot write below .*cache"):
         prepare(data, progress=False)
-
-
-def test_processes_and_threads_clean_alike(data, monkeypatch):
-    documents = [module.sources.Document(str(i), document(i)) for i in range(6)]
-    thread = list(stages.clean_all(documents, data.clean, data.dedup))
-    monkeypatch.setattr(stages, "_BATCH_BYTES", 1)
-    monkeypatch.setattr(stages, "_SMALL", 2)
-    monkeypatch.setattr(stages.os, "cpu_count", lambda: 2)
-    process = list(stages.clean_all(documents, data.clean, data.dedup))
-    assert [d for d, _, _ in process] == [d for d, _, _ in thread]
-    assert all(np.array_equal(p[1].near, t[1].near) for p, t in zip(process, thread, strict=True))
 
 
 def test_the_command(tmp_path, data, capsys):

@@ -229,7 +229,7 @@ def test_no_file_matches(tmp_path):
     (tmp_path / "sub").mkdir()
     with pytest.raises(UserError, match=r"no file matches .*\*\.txt \(source kind text\); check data\.sources"):
         open_source(source("text", tmp_path / "*.txt"))
-    with pytest.raises(UserError, match=r"it is a folder: use .*/sub/\*\*/\*"):
+    with pytest.raises(UserError, match=r"no file in .*/sub has a name of kind text \(.txt, .*; use .*/sub/\*\*/\*"):
         open_source(source("text", tmp_path / "sub"))
 
 

@@ -1,0 +1,142 @@
+"""Preparation on a Ray cluster: `ray start --head` on one machine, `ray start --address=...` on the others.
+
+All machines read the sources and write below data.cache, so both must be places that all of them see under the same names. The
+cluster is asked before the first task: whether each node sees a file that this process wrote, and whether it has the same
+versions of everything that decides the result.
+"""
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from lm.data.corpus.executors import Task, become_worker, in_order
+from lm.errors import UserError
+
+_RETRIES = 10  # of a task whose node is lost
+_ANSWER = 10  # seconds that an address has to answer
+_LOOK = 300  # seconds that a node has to start a process and look at the folder
+_PACKAGES = ("ftfy", "datasketch", "sentencepiece", "tokenizers", "numpy", "tensorstore")
+
+
+class Ray:
+    """Runs tasks on the nodes of a cluster, one a CPU. A task whose node is lost runs again on another."""
+
+    def __init__(self, on: str, memory: int) -> None:
+        self.memory = memory
+        ray = _library()
+        _check_answers(on)
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            ray.init(
+                address="auto" if on == "ray" else on, log_to_driver=False, logging_level="error", namespace=f"lm-{uuid4().hex}"
+            )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise UserError(f"--on={on}: no Ray cluster answers ({_short(error)}); {_CURE}") from None
+        self._ray, self._seen = ray, set[str]()
+
+    def run(self, tasks: Iterable[Task], *, size: int) -> Iterator[Any]:
+        call = self._ray.remote(_call).options(num_cpus=1, max_retries=_RETRIES)
+        ahead, here = 2 * int(self._ray.cluster_resources().get("CPU", 1)), os.getcwd()
+        yield from in_order(tasks, lambda task: call.remote(task, here), self._result, ahead)
+
+    def _result(self, reference: Any) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except errors.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        except errors.RayError as error:
+            raise UserError(f"a task failed on the Ray cluster ({_short(error)}); the same command goes on") from None
+
+    def check(self, folder: Path) -> None:
+        """Raises UserError if a node does not see `folder`, or has other versions than this process."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # ty: ignore[import-not-found]
+
+        ray, mark, ours = self._ray, folder / f"{uuid4().hex}.seen", versions()
+        look, asked = ray.remote(_look), []
+        mark.touch()
+        try:
+            for node in ray.nodes():
+                if node["Alive"]:
+                    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                    found = look.options(num_cpus=0, scheduling_strategy=there).remote(str(mark))
+                    asked.append((f"node {node['NodeManagerAddress']} of the Ray cluster", found))
+            for node, found in asked:
+                try:
+                    sees, theirs = ray.get(found, timeout=_LOOK)
+                except ray.exceptions.RayError as error:
+                    raise UserError(f"{node} cannot run this library ({_short(error)}); install the same there") from None
+                if not sees:
+                    raise UserError(
+                        f"{node} does not see {folder}: set data.cache to a folder that all nodes share (NFS, Lustre, "
+                        "Filestore) under the same name, and keep the sources there or in a bucket"
+                    )
+                if theirs != ours:
+                    other = [
+                        f"{name} {theirs.get(name)} (here {ours[name]})" for name in ours if theirs.get(name) != ours[name]
+                    ]
+                    raise UserError(f"{node} has {', '.join(other)}: install the same everywhere, or results differ")
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+_CURE = "run `ray start --head` on one machine and `ray start --address=HOST:6379` on the others; from outside --on=ray://HOST:10001"
+
+
+def _library() -> Any:
+    try:
+        import ray  # ty: ignore[import-not-found]
+    except ImportError:
+        raise UserError("--on=ray needs Ray: pip install -e '.[ray]'") from None
+    return ray
+
+
+def _check_answers(on: str) -> None:
+    """Raises UserError if nothing listens at the address, which Ray itself finds out after half a minute or more."""
+    address = on.removeprefix("ray://") if on != "ray" else os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
+    if on == "ray" and not address:
+        return
+    found = re.fullmatch(r"\[?([\w.:-]+?)\]?:(\d{1,5})/?", address)
+    if not found:
+        raise UserError(f"--on={on} is no address of a Ray cluster ({address or 'empty'}); for example ray://10.0.0.2:10001")
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--on={on}: nothing answers at {address} ({_short(error)}); {_CURE}") from None
+
+
+def _call(task: Task, folder: str) -> Any:
+    become_worker()
+    if os.path.isdir(folder):  # where relative paths of sources begin
+        os.chdir(folder)
+    return task()
+
+
+def _look(mark: str) -> tuple[bool, dict[str, str]]:
+    return Path(mark).exists(), versions()
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides the result of a task."""
+    from lm.data.corpus import build
+
+    found = {"python": ".".join(map(str, sys.version_info[:2])), "lm's FORMAT of data": str(build.FORMAT)}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
