@@ -50,13 +50,14 @@ class Start:
 @contextmanager
 def _hidden(module: str) -> Generator[None]:
     """Where a module that is not imported yet is as if it were not installed."""
-    imported = module in sys.modules
-    sys.modules.setdefault(module, None)  # type: ignore[arg-type]
+    modules: dict[str, Any] = sys.modules  # a name whose value is None cannot be imported
+    imported = module in modules
+    modules.setdefault(module, None)
     try:
         yield
     finally:
         if not imported:
-            sys.modules.pop(module, None)
+            modules.pop(module, None)
 
 
 class TensorBoard:

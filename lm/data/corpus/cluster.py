@@ -56,7 +56,7 @@ class Ray:
 
     def check(self, folder: Path) -> None:
         """Raises UserError if a node does not see `folder`, or has other versions than this process."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # ty: ignore[import-not-found]
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ray, mark, ours = self._ray, folder / f"{uuid4().hex}.seen", versions()
         look, asked = ray.remote(_look), []
@@ -94,7 +94,7 @@ _CURE = "run `ray start --head` on one machine and `ray start --address=HOST:637
 
 def _library() -> Any:
     try:
-        import ray  # ty: ignore[import-not-found]
+        import ray
     except ImportError:
         raise UserError("--on=ray needs Ray: pip install -e '.[ray]'") from None
     return ray

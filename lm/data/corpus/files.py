@@ -141,7 +141,7 @@ def _identity_elsewhere(url: Url) -> list[Any]:
         raise UserError(f"{url}: the server does not tell how large it is; copy it to a local folder")
     if url.stamp is not None:
         return [url.size, url.stamp]
-    with url.open() as stream:
+    with url.open("rb") as stream:
         edges = stream.read(_EDGE)
         stream.seek(max(0, url.size - _EDGE))
         return [url.size, hashlib.sha256(edges + stream.read(_EDGE)).hexdigest()]

@@ -42,7 +42,7 @@ class Parquet(Sharded):
             self._open[1].close(force=True)
         self._open = ("", None)
         try:
-            place: Any = file.path.open(buffering=0) if isinstance(file.path, Url) else str(file.path)
+            place: Any = file.path.open("rb", buffering=0) if isinstance(file.path, Url) else str(file.path)
             reader = parquet.ParquetFile(place, page_checksum_verification=True)  # where the file has checksums
         except Unreachable as error:
             raise cannot_read(file.path, error) from None

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def read_texts(path: Path | Url, *, keys_only: bool = False) -> Iterator[Document]:
     """Yields the documents of a .jsonl or .jsonl.gz file that `prepare` wrote; `keys_only` leaves their texts empty."""
-    with path.open("rb") as raw, gzip.open(raw) if path.name.endswith(".gz") else nullcontext(raw) as lines:
+    with path.open("rb") as raw, gzip.open(raw, "rb") if path.name.endswith(".gz") else nullcontext(raw) as lines:
         for line in lines:
             record = json.loads(line)
             yield Document(record["key"], "" if keys_only else record["text"])

@@ -101,7 +101,7 @@ def _decoded(page: _Page) -> str:
             return bytes_to_str(page.body, page.charset)
     with contextlib.suppress(UnicodeDecodeError):
         return page.body.decode().removeprefix("\ufeff")
-    return bytes_to_str(page.body, detect_encoding(page.body, from_html_meta=True))
+    return bytes_to_str(page.body, detect_encoding(page.body, from_html_meta=True) or "utf-8")
 
 
 def _pages(file: File, start: int) -> Iterator[tuple[int, _Page | None]]:
