@@ -63,10 +63,13 @@ class C4:
 
 @dataclass(frozen=True)
 class FineWeb:
-    """The rules of FineWeb (arXiv 2406.17557, section 3.5), on lines that are not empty."""
+    """The rules of FineWeb (arXiv 2406.17557, section 3.6), on lines that are not empty.
+
+    The released code has `repeated_chars` 0.01 where the paper has 0.1, and one more rule, `newlines` 0.3.
+    """
 
     end_marks: Share = 0.12  # of the lines end in punctuation that ends a sentence, at least
-    repeated_chars: Share = 0.01  # characters in repeated lines, at most
+    repeated_chars: Share = 0.1  # characters in repeated lines, at most
     short_lines: Share = 0.67  # of the lines are short, at most
     short: Natural = 30  # characters of a short line, at most
-    newlines: NonNegative = 0.3  # line ends for each word, at most
+    newlines: NonNegative | None = None  # line ends for each word, at most

@@ -138,7 +138,7 @@ class PreferenceRows:
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row, and the number of its item in that source: int64 each."""
-        weights = mixture_weights(self.data, self.stores)
+        weights = mixture_weights(self.data, self.sizes)
         return located(index, [*self.sizes.values()], [*weights.values()], self.seed, shuffle=self.shuffle)
 
     def _pair(self, s: int, name: str, number: int) -> tuple[Example, Example]:

@@ -253,7 +253,7 @@ class RecordRows:
 
     def _located(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source of each row and its number in that source's order: int64 each, as in `mixture`."""
-        weights = mixture_weights(self.data, self.stores)
+        weights = mixture_weights(self.data, self.sizes)
         return located(index, [*self.sizes.values()], [*weights.values()], self.seed, shuffle=self.shuffle)
 
     def records(self, index: Sequence[int] | np.ndarray) -> list[tuple[str, int]]:

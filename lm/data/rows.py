@@ -45,14 +45,19 @@ def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
     return out.astype(np.int64)
 
 
-def mixture_weights(data: config.Data, stores: Mapping[str, Store]) -> dict[str, float]:
+def mixture_weights(data: config.Data, sizes: Mapping[str, int]) -> dict[str, float]:
     """The weight of each source in the mixture: as `data.sources` has it, else 1; under `data.temperature` times its
-    tokens^(1 / temperature), in units of the largest source's."""
-    given = {name: data.sources[name].weight if name in data.sources else 1.0 for name in stores}
+    size^(1 / temperature), in units of the largest source's. The size is that of what the mixture shares out: rows."""
+    given = {name: data.sources[name].weight if name in data.sources else 1.0 for name in sizes}
     if data.temperature is None:
         return given
-    largest = max(max(store.num_tokens for store in stores.values()), 1)
-    return {name: w * (stores[name].num_tokens / largest) ** (1 / data.temperature) for name, w in given.items()}
+    largest = max(*sizes.values(), 1)
+    return {name: w * (sizes[name] / largest) ** (1 / data.temperature) for name, w in given.items()}
+
+
+def tokens_of(stores: Mapping[str, Store]) -> dict[str, int]:
+    """The size of each source of texts, whose rows have equally many tokens."""
+    return {name: store.num_tokens for name, store in stores.items()}
 
 
 def shares(weights: Sequence[float]) -> np.ndarray:

@@ -11,7 +11,7 @@ from lm.config import Asked
 from lm.data.chat import Chat
 from lm.data.corpus.prepare import Prepared
 from lm.data.corpus.store import shared
-from lm.data.rows import Rows, mixture_weights, permute
+from lm.data.rows import Rows, mixture_weights, permute, tokens_of
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.evaluation import spans
@@ -75,7 +75,7 @@ def texts_of(run: config.Run, data: Prepared, architecture: str, *, step: int | 
     plain = dict(needs_other=False, stratified=False, paced=False, after=(), draws=False, shortest=1, ends=frozenset())
     objective = replace(objective, make=_as_it_is, lengths=lengths, **plain)
     stores = shared(data.train, run.data.train_share)
-    trained = Rows(stores, objective, run.train.seed, mixture_weights(run.data, stores))
+    trained = Rows(stores, objective, run.train.seed, mixture_weights(run.data, tokens_of(stores)))
     held_out = Rows(data.holdout, objective, 0, shuffle=False) if data.holdout else None
     return Texts(data, trained, held_out, None if step is None else step * run.train.batch_size)
 

@@ -54,6 +54,9 @@ class Finding:
     shown: Sequence[str] = ()
 
 
+ENOUGH = 5  # items or clusters: of fewer, an interval by their variance says nothing
+
+
 def share(hits: float, of: int) -> Interval:
     """The share hits / of with Wilson's interval of a binomial (1927), which is also right near 0 and 1."""
     if of < 1:
@@ -100,6 +103,15 @@ def interval_ends(values: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
     found = {
         name: share(float(each.sum()), len(each)) if np.isin(each, (0, 1)).all() else mean(each)
         for name, each in values.items()
-        if len(each) > 1
+        if len(each) >= ENOUGH
     }
-    return {name: [interval.low, interval.high] for name, interval in found.items()}
+    return {name: within(interval, values[name]) for name, interval in found.items()}
+
+
+def within(interval: Interval, values: np.ndarray) -> list[float]:
+    """The ends of an interval, cut to where the values can be: not below 0 if none is, and to 1 if all are shares."""
+    low, high = interval.low, interval.high
+    if values.min() >= 0:
+        low = max(low, 0.0)
+        high = min(high, 1.0) if values.max() <= 1 else high
+    return [low, high]

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from lm import sharding
 from lm.data.rows import Rows, one_after_another
-from lm.evaluation.findings import ratio
+from lm.evaluation.findings import ENOUGH, ratio, within
 from lm.types import WeightedMean
 
 Score = Callable[[Any, Any], dict[str, WeightedMean]]  # (params, batch), jitted
@@ -75,18 +75,17 @@ class HeldOut:
 
     def intervals(self) -> dict[str, list[float]]:
         """The ends of the 95 % interval of the latest call's figures of all sources, over documents: a batch counts as part of
-        the one in which its middle lies. {} where all is in one, or nothing was called."""
+        the one in which its middle lies. {} where there are too few, or nothing was called."""
         documents = [self._document(int(part[len(part) // 2])) for part, _ in self.batches]
         order = {document: i for i, document in enumerate(dict.fromkeys(documents))}
-        if len(order) < 2:
+        if len(order) < ENOUGH:
             return {}
         ends = dict[str, list[float]]()
         for name in self.batches[0][1]:
             sums = np.zeros((len(order), 2))
             np.add.at(sums, [order[document] for document in documents], [found[name] for _, found in self.batches])
             if sums[:, 1].sum():
-                found = ratio(*sums.T)
-                ends[name] = [found.low, found.high]
+                ends[name] = within(ratio(*sums.T), sums[:, 0] / np.maximum(sums[:, 1], 1e-9))
         if self.nats and "loss" in ends:
             ends["perplexity"] = [math.exp(min(end, 50.0)) for end in ends["loss"]]
         if self.factors and "loss" in ends:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lm import config
 from lm.data.corpus.prepare import Prepared
 from lm.data.corpus.store import shared
-from lm.data.rows import Rows, mixture_weights
+from lm.data.rows import Rows, mixture_weights, tokens_of
 from lm.errors import UserError
 from lm.evaluation.heldout import HeldOut
 from lm.generation.samples import check as check_samples
@@ -192,7 +192,12 @@ def rows_of(run: config.Run, data: Prepared, objective: Objective) -> dict[str, 
     splits = {"train": shared(data.train, run.data.train_share), "holdout": data.holdout}
     seeds, total = {"train": run.train.seed, "holdout": HELD_OUT_SEED}, run.train.steps * run.train.batch_size
     made = lambda split, stores: Rows(
-        stores, objective, seeds[split], mixture_weights(run.data, stores), split == "train", total if split == "train" else 0
+        stores,
+        objective,
+        seeds[split],
+        mixture_weights(run.data, tokens_of(stores)),
+        split == "train",
+        total if split == "train" else 0,
     )
     return {split: made(split, stores) for split, stores in splits.items() if stores}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import atomic
+from lm.data.corpus.places import Unreachable
 from lm.errors import printable
 
 Row = dict[str, Any]
@@ -51,9 +52,11 @@ LOGS: dict[str, Callable[[Row], bool]] = {
 
 
 def read(path: Path) -> list[Row]:
-    """The valid rows of a log; none if the file is missing or cannot be read."""
+    """The valid rows of a log; none if the file is missing or cannot be read. Raises `Unreachable` for a network that fails."""
     try:
         return _parsed(path.read_bytes(), path.name)[0]
+    except Unreachable:
+        raise
     except OSError:
         return []
 

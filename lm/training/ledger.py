@@ -17,6 +17,7 @@ from lm.errors import UserError
 from lm.training.task import Task
 
 SAMPLE = 1024  # rows that means are taken over, at most
+FEW = 64  # before a run has read any
 
 
 @dataclass(frozen=True)

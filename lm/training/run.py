@@ -15,7 +15,7 @@ from lm.training import adapted, fit, hooks, loop, resume, trackers
 from lm.training.assembly import assemble
 from lm.training.display import Display, parameter_table
 from lm.training.goodput import account
-from lm.training.ledger import SAMPLE, left_out, of_a_row, parameters
+from lm.training.ledger import FEW, SAMPLE, left_out, of_a_row, parameters
 from lm.training.loop import Clock
 from lm.training.recipe import Parts, Recipe
 from lm.training.report import write_report
@@ -156,7 +156,7 @@ def _record(parts: Parts, rundir: RunDir, first: int) -> None:
     rundir.forget_after(first)
     rundir.write_json("config.json", resolve.to_dict(parts.run))
     facts = dict(data_fingerprint=parts.data.fingerprint, tokenizer_fingerprint=parts.data.tokenizer.fingerprint)
-    row = of_a_row(parts.task, parts.rows["train"], parts.run.train.batch_size)  # so that a report has FLOPs before the end
+    row = of_a_row(parts.task, parts.rows["train"], FEW)  # so that a report has FLOPs before the end
     costs = {"model_flops_per_token": row.flops / max(row.seen, 1e-9)}
     rundir.write_json("manifest.json", manifest(parts.run, **facts, mesh=parts.mesh) | costs)
 

@@ -9,7 +9,7 @@ import numpy as np
 from lm import config, recipes
 from lm.data.corpus.prepare import Prepared
 from lm.data.loader import Position
-from lm.data.rows import mixture_weights, pack, stack
+from lm.data.rows import mixture_weights, pack, stack, tokens_of
 from lm.errors import UserError
 from lm.objectives.streams import stream
 from lm.recipes import policy
@@ -43,7 +43,7 @@ class Reading:
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each of them in the mixture."""
-        return mixture_weights(self.run.data, self.rows.stores)
+        return mixture_weights(self.run.data, tokens_of(self.rows.stores) if of_texts(self.run) else self.rows.sizes)
 
     @property
     def pieces(self) -> Pieces:

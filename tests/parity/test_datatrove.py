@@ -33,7 +33,10 @@ SETS = {
         gopher_repetition_filter.GopherRepetitionFilter,
         lambda text: rules._gopher_repetition(text.strip(), text.split(), config.Gopher()),
     ),
-    "fineweb": (fineweb_quality_filter.FineWebQualityFilter, lambda text: rules.fineweb(text, config.FineWeb())),
+    "fineweb": (
+        fineweb_quality_filter.FineWebQualityFilter,
+        lambda text: rules.fineweb(text, config.FineWeb(repeated_chars=0.01, newlines=0.3)),
+    ),
     "c4": (lambda: c4_filters.C4QualityFilter(**C4), lambda text: rules.c4(text, config.C4())[1]),
 }
 # Their name of a rule -> ours.

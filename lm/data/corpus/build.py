@@ -10,6 +10,7 @@ that join their results. The folder has the same bits wherever they ran.
 import functools
 import itertools
 import json
+import os
 import pickle
 import shutil
 import time
@@ -83,6 +84,7 @@ class Build:
         # To refuse a bad file or template now, not after hours of cleaning.
         given = self.given or (load(self.data.tokenizer.path) if self.data.tokenizer.path else None)
         self.work.mkdir(exist_ok=True)
+        self._sweep()
         if self.data.template is not None:
             stand_in = given or train(["word"], _STAND_IN)
             templates.of(self.data.template, stand_in)
@@ -91,7 +93,7 @@ class Build:
         shards.pickled(self.work / "judge.pkl", self.judge)
         with self.bar, executors.chosen() as self.on:
             self.on.check(self.work)
-            opened = {name: self._stage(f"{name}/open", lambda n=name: self._open(n)) for name in self.data.sources}
+            opened = {name: self._opened(name) for name in self.data.sources}
             self.size = sum(source["size"] for source in opened.values())
             cleaned = {n: self._stage(f"{n}/clean", lambda n=n: self._clean(n, opened[n])) for n in self.data.sources}
             self._stage("plan", lambda: self._plan(cleaned))
@@ -122,6 +124,17 @@ class Build:
 
     # ------------------------------------------------------------------------------------------------------ cleaning
 
+    def _opened(self, name: str) -> dict[str, Any]:
+        """What `_open` found, of a source that lies where it lay then: the mark is that of its contents alone."""
+        found = self._stage(f"{name}/open", lambda: self._open(name))
+        if found["from"] != self._from(name):
+            (self.work / f"{name}/open.done.json").unlink()
+            found = self._stage(f"{name}/open", lambda: self._open(name))
+        return found
+
+    def _from(self, name: str) -> list[str]:
+        return [self.data.sources[name].path, os.getcwd()]
+
     def _open(self, name: str) -> dict[str, Any]:
         """Opens a source, for all processes. Returns its number of documents, their bytes, about, and what cannot be read."""
         source = self.data.sources[name]
@@ -133,6 +146,7 @@ class Build:
             shards.pickled(file, _Reopened(self.open_source, source, self.data))
         unreadable = list(documents.unreadable)
         return {
+            "from": self._from(name),
             "count": len(documents),
             "size": _size(documents),
             "lost": len(unreadable),
@@ -354,6 +368,13 @@ class Build:
             for file in files:
                 with file.open("rb") as part:
                     shutil.copyfileobj(part, out, 1 << 20)
+
+    def _sweep(self) -> None:
+        """Removes what a killed process left unfinished, and files of the layout before this one."""
+        for pattern in ("*.tmp", "*/*.tmp", "*/clean.jsonl", "*/exact.npy", "*/near.npy", "*.done.json", "*/*.done.json"):
+            for file in self.path.glob(pattern):
+                if self.work not in file.parents:
+                    file.unlink()
 
     def _remove_temporary(self) -> None:
         """Removes the files that only the stages read."""

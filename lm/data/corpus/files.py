@@ -72,7 +72,7 @@ def find(source: config.Source) -> Listing:
             ends = ", ".join(FOLDERS[source.kind][:8]) + (", ..." if len(FOLDERS[source.kind]) > 8 else "")
             raise UserError(f"no file in {pattern} has a name of kind {source.kind} ({ends}); use {pattern.rstrip('/')}/**/*")
         raise UserError(f"no file matches {pattern} (source kind {source.kind}); check data.sources.*.path")
-    prefix = len(str(root).rstrip("/")) + 1 if str(root) != "." else 0
+    prefix = _above(root)
     files = [File(str(p)[prefix:].encode("utf-8", "backslashreplace").decode(), p) for p in found]
     return Listing(sorted(files, key=lambda f: f.key), folder is not None, left_out)
 
@@ -85,9 +85,14 @@ def _folder(pattern: str) -> Path | Url | None:
     return place if place.is_dir() else None
 
 
+def _above(root: Any) -> int:
+    """The characters before a file's name in this folder."""
+    return len(str(root).rstrip("/")) + 1 if str(root) != "." else 0
+
+
 def _of_folder(root: Any, kind: str, left_out: Counter[str]) -> Iterator[Any]:
     for path in root.glob("**/*"):
-        below = str(path)[len(str(root)) :]
+        below = f"/{str(path)[_above(root) :]}"
         if isinstance(path, Path) and not path.is_file():
             continue
         if kind == "text" and "/." in below:

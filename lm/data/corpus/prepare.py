@@ -83,7 +83,7 @@ def fingerprint(data: config.Data, tokenizer: Tokenizer | None = None) -> str:
     if data.template is not None:
         settings["template"] = templates.text_of(data.template)
     if data.quality != config.Quality():
-        settings["quality"] = quality.identity(data.quality, sources.identity)
+        settings["quality"] = quality.identity(data.quality, lambda source: _identity("quality", source))
     identity = {
         "format": build.FORMAT,
         "sources": [[name, _identity(name, source)] for name, source in data.sources.items()],

@@ -17,7 +17,7 @@ from lm.data import records
 from lm.data.corpus import classifier, contamination, language, redact, rules
 from lm.data.corpus.documents import Document, Documents
 
-VERSION = 1  # of all that is judged; raise it to have texts judged again
+VERSION = 2  # of all that is judged; raise it to have texts judged again
 _DROPPED, _CHANGED = "dropped by ", "changed by "  # of names in the counts of a stage
 _SHOWN = 200  # characters of a dropped text in dropped.jsonl
 
@@ -31,12 +31,13 @@ class Judge:
     index: contamination.Index | None = None
 
     def __call__(self, text: str) -> tuple[str, str | None, Counter[str]]:
-        """Returns the text with what is cut or redacted, why it is dropped or None, and counts for `summary`."""
+        """Returns the text with what is cut or redacted, why it is dropped or None, and counts for `summary`. Of a dropped text
+        nothing is cut, and personal data are redacted as in others: its beginning is shown."""
         counts: Counter[str] = Counter()
-        text, reason = self._judged(text, counts)
-        if reason is not None:
-            counts = Counter({_DROPPED + reason: 1})
-        return text, reason, counts
+        kept, reason = self._judged(text, counts)
+        if reason is None:
+            return kept, None, counts
+        return redact.redact(text, self.settings.redact)[0], reason, Counter({_DROPPED + reason: 1})
 
     def _judged(self, text: str, counts: Counter[str]) -> tuple[str, str | None]:
         c = self.settings

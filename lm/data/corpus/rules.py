@@ -129,6 +129,8 @@ def c4(text: str, rules: config.C4) -> tuple[str, str | None, int]:
     for line in text.splitlines():
         stripped = line.strip()
         words = stripped.split()
+        if not words:
+            continue
         stripped = _CITATION.sub("", stripped)
         ends = not rules.end_marks or (stripped.endswith(_END_MARKS) and not stripped.endswith("..."))
         if not ends or len(words) < rules.min_words or max(map(len, words), default=0) > rules.max_word_chars:
@@ -151,7 +153,7 @@ def c4(text: str, rules: config.C4) -> tuple[str, str | None, int]:
 
 
 def fineweb(text: str, rules: config.FineWeb) -> str | None:
-    """Returns the broken rule of FineWeb (arXiv 2406.17557, section 3), or None."""
+    """Returns the broken rule of FineWeb (arXiv 2406.17557, section 3.6), or None."""
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return "end_marks"
@@ -162,6 +164,6 @@ def fineweb(text: str, rules: config.FineWeb) -> str | None:
     newlines = text.count("\n")
     if _repeated(lines)[1] > rules.repeated_chars * (len(text) - newlines):
         return "repeated_chars"
-    if newlines > rules.newlines * max(len(text.split()), 1):
+    if rules.newlines is not None and newlines > rules.newlines * max(len(text.split()), 1):
         return "newlines"
     return None

@@ -11,6 +11,7 @@ file is written under another name and renamed when it is complete; a task's res
 
 import functools
 import json
+import os
 import pickle
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ def written(path: Path) -> Generator[IO[bytes]]:
     try:
         with temporary.open("xb") as out:
             yield out
+            out.flush()
+            os.fsync(out.fileno())  # a done mark must not outlive its data
         temporary.rename(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

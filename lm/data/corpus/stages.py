@@ -20,12 +20,12 @@ T = TypeVar("T")
 # ---------------------------------------------------------------------------------------------------------- files
 
 
-def read_texts(path: Path | Url, *, keys_only: bool = False) -> Iterator[Document]:
-    """Yields the documents of a .jsonl or .jsonl.gz file that `prepare` wrote; `keys_only` leaves their texts empty."""
+def read_texts(path: Path | Url) -> Iterator[Document]:
+    """Yields the documents of a .jsonl or .jsonl.gz file that `prepare` wrote."""
     with path.open("rb") as raw, gzip.open(raw, "rb") if path.name.endswith(".gz") else nullcontext(raw) as lines:
         for line in lines:
             record = json.loads(line)
-            yield Document(record["key"], "" if keys_only else record["text"])
+            yield Document(record["key"], record["text"])
 
 
 def check_space(folder: Path, written: int) -> None:

@@ -279,7 +279,10 @@ class Fill(_OfSplit):
                 low, high = max(start, first) - first, min(stop, int(starts[number + 1])) - first
                 file = self.work / self.source / self.split / f"{number}.{name}"
                 item = np.dtype(dtype).itemsize
-                found.append(np.fromfile(file, dtype, high - low, offset=low * item))
+                part = np.fromfile(file, dtype, high - low, offset=low * item)
+                if len(part) < high - low:
+                    raise UserError(f"{file} is cut short: delete {self.work.parent}, and the same command prepares it again")
+                found.append(part)
             store.fill(str(self.work.parent / self.source / self.split), name, start, np.concatenate(found))
 
 

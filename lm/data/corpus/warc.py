@@ -97,8 +97,10 @@ def _decoded(page: _Page) -> str:
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
     if page.charset:
-        with contextlib.suppress(LookupError):  # there is no such encoding
-            return bytes_to_str(page.body, page.charset)
+        with contextlib.suppress(LookupError, ValueError):  # there is no such encoding, or it gives what are no characters
+            text = bytes_to_str(page.body, page.charset)
+            text.encode()
+            return text
     with contextlib.suppress(UnicodeDecodeError):
         return page.body.decode().removeprefix("\ufeff")
     return bytes_to_str(page.body, detect_encoding(page.body, from_html_meta=True) or "utf-8")
@@ -130,7 +132,10 @@ def _page(record: Any, at: int) -> _Page | None:
     whose body was decoded in the file's stream."""
     from fastwarc.warc import WarcRecord
 
-    length = int(record.headers.get("Content-Length") or -1)
+    told = record.headers.get("Content-Length") or ""
+    if told and not told.isdecimal():
+        raise BadBlock(f"the record at byte {at} has the length {told[:20]!r}")
+    length = int(told or -1)
     if length > _LARGEST:
         return None
     raw = record.reader.read()
@@ -141,10 +146,13 @@ def _page(record: Any, at: int) -> _Page | None:
     if digest := record.headers.get("WARC-Block-Digest"):
         inner.headers["WARC-Block-Digest"] = digest
         fault = "" if inner.verify_block_digest() else "it is not as its digest says"
-    kind, charset = record.headers.get("Content-Type", ""), None
+    kind, charset, url = record.headers.get("Content-Type", ""), None, record.headers.get("WARC-Target-URI", "no URL")
     if record.is_http:
         inner.is_http = True
-        inner.parse_http(auto_decode="all")
+        try:
+            inner.parse_http(auto_decode="all")
+        except OSError as error:
+            return _Page(at, url, b"", True, None, fault or f"it cannot be decompressed ({one_line(error)})")
         if not 200 <= (inner.http_headers.status_code or 200) < 300:
             return None
         kind, charset = inner.http_content_type or "", inner.http_charset
@@ -155,4 +163,4 @@ def _page(record: Any, at: int) -> _Page | None:
         body = inner.reader.read()
     except OSError as error:
         body, fault = b"", fault or f"it cannot be decompressed ({one_line(error)})"
-    return _Page(at, record.headers.get("WARC-Target-URI", "no URL"), body, kind in _HTML, charset, fault)
+    return _Page(at, url, body, kind in _HTML, charset, fault)

@@ -116,9 +116,9 @@ def test_a_source_of_no_weight_is_not_read_and_weights_that_are_no_shares_are_re
 @pytest.mark.parametrize(
     "temperature,expected", [(None, (3 / 4, 1 / 4)), (1.0, (3 / 7, 4 / 7)), (2.0, (3 / 5, 2 / 5)), (1e9, (3 / 4, 1 / 4))]
 )
-def test_a_temperature_weighs_sources_by_their_tokens(temperature, expected):
-    """Weight times tokens to the power of 1 / temperature: by size at 1, as the weights say where it is infinite."""
-    sizes = {"small": SimpleNamespace(num_tokens=1000), "large": SimpleNamespace(num_tokens=4000)}
+def test_a_temperature_weighs_sources_by_their_sizes(temperature, expected):
+    """Weight times size to the power of 1 / temperature: by size at 1, as the weights say where it is infinite."""
+    sizes = {"small": 1000, "large": 4000}
     sources = {"small": config.Source(weight=3.0), "large": config.Source(path="stdlib")}
     found = mixture_weights(config.Data(sources, temperature=temperature), sizes)
     np.testing.assert_allclose(shares([*found.values()]), expected, rtol=1e-6)

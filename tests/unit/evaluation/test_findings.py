@@ -23,11 +23,14 @@ def test_the_interval_of_a_mean_is_students():
 
 
 def test_figures_over_items_have_the_interval_of_their_kind():
-    right, nats = np.array([1.0, 0.0, 1.0, 1.0]), np.array([2.0, 0.5, 1.0, 3.0])
-    found = interval_ends({"exact": right, "nll": nats, "one": np.ones(1)})
+    right, nats = np.array([1.0, 0.0, 1.0, 1.0, 1.0]), np.array([2.0, 0.5, 1.0, 3.0, 2.5])
+    f1, wide = np.array([1.0, 0.9, 1.0, 1.0, 0.95]), np.array([0.1, 9.0, 0.2, 0.1, 0.1])
+    found = interval_ends({"exact": right, "nll": nats, "few": np.ones(4), "f1": f1, "wide": wide})
     assert found == {
-        "exact": [share(3, 4).low, share(3, 4).high],
+        "exact": [share(4, 5).low, share(4, 5).high],
         "nll": [mean(nats).low, mean(nats).high],
+        "f1": [mean(f1).low, 1.0],  # no share is more
+        "wide": [0.0, mean(wide).high],
     }
     assert interval_ends({"exact": np.ones(9)})["exact"][0] < 0.75  # all right, and no certainty
 

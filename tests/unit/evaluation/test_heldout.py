@@ -8,6 +8,7 @@ import pytest
 
 from lm import config, sharding
 from lm.errors import UserError
+from lm.evaluation import heldout
 from lm.evaluation.heldout import HeldOut
 from lm.objectives import DECLARATIONS, Declaration, Suit
 from lm.recipes.pretrain import Pretraining
@@ -97,6 +98,10 @@ def test_intervals_are_over_documents_as_of_a_regression_with_clusters(monkeypat
     }
     rows.objective = SimpleNamespace(stride=8)
     mesh = sharding.make_mesh(config.Mesh(data=jax.device_count()))
+    judge = HeldOut(rows, score, 2, mesh, factors=True)
+    judge(None)
+    assert judge.intervals() == {}  # three documents are too few
+    monkeypatch.setattr(heldout, "ENOUGH", 2)
     judge = HeldOut(rows, score, 2, mesh, factors=True)
     assert judge.intervals() == {}
     figures, found = judge(None), judge.intervals()

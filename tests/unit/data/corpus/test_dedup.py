@@ -166,3 +166,9 @@ def test_every_threshold_that_a_config_may_have_works(near, permutations):
     settings = config.Dedup(exact=False, near=near, permutations=permutations)
     found = drops([text(1), text(2), text(1)], settings)
     assert Dropped(2, "near", 0) in found
+
+
+def test_spaces_at_an_end_are_no_matter():
+    """They are looked at once, not anew from each of them."""
+    for space in (" ", "\u3000", "\x0c"):
+        assert [*dedup.words("a b." + space * 100_000)] == ["a", "b"]

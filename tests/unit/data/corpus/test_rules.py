@@ -134,7 +134,15 @@ def test_c4_drops_documents(name, line):
     ],
 )
 def test_each_rule_of_fineweb(name, text):
-    assert rules.fineweb(text, config.FineWeb()) == name
+    assert rules.fineweb(text, config.FineWeb(repeated_chars=0.01, newlines=0.3)) == name
+
+
+def test_fineweb_as_the_paper_prints_it():
+    """Of two equal lines one is repeated; line ends have no rule of their own."""
+    assert (
+        rules.fineweb("\n".join(["A line that is there and is longer than others."] * 2), config.FineWeb()) == "repeated_chars"
+    )
+    assert rules.fineweb(prose() + "\nA line that is there twice.\nA line that is there twice.", config.FineWeb()) is None
 
 
 def test_thresholds_are_not_broken_by_what_is_equal_to_them():
