@@ -316,3 +316,26 @@ def test_a_gzipped_file_and_a_foreign_encoding(tmp_path, tokenizer):
     }
     done = prepared(tokenizer, config.Data(sources=sources, cache=str(tmp_path / "cache"), holdout=0.0))
     assert [done.train[name].num_documents for name in "ab"] == [6, 3]
+
+
+def test_a_killed_preparation_goes_on_where_the_source_lies_now(tmp_path, tokenizer, monkeypatch):
+    """The mark is of the contents: the same file at another path goes on with the same work, not with the old path, and what
+    the killed process left is no data."""
+    data = section(tmp_path, labelled(40))
+    whole = prepared(tokenizer, dataclasses.replace(data, cache=str(tmp_path / "whole")))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(build.Build, "_clean", killed)
+        prepared(tokenizer, data)
+    partial = tmp_path / "cache" / f"{whole.fingerprint}.partial"
+    for left in ("mine/train.jsonl.gz.0123.tmp", "mine/clean.jsonl", "tokenizer.model.7.tmp"):
+        (partial / left).parent.mkdir(exist_ok=True)
+        (partial / left).write_text("left")
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(tmp_path / "mine.jsonl", tmp_path / "elsewhere")
+    again = prepared(tokenizer, dataclasses.replace(data, sources={"mine": source("labelled", moved)}))
+    assert again.fingerprint == whole.fingerprint and again.report["files"] == whole.report["files"]
+    assert {p.name for p in again.path.rglob("*")} == {p.name for p in whole.path.rglob("*")}
