@@ -240,6 +240,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
                 panel.plot(list(points), values, color=colour, marker=marker, label=LABELS[cost])
         setting = name.partition("_")[0]
         panel.set(xscale="log", yscale="log", title=name.replace("_", ", "), xlabel=setting, ylabel="times the first")
+        panel.set_xticks(list(points), [f"{value:,}" for value in points], fontsize=7)
+        panel.set_xticks([], minor=True)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
     for panel in list(panels.flat)[len(report["axes"]) :]:
