@@ -11,6 +11,7 @@ from lm import optim
 from lm.data.rows import Rows
 from lm.errors import EXIT_PREEMPTED
 from lm.training.hooks import StopOnSignal
+from lm.training.ledger import FEW
 
 QUIET = ("--config.log.every=3", "--config.log.samples=()", "--config.evaluate.every=None", "--config.checkpoint.every=None")
 
@@ -98,7 +99,8 @@ def test_another_batch_size_reads_on_where_the_rows_end(train, whole, half, read
         assert code == 0, err
         first = 20 if size == 6 else 32
         count = (steps - (5 if size == 6 else 7)) * size
-        trained, counted = read[:count], read[count:]  # the summary looks at the first rows again
+        sampled, trained, counted = read[:FEW], read[FEW : FEW + count], read[FEW + count :]  # the last by the summary
+        assert sampled == list(range(FEW)), "the manifest has the FLOPs of the first rows"
         assert trained == list(range(first, first + count)) and counted == list(range(first + count))
         summaries.append(json.loads((half / "summary.json").read_text()))
     of_whole = json.loads((whole / "summary.json").read_text())
