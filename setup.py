@@ -131,7 +131,7 @@ setup(
         "all": ALL,
         "test": TEST,
         "docs": DOCS,
-        "dev": [*TEST, *DOCS, *TRACKERS, *NOTEBOOKS, "ray>=2.60", "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
+        "dev": [*TEST, *DOCS, *TRACKERS, *NOTEBOOKS, "ruff==0.17.6", "ty==0.0.105", "pre-commit"],
         "tpu": ["jax[tpu]>=0.10.2", "gcsfs"],  # gs:// of the workdir and of the compilation cache
         "gpu": ["jax[cuda13]>=0.10.2"],
         "cuda12": ["jax[cuda12]>=0.10.2"],  # for a driver that is older than CUDA 13

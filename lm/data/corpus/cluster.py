@@ -72,6 +72,8 @@ class Ray:
             for node, found in asked:
                 try:
                     sees, theirs = ray.get(found, timeout=_LOOK)
+                except ray.exceptions.TaskUnschedulableError:
+                    continue  # it has left the cluster since
                 except ray.exceptions.RayError as error:
                     raise UserError(f"{node} cannot run this library ({_short(error)}); install the same there") from None
                 if not sees:
