@@ -5,6 +5,7 @@ cluster is asked before the first task: whether each node sees a file that this 
 versions of everything that decides the result.
 """
 
+import importlib
 import os
 import re
 import socket
@@ -58,15 +59,14 @@ class Ray:
 
     def check(self, folder: Path) -> None:
         """Raises UserError if a node does not see `folder`, or has other versions than this process."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+        at = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
         ray, mark, ours = self._ray, folder / f"{uuid4().hex}.seen", versions()
         look, asked = ray.remote(_look), []
         mark.touch()
         try:
             for node in ray.nodes():
                 if node["Alive"]:
-                    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                    there = at(node["NodeID"], soft=False)
                     found = look.options(num_cpus=0, scheduling_strategy=there).remote(str(mark))
                     asked.append((f"node {node['NodeManagerAddress']} of the Ray cluster", found))
             for node, found in asked:
@@ -98,10 +98,9 @@ _CURE = "run `ray start --head` on one machine and `ray start --address=HOST:637
 
 def _library() -> Any:
     try:
-        import ray
+        return importlib.import_module("ray")
     except ImportError:
         raise UserError("--on=ray needs Ray: pip install -e '.[ray]'") from None
-    return ray
 
 
 def _check_answers(on: str) -> None:
