@@ -1,9 +1,9 @@
 """Prepared data: token stores of all sources, below <cache>/<fingerprint>, built on first use.
 
 The fingerprint covers everything that determines the result, so that equal settings over equal data are prepared once. A folder
-is built as <fingerprint>.partial (`lm.data.corpus.build`) and renamed at the end; after a kill, the next preparation continues
-after the last finished stage. Of two processes that need the same data, one waits for the other. Prepared data is verified when
-it is opened (`lm.data.corpus.integrity`): an error names a damaged file; a damaged report leads to a new preparation.
+is built as <fingerprint>.partial (`lm.data.corpus.build`) and renamed at the end; after a kill, the next preparation goes on
+with the tasks that were not done. Of two processes that need the same data, one waits for the other. Prepared data is verified
+when it is opened (`lm.data.corpus.integrity`): an error names a damaged file; a damaged report leads to a new preparation.
 
     report.json  tokenizer.model  dropped.jsonl
     <source>/train/ holdout/                 token stores

@@ -1,4 +1,4 @@
-"""What the stages of a preparation share: texts on disk, cleaning in parallel, a progress bar, the report as a table."""
+"""What the stages of a preparation share: texts on disk, cleaning of a document, a progress bar, the report as a table."""
 
 import gzip
 import json

@@ -265,7 +265,7 @@ class Store:
 
     @classmethod
     def open(cls, path: str, *, in_memory: int | None = None) -> "Store":
-        """Opens what `write_store` wrote; arrays of tokens of up to `in_memory` bytes are read, and so verified, at once.
+        """Opens a finished store; arrays of tokens of up to `in_memory` bytes are read, and so verified, at once.
 
         Raises UserError if there is no store, or a file of it is corrupt.
         """
