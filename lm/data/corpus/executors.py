@@ -167,6 +167,12 @@ def using(on: str, memory: int = MEMORY) -> Generator[Executor]:
         executor.close()
 
 
+def limit() -> int | None:
+    """The `memory` that `using` was given; None outside of it."""
+    executor = _CHOSEN.get()
+    return None if executor is None else executor.memory
+
+
 @contextmanager
 def chosen() -> Generator[Executor]:
     """The executor of `using`, or processes on this machine."""

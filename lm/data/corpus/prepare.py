@@ -26,7 +26,7 @@ from typing import Any
 from lm import config, paths
 from lm.config import resolve
 from lm.data import records, templates
-from lm.data.corpus import bucket, build, cloze, integrity, quality, sources, stages
+from lm.data.corpus import bucket, build, cloze, executors, integrity, quality, sources, stages
 from lm.data.corpus.places import Url
 from lm.data.corpus.store import Store
 from lm.data.tokenizer import Tokenizer, from_bytes, identity_of, read
@@ -199,9 +199,11 @@ def _move(partial: Path, done: Path) -> None:
 
 def _open(path: Path | Url, report: Mapping[str, Any]) -> Prepared:
     stores: dict[str, dict[str, Store]] = {split: {} for split in build.SPLITS}
+    limit = executors.limit()  # of a preparation for its own sake, which reads nothing afterwards
+    most = None if limit is None else limit // 2  # an array and its chunks are held at once
     for name, source in report["sources"].items():
         for split in source["splits"]:  # an empty one has no store
-            stores[split][name] = Store.open(str(path / name / split))
+            stores[split][name] = Store.open(str(path / name / split), most=most)
     integrity.check(path, report)
     tokenizer = from_bytes((path / "tokenizer.model").read_bytes(), checked=True)
     return Prepared(path, path.name, stores["train"], stores["holdout"], tokenizer, report)

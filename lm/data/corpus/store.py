@@ -264,8 +264,9 @@ class Store:
     labels: np.ndarray | None = None  # int64 or float64 [documents]
 
     @classmethod
-    def open(cls, path: str, *, in_memory: int | None = None) -> "Store":
-        """Opens a finished store; arrays of tokens of up to `in_memory` bytes are read, and so verified, at once.
+    def open(cls, path: str, *, in_memory: int | None = None, most: int | None = None) -> "Store":
+        """Opens a finished store; arrays of tokens of up to `in_memory` bytes, or `most` if that is less, are read, and so
+        verified, at once.
 
         Raises UserError if there is no store, or a file of it is corrupt.
         """
@@ -274,6 +275,7 @@ class Store:
         context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
         if in_memory is None:
             in_memory = _ELSEWHERE if "://" in path else _IN_MEMORY
+        in_memory = in_memory if most is None else min(in_memory, most)
         if path.startswith("memory://"):
             _copy_into(context, path)
 
