@@ -64,6 +64,7 @@ def muon_dimensions(params: Any) -> Any:
             return None
         batch_axes = 1 if "groups" in names else 0
         batch_axes += "ffn" in names and leaf.ndim - batch_axes == 3  # experts
+        batch_axes += names[-2] == "blocks"  # of a block-diagonal matrix
         axes = tuple(range(batch_axes, leaf.ndim))
         split = 2 if len(axes) == 3 and names[-2] == "out" else 1
         return contrib.MuonDimensionNumbers(axes[:split], axes[split:])

@@ -46,7 +46,16 @@ PARAMETERS: dict[str, str | tuple[str, ...] | None] = {
     "heads_all": None,  # the vectors of all heads, concatenated
     "outputs": None,  # of a head with a few outputs instead of the vocabulary
     "embed_in": None,  # the width of a factorised embedding
+    "stem_in": None,  # what a stem projects to the width, such as a patch's pixels
+    "codes": None,  # rows of a codebook
+    "code": None,  # the numbers of one
+    "latent": None,  # the numbers of a bottleneck's vector
     "hidden": "tensor",
+    "gates": None,  # of a recurrent layer
+    "blocks": "tensor",  # of a block-diagonal matrix
+    "block_in": None,
+    "block_out": None,
+    "taps": None,  # of a convolution
     "experts": "expert",
     "position": None,
     "types": None,

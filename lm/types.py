@@ -4,6 +4,7 @@ Axis letters, here and in every file: B batch, T query length, S key length, P p
 K key-value heads, G query heads to a key-value head, H head dim, F hidden, V vocabulary, L layers.
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -14,6 +15,33 @@ from flax import struct
 Array = Any  # a jax.Array in the model, a numpy array on the host
 
 INSIDE, CHARACTER, WORD = range(3)  # what starts at a token: nothing (it continues a character), a character, a word
+
+
+@dataclass(frozen=True)
+class TreeSizes:
+    """The axes of a row's `Tree`: S, W and C."""
+
+    steps: int
+    width: int
+    children: int
+
+
+@struct.dataclass
+class Tree:
+    """How the nodes of rows [B, T] are nested, each tree within one segment. int32; -1: none. Inner nodes are computed in steps
+    of W nodes, each after its children.
+
+    ((7 8) 9)   tokens    [7 8 - 9 -]
+                children  [. . [0 1] . [2 3]]   [B, T, C]: nodes of the row
+                steps     [[2] [4]]             [B, S, W]: nodes of the row
+                slots     [. . 0 . 1]           [B, T]: where among the S W of the steps a node is
+                edges     [0 1 2 3 .]           [B, T]: where among the S W C children of these it is
+    """
+
+    children: Array
+    steps: Array
+    slots: Array
+    edges: Array
 
 
 @struct.dataclass
@@ -33,6 +61,17 @@ class TokenStream:
     types: Array | None = None  # BERT's token types; None: all 0
     ahead: Array | None = None  # position of the token that each predicts; None: one above its own
     blocks: Array | None = None  # block diffusion: 2b + 1 at a text's tokens in block b, 2b at their noised copies; None: none
+    # What the stack reads in place of the tokens, which are 0 (`lm.models.stem`): float32 [B, I, C], or uint8 of pixels.
+    vectors: Array | None = None
+    tree: Tree | None = None  # how the tokens are nested; None: they are not
+
+
+def vector_stream(vectors: Any, length: int) -> TokenStream:
+    """A stream of vectors [..., I, C] that are one document, of which a stack reads `length` vectors: NumPy arrays, with tokens
+    that are 0 (`lm.models.stem`)."""
+    shape = (*vectors.shape[:-2], length)
+    places = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
+    return TokenStream(np.zeros(shape, np.int32), places, np.ones(shape, np.int32), vectors=vectors)
 
 
 class Batch(Protocol):
@@ -61,6 +100,7 @@ class Example:
     targets: Array
     weights: Array
     where: Array | None = None
+    progress: Array | None = None  # float32 [B]: share of the training that is done, of objectives that ask for it
 
     def tokens_read(self) -> Array:
         """uint32 []: tokens of both streams, without padding."""
@@ -124,6 +164,27 @@ class Judged(Two):
     @property
     def examples(self) -> tuple[Example, Example]:
         return self.answer, self.mismatched
+
+
+@struct.dataclass
+class Unaligned:
+    """What an encoder reads, and what is said in it: shorter, in the same order, nobody knows where (`lm.losses.ctc`)."""
+
+    example: Example  # its targets are not read; it has logits at all positions
+    labels: Array  # int32 [B, L]
+    weights: Array  # float32 [B, L]: 1 at labels, 0 at padding
+
+    def tokens_read(self) -> Array:
+        """uint32 []: vectors that the encoder reads, without padding."""
+        return self.example.tokens_read()
+
+    def tokens_asked(self) -> Array:
+        """uint32 []: labels."""
+        return self.weights.sum().astype(np.uint32)
+
+    @property
+    def examples(self) -> tuple[Example]:
+        return (self.example,)
 
 
 @struct.dataclass

@@ -4,25 +4,22 @@ A family of models is data (see `Model`): nothing in the library asks for a fami
 """
 
 from lm.config.adapter import Lora
+from lm.config.bottleneck import Bottleneck, Join
 from lm.config.data import Classifier, Clean, Contamination, Data, Dedup, Quality, Source, Tokenizer, day
 from lm.config.distill import Distill, OnPolicy
+from lm.config.images import ImageClasses, TwoEncoders
+from lm.config.mixer import Convolution, GatedLinear, Gru, Lstm, Mamba2, Mixer, TreeLstm
 from lm.config.model import (
-    Alibi,
     Attention,
     Block,
-    Buckets,
     Embed,
     Ffn,
     FrozenDict,
     Head,
-    Learned,
     Mlp,
     Model,
     Moe,
     Norm,
-    Position,
-    Rope,
-    Sinusoidal,
     Stack,
     Weights,
     kind_of,
@@ -47,9 +44,28 @@ from lm.config.objective import (
     ReplacedTokens,
     SpanCorruption,
     Teacherless,
+    Variational,
 )
+from lm.config.pictures import Codebook, Drawing, ImageCodes, ImageText
 from lm.config.policy import Grader, Policy
+from lm.config.position import Alibi, Buckets, Learned, Position, Rope, Sinusoidal
 from lm.config.preference import Preference, Reward
 from lm.config.quality import C4, FineWeb, Gopher, Language
-from lm.config.run import Checkpoint, Evaluate, Finetune, Log, Mesh, Optimizer, Pod, Pretrain, Recipe, Run, Schedule, Train
+from lm.config.run import (
+    Checkpoint,
+    Evaluate,
+    Finetune,
+    Log,
+    Mesh,
+    Optimizer,
+    Pod,
+    Pretrain,
+    Recipe,
+    Run,
+    Schedule,
+    Train,
+    Trees,
+)
 from lm.config.sampling import Asked, Order, Sampling
+from lm.config.sound import Transcribe
+from lm.config.stem import Frames, Patches, Stem

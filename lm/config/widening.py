@@ -26,9 +26,15 @@ def widened(model: Model, base: int) -> Model:
         )
     if model.embed.width is not None:
         raise UserError(f"model.embed.width={model.embed.width} does not grow with the width, as {OPTION} needs: leave it out")
+    if model.encoder and model.encoder.stem:
+        raise UserError(
+            f"encoder.stem reads vectors that do not grow with the width, and {OPTION} has no rule for it: leave it out"
+        )
     for name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         for letter, block in stack.blocks.items() if stack else ():
             where = f"{name}.blocks.{letter}"
+            if block.mixer is not None or block.attention is None or block.ffn is None:
+                raise UserError(f"{OPTION} has rules for attention with a feed-forward, and {where} is another: leave it out")
             if isinstance(block.ffn, Moe):
                 raise UserError(f"{where}.ffn of kind 'moe' has a router, for which {OPTION} has no rule: take kind 'mlp'")
             if block.ffn.hidden * base % model.width:

@@ -32,7 +32,7 @@ from lm.models import quantized
 from lm.models.quantized import Quantized, input_axes
 
 ADAPTERS = "adapters"  # their name beside what else a run trains
-LINEAR = ("query", "key", "value", "out", "up", "gate", "down")  # the linear layers of a stack
+LINEAR = ("query", "key", "value", "out", "up", "gate", "down", "in")  # the linear layers of a stack
 Path = tuple[str, ...]
 
 

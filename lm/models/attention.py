@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
-from lm.models.layers import Dropout, Norm, Projection
+from lm.models.layers import Dropout, Norm, Projection, parameter
 from lm.models.mask import Mask, written, written_ring
 from lm.models.matmul import batched_matmul
 from lm.models.positions import rotate
@@ -64,6 +64,43 @@ def attend(
         outputs.append((y / total).astype(y.dtype))
     y_BKGTH = jnp.concatenate(outputs, axis=3)
     return jnp.moveaxis(y_BKGTH, 3, 1).reshape(B, T, N, H)
+
+
+def attend_additively(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    score_NH: jax.Array,
+    *,
+    mask: Mask,
+    bias_NTS: jax.Array | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+    dropout=lambda p: p,
+) -> jax.Array:
+    """Returns the values weighted by softmax(score^T tanh(q + k) + bias) over the keys that `mask` allows, [B, T, N, H]
+    (arXiv 1409.0473, appendix A.1.2). The scores and their softmax are in float32.
+
+    The tanh of all pairs is computed again in the backward pass: kept, it would take H times the memory of the weights.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+
+    @jax.checkpoint
+    def scores(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        q, k = q.reshape(B, T, 1, K, N // K, H), k[:, None, :, :, None]
+        units = jnp.tanh(q.astype(jnp.float32) + k.astype(jnp.float32))  # [B, T, S, K, G, H]
+        return jnp.moveaxis(jnp.sum(units * v.reshape(K, N // K, H).astype(jnp.float32), axis=-1), 2, -1)
+
+    logits = scores(q_BTNH, k_BSKH, score_NH)  # [B, T, K, G, S]
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    if bias_NTS is not None:
+        bias = bias_NTS.reshape(*bias_NTS.shape[:-3], K, N // K, *bias_NTS.shape[-2:])
+        logits = logits + jnp.moveaxis(bias, -2, -4)
+    logits = jnp.where(mask.dense(window)[:, :, None, None], logits, MASKED_LOGIT)
+    weights = dropout(jax.nn.softmax(logits, axis=-1)).astype(v_BSKH.dtype)
+    return jnp.einsum("btkgs,bskh->btkgh", weights, v_BSKH).reshape(B, T, N, H)
 
 
 def _attend_locally(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, size: int, **options: Any) -> jax.Array:
@@ -132,7 +169,8 @@ class Attention(nn.Module):
 
         def heads(name: str, count: int, y: jax.Array) -> jax.Array:
             axes = ("embed", "heads" if count == c.num_heads else kv_axis(count), "head_dim")
-            y = Projection((count, head_dim), axes, bias=c.bias, std=self.std, name=name, **dtypes)(y)
+            bias = c.bias and (c.key_bias or name != "key")
+            y = Projection((count, head_dim), axes, bias=bias, std=self.std, name=name, **dtypes)(y)
             if c.qk_norm and name != "value":
                 shape, all_heads = y.shape, c.qk_norm_over == "all"
                 norm = Norm(c.qk_norm, axis="heads_all" if all_heads else "head_dim", name=f"{name}_norm", **dtypes)
@@ -162,6 +200,11 @@ class Attention(nn.Module):
 
             del options["softcap"]  # refused by the config
             y = checkpoint_name(cudnn.attend(q, k, v, **options), "attention")
+        elif c.score == "additive":
+            init = nn.initializers.normal(head_dim**-0.5)
+            v_NH = parameter(self, "score", init, (c.num_heads, head_dim), ("heads", "head_dim"), self.param_dtype)
+            del options["scale"]
+            y = attend_additively(q, k, v, v_NH, bias_NTS=bias, dropout=Dropout(c.dropout), **options)
         else:
             y = checkpoint_name(attend(q, k, v, bias_NTS=bias, dropout=Dropout(c.dropout), **options), "attention")
         return Projection((width,), ("heads", "head_dim", "embed"), c.out_bias, self.out_std, name="out", **dtypes)(y)

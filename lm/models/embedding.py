@@ -14,6 +14,7 @@ from lm import config
 from lm.models.layers import Dropout, Norm, Projection, parameter
 from lm.models.matmul import affine_transposed
 from lm.models.positions import sinusoidal
+from lm.models.stem import stem
 from lm.sharding import PARAMETERS, divides, shard_map_by_axes, shards
 from lm.types import TokenStream
 
@@ -114,9 +115,10 @@ class Table(nn.Module):
 
 
 class Embed(nn.Module):
-    """Sums the embeddings of tokens, positions and types, as the stack has them -> [B, T, D].
+    """Sums the embeddings of tokens, positions and types, as the stack has them -> [B, T, D]. A stack with a stem has the
+    stem's vectors in place of tokens, and no types.
 
-    Both stacks and a tied head share the token table.
+    Both stacks and a tied head share the token table. It is made only if a stack reads tokens.
     """
 
     config: config.Model
@@ -125,7 +127,7 @@ class Embed(nn.Module):
         m = self.config
         dtypes: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
         width, axis = (m.width, "embed") if m.embed.width is None else (m.embed.width, "embed_in")
-        self.tokens = Table(m.vocab_size, width, ("vocab", axis), m.embed_init_std, **dtypes)
+        self.tokens = Table(m.vocab_size, width, ("vocab", axis), m.embed_init_std, **dtypes) if m.reads_tokens else None
         if m.embed.width is not None:
             self.project = Projection((m.width,), ("embed_in", "embed"), True, m.init_std, name="project", **dtypes)
         if m.embed.types:
@@ -140,25 +142,26 @@ class Embed(nn.Module):
                 setattr(self, f"{name}_positions", table)
             if stack and m.embed.norm:
                 setattr(self, f"{name}_norm", Norm(m.embed.norm, axis, **dtypes, name=f"{name}_norm"))
+            if stack and stack.stem:
+                setattr(self, f"{name}_stem", stem(m, name))
         self.dropout = Dropout(m.embed.dropout)
 
     def __call__(self, stream: TokenStream, name: str) -> jax.Array:
         """Embeds what the stack `name`, "encoder" or "decoder", reads."""
-        m = self.config
-        x = self.tokens(stream.tokens)
-        if m.embed.token_dropout and self.has_rng("dropout"):
-            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - m.embed.token_dropout, stream.tokens.shape)
-            x = jnp.where(kept[..., None], x, 0)
-        if m.embed.scale is not None:
-            x = x * jnp.asarray(m.embed.scale, x.dtype)
-        match getattr(m, name).position:
+        m, stack = self.config, getattr(self.config, name)
+        x = (
+            self._of_tokens(stream, name)
+            if stack.stem is None
+            else getattr(self, f"{name}_stem")(stream.vectors, stream.segments)
+        )
+        match stack.position:
             case config.Learned(offset=offset):
                 x = x + getattr(self, f"{name}_positions")(stream.positions + offset)
             case config.Sinusoidal():
                 x = x + sinusoidal(stream.positions, m.width).astype(x.dtype)
-        if m.embed.types:
+        if m.embed.types and stack.stem is None:
             x = x + self.types(jnp.zeros_like(stream.tokens) if stream.types is None else stream.types)
-        if m.embed.ahead:
+        if m.embed.ahead and stack.stem is None:
             x = x + self.ahead(stream.positions + 1 if stream.ahead is None else stream.ahead)
         if m.embed.norm:
             x = getattr(self, f"{name}_norm")(x)
@@ -166,3 +169,14 @@ class Embed(nn.Module):
         if m.embed.width is not None:
             x = self.project(x)
         return nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
+
+    def _of_tokens(self, stream: TokenStream, name: str) -> jax.Array:
+        """The tokens' vectors, [B, T, D], scaled and without those that are dropped."""
+        m, table = self.config.embed, self.tokens
+        assert table is not None
+        x = table(stream.tokens)
+        dropped = m.token_dropout_in in ("both", name)
+        if m.token_dropout and dropped and self.has_rng("dropout"):
+            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - m.token_dropout, stream.tokens.shape)
+            x = jnp.where(kept[..., None], x, 0)
+        return x if m.scale is None else x * jnp.asarray(m.scale, x.dtype)

@@ -22,7 +22,7 @@ class Head(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, table: Table) -> jax.Array:
+    def __call__(self, x: jax.Array, table: Table | None) -> jax.Array:
         c = self.config
         dtypes: dict[str, Any] = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         if c.transform:
@@ -35,6 +35,7 @@ class Head(nn.Module):
             if c.bias:
                 bias = parameter(self, "bias", nn.initializers.zeros, (self.vocab_size,), ("vocab",), self.param_dtype)
                 bias = bias.astype(jnp.float32)
+            assert table is not None, "a tied head needs the table of tokens"
             logits = table.attend(x, bias)
         else:
             axis = "vocab" if c.outputs is None else "outputs"

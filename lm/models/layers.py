@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
     "silu": nn.silu,
+    "gelu_quick": lambda x: x * nn.sigmoid(1.702 * x),
     "tanh": jnp.tanh,
 }
 

@@ -27,16 +27,41 @@ def tiny(model: config.Model, *, vocab_size: int, length: int = 128, table_width
             return replace(f, num_experts=4, top_k=min(f.top_k, 2), expert=ffn(f.expert))
         return replace(f, hidden=HIDDEN, dropout=0.0)
 
+    def mixer(m: config.Mixer) -> config.Mixer:
+        match m:
+            case config.GatedLinear():
+                return replace(m, hidden=WIDTH, num_heads=HEADS)
+            case config.Mamba2():
+                return replace(m, hidden=HIDDEN, head_dim=HEAD_DIM, state=8, groups=min(m.groups, 2), chunk=8)
+            case config.Convolution():
+                return m
+        return replace(m, hidden=m.hidden and WIDTH)
+
     def stack(s: config.Stack | None) -> config.Stack | None:
         if s is None:
             return None
-        blocks = {k: replace(b, attention=attention(b.attention), ffn=ffn(b.ffn), dropout=0.0) for k, b in s.blocks.items()}
+        blocks = {
+            k: replace(
+                b,
+                attention=b.attention and attention(b.attention),
+                ffn=b.ffn and ffn(b.ffn),
+                mixer=b.mixer and mixer(b.mixer),
+                dropout=0.0,
+            )
+            for k, b in s.blocks.items()
+        }
         position: Any = s.position
         if isinstance(position, config.Learned):
             position = replace(position, max_length=length)
+        stem = s.stem
+        if isinstance(stem, config.Frames):
+            stem = replace(stem, frames=length)
+        elif isinstance(stem, config.Patches):
+            stem = replace(stem, size=8, image=32)
         layers = LAYERS if len(s.pattern) <= LAYERS else 4
         pattern = (s.pattern * layers)[:layers] if len(s.pattern) > 1 else s.pattern
-        return replace(s, num_layers=layers, blocks=blocks, pattern=pattern, position=position, dropout=0.0, scan=False)
+        parts = dict(blocks=blocks, pattern=pattern, position=position, stem=stem)
+        return replace(s, num_layers=layers, dropout=0.0, scan=False, **parts)
 
     embed = replace(
         model.embed,
@@ -47,7 +72,7 @@ def tiny(model: config.Model, *, vocab_size: int, length: int = 128, table_width
     )
     head = model.head
     if head is None:
-        head = config.Head(bias=True, transform="gelu")
+        head = config.Head(bias=True, transform="gelu", tied=model.reads_tokens)
     elif head.scale is not None:
         head = replace(head, scale=WIDTH**-0.5)
     sizes = dict(vocab_size=vocab_size, width=WIDTH, embed=embed, head=head, pooler=False)

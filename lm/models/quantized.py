@@ -29,7 +29,7 @@ from lm.models.transformer import Transformer, boxed_params
 GROUP = 32  # inputs that share a scale in int4
 NF4_GROUP = 64  # in nf4, as QLoRA has it
 SMALLEST = 8  # if a group had fewer, because the inputs do not divide by GROUP, all of them share a scale
-STACKED = ("layers", "experts")  # axes that count matrices
+STACKED = ("layers", "experts", "blocks")  # axes that count matrices
 KEPT = {"outputs", "position", "types"}  # axes of the matrices that stay as they are
 
 

@@ -12,94 +12,28 @@ Axes: B batch, T query length, S key length, P predicted positions, D width, N h
 
 import dataclasses
 import re
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from flax.core.scope import LazyRng
+from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
 from lm.errors import UserError
-from lm.models.attention import Attention
+from lm.models.block import Block
+from lm.models.bottleneck import Bottleneck
+from lm.models.context import Context
 from lm.models.embedding import Embed
 from lm.models.heads import Head
-from lm.models.layers import Dropout, Mlp, Norm, Projection
+from lm.models.joined import joined
+from lm.models.layers import Dropout, Norm, Projection
 from lm.models.mask import Mask, written
-from lm.models.moe import Moe
 from lm.models.positions import PositionBias
+from lm.models.stem import abstract_stream
 from lm.types import Example, TokenStream
-
-# The kinds of feed-forward. Each maps x [B, T, D] and a token mask (bool [B, T], False at padding) to [B, T, D].
-FFN: dict[type, Any] = {config.Mlp: Mlp, config.Moe: Moe}
-
-
-@struct.dataclass
-class Context:
-    """Inputs that all layers of a stack share."""
-
-    mask: Mask
-    positions: jax.Array  # [B, T]
-    bias: jax.Array | None = None  # [N, T, S]
-    encoded: jax.Array | None = None  # [B, S', D]
-    cross_mask: Any = None  # a Mask of T queries and S' keys
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention if `cross`, feed-forward: each is `y = out_norm(x + res_norm(f(in_norm(x))))`.
-
-    `norm_at` says which of the three norms exist. With `parallel`, attention and feed-forward are one sum.
-    """
-
-    config: config.Block
-    stack: config.Stack
-    model: config.Model
-
-    @nn.compact
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        c, m = self.config, self.model
-        dtypes: dict[str, Any] = dict(dtype=m.dtype, param_dtype=m.param_dtype)
-        rope = self.stack.position if isinstance(self.stack.position, config.Rope) else None
-        options: dict[str, Any] = dtypes | dict(kernel=m.kernel)
-        attention = Attention(c.attention, rope, m.init_std, self.out_std(c.attention), name="attention", **options)
-        ffn = FFN[type(c.ffn)](c.ffn, m.init_std, self.out_std(c.ffn), name="ffn", **dtypes)
-        feed = partial(ffn, token_mask=context.mask.q_segments > 0)
-
-        def norm(at: str, name: str, y: jax.Array) -> jax.Array:
-            absent = name in c.bare or at not in c.norm_at
-            return y if absent else Norm(c.norm, name=f"{name}_{at}_norm", **dtypes)(y)
-
-        def attend(y: jax.Array) -> jax.Array:
-            return attention(y, mask=context.mask, positions=context.positions, bias=context.bias)
-
-        def add(name: str, x: jax.Array, y: jax.Array) -> jax.Array:
-            x = norm("out", name, x + Dropout(c.dropout)(norm("res", name, y)))
-            return nn.with_logical_constraint(x, ("batch", "length", "embed_act"))
-
-        def residual(name: str, f, x: jax.Array) -> jax.Array:
-            return add(name, x, f(norm("in", name, x)))
-
-        if c.parallel == "shared":
-            return residual("block", lambda y: attend(y) + feed(y), x)
-        if c.parallel == "separate":
-            return add("block", x, attend(norm("in", "attention", x)) + feed(norm("in", "ffn", x)))
-        x = residual("attention", attend, x)
-        if c.cross and context.cross_mask is not None:  # shared layers also serve as the encoder, which has no source
-            cross = Attention(c.attention, None, m.init_std, self.out_std(c.attention), name="cross", **options)
-            x = residual("cross", lambda y: cross(y, mask=context.cross_mask, source=context.encoded, cross=True), x)
-        return residual("ffn", feed, x)
-
-    def out_std(self, child: config.Attention | config.Ffn) -> float | None:
-        """Returns the initial std of the projection into the residual stream, which is divided by sqrt(2 * layers) if no norm
-        follows the sum (GPT-2, section 2.3)."""
-        if "in" not in self.config.norm_at:
-            return self.model.init_std
-        child = child.expert if isinstance(child, config.Moe) else child
-        fan_in = child.hidden if isinstance(child, config.Mlp) else child.num_heads * child.size(self.model.width)
-        std = self.model.init_std if self.model.init_std is not None else fan_in**-0.5
-        return std * (2 * self.stack.num_layers) ** -0.5
 
 
 class LayerGroup(nn.Module):
@@ -122,6 +56,8 @@ class LayerGroup(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, None]:
+        if "input" in self.stack.offload:
+            x = checkpoint_name(x, "input")
         for i, letter in enumerate(self.letters):
             x = Block(self.stack.blocks[letter], self.stack, self.model, name=f"block_{i}")(x, context)
         return x, None
@@ -132,14 +68,25 @@ CUDNN = "dot_product_attention_fwd_wrapper"
 
 
 def remat_policy(c: config.Stack) -> Any:
-    """What the backward pass finds kept, as `jax.checkpoint` takes it."""
+    """What the backward pass finds kept, on the device or in the host's memory, as `jax.checkpoint` takes it."""
     policies = jax.checkpoint_policies
     kept = [policies.save_only_these_names(*c.keep)]
     if "attention" in c.keep:
         kept.append(lambda primitive, *_, **__: primitive.name == CUDNN)
     if c.remat == "dots":
         kept.append(policies.dots_with_no_batch_dims_saveable)
-    return reduce(policies.save_from_both_policies, kept)
+    on_device = reduce(policies.save_from_both_policies, kept)
+    if not c.offload:
+        return on_device
+    on_host = policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(), names_which_can_be_offloaded=c.offload, offload_src="device", offload_dst="pinned_host"
+    )
+
+    def policy(primitive: Any, *args: Any, **params: Any) -> Any:
+        named = primitive.name == "name" and params["name"] in c.offload
+        return (on_host if named else on_device)(primitive, *args, **params)
+
+    return policy
 
 
 class Stack(nn.Module):
@@ -152,8 +99,8 @@ class Stack(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         c, m = self.config, self.model
-        num_heads = next(iter(c.blocks.values())).attention.num_heads
-        bias = PositionBias(c.position, num_heads, self.causal, m.param_dtype, name="position_bias")(context.mask.distance())
+        heads = [attention.num_heads for attention in c.self_attentions()] or [1]
+        bias = PositionBias(c.position, heads[0], self.causal, m.param_dtype, name="position_bias")(context.mask.distance())
         context = dataclasses.replace(context, bias=bias)
         group = LayerGroup
         if c.remat != "none":
@@ -191,6 +138,10 @@ class Transformer(nn.Module):
             self.encoder = Stack(m.encoder, m, causal=False)
         if m.decoder:
             self.decoder = Stack(m.decoder, m, causal=True)
+        if m.bottleneck:
+            self.bottleneck = Bottleneck(m)
+        if m.join == "prefix":
+            self.join = Projection((m.width,), ("embed", "embed_out"), True, m.init_std, **dtypes)
         if m.pooler:
             self.pooler = Projection((m.width,), ("embed", "embed_out"), True, m.init_std, **dtypes)
         if m.head:
@@ -206,9 +157,11 @@ class Transformer(nn.Module):
     def hidden(self, example: Example) -> jax.Array:
         """Returns hidden vectors [B, P, D] at the predicted positions: all T positions if `example.where` is None."""
         encoder, decoder = example.encoder, example.decoder
-        x: Any = self.encode(encoder) if encoder is not None else None
-        if decoder is not None:
-            x = self.decode(decoder, x, encoder.segments if encoder is not None else None)
+        if decoder is None:
+            assert encoder is not None
+            x = self.encode(encoder)
+        else:
+            x = self.decode(decoder, *(() if encoder is None else self.encoded(encoder)))
         if example.where is not None:
             x = jnp.take_along_axis(x, example.where[..., None], axis=1)
         return x
@@ -229,7 +182,21 @@ class Transformer(nn.Module):
         """Tokens [B, S] -> the encoder's hidden vectors [B, S, D]."""
         mask = Mask(stream.segments, stream.segments)
         stack = self.decoder if self.config.shared else self.encoder
-        return stack(self.embed(stream, "encoder"), Context(mask, stream.positions))
+        return stack(self.embed(stream, "encoder"), Context(mask, stream.positions, tree=stream.tree))
+
+    def encoded(self, source: TokenStream | jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the decoder reads of the encoder: vectors [B, S, D] and their segments [B, S].
+
+        source: what the encoder reads; or latents [B, k, Z] of a model with a bottleneck, instead of those of a text.
+        """
+        if not isinstance(source, TokenStream):
+            return self.bottleneck.expanded(source[:, None]), jnp.ones(source.shape[:2], jnp.int32)
+        x = self.encode(source)
+        return (x, source.segments) if self.config.bottleneck is None else self.bottleneck(x, source.segments)
+
+    def latents(self, stream: TokenStream) -> jax.Array:
+        """Tokens [B, S] -> the vectors of the bottleneck, float32 [B, M, k, Z] for M documents in a row."""
+        return self.bottleneck.latents(self.encode(stream), stream.segments)
 
     def decode(
         self,
@@ -241,24 +208,56 @@ class Transformer(nn.Module):
     ) -> jax.Array:
         """Tokens [B, T] -> the decoder's hidden vectors [B, T, D].
 
-        encoded, encoded_segments: [B, S, D] and [B, S], the encoder's output, which cross-attention reads.
+        encoded, encoded_segments: [B, S, D] and [B, S], what `encoded` returns: read by cross-attention, or put before the
+        tokens.
 
-        With `mutable=["cache"]` the tokens follow those of earlier calls. The first call allocates `cache_length` slots and
-        stores `encoded`; later calls omit it.
+        With `mutable=["cache"]` the tokens follow those of earlier calls, in rows of one document each. The first call
+        allocates `cache_length` slots and stores `encoded`; later calls omit it.
         """
-        segments, prefix, blocks, start = stream.segments, stream.prefix, stream.blocks, 0
-        if self.is_mutable_collection("cache") and not self.is_initializing():
+        m, segments, prefix, blocks, start = self.config, stream.segments, stream.prefix, stream.blocks, 0
+        cached = self.is_mutable_collection("cache") and not self.is_initializing()
+        if cached:
             segments, prefix, blocks, start = self._append_to_cache(stream, cache_length)
-            if encoded_segments is not None:
+            if encoded is not None and encoded_segments is not None:
+                if m.bottleneck is not None:
+                    encoded, encoded_segments = (x[:, : m.bottleneck.vectors] for x in (encoded, encoded_segments))
                 self.put_variable("cache", "encoded_segments", encoded_segments)
             encoded_segments = self.get_variable("cache", "encoded_segments")
+        x = self.embed(stream, "decoder")
+        if m.join == "prefix" and encoded_segments is not None:
+            return self._decode_behind(encoded, encoded_segments, x, stream, segments, prefix, start, cached)
         if stream.blocks is None:
             mask = Mask(stream.segments, segments, prefix, start, causal=True)
         else:
             mask = Mask(stream.segments, segments, q_start=start, q_blocks=stream.blocks, k_blocks=blocks)
         cross = Mask(stream.segments, encoded_segments) if encoded_segments is not None else None
-        context = Context(mask, stream.positions, None, encoded, cross)
-        return self.decoder(self.embed(stream, "decoder"), context)
+        return self.decoder(x, Context(mask, stream.positions, None, encoded, cross))
+
+    def _decode_behind(
+        self,
+        encoded: jax.Array | None,
+        encoded_segments: jax.Array,
+        x: jax.Array,
+        stream: TokenStream,
+        segments: jax.Array,
+        prefix: jax.Array | None,
+        start: jax.Array | int,
+        cached: bool,
+    ) -> jax.Array:
+        """`decode` with the encoder's vectors put before the tokens x [B, T, D]. Keys have `segments` and `prefix`, [B, L]; a
+        cache holds the vectors in front of them, and `encoded` is None once it does."""
+        K = encoded_segments.shape[1]
+        if cached:
+            segments = jnp.concatenate([encoded_segments, segments], axis=1)
+            if prefix is not None:
+                prefix = jnp.concatenate([jnp.zeros_like(encoded_segments, bool), prefix], axis=1)
+        if encoded is None:
+            mask = Mask(stream.segments, segments, prefix, start + K, causal=True)
+            return self.decoder(x, Context(mask, stream.positions))
+        row = joined(self.join(encoded), encoded_segments, x, stream, sort=not cached)
+        keys = (segments, prefix) if cached else (row.segments, row.prefix)
+        y = self.decoder(row.x, Context(Mask(row.segments, *keys, start, causal=True), row.positions))
+        return jnp.take_along_axis(y, row.tokens[..., None], axis=1)
 
     def _append_to_cache(
         self, stream: TokenStream, length: int
@@ -288,9 +287,8 @@ def boxed_params(module: Transformer) -> dict[str, Any]:
     """Returns the shapes and dtypes of a model's parameters, nested as `init` nests them, in Flax's boxes with the names of
     their axes."""
     model = module.config
-    one = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-    stream = TokenStream(one, one, one)
-    example = Example(stream if model.encoder else None, stream if model.decoder else None, None, None)
+    streams = [None if stack is None else abstract_stream(stack) for stack in (model.encoder, model.decoder)]
+    example = Example(*streams, targets=None, weights=None)
     return jax.eval_shape(module.init, jax.random.key(0), example)["params"]
 
 
