@@ -1,9 +1,11 @@
 """Makes Examples of records, for each architecture: a text with its answer in words, or with its class for a head."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from lm.data import trees
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.objectives import Lengths
@@ -164,6 +166,18 @@ class ExampleBuilder:
         decoder = stream(ids, np.ones(len(ids), bool) if self.prefix else None) if "decoder" in self.architecture else None
         where = np.array([0 if decoder is None else len(ids) - 1], np.int32)
         return Example(encoder, decoder, np.array([label], np.int32), np.ones(1, np.float32), where)
+
+    def tree_example(self, nodes: trees.Nodes, label: int) -> Example:
+        """A class from the vector at the root of a tree.
+
+        nodes     ((7 8) 9), bos where nothing is read; class 1
+        encoder   [7 8 bos 9 bos]
+        where     [4]
+        targets   [1]
+        """
+        encoder = replace(stream(np.array(nodes.read)), tree=trees.arrays(nodes))
+        where = np.array([len(nodes.read) - 1], np.int32)
+        return Example(encoder, None, np.array([label], np.int32), np.ones(1, np.float32), where)
 
     @property
     def reward_lengths(self) -> Lengths:

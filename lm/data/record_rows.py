@@ -1,18 +1,22 @@
 """Rows of records: row i is a function of (seed, i) alone, as for windows over texts (`lm.data.rows`)."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from lm import config
+from lm.config.data import LABELLED
+from lm.data import trees
 from lm.data.corpus.store import Store
 from lm.data.examples import ExampleBuilder
 from lm.data.rows import blank, located, mixture_weights, pack, permute, stack
+from lm.data.tree_reader import TreeReader
 from lm.errors import UserError
 from lm.objectives import Lengths
-from lm.types import Example
+from lm.types import Example, TreeSizes
 
 _OPEN = 64  # how many unfinished rows, the latest ones, packing chooses from
 _TOKENS_A_LABEL = 4  # a packed row has room for one label per this many tokens
@@ -54,9 +58,10 @@ class RecordRows:
         how: Literal["head", "text", "answer"],
         seed: int,
         shuffle: bool = True,
+        reader: TreeReader | None = None,
     ) -> None:
         self.stores, self.data, self.builder, self.how, self.seed, self.shuffle = stores, data, builder, how, seed, shuffle
-        self.packing = data.packing and shuffle
+        self.packing, self.reader = data.packing and shuffle, reader
         self.formats = {name: data.sources[name].format for name in stores}
         for name, format in self.formats.items():
             self._check(name, format)
@@ -64,18 +69,25 @@ class RecordRows:
         turns = self.packing or "messages" in self.formats.values()
         self.everywhere = how == "text" and builder.architecture == "decoder" and turns
         self.lengths = self._lengths()
+        self._levels, self._lost, self._most = dict[str, list[np.ndarray]](), dict[str, list[int]](), 1
         self.items = {name: self._items(name, store) for name, store in stores.items()}
         self._packed = [self._pack(s, items) for s, items in enumerate(self.items.values())]
+        if self._nested:
+            self.lengths = replace(self.lengths, tree=self._tree_sizes())
 
     def _check(self, name: str, format: str) -> None:
         if format == "text":
             raise UserError(f"source {name!r} has texts, and a fine-tuning takes records: set its format, or pretrain on it")
+        if format == "speech":
+            raise UserError(f"source {name!r} has recordings: set recipe.kind=transcribe")
         if format in ("preference", "feedback"):
             raise UserError(
                 f"source {name!r} has records of format={format}, and a fine-tuning has one answer to learn: set "
                 "recipe.kind=preference or reward, or its format"
             )
-        if self.how == "head" and format != "labelled":
+        if format == "tree" and self.reader is None:
+            raise UserError(f"source {name!r} has trees, which are for recipe.kind=finetune: set that, or another format")
+        if self.how == "head" and format not in LABELLED:
             raise UserError(f"source {name!r} has no classes that a head could tell apart: set --config.recipe.how=text")
 
     @property
@@ -87,6 +99,11 @@ class RecordRows:
     def sizes(self) -> dict[str, int]:
         """Rows of each source in an epoch."""
         return {name: len(starts) - 1 for name, (_, starts) in zip(self.stores, self._packed, strict=True)}
+
+    @property
+    def documents(self) -> int:
+        """How many records a row holds, at most."""
+        return int(max(np.diff(starts).max(initial=1) for _, starts in self._packed))
 
     @property
     def bytes_a_row(self) -> float:
@@ -147,10 +164,17 @@ class RecordRows:
                 fits = (encoder <= b.length) & (stop - start <= b.answer)
             lost = tokens - stop if b.architecture == "decoder" else np.zeros_like(stop)
         else:
-            text = np.minimum(start - begun - 1, b.length - 2)
-            lost = start - begun - 1 - text
+            whole, room = start - begun - 1, b.length - 2
+            if self.formats[name] == "tree" or self._nested:
+                read = zip(store.documents(record), start, strict=True)
+                whole = np.array([self._size(name, ids[begun : begin - 1]) for ids, begin in read], np.int64)
+            text = np.minimum(whole, room)
+            lost = whole - text
             fits = (stop - start <= b.answer) | (self.how == "head")
-            if self.how == "head":
+            if self._nested:
+                encoder, decoder = whole, np.zeros_like(stop)
+                fits, lost = whole <= b.length, np.array(self._lost.get(name, []), np.int64)
+            elif self.how == "head":
                 encoder = decoder = begun + text + 1
             elif b.architecture == "decoder":
                 encoder, decoder = np.zeros_like(stop), begun + text + stop - start
@@ -174,6 +198,33 @@ class RecordRows:
         }
         return Items(*(array[keep] for array in (record, start, stop, encoder, decoder, tokens, lost)), report)
 
+    @property
+    def _nested(self) -> bool:
+        """Whether rows are trees."""
+        return self.reader is not None and self.reader.how != "none"
+
+    def _size(self, name: str, ids: np.ndarray) -> int:
+        """How many nodes, or tokens of a sequence, the text of a record has, which is stored as `ids`. Of trees it also keeps
+        how many tokens are in none, and, for `_tree_sizes`, the levels and the most children of a node."""
+        assert self.reader is not None
+        if not self._nested:
+            return len(self.reader.sequence(ids))
+        nodes, lost = self.reader.nodes(ids, self.formats[name])
+        children = trees.arrays(nodes).children
+        self._lost.setdefault(name, []).append(lost)
+        self._levels.setdefault(name, []).append(trees.levels(children))
+        self._most = max(self._most, children.shape[1])
+        return len(children)
+
+    def _tree_sizes(self) -> TreeSizes:
+        """The sizes that the trees of all rows fit in."""
+        assert self.reader is not None
+        rows = [np.zeros(0, np.int64)]
+        for name, (order, starts) in zip(self.stores, self._packed, strict=True):
+            levels = [self._levels[name][record] for record in self.items[name].record[order].tolist()]
+            rows += [trees.together(levels[a:b]) for a, b in itertools.pairwise(starts.tolist())]
+        return trees.fitting(rows, self.reader.children or self._most)
+
     def _in_one_stream(self, name: str) -> bool:
         """Whether a row has all answers of a record."""
         return self.formats[name] == "messages" and self.builder.architecture == "decoder" and self.how != "answer"
@@ -182,6 +233,11 @@ class RecordRows:
         """The error for answers that do not fit. `answer`: tokens of the longest of them; `before`: the most tokens that
         precede one."""
         b = self.builder
+        if self._nested:
+            return (
+                f"{count} trees of source {name!r} have more nodes than the {b.length} of a row: raise --config.recipe.length, "
+                "or leave them out and count them with --config.data.on_long=skip"
+            )
         what = f"{count} answers of source {name!r} have no room in a row"
         if self._in_one_stream(name):
             what += f": with what is before them they have up to {before + answer} tokens, and the row {b.length + b.answer}"
@@ -283,8 +339,15 @@ class RecordRows:
         ((ids, _, start, _),) = self._read(name, np.array([item]))
         b, first = self.builder, len(self.builder.bos)
         if self.formats[name] != "messages":
-            return b.prompt(b.shorten(ids[first : start - 1]))
+            return b.prompt(self._text(name, ids[first : start - 1]))
         return (None, ids[:start]) if b.architecture == "decoder" else (b.after_bos(ids[:start]), b.start)
+
+    def _text(self, name: str, ids: np.ndarray) -> np.ndarray:
+        """What is read before an answer, which is stored as `ids`: of a tree its sequence; of a long text both ends."""
+        if self.formats[name] == "tree":
+            assert self.reader is not None
+            ids = self.reader.sequence(ids)
+        return self.builder.shorten(ids)
 
     def _read(self, name: str, item: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, int, int]]:
         """For each item of a source: ids and loss up to the end of its answer, and where the answer starts and stops."""
@@ -297,7 +360,7 @@ class RecordRows:
         b, first = self.builder, len(self.builder.bos)
         labels = self.stores[name].labels
         out = []
-        for i, (ids, loss, start, stop) in zip(item.tolist(), self._read(name, item), strict=True):
+        for record, (ids, loss, start, stop) in zip(self.items[name].record[item], self._read(name, item), strict=True):
             answer = ids[start:stop]
             if self._in_one_stream(name):
                 out.append(b.turns_example(ids, loss))
@@ -305,10 +368,14 @@ class RecordRows:
             if self.formats[name] == "messages":
                 out.append(b.last_turn_example(ids[:start], answer))
                 continue
-            text = b.shorten(ids[first : start - 1])
+            given, label = ids[first : start - 1], 0 if labels is None else int(labels[record])
+            if self._nested:
+                assert self.reader is not None
+                out.append(b.tree_example(self.reader.nodes(given, self.formats[name])[0], label))
+                continue
+            text = self._text(name, given)
             if self.how == "head":
-                assert labels is not None
-                out.append(b.label_example(text, int(labels[self.items[name].record[i]])))
+                out.append(b.label_example(text, label))
             elif self.everywhere:
                 begun = b.prompt(text)[1]
                 mask = np.arange(len(begun) + len(answer)) >= len(begun)

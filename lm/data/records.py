@@ -6,13 +6,17 @@
     messages  {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     preference  {"messages": [...], "chosen": "...", "rejected": "...", "margin": 1.0}    two answers; `margin` may be left out
     feedback    {"messages": [...], "completion": "...", "label": true}                   one answer, good or not
+    tree      {"tree": "((a b) [MAX 2 9])", "label": "spam"}           words in brackets (`lm.data.trees`); without a label,
+                                                                       each bracket begins with its own: "(3 (2 a) (1 b))"
+    speech    {"audio": "a.wav", "text": "..."}                        a recording, and what is said in it
+    captioned {"image": "a.png", "text": "...", "label": "animals"}    a picture, and what is said of it or its class, or both
 
 Conversations are read in ShareGPT's shape too: {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", ...}]}.
 Beside a conversation in any shape may be its system message, `"system": "..."`.
 
-The last two are read in the published shapes too: `"prompt": "..."` instead of messages; answers as lists of messages, which
-may begin with the prompt; without a prompt, two conversations that differ in their last message alone, as lists or as HH-RLHF's
-texts of "Human: ... Assistant: ...".
+Preference and feedback are read in the published shapes too: `"prompt": "..."` instead of messages; answers as lists of
+messages, which may begin with the prompt; without a prompt, two conversations that differ in their last message alone, as lists
+or as HH-RLHF's texts of "Human: ... Assistant: ...".
 
 Other fields of the object, such as an id or a date, are ignored. A message may have no other fields, because they (images, tool
 calls, ...) would change its meaning.
@@ -27,6 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lm.data import trees
 from lm.errors import UserError, nearest
 
 VERSION = 1  # of the parsers and of `render`; raise it to have records prepared again
@@ -46,6 +51,13 @@ class Text:
 class Labelled:
     text: str
     label: str  # the class as a word, so that a model can also write it
+
+
+@dataclass(frozen=True)
+class LabelledTree(Labelled):
+    """`text` has the words alone."""
+
+    tree: str  # in brackets, as `lm.data.trees.parse` reads it
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,20 @@ class Feedback:
     label: bool  # whether the answer is good
 
 
-Record = Text | Labelled | Pair | Messages | Preference | Feedback
+@dataclass(frozen=True)
+class Speech:
+    audio: str  # a file, from the folder of the records on; or a description (`lm.data.sound_espeak`)
+    text: str  # what is said
+
+
+@dataclass(frozen=True)
+class Captioned:
+    image: str  # a file, from the folder of the records on; or a description (`lm.data.corpus.openmoji`)
+    text: str  # a caption; that of a picture with a class alone is the class
+    label: str = ""  # its class; "": it has none
+
+
+Record = Text | Labelled | Pair | Messages | Preference | Feedback | Speech | Captioned
 
 
 # --------------------------------------------------------------------------------------------------------- from JSON
@@ -111,6 +136,19 @@ def _labelled(value: Mapping[str, Any]) -> Labelled:
     if "\0" in label:  # labels become `recipe.classes`, and a config has none
         raise InvalidRecord("field 'label' holds a zero byte")
     return Labelled(_string(value, "text"), label)
+
+
+def _tree(value: Mapping[str, Any]) -> LabelledTree:
+    text = _string(value, "tree")
+    try:
+        if "label" in value:
+            nodes, label = trees.parse(text), value["label"]
+        else:
+            nodes, label = trees.parse_labelled(text)
+    except trees.InvalidTree as error:
+        raise InvalidRecord(f"field 'tree': {error}") from None
+    words = " ".join(trees.words(nodes))
+    return LabelledTree(words, _labelled({"text": words, "label": label}).label, trees.written(nodes))
 
 
 def _pair(value: Mapping[str, Any]) -> Pair:
@@ -215,6 +253,15 @@ def _feedback(value: Mapping[str, Any]) -> Feedback:
     return Feedback(prompt, turns[0].content, label)
 
 
+def _speech(value: Mapping[str, Any]) -> Speech:
+    return Speech(_string(value, "audio"), _string(value, "text"))
+
+
+def _captioned(value: Mapping[str, Any]) -> Captioned:
+    label = _labelled({"text": "-", **value}).label if value.get("label", "") != "" else ""
+    return Captioned(_string(value, "image"), _string({"text": label} | {**value} if label else value, "text"), label)
+
+
 def _prompt(value: Mapping[str, Any]) -> tuple[Message, ...] | None:
     """What the answers are to; None where it is only in the answers' own conversations."""
     if (name := _named(value, ("messages", "prompt", "conversations"))) is None:
@@ -277,7 +324,8 @@ _FOLLOWS: Mapping[str | None, tuple[str, ...]] = {
     "tool": ("assistant", "tool", "user"),
 }
 _FIELDS = {"text": ("text",), "labelled": ("text", "label"), "pair": ("question", "answer"), "messages": ("messages",)}
-_FIELDS |= {"preference": ("chosen", "rejected"), "feedback": ("completion", "label")}
+_FIELDS |= {"preference": ("chosen", "rejected"), "feedback": ("completion", "label"), "speech": ("audio", "text")}
+_FIELDS |= {"captioned": ("image", "text"), "tree": ("tree",)}
 _ASKED = ("messages", "conversations", "system", "prompt")
 # All fields that a format reads; those of _FIELDS it cannot do without.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -287,6 +335,9 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "messages": _ASKED[:3],
     "preference": (*_ASKED, "chosen", "rejected", "margin"),
     "feedback": (*_ASKED, "completion", "label"),
+    "speech": ("audio", "text"),
+    "captioned": ("image", "text", "label"),
+    "tree": ("tree", "label"),
 }
 _PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
     "text": _text,
@@ -295,6 +346,9 @@ _PARSERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
     "messages": _messages,
     "preference": _preference,
     "feedback": _feedback,
+    "speech": _speech,
+    "captioned": _captioned,
+    "tree": _tree,
 }
 
 
@@ -344,6 +398,8 @@ def question_digest(record: Record) -> bytes:
             question = [turn.content for turn in turns[:first]]
         case Pair():
             question = [record.context, record.question]
+        case Captioned():
+            question = [record.image]
         case _:
             question = [record.text]
     text = "\n".join(question)

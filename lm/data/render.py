@@ -6,7 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lm.data.records import Feedback, Labelled, Message, Messages, Pair, Preference, Record, Text
+from lm.data import trees
+from lm.data.records import (
+    Captioned,
+    Feedback,
+    Labelled,
+    LabelledTree,
+    Message,
+    Messages,
+    Pair,
+    Preference,
+    Record,
+    Speech,
+    Text,
+)
 from lm.data.templates import Parts, Template
 from lm.data.vocabulary import Tokenizer
 
@@ -35,6 +48,9 @@ def render(records: Sequence[Record], tokenizer: Tokenizer, template: Template |
 
     preference  two conversations one after the other, each with its own bos, and loss on its last answer alone
     feedback    a conversation with loss on its last answer alone
+    tree        as labelled, of the ids of its brackets and words (`lm.data.trees.to_ids`)
+    speech      as a text, but for bos, which has no loss; the recording is read from its file (`lm.data.sound_rows`)
+    captioned   the same of its caption; the picture is read from its file (`lm.data.images`)
 
     Without role tokens in the tokenizer, roles are written as text (`user:`) and <|end|> is eos. Messages after the assistant's
     last one are left out. Each part is encoded on its own, so that the ids of a message do not depend on what follows. A given
@@ -79,6 +95,10 @@ def _parts(record: Record, tokenizer: Tokenizer, template: Template | None) -> P
     match record:
         case Text(text):
             return [(bos, True), (text, True), (eos, True)]
+        case Speech(_, text) | Captioned(_, text):
+            return [(bos, False), (text, True), (eos, True)]
+        case LabelledTree(_, answer, tree):
+            given = _tree_ids(tree, tokenizer)
         case Labelled(text, label):
             given, answer = text, label
         case Pair(question, answer, context):
@@ -91,6 +111,12 @@ def _parts(record: Record, tokenizer: Tokenizer, template: Template | None) -> P
             return _answered(messages, completion, tokenizer, template)
     end = [tokenizer.require("eos")]
     return [(bos, False), (given, False), (end, False), (f" {answer}", True), (end, True)]
+
+
+def _tree_ids(tree: str, tokenizer: Tokenizer) -> list[int]:
+    nodes = trees.parse(tree)
+    words = tokenizer.encode_batch([f" {word}" for word in trees.words(nodes)], threads=1)
+    return trees.to_ids(nodes, words, tokenizer.require("bos"), tokenizer.require("eos")).tolist()
 
 
 def _answered(messages: Sequence[Message], answer: str, tokenizer: Tokenizer, template: Template | None) -> Parts:

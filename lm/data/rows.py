@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from lm import config
+from lm.data import trees
 from lm.data.corpus.store import Store
 from lm.errors import UserError
 from lm.objectives import Lengths, Objective, spread
-from lm.types import Example, TokenStream
+from lm.types import Example, TokenStream, Tree
 
 # The arguments of `fill`: the tokens of a window, where documents begin in it, and what turns them into a row.
 Window = tuple[np.ndarray, np.ndarray, Objective, np.random.Generator, np.ndarray | None, float, float]
@@ -149,6 +150,16 @@ class Rows:
     def lengths(self) -> Lengths:
         """The lengths of a row."""
         return self.objective.lengths
+
+    @property
+    def documents(self) -> int:
+        """How many documents a row may hold, at most: those that a window of the split can touch."""
+        size, most = self.objective.window, 1
+        for store in self.stores.values():
+            inner = np.asarray(store.offsets[1:-1])  # where all but the first document begin
+            # The windows of most documents begin at the last token of one.
+            most = max(most, int((1 + np.searchsorted(inner, inner + size - 1) - np.arange(len(inner))).max(initial=1)))
+        return most
 
     @property
     def bytes_a_row(self) -> float:
@@ -377,6 +388,7 @@ def pack(pieces: Sequence[Example], lengths: Lengths) -> Example:
             join(types, size, np.int32) if lengths.types else None,
             join([p.ahead for p in parts], size, np.int32) if name == "decoder" and lengths.ahead else None,
             join([p.blocks for p in parts], size, np.int32) if name == "decoder" and lengths.blocks else None,
+            tree=trees.joined([p.tree for p in parts], size, lengths.tree) if name == "encoder" and lengths.tree else None,
         )
 
     predicted = lengths.predicted or lengths.decoder or lengths.encoder or 0
@@ -384,12 +396,14 @@ def pack(pieces: Sequence[Example], lengths: Lengths) -> Example:
     if lengths.predicted is not None:
         starts = np.cumsum([0, *(_used(p)["decoder" if p.decoder else "encoder"] for p in pieces)])
         where = join([p.where + starts[i] for i, p in enumerate(pieces)], predicted, np.int32)
+    progress = (pieces[0].progress if pieces else np.float32(1)) if lengths.paced else None  # the same of all pieces
     return Example(
         stream("encoder", lengths.encoder),
         stream("decoder", lengths.decoder),
         join([p.targets for p in pieces], predicted, np.int32),
         join([p.weights for p in pieces], predicted, np.float32),
         where,
+        progress,
     )
 
 
@@ -402,8 +416,10 @@ def stack(examples: Sequence[Example]) -> Example:
             None if parts[0] is None else TokenStream(**{k: together([getattr(p, k) for p in parts]) for k in vars(parts[0])})
         )
 
-    def together(arrays: list[Any]) -> Any:
-        return None if arrays[0] is None else np.stack(arrays)
+    def together(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        return trees.stacked(values) if isinstance(values[0], Tree) else np.stack(values)
 
-    fields = {name: together([getattr(e, name) for e in examples]) for name in ("targets", "weights", "where")}
+    fields = {name: together([getattr(e, name) for e in examples]) for name in ("targets", "weights", "where", "progress")}
     return Example(streams("encoder"), streams("decoder"), **fields)

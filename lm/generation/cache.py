@@ -34,10 +34,12 @@ def allocated(
     long = jnp.zeros((slots, source), jnp.int32)
 
     def first(params: Any) -> Any:
-        variables, encoded = {"params": params}, ()
+        variables = {"params": params}
+        encoded: Any = ()
         if source:
-            stream = TokenStream(long, long, long, None)
-            encoded = (model.apply(variables, stream, method="encode"), stream.segments)
+            stem: Any = model.config.encoder and model.config.encoder.stem
+            vectors = stem and jnp.zeros((slots, *stem.inputs))
+            encoded = model.apply(variables, TokenStream(long, long, long, vectors=vectors), method="encoded")
         stream = TokenStream(one, one, one, one > 0 if prefix else None)
         return model.apply(variables, stream, *encoded, cache_length=length, method="decode", mutable=["cache"])[1]["cache"]
 
@@ -90,10 +92,12 @@ def beginning(slots: Any, slot: jax.Array, size: jax.Array, *, rows: int = 1) ->
     return unflatten_dict(out)
 
 
-def has_rings(slots: Any) -> bool:
-    """Whether a layer keeps the last tokens alone."""
-    own = [(path, x) for path, x in flatten_dict(slots).items() if path[-2:] == ("attention", "key")]
-    return any(x.shape[axis(path) + 2] < slots["segments"].shape[1] for path, x in own)
+def goes_on_only(slots: Any) -> bool:
+    """Whether a layer keeps the last tokens alone, or a state that cannot go back to what it was."""
+    flat = flatten_dict(slots)
+    own = [(path, x) for path, x in flat.items() if path[-2:] == ("attention", "key")]
+    rings = any(x.shape[axis(path) + 2] < slots["segments"].shape[1] for path, x in own)
+    return rings or any("mixer" in path for path in flat)
 
 
 def first_row(cache: Any) -> Any:
@@ -146,11 +150,14 @@ def _windows(model: config.Model) -> dict[tuple[str, ...], int]:
     stack = model.decoder
     if stack is None or isinstance(stack.position, (config.Buckets, config.Alibi)):  # whose biases have a column for each key
         return {}
+    if model.join == "prefix":  # whose vectors stand in the cache before the tokens
+        return {}
     letters, size = stack.letters(), len(stack.pattern)
     groups = ["groups"] if stack.scan else [f"group_{i}" for i in range(-(-len(letters) // size))]
     windows: dict[tuple[str, ...], int] = {}
     for g, group in enumerate(groups):
         for i, letter in enumerate(letters[g * size : (g + 1) * size]):
-            if window := stack.blocks[letter].attention.window:
+            block = stack.blocks[letter]
+            if block.mixer is None and block.attention is not None and (window := block.attention.window):
                 windows[group, f"block_{i}"] = window
     return windows

@@ -29,13 +29,14 @@ from lm import distributed, sharding
 from lm.config import Sampling
 from lm.errors import UserError
 from lm.generation import sampling
-from lm.generation.cache import Kind, has_rings
-from lm.generation.padding import bucket, buckets, padded, whole
+from lm.generation.cache import Kind, goes_on_only
+from lm.generation.padding import bucket, buckets, padded, source_length, whole
 from lm.generation.programs import Filling, Setup, Way, empty, jitted
 from lm.generation.sampling import NEVER
 from lm.models.positions import check_positions, learned
 from lm.models.transformer import Transformer, independent_of_padding
 from lm.sharding import shards
+from lm.types import TokenStream
 
 if TYPE_CHECKING:
     from lm.generation.grammar import Constraint, Walk
@@ -53,7 +54,9 @@ class Request:
     prompt: np.ndarray  # int32 [n], what the decoder reads, bos included; of an encoder-decoder: what it begins with
     new_tokens: int  # written at most, the end of the text included
     sampling: Sampling = Sampling()
-    encoder: np.ndarray | None = None  # int32 [m], what the encoder of an encoder-decoder reads
+    # What the encoder of an encoder-decoder reads: int32 [m]; or, of one with a stem, its stream of vectors [1, T], padded to
+    # the stem's length; or, of a model with a bottleneck, the latents that its decoder reads instead of a text's, [k, Z].
+    encoder: np.ndarray | TokenStream | None = None
     samples: int = 1  # continuations of the same prompt, which is read once
     bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits of these tokens
     constraint: "Constraint | None" = None  # a grammar that what is written follows
@@ -106,8 +109,8 @@ class Engine:
     kind: of the keys and values that are kept
     mesh: over which the parameters are sharded; slots are cut over its data axes, heads over its tensor axis
     reuse: go on from what a free slot has read and written, where a prompt begins so. Prompts are read anew with `prefix`,
-        whose tokens see those behind them; with rings, which have lost their first tokens; with keys and values of another
-        `kind` than those that a prompt's own tokens see; with a draft model; and by an encoder
+        whose tokens see those behind them; with rings, which have lost their first tokens; with recurrent layers; with keys
+        and values of another `kind` than those that a prompt's own tokens see; with a draft model; and by an encoder
     """
 
     def __init__(
@@ -135,6 +138,10 @@ class Engine:
             if slots % shards("batch"):
                 raise UserError(f"{slots} slots do not divide over {shards('batch')} data shards: take a multiple of these")
         small, small_params = draft or (None, None)
+        if guesses and any(m.config.decoder and m.config.decoder.recurrent() for m in (model, small) if m):
+            raise UserError(
+                "a wrong guess is unread, and a recurrent layer cannot go back to an earlier state: leave out guesses and draft"
+            )
         small = small and Transformer(independent_of_padding(small.config))
         if small is not None and (small.config.vocab_size != model.config.vocab_size or source or not guesses):
             raise UserError(
@@ -158,7 +165,7 @@ class Engine:
         room: dict[str, Any] = dict(slots=slots, length=places, source=source, kind=kind)
         with self._mesh():
             self._slots = _emptied(self._setup, params, small_params, **room)
-        self._reuse = reuse and not (source or prefix or small or kind != "own" or has_rings(self._slots.cache))
+        self._reuse = reuse and not (source or prefix or small or kind != "own" or goes_on_only(self._slots.cache))
         self._held = [NOTHING] * slots  # int32 [n]: the first tokens that each free slot has read and written
         self._holds = places - 1  # of them at most: a free slot passes through the model too, and writes in its last place
 
@@ -166,7 +173,7 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         """Puts a request into the queue. UserError if it can never be served."""
-        n, m = len(request.prompt), 0 if request.encoder is None else len(request.encoder)
+        n, m = len(request.prompt), 0 if request.encoder is None else source_length(request.encoder)
         if not n or request.new_tokens < 1 or request.samples < 1:
             raise UserError("a request needs a prompt of a token or more, a new token or more and a sample or more")
         if n + request.new_tokens > self.length:
@@ -174,7 +181,7 @@ class Engine:
                 f"{n:,} tokens of prompt and {request.new_tokens:,} new ones are more than the {self.length:,} of a slot: "
                 "shorten the prompt, or ask for fewer"
             )
-        if m > self.source:
+        if m > self.source and not _is_latent(request.encoder):
             raise UserError(f"the encoder would read {m:,} tokens, and a slot has room for {self.source:,}: shorten the text")
         if (m > 0) != (self.model.config.encoder is not None):
             raise UserError("an encoder-decoder, and no other model, is given what its encoder reads")
@@ -327,7 +334,7 @@ class Engine:
         """The cache of a prompt, of which `slot` holds the first `start` tokens, that of the draft model, and the logits."""
         rest = request.prompt[start:]
         self.prefilled += len(rest)
-        encoder = None if request.encoder is None else whole(request.encoder, self.source)
+        encoder = None if request.encoder is None else self._source(request.encoder)
         given = padded(rest, self.length - 1), np.int32(len(rest)), encoder
         settings: dict[str, Any] = dict(prefix=self._setup.prefix, blank=np.int32(request.blank))
         if start:
@@ -335,6 +342,14 @@ class Engine:
         of = lambda model, params: self._call("prefill", model, params, *given, **settings)
         row, logits = of(self.model, self.params)
         return row, of(self._setup.draft, self._small_params)[0] if self._setup.draft else None, logits
+
+    def _source(self, given: np.ndarray | TokenStream) -> TokenStream | np.ndarray:
+        """What `Transformer.encoded` takes of `Request.encoder`, for one row."""
+        if not isinstance(given, TokenStream) and _is_latent(given):
+            return given[None].astype(np.float32)
+        c = self.model.config
+        # Without a bottleneck a prefix has a vector for each place of the source: as many as a slot has room for.
+        return whole(given, self.source, full=c.join == "prefix" and c.bottleneck is None)
 
     def _filling(self, request: Request, sample: int) -> Filling:
         read = np.zeros(self.vocab_size, bool)
@@ -346,6 +361,10 @@ class Engine:
         text = np.zeros(self._slots.text.shape[1], np.int32)
         text[: len(request.prompt)] = request.prompt[: len(text)]
         return Filling(text, np.int32(len(request.prompt)), np.int32(request.new_tokens), settings, read, bias)
+
+
+def _is_latent(given: np.ndarray | TokenStream | None) -> bool:
+    return isinstance(given, np.ndarray) and np.issubdtype(given.dtype, np.floating)
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> int:

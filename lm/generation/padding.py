@@ -25,11 +25,21 @@ def padded(tokens: np.ndarray, most: int) -> np.ndarray:
     return np.pad(tokens.astype(np.int32), (0, bucket(len(tokens), most) - len(tokens)))[None]
 
 
-def whole(tokens: np.ndarray, most: int | None = None) -> TokenStream:
-    """What an encoder reads, [1, P], padded to a bucket of at most `most` tokens; None: not padded."""
+def whole(tokens: np.ndarray | TokenStream, most: int | None = None, *, full: bool = False) -> TokenStream:
+    """What an encoder reads, [1, P], padded to a bucket of at most `most` tokens, or if `full` to so many; None: not padded. A
+    stream is one already."""
+    if isinstance(tokens, TokenStream):
+        return tokens
     row = padded(tokens, most) if most else tokens[None].astype(np.int32)
+    if full and most:
+        row = np.pad(row, ((0, 0), (0, most - row.shape[1])))
     place = np.arange(row.shape[1], dtype=np.int32)[None]
     return TokenStream(row, place, (place < len(tokens)).astype(np.int32), None)
+
+
+def source_length(given: TokenStream | np.ndarray) -> int:
+    """How many places of an encoder's row `lm.generation.engine.Request.encoder` takes."""
+    return given.segments.shape[1] if isinstance(given, TokenStream) else len(given)
 
 
 def left_padded(prompts: list[np.ndarray], *, prefix: bool = False, length: int | None = None) -> TokenStream:

@@ -100,7 +100,7 @@ def prefill(
     params: Any,
     tokens: jax.Array,
     size: jax.Array,
-    encoder: TokenStream | None,
+    encoder: TokenStream | jax.Array | None,
     *,
     prefix: bool,
     length: int | None = None,
@@ -121,9 +121,10 @@ def prefill(
     place = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     segments = ((place >= blank) & (place < size)).astype(jnp.int32)
     stream = TokenStream(tokens, place if begun is None else begun[2] + place, segments, segments > 0 if prefix else None)
-    variables, encoded = {"params": params}, ()
+    variables = {"params": params}
+    encoded: Any = ()
     if encoder is not None:
-        encoded = (model.apply(variables, encoder, method="encode"), encoder.segments)
+        encoded = model.apply(variables, encoder, method="encoded")
     known = {} if begun is None else {"cache": cache.beginning(*begun, rows=rows)}
     room = length or tokens.shape[1]
     hidden, found = model.apply(variables | known, stream, *encoded, cache_length=room, method="decode", mutable=["cache"])

@@ -34,7 +34,7 @@ def rank(
     check_positions(model.config, source, length, cure=cure, what="the prompt takes")
     across: Any = ()
     if encoder is not None:
-        across = (model.apply(variables, encoder, method="encode"), encoder.segments)
+        across = model.apply(variables, encoder, method="encoded")
 
     def look(stream: TokenStream, cache: Any, *across: Any) -> tuple[jax.Array, Any]:
         hidden, cache = model.apply(variables | cache, stream, *across, cache_length=length, method="decode", mutable=["cache"])

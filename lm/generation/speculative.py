@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.errors import UserError
+from lm.models.context import Context
 from lm.models.future import Future
 from lm.models.mask import Mask
 from lm.models.positions import check_positions
-from lm.models.transformer import Context, Transformer
+from lm.models.transformer import Transformer
 from lm.types import TokenStream
 
 
@@ -51,6 +52,8 @@ def write(
     UserError for an empty prompt, and if prompt, continuation and guesses need more positions than the model has learned. A
     mixture of experts with a limited capacity drops other tokens when it reads several at once, so that its text may differ.
     """
+    if model.config.decoder and model.config.decoder.recurrent():
+        raise UserError("a recurrent layer cannot take a wrong guess back: write without the heads of multi-token prediction")
     if not len(prompt):
         raise UserError("the prompt is empty: begin with a token, such as the tokenizer's bos")
     length = len(prompt) + new_tokens + 2 * heads.heads

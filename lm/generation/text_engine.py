@@ -7,6 +7,7 @@ import numpy as np
 
 from lm import config
 from lm.generation.engine import Engine, Request
+from lm.generation.padding import source_length
 from lm.models.positions import learned
 from lm.models.transformer import Transformer
 from lm.objectives import of_texts
@@ -49,10 +50,11 @@ def engine_for(
     """A `text_engine` with room for each of these requests, and with so many slots or fewer: as many as there are samples. On a
     mesh they are rounded up, so that they divide over its data shards."""
     needed = max(len(r.prompt) + r.new_tokens for r in requests)
-    source = max((len(r.encoder) for r in requests if r.encoder is not None), default=0)
+    source = max((source_length(r.encoder) for r in requests if r.encoder is not None), default=0)
     parts, c = shards("batch"), model.config
     slots = -(-min(slots, sum(r.samples for r in requests)) // parts) * parts
-    source = rounded(source, learned(c, "encoder")) if source else 0
+    if source and not (c.encoder and c.encoder.stem):  # streams of vectors come with the length that they are read at
+        source = rounded(source, learned(c, "encoder"))
     room: dict[str, Any] = dict(slots=slots, length=slot_length(c, needed), source=source)
     return text_engine(Engine, model, params, tokenizer, **room, **settings)
 

@@ -22,6 +22,7 @@ from lm.objectives import (
     replaced_tokens,
     spans,
     teacherless,
+    variational,
 )
 from lm.objectives.declaration import (
     DECLARATIONS,
@@ -74,6 +75,7 @@ for _module in (
     replaced_tokens,
     denoise,
     deshuffle,
+    variational,
     mass,
     fim,
     next_sentence,

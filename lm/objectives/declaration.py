@@ -12,7 +12,7 @@ from lm import config
 from lm.errors import UserError, nearest
 from lm.objectives.prompts import SpanPrompt, TextPrompt, without_prefix
 from lm.objectives.vocabulary import Vocabulary
-from lm.types import Example
+from lm.types import Example, TreeSizes
 
 GOLDEN = 0.6180339887498949
 
@@ -29,7 +29,7 @@ class Lengths:
 
     `predicted` is None if every position of the row is predicted. The others say which optional arrays the streams have (see
     `TokenStream`): `types` is the number of token types, `blocks` of tokens in a block of a text that stands in the row twice;
-    0 where there are none.
+    0 where there are none. `paced`: an Example says how much of the training is done. `tree`: of the encoder's tokens.
     """
 
     encoder: int | None
@@ -39,6 +39,8 @@ class Lengths:
     types: int = 0
     blocks: int = 0
     ahead: bool = False
+    paced: bool = False
+    tree: TreeSizes | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lm import atomic, config
-from lm.config.data import OWN_SPLIT
+from lm.config.data import LABELLED, OWN_SPLIT
 from lm.data import records, templates
 from lm.data.corpus import (
     clean,
@@ -217,7 +217,7 @@ class Build:
         out: dict[str, Any] = {split: sum(one[split] for one in found) for split in SPLITS}
         out |= {"shards": {split: [one[split] for one in found] for split in SPLITS}}
         out |= {"bytes": {split: [one["bytes"][split] for one in found] for split in SPLITS}}
-        if source.format == "labelled":
+        if source.format in LABELLED:
             out["labels"] = {s: sum((Counter(one["labels"][s]) for one in found), Counter[str]()) for s in SPLITS}
         return out
 
@@ -227,7 +227,7 @@ class Build:
         """
         classes: dict[str, None] = {}
         for name, source in self.data.sources.items():
-            if source.format != "labelled":
+            if source.format not in LABELLED:
                 continue
             found = {label for counts in split[name]["labels"].values() for label in counts}
             classes |= dict.fromkeys(packages.find(source.path).classes if source.kind == "package" else sorted(found))

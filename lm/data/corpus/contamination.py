@@ -75,7 +75,7 @@ def index(sets: Mapping[str, Sequence[records.Record]], settings: config.Contami
 
 def _texts(record: records.Record) -> list[str]:
     match record:
-        case records.Text(text) | records.Labelled(text, _):
+        case records.Text(text=text) | records.Labelled(text=text) | records.Speech(text=text) | records.Captioned(text=text):
             return [text]
         case records.Pair(question, answer, context):
             return [context, question, answer]

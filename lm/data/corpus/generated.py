@@ -7,7 +7,8 @@ A preference is for the polite or the right answer, and a NOISE of them is turne
 accuracy is 1 - NOISE, of a model that gives each preference this probability. Feedback (one answer, good or not) has the same
 noise. The answers of messages are right, and those of "manners" are polite or not at random.
 
-Questions with one right answer are in `lm.data.corpus.arithmetic`, and those of a package in `lm.data.corpus.reasoning`.
+Questions with one right answer are in `lm.data.corpus.arithmetic`, those of a package in `lm.data.corpus.reasoning`, spoken
+sentences in `lm.data.sound_grammar`, and trees in `lm.data.corpus.listops`.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lm.data.corpus import arithmetic, instructed, reasoning
+from lm.data import sound_grammar
+from lm.data.corpus import arithmetic, instructed, listops, reasoning
 from lm.data.records import Feedback, Message, Messages, Pair, Preference, Record
 from lm.errors import UserError, nearest
 
@@ -67,17 +69,29 @@ def version(name: str) -> int | str:
     """What the records of a set depend on beside its name and their format."""
     if name.startswith(reasoning.PREFIX):
         return reasoning.version()
+    if name == listops.NAME:
+        return f"listops {listops.VERSION}"
+    if name.startswith(sound_grammar.PREFIX):
+        return f"spoken {sound_grammar.VERSION}"
     return f"instructed {instructed.VERSION}" if name in instructed.SETS else VERSION
 
 
 def load(name: str, format: str) -> list[Record]:
     """The records of a set in this format, one for each question. UserError for an unknown name."""
+    if name.startswith(sound_grammar.PREFIX):
+        return sound_grammar.load(name, format)
+    if name == listops.NAME and format == "tree":
+        return [*listops.load()]
+    if name == listops.NAME:
+        raise UserError(f"the generated set '{name}' has trees: set format='tree'")
+    if format in ("text", "speech", "tree"):
+        raise UserError(f"the generated set '{name}' has questions with answers, no {format}: set another format")
     if name.startswith(reasoning.PREFIX):
         return reasoning.load(name, format)
     if name in arithmetic.SETS:
         return arithmetic.load(name, format)
     if name not in SETS:
-        known = [*SETS, *arithmetic.SETS]
+        known = [*SETS, *arithmetic.SETS, listops.NAME, *(sound_grammar.PREFIX + split for split in sound_grammar.SPLITS)]
         raise UserError(f"no generated set '{name}'{nearest(name, known)}, and none of {reasoning.PREFIX}TASK")
     rng = np.random.default_rng(VERSION)
     out: list[Record] = []

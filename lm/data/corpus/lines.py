@@ -49,7 +49,9 @@ class JsonLines(Streamed):
         lines, at = self._records(file, row)
         number, start, line = lines[at]
         where = f"{file.path}, line {number}"
-        record = parse_json(decode(line, self._encoding, where, start), where)
+        text = decode(line, self._encoding, where, start)
+        bare = self._source.format == "tree" and not text.lstrip().startswith("{")  # a tree a line
+        record = {"tree": text} if bare else parse_json(text, where)
         return Document(f"{file.key}:{number}", content(record, self._source, where), date_of(record, self._source, where))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm import config, paths
 from lm.data import records
-from lm.data.corpus import array_records, dated, files, generated, lines, nested, packages, parquet, table, told, warc
+from lm.data.corpus import array_records, dated, files, generated, lines, nested, openmoji, packages, parquet, table, told, warc
 from lm.data.corpus.documents import SKIP, CorruptRecord, Document, Documents, one_line
 from lm.errors import UserError, nearest
 
@@ -34,6 +34,8 @@ def open_source(source: config.Source, *, cache: str = "~/.cache/lm", on_corrupt
     if source.kind == "package":
         if source.format == "pair":
             return Splits(told.load(source.path, cache))
+        if source.format == "captioned":
+            return Splits(pictures(source).load(cache))
         splits = packages.load(source.path, cache)
         if source.format == "labelled":
             return Splits(splits)
@@ -56,6 +58,8 @@ def identity(source: config.Source) -> dict[str, Any]:
     """
     if source.kind == "package" and source.format == "pair":
         return {"kind": source.kind, "path": source.path, "format": "pair", "made": told.identity(source.path)}
+    if source.kind == "package" and source.format == "captioned":
+        return {"kind": source.kind, "path": source.path, "format": "captioned", "made": pictures(source).identity()}
     if source.kind == "package":
         return {
             "kind": source.kind,
@@ -79,6 +83,13 @@ def identity(source: config.Source) -> dict[str, Any]:
         bounds = (None if bound is None else str(bound) for bound in (source.since, source.before))
         also["dates"] = [source.date, *bounds]
     return about | contents | also
+
+
+def pictures(source: config.Source) -> Any:
+    """The module of a package's set of pictures. UserError for an unknown name."""
+    if source.path != openmoji.NAME:
+        raise UserError(f"no package of pictures '{source.path}': there is '{openmoji.NAME}'")
+    return openmoji
 
 
 class Splits:
@@ -111,7 +122,8 @@ class Generated:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Document:
-        return Document(f"{self._name}/{index}", records.to_json(self._records[index]))
+        record = self._records[index]
+        return Document(f"{self._name}/{index}", record.text if isinstance(record, records.Text) else records.to_json(record))
 
 
 # --------------------------------------------------------------------------------------------------------------- tfds

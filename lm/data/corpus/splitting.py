@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lm.config.data import OWN_SPLIT
+from lm.config.data import LABELLED, OWN_SPLIT
 from lm.data.corpus import groups, shards
 from lm.data.corpus.tasks import GONE, HOLDOUT, SPLITS, TRAIN, Stage
 
@@ -114,7 +114,7 @@ class Split(Stage):
         sizes = np.diff(rows["end"], prepend=0)
         found: dict[str, Any] = {s: int((side == i).sum()) for i, s in enumerate(SPLITS)}
         found["bytes"] = {s: int(sizes[side == i].sum()) for i, s in enumerate(SPLITS)}
-        if self.about.format == "labelled":
+        if self.about.format in LABELLED:
             labels = {split: Counter[str]() for split in SPLITS}
             stay = np.flatnonzero(side != GONE)
             for row, document in zip(stay.tolist(), self.cleaned(task).documents(stay), strict=True):
