@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from lm import atomic, checkpoint, paths, saved, untrusted
-from lm.conversion import card, check_family, files, gguf_files, read, tokenizer_files, write
+from lm import atomic, checkpoint, config, paths, saved, untrusted
+from lm.conversion import card, check_family, clip, describe, files, gguf_files, read, tokenizer_files, write
 from lm.data import chat, tokenizer_check
 from lm.errors import UserError, printable
+from lm.models.transformer import abstract_params
 
 ATTRIBUTES = "".join(f"{name} filter=lfs diff=lfs merge=lfs -text\n" for name in ("*.safetensors", "*.model", "tokenizer.json"))
 KEPT = ("architectures", "id2label", "label2id", "problem_type")  # in a classifier's config.json: the meaning of its outputs
@@ -30,6 +32,8 @@ def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, al
     Returns a one-line summary. UserError if the source cannot be read or converted, or if the target is not new.
     """
     start, source, new = time.perf_counter(), Path(given).expanduser(), paths.local(target, name="the target")
+    if clip.is_one(source):
+        return _from_clip(source, new, start, dtype=dtype, scan=scan)
     with atomic.new_folder(new) as folder:
         kept = folder / "hf"
         kept.mkdir()
@@ -51,6 +55,23 @@ def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, al
     for note in imported.notes:
         print(f"note: {printable(note)}", file=sys.stderr)
     return summary(imported.params, f"{imported.family}, {imported.model.param_dtype}", carried, new, start)
+
+
+def _from_clip(source: Path, new: Path, start: float, *, dtype: str | None, scan: bool | None) -> str:
+    """Converts a CLIPModel to two converted models below `new`: `image`, and `text` with the tokenizer."""
+    found = clip.read(source, dtype=dtype, scan=scan)
+    with atomic.new_folder(new) as folder:
+        carried: list[str] = []
+        for name, model, part in (("image", found.image, "model"), ("text", found.text, "text")):
+            kept = folder / name / "hf"
+            kept.mkdir(parents=True)
+            carried = files.carry(source, kept) if name == "text" else []
+            settings = describe(model, clip.FAMILY_OF[name])[1] | {"model_type": clip.FAMILY_OF[name]}
+            atomic.write_json(kept / "config.json", settings)
+            checkpoint.save_params(folder / name, model, found.params[part])
+    scale = float(np.exp(found.params["log_scale"]))
+    about = f"clip, image and text, cosines times {scale:.3g}, {found.image.param_dtype}"
+    return summary([found.params["model"], found.params["text"]], about, carried, new, start)
 
 
 def to_hf(
@@ -76,6 +97,8 @@ def to_hf(
     with ExitStack() as stack:
         folder = stack.enter_context(atomic.new_folder(new))
         source = saved.open(given, name="SRC")
+        if source.run is not None and isinstance(source.run.recipe, config.TwoEncoders):
+            return _to_clip(source, folder, new, start, shard_bytes=int(shard))
         params = source.params()
         if (source.folder / "hf").exists():
             saved.check_files(source.folder, "hf")
@@ -96,6 +119,17 @@ def to_hf(
         if repository:
             (folder / ".gitattributes").write_text(ATTRIBUTES, encoding="utf-8")
     return summary(params, kind, carried, new, start)
+
+
+def _to_clip(source: saved.Saved, folder: Path, new: Path, start: float, *, shard_bytes: int) -> str:
+    """Writes a run of two encoders as a CLIPModel with its tokenizer."""
+    assert source.run is not None and isinstance(source.run.recipe, config.TwoEncoders)
+    text, scale = source.run.recipe.text, jax.ShapeDtypeStruct((), np.float32)
+    target = {"model": abstract_params(source.model), "text": abstract_params(text), "log_scale": scale}
+    params = source.params(target)
+    clip.write(clip.Clip(source.model, text, params), folder, shard_bytes=shard_bytes)
+    carried = _tokenizer(source, folder, tokenizer_files.token_ids(source))
+    return summary(params, "clip", carried, new, start)
 
 
 def _tokenizer(source: saved.Saved, folder: Path, ids: dict[str, int]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from lm import config, untrusted
-from lm.conversion import files, gguf_files
+from lm.conversion import files, gguf_files, pixels
 from lm.conversion.families import FAMILIES
 from lm.conversion.files import Stored
 from lm.conversion.naming import BUFFERS, drop_pattern, name_in_file, names_in_file
@@ -68,16 +68,29 @@ def read(
                 )
             weights = stack.enter_context(files.unpickled(source, scratch))
         stored = _without_dropped(files.keys(weights), drop)
-        family = _find_family(settings, stored)
-        with _explain_defaults(family, settings):
-            model = read_model(family, settings, stored)
-        kept, notes = (dtype, ()) if dtype else _choose_dtype(stored)
-        notes = (*notes, file.note) if file and file.note else notes
-        model = _with_scan(replace(model, dtype=kept, param_dtype=kept), scan)
-        mapping = _match(family, model, stored)
-        with _explain_defaults(family, settings):  # before memory is allocated for the sizes of config.json
-            _check_shapes(mapping.tensors, stored)
-        return Imported(model, _load_params(model, stored, mapping, progress), settings["model_type"], notes)
+        found = imported(settings, stored, dtype=dtype, scan=scan, progress=progress)
+        model = found.model if file else pixels.read(found.model, source)
+        return replace(found, model=model, notes=(*found.notes, file.note) if file and file.note else found.notes)
+
+
+def imported(
+    settings: Mapping[str, Any],
+    stored: Mapping[str, Stored],
+    *,
+    dtype: str | None = None,
+    scan: bool | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Imported:
+    """Reads the model that a config.json (`settings`) describes from these tensors, as `read` does."""
+    family = _find_family(settings, stored)
+    with _explain_defaults(family, settings):
+        model = read_model(family, settings, stored)
+    kept, notes = (dtype, ()) if dtype else _choose_dtype(stored)
+    model = _with_scan(replace(model, dtype=kept, param_dtype=kept), scan)
+    mapping = _match(family, model, stored)
+    with _explain_defaults(family, settings):  # before memory is allocated for the sizes of config.json
+        _check_shapes(mapping.tensors, stored)
+    return Imported(model, _load_params(model, stored, mapping, progress), settings["model_type"], notes)
 
 
 @contextmanager

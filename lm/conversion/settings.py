@@ -189,12 +189,19 @@ def _implied(model: Model) -> dict[str, tuple[Any, ...]]:
     """Keys that the family does not read, with the values that agree with the model."""
     stack = model.decoder or model.encoder
     assert stack
-    blocks = [stack.blocks[letter].attention for letter in stack.letters()]
-    kinds = ["sliding_attention" if a.window else "full_attention" for a in blocks]
-    return {
+    blocks = [stack.blocks[letter] for letter in stack.letters()]
+    heads = [b.attention for b in blocks if b.attention is not None and b.mixer is None]
+
+    def kind(b: config.Block) -> str:
+        if b.mixer is not None or b.attention is None:
+            return "linear_attention"
+        return "sliding_attention" if b.attention.window else "full_attention"
+
+    implied: dict[str, tuple[Any, ...]] = {
         "alibi": (isinstance(stack.position, config.Alibi),),
         "is_decoder": (False,) if model.decoder is None else (False, True),
-        "layer_types": (kinds,),
-        "head_dim": (blocks[0].size(model.width),),
-        "num_key_value_heads": (blocks[0].kv_heads,),
+        "layer_types": ([kind(b) for b in blocks],),
     }
+    if heads:
+        implied |= {"head_dim": (heads[0].size(model.width),), "num_key_value_heads": (heads[0].kv_heads,)}
+    return implied

@@ -2,7 +2,9 @@
 
 A family is `read` (their config.json -> our Model), `write` (the way back) and `names`, a table from our modules to theirs.
 In the table `L` stands for any layer, `{}` in their names for the layer's number, `{expert}` for an expert's. Leaves follow
-from the module: our kernel, embedding and scale are their `weight`, our bias is their `bias`.
+from the module: our kernel, embedding, scale and taps are their `weight`, our bias is their `bias`. Where the table names a
+leaf itself, such as `decoder/L/mixer/forward/decay`, theirs is the full name of a tensor that holds the same array, of a
+scale the same vector.
 """
 
 import dataclasses
@@ -26,11 +28,16 @@ class Layout:
     """How a matrix of theirs is stored: [outputs, inputs] (`torch.nn.Linear`), or with `conv1d` [inputs, outputs].
 
     If several of ours are fused in it, its outputs form `groups`, and each group holds a slice of the first of ours, then
-    one of the second, and so on.
+    one of the second, and so on. `taps`: it is a convolution over time, [outputs, inputs, taps] (`torch.nn.Conv1d`), of
+    which ours is [taps, inputs, outputs]. `channels`: it is one over patches, [outputs, channels, size, size]
+    (`torch.nn.Conv2d`), of which ours is [size * size * channels, outputs]. `ones`: so many axes of size 1 come before theirs.
     """
 
     conv1d: bool = False
     groups: int = 1
+    taps: bool = False
+    channels: int = 0
+    ones: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,7 @@ ACTIVATIONS = {  # theirs (transformers.activations.ACT2FN) -> ours
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
+    "quick_gelu": "gelu_quick",
 }
 
 
@@ -107,7 +115,7 @@ def same_activation(c: Hf, name: str, value: str) -> None:
 
 
 def their_activation(name: str, tanh: str = "gelu_pytorch_tanh") -> str:
-    return tanh if name == "gelu_tanh" else name
+    return {"gelu_tanh": tanh, "gelu_quick": "quick_gelu"}.get(name, name)
 
 
 def architecture(name: str, head: str = "ForCausalLM") -> Callable[[Model], str]:
@@ -125,27 +133,46 @@ def architecture(name: str, head: str = "ForCausalLM") -> Callable[[Model], str]
     return class_name
 
 
+def attention_of(block: config.Block) -> config.Attention:
+    """Returns the self-attention of a block; AssertionError if it has a mixer."""
+    assert block.attention is not None and block.mixer is None, "layers without attention"
+    return block.attention
+
+
 def canonical(model: Model) -> Model:
     """Returns the model with every field that does not change its outputs at a fixed value, so that models are equal if they
     compute the same function."""
     blank = dict(dropout=0.0)
 
     def block(b: config.Block) -> config.Block:
-        a = b.attention
-        size, kv = a.size(model.width), a.kv_heads
-        scale = a.scale if a.scale is not None else size**-0.5
-        a = replace(a, head_dim=size, num_kv_heads=kv, scale=float(scale), **blank)
-        ffn = replace(b.ffn, **blank) if isinstance(b.ffn, config.Mlp) else replace(b.ffn, capacity=None, balance=0.0, z=0.0)
-        return replace(b, attention=a, ffn=ffn, **blank)
+        a, ffn, mixer = b.attention, b.ffn, b.mixer
+        if a is not None:
+            size, kv = a.size(model.width), a.kv_heads
+            scale = a.scale if a.scale is not None or a.score == "additive" else size**-0.5
+            a = replace(a, head_dim=size, num_kv_heads=kv, scale=scale, **blank)
+        if ffn is not None:
+            ffn = replace(ffn, **blank) if isinstance(ffn, config.Mlp) else replace(ffn, capacity=None, balance=0.0, z=0.0)
+        if isinstance(mixer, config.GatedLinear | config.Mamba2):
+            mixer = replace(mixer, hidden=mixer.size(model.width))
+        if isinstance(mixer, config.Mamba2):
+            mixer = replace(mixer, chunk=1)
+        return replace(b, attention=a, ffn=ffn, mixer=mixer, **blank)
 
     def stack(s: Stack | None) -> Stack | None:
         if s is None:
             return None
+        if isinstance(s.stem, config.Patches):  # `lm.conversion.pixels` has these
+            s = replace(s, stem=replace(s.stem, mean=(0.5,), std=(0.5,)))
         letters, seen = s.letters(), dict[config.Block, str]()
         blocks = [block(s.blocks[letter]) for letter in letters]
         position = s.position
         if isinstance(position, config.Rope):  # a stack's rope is that of each layer which has none of its own
-            blocks = [replace(b, attention=replace(b.attention, rope=b.attention.rope or position)) for b in blocks]
+            blocks = [
+                replace(b, attention=replace(b.attention, rope=b.attention.rope or position))
+                if b.attention is not None and b.mixer is None
+                else b
+                for b in blocks
+            ]
             position = None
         pattern = "".join(seen.setdefault(b, chr(ord("A") + len(seen))) for b in blocks)
         by_letter = {letter: b for b, letter in seen.items()}
@@ -155,6 +182,8 @@ def canonical(model: Model) -> Model:
         model,
         encoder=stack(model.encoder),
         decoder=stack(model.decoder),
+        head=replace(model.head, norm=None) if model.head and model.head.transform is None else model.head,
+        vocab_size=model.vocab_size if model.reads_tokens else 1,
         embed=replace(model.embed, token_dropout=0.0, **blank),
         init_std=None,
         embed_init_std=0.02,
@@ -166,24 +195,46 @@ def canonical(model: Model) -> Model:
 
 @dataclass(frozen=True)
 class Part:
-    """The part of one of our leaves that a tensor of theirs holds: a matrix [inputs, outputs], a table or a vector."""
+    """The part of one of our leaves that a tensor of theirs holds: a matrix [inputs, outputs], a table, a vector, the taps of
+    a convolution [taps, *channels] (theirs: [channels, 1, taps]), or an array that is theirs as it is."""
 
     path: str
     index: tuple[int, ...]
     shape: tuple[int, ...]  # of leaf[index]
-    kind: str  # the leaf's name: kernel, bias, scale or embedding
+    # The leaf's name: kernel, bias, scale, embedding or taps; "array" if it is theirs as it is, "conv" of `Layout.taps`.
+    kind: str
+    channels: int = 0  # of `Layout.channels`
 
     def rows(self, leaf: np.ndarray) -> np.ndarray:
         """Returns the part as [outputs, inputs] if it is a matrix, otherwise as it is."""
         part = leaf[self.index]
+        if self.channels:  # [rows * columns * channels, outputs] -> [outputs, channels, rows, columns]
+            return part.reshape(self._patch()).transpose(3, 2, 0, 1)
+        if self.kind in ("taps", "conv"):
+            return part.reshape(len(part), -1).T[:, None] if self.kind == "taps" else part.T
         return part.reshape(self._matrix()).T if self.kind == "kernel" else part.reshape(self.rows_shape())
 
     def put(self, leaf: np.ndarray, rows: np.ndarray) -> None:
-        leaf[self.index] = (rows.T if self.kind == "kernel" else rows).reshape(self.shape)
+        rows = rows.transpose(2, 3, 1, 0) if self.channels else rows
+        rows = (
+            rows[:, 0].T if self.kind == "taps" else rows.T if self.kind in ("kernel", "conv") and not self.channels else rows
+        )
+        leaf[self.index] = rows.reshape(self.shape)
+
+    def _patch(self) -> tuple[int, int, int, int]:
+        size = round((self.shape[0] / self.channels) ** 0.5)
+        return size, size, self.channels, self.shape[1]
 
     def rows_shape(self) -> tuple[int, ...]:
-        if self.kind == "bias":  # attention's are [heads, head dim]
+        if self.channels:
+            rows, columns, channels, outputs = self._patch()
+            return outputs, channels, rows, columns
+        if self.kind in ("bias", "scale"):  # attention's are [heads, head dim]
             return (int(np.prod(self.shape)),)
+        if self.kind == "taps":
+            return (int(np.prod(self.shape[1:])), 1, self.shape[0])
+        if self.kind == "conv":
+            return self.shape[::-1]
         return self._matrix()[::-1] if self.kind == "kernel" else self.shape
 
     def _matrix(self) -> tuple[int, int]:
@@ -204,7 +255,7 @@ class Tensor:
     def shape(self) -> tuple[int, ...]:
         shapes = [p.rows_shape() for p in self.parts]
         shape = (sum(s[0] for s in shapes), *shapes[0][1:])
-        return shape[::-1] if self.layout.conv1d else shape
+        return (1,) * self.layout.ones + (shape[::-1] if self.layout.conv1d else shape)
 
     def join(self, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns their tensor, made from our leaves (path -> array)."""
@@ -212,11 +263,11 @@ class Tensor:
         if len(rows) > 1:
             grouped = [r.reshape(self.layout.groups, -1, *r.shape[1:]) for r in rows]
             rows = [np.concatenate(grouped, axis=1).reshape(-1, *rows[0].shape[1:])]
-        return np.ascontiguousarray(rows[0].T if self.layout.conv1d else rows[0])
+        return np.ascontiguousarray(rows[0].T if self.layout.conv1d else rows[0]).reshape(self.shape)
 
     def split(self, theirs: np.ndarray, leaves: Mapping[str, np.ndarray]) -> None:
         """Writes their tensor into our leaves (path -> array), in place."""
-        rows = theirs.T if self.layout.conv1d else theirs
+        rows = theirs.T if self.layout.conv1d else theirs.reshape(theirs.shape[self.layout.ones :])
         grouped = rows.reshape(self.layout.groups, -1, *rows.shape[1:])
         start = 0
         for p in self.parts:
@@ -250,18 +301,21 @@ def tensors(family: Family, model: Model, shapes: Mapping[str, tuple[int, ...]])
                 layers = [((group,), group * size + int(at[3])) for group in range(shape[0])]
             else:
                 layers = [((), int(at[2]) * size + int(at[3]))]
-        name = names.get(module)
+        suffix, name = ".bias" if kind == "bias" else ".weight", names.get(module)
+        if f"{module}/{kind}" in names:
+            suffix, name, kind = "", names[f"{module}/{kind}"], kind if kind == "scale" else "array"
         if name is None:
             raise UserError(f"this family has no tensor for our {path}")
         name = Slice(name) if isinstance(name, str) else name
-        suffix = "bias" if kind == "bias" else "weight"
+        kind = "conv" if name.layout.taps and kind == "kernel" else kind
         for index, layer in layers:
             rest = shape[len(index) :]
             experts = range(rest[0]) if "{expert}" in name.module else [None]  # the next axis counts experts
             for expert in experts:
                 full_index = index if expert is None else (*index, expert)
-                key = f"{name.module.format(layer, expert=expert)}.{suffix}"
-                part = Part(path, full_index, shape[len(full_index) :], kind)
+                key = f"{name.module.format(layer, expert=expert)}{suffix}"
+                channels = name.layout.channels if kind == "kernel" else 0
+                part = Part(path, full_index, shape[len(full_index) :], kind, channels)
                 found.setdefault(key, []).append((name.part, part, name.layout))
     prefix = family.prefix if model.head else ""
 

@@ -2,12 +2,22 @@
 
 from typing import Any
 
-from lm.conversion.families import bert, gpt, gptj, llada, llama, neox, opt, t5
+from lm.conversion.families import bert, gpt, gptj, llada, llama, neox, opt, recurrent, t5, vit, whisper
 from lm.conversion.tables import Family
 from lm.errors import UserError, nearest
 
 FAMILIES: dict[str, Family] = (
-    llama.FAMILIES | gpt.FAMILIES | gptj.FAMILIES | neox.FAMILIES | opt.FAMILIES | bert.FAMILIES | t5.FAMILIES | llada.FAMILIES
+    llama.FAMILIES
+    | gpt.FAMILIES
+    | gptj.FAMILIES
+    | neox.FAMILIES
+    | opt.FAMILIES
+    | bert.FAMILIES
+    | t5.FAMILIES
+    | llada.FAMILIES
+    | recurrent.FAMILIES
+    | whisper.FAMILIES
+    | vit.FAMILIES
 )
 
 

@@ -11,7 +11,17 @@ from typing import Any
 from lm.config import Attention, Block, Embed, Head, Learned, Mlp, Model, Norm, Rope, Stack
 from lm.conversion.families.llama import block_of, mlp_of, read_layer_types, sizes
 from lm.conversion.settings import Hf
-from lm.conversion.tables import Family, Names, activation, architecture, fused, layers, projections, their_activation
+from lm.conversion.tables import (
+    Family,
+    Names,
+    activation,
+    architecture,
+    attention_of,
+    fused,
+    layers,
+    projections,
+    their_activation,
+)
 from lm.errors import UserError
 
 SIZES = dict(
@@ -110,7 +120,7 @@ def read_electra(c: Hf) -> Model:
     if m.head:
         return replace(m, head=replace(m.head, transform="gelu"))
     if c.has("discriminator_predictions.dense.weight"):
-        act = mlp_of(m).activation
+        act: Any = mlp_of(m).activation
         return replace(m, head=Head(tied=False, bias=True, transform=act, norm=None, outputs=1))
     # A classifier with one output would be written as a discriminator, so its head is not read.
     return classified(c, m, "gelu", "classifier.dense", "classifier.out_proj") if c.labels() > 1 else m
@@ -240,7 +250,7 @@ def read_modernbert(c: Hf) -> Model:
 def write_modernbert(m: Model) -> dict[str, Any]:
     stack, block = m.encoder, block_of(m)
     assert stack
-    by_layer = [stack.blocks[letter].attention for letter in stack.letters()]
+    by_layer = [attention_of(stack.blocks[letter]) for letter in stack.letters()]
     window = next((a.window for a in by_layer if a.window), 128)
     ropes = [(bool(a.window), a.rope or stack.position) for a in by_layer]
     theta = {windowed: rope.theta for windowed, rope in ropes if isinstance(rope, Rope)}

@@ -5,7 +5,18 @@ from typing import Any
 from lm.config import Attention, Block, Head, Learned, Mlp, Model, Norm, Rope, Stack
 from lm.conversion.families.llama import block_of, mlp_of, read_rope, sizes, windows, write_rope
 from lm.conversion.settings import Hf
-from lm.conversion.tables import Family, Layout, Names, activation, architecture, fused, layers, projections, their_activation
+from lm.conversion.tables import (
+    Family,
+    Layout,
+    Names,
+    activation,
+    architecture,
+    attention_of,
+    fused,
+    layers,
+    projections,
+    their_activation,
+)
 
 
 def read(c: Hf, *, norm_at: Any = ("in",), kv: int | None = None, act: str = "activation_function") -> Model:
@@ -27,7 +38,7 @@ def write(m: Model, act: str = "activation_function") -> dict[str, Any]:
         "vocab_size": m.vocab_size,
         "n_embd": m.width,
         "n_layer": stack.num_layers,
-        "n_head": block.attention.num_heads,
+        "n_head": attention_of(block).num_heads,
         "n_inner": mlp_of(m).hidden,
         "n_positions": stack.position.max_length,
         "layer_norm_epsilon": block.norm.eps,
@@ -57,7 +68,7 @@ def read_bigcode(c: Hf) -> Model:
 
 
 def write_bigcode(m: Model) -> dict[str, Any]:
-    a = block_of(m).attention
+    a = attention_of(block_of(m))
     return write(m) | dict(multi_query=a.num_kv_heads == 1 and a.num_heads > 1)
 
 
@@ -78,11 +89,11 @@ def write_starcoder2(m: Model) -> dict[str, Any]:
     assert stack and isinstance(stack.position, Rope)
     return dict(
         **sizes(m),
-        num_key_value_heads=block.attention.kv_heads,
+        num_key_value_heads=attention_of(block).kv_heads,
         use_bias=mlp_of(m).bias,
         hidden_act=their_activation(mlp_of(m).activation),
         norm_epsilon=block.norm.eps,
-        sliding_window=block.attention.window,
+        sliding_window=attention_of(block).window,
         **write_rope(stack.position),
     )
 
@@ -111,7 +122,7 @@ def names_gpt1(m: Model) -> Names:
 
 
 def names_bigcode(m: Model) -> Names:
-    a = block_of(m).attention
+    a = attention_of(block_of(m))
     qkv = fused("attn.c_attn", *QKV, layout=Layout(groups=a.kv_heads))
     rest = dict(attention__out="attn.c_proj", ffn__up="mlp.c_fc", ffn__down="mlp.c_proj")
     return TRUNK | layers("decoder", "transformer.h.{}.", **qkv, **rest, **NORMS)

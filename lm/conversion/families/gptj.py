@@ -7,7 +7,7 @@ from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
 from lm.conversion.families.gpt import ALIASES
 from lm.conversion.families.llama import block_of, mlp_of
 from lm.conversion.settings import Hf
-from lm.conversion.tables import Family, Names, activation, architecture, layers, projections, their_activation
+from lm.conversion.tables import Family, Names, activation, architecture, attention_of, layers, projections, their_activation
 from lm.errors import UserError
 
 
@@ -41,9 +41,9 @@ def write(m: Model) -> dict[str, Any]:
         vocab_size=m.vocab_size,
         n_embd=m.width,
         n_layer=stack.num_layers,
-        n_head=block.attention.num_heads,
+        n_head=attention_of(block).num_heads,
         n_inner=mlp_of(m).hidden,
-        rotary_dim=int(block.attention.size(m.width) * stack.position.fraction),
+        rotary_dim=int(attention_of(block).size(m.width) * stack.position.fraction),
         activation_function=their_activation(mlp_of(m).activation, "gelu_new"),
         layer_norm_epsilon=block.norm.eps,
         tie_word_embeddings=bool(m.head and m.head.tied),

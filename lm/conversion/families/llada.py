@@ -8,7 +8,7 @@ from typing import Any
 from lm.config import Attention, Block, Head, Mlp, Model, Norm, Rope, Stack
 from lm.conversion.families.llama import block_of, mlp_of
 from lm.conversion.settings import Hf
-from lm.conversion.tables import Family, layers
+from lm.conversion.tables import Family, attention_of, layers
 from lm.errors import UserError
 
 
@@ -46,8 +46,8 @@ def write(m: Model) -> dict[str, Any]:
         vocab_size=m.vocab_size,
         embedding_size=m.vocab_size,
         d_model=m.width,
-        n_heads=block.attention.num_heads,
-        n_kv_heads=block.attention.kv_heads,
+        n_heads=attention_of(block).num_heads,
+        n_kv_heads=attention_of(block).kv_heads,
         n_layers=stack.num_layers,
         mlp_hidden_size=mlp_of(m).hidden,
         rms_norm_eps=block.norm.eps,

@@ -7,7 +7,17 @@ from typing import Any
 
 from lm.config import Attention, Block, Embed, Head, Mlp, Model, Moe, Norm, Rope, Stack
 from lm.conversion.settings import MAX_SIZE, Hf
-from lm.conversion.tables import Family, Names, activation, architecture, layers, projections, same_activation, their_activation
+from lm.conversion.tables import (
+    Family,
+    Names,
+    activation,
+    architecture,
+    attention_of,
+    layers,
+    projections,
+    same_activation,
+    their_activation,
+)
 from lm.errors import UserError
 
 
@@ -86,7 +96,7 @@ def sizes(m: Model) -> dict[str, Any]:
         vocab_size=m.vocab_size,
         hidden_size=m.width,
         num_hidden_layers=stack.num_layers,
-        num_attention_heads=block.attention.num_heads,
+        num_attention_heads=attention_of(block).num_heads,
         intermediate_size=mlp_of(m).hidden,
         tie_word_embeddings=bool(m.head and m.head.tied),
     )
@@ -132,7 +142,7 @@ def read(
 
 def write(m: Model) -> dict[str, Any]:
     block = block_of(m)
-    a, ffn, stack = block.attention, mlp_of(m), m.decoder
+    a, ffn, stack = attention_of(block), mlp_of(m), m.decoder
     assert stack and isinstance(stack.position, Rope)
     return dict(
         **sizes(m),
@@ -151,7 +161,7 @@ def windows(m: Model, window: int | None, windowed: Callable[[int], bool]) -> Mo
     """Returns the model with attention windows in the layers i where `windowed(i)` is true."""
     assert m.decoder
     block = m.decoder.blocks["L"]
-    local = replace(block, attention=replace(block.attention, window=window))
+    local = replace(block, attention=replace(attention_of(block), window=window))
     letters = "".join("W" if window and windowed(i) else "L" for i in range(m.decoder.num_layers))
     return replace(m, decoder=replace(m.decoder, blocks={"L": block, "W": local}, pattern=letters))
 
@@ -178,7 +188,7 @@ def typed_windows(c: Hf, m: Model, window: int | None, by_default: Callable[[int
 def layer_types(m: Model) -> dict[str, Any]:
     """Returns their keys `layer_types` and `sliding_window`."""
     assert m.decoder
-    by_layer = [m.decoder.blocks[letter].attention.window for letter in m.decoder.letters()]
+    by_layer = [attention_of(m.decoder.blocks[letter]).window for letter in m.decoder.letters()]
     types = ["sliding_attention" if w else "full_attention" for w in by_layer]
     return dict(layer_types=types, sliding_window=next((w for w in by_layer if w), None))
 
@@ -190,7 +200,7 @@ def read_mistral(c: Hf, theta: float = 10_000.0) -> Model:
 def write_mistral(m: Model) -> dict[str, Any]:
     settings = write(m)
     del settings["attention_bias"], settings["mlp_bias"]
-    return settings | dict(sliding_window=block_of(m).attention.window)
+    return settings | dict(sliding_window=attention_of(block_of(m)).window)
 
 
 def read_arcee(c: Hf) -> Model:
@@ -275,7 +285,7 @@ def read_gemma2(c: Hf) -> Model:
 
 
 def write_gemma2(m: Model) -> dict[str, Any]:
-    a, settings = block_of(m).attention, write_gemma(m) | layer_types(m)
+    a, settings = attention_of(block_of(m)), write_gemma(m) | layer_types(m)
     scalar = (a.scale or a.size(m.width) ** -0.5) ** -2
     caps = dict(attn_logit_softcapping=a.softcap, final_logit_softcapping=m.head.softcap if m.head else None)
     # Their code builds the windowed mask even if no layer uses it, and fails on null.

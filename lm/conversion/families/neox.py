@@ -6,7 +6,18 @@ from typing import Any
 from lm.config import Alibi, Attention, Block, Embed, Head, Mlp, Model, Norm, Rope, Stack
 from lm.conversion.families.llama import block_of, mlp_of, read_rope, sizes, write_rope
 from lm.conversion.settings import Hf
-from lm.conversion.tables import Family, Layout, Names, activation, architecture, fused, layers, projections, their_activation
+from lm.conversion.tables import (
+    Family,
+    Layout,
+    Names,
+    activation,
+    architecture,
+    attention_of,
+    fused,
+    layers,
+    projections,
+    their_activation,
+)
 from lm.errors import UserError
 
 FFN = dict(ffn__up="mlp.dense_h_to_4h", ffn__down="mlp.dense_4h_to_h")
@@ -16,7 +27,7 @@ QKV = ("attention__query", "attention__key", "attention__value")
 
 def per_head(m: Model, module: str) -> dict[str, Any]:
     """Returns names for `layers` where `module` fuses, group by group, the queries of a key head, the key and the value."""
-    a = block_of(m).attention
+    a = attention_of(block_of(m))
     return fused(module, *QKV, layout=Layout(groups=a.kv_heads))
 
 
@@ -47,7 +58,7 @@ def write_neox(m: Model) -> dict[str, Any]:
     assert stack and isinstance(stack.position, Rope)
     return dict(
         **sizes(m),
-        attention_bias=block.attention.bias,
+        attention_bias=attention_of(block).bias,
         hidden_act=their_activation(mlp_of(m).activation),
         layer_norm_eps=block.norm.eps,
         use_parallel_residual=block.parallel == "separate",
@@ -136,7 +147,7 @@ def read_falcon(c: Hf) -> Model:
 
 def write_falcon(m: Model) -> dict[str, Any]:
     block, stack, settings = block_of(m), m.decoder, sizes(m)
-    a = block.attention
+    a = attention_of(block)
     assert stack and isinstance(stack.position, Rope)
     kv, one = a.kv_heads, a.num_kv_heads == 1
     grouped = block.parallel == "separate" or 1 < kv < a.num_heads
@@ -191,7 +202,7 @@ def write_phi(m: Model) -> dict[str, Any]:
     assert stack and isinstance(stack.position, Rope)
     return dict(
         **sizes(m),
-        num_key_value_heads=block.attention.kv_heads,
+        num_key_value_heads=attention_of(block).kv_heads,
         hidden_act=their_activation(mlp_of(m).activation, "gelu_new"),
         layer_norm_eps=block.norm.eps,
         partial_rotary_factor=stack.position.fraction,

@@ -6,7 +6,17 @@ from typing import Any
 from lm.config import Attention, Block, Buckets, Embed, Head, Learned, Mlp, Model, Norm, Stack
 from lm.conversion.families.llama import block_of, mlp_of
 from lm.conversion.settings import Hf
-from lm.conversion.tables import Family, Names, activation, architecture, layers, projections, same_activation, their_activation
+from lm.conversion.tables import (
+    Family,
+    Names,
+    activation,
+    architecture,
+    attention_of,
+    layers,
+    projections,
+    same_activation,
+    their_activation,
+)
 from lm.errors import UserError
 
 
@@ -58,11 +68,11 @@ def write(m: Model) -> dict[str, Any]:
     return dict(
         vocab_size=m.vocab_size,
         d_model=m.width,
-        d_kv=block.attention.size(m.width),
+        d_kv=attention_of(block).size(m.width),
         d_ff=mlp_of(m).hidden,
         num_layers=encoder.num_layers,
         num_decoder_layers=m.decoder.num_layers if m.decoder else encoder.num_layers,
-        num_heads=block.attention.num_heads,
+        num_heads=attention_of(block).num_heads,
         feed_forward_proj=f"gated-{act}" if mlp_of(m).gated else act,
         layer_norm_epsilon=block.norm.eps,
         relative_attention_num_buckets=encoder.position.num_buckets,
@@ -128,7 +138,7 @@ def write_bart(m: Model) -> dict[str, Any]:
         block = stack.blocks[stack.letters()[0]]
         assert isinstance(block.ffn, Mlp)
         settings |= {
-            f"{name}_attention_heads": block.attention.num_heads,
+            f"{name}_attention_heads": attention_of(block).num_heads,
             f"{name}_ffn_dim": block.ffn.hidden,
             f"{name}_layers": stack.num_layers,
             "activation_function": their_activation(block.ffn.activation, "gelu_new"),
