@@ -26,6 +26,8 @@ VERBS = {
     "generate": "writes texts that go on from prompts",
     "score": "gives the probabilities of texts, or ranks them",
     "embed": "makes vectors of texts, and searches them",
+    "transcribe": "writes what is said in recordings",
+    "latent": "turns texts into a few numbers, and these into texts",
     "ask": "answers questions about long documents",
     "chat": "talks, in a terminal",
     "serve": "serves a model over the OpenAI protocol",

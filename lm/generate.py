@@ -8,6 +8,9 @@
   python -m lm.generate --from=D --regex="[0-9]{4}" "It was in "
   python -m lm.generate --from=D --draft=SMALL --guesses=4 "Once"
   python -m lm.generate --from=runs/encoder_masked "The [MASK] of the union"
+  python -m lm.generate --from=runs/draws --pictures=drawn "red apple"
+  python -m lm.generate --from=runs/captioner --image=a.png
+  python -m lm.generate --from=runs/captioner --image=a.png "what colour is it?"
 
 Without a prompt, standard input is one. A decoder or an encoder-decoder continues a prompt as its objective asks; with [MASK]
 in it, a model that fills in does so. An encoder that predicts masked tokens says of each [MASK] which tokens are likeliest;
@@ -18,15 +21,19 @@ in it. Each line written is a sample: prompt, sample, text, finish (why it ended
 "length"), tokens, and log_prob, the nats of what was written under the model's own distribution. --top=K adds each token with
 the likeliest K in its place.
 
+A model that draws (recipe.kind=drawing) takes captions, and its pictures become PNG files in the folder --pictures. One that
+reads images (recipe.kind=image_text) writes the caption of --image, or answers the questions about it.
+
 What a sample is depends on its prompt, its settings, its seed and its number alone, and on no other prompt.
 """
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from lm import cli, untrusted
-from lm.config import Asked, Order, Weights, resolve
+from lm import atomic, cli, paths, untrusted
+from lm.config import Asked, Drawing, Order, Sampling, Weights, resolve
 from lm.config.ranges import Count, Natural
 from lm.errors import UserError
 
@@ -41,6 +48,8 @@ __path__: list[str] = []  # imports of submodules that it had as a package reach
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     flags = parser().parse(argv)
+    if flags.pictures is not None or flags.image is not None:
+        return _draw(flags) if flags.image is None else _look(flags)
     if flags.jsonl and flags.prompts:
         raise UserError("--jsonl reads prompts from standard input: leave out the others")
     stop = [text.replace("\\n", "\n") for text in flags.stop]
@@ -85,6 +94,10 @@ def writer(folder: str, *, slots: int, top: int = 0, weights: Weights | None = N
     source = saved.open(folder)
     if not source.model.head or source.model.head.outputs is not None:
         raise UserError(f"--from={folder} has no head over the vocabulary, so it writes no text")
+    if source.run is not None and isinstance(source.run.recipe, Drawing):
+        raise UserError(f"--from={folder} draws, and writes no text: give --pictures=FOLDER, and captions")
+    if source.model.encoder and source.model.encoder.stem:
+        raise UserError(f"--from={folder} reads no text in its encoder: of a model that reads images give --image=FILE")
     model, objective = Transformer(source.model), source.run.objective if source.run else None
     params = quantized.weights(model, source.params(device=jax.local_devices()[0]), weights)
     return Writer(model, params, source.tokenizer(), objective, slots=slots, top=top, **engine)
@@ -99,6 +112,75 @@ def _draft(folder: str) -> tuple[Any, Any]:
 
     source = saved.open(folder, name="--draft")
     return Transformer(source.model), source.params(device=jax.local_devices()[0])
+
+
+def _draw(flags: Any) -> int:
+    """Writes the pictures that a model draws after captions as PNG files, and prints their names."""
+    folder, how = paths.local(flags.pictures, name="--pictures"), resolve.build(Sampling, cli.sampling_of(flags))
+    captions = _prompts(flags.prompts)
+    cli.start_jax()
+    import jax
+
+    from lm import saved
+    from lm.data.image_text import CaptionPrompt
+    from lm.data.png import png
+    from lm.generation.painter import Painter
+    from lm.models.autoencoder import Autoencoder
+    from lm.models.transformer import Transformer
+
+    source, device = saved.open(flags.source), jax.local_devices()[0]
+    recipe = source.run.recipe if source.run else None
+    if not isinstance(recipe, Drawing):
+        raise UserError(f"--from={flags.source} draws no pictures: give a run with recipe.kind=drawing")
+    codes = saved.open(recipe.codes, name="recipe.codes")
+    if codes.digest() != recipe.codes_sha256 or codes.run is None:
+        raise UserError(f"recipe.codes={recipe.codes} is not the run whose codes --from={flags.source} draws: put that back")
+    autoencoder, tokenizer = Autoencoder(codes.model, codes.run.recipe), source.tokenizer()  # ty: ignore[invalid-argument-type]
+    length = recipe.text + autoencoder.stem.length
+    pixels = codes.params(autoencoder.abstract(device))
+    painter = Painter(Transformer(source.model), autoencoder, pixels, tokenizer.vocab_size, length, flags.slots)
+    ids = [CaptionPrompt(tokenizer, recipe.text).ids(caption) for caption in captions]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, drawn in enumerate(painter.draw(source.params(device=device), ids, how, samples=flags.samples)):
+        for number, picture in enumerate(drawn):
+            file = folder / f"{i}-{number}.png"
+            atomic.write_bytes(file, png(picture))
+            print(f"{file}  {cli.readable(captions[i])}", flush=True)
+    return 0
+
+
+def _look(flags: Any) -> int:
+    """Prints what a model that reads images writes about one: a caption, or its answers to questions."""
+    file, how = Path(flags.image), resolve.build(Sampling, {"temperature": 0.0} | cli.sampling_of(flags))
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"--image={flags.image} cannot be read ({error.strerror})") from None
+    cli.start_jax()
+    import jax
+
+    from lm import saved
+    from lm.config import Patches
+    from lm.data.image_text import read_before
+    from lm.data.images import decoded, patches
+    from lm.generation.engine import Request
+    from lm.generation.text_engine import engine_for
+    from lm.models.transformer import Transformer
+    from lm.types import vector_stream
+
+    source = saved.open(flags.source)
+    stem = source.model.encoder.stem if source.model.encoder else None
+    if not isinstance(stem, Patches) or source.model.decoder is None:
+        raise UserError(f"--from={flags.source} does not write about images: give a run with recipe.kind=image_text")
+    tokenizer, asked = source.tokenizer(), flags.prompts or [""]
+    pixels = decoded(content, stem.image, f"--image={flags.image}")
+    stream = vector_stream(patches(pixels, stem.size)[None], stem.length)
+    requests = [Request(read_before(tokenizer, question), flags.new_tokens, how, stream) for question in asked]
+    params, end = source.params(device=jax.local_devices()[0]), tokenizer.require("eos")
+    engine = engine_for(requests, Transformer(source.model), params, tokenizer, slots=flags.slots, ends=[end])
+    for (sample,) in engine.write(requests):
+        print(cli.readable(tokenizer.decode([one.token for one in sample if one.token != end]).strip()), flush=True)
+    return 0
 
 
 def _prompts(given: list[str]) -> list[str]:
@@ -131,6 +213,8 @@ def parser() -> cli.Parser:
     p = cli.parser("lm.generate", __doc__)
     p.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts to continue; [MASK] is what is to be filled in")
     p.add_argument("--from", dest="source", required=True, metavar="FOLDER", help="workdir of a run, or a converted model")
+    p.add_argument("--pictures", metavar="FOLDER", help="of a model that draws: where its pictures go, as PNG files")
+    p.add_argument("--image", metavar="FILE", help="of a model that reads images: what it writes about, or is asked about")
     p.add_argument("--jsonl", action="store_true", help="read prompts and write samples as JSON lines")
     p.add_argument("--new_tokens", hint=Count, default=Asked.new_tokens, help="tokens that are written at most")
     p.add_argument("--samples", hint=Count, default=1, help="samples of each prompt, which is read once")

@@ -27,9 +27,10 @@ from typing import Any, get_args
 from lm import cli, paths, untrusted
 from lm.config import Weights
 from lm.config.ranges import Count, NonNegative
-from lm.errors import UserError
+from lm.errors import UserError, printable
 
 NO_TEXT = "there is no text: give files, or a text on standard input"
+MENDED = 5  # utterances that are shown
 LENGTH = 512  # tokens of a window of a model that says nothing of how many it has learned
 
 
@@ -120,7 +121,20 @@ def _order(flags: Any) -> int:
         for label, some in (("by the recogniser alone", before), ("with the model", ordered)):
             wrong, words = text_scores.errors(hypotheses, (some[name][0] for name in asked))
             print(f"{label}: {wrong} word errors of {words} words ({wrong / max(words, 1):.2%})", file=sys.stderr)
+        _show_gain(hypotheses, *([some[name][0] for name in asked] for some in (before, ordered)))
     return 0
+
+
+def _show_gain(hypotheses: Sequence[Any], before: list[int], after: list[int]) -> None:
+    """Prints what the order saves, with its interval over utterances, and some of the sentences that it mends."""
+    from lm.evaluation.reranking import gain
+
+    found = gain(hypotheses, before, after)
+    ends = f"95 % interval {found.saved.low:.2%} to {found.saved.high:.2%}"
+    print(f"saved: {found.saved.value:.2%} of the words ({ends})", file=sys.stderr)
+    print(f"mended: {len(found.mended)} utterances; made worse: {found.broken}", file=sys.stderr)
+    for _, heard, mended in found.mended[:MENDED]:
+        print(f"  {printable(heard)} -> {printable(mended)}", file=sys.stderr)
 
 
 def _json(found: Any) -> dict[str, Any]:

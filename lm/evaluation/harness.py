@@ -308,7 +308,7 @@ class _HarnessWriter(Writer):
             raise UserError(
                 f"max_gen_toks={one.new_tokens} leaves no room in max_length={self.lm.max_length}: lower it, or raise that"
             )
-        read = request.encoder if both else request.prompt
+        read: Any = request.encoder if both else request.prompt  # ids, as `ask` gives them
         if not self.plain and not self.lm.begins and read[0] == self.tokenizer.bos_id:
             read = read[1:]
         self.cut += len(read) > room

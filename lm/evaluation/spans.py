@@ -220,7 +220,7 @@ def row_lengths(rows: Sequence[Example]) -> Lengths:
         return -(-max(sizes) // _MULTIPLE) * _MULTIPLE if sizes else None
 
     streams: list[Any] = [stream for row in rows for stream in (row.encoder, row.decoder) if stream is not None]
-    has = {
+    has: dict[str, Any] = {
         name: any(getattr(stream, name) is not None for stream in streams) for name in ("prefix", "types", "blocks", "ahead")
     }
     return Lengths(longest("encoder"), longest("decoder"), max(len(row.targets) for row in rows), **has)

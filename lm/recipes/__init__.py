@@ -4,7 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from lm import config
-from lm.recipes import distill, finetune, on_policy, policy, preference, pretrain, reward
+from lm.recipes import (
+    distill,
+    drawing,
+    finetune,
+    image_classes,
+    image_codes,
+    image_text,
+    on_policy,
+    policy,
+    preference,
+    pretrain,
+    reward,
+    transcribe,
+    two_encoders,
+)
 from lm.training import run as runs
 from lm.training.adapted import adapted
 from lm.training.recipe import Recipe
@@ -18,6 +32,12 @@ RECIPES: dict[type, type[Recipe]] = {
     config.Preference: preference.Preferring,
     config.Policy: policy.PolicyLearning,
     config.OnPolicy: on_policy.OnPolicyDistillation,
+    config.TwoEncoders: two_encoders.TwoEncoders,
+    config.ImageClasses: image_classes.ImageClasses,
+    config.Transcribe: transcribe.Transcription,
+    config.ImageCodes: image_codes.ImageCoding,
+    config.ImageText: image_text.ImageWriting,
+    config.Drawing: drawing.Draws,
 }
 
 

@@ -51,5 +51,5 @@ def _dropouts(model: config.Model) -> list[float]:
             found.append(stack.dropout)
             for block in stack.blocks.values():
                 inner = block.ffn.dropout if isinstance(block.ffn, config.Mlp) else 0.0
-                found += [block.dropout, block.attention.dropout, inner]
+                found += [block.dropout, block.attention.dropout if block.attention else 0.0, inner]
     return found

@@ -5,7 +5,7 @@ and samples are theirs. The teacher is in no checkpoint; the digest of its files
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -136,7 +136,7 @@ class Distillation(Recipe):
             return found
         return found + [held_out_divergence(parts, frozen, found[0])]
 
-    def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
+    def samples(self, parts: Parts, params: Any, frozen: Any) -> Sequence[Mapping[str, Any]]:
         return self.inner.samples(self._parts(parts), params, frozen)
 
     def baselines(self, parts: Parts) -> dict[str, Any] | None:
@@ -208,7 +208,10 @@ def check_pair(run: config.Run, teacher: config.Model) -> None:
         raise UserError("recipe.relations are of rows read in order, which block_diffusion's are not: set recipe.relations=0")
     for model, whose in ((student, "the model"), (teacher, where)):
         for stack in filter(None, (model.encoder, model.decoder)):
-            a = stack.blocks[stack.letters()[-1]].attention
+            last = stack.blocks[stack.letters()[-1]]
+            a = last.attention
+            if a is None or last.mixer is not None:
+                raise UserError(f"recipe.relations are of the last layer's attention, and {whose} has a mixer: set it to 0")
             for heads in (a.num_heads, a.kv_heads):
                 if (size := heads * a.size(model.width)) % c.relation_heads:
                     raise UserError(

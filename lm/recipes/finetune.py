@@ -16,18 +16,20 @@ from etils import epath
 from jax.sharding import Mesh
 
 from lm import config, saved
+from lm.config.data import LABELLED
 from lm.data.corpus.prepare import Prepared, prepare
 from lm.data.corpus.store import shared
 from lm.data.examples import ExampleBuilder, answer_room
 from lm.data.record_rows import RecordRows
 from lm.data.records import question_digest
 from lm.data.tokenizer import Tokenizer
+from lm.data.tree_reader import TreeReader
 from lm.errors import UserError
 from lm.evaluation.labelled import HeldOutRecords
 from lm.evaluation.qa_metrics import SPLIT
 from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
-from lm.recipes import pretrain, start
+from lm.recipes import joining, pretrain, start
 from lm.training.recipe import Parts, Recipe
 from lm.training.task import Task
 
@@ -55,7 +57,7 @@ class FineTuning(Recipe):
             recipe = replace(recipe, prefix=start.has_prefix(model, objective, before))
         sources = {name: _with_documents(source, recipe, before) for name, source in run.data.sources.items()}
         data = start.with_template(replace(run.data, sources=sources), begun)
-        if begun and data.tokenizer.path is None:
+        if begun and data.tokenizer.path is None and run.train.init_from is not None:  # else it is trained on the data
             self.tokenizer = begun.tokenizer()
         self.prepared = prepare(data, tokenizer=self.tokenizer, progress=False)
         if begun and not resumes and begun.tokenizer_bytes() not in (None, self.prepared.tokenizer.proto):
@@ -63,7 +65,7 @@ class FineTuning(Recipe):
                 f"train.init_from={run.train.init_from} was trained with another tokenizer than data.tokenizer.path="
                 f"{data.tokenizer.path}: leave that out"
             )
-        labelled = all(source.format == "labelled" for source in sources.values())
+        labelled = all(source.format in LABELLED for source in sources.values())
         classes = self.prepared.classes if labelled else None  # labels among other answers are text like these
         if recipe.classes not in (None, classes):
             raise UserError(f"recipe.classes are {recipe.classes}, and those of the data are {classes}: leave them out")
@@ -80,6 +82,8 @@ class FineTuning(Recipe):
         if _recipe(run).how == "text" and (head is None or head.outputs is not None):
             raise UserError("the model has no head over the vocabulary, so it writes no text: set --config.recipe.how=head")
         start.check_records(run)
+        _check_trees(run, mesh)
+        joining.check_mesh(run.model, mesh)
 
     def task(self, run: config.Run) -> Task:
         return replace(pretrain.tokens(run), fresh=self.fresh)
@@ -96,8 +100,11 @@ class FineTuning(Recipe):
         trained, tested = _drawn(run, data)
         train = {name: data.train[name].pick(numbers) for name, numbers in trained.items()} or data.train
         holdout = {name: data.train[name].pick(numbers) for name, numbers in tested.items()} or data.holdout
+        how: dict[str, Any] = dict(how=recipe.how, seed=run.train.seed)
+        if recipe.trees != "none" or any(source.format == "tree" for source in run.data.sources.values()):
+            how["reader"] = TreeReader.of(data.tokenizer, recipe, run.model)
         rows = {
-            split: RecordRows(stores, run.data, builder, how=recipe.how, seed=run.train.seed, shuffle=split == "train")
+            split: RecordRows(stores, run.data, builder, shuffle=split == "train", **how)
             for split, stores in (("train", shared(train, run.data.train_share)), ("holdout", holdout))
             if stores
         }
@@ -106,6 +113,7 @@ class FineTuning(Recipe):
         return rows
 
     def check_data(self, parts: Parts) -> None:
+        joining.check_documents(parts.run.model, parts.rows)
         shards = parts.mesh.shape["sequence"]
         for length in (parts.lengths.encoder, parts.lengths.decoder):
             if (length or 0) % shards:
@@ -154,6 +162,28 @@ class FineTuning(Recipe):
 def _recipe(run: config.Run) -> config.Finetune:
     assert isinstance(run.recipe, config.Finetune)
     return run.recipe
+
+
+def _check_trees(run: config.Run, mesh: Mesh) -> None:
+    """UserError unless rows are trees exactly where the model reads some, and the data has them."""
+    how, encoder = _recipe(run).trees, run.model.encoder
+    reads = encoder is not None and any(isinstance(block.mixer, config.TreeLstm) for block in encoder.blocks.values())
+    if reads != (how != "none"):
+        raise UserError(
+            "the encoder has a tree-LSTM, and recipe.trees=none reads sequences: set it to given, balanced or right"
+            if reads
+            else f"recipe.trees={how}, and the encoder has no tree-LSTM to read them: set it to none, or add one"
+        )
+    if reads and run.model.decoder:
+        raise UserError("a head reads the root of a tree in an encoder: leave the decoder out")
+    if reads and mesh.shape["sequence"] > 1:
+        raise UserError("mesh.sequence splits rows, and a tree is computed as a whole: set it to 1")
+    for name, source in run.data.sources.items():
+        if how in ("given", "shuffled") and source.format != "tree":
+            raise UserError(
+                f"recipe.trees={how}, and source {name!r} of format={source.format} has no trees: set format=tree, or "
+                "recipe.trees=balanced or right"
+            )
 
 
 Numbers = dict[str, np.ndarray]  # source -> numbers of training records, int64, sorted
@@ -211,7 +241,7 @@ def _with_documents(source: config.Source, recipe: config.Finetune, before: conf
 
 def _num_classes(recipe: config.Finetune, data: config.Data) -> int:
     if not recipe.classes:
-        without = " and ".join(repr(name) for name, source in data.sources.items() if source.format != "labelled")
+        without = " and ".join(repr(name) for name, source in data.sources.items() if source.format not in LABELLED)
         raise UserError(f"{without} has no classes that a head could tell apart: set --config.recipe.how=text")
     return len(recipe.classes)
 

@@ -22,7 +22,7 @@ from lm.models.positions import check_positions
 from lm.models.transformer import Transformer, head_params
 from lm.objectives import Objective, Vocabulary, build, factors
 from lm.objectives.dummy_vocabulary import DummyVocabulary
-from lm.recipes import contrastive, multi_token, replaced_tokens
+from lm.recipes import contrastive, joining, multi_token, replaced_tokens, variational
 from lm.training.recipe import Parts, Recipe
 from lm.training.task import Task
 from lm.types import Example
@@ -66,6 +66,7 @@ TASKS: dict[type, Callable[[config.Run], Task]] = {  # all others: `tokens`
     **dict.fromkeys(MASKED, partial(tokens, masked=True)),
     config.Contrastive: contrastive.task,
     config.MultiToken: multi_token.task,
+    config.Variational: variational.task,
 }
 
 
@@ -82,6 +83,7 @@ class Pretraining(Recipe):
                 f"evaluate.baselines learn from all training documents, and data.train_share={run.data.train_share} trains on "
                 "a part of them: set --config.evaluate.baselines=False, or data.train_share=1.0"
             )
+        joining.check_mesh(run.model, mesh)
         lengths = {name: getattr(run.data, name) for name in ("encoder_length", "decoder_length")}
         for path, model in task.models.items():
             cure = f"shorten data.{{stack}}_length, or raise --config.{path}.{{stack}}.position.max_length"
@@ -104,18 +106,20 @@ class Pretraining(Recipe):
 
     def check_data(self, parts: Parts) -> None:
         run, path = parts.run, parts.task.writes
+        joining.check_documents(run.model, parts.rows)
         if _has_samples(run):
             settings: dict[str, Any] = dict(new_tokens=run.log.sample_tokens, seed=run.train.seed, place=path)
             check_samples(parts.task.models[path], parts.data.tokenizer, run.objective, run.log.samples, **settings)
 
-    def evaluators(self, parts: Parts, frozen: Any) -> list[HeldOut]:
+    def evaluators(self, parts: Parts, frozen: Any) -> list[Any]:
         if "holdout" not in parts.rows:
             return []
         run, jitted = parts.run, jax.jit(parts.task.scores)
         score = lambda params, batch: jitted(params, frozen, batch)
         size = run.evaluate.batch_size or run.train.batch_size
         kind = factors(run.model.architecture, run.objective) if not run.data.after else False  # of parts of texts
-        return [HeldOut(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows, kind, parts.task.nats)]
+        figures = HeldOut(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows, kind, parts.task.nats)
+        return [variational.named(figures, run.objective)]
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
         run, log = parts.run, parts.run.log
@@ -148,6 +152,12 @@ def objective_of(run: config.Run, vocabulary: Vocabulary) -> Objective:
     check_positions(run.model, None, objective.reach, cure=cure)
     if objective.lengths.blocks or objective.lengths.ahead:
         _check_positions_apart(run.model)
+    stack = run.model.decoder
+    if stack and stack.recurrent() and (objective.lengths.prefix or objective.lengths.blocks):
+        raise UserError(
+            f"{config.kind_of(type(run.objective))} lets a decoder's tokens see some that come after them, and a recurrent "
+            "layer reads from left to right: take a causal objective, or model.decoder.blocks with attention alone"
+        )
     if isinstance(run.objective, config.MaskedDiffusion) and run.model.decoder:
         _check_sees_what_follows(run.model.decoder)
     if objective.lengths.ahead and run.model.embed.ahead < objective.window:
@@ -172,7 +182,7 @@ def _check_positions_apart(model: config.Model) -> None:
             f"model.decoder.position is {config.kind_of(type(stack.position))}, which counts tokens in the row, and this "
             "objective does not leave them in the text's order: take rope, learned or sinusoidal"
         )
-    if any(block.attention.window for block in stack.blocks.values()):
+    if any(attention.window for attention in stack.self_attentions()):
         raise UserError("attention windows count tokens in the row, whose order is not the text's: leave attention.window out")
 
 
@@ -183,7 +193,7 @@ def _check_sees_what_follows(stack: config.Stack) -> None:
             "model.decoder.position is buckets, which a decoder has for the tokens before one alone, and here it sees those "
             "after it too: take rope, learned or sinusoidal, or an encoder"
         )
-    if any(block.attention.window for block in stack.blocks.values()):
+    if any(attention.window for attention in stack.self_attentions()):
         raise UserError("a decoder's attention.window reaches back alone, and here it sees what follows: leave it out")
 
 

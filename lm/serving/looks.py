@@ -15,11 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.errors import UserError
 from lm.generation.vectors import stack_of
 from lm.models.attention import Attention, attend
+from lm.models.block import Block
 from lm.models.layers import Norm, Projection
 from lm.models.positions import rotate
-from lm.models.transformer import Block, Transformer, num_groups
+from lm.models.transformer import Transformer, num_groups
 from lm.types import TokenStream
 
 
@@ -34,6 +36,8 @@ def look(model: Transformer, params: Any, stream: TokenStream, *, top: int) -> L
     """Of one text, a stream [1, T]."""
     name = stack_of(model.config)
     stack: Any = getattr(model.config, name)
+    if any(b.mixer is not None or b.attention is None or b.attention.score != "dot" for b in stack.blocks.values()):
+        raise UserError("a look shows what each layer attends to, and this model has layers of another kind")
     unrolled, params = _unrolled(model, params, name)
     weights, hidden = [], []
     found: dict[tuple[str, ...], jax.Array] = {}  # by the module's path: queries and keys, normalised where they are

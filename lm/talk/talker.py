@@ -17,6 +17,7 @@ from lm.config import Sampling, Weights
 from lm.data import chat
 from lm.errors import UserError
 from lm.generation.engine import Engine, Request
+from lm.generation.padding import source_length
 from lm.generation.text_engine import text_engine
 from lm.generation.texts import Streamed
 from lm.models import quantized
@@ -112,7 +113,7 @@ class Talker:
         finally:
             self.engine.cancel(request)
         out(text.end())
-        read = len(request.prompt) if request.encoder is None else len(request.encoder)
+        read = len(request.prompt) if request.encoder is None else source_length(request.encoder)
         return Answer(out.text, finish, read, tokens)
 
     def _request(self, ids: np.ndarray, new_tokens: int, sampling: Sampling) -> Request:

@@ -27,7 +27,7 @@ def assemble(run: config.Run, recipe: Recipe, *, progress: bool = True) -> Parts
     mesh = sharding.make_mesh(run.mesh)
     task = check(run, recipe, mesh)
     data = recipe.data(run, progress=progress)
-    if data.tokenizer.vocab_size > run.model.vocab_size:
+    if run.model.reads_tokens and data.tokenizer.vocab_size > run.model.vocab_size:
         raise UserError(
             f"model.vocab_size={run.model.vocab_size} is smaller than the tokenizer's {data.tokenizer.vocab_size}; "
             f"set --config.model.vocab_size={data.tokenizer.vocab_size} or more"
@@ -89,9 +89,9 @@ def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
 
 
 def largest_head(model: config.Model) -> int:
-    """Dimensions of the model's largest head of attention."""
-    blocks = [block for stack in (model.encoder, model.decoder) if stack for block in stack.blocks.values()]
-    return max(block.attention.size(model.width) for block in blocks)
+    """Dimensions of the model's largest head of attention; 0 without attention."""
+    found = [attention for stack in (model.encoder, model.decoder) if stack for attention in stack.attentions()]
+    return max((attention.size(model.width) for attention in found), default=0)
 
 
 def most_of_a_head(device: Any) -> int:

@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +118,7 @@ class Evaluate:
 
     c: config.Run
     evaluators: Sequence[Callable[[Any], dict[str, float]]]  # params -> figures by name
-    sample: Callable[[Any], list[dict[str, str]]]  # params -> prompts and texts
+    sample: Callable[[Any], Sequence[Mapping[str, Any]]]  # params -> prompts and texts
     log: Log
     latest: dict[str, float] = field(default_factory=dict)
     at: int = -1
@@ -135,7 +135,7 @@ class Evaluate:
         with self.log.clock("sample"):
             texts = self.sample(params)
         for text in texts:
-            self.log.rundir.append("samples.jsonl", {"step": step} | text)
+            self.log.rundir.append("samples.jsonl", {"step": step, **text})
         self.log.trackers.samples(step, texts)
         startup.release_pages()  # of the programs that evaluate, which steps do not need
 

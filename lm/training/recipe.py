@@ -1,6 +1,6 @@
 """The interface of a recipe, which defines one kind of training, and the parts of a run; `lm.training.run` does the rest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Computation:
     @property
     def flops_per_step(self) -> float:
         """Model FLOPs, forward and backward, of rows without padding."""
-        lengths: dict[str, Any] = {name: getattr(self.lengths, name) for name in ("encoder", "decoder", "blocks")}
+        lengths: dict[str, Any] = {name: getattr(self.lengths, name) for name in ("encoder", "decoder", "blocks", "tree")}
         lora = None if self.task.adapter is None else self.task.adapter.lora
         count = lambda m, p: flops.count(m, batch=self.run.train.batch_size, predicted=p, lora=lora, **lengths)
         trained = sum(count(m, p).train for m, p in self.task.passes(self.lengths))
@@ -100,6 +100,10 @@ class Recipe:
         """A blank row, as host arrays: the shapes of a batch without its leading axis."""
         return blank(rows.lengths)
 
+    def shapes(self, run: config.Run) -> tuple[Lengths, Any] | None:
+        """The lengths of rows and a blank row, of a recipe whose config alone tells them; None: its data does."""
+        return None
+
     def check_data(self, parts: Parts) -> None:
         """Raises UserError if the run does not fit its data or tokenizer, before anything is trained."""
 
@@ -117,8 +121,9 @@ class Recipe:
         the ends of the 95 % intervals of its latest figures by their names, for summary.json."""
         return ()
 
-    def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
-        """Prompts with the model's continuations, for the log and the report."""
+    def samples(self, parts: Parts, params: Any, frozen: Any) -> Sequence[Mapping[str, Any]]:
+        """Prompts with the model's continuations, for the log and the report: `{"prompt": ..., "text": ...}`, and beside them
+        "pictures", a list of PNG files in base64, where there are any."""
         return []
 
     def baselines(self, parts: Parts) -> dict[str, Any] | None:

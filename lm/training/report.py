@@ -16,7 +16,8 @@ STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem a
 img{width:100%}table{border-collapse:collapse}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}
 td,pre{overflow-wrap:anywhere}td.r{text-align:right;font-variant-numeric:tabular-nums}.unit{color:#666;white-space:nowrap}td.t{max-width:16rem}
 pre{background:#f6f6f6;padding:.8rem;overflow:auto;white-space:pre-wrap}h2{margin-top:2rem}
-.time{display:flex;height:1.4rem;margin:.6rem 0}.key{display:inline-block;width:.8rem;height:.8rem;margin-right:.5rem}"""
+.time{display:flex;height:1.4rem;margin:.6rem 0}.key{display:inline-block;width:.8rem;height:.8rem;margin-right:.5rem}
+img.p{width:auto;min-width:96px;image-rendering:pixelated;vertical-align:middle}"""
 REFRESH = 60  # seconds after which a browser loads the page of a run in progress again
 SHOWN = 5  # evaluations whose samples are shown
 
@@ -137,8 +138,10 @@ def _samples(samples: list[dict[str, Any]]) -> str:
 
 
 def written(sample: Mapping[str, Any]) -> str:
-    """The HTML of a prompt and what the model wrote to it."""
-    return f"<b>{html.escape(sample['prompt'])}</b> &rarr; {html.escape(sample['text'])}"
+    """The HTML of a prompt and what the model wrote to it, after the sample's pictures if it has any: "pictures" is a list of
+    PNG files in base64 (`lm.data.png`)."""
+    pictures = [f'<img class=p src="data:image/png;base64,{html.escape(str(one))}">' for one in sample.get("pictures", ())]
+    return f"{' '.join(pictures)} <b>{html.escape(sample['prompt'])}</b> &rarr; {html.escape(sample['text'])}".lstrip()
 
 
 def _reward(sample: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from lm.types import TrainState
 
 FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may change on resume: they affect no parameter
 # Fields of a model that may change: they affect no parameter's shape.
-LOOSE = ("scan", "remat", "keep", "dtype", "dropout", "token_dropout", "kernel")
+LOOSE = ("scan", "remat", "keep", "offload", "dtype", "dropout", "token_dropout", "kernel")
 # Folders that may have moved: their contents are in the checkpoint, or compared by fingerprint.
 FOLDERS = ("data.cache", "train.init_from", "recipe.teacher")
 

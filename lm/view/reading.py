@@ -38,7 +38,7 @@ class Reading:
     @property
     def names(self) -> list[str]:
         """The sources of this split."""
-        return list(self.rows.stores)
+        return list(self.rows.sizes)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -63,8 +63,16 @@ def row(batch: Any, i: int, title: str, pieces: Pieces, answer: Callable[[int], 
     if not isinstance(batch, Example):
         values = {f.name: getattr(batch, f.name) for f in fields(batch)}
         parts = {name: value for name, value in values.items() if isinstance(value, Example)}
-        more = {name: f"{float(value[i]):g}" for name, value in values.items() if name not in parts}
+        more = {name: _fact(np.asarray(value[i]), answer) for name, value in values.items() if name not in parts}
     return Row(title, facts | more, {name: strips(example, i, pieces, answer) for name, example in parts.items()})
+
+
+def _fact(value: np.ndarray, answer: Callable[[int], str]) -> str:
+    """A number of a row; or the text of its targets, which are none of a stream's; or the sum of their weights."""
+    if value.ndim == 0:
+        return f"{float(value):g}"
+    whole = np.issubdtype(value.dtype, np.integer)
+    return " ".join(answer(target) for target in value.tolist() if target) if whole else f"{value.sum():g}"
 
 
 def strips(example: Example, i: int, pieces: Pieces, answer: Callable[[int], str]) -> list[Strip]:
