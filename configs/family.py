@@ -44,6 +44,9 @@ def preset(name):
 def get_config(name="tiny/gpt.GPT2"):
     small = name.startswith("tiny/")
     model = preset(name.removeprefix("tiny/"))
+    if model.encoder and model.encoder.stem:
+        kind = config.kind_of(type(model.encoder.stem))
+        raise UserError(f"{name} reads {kind}, no text: configs/encoder_vit.py and configs/encdec_speech.py have such models")
     vocab = 1024 if small else model.vocab_size
     length = 128 if small else 512
     if small:

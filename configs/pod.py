@@ -11,6 +11,7 @@ sentinels. What goes on from a model (`_grpo`) takes yours, by --config.train.in
 """
 
 from dataclasses import replace
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -18,7 +19,9 @@ from lm import config
 from lm.config import Alibi, Buckets, Model, resolve
 from lm.errors import UserError, nearest
 from lm.models.presets.bert import BERT_LARGE
+from lm.models.presets.clip import VIT_B32 as CLIP_B32
 from lm.models.presets.gpt import GPT3_175B
+from lm.models.presets.griffin import recurrent_gemma
 from lm.models.presets.llama import LLAMA2_7B, LLAMA3_8B, LLAMA3_70B, LLAMA31_8B, SMOLLM2_135M
 from lm.models.presets.moe import GROK_1, MIXTRAL_8X7B
 from lm.models.presets.palm import PALM_540B
@@ -33,9 +36,12 @@ def stacks(model: Model) -> dict[str, config.Stack]:
 
 
 def kernel(model: Model) -> str:
-    """Splash attention, unless the model needs what that kernel lacks: biases on the logits, or dropout of the weights."""
+    """Splash attention, unless the model needs what that kernel lacks: biases on the logits, dropout of the weights, or rows of
+    other lengths than multiples of 128, such as those of pictures."""
+    if model.encoder and model.encoder.stem:
+        return "plain"
     biased = any(isinstance(stack.position, Buckets | Alibi) for stack in stacks(model).values())
-    dropping = any(block.attention.dropout for stack in stacks(model).values() for block in stack.blocks.values())
+    dropping = any(attention.dropout for stack in stacks(model).values() for attention in stack.attentions())
     return "plain" if biased or dropping else "splash"
 
 
@@ -61,11 +67,13 @@ def pod(
     microbatches: int = 1,
     remat: str = "dots",
     keep: tuple[str, ...] = ("attention",),
+    offload: tuple[str, ...] = (),
     z_loss: float = 0.0,
     objective: dict | None = None,
     recipe: dict | None = None,
     records: str = "text",
     adapter: dict | None = None,
+    begun: str | None = "gs://YOURS/model",
 ) -> config_dict.ConfigDict:
     """The config of a run on a pod, with what all entries share: bfloat16 matmuls of float32 parameters, scanned layers
     that keep the results of matrix products and of attention for the backward pass, AdamW with a cosine schedule to a tenth,
@@ -77,10 +85,10 @@ def pod(
     objective: None: that of OBJECTIVES.
     recipe: how a given model is trained further; None: pretraining.
     records: their format, if that is not "text". Those of conversations share rows.
+    begun: what stands in place of the run or converted model that is trained further; None: there is none.
     """
-    shaped = {name: replace(stack, scan=True, remat=remat, keep=keep) for name, stack in stacks(model).items()}
     c = config_dict.ConfigDict()
-    c.model = resolve.to_dict(replace(model, dtype="bfloat16", kernel=kernel(model), **shaped))
+    c.model = resolve.to_dict(shaped(model, remat, keep, offload))
     c.pod = dict(topology=topology, slices=mesh.get("slice", 1))
     c.mesh = dict(data=1) | mesh
     source = dict(kind="tfds", path="c4/en") if recipe is None else dict(kind="jsonl", path="records.jsonl", format=records)
@@ -98,11 +106,25 @@ def pod(
     c.evaluate = dict(every=5000, rows=rows)
     c.log = dict(every=10, samples=())
     if recipe is not None:
-        c.recipe, c.adapter, c.train.init_from = recipe, adapter, BEGUN
+        c.recipe, c.adapter, c.train.init_from = recipe, adapter, begun
     return c
 
 
-BEGUN = "gs://YOURS/model"  # in place of the run or converted model that is trained further
+def shaped(model: Model, remat: str, keep: tuple[str, ...], offload: tuple[str, ...] = ()) -> Model:
+    """The model as it trains on a pod."""
+    layers = dict(scan=True, remat=remat, keep=keep, offload=offload)
+    scanned = {name: replace(stack, **layers) for name, stack in stacks(model).items()}
+    return replace(model, dtype="bfloat16", kernel=kernel(model), **scanned)
+
+
+def clip(pictures: Model, captions: Model, **settings: Any) -> dict[str, Any]:
+    """An entry of two encoders, whose own models both begin from the seed."""
+    captions = replace(shaped(captions, "dots", ("attention",)), kernel="plain")
+    recipe = dict(kind="two_encoders", text=resolve.to_dict(captions))
+    lengths = dict(encoder=pictures.encoder.stem.length, decoder=captions.decoder.position.max_length)
+    return settings | dict(model=pictures, lengths=lengths, recipe=recipe, records="captioned", begun=None)
+
+
 CONSTANT = dict(kind="constant", warmup=0)
 
 LLAMA2 = dict(learning_rate=3e-4, eps=1e-5)  # arXiv 2307.09288, section 2.2; rows of 4,096 to 4M tokens, 2T in all
@@ -119,6 +141,20 @@ PODS = {
         rows=64,
         tokens=1e10,
         optimizer=OURS,
+    ),
+    # Recurrent layers and local attention (arXiv 2404.07839: rows of 8,192 tokens, 2T in all), with one layer of attention more
+    # than the 26 of the released model, so that the layers are nine repetitions of "RRA".
+    "recurrentgemma_2b_v5e": dict(
+        model=recurrent_gemma(27, 2560, 10, scale=50.5),
+        topology="v5e:8x8",
+        mesh=dict(fsdp=64),
+        lengths=dict(decoder=8192),
+        rows=128,
+        tokens=2e12,
+        optimizer=OURS,
+        microbatches=2,
+        remat="full",
+        keep=("attention",),
     ),
     "llama2_7b_v5e": dict(
         model=LLAMA2_7B,
@@ -176,7 +212,8 @@ PODS = {
         optimizer=LLAMA3 | dict(learning_rate=1.5e-4),
         microbatches=4,
     ),
-    # Two v5e-256: 80 layers keep 10.7 GB for a row of 8,192 tokens, which is therefore sharded in four.
+    # Two v5e-256: 80 layers keep 10.7 GB for a row of 8,192 tokens, which is therefore sharded in four. What is kept waits in
+    # the hosts' memory: their links are busy for 38 of a step's 39 seconds at best.
     "llama3_70b_v5e_x2": dict(
         model=LLAMA3_70B,
         topology="v5e:16x16",
@@ -187,7 +224,8 @@ PODS = {
         optimizer=LLAMA3 | dict(learning_rate=1.5e-4),
         microbatches=32,
         remat="full",
-        keep=("qkv", "attention"),
+        keep=("qkv", "attention", "ffn"),
+        offload=("input", "qkv", "attention", "ffn"),
     ),
     # Rows of 131,072 tokens: section 3.4.2 of the same paper, about 800B tokens.
     "llama31_8b_128k_v5e": dict(
@@ -334,6 +372,18 @@ PODS = {
         optimizer=dict(name="adafactor", learning_rate=3e-5, weight_decay=0.0, clip=None, schedule=CONSTANT),
         recipe=dict(kind="finetune", how="text", length=512, answer=128),
         records="pair",
+    ),
+    # arXiv 2103.00020, sections 2.4 and 2.5 and table 18: 32,768 pairs a step, each compared with all others; 32 epochs of 400M
+    # pairs. A picture is 49 patches and a class token.
+    "clip_b32_v5e": clip(
+        *CLIP_B32,
+        topology="v5e:16x16",
+        mesh=dict(fsdp=256),
+        rows=32_768,
+        tokens=32 * 400e6 * 50,
+        optimizer=dict(
+            learning_rate=5e-4, b2=0.98, eps=1e-6, weight_decay=0.2, schedule=dict(kind="cosine", warmup=2000, final=0.0)
+        ),
     ),
 }
 

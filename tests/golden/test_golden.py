@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,8 +15,9 @@ from jax.sharding import AbstractMesh, AxisType
 from lm import config, sharding
 from lm.config import resolve
 from lm.data.rows import blank, stack
+from lm.models.stem import abstract_stream
 from lm.objectives import Lengths
-from lm.recipes import task
+from lm.recipes import recipe, task
 
 HERE = Path(__file__).parent
 CONFIGS = sorted((HERE.parents[1] / "configs").glob("*.py"))
@@ -37,8 +39,13 @@ def parameters(run: config.Run) -> list[str]:
     model = run.model
     if model is None:
         return ["(the parameters of train.init_from)"]
-    row = stack([blank(Lengths(16 if model.encoder else None, 16 if model.decoder else None))])
-    boxed = jax.eval_shape(lambda key: task(run).init(key, row), jax.random.key(0))
+    if (known := recipe(run).shapes(run)) is not None:
+        row = stack([known[1]])
+    else:
+        row = stack([blank(Lengths(16 if model.encoder else None, 16 if model.decoder else None))])
+    if model.encoder and model.encoder.stem:
+        row = replace(row, encoder=abstract_stream(model.encoder))
+    boxed = jax.eval_shape(task(run).init, jax.random.key(0), row)
     axes = sharding.AXES
     mesh = AbstractMesh((2,) * len(axes), axes, axis_types=(AxisType.Auto,) * len(axes))
     shardings = jax.tree.leaves(sharding.param_shardings(boxed, mesh))
