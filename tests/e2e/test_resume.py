@@ -69,6 +69,24 @@ def test_two_models_and_what_is_drawn_between_them_go_on_to_the_bit(train, tmp_p
     assert parts["params_sha256"] == whole["params_sha256"] and parts["heldout"] == whole["heldout"]
 
 
+def test_drawn_vectors_and_their_annealed_weight_go_on_to_the_bit(train, command, tmp_path):
+    """The weight of the divergence is a function of the row, so that a killed run has the same after it."""
+    what = "encoder_decoder.variational"
+    assert train(tmp_path / "whole", what)[0] == 0
+    first = command(tmp_path / "parts", what)
+    wait_for((tmp_path / "parts" / "checkpoints" / "4").exists, first)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    code, err = train(tmp_path / "parts", what)
+    assert code == 0, err
+    whole, parts = summary(tmp_path / "whole"), summary(tmp_path / "parts")
+    assert parts["params_sha256"] == whole["params_sha256"] and parts["heldout"] == whole["heldout"]
+    assert {"divergence", "divergence_share", "posterior_collapse", "bits_per_byte_bound"} <= whole["heldout"].keys()
+    logged = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    weights = [row["divergence_weight"] for row in logged if "divergence_weight" in row]
+    assert weights[0] < weights[-1] == 1.0
+
+
 def test_sigterm_saves_and_exits_with_75(command, uninterrupted, tmp_path):
     process = command(tmp_path, "decoder.causal", "--config.checkpoint.every=1000")
     wait_for((tmp_path / "metrics.jsonl").exists, process)

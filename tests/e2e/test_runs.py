@@ -29,7 +29,7 @@ def test_trains(train, tmp_path, what):
     assert summary["tokens_seen"] >= summary["tokens_with_loss"] > 0
     assert summary["seconds"]["train"] > 0 and summary["model_flops"] > 0
     assert ("bits_per_byte" in summary["heldout"]) == what.endswith(("causal", "multi_token"))
-    assert ("bits_per_byte_bound" in summary["heldout"]) == what.endswith(("diffusion", "any_order"))
+    assert ("bits_per_byte_bound" in summary["heldout"]) == what.endswith(("diffusion", "any_order", "variational"))
     left_out = summary["text_left_out"]
     assert set(left_out) == {"train", "holdout"} and max(left_out.values()) < 0.2
     assert max(left_out.values()) == 0 or what not in ("decoder.causal", "encoder.masked", "encoder.replaced_tokens")

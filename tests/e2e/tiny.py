@@ -38,6 +38,8 @@ def get_config(what="decoder.causal"):
             ahead=33 if objective == "any_order" else 0,
         ),
     )
+    if objective == "variational":
+        c.model.bottleneck = dict(width=8, latent="gaussian", documents=31)
     c.data = dict(
         sources=dict(tiny=dict(kind="jsonl", path="unset")),
         tokenizer=dict(vocab_size=400),

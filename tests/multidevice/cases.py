@@ -101,6 +101,25 @@ def test_sharded_is_unsharded(architecture, strategy):
         np.testing.assert_allclose(a, b, atol=3e-4)
 
 
+@pytest.mark.parametrize(("join", "strategy"), [("cross", "fsdp and sequence"), ("prefix", "all")])
+def test_vectors_between_the_stacks_are_drawn_alike_on_any_mesh(join, strategy):
+    """The bottleneck of a variational autoencoder, of several documents in a row: losses, drawn numbers and parameters."""
+    objective = config.Variational(anneal=0.5, free=0.5)
+    data = rows("encoder_decoder", objective, encoder_length=16, decoder_length=16)
+    bottleneck = config.Bottleneck(vectors=2, pool="queries", num_heads=4, width=8, latent="gaussian", documents=4)
+
+    def made(mesh):
+        r = run("encoder_decoder", objective, mesh)
+        changes = dict(decoder=r.model.encoder) if join == "prefix" else {}
+        return replace(r, model=replace(r.model, bottleneck=bottleneck, join=join, **changes))
+
+    one = steps(made(config.Mesh()), data, 4, jax.devices()[:1])
+    many = steps(made(MESHES[strategy]), data, 4)
+    np.testing.assert_allclose(many[1], one[1], rtol=2e-5)
+    for a, b in zip(jax.tree.leaves(many[0].params), jax.tree.leaves(one[0].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-4)
+
+
 @pytest.mark.parametrize("strategy", ["data", "fsdp and tensor", "fsdp and sequence", "fsdp and expert"])
 def test_sharded_is_unsharded_in_bfloat16(strategy):
     """Up to the rounding of sums over devices; parameters are float32, and their gradients are sent in bfloat16."""
@@ -126,6 +145,32 @@ def test_queries_are_cut_though_their_only_key_is_not():
     attention = many[0].params["decoder"]["group_0"]["block_0"]["attention"]
     cut = {name: attention[name]["kernel"].size / shard(attention[name]["kernel"]) for name in attention}
     assert cut == {"query": 4, "key": 1, "value": 1, "out": 4}
+
+
+@cache
+def recurrent(strategy):
+    """Three steps of a decoder of an LSTM, a gated linear recurrence, Mamba-2 and attention; None: on one device."""
+    data = rows("decoder", config.Causal(), decoder_length=16)
+    r, mlp = run("decoder", config.Causal(), MESHES[strategy] if strategy else config.Mesh()), config.Mlp(64)
+    blocks = {
+        "S": config.Block(None, mlp, mixer=config.Lstm()),
+        "R": config.Block(None, mlp, mixer=config.GatedLinear(hidden=64, num_heads=4)),
+        "M": config.Block(mixer=config.Mamba2(head_dim=8, state=8, groups=2, chunk=8)),
+        "L": r.model.decoder.blocks["L"],
+    }
+    stack = replace(r.model.decoder, num_layers=4, blocks=blocks, pattern="SRML")
+    return steps(replace(r, model=replace(r.model, decoder=stack)), data, 3, None if strategy else jax.devices()[:1])
+
+
+@pytest.mark.parametrize("strategy", ["data", "fsdp and tensor", "fsdp and sequence", "all of a pod"])
+def test_sharded_recurrent_layers_are_unsharded(strategy):
+    """A row that is cut is whole for recurrent layers."""
+    many, one = recurrent(strategy), recurrent(None)
+    np.testing.assert_allclose(many[1], one[1], rtol=2e-5)
+    for a, b in zip(jax.tree.leaves(many[0].params), jax.tree.leaves(one[0].params), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-4)
+    cut = 8 * shard(many[0].params["decoder"]["group_0"]["block_2"]["mixer"]["forward"]["up"]["kernel"])
+    assert cut == {"data": 8, "fsdp and tensor": 1, "fsdp and sequence": 1, "all of a pod": 2}[strategy] * 32 * 8 * 8
 
 
 @pytest.mark.parametrize("scan", [False, True])

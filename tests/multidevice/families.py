@@ -37,9 +37,11 @@ EXTRA = {
 def models():
     for found in pkgutil.iter_modules(presets.__path__):
         values = vars(importlib.import_module(f"lm.models.presets.{found.name}"))
-        first = next(name for name, v in values.items() if isinstance(v, config.Model))
-        for name in EXTRA.get(found.name, (first,)):
-            yield pytest.param(values[name], id=f"{found.name}.{name}")
+        first = [name for name, v in values.items() if isinstance(v, config.Model)][:1]  # a file of two encoders has none
+        for name in EXTRA.get(found.name, first):
+            model = values[name]
+            if model.encoder is None or model.encoder.stem is None:  # what reads no text has recipes and tests of its own
+                yield pytest.param(model, id=f"{found.name}.{name}")
 
 
 FIRST, OF = (int(x) for x in os.environ.get("PART", "0/1").split("/"))  # this process's part of the families

@@ -20,7 +20,17 @@ def environment(devices: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "file,part", [("cases.py", "0/1"), ("attention_cases.py", "0/1"), ("families.py", "0/2"), ("families.py", "1/2")]
+    "file,part",
+    [
+        ("cases.py", "0/1"),
+        ("attention_cases.py", "0/1"),
+        ("speech_cases.py", "0/1"),
+        ("tree_cases.py", "0/1"),
+        ("picture_cases.py", "0/1"),
+        ("image_text_cases.py", "0/1"),
+        ("families.py", "0/2"),
+        ("families.py", "1/2"),
+    ],
 )
 def test_eight_devices(file, part):
     words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", str(HERE / file)]

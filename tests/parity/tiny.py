@@ -59,6 +59,26 @@ CASES = {
     "gemma2": causal(
         "Gemma2ForCausalLM", "Gemma2Config", **GQA, head_dim=16, query_pre_attn_scalar=24, sliding_window=5, layer_types=LOCAL
     ),
+    "recurrent_gemma": causal(
+        "RecurrentGemmaForCausalLM",
+        "RecurrentGemmaConfig",
+        **{**GQA, "num_key_value_heads": 1, "num_hidden_layers": 3},
+        lru_width=48,
+        attention_window_size=5,
+    ),
+    "mamba2": causal(
+        "Mamba2ForCausalLM",
+        "Mamba2Config",
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=2,
+        num_heads=4,
+        head_dim=D // 2,
+        state_size=8,
+        n_groups=2,
+        chunk_size=4,
+        pad_token_id=0,
+    ),
     "gpt1": causal("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", **GPT),
     "gpt2": causal("GPT2LMHeadModel", "GPT2Config", **GPT),
     "gpt_bigcode": causal("GPTBigCodeForCausalLM", "GPTBigCodeConfig", **GPT),

@@ -13,21 +13,23 @@ import jax
 import pytest
 
 from lm import config
-from lm.data.rows import blank, stack
 from lm.models import presets
 from lm.models.presets import (
     bart,
     bert,
     bloom,
+    clip,
     distilbert,
     electra,
     falcon,
     gemma,
     gpt,
     gptj,
+    griffin,
     lamda,
     llada,
     llama,
+    mamba2,
     minilm,
     modernbert,
     moe,
@@ -41,9 +43,10 @@ from lm.models.presets import (
     starcoder,
     t5,
     vaswani,
+    vit,
+    whisper,
 )
-from lm.models.transformer import Transformer
-from lm.objectives import Lengths
+from lm.models.transformer import Transformer, boxed_params
 
 # Builders: each returns transformers' model with the sizes of a preset.
 
@@ -74,6 +77,29 @@ def grouped(model: config.Model) -> dict:
     kv_heads = attention.num_kv_heads or attention.num_heads
     heads = dict(num_key_value_heads=kv_heads, head_dim=attention.size(model.width))
     return sizes(model) | heads | dict(tie_word_embeddings=model.head.tied)
+
+
+def their_recurrent_gemma(t, model):
+    attention, mixer = model.decoder.blocks["A"].attention, model.decoder.blocks["R"].mixer
+    names = dict(hidden_size=model.width, num_hidden_layers=model.decoder.num_layers, vocab_size=model.vocab_size)
+    names |= dict(num_attention_heads=attention.num_heads, num_key_value_heads=attention.kv_heads, conv1d_width=mixer.conv)
+    hidden = 2 * model.decoder.blocks["A"].ffn.hidden
+    return t.RecurrentGemmaForCausalLM(t.RecurrentGemmaConfig(intermediate_size=hidden, **names))
+
+
+def their_mamba2(t, model):
+    mixer = model.decoder.blocks["L"].mixer
+    names = dict(hidden_size=model.width, num_hidden_layers=model.decoder.num_layers, vocab_size=model.vocab_size)
+    names |= dict(num_heads=mixer.num_heads(model.width), head_dim=mixer.head_dim, state_size=mixer.state)
+    return t.Mamba2ForCausalLM(t.Mamba2Config(n_groups=mixer.groups, tie_word_embeddings=True, **names))
+
+
+def their_whisper(t, model):
+    encoder, attention, hidden = model.encoder, model.encoder.blocks["L"].attention, model.encoder.blocks["L"].ffn.hidden
+    heads = dict(encoder_attention_heads=attention.num_heads, decoder_attention_heads=attention.num_heads)
+    layers = dict(encoder_layers=encoder.num_layers, decoder_layers=model.decoder.num_layers)
+    names = dict(d_model=model.width, encoder_ffn_dim=hidden, decoder_ffn_dim=hidden, vocab_size=model.vocab_size)
+    return t.WhisperForConditionalGeneration(t.WhisperConfig(**names, **heads, **layers, num_mel_bins=encoder.stem.bands))
 
 
 def gpt_sizes(model: config.Model) -> dict:
@@ -136,6 +162,28 @@ def their_bart(t, model):
         names |= {f"{side}_layers": trunk.num_layers, f"{side}_attention_heads": attention.num_heads}
         names |= {f"{side}_ffn_dim": hidden}
     return t.BartForConditionalGeneration(t.BartConfig(**names))
+
+
+def image_sizes(model: config.Model) -> dict:
+    """Sizes of an encoder of patches or of captions, under transformers' names."""
+    trunk, _, _ = parts(model)
+    names = sizes(model) | (dict(projection_dim=model.head.outputs) if model.head.outputs else {})
+    if trunk.stem is None:
+        return names | dict(max_position_embeddings=trunk.position.max_length)
+    return names | dict(patch_size=trunk.stem.size, image_size=trunk.stem.image)
+
+
+def their_vit(t, model):
+    names = {k: v for k, v in image_sizes(model).items() if k not in ("vocab_size", "projection_dim")}
+    return t.ViTForImageClassification(t.ViTConfig(num_labels=model.head.outputs, **names))
+
+
+def their_clip(t, model):
+    names = image_sizes(model)
+    if model.decoder:
+        return t.CLIPTextModelWithProjection(t.CLIPTextConfig(**names))
+    del names["vocab_size"]
+    return t.CLIPVisionModelWithProjection(t.CLIPVisionConfig(**names))
 
 
 def plain(kind: str, head: str = "ForCausalLM", of=grouped):
@@ -246,6 +294,23 @@ FAMILIES = {
             "gemma-2-2b": (gemma.GEMMA2_2B, 2_614_341_888),
             "gemma-2-9b": (gemma.GEMMA2_9B, 9_241_705_984),
             "gemma-2-27b": (gemma.GEMMA2_27B, 27_227_128_320),
+        },
+    ),
+    "recurrent_gemma": (
+        their_recurrent_gemma,
+        {
+            "recurrentgemma-2b": (griffin.RECURRENTGEMMA_2B, 2_682_862_080),
+            "recurrentgemma-9b": (griffin.RECURRENTGEMMA_9B, 8_579_977_216),
+        },
+    ),
+    "mamba2": (
+        their_mamba2,
+        {
+            "mamba2-130m": (mamba2.MAMBA2_130M, 128_989_632),
+            "mamba2-370m": (mamba2.MAMBA2_370M, 368_346_624),
+            "mamba2-780m": (mamba2.MAMBA2_780M, 780_161_280),
+            "mamba2-1.3b": (mamba2.MAMBA2_1_3B, 1_343_757_312),
+            "mamba2-2.7b": (mamba2.MAMBA2_2_7B, 2_702_599_680),
         },
     ),
     "gptj": (their_gptj, {"gpt-j-6b": (gptj.GPTJ_6B, 6_050_882_784)}),
@@ -393,6 +458,42 @@ FAMILIES = {
         their_bart,
         {"bart-base": (bart.BART_BASE, 139_420_416), "bart-large": (bart.BART_LARGE, 406_291_456)},
     ),
+    "whisper": (
+        their_whisper,
+        {
+            "whisper-tiny": (whisper.WHISPER_TINY, 37_760_640),
+            "whisper-base": (whisper.WHISPER_BASE, 72_593_920),
+            "whisper-small": (whisper.WHISPER_SMALL, 241_734_912),
+            "whisper-medium": (whisper.WHISPER_MEDIUM, 763_857_920),
+            "whisper-large": (whisper.WHISPER_LARGE, 1_543_304_960),
+            "whisper-large-v3": (whisper.WHISPER_LARGE_V3, 1_543_490_560),
+            "whisper-large-v3-turbo": (whisper.WHISPER_LARGE_V3_TURBO, 808_878_080),
+        },
+    ),
+    "vit": (
+        their_vit,
+        {
+            "vit-b16": (vit.VIT_B16, 86_567_656),
+            "vit-b32": (vit.VIT_B32, 88_224_232),
+            "vit-l16": (vit.VIT_L16, 304_326_632),
+            "vit-h14": (vit.VIT_H14, 632_045_800),
+        },
+    ),
+    "clip-pictures": (
+        their_clip,
+        {
+            "clip-b32-pictures": (clip.VIT_B32[0], 87_849_216),
+            "clip-b16-pictures": (clip.VIT_B16[0], 86_192_640),
+            "clip-l14-pictures": (clip.VIT_L14[0], 303_966_208),
+        },
+    ),
+    "clip-captions": (
+        their_clip,
+        {
+            "clip-b32-captions": (clip.VIT_B32[1], 63_428_096),
+            "clip-l14-captions": (clip.VIT_L14[1], 123_650_304),
+        },
+    ),
     "vaswani": (
         None,
         {
@@ -407,6 +508,8 @@ SMALLEST = {family: next(iter(members)) for family, (_, members) in FAMILIES.ite
 
 # What a paper prints, and the largest difference: half a unit of the last digit, or what the comment explains.
 PRINTED = {
+    "recurrentgemma-2b": (2.68e9, 5e6),  # arXiv 2404.07839, table 1
+    "recurrentgemma-9b": (8.58e9, 5e6),
     "gpt3-small": (125e6, 0.5e6),  # arXiv 2005.14165, table D.1: table 2.1 is rounded further, and 175.0B is 174.6B
     "gpt3-medium": (356e6, 0.5e6),
     "gpt3-large": (760e6, 0.5e6),
@@ -422,6 +525,16 @@ PRINTED = {
     "palm-540b": (540.35e9, 0.007e9),  # without the 2.2M scales of norms
     "lamda-137b": (137e9 + 32_000 * 8192, 0.5e9),  # 137B does not include the embeddings
     "bloomberggpt-50b": (50.6e9, 0.05e9),
+    # Table 1 of arXiv 2212.04356 prints 39M, 74M, 244M, 769M and 1550M, up to 3 % more than the released files hold.
+    "whisper-tiny": (39e6, 0.035 * 39e6),
+    "whisper-base": (74e6, 0.02 * 74e6),
+    "whisper-small": (244e6, 0.01 * 244e6),
+    "whisper-medium": (769e6, 0.01 * 769e6),
+    "whisper-large": (1550e6, 0.01 * 1550e6),
+    # Table 1 of arXiv 2010.11929 prints 86M, 307M and 632M.
+    "vit-b16": (86e6, 1e6),
+    "vit-l16": (307e6, 3e6),
+    "vit-h14": (632e6, 0.5e6),
     "transformer-base": (65e6, 2e6),  # "about 37,000" tokens
     "transformer-big": (213e6, 2e6),
 }
@@ -429,11 +542,9 @@ PRINTED = {
 
 def num_parameters(model: config.Model, *, scan: bool = True) -> int:
     """Counts parameters, with scanned layers where the pattern allows it, so that a deep model traces as fast as one group."""
-    row = blank(Lengths(16 if model.encoder else None, 16 if model.decoder else None))
     stacks = {name: getattr(model, name) for name in ("encoder", "decoder")}
     scanned = {n: s and dataclasses.replace(s, scan=scan and s.num_layers % len(s.pattern) == 0) for n, s in stacks.items()}
-    init = lambda key: Transformer(dataclasses.replace(model, **scanned)).init(key, stack([row]))
-    params = jax.eval_shape(init, jax.random.key(0))["params"]
+    params = boxed_params(Transformer(dataclasses.replace(model, **scanned)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
@@ -451,6 +562,14 @@ def test_as_many_parameters_as_transformers(name):
     with torch.device("meta"):
         theirs = BUILDERS[name](transformers, model)
     assert sum(p.numel() for p in theirs.parameters()) == published
+
+
+@pytest.mark.parametrize(
+    ("pair", "published"), [(clip.VIT_B32, 151_277_313), (clip.VIT_B16, 149_620_737), (clip.VIT_L14, 427_616_513)]
+)
+def test_clip_is_two_encoders_and_a_scale(pair, published):
+    """The released CLIPModels, whose files have these many parameters."""
+    assert sum(map(num_parameters, pair)) + 1 == published
 
 
 @pytest.mark.parametrize("name", PRINTED)

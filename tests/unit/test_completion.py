@@ -19,7 +19,7 @@ from lm.config import resolve
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("lm tr", ["train "]),
+        ("lm tr", ["train ", "transcribe "]),
         ("lm train --work", ["--workdir="]),
         ("lm train --dry", ["--dry_run "]),
         ("lm train --config.trai", ["--config.train."]),

@@ -26,11 +26,17 @@ BLOCK = Block(Attention(4), Mlp(4 * D, "relu"), norm=config.Norm("rms"))
 GQA = replace(BLOCK, attention=Attention(8, 2, head_dim=32), ffn=Mlp(768, "relu", gated=True))
 ENCODER, DECODER, BOTH = Lengths(128, None, 24), Lengths(None, 128), Lengths(128, 64)
 CROSS = Stack(2, {"L": replace(BLOCK, cross=True)})
+PLAIN = dict(encoder=Stack(2, {"L": BLOCK}), decoder=Stack(2, {"L": BLOCK}))
+QUERIES = config.Bottleneck(vectors=16, pool="queries", num_heads=4, width=128)
 CASES = {
     "decoder": (Model(V, D, decoder=Stack(2, {"L": BLOCK}, position=Rope())), DECODER),
     "decoder, GQA, gated": (Model(V, D, decoder=Stack(2, {"L": GQA}), head=Head(tied=False)), DECODER),
     "encoder": (Model(V, D, encoder=Stack(2, {"L": BLOCK}), head=Head(transform="relu")), ENCODER),
     "encoder-decoder": (Model(V, D, encoder=Stack(2, {"L": BLOCK}), decoder=CROSS), BOTH),
+    "bottleneck": (Model(V, D, encoder=Stack(2, {"L": BLOCK}), decoder=CROSS, bottleneck=QUERIES), BOTH),
+    "bottleneck, prefix": (Model(V, D, **PLAIN, bottleneck=replace(QUERIES, latent="gaussian"), join="prefix"), BOTH),
+    "mean, prefix": (Model(V, D, **PLAIN, bottleneck=config.Bottleneck(documents=4), join="prefix"), BOTH),
+    "prefix": (Model(V, D, **PLAIN, join="prefix"), BOTH),
 }
 
 
@@ -127,6 +133,7 @@ def test_every_objective_is_as_many_as_xla_counts(architecture, kind):
         decoder=Stack(1, {"L": cross}) if "decoder" in architecture else None,
         embed=config.Embed(types=2 if lengths.types else 0),
         head=Head(tied=False, outputs=1) if kind is config.ReplacedTokens else Head(),
+        bottleneck=config.Bottleneck(latent="gaussian", width=64) if kind is config.Variational else None,
     )
     what = task(config.Run(model, data, objective))
     example = jax.tree.map(jnp.asarray, stack([blank(lengths)] * B))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lm.data.records import (
+    Captioned,
     Feedback,
     InvalidRecord,
     Labelled,
@@ -30,6 +31,9 @@ LAST = ("assistant", "w1")
 TOLD = Messages((Message("system", "w2"), Message("user", "w1"), Message("assistant", "w1")))
 GOOD = [
     ("text", {"text": "w1"}, Text("w1")),
+    ("captioned", {"image": "a.png", "text": "w1"}, Captioned("a.png", "w1")),
+    ("captioned", {"image": "a.png", "text": "w1", "label": "very  no"}, Captioned("a.png", "w1", "very no")),
+    ("captioned", {"image": "a.png", "label": 3}, Captioned("a.png", "3", "3")),  # a class alone is its own caption
     ("labelled", {"text": "w1", "label": "yes", "id": 7}, Labelled("w1", "yes")),
     ("labelled", {"text": "w1", "label": 3}, Labelled("w1", "3")),
     ("labelled", {"text": "w1", "label": " very  no "}, Labelled("w1", "very no")),

@@ -15,6 +15,10 @@ from lm.objectives import pairs
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 OTHERS = {"finetune", "family", "pod", "quickstart", "quickstart_15min", "code", "my_text", "my_labels"}
+OTHERS |= {"image_codes", "decoder_draws", "encdec_captioner", "clip_openmoji", "encoder_vit"}  # of pictures
+OTHERS |= {"decoder_recurrent", "decoder_mamba"}
+OTHERS |= {"encoder_ctc_speech", "encdec_speech"}
+OTHERS |= {"encoder_tree"}
 RESULT = dict(
     parameters=720_000, loss=4.5, accuracy=0.2, tokens_seen=5000, tokens_with_loss=400, model_flops=2e12, seconds=60.4
 )

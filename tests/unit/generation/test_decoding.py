@@ -59,7 +59,9 @@ def test_decoding_behind_a_prefix():
     assert np.abs(whole - logits(model, params, example_for(model)))[:, :3].max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["mqa, learned", "alibi", "buckets", "gqa, window"])
+@pytest.mark.parametrize(
+    "name", ["mqa, learned", "alibi", "buckets", "gqa, window", "recurrent RRL", "mamba2, scanned", "lstm"]
+)
 def test_prompts_of_different_lengths_continue_as_each_alone(name):
     model = start(DECODERS[name])
     rng = np.random.default_rng(0)

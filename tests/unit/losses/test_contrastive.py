@@ -12,7 +12,7 @@ from flax import linen as nn
 from lm import config
 from lm.data.rows import Rows
 from lm.errors import UserError
-from lm.losses.contrastive import views
+from lm.losses.contrastive import pairs, unit, views
 from lm.recipes import task
 from lm.types import Example, TokenStream
 from tests.fakes import MemoryStore, small_model
@@ -42,6 +42,33 @@ def test_it_is_the_cross_entropy_of_cosines():
     wanted = torch.nn.functional.cross_entropy(logits, torch.arange(5), reduction="sum")
     assert float(loss.total) == pytest.approx(float(wanted), rel=1e-5) and float(loss.weight) == 5
     assert float(accuracy.total) == (logits.argmax(1) == torch.arange(5)).sum()
+
+
+def test_pairs_find_each_other_as_in_clip():
+    """The mean of torch's cross-entropies over rows and columns, with a pair of weight 0 left out; gradients too."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    weights = np.array([1, 1, 0, 1, 1, 1], np.float32)
+    x, y, log_scale = (torch.tensor(v[weights > 0] if np.ndim(v) else v, requires_grad=True) for v in (a, b, np.float32(1.7)))
+    normal = torch.nn.functional.normalize
+    logits = log_scale.exp() * normal(x, dim=-1) @ normal(y, dim=-1).T
+    entropy = torch.nn.functional.cross_entropy
+    wanted = (entropy(logits, torch.arange(5)) + entropy(logits.T, torch.arange(5))) / 2
+    wanted.backward()
+
+    def loss(a, b, log_scale):
+        mean, hits = pairs(unit(a), unit(b), weights, jnp.exp(log_scale))
+        return mean.mean, hits
+
+    (found, hits), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(a, b, 1.7)
+    assert float(found) == pytest.approx(wanted.item(), rel=1e-5)
+    assert float(hits["a_to_b"].total) == (logits.argmax(1) == torch.arange(5)).sum()
+    assert float(hits["b_to_a"].total) == (logits.argmax(0) == torch.arange(5)).sum()
+    for ours, theirs in zip(gradients[:2], (x, y), strict=True):
+        np.testing.assert_allclose(ours[weights > 0], theirs.grad.numpy(), atol=1e-5 * np.abs(theirs.grad.numpy()).max())
+        assert not np.any(ours[weights == 0])
+    assert float(gradients[2]) == pytest.approx(log_scale.grad.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["encoder", "decoder"])

@@ -9,7 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lm.config import Alibi, Attention, Block, Buckets, Head, Learned, Mlp, Model, Norm, Rope, Sinusoidal, Stack
+from lm.config import (
+    Alibi,
+    Attention,
+    Block,
+    Buckets,
+    GatedLinear,
+    Gru,
+    Head,
+    Learned,
+    Lstm,
+    Mamba2,
+    Mlp,
+    Model,
+    Norm,
+    Rope,
+    Sinusoidal,
+    Stack,
+)
 from lm.models.transformer import Transformer
 from lm.types import Example, TokenStream
 
@@ -94,6 +111,25 @@ DECODERS = {
         scan=True,
         position=Rope(),
     ),
+    "recurrent RRL": decoder(
+        blocks={
+            "R": Block(None, Mlp(24), mixer=GatedLinear(num_heads=2)),
+            "L": replace(BLOCK, attention=Attention(4, 1, window=3)),
+        },
+        pattern="RRL",
+        num_layers=3,
+        position=Rope(),
+    ),
+    "mamba2, scanned": decoder(Block(mixer=Mamba2(hidden=32, head_dim=8, state=4, groups=2, chunk=4)), num_layers=2, scan=True),
+    "lstm": decoder(Block(None, Mlp(24), mixer=Lstm()), num_layers=1),
+    "lstm and additive attention": Model(
+        V,
+        D,
+        encoder=Stack(1, {"L": Block(None, Mlp(24), mixer=Lstm(direction="both"))}),
+        decoder=Stack(1, {"L": Block(Attention(2, score="additive"), Mlp(24), mixer=Gru(), cross=True)}),
+        head=Head(tied=False),
+    ),
+    "additive attention": decoder(replace(BLOCK, attention=Attention(4, 2, score="additive", window=4)), Rope(), num_layers=1),
     "encoder-decoder": both(Buckets(8, 8)),
     "encoder-decoder, shared": replace(both(Rope()), shared=True),
     "encoder-decoder, scanned": both(Learned(16), scan=True),

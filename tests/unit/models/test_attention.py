@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lm.config import Attention, Model, Rope, Stack
-from lm.models.attention import attend
+from lm.errors import UserError
+from lm.models.attention import attend, attend_additively
 from lm.models.mask import Mask
 from lm.types import Example
 from tests.unit.models.small import (
@@ -38,6 +39,33 @@ def test_attend_with_groups_softcap_and_bias():
             scores = np.where(np.tril(np.ones((S, S), bool)), scores, -np.inf)
             weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
             close(got[b, :, n], weights @ v[b, :, n // 2])
+
+
+def test_additive_attention_is_that_of_the_equation():
+    """arXiv 1409.0473, appendix A.1.2, with two heads to a key, a window and a bias; rows of different documents."""
+    rng = np.random.default_rng(1)
+    B, S, N, K, H = 2, 6, 4, 2, 3
+    q, k, values = (rng.normal(size=(B, S, n, H)).astype(np.float32) for n in (N, K, K))
+    v, bias = rng.normal(size=(N, H)).astype(np.float32), rng.normal(size=(N, S, S)).astype(np.float32)
+    segments = np.array([[1] * 6, [1, 1, 1, 2, 2, 2]], np.int32)
+    mask = Mask(segments, segments, causal=True)
+    got = jax.jit(lambda: attend_additively(q, k, values, v, mask=mask, bias_NTS=bias, window=4))()
+    index = np.arange(S)
+    near = (index[:, None] >= index) & (index[:, None] - index < 4)
+    for b in range(B):
+        seen = near & (segments[b][:, None] == segments[b])
+        for n in range(N):
+            scores = np.tanh(q[b, :, None, n] + k[b, None, :, n // 2]) @ v[n] + bias[n]
+            weights = np.where(seen, np.exp(scores), 0)
+            close(got[b, :, n], weights / weights.sum(-1, keepdims=True) @ values[b, :, n // 2])
+
+
+def test_additive_attention_is_refused_by_kernels():
+    block = replace(BLOCK, attention=Attention(4, score="additive"))
+    with pytest.raises(UserError, match="kernel='splash' multiplies queries by keys, and the decoder adds them: take 'plain'"):
+        decoder(block, kernel="splash")
+    with pytest.raises(UserError, match="score='additive' learns its scale"):
+        Attention(4, score="additive", scale=0.5)
 
 
 @pytest.mark.parametrize("window", [None, 3])

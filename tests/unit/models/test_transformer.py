@@ -90,6 +90,29 @@ def test_recomputing_changes_nothing(remat, scan):
     jax.tree.map(lambda a, b: close(a, b, 1e-6), again, kept)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_what_waits_in_the_host_memory_changes_nothing(scan):
+    """The same gradients to the bit, and each named part goes to the host and comes back."""
+    here = decoder(position=Rope(), scan=scan, remat="full", keep=("qkv", "attention"))
+    there = with_stacks(here, offload=("input", "attention"))
+    example, (_, params) = example_for(here), start(here)
+    kept, moved = (value_and_gradients(model, params, example) for model in (here, there))
+    jax.tree.map(np.testing.assert_array_equal, moved, kept)
+    text = str(jax.make_jaxpr(lambda p: value_and_gradients(there, p, example))(params))
+    groups = 1 if scan else num_groups(there.decoder)
+    assert text.count("MemorySpace.Host") == 2 * groups and text.count("MemorySpace.Device") == 2 * groups
+
+
+def test_only_what_is_kept_can_wait_in_the_host_memory():
+    for settings, cause in (
+        (dict(offload=("input",)), "offload=input is for remat=dots or full, .* set offload=()"),
+        (dict(remat="full", keep=("qkv",), offload=("qkv", "attention")), "keep=qkv lacks attention: add it to keep"),
+        (dict(remat="full", offload=("input", "input")), "offload=input,input names one part twice"),
+    ):
+        with pytest.raises(UserError, match=cause):
+            decoder(position=Rope(), **settings)
+
+
 def test_a_pattern_repeats_to_the_depth():
     small, large = replace(BLOCK, ffn=Mlp(8)), replace(BLOCK, ffn=Mlp(40))
     stack = Stack(5, {"S": small, "L": large}, "SSL")

@@ -128,4 +128,4 @@ def test_an_objective_that_draws_nothing_makes_the_same_of_any_generator(pair):
         one, other = (built.make(tokens, rng(seed)) for seed in (1, 2))
         pairs = list(zip(*map(jax.tree.leaves, (one, other)), strict=True))
         assert len(pairs) >= 5 and all(np.array_equal(a, b) for a, b in pairs)
-    assert built.draws == (o not in (config.Causal, config.MultiToken, config.Contrastive))
+    assert built.draws == (o not in (config.Causal, config.MultiToken, config.Contrastive, config.Variational))

@@ -151,7 +151,7 @@ def test_later_tokens_of_the_word_are_hidden_with_it():
 
 def test_every_objective_has_its_ways():
     # One sees all tokens of a text, or none, and another never a mask: no span can be hidden from them. One has no words.
-    none = {("encoder_decoder", config.Deshuffle), ("encoder", config.ReplacedTokens)}
+    none = {("encoder_decoder", o) for o in (config.Deshuffle, config.Variational)} | {("encoder", config.ReplacedTokens)}
     none |= {(a, config.Contrastive) for a in ("encoder", "decoder")}
     assert set(SUITS) - set(SPAN_PROMPTS) - none == {(a, config.Mixture) for a in ("encoder", "decoder", "encoder_decoder")}
     assert set(SPAN_PROMPTS) <= set(SUITS)

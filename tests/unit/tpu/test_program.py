@@ -3,7 +3,7 @@
 import pytest
 
 from tpu.hlo import parse
-from tpu.program import activations, executed_flops, hbm_traffic, matmul_flops
+from tpu.program import activations, executed_flops, hbm_traffic, host_traffic, matmul_flops
 
 
 def program(*lines, rest=""):
@@ -234,3 +234,22 @@ def test_a_piece_that_is_fetched_counts_as_a_piece():
         "ROOT %d = f32[8,128]{1,0} all-gather-done(%s)",
     )
     assert hbm_traffic(read) == (2 + 8) * 128 * 4
+
+
+def test_host_traffic_is_what_crosses_the_link():
+    """A slice written to the host's memory and one read from it, as libtpu starts them, and copies; nothing within a memory."""
+    host, here = "bf16[4,16,256]{2,1,0:T(8,128)(2,1)S(5)}", "bf16[1,16,256]{2,1,0:T(8,128)(2,1)}"
+    found = program(
+        f"%held = {host} parameter(0)",
+        f"%new = {here} parameter(1)",
+        "%i = s32[] parameter(2)",
+        f"%put = (({host}, {here}, s32[], s32[], s32[]), {host}, u32[]{{:S(2)}}) "
+        "dynamic-update-slice-start(%held, %new, %i, %i, %i)",
+        f"%held.1 = {host} dynamic-update-slice-done(%put)",
+        f"%get = (({host}, s32[], s32[], s32[]), {here}, u32[]{{:S(2)}}) dynamic-slice-start(%held.1, %i, %i, %i)",
+        f"%old = {here} dynamic-slice-done(%get)",
+        f"%all = {host.replace('S(5)', '')} copy(%held.1)",
+        f"%again = {here} copy(%old)",
+    )
+    slice_bytes = 2 * 16 * 256
+    assert host_traffic(found) == 2 * slice_bytes + 4 * slice_bytes

@@ -96,7 +96,7 @@ def test_json_has_these_keys():
     assert list(made) == f"{keys} hbm flops collectives roofline compile_seconds libtpu jax step frozen_parameters".split()
     assert list(made["hbm"]) == "capacity parameters optimizer batch activations temporaries peak frozen beside".split()
     assert list(made["flops"]) == ["model", "executed"]
-    assert list(made["roofline"]) == "compute_s hbm_s ici_s dcn_s step_s bound mfu_ceiling".split()
+    assert list(made["roofline"]) == "compute_s hbm_s ici_s dcn_s step_s bound mfu_ceiling host_s".split()
 
 
 def test_the_table_says_what_the_figures_say():

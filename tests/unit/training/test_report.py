@@ -60,6 +60,16 @@ def test_samples_are_under_their_step_and_the_newest_first(folder, undrawn):
     assert text.count("<h2>") == report.SHOWN and "&lt;2&gt;" not in text and "of 3 earlier evaluations" in text
 
 
+def test_a_sample_is_shown_with_its_pictures(folder, undrawn):
+    pictures = [base64.b64encode(b).decode() for b in (b"one", b"two")]
+    rows = [{"step": 30, "prompt": "a cat", "text": "", "pictures": pictures}]
+    text = report._samples(rows)
+    assert [text.index(one) for one in pictures] == sorted(text.index(one) for one in pictures)
+    assert text.count('<img class=p src="data:image/png;base64,') == 2 and text.index(pictures[1]) < text.index("a cat")
+    hostile = report.written({"prompt": "", "text": "", "pictures": ['"><script>']})
+    assert "<script>" not in hostile
+
+
 def test_a_stopped_run_says_so_and_is_not_loaded_again(folder, undrawn):
     hook = hooks.Report(None, SimpleNamespace(path=folder), Clock(), None, quiet=False)
     hook.ended(Stopped(75, 30))

@@ -26,6 +26,9 @@ from lm.view.look import Look
 from tests.fakes import small_model
 
 OF_RECORDS = {"finetune", "my_labels"}
+OF_RECORDS |= {"encoder_tree"}  # tests/e2e/test_trees.py looks at rows of trees
+OF_RECORDS |= {"encoder_ctc_speech", "encdec_speech"}  # tests/e2e/test_speech.py looks at rows of speech
+OF_RECORDS |= {"clip_openmoji", "encoder_vit", "image_codes", "encdec_captioner", "decoder_draws"}  # rows of pictures
 CASES = {name: (f"{ROOT}/configs/{case.config}.py", case.flags) for name, case in objectives_run.CASES.items()}
 CASES |= {path.stem: (str(path), ()) for path in (ROOT / "configs").glob("*.py") if path.stem not in (*CASES, *OF_RECORDS)}
 
