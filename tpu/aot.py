@@ -90,6 +90,7 @@ def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name:
         executed = mesh.size * program.executed_flops(parsed, executable.cost_analysis()["flops"], pairs=unmasked_share(run))
         kept = min(float(program.activations(parsed)), max(peak - sum(sizes), 0.0))
         figures = dict(model_flops=job.model_flops, executed_flops=executed, hbm_bytes=program.hbm_traffic(parsed))
+        figures |= dict(host_bytes=program.host_traffic(parsed))
         roof = roofline(topology, slices, collectives=found, dims=torus_dims(mesh), **figures)
     *arguments, frozen = map(float, sizes)
     hbm = Hbm(capacity, *arguments, kept, peak - sum(sizes) - kept, peak, frozen, float(beside))
@@ -121,7 +122,8 @@ def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name:
 
 
 def _remat(stack: config.Stack) -> str:
-    return stack.remat + (f", keeping {', '.join(stack.keep)}" if stack.keep else "")
+    kept = f", keeping {', '.join(stack.keep)}" if stack.keep else ""
+    return stack.remat + kept + (f", {', '.join(stack.offload)} on the host" if stack.offload else "")
 
 
 def unmasked_share(run: config.Run) -> float:

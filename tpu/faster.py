@@ -1,8 +1,10 @@
-"""Searches for a faster setting of a run that fits its pod: the backward pass computes less again, and keeps more. No jax.
+"""Searches for a faster setting of a run that fits its pod: the backward pass computes less again, and keeps more, on the
+devices or in their host's memory. No jax.
 
 What a setting keeps, computes again and sends is reckoned from the config, and the few that promise most are compiled.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -50,8 +52,12 @@ class Setting:
 def settings(run: config.Run, report: Report, topology: Topology, lengths: Mapping[str, int], forward: Flops) -> list[Setting]:
     """All settings that may be faster than the one of the report, which was compiled, and may fit; fastest first.
 
-    lengths: stack -> positions of a row. forward: of a step.
+    lengths: stack -> positions of a row. forward: of a step. None of a model with other layers than attention and feed-forward,
+    whose memory is not reckoned.
     """
+    blocks = [block for stack in _stacks(run).values() for block in stack.blocks.values()]
+    if any(block.mixer is not None or block.attention is None or block.ffn is None for block in blocks):
+        return []
     of = Reckoned(run, report, topology, lengths, forward)
     limit, best = ROOM * report.hbm.capacity, (report.roofline.step_s or math.inf) * GAIN
     found = [s for changes in _changes(run, report.mesh) if (s := of.setting(changes)).peak <= limit and s.seconds <= best]
@@ -67,9 +73,10 @@ def _changes(run: config.Run, mesh: Mapping[str, int]) -> Iterator[dict[str, Any
     for remat, keep in SETTINGS:
         if absent & {*keep}:
             continue
-        for tensor in TENSOR:
-            if mesh["fsdp"] % tensor:
+        for tensor, away in itertools.product(TENSOR, (False, True)):
+            if mesh["fsdp"] % tensor or (away and remat == "dots"):  # results of products have no names to be moved by
                 continue
+            offload = ("input", *keep) if away else ()
             sizes = {**mesh, "fsdp": mesh["fsdp"] // tensor, "tensor": mesh["tensor"] * tensor}
             for parts in (run.train.microbatches * n for n in PARTS):
                 if run.train.batch_size % (parts * rows_of(sizes)):
@@ -78,6 +85,7 @@ def _changes(run: config.Run, mesh: Mapping[str, int]) -> Iterator[dict[str, Any
                 for name, stack in stacks.items():
                     changes |= {f"model.{name}.remat": remat} if stack.remat != remat else {}
                     changes |= {f"model.{name}.keep": keep} if stack.keep != keep else {}
+                    changes |= {f"model.{name}.offload": offload} if {*stack.offload} != {*offload} else {}
                 changes |= {f"mesh.{axis}": n for axis, n in sizes.items() if n != mesh[axis]}
                 changes |= {"train.microbatches": parts} if parts != run.train.microbatches else {}
                 if changes and repr(changes) not in seen:
@@ -109,31 +117,40 @@ class Reckoned:
         split = mesh["tensor"] / self.report.mesh["tensor"]
         ici = (roof.ici_s or 0) * parts / split + (self._between_heads(run, mesh) if split > 1 else 0)
         dcn = (roof.dcn_s or 0) * parts
-        seconds = max(compute / (self.chip.flops / self.chip.devices), ici, roof.hbm_s or 0, dcn)
+        # What waits on the host is sent there and comes back.
+        host = 2 * run.train.microbatches * self.kept(run, mesh, on_host=True) / (self.chip.host_bandwidth / self.chip.devices)
+        seconds = max(compute / (self.chip.flops / self.chip.devices), ici, roof.hbm_s or 0, dcn, host)
         gradients = self.report.hbm.parameters if parts > 1 and self.report.microbatches == 1 else 0
         return Setting(changes, seconds, self.state + self.rest + gradients + self.kept(run, mesh))
 
-    def kept(self, run: config.Run, mesh: Mapping[str, int]) -> float:
-        """Bytes that a device keeps of a microbatch's layers."""
+    def kept(self, run: config.Run, mesh: Mapping[str, int], *, on_host: bool = False) -> float:
+        """Bytes that a device keeps of a microbatch's layers, in its own memory or in the host's."""
         total, size = 0.0, 2 if run.model.dtype == "bfloat16" else 4
         for name, stack in _stacks(run).items():
             tokens = run.train.batch_size * self.lengths[name] / (run.train.microbatches * rows_of(mesh) * mesh["sequence"])
-            total += size * tokens * sum(self._kept_of(run.model, stack, stack.blocks[x], mesh) for x in stack.letters())
+            parts = [self._kept_of(run.model, stack, stack.blocks[x], mesh) for x in stack.letters()]
+            total += size * tokens * sum(n for of in parts for name, n in of.items() if (name in stack.offload) == on_host)
         return total
 
-    def _kept_of(self, model: config.Model, stack: config.Stack, block: config.Block, mesh: Mapping[str, int]) -> float:
-        """Elements a token."""
+    def _kept_of(
+        self, model: config.Model, stack: config.Stack, block: config.Block, mesh: Mapping[str, int]
+    ) -> dict[str, float]:
+        """Elements a token, by the names of `lm.config.Stack.offload`; "dots" has what is kept without a name."""
         width, head, ffn, cut = model.width, block.attention.size(model.width), block.ffn, mesh["tensor"]
         qkv = (block.attention.num_heads + 2 * block.attention.kv_heads) * head / cut
         each = ffn.expert if isinstance(ffn, config.Moe) else ffn
         hidden = each.hidden * (1 + each.gated) / cut
-        each_attention = ("attention" in stack.keep) * block.attention.num_heads * max(head, LANES) / cut
-        each_attention += qkv if "qkv" in stack.keep or stack.remat == "dots" else 0
-        each_attention += width if stack.remat == "dots" else 0  # its result; no gradient reads that of the feed-forward
-        total = width + each_attention * (1 + block.cross)
+        attention = block.attention.num_heads * max(head, LANES) / cut
+        # Of attention's products "dots" keeps the result too; no gradient reads that of the feed-forward.
+        found = {"qkv": (1 + block.cross) * qkv, "attention": (1 + block.cross) * attention}
         if isinstance(ffn, config.Moe):
-            return total + ("experts" in stack.keep) * ffn.top_k * (ffn.capacity or 1.0) * (hidden + width)
-        return total + (hidden if "ffn" in stack.keep or stack.remat == "dots" else 0)
+            found["experts"] = ffn.top_k * (ffn.capacity or 1.0) * (hidden + width)
+        else:
+            found["ffn"] = hidden
+        parts = {"input": float(width)} | {name: n for name, n in found.items() if name in stack.keep}
+        if stack.remat == "dots":
+            parts["dots"] = (1 + block.cross) * width + sum(found.get(n, 0) for n in ("qkv", "ffn") if n not in stack.keep)
+        return parts
 
     def again(self, run: config.Run) -> float:
         """FLOPs of a step that the backward pass computes again, over all devices."""

@@ -25,6 +25,11 @@ class Array:
         return -(-math.prod(self.shape) * bits(self.dtype) // 8)
 
     @property
+    def on_host(self) -> bool:
+        """Whether it lies in the host's memory."""
+        return "S(5)" in self.layout
+
+    @property
     def hbm_bytes(self) -> int:
         """Bytes of HBM that it occupies, with its fastest axes padded to tiles; 0 in on-chip or host memory."""
         if re.search(r"S\([1-9]", self.layout):

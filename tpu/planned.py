@@ -58,6 +58,8 @@ def forward_flops(run: config.Run, *, causal_share: float = 0.5) -> tuple[dict[s
 
 def rows_of(run: config.Run, recipe: Recipe) -> tuple[Lengths, Any]:
     """The lengths of rows, and a blank row. UserError for a recipe that reads its data first."""
+    if (known := recipe.shapes(run)) is not None:
+        return known
     if isinstance(run.recipe, config.Pretrain):
         lengths = pretrain.objective_of(run, DummyVocabulary.of(run)).lengths
         return lengths, blank(lengths)

@@ -87,6 +87,24 @@ def hbm_traffic(program: Program) -> float:
     return float(sum(step.times * _moved(program, step.instruction) for step in program.walk() if not step.fused))
 
 
+def host_traffic(program: Program) -> float:
+    """Bytes that a device sends to the host's memory and reads from it, where `lm.config.Stack.offload` puts arrays."""
+    return float(sum(step.times * _over_link(program, step.instruction) for step in program.walk() if not step.fused))
+
+
+def _over_link(program: Program, i: Instruction) -> int:
+    """Bytes that one instruction moves between the host's memory and the device's."""
+    inputs = [x.arrays[0] for x in program.inputs(i) if x.arrays]
+    kind = i.opcode.removesuffix("-start")
+    if kind == "dynamic-update-slice" and inputs[0].on_host:
+        return inputs[1].bytes
+    if kind in SLICES and inputs[0].on_host:
+        return _outputs(i, len(i.operands))[0].bytes
+    if kind == "copy" and i.arrays[0].on_host != inputs[0].on_host:
+        return i.arrays[0].bytes
+    return 0
+
+
 def _moved(program: Program, i: Instruction) -> int:
     """Bytes of HBM traffic of one instruction outside of fusions."""
     inputs = program.inputs(i)

@@ -43,8 +43,9 @@ class Roofline:
     ici_s: float | None = None
     dcn_s: float | None = None
     step_s: float | None = None  # the longest of these
-    bound: str | None = None  # its resource: "compute", "hbm", "ici" or "dcn"
+    bound: str | None = None  # its resource: "compute", "hbm", "ici", "dcn" or "host"
     mfu_ceiling: float | None = None
+    host_s: float | None = None  # between the device and the host's memory; None of reports from before it was counted
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,13 @@ def roofline(
     hbm_bytes: float,
     collectives: Iterable[Collective],
     dims: Mapping[str, frozenset[int]],
+    host_bytes: float = 0.0,
 ) -> Roofline:
-    """The best possible time of a step: compute, memory and both networks run at full rate and overlap completely.
+    """The best possible time of a step: compute, memory, both networks and the link to the host run at full rate and overlap
+    completely.
 
     model_flops, executed_flops: of all devices.
-    hbm_bytes: of one device.
+    hbm_bytes, host_bytes: of one device.
     dims: mesh axis -> the dimensions of the torus that it spans.
 
     A collective uses the links of all torus dimensions that its axes span, evenly and in both directions; collectives on the
@@ -109,11 +112,12 @@ def roofline(
         "hbm": hbm_bytes / (chip.hbm_bandwidth / chip.devices),
         "ici": max(links.values()) / (2 * chip.link_bandwidth / chip.devices),
         "dcn": dcn / (chip.dcn_bandwidth / chip.devices),
+        "host": host_bytes / (chip.host_bandwidth / chip.devices),
     }
     bound = max(seconds, key=lambda name: seconds[name])
     step = seconds[bound]
     mfu = model_flops / devices / (chip.flops / chip.devices) / step if step else None
-    return Roofline(*seconds.values(), step_s=step, bound=bound, mfu_ceiling=mfu)
+    return Roofline(**{f"{name}_s": s for name, s in seconds.items()}, step_s=step, bound=bound, mfu_ceiling=mfu)
 
 
 def summed(collectives: Iterable[Collective]) -> list[dict[str, Any]]:
@@ -162,6 +166,7 @@ def table(r: Report) -> str:
     roof = r.roofline
     if roof.step_s is not None:
         each = {"compute": roof.compute_s, "HBM": roof.hbm_s, "ICI": roof.ici_s, "DCN": roof.dcn_s}
+        each |= {"host": roof.host_s} if roof.host_s else {}
         lines += ["", *(f"{(s or 0) * 1e3:>10.3f} ms   {name}" for name, s in each.items())]
         lines.append(
             f"{roof.step_s * 1e3:>10.3f} ms   a step at best, bound by {roof.bound}: MFU at most {roof.mfu_ceiling:.1%}"

@@ -27,15 +27,17 @@ class Chip:
     devices: int = 1  # JAX devices per chip
     chips_a_host: int = 4
     dcn_bandwidth: float = 6.25e9  # bytes/s to other slices: a share of the host's 200 Gbit/s if Google gives no figure
+    host_bandwidth: float = 16e9  # bytes/s to the host's memory and from it, over PCIe ("How to Scale Your Model", chapter 2)
 
 
+# A pod of 256 shares 6.4 Tbit/s to other slices (v5e), or 25.6 (v6e).
 CHIPS = {
     "v2": Chip(46e12, 16 * GIB, 2 * 7.48 * GIB, 716e9, 4, 62e9, "v2", 2, devices=2),
     "v3": Chip(123e12, 32 * GIB, 2 * 15.48 * GIB, 900e9, 4, 82e9, "v3", 2, devices=2),
     "v4": Chip(275e12, 32 * GIB, 30.75 * GIB, 1228e9, 6, 45e9, "v4", 2),
-    "v5e": Chip(197e12, 16 * GIB, 15.75 * GIB, 819e9, 4, 45e9, "v5litepod", 1, dcn_bandwidth=3.125e9),  # 6.4 Tbit/s of 256
+    "v5e": Chip(197e12, 16 * GIB, 15.75 * GIB, 819e9, 4, 45e9, "v5litepod", 1, dcn_bandwidth=3.125e9),
     "v5p": Chip(459e12, 95 * GIB, 95.74 * GIB, 2765e9, 6, 90e9, "v5p", 2),
-    "v6e": Chip(918e12, 32 * GIB, 31.25 * GIB, 1638e9, 4, 90e9, "v6e", 1, dcn_bandwidth=12.5e9),  # 25.6 Tbit/s of 256
+    "v6e": Chip(918e12, 32 * GIB, 31.25 * GIB, 1638e9, 4, 90e9, "v6e", 1, dcn_bandwidth=12.5e9, host_bandwidth=32e9),
     "tpu7x": Chip(2307e12, 192 * GIB, 2 * 94.75 * GIB, 7380e9, 6, 90e9, "tpu7x", 2, devices=2),
 }
 ALONE = {"v5e": 8, "v6e": 8}  # chips of the largest single-host slice, if that is more than chips_a_host
