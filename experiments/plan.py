@@ -30,12 +30,11 @@ def counts(run: config.Run, rows: Any) -> dict[str, int]:
     import jax
     from flax import linen as nn
 
-    from lm.data.rows import stack
     from lm.recipes import recipe, task
     from lm.training import ledger
 
-    row = recipe(run).row(rows)
-    params = jax.eval_shape(lambda key: task(run).init(key, stack([row])), jax.random.key(0))
+    batch = jax.tree.map(lambda x: x[None], recipe(run).row(rows))
+    params = jax.eval_shape(lambda key: task(run).init(key, batch), jax.random.key(0))
     return ledger.parameters(nn.unbox(params))
 
 
@@ -94,7 +93,14 @@ def plan_table(study: Study, workdir: Path) -> str:
             )
             continue
         run = planned(study, (name, 0), workdir, sample=SAMPLE)
-        rows, key = training_rows(run), repr((run.model, run.objective))
+        try:
+            rows, key = training_rows(run), repr((run.model, run.objective))
+        except UserError:
+            if not cell.reads:
+                raise
+            read = " and ".join(study.cells[other].label for other in cell.reads.values())
+            lines.append(f"| {cell.label} | known once there is: {read} | | {run.train.steps:,} | | | |")
+            continue
         size = sizes[key] if key in sizes else sizes.setdefault(key, counts(run, rows))
         cost = of_a_row(task(run), rows, SAMPLE).of(run.train.steps * run.train.batch_size)
         lines.append(

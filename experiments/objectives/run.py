@@ -62,6 +62,10 @@ CASES = {
     "encdec_bart": Case("encdec_bart"),
     "encdec_deshuffle": _other("encdec_bart", "deshuffle"),
     "encdec_mass": _other("encdec_bart", "mass"),
+    "encdec_autoencoder": Case("encdec_autoencoder"),
+    "encdec_vae": Case("encdec_vae", note="; the loss bounds the nats of all tokens"),
+    "encdec_lstm": Case("encdec_lstm"),
+    "encdec_lstm_attention": Case("encdec_lstm_attention"),
     "encdec_ul2": Case("encdec_ul2"),
 }
 

@@ -98,8 +98,9 @@ def moved(run: config.Run, batch: Any, starts: Sequence[Any], steps: int) -> Mov
     import optax
 
     from lm import optim
+    from lm.models.block import Block
     from lm.models.embedding import Embed
-    from lm.models.transformer import Block, Transformer
+    from lm.models.transformer import Transformer
     from lm.recipes import task
 
     model, made = Transformer(run.model), task(run)
