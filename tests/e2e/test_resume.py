@@ -69,19 +69,29 @@ def test_two_models_and_what_is_drawn_between_them_go_on_to_the_bit(train, tmp_p
     assert parts["params_sha256"] == whole["params_sha256"] and parts["heldout"] == whole["heldout"]
 
 
-def test_drawn_vectors_and_their_annealed_weight_go_on_to_the_bit(train, command, tmp_path):
-    """The weight of the divergence is a function of the row, so that a killed run has the same after it."""
-    what = "encoder_decoder.variational"
-    assert train(tmp_path / "whole", what)[0] == 0
-    first = command(tmp_path / "parts", what)
+RECURRENT = """--config.model.decoder.blocks.R={'mixer': {'kind': 'gated_linear'}, 'ffn': {'hidden': 64}, 'dropout': 0.1}"""
+
+
+@pytest.mark.parametrize(
+    ("what", "extra", "figures"),
+    [
+        # The weight of the divergence is a function of the row, so that a killed run has the same after it.
+        ("encoder_decoder.variational", (), {"divergence", "divergence_share", "posterior_collapse", "bits_per_byte_bound"}),
+        ("decoder.causal", (RECURRENT, "--config.model.decoder.pattern=RL"), {"loss"}),
+    ],
+    ids=["drawn vectors", "recurrent layers"],
+)
+def test_killed_they_go_on_to_the_bit(what, extra, figures, train, command, tmp_path):
+    assert train(tmp_path / "whole", what, *extra)[0] == 0
+    first = command(tmp_path / "parts", what, *extra)
     wait_for((tmp_path / "parts" / "checkpoints" / "4").exists, first)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    code, err = train(tmp_path / "parts", what)
+    code, err = train(tmp_path / "parts", what, *extra)
     assert code == 0, err
     whole, parts = summary(tmp_path / "whole"), summary(tmp_path / "parts")
     assert parts["params_sha256"] == whole["params_sha256"] and parts["heldout"] == whole["heldout"]
-    assert {"divergence", "divergence_share", "posterior_collapse", "bits_per_byte_bound"} <= whole["heldout"].keys()
+    assert figures <= whole["heldout"].keys()
     logged = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     weights = [row["divergence_weight"] for row in logged if "divergence_weight" in row]
     assert weights[0] < weights[-1] == 1.0
