@@ -50,7 +50,7 @@ def version() -> str:
     """The release of espeak-ng, such as "1.51". UserError where it is missing."""
     if shutil.which("espeak-ng") is None:
         raise UserError(MISSING)
-    return subprocess.run(["espeak-ng", "--version"], capture_output=True, text=True, check=True).stdout.split()[3]
+    return subprocess.run(["espeak-ng", "--version"], capture_output=True, encoding="utf-8", check=True).stdout.split()[3]
 
 
 def speak(text: str, voice: Voice) -> np.ndarray:

@@ -52,7 +52,7 @@ def write_recurrent_gemma(m: Model) -> dict[str, Any]:
     stack, ffn = m.decoder, mlp_of(m)
     assert stack and isinstance(stack.position, Rope) and m.head
     by_letter = [stack.blocks[letter] for letter in stack.pattern]
-    mixer = next(b.mixer for b in by_letter if isinstance(b.mixer, GatedLinear))
+    mixer = next((b.mixer for b in by_letter if isinstance(b.mixer, GatedLinear)), GatedLinear())  # of another family: any
     attention = next((attention_of(b) for b in by_letter if b.mixer is None), None)
     attention = attention or Attention(mixer.num_heads, window=2048, out_bias=True)
     return dict(

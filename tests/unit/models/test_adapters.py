@@ -149,7 +149,7 @@ def test_a_base_of_fewer_bits_is_read_and_merged_as_it_was_trained(kind):
     boxed, own = boxed_params(module), new(module, lora, 0.1)
     held = adapters.as_held(params, boxed, kind)
     stored = flatten_dict(held)
-    assert {path[-2] for path, x in stored.items() if hasattr(x, "qvalue")} == set(adapters.LINEAR)
+    assert {path[-2] for path, x in stored.items() if hasattr(x, "qvalue")} == set(adapters.LINEAR) - {"in"}  # of a mixer
     read = adapters.merge(held, own, lora.factor)
     merged = adapters.added(params, own, boxed, lora)
     np.testing.assert_allclose(apply(module, read, example), apply(module, merged, example), atol=1e-5)

@@ -71,6 +71,7 @@ def test_answers_that_cannot_be_right_are_said():
     def checked(how):
         rows = SimpleNamespace(how=how, unknown=lambda: {"a": 0, "b": 2}, items={"b": SimpleNamespace(record=[0, 1, 2])})
         parts = SimpleNamespace(
+            run=SimpleNamespace(model=SimpleNamespace(bottleneck=None)),
             mesh=SimpleNamespace(shape={"sequence": 1}),
             lengths=Lengths(None, 8),
             rows={"holdout": rows},

@@ -23,7 +23,9 @@ def load(name):
 
 
 NAMES = sorted(path.stem for path in (ROOT / table.RESULTS).glob("*.json"))
-CURRENT = [name for name in NAMES if read(name)["made_of"] == table.made_of(load(name))]
+# Those that are reckoned: a model of attention and feed-forward, and no second model beside it.
+RECKONED = [n for n in NAMES if not any(part in n for part in ("recurrent", "clip"))]
+CURRENT = [name for name in RECKONED if read(name)["made_of"] == table.made_of(load(name))]
 
 
 def stored(name):
