@@ -3,7 +3,7 @@
     python -m lm.train --config=configs/encdec_autoencoder.py --workdir=runs/encdec_autoencoder
     python -m lm.latent reconstruct --from=runs/encdec_autoencoder "Fellow citizens of the Senate"
 
-Cost: not measured yet. With `--config.objective.mask=0.3` it is a denoising autoencoder.
+Cost: about two minutes on two busy CPU cores. With `--config.objective.mask=0.3` it is a denoising autoencoder.
 """
 
 from ml_collections import config_dict
