@@ -3,9 +3,9 @@
     python -m lm.train --config=configs/encdec_vae.py --workdir=runs/encdec_vae
     python -m lm.latent interpolate --from=runs/encdec_vae "We are at peace with all nations" "The cost of the war"
 
-Cost: about two minutes on two CPU cores that had other work. The log has the bound in bits per byte, the divergence in nats a text, its share, and
-`posterior_collapse`, which is 1 if the vectors say nothing. A text is a window of 31 tokens. The decoder reads 40 % of the
-tokens without their embeddings, and the divergence's weight rises over half of the training: the paper's
+Cost: about two minutes on two CPU cores that had other work. The log has the bound in bits per byte, the divergence in nats a
+text, its share, and `posterior_collapse`, which is 1 if the vectors say nothing. A text is a window of 31 tokens. The decoder
+reads 40 % of the tokens without their embeddings, and the divergence's weight rises over half of the training: the paper's
 remedies against a collapse.
 """
 
