@@ -89,7 +89,7 @@ def study(seeds: int = 3, budget: float = 4e11, sentiment: float = 0.5) -> Study
             made = run(name, layers, mixes, trees)
             facts = {"set": name, "layers": str(layers), "trees": trees}
             cells[cell] = Cell(f"{name}: {label}", made, facts, share=share, measure=measured)
-    nested, tai = "arXiv 1804.06028, Table 2", "arXiv 1503.00075, Table 2"
+    nested, tai = "arXiv 1804.06028", "arXiv 1503.00075"
     relations = (
         Relation("ListOps: a tree-LSTM > an LSTM", VALUE, "tree", "lstm", source=nested),
         Relation("ListOps: a tree-LSTM > a transformer", VALUE, "tree", "transformer"),
