@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from lm.data import trees
 from lm.models.mixers.tree_lstm import tree_states
 from lm.types import Tree, TreeSizes
+
+torch = pytest.importorskip("torch")
 
 H, PLACES = 5, 3
 
