@@ -162,8 +162,8 @@ class Stack:
     # feed-forwards, or of experts, and what experts return.
     keep: tuple[Literal["qkv", "attention", "ffn", "experts"], ...] = ()
     stem: Stem | None = None  # what is read in place of tokens, such as patches of an image; None: tokens
-    # What of all that is kept waits in the host's memory for the backward pass. "input": the input of each repetition of the
-    # pattern, which is kept under any remat.
+    # Which of the kept parts are moved to the host's memory until the backward pass reads them. "input": the input of each
+    # repetition of the pattern, which every remat keeps.
     offload: tuple[Literal["input", "qkv", "attention", "ffn", "experts"], ...] = ()
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from lm import config
 from lm.data.corpus import bucket
 from lm.data.corpus.prepare import Prepared
 from lm.data.corpus.store import Store
-from lm.data.images import Pictures, patches, pictures
+from lm.data.images import Pictures, moved, patches, pictures
 from lm.data.records import Captioned
 from lm.data.rows import blank, located, mixture_weights, stack
 from lm.errors import UserError
@@ -98,9 +98,7 @@ class ImageRows:
     def _moved(self, pixels: np.ndarray, index: int) -> np.ndarray:
         if not self.shift or not self.shuffle:
             return np.asarray(pixels)
-        down, right = np.random.default_rng((self.seed, index, 1)).integers(0, 2 * self.shift + 1, 2)
-        wide = np.pad(pixels, ((self.shift, self.shift), (self.shift, self.shift), (0, 0)), constant_values=255)
-        return wide[down : down + len(pixels), right : right + len(pixels)]
+        return moved(pixels, self.shift, np.random.default_rng((self.seed, index, 1)), constant_values=255)
 
 
 def blank_row(stem: config.Patches, lengths: Lengths) -> Example:

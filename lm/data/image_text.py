@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lm.data.image_questions import KINDS, Described, question
-from lm.data.images import patches
+from lm.data.images import moved, patches
 from lm.data.records import Pair
 from lm.data.render import Rendered
 from lm.data.rows import permute
@@ -120,9 +120,7 @@ class PictureRows:
         """The image of row `index` in the place that it has there."""
         if not self.shift:
             return pixels
-        down, right = np.random.default_rng((self.seed, index, 5)).integers(0, 2 * self.shift + 1, 2)
-        wide = np.pad(pixels, ((self.shift, self.shift), (self.shift, self.shift), (0, 0)), mode="edge")
-        return wide[down : down + len(pixels), right : right + len(pixels)]
+        return moved(pixels, self.shift, np.random.default_rng((self.seed, index, 5)), mode="edge")
 
 
 @functools.lru_cache(maxsize=8)

@@ -48,6 +48,13 @@ def unpatched(vectors: Any, size: int, channels: int = CHANNELS) -> Any:
     return x.swapaxes(-4, -3).reshape(*batch, side * size, side * size, channels)
 
 
+def moved(pixels: np.ndarray, most: int, rng: np.random.Generator, **beyond: Any) -> np.ndarray:
+    """The picture [S, S, C], moved by up to `most` pixels along each axis. `beyond`: what comes in, as `np.pad` takes it."""
+    down, right = rng.integers(0, 2 * most + 1, 2)
+    wide = np.pad(pixels, ((most, most), (most, most), (0, 0)), **beyond)
+    return wide[down : down + len(pixels), right : right + len(pixels)]
+
+
 def decoded(data: bytes, size: int, name: str) -> np.ndarray:
     """The picture in the bytes of a file, uint8 [size, size, 3]: on white where it is transparent, its shorter side scaled to
     `size` and the middle cut out, as CLIP does. `name` is for errors."""

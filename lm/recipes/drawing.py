@@ -96,11 +96,8 @@ class Draws(OfImages):
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
         if "holdout" not in parts.rows:
             return []
-        run, jitted = parts.run, jax.jit(parts.task.scores)
-        size = run.evaluate.batch_size or run.train.batch_size
-        held_out = HeldOut(
-            parts.rows["holdout"], lambda params, batch: jitted(params, frozen, batch), size, parts.mesh, run.evaluate.rows
-        )
+        most = parts.run.evaluate.rows
+        held_out = HeldOut(parts.rows["holdout"], parts.scorer(frozen), parts.test_size, parts.mesh, most)
         return [lambda params: held_out(params)]  # without intervals, which are of documents
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
@@ -23,12 +22,12 @@ from lm.evaluation.pictures import HeldOutPictures
 from lm.losses.chunked import Apply
 from lm.losses.cross_entropy import cross_entropy, scores
 from lm.models.transformer import Transformer, head_params
-from lm.recipes.two_encoders import check_pictures, rows_of, stem_of
-from lm.training.recipe import Parts, Recipe
+from lm.recipes.image_data import OfPictures, check_pictures, rows_of, stem_of
+from lm.training.recipe import Parts
 from lm.training.task import Task
 
 
-class ImageClasses(Recipe):
+class ImageClasses(OfPictures):
     """Serves one run. `complete` must be called first: it reads the classes of the data."""
 
     why_left_out = "nothing: a picture is a row"
@@ -52,7 +51,7 @@ class ImageClasses(Recipe):
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
         check_pictures(run, mesh)
-        if _recipe(run).pool == "first" and not stem_of(run).class_token:
+        if _recipe(run).pool == "first" and not stem_of(run.model).class_token:
             raise UserError("pool=first is the vector of the class token, and the stem has none: set recipe.pool=mean")
 
     def data(self, run: config.Run, *, progress: bool) -> Prepared:
@@ -66,19 +65,11 @@ class ImageClasses(Recipe):
         numbers = {name: number for number, name in enumerate(recipe.classes or ())}
         return rows_of(run, data, partial(image_rows.labelled, classes=numbers), shift=recipe.shift)
 
-    def row(self, rows: ImageRows) -> Any:
-        return rows.blank
-
-    def facts(self, parts: Parts) -> dict[str, Any]:
-        return {"pictures": {split: rows.sizes for split, rows in parts.rows.items()}}
-
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
         if "holdout" not in parts.rows:
             return []
-        run, jitted = parts.run, jax.jit(parts.task.scores)
-        score = lambda params, batch: jitted(params, frozen, batch)
-        size = run.evaluate.batch_size or run.train.batch_size
-        return [HeldOutPictures(parts.rows["holdout"], parts.rows["train"], score, size, parts.mesh, run.evaluate.rows)]
+        rows, score, most = parts.rows, parts.scorer(frozen), parts.run.evaluate.rows
+        return [HeldOutPictures(rows["holdout"], rows["train"], score, parts.test_size, parts.mesh, most)]
 
 
 def task(run: config.Run) -> Task:

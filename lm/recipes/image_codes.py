@@ -45,17 +45,15 @@ class ImageCoding(OfImages):
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
         if "holdout" not in parts.rows:
             return []
-        run, jitted = parts.run, jax.jit(parts.task.scores)
-        score = lambda params, batch: jitted(params, frozen, batch)
-        size = run.evaluate.batch_size or run.train.batch_size
-        return [HeldOutCodes(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows)]
+        most = parts.run.evaluate.rows
+        return [HeldOutCodes(parts.rows["holdout"], parts.scorer(frozen), parts.test_size, parts.mesh, most)]
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, Any]]:
         """Held-out images, and below them what the decoder makes of their codes."""
         if "holdout" not in parts.rows or parts.run.log.sample_tokens < 1:
             return []
         rows, both = parts.rows["holdout"], Autoencoder(parts.run.model, _recipe(parts.run))
-        size = parts.run.evaluate.batch_size or parts.run.train.batch_size
+        size = parts.test_size
         index = spread(rows.count, min(SHOWN, size))
         index = np.append(index, np.full(size - len(index), rows.count))
         batch = sharding.global_batch(rows.rows, index, parts.mesh)

@@ -7,10 +7,12 @@ from jax.sharding import Mesh
 
 from lm import config
 from lm.data.corpus.prepare import Prepared
+from lm.data.corpus.store import shared
 from lm.data.image_questions import Described, main_colour
-from lm.data.image_rows import splits
+from lm.data.image_rows import ImageRows, Make, splits
 from lm.data.image_text import Images, PictureRows
 from lm.errors import UserError
+from lm.objectives import Lengths
 from lm.recipes import start
 from lm.training.recipe import Parts, Recipe
 
@@ -41,6 +43,40 @@ class OfImages(Recipe):
     def facts(self, parts: Parts) -> dict[str, Any]:
         """The number of images in each split."""
         return {"images": {split: len(rows.images) for split, rows in parts.rows.items()}}
+
+
+class OfPictures(Recipe):
+    """The base class of recipes whose rows are `lm.data.image_rows.ImageRows`."""
+
+    def row(self, rows: ImageRows) -> Any:
+        return rows.blank
+
+    def facts(self, parts: Parts) -> dict[str, Any]:
+        """The pictures of each source in each split."""
+        return {"pictures": {split: rows.sizes for split, rows in parts.rows.items()}}
+
+
+def check_pictures(run: config.Run, mesh: Mesh) -> None:
+    """UserError if the run's model does not read pictures, or its settings are of texts."""
+    stem = run.model.encoder.stem if run.model.encoder else None
+    if run.model.architecture != "encoder" or not isinstance(stem, config.Patches):
+        raise UserError("this recipe's model reads pictures: give it an encoder alone, with a stem of kind 'patches'")
+    if stem.channels != 3:
+        raise UserError(f"model.encoder.stem.channels={stem.channels}, and pictures are read in 3 colours: set it to 3")
+    if stem.length % (parts := mesh.shape["sequence"]):
+        raise UserError(f"a picture's {stem.length} vectors do not divide over mesh.sequence={parts}: set it to 1")
+    start.check_records(run)
+
+
+def rows_of(run: config.Run, data: Prepared, make: Make, *, decoder: int | None = None, shift: int = 0) -> dict[str, ImageRows]:
+    """Rows of pictures by split, with one prediction each."""
+    stem = stem_of(run.model)
+    lengths, found = Lengths(stem.length, decoder, 1), splits(data, run.data, stem)
+    stores = {"train": shared(data.train, run.data.train_share), "holdout": data.holdout}
+    of = lambda split: ImageRows(
+        stores[split], found[split], run.data, stem, lengths, make, run.train.seed, split == "train", shift
+    )
+    return {split: of(split) for split, some in stores.items() if some}
 
 
 def stem_of(model: config.Model) -> config.Patches:

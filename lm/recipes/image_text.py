@@ -7,7 +7,6 @@ configs/encdec_captioner.py has the commands.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from lm import config
@@ -66,13 +65,10 @@ class ImageWriting(OfImages):
 
 def held_out(parts: Parts) -> HeldOutImageText:
     """The test of held-out images."""
-    run, jitted = parts.run, jax.jit(parts.task.scores)
     train: ImageTextRows = parts.rows["train"]
     trained = [train.asked(i) for i in range(EPOCH * train.count)]
-    score = lambda params, batch: jitted(params, None, batch)
-    size = run.evaluate.batch_size or run.train.batch_size
-    network = Transformer(run.model)
-    return HeldOutImageText(network, parts.rows["holdout"], trained, score, size, parts.mesh, run.evaluate.rows)
+    network, score, most = Transformer(parts.run.model), parts.scorer(None), parts.run.evaluate.rows
+    return HeldOutImageText(network, parts.rows["holdout"], trained, score, parts.test_size, parts.mesh, most)
 
 
 def _sample(rows: ImageTextRows, number: int, text: str) -> dict[str, Any]:

@@ -89,8 +89,7 @@ class Judging(Recipe):
             return []
         run, jitted = parts.run, jax.jit(lambda params, frozen, batch: self.values(parts.run, params, frozen, batch))
         score = lambda params, batch: jitted(params, frozen, batch)
-        size = run.evaluate.batch_size or run.train.batch_size
-        return [HeldOutJudged(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows)]
+        return [HeldOutJudged(parts.rows["holdout"], score, parts.test_size, parts.mesh, run.evaluate.rows)]
 
 
 def builder_of(run: config.Run, tokenizer: Any) -> ExampleBuilder:

@@ -114,11 +114,17 @@ class Pretraining(Recipe):
     def evaluators(self, parts: Parts, frozen: Any) -> list[Any]:
         if "holdout" not in parts.rows:
             return []
-        run, jitted = parts.run, jax.jit(parts.task.scores)
-        score = lambda params, batch: jitted(params, frozen, batch)
-        size = run.evaluate.batch_size or run.train.batch_size
+        run = parts.run
         kind = factors(run.model.architecture, run.objective) if not run.data.after else False  # of parts of texts
-        figures = HeldOut(parts.rows["holdout"], score, size, parts.mesh, run.evaluate.rows, kind, parts.task.nats)
+        figures = HeldOut(
+            parts.rows["holdout"],
+            parts.scorer(frozen),
+            parts.test_size,
+            parts.mesh,
+            run.evaluate.rows,
+            kind,
+            parts.task.nats,
+        )
         return [variational.named(figures, run.objective)]
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:

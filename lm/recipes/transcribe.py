@@ -33,6 +33,9 @@ SHOWN = 3  # held-out utterances in the log and the report
 
 
 class Transcription(Recipe):
+    """Serves one run."""
+
+    _test: Transcripts | None = None  # made once, because it opens the language model
     why_left_out = "utterances that are longer than model.encoder.stem.frames or recipe.answer"
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
@@ -80,13 +83,18 @@ class Transcription(Recipe):
         return {"utterances": {split: rows.sizes for split, rows in parts.rows.items()}}
 
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
-        return [transcripts(parts, frozen)] if "holdout" in parts.rows else []
+        return [self._transcripts(parts, frozen)] if "holdout" in parts.rows else []
+
+    def _transcripts(self, parts: Parts, frozen: Any) -> Transcripts:
+        if self._test is None:
+            self._test = transcripts(parts, frozen)
+        return self._test
 
     def samples(self, parts: Parts, params: Any, frozen: Any) -> list[dict[str, str]]:
         """What is said in the first held-out utterances, and what the model hears."""
         if "holdout" not in parts.rows or parts.run.log.sample_tokens < 1:
             return []
-        test = transcripts(parts, frozen)
+        test = self._transcripts(parts, frozen)
         index = np.linspace(0, test.rows.count - 1, SHOWN).astype(np.int64)
         index = np.append(index, np.full(-SHOWN % test.batch_size, test.rows.count))[: max(test.batch_size, SHOWN)]
         heard = test.heard(params, sharding.global_batch(test.rows.rows, index, test.mesh))
@@ -96,14 +104,13 @@ class Transcription(Recipe):
 
 def transcripts(parts: Parts, frozen: Any) -> Transcripts:
     """The test of held-out utterances."""
-    run, jitted = parts.run, jax.jit(parts.task.scores)
-    recipe = _recipe(run)
+    run, recipe = parts.run, _recipe(parts.run)
     return Transcripts(
         parts.rows["holdout"],
         recordings(parts.data, "holdout"),
-        lambda params, batch: jitted(params, frozen, batch),
+        parts.scorer(frozen),
         Transcriber(Transformer(run.model), parts.data.tokenizer, recipe.answer, recipe.beams),
-        run.evaluate.batch_size or run.train.batch_size,
+        parts.test_size,
         parts.mesh,
         run.evaluate.rows,
         _prior(recipe),

@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from lm import config, sharding
 from lm.data import image_rows
 from lm.data.corpus.prepare import Prepared
-from lm.data.corpus.store import shared
 from lm.data.image_rows import ImageRows
 from lm.errors import UserError
 from lm.evaluation.retrieval import Retrieval
@@ -28,15 +27,15 @@ from lm.models.positions import check_positions
 from lm.models.transformer import Transformer
 from lm.objectives import Lengths
 from lm.objectives.declaration import required_length
-from lm.recipes import start
-from lm.training.recipe import Parts, Recipe
+from lm.recipes.image_data import OfPictures, check_pictures, rows_of, stem_of
+from lm.training.recipe import Parts
 from lm.training.task import Task
 from lm.types import Example, WeightedMean
 
 TEXT, SCALE = "text", "log_scale"  # parameters beside "model"
 
 
-class TwoEncoders(Recipe):
+class TwoEncoders(OfPictures):
     why_left_out = "captions that are longer than data.decoder_length, which keep their end"
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:
@@ -59,16 +58,13 @@ class TwoEncoders(Recipe):
         return task(run)
 
     def shapes(self, run: config.Run) -> tuple[Lengths, Any]:
-        stem = stem_of(run)
+        stem = stem_of(run.model)
         lengths = Lengths(stem.length, required_length(run.data, "decoder_length"), 1)
         return lengths, image_rows.blank_row(stem, lengths)
 
     def rows(self, run: config.Run, data: Prepared) -> dict[str, ImageRows]:
         length = required_length(run.data, "decoder_length")
         return rows_of(run, data, partial(image_rows.caption, length=length), decoder=length, shift=_recipe(run).shift)
-
-    def row(self, rows: ImageRows) -> Any:
-        return rows.blank
 
     def check_data(self, parts: Parts) -> None:
         needed, text = parts.data.tokenizer.vocab_size, _recipe(parts.run).text
@@ -78,16 +74,13 @@ class TwoEncoders(Recipe):
                 f"--config.recipe.text.vocab_size={needed} or more"
             )
 
-    def facts(self, parts: Parts) -> dict[str, Any]:
-        return {"pictures": {split: rows.sizes for split, rows in parts.rows.items()}}
-
     def evaluators(self, parts: Parts, frozen: Any) -> Sequence[Callable[[Any], dict[str, float]]]:
         if "holdout" not in parts.rows:
             return []
-        run, pair = parts.run, Pair(parts.run.model, _recipe(parts.run))
+        pair = Pair(parts.run.model, _recipe(parts.run))
         encode = jax.jit(pair.vectors, out_shardings=sharding.replicated(parts.mesh))
-        size = run.evaluate.batch_size or run.train.batch_size
-        return [Retrieval(parts.rows["holdout"], encode, pair.scale, size, parts.mesh, run.evaluate.rows)]
+        most = parts.run.evaluate.rows
+        return [Retrieval(parts.rows["holdout"], encode, pair.scale, parts.test_size, parts.mesh, most)]
 
 
 class Pair:
@@ -155,38 +148,6 @@ def task(run: config.Run) -> Task:
         beside=(TEXT, SCALE),
         nats=False,
     )
-
-
-def check_pictures(run: config.Run, mesh: Mesh) -> None:
-    """UserError if the run's model does not read pictures, or its settings are of texts."""
-    stem = run.model.encoder.stem if run.model.encoder else None
-    if run.model.architecture != "encoder" or not isinstance(stem, config.Patches):
-        raise UserError("this recipe's model reads pictures: give it an encoder alone, with a stem of kind 'patches'")
-    if stem.channels != 3:
-        raise UserError(f"model.encoder.stem.channels={stem.channels}, and pictures are read in 3 colours: set it to 3")
-    if stem.length % (parts := mesh.shape["sequence"]):
-        raise UserError(f"a picture's {stem.length} vectors do not divide over mesh.sequence={parts}: set it to 1")
-    start.check_records(run)
-
-
-def stem_of(run: config.Run) -> config.Patches:
-    """How the run's model reads pictures, which `check_pictures` has seen to."""
-    stem = run.model.encoder.stem if run.model.encoder else None
-    assert isinstance(stem, config.Patches)
-    return stem
-
-
-def rows_of(
-    run: config.Run, data: Prepared, make: image_rows.Make, *, decoder: int | None = None, shift: int = 0
-) -> dict[str, ImageRows]:
-    """Rows of pictures by split, with one prediction each."""
-    stem = stem_of(run)
-    lengths, found = Lengths(stem.length, decoder, 1), image_rows.splits(data, run.data, stem)
-    stores = {"train": shared(data.train, run.data.train_share), "holdout": data.holdout}
-    of = lambda split: ImageRows(
-        stores[split], found[split], run.data, stem, lengths, make, run.train.seed, split == "train", shift
-    )
-    return {split: of(split) for split, some in stores.items() if some}
 
 
 def _recipe(run: config.Run) -> config.TwoEncoders:

@@ -60,6 +60,16 @@ class Parts(Computation):
     data: Prepared
     rows: dict[str, Any]  # by split: "train", and "holdout" if anything was held out
 
+    @property
+    def test_size(self) -> int:
+        """Rows of a held-out batch."""
+        return self.run.evaluate.batch_size or self.run.train.batch_size
+
+    def scorer(self, frozen: Any) -> Callable[[Any, Any], Any]:
+        """(params, batch) -> the task's held-out scores, jitted."""
+        jitted = jax.jit(self.task.scores)
+        return lambda params, batch: jitted(params, frozen, batch)
+
 
 def abstract_batch(row: Any, size: int, placed: NamedSharding | None = None) -> Any:
     """`size` rows as shapes and dtypes."""

@@ -152,13 +152,18 @@ def names_bart(m: Model) -> Names:
     for stack in ("encoder", "decoder"):
         table[f"embed/{stack}_positions"] = f"model.{stack}.embed_positions"
         table[f"embed/{stack}_norm"] = f"model.{stack}.layernorm_embedding"
-        parts = dict(attention="self_attn") | (dict(cross="encoder_attn") if stack == "decoder" else {})
-        named = dict(ffn__up="fc1", ffn__down="fc2", ffn_out_norm="final_layer_norm")
-        for ours, theirs in parts.items():
-            named |= projections(f"{theirs}.{{}}_proj", out="out", ours=ours)
-            named[f"{ours}_out_norm"] = f"{theirs}_layer_norm"
-        table |= layers(stack, f"model.{stack}.layers.{{}}.", **named)
+        table |= bart_layers(stack, norm_at="out")
     return table
+
+
+def bart_layers(stack: str, *, norm_at: str) -> dict[str, Any]:
+    """The layers of an encoder or a decoder as BART names them; `norm_at`: where its norms are."""
+    parts = dict(attention="self_attn") | (dict(cross="encoder_attn") if stack == "decoder" else {})
+    named = {"ffn__up": "fc1", "ffn__down": "fc2", f"ffn_{norm_at}_norm": "final_layer_norm"}
+    for ours, theirs in parts.items():
+        named |= projections(f"{theirs}.{{}}_proj", out="out", ours=ours)
+        named[f"{ours}_{norm_at}_norm"] = f"{theirs}_layer_norm"
+    return layers(stack, f"model.{stack}.layers.{{}}.", **named)
 
 
 # Defaults of their config classes (transformers 5.24, `configuration_<family>.py`); tests/parity/test_config.py checks them.

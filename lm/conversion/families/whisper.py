@@ -3,6 +3,7 @@
 from typing import Any
 
 from lm.config import Attention, Block, Frames, Learned, Mlp, Model, Norm, Stack
+from lm.conversion.families.t5 import bart_layers
 from lm.conversion.settings import Hf
 from lm.conversion.tables import (
     Family,
@@ -12,8 +13,6 @@ from lm.conversion.tables import (
     activation,
     architecture,
     attention_of,
-    layers,
-    projections,
     their_activation,
 )
 
@@ -72,12 +71,7 @@ def names(m: Model) -> Names:
     for stack in ("encoder", "decoder"):
         table[f"embed/{stack}_positions"] = f"model.{stack}.embed_positions"
         table[f"{stack}/final_norm"] = f"model.{stack}.layer_norm"
-        parts = dict(attention="self_attn") | (dict(cross="encoder_attn") if stack == "decoder" else {})
-        named = dict(ffn__up="fc1", ffn__down="fc2", ffn_in_norm="final_layer_norm")
-        for ours, theirs in parts.items():
-            named |= projections(f"{theirs}.{{}}_proj", out="out", ours=ours)
-            named[f"{ours}__out"], named[f"{ours}_in_norm"] = f"{theirs}.out_proj", f"{theirs}_layer_norm"
-        table |= layers(stack, f"model.{stack}.layers.{{}}.", **named)
+        table |= bart_layers(stack, norm_at="in")
     return table
 
 

@@ -70,7 +70,7 @@ def test_bits_per_byte_are_those_of_objectives_that_say_so(factors, monkeypatch)
         objective=Backwards(), model=shape, evaluate=config.Evaluate(), train=config.Train(), data=config.Data()
     )
     what = SimpleNamespace(scores=lambda params, frozen, batch: {}, nats=True)
-    parts = SimpleNamespace(run=run, rows={"holdout": Rows()}, task=what, mesh=None)
+    parts = SimpleNamespace(run=run, rows={"holdout": Rows()}, task=what, mesh=None, test_size=1, scorer=lambda frozen: None)
     with pytest.raises(UserError, match="'backwards' does not suit the decoder"):
         Pretraining().evaluators(parts, None)
     suit = Suit(lambda c, data, v: None, factors=factors, reads_prefix=False)
