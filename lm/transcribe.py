@@ -129,7 +129,7 @@ def _of_lines(file: str) -> list[Recording]:
 
 def _of_split(source: Any, name: str, data: Any) -> list[Recording]:
     """The held-out recordings of one source, which are numbered, since the same file may be there twice."""
-    from lm.data.sound_frames import folder_of
+    from lm.data.attached import folder_of
 
     records = data.records(name, "holdout")
     return [Recording(f"{name}/{i}", record, folder_of(source)) for i, record in enumerate(records)]

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from lm import config, paths
+from lm import config
+from lm.data.attached import Attached, folder_of
 from lm.data.corpus import openmoji
 from lm.data.corpus.prepare import Prepared
 from lm.data.records import Captioned
@@ -22,6 +23,7 @@ from lm.errors import UserError
 
 FORMAT = 1  # of the files of pixels; raise it to have all pictures read again
 CHANNELS = 3
+PICTURE = Attached("picture", "image")
 
 
 @dataclass(frozen=True)
@@ -105,27 +107,10 @@ def _write(file: Path, records: Sequence[Captioned], source: config.Source, size
 def _read(image: str, source: config.Source, size: int, cache: str) -> np.ndarray:
     if image.startswith(openmoji.PREFIX):
         return openmoji.draw([image], size, cache)[0]
-    file = _file(image, source)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the picture {file} ({error.strerror}); check the field 'image' of its record") from None
-    return decoded(data, size, str(file))
-
-
-def _file(image: str, source: config.Source) -> Path:
-    """Where a picture lies: its name is from the folder of the records on."""
-    given = paths.expanded(source.path)
-    return (given if given.is_dir() else given.parent) / image
+    file = PICTURE.file(image, folder_of(source))
+    return decoded(PICTURE.bytes(file), size, str(file))
 
 
 def _identity(image: str, source: config.Source) -> list[int]:
-    """What changes with a file's contents: its size and time, [] of a picture that is drawn."""
-    if image.startswith(openmoji.PREFIX):
-        return []
-    try:
-        about = _file(image, source).stat()
-    except OSError as error:
-        file = _file(image, source)
-        raise UserError(f"cannot read the picture {file} ({error.strerror}); check the field 'image' of its record") from None
-    return [about.st_size, about.st_mtime_ns]
+    """What changes with a file's contents; [] of a picture that is drawn."""
+    return [] if image.startswith(openmoji.PREFIX) else PICTURE.stamp(PICTURE.file(image, folder_of(source)))

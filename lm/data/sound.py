@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from lm.data.attached import Attached
 from lm.errors import UserError
 
 RATE = 16_000  # samples a second (Whisper, section 2.2)
+RECORDING = Attached("recording", "audio")
 WINDOW = 400  # samples of a frame: 25 ms
 HOP = 160  # samples from one frame's start to the next: 10 ms
 FRAMES = RATE // HOP  # a second
@@ -29,11 +31,7 @@ BREAK, STEP = 1000.0, np.log(6.4) / 27  # of Slaney's mel scale: Hz up to which 
 
 def read(path: str | Path) -> np.ndarray:
     """The waveform of a file: WAV of whole numbers by the standard library; all others (FLAC, OGG, MP3, ...) by soundfile."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the recording {path} ({error.strerror}); check the field 'audio' of its record") from None
-    return decode(data, str(path))
+    return decode(RECORDING.bytes(Path(path)), str(path))
 
 
 def decode(data: bytes, name: str) -> np.ndarray:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from lm import config
 from lm.data import sound, sound_espeak
 from lm.data.records import Speech
 from lm.errors import UserError
@@ -45,28 +44,11 @@ class Frames:
         return self.frames[self.offsets[number] : self.offsets[number + 1]].astype(np.float32)
 
 
-def folder_of(source: config.Source) -> Path | None:
-    """Where the recordings that the records of a source name are; None if they are described, or named from the root on."""
-    if source.kind == "generated" or "://" in source.path:
-        return None
-    path = Path(source.path).expanduser()
-    return path if path.is_dir() else path.parent
-
-
 def waveform(record: Speech, folder: Path | None) -> np.ndarray:
     """The waveform of a record's recording, float32 [samples] at `sound.RATE`."""
     if record.audio.startswith(sound_espeak.SCHEME):
         return sound_espeak.speak(record.text, sound_espeak.Voice.parse(record.audio))
-    return sound.read(located(record.audio, folder))
-
-
-def located(audio: str, folder: Path | None) -> Path:
-    """The file that a record names, from the folder of the records on."""
-    if "://" in audio:
-        raise UserError(
-            f"audio={audio[:80]} is elsewhere, and recordings are read from local files: copy it, and name the copy"
-        )
-    return (folder or Path()) / Path(audio).expanduser()
+    return sound.read(sound.RECORDING.file(record.audio, folder))
 
 
 def open_frames(cache: Path, records: Sequence[Speech], folder: Path | None, bands: int) -> Frames:
@@ -83,12 +65,8 @@ def open_frames(cache: Path, records: Sequence[Speech], folder: Path | None, ban
 def _identity(record: Speech, folder: Path | None) -> list[Any]:
     if record.audio.startswith(sound_espeak.SCHEME):
         return [record.audio, record.text, sound_espeak.version()]
-    path = located(record.audio, folder)
-    try:
-        about = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot read the recording {path} ({error.strerror}); check the field 'audio' of its record") from None
-    return [str(path), about.st_size, about.st_mtime_ns]
+    file = sound.RECORDING.file(record.audio, folder)
+    return [str(file), *sound.RECORDING.stamp(file)]
 
 
 def _make(home: Path, records: Sequence[Speech], folder: Path | None, bands: int) -> None:

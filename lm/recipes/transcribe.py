@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lm import config, sharding
+from lm.data.attached import folder_of
 from lm.data.corpus.prepare import Prepared
 from lm.data.corpus.store import shared
 from lm.data.records import Speech
-from lm.data.sound_frames import folder_of, open_frames
+from lm.data.sound_frames import open_frames
 from lm.data.sound_rows import SpeechRows
 from lm.errors import UserError
 from lm.evaluation.reranking import LanguageModel

@@ -89,6 +89,9 @@ def test_a_missing_picture_and_other_records_are_refused(folder, tmp_path):
     data = data_of(lost, tmp_path)
     with pytest.raises(UserError, match="cannot read the picture .*png .*check the field 'image'"):
         image_rows.splits(prepare(data, progress=False), data, STEM)
+    (lost / "records.jsonl").write_text('{"image": "https://host/a.png", "text": "a"}\n' * 2, encoding="utf-8")
+    with pytest.raises(UserError, match="image=https://host/a.png is elsewhere, and pictures are read from local files"):
+        image_rows.splits(prepare(replace(data, dedup=config.Dedup(False, None)), progress=False), data, STEM)
     texts = replace(data, sources={"mine": config.Source("text", str(folder))})
     with pytest.raises(UserError, match="this run reads pictures: give format='captioned'"):
         image_rows.splits(prepare(data_of(folder, tmp_path), progress=False), texts, STEM)
