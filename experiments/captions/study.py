@@ -1,6 +1,7 @@
 """Pictures into texts and back: a decoder that attends to an image's patches against one that has them as a prefix, beside one
 that does not see them; and a decoder that draws."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import small
+from experiments import noto, small
 from experiments.study import Cell, Gate, Measured, Metric, Relation, Study
 from lm import config, recipes
 from lm.config import Attention, Block, Learned, Mlp, Model, Norm, Patches, Rope, Stack
 from lm.data.corpus.prepare import prepare
-from lm.data.image_questions import guess
+from lm.data.image_questions import guess, main_colour
 from lm.data.image_text import CAPTION, DrawnRows, ImageTextRows
 from lm.evaluation.image_text import write
 from lm.evaluation.qa_metrics import qa_metrics
@@ -88,10 +89,10 @@ def study(seeds: int = 3, steps: int = 500, coded: int = 400, drawn: int = 250) 
         "draws": Cell("draws its codes", drawer(steps=drawn), reads={"recipe.codes": "codes"}, measure=fitting),
     }
     source = "arXiv 2405.02246, section 3.2"
-    source = "arXiv 2405.02246, section 3.2"
     relations = (
         Relation("answers are read off the image", ANSWERS, "cross", "blind"),
         Relation("captions are read off the image", CHRF, "cross", "blind"),
+        Relation("answers are read off images of another font", f"noto/{ANSWERS}", "cross", "blind", primary=False),
         Relation("prefix > cross-attention, answers", ANSWERS, "prefix", "cross", primary=False, source=source),
         Relation("prefix > cross-attention, captions", CHRF, "prefix", "cross", primary=False, source=source),
     )
@@ -102,6 +103,10 @@ def study(seeds: int = 3, steps: int = 500, coded: int = 400, drawn: int = 250) 
         Metric("caption/exact", "right names of held-out pictures"),
         Metric("group/exact", "right groups", chance="group/guess"),
         Metric("colour/exact", "right main colours", chance="colour/guess"),
+        Metric(f"noto/{ANSWERS}", "right answers about images of another font", chance="noto/answers/guess"),
+        Metric(f"noto/{CHRF}", "captions of images of another font, chrF", unit="0 to 100"),
+        Metric("noto/group/exact", "right groups of images of another font", chance="noto/group/guess"),
+        Metric("noto/colour/exact", "right main colours of images of another font", chance="noto/colour/guess"),
         Metric("heldout/psnr", "pictures made of their codes", unit="dB", comparable=False),
         Metric(GAIN, "nats a code that the right caption saves over another's", unit="nats", comparable=False),
     )
@@ -118,10 +123,31 @@ def rows_of(model: Saved) -> Any:
 
 
 def written(model: Saved) -> Measured:
-    """What the model writes about all held-out pictures: scores of captions, right answers of each kind and of all, and those
-    of the best guesses without the picture."""
+    """What the model writes about all held-out pictures; as `noto/...`, about the same ones of another font."""
     splits: dict[str, ImageTextRows] = rows_of(model)
-    rows, train = splits["holdout"], splits["train"]
+    metrics, items = dict[str, float](), dict[str, np.ndarray]()
+    for prefix, rows in (("", splits["holdout"]), ("noto/", in_noto(model, splits["holdout"]))):
+        found = of_rows(model, rows, splits["train"])
+        metrics |= {prefix + name: value for name, value in found.metrics.items()}
+        items |= {prefix + name: values for name, values in found.items.items()}
+    return Measured(metrics, items)
+
+
+def in_noto(model: Saved, rows: ImageTextRows) -> ImageTextRows:
+    """The same names and groups, of images as another font draws them; main colours are those of its pixels."""
+    assert model.run is not None
+    data = prepare(model.run.data, progress=False)
+    records: Any = [record for name in model.run.data.sources for record in data.records(name, "holdout")]
+    pixels = noto.draw([record.image for record in records], IMAGE)
+    of = rows.images.described
+    described = [replace(one, colour=main_colour(drawn)) for one, drawn in zip(of, pixels, strict=True)]
+    shifted = copy.copy(rows)
+    shifted.images = replace(rows.images, pixels=pixels, described=described)
+    return shifted
+
+
+def of_rows(model: Saved, rows: ImageTextRows, train: ImageTextRows) -> Measured:
+    """Scores of captions, right answers of each kind and of all, and those of the best guesses without the picture."""
     index = list(range(rows.count))
     texts = write(Transformer(model.model), model.params(device=jax.local_devices()[0]), rows, index, slots=64)
     asked, kinds = [rows.asked(i) for i in index], np.array([rows.kind(i) for i in index])

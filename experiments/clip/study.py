@@ -1,8 +1,19 @@
 """Pictures and their names in one space (CLIP, arXiv 2103.00020), from 1,104 pictures: retrieval among 268 others."""
 
-from experiments import small
-from experiments.study import Cell, Gate, Metric, Relation, Study
-from lm import config
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import noto, small
+from experiments.study import Cell, Gate, Measured, Metric, Relation, Study
+from lm import config, recipes, sharding
+from lm.data.image_rows import ImageRows
+from lm.data.images import Pictures
+from lm.evaluation.retrieval import Retrieval, alike, hits
+from lm.recipes.two_encoders import Pair
+from lm.saved import Saved
 
 LENGTH, WIDTH, SPACE = 24, 96, 64
 VOCAB = 512
@@ -34,13 +45,14 @@ def run(*, batch_size: int = 128, shift: int = 4) -> config.Run:
 
 def study(seeds: int = 3, budget: float = 3e12) -> Study:
     cells = {
-        "clip": Cell("batches of 128", run(), {"rows": "128", "shift": "4"}),
-        "few": Cell("batches of 16", run(batch_size=16), {"rows": "16", "shift": "4"}),
-        "still": Cell("pictures as they are", run(shift=0), {"rows": "128", "shift": "0"}),
-        "untrained": Cell("untrained", run(), {"rows": "-", "shift": "-"}, share=0),
+        "clip": Cell("batches of 128", run(), {"rows": "128", "shift": "4"}, measure=measured),
+        "few": Cell("batches of 16", run(batch_size=16), {"rows": "16", "shift": "4"}, measure=measured),
+        "still": Cell("pictures as they are", run(shift=0), {"rows": "128", "shift": "0"}, measure=measured),
+        "untrained": Cell("untrained", run(), {"rows": "-", "shift": "-"}, share=0, measure=measured),
     }
     metrics = tuple(
-        Metric(f"heldout/{way.replace('5', k)}", f"{name}, among the {k} nearest", chance=f"heldout/chance@{k}")
+        Metric(f"{test}/{way.replace('5', k)}", f"{name}{font}, among the {k} nearest", chance=f"heldout/chance@{k}")
+        for test, font in (("heldout", ""), ("noto", ", of another font"))
         for way, name in zip(AT, ("pictures that find their name", "names that find their picture"), strict=True)
         for k in ("5", "1")
     )
@@ -50,8 +62,39 @@ def study(seeds: int = 3, budget: float = 3e12) -> Study:
         Relation("pictures find their names", there, "clip", "untrained", source="arXiv 2103.00020", planted="effect"),
         Relation("names find their pictures", back, "clip", "untrained", source="arXiv 2103.00020", planted="effect"),
         Relation("more negatives > fewer, at equal FLOPs", there, "clip", "few", source=batches),
+        Relation("pictures of another font find their names", f"noto/{AT[0]}", "clip", "untrained"),
         Relation("shifted pictures > as they are", there, "clip", "still", primary=False),
+        Relation("shifted pictures > as they are, another font", f"noto/{AT[0]}", "clip", "still", primary=False),
     )
     gates = (Gate("the model finds what it was not shown", there, at_least=0.03, cells=("clip", "few", "still")),)
     title = "Pictures and their names in one space"
     return Study("clip", title, cells, seeds, metrics, relations, "flops", budget, gates=gates)
+
+
+def measured(model: Saved) -> Measured:
+    """Which held-out pictures and names find each other, as `heldout/...`; and as `noto/...`, when another font draws the
+    pictures."""
+    run: Any = model.run
+    recipe = recipes.recipe(run)
+    rows: Any = recipe.rows(run, recipe.data(run, progress=False))["holdout"]
+    items = {}
+    for name, tested in {"heldout": rows, "noto": in_noto(rows)}.items():
+        items |= {f"{name}/{way}": found for way, found in retrieved(model, tested).items()}
+    return Measured({name: float(found.mean()) for name, found in items.items()}, items)
+
+
+def in_noto(rows: ImageRows) -> ImageRows:
+    drawn = {
+        name: Pictures(noto.draw([record.image for record in of.records], rows.stem.image), of.records)
+        for name, of in rows.pictures.items()
+    }
+    return replace(rows, pictures=drawn)
+
+
+def retrieved(model: Saved, rows: ImageRows) -> dict[str, np.ndarray]:
+    """`lm.evaluation.retrieval.hits` of all rows."""
+    run: Any = model.run
+    pair, mesh, index = Pair(run.model, run.recipe), sharding.make_mesh(run.mesh), np.arange(rows.count)
+    params = model.params(pair.abstract(rows.rows(index[:1]), jax.local_devices()[0]))
+    images, texts = Retrieval(rows, jax.jit(pair.vectors), pair.scale, 64, mesh).vectors(params, index)
+    return hits(images @ texts.T, alike(rows.records(index)))

@@ -3,7 +3,7 @@
 Axes: N pairs, E size of the common space.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from typing import Any
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from lm import sharding
 from lm.data.image_rows import ImageRows
+from lm.data.records import Captioned
 from lm.evaluation.findings import interval_ends
 
 AT = (1, 5)  # a query has found what it looks for if that is among so many nearest
@@ -40,12 +41,9 @@ class Retrieval:
         )
         images, texts = self.vectors(params, index)
         cosines = images @ texts.T
-        records = self.rows.records(index)
-        right = same([r.image for r in records]) | same([r.text for r in records])
+        right = alike(self.rows.records(index))
         self.latest.clear()
-        for name, logits in (("image_to_text", cosines), ("text_to_image", cosines.T)):
-            nearest = ranks(logits, right)
-            self.latest.update({f"{name}@{k}": (nearest < k).astype(np.float64) for k in AT})
+        self.latest.update(hits(cosines, right))
         metrics = {name: float(values.mean()) for name, values in self.latest.items()}
         metrics |= {f"chance@{k}": chance(right, k) for k in AT}
         scaled = cosines * float(self.scale(params))
@@ -67,6 +65,21 @@ class Retrieval:
                 side.append(np.asarray(vectors, np.float64)[: len(part)])
         images, texts = map(np.concatenate, sides)
         return images, texts
+
+
+def alike(records: Sequence[Captioned]) -> np.ndarray:
+    """bool [N, N]: whether the caption of column j is a right answer to the picture of row i."""
+    return same([record.image for record in records]) | same([record.text for record in records])
+
+
+def hits(cosines: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
+    """`image_to_text@k` and `text_to_image@k` of each query, for each k of AT: 1.0 if a right answer is among the k nearest,
+    else 0.0; float64 [N]. `cosines` and `right` have a row for each picture and a column for each caption."""
+    found = {}
+    for name, scores in (("image_to_text", cosines), ("text_to_image", cosines.T)):
+        nearest = ranks(scores, right)
+        found |= {f"{name}@{k}": (nearest < k).astype(np.float64) for k in AT}
+    return found
 
 
 def ranks(scores: np.ndarray, right: np.ndarray) -> np.ndarray:

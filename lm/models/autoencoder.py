@@ -9,13 +9,12 @@ Axes: B batch, T patches, C numbers of a code, P pixels of a patch with their ch
 from dataclasses import dataclass, replace
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm import config
-from lm.models.transformer import Transformer
+from lm.models.transformer import Transformer, unboxed_shapes
 from lm.models.vq import Codebook, Quantised
 from lm.types import Example, TokenStream, vector_stream
 
@@ -58,10 +57,7 @@ class Autoencoder:
         """The parameters' shapes and dtypes, as `lm.saved.Saved.params` takes them: to load arrays on a device, or without one
         NumPy arrays."""
         stream = vector_stream(np.zeros((1, *self.stem.inputs), np.uint8), self.stem.length)
-        boxed = jax.eval_shape(self.init, jax.random.key(0), Example(stream, None, None, None))
-        placed = None if device is None else jax.sharding.SingleDeviceSharding(device)
-        make = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
-        return jax.tree.map(make, jax.eval_shape(nn.unbox, boxed))
+        return unboxed_shapes(jax.eval_shape(self.init, jax.random.key(0), Example(stream, None, None, None)), device)
 
     def encode(self, params: Any, stream: TokenStream, rngs: Any = None) -> Quantised:
         """What the codebook makes of patches: codes int32 [B, T], vectors [B, T, C]."""

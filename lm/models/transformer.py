@@ -297,9 +297,14 @@ def abstract_params(model: config.Model, device: jax.Device | None = None) -> di
 
     `lm.saved.Saved.params` takes the result: with `device` it loads arrays there, without one NumPy arrays.
     """
+    return unboxed_shapes(boxed_params(Transformer(model)), device)
+
+
+def unboxed_shapes(boxed: Any, device: jax.Device | None = None) -> Any:
+    """The shapes and dtypes of parameters that have the names of their axes with them, placed on `device` if one is given."""
     sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
     make = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(make, jax.eval_shape(nn.unbox, boxed_params(Transformer(model))))
+    return jax.tree.map(make, jax.eval_shape(nn.unbox, boxed))
 
 
 def independent_of_padding(model: config.Model) -> config.Model:

@@ -24,7 +24,7 @@ from lm.errors import UserError
 from lm.evaluation.retrieval import Retrieval
 from lm.losses import contrastive
 from lm.models.positions import check_positions
-from lm.models.transformer import Transformer
+from lm.models.transformer import Transformer, unboxed_shapes
 from lm.objectives import Lengths
 from lm.objectives.declaration import required_length
 from lm.recipes.image_data import OfPictures, check_pictures, rows_of, stem_of
@@ -98,6 +98,11 @@ class Pair:
             TEXT: self.text.init(two, of_caption(example))["params"],
             SCALE: first(key, (), jnp.float32),
         }
+
+    def abstract(self, example: Example, device: jax.Device | None = None) -> dict[str, Any]:
+        """The parameters' shapes and dtypes, as `lm.saved.Saved.params` takes them: to load arrays on a device, or without one
+        NumPy arrays."""
+        return unboxed_shapes(jax.eval_shape(self.init, jax.random.key(0), example), device)
 
     def vectors(self, params: Any, example: Example, rngs: Any = None) -> tuple[jax.Array, jax.Array]:
         """Vectors of the pictures and of the captions, float32 [B, E] each, of length 1."""
