@@ -63,7 +63,8 @@ def split(old: dict[int, str], new: dict[int, str]) -> tuple[list[verses.Clauses
     taught = [pair for name in BINS for pair in _some(found[False][name], TAUGHT // len(BINS))]
     questions, words = {question for question, _ in taught}, {word for pair in taught for word in " ".join(pair).split()}
     new_pairs = lambda pair: pair[0] not in questions and set(" ".join(pair).split()) <= words
-    asked = {name: _some(list(dict.fromkeys(filter(new_pairs, found[True][name]))), ASKED) for name in BINS}
+    # From the middle of each stride: those at its beginning were in the pilot of `experiments.seq2seq`.
+    asked = {name: _some(list(dict.fromkeys(filter(new_pairs, found[True][name]))), ASKED, start=0.5) for name in BINS}
     return [taught[i] for i in rng.permutation(len(taught))], asked
 
 
@@ -82,6 +83,6 @@ def _suited(pair: verses.Clauses, frequent: set[str]) -> bool:
     return first | second <= frequent and len(first & second) >= verses.COMMON * max(len(first), len(second))
 
 
-def _some(pairs: list[verses.Clauses], most: int) -> list[verses.Clauses]:
-    """At most so many of the pairs, spread evenly over them."""
-    return pairs if len(pairs) <= most else [pairs[i * len(pairs) // most] for i in range(most)]
+def _some(pairs: list[verses.Clauses], most: int, *, start: float = 0.0) -> list[verses.Clauses]:
+    """At most so many of the pairs, one of each stride over them: the one that is this share of a stride from its beginning."""
+    return pairs if len(pairs) <= most else [pairs[int((i + start) * len(pairs) / most)] for i in range(most)]
