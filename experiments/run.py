@@ -9,7 +9,7 @@ it is measured. Finished units are skipped and interrupted ones resumed, so repe
 fails has an error.txt, does not stop the others, and is tried again by the next command. `--processes` workers share the units,
 and so do commands with the same D. `--shard=0/4` runs a quarter of the units, for hosts without a shared folder; a cell that
 starts from another one is in the same shard. Copy the folders together, and the same command without --shard writes the report.
-`laptop`, `frontier` and `life` are suites: their studies run one after another, each in D/<study>.
+`laptop`, `frontier`, `life` and `kinds` are suites: their studies run one after another, each in D/<study>.
 """
 
 import ast
@@ -48,6 +48,7 @@ SUITES = {  # name -> studies
     ),
     "life": ("rewards", "overoptimisation", "lora", "razor", "instructions", "on_policy"),
     "frontier": ("diffusion", "crossing", "reversal_diffusion", "adapt", "sudoku", "planning", "vectors"),
+    "kinds": ("seq2seq", "bottleneck", "trees", "clip", "captions", "speech"),  # of model: docs/other_models.md
 }
 
 
