@@ -1,6 +1,7 @@
 """Sequence to sequence as it began: one vector against attention, by the length of what is translated (arXiv 1409.0473, figure
 2; 1409.3215)."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import numpy as np
 from experiments import small
 from experiments.answers import scored
 from experiments.languages import passages
-from experiments.study import Cell, Gate, Measured, Metric, Relation, Study
+from experiments.pictures import COLOURS, STYLES, pyplot, save
+from experiments.study import Cell, Gate, Measured, Metric, Relation, Results, Study
 from lm import config, recipes
 from lm.config import Attention, Block, Bottleneck, Lstm, Model, Norm, Stack
 from lm.errors import UserError
@@ -82,9 +84,9 @@ def study(seeds: int = 3, budget: float = 2e12) -> Study:
         metrics.append(Metric(f"{name}/chrf", f"chrF, {words[name]}", lines={"copying the source": copied(name)}))
         metrics.append(Metric(f"{name}/bleu", f"BLEU, {words[name]}"))
         metrics.append(Metric(f"{name}/nats", f"answers, {words[name]}", higher=False, unit="nats a token"))
-    gates = (Gate("the source is read", SHORT, at_least=8.0),)
+    how: dict[str, Any] = dict(gates=(Gate("the source is read", SHORT, at_least=8.0),), analyse=by_length)
     title = "One vector against attention, by the length of the source"
-    return Study("seq2seq", title, cells, seeds, tuple(metrics), relations, "flops", budget, gates=gates)
+    return Study("seq2seq", title, cells, seeds, tuple(metrics), relations, "flops", budget, **how)
 
 
 def measured(model: Saved) -> Measured:
@@ -142,6 +144,31 @@ def copied(name: str) -> float:
 
     lines = expanded(passages.language().items[name]).read_text(encoding="utf-8").splitlines()
     return float(np.mean([chrf(record["question"], record["answer"]) for record in map(json.loads, lines)]))
+
+
+def by_length(results: Results, folder: Path) -> str:
+    """Draws chrF and BLEU over the words of the source, as figure 2 of 1409.0473 does. Returns the Markdown section."""
+    names = {
+        "vector": "one vector",
+        "attention": "additive attention",
+        "transformer": "transformer",
+        "in_order": "one vector, in order",
+    }
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, score in zip(axes, ("chrf", "bleu"), strict=True):
+        for i, (cell, label) in enumerate(names.items()):
+            runs = [result["metrics"] for result in results.get(cell, {}).values() if result["metrics"]]
+            values = np.array([[run[f"{name}/{score}"] for name in passages.BINS] for run in runs])
+            if runs:
+                axis.plot(range(len(passages.BINS)), values.mean(0), STYLES[i], marker="o", color=COLOURS[i], label=label)
+                axis.fill_between(range(len(passages.BINS)), values.min(0), values.max(0), color=COLOURS[i], alpha=0.2, lw=0)
+        axis.set_xticks(range(len(passages.BINS)), [f"{low}-{high}" for low, high in passages.BINS.values()])
+        axis.set(xlabel="words of the source", ylabel={"chrf": "chrF2", "bleu": "BLEU"}[score], ylim=(0, 100))
+        axis.grid(alpha=0.3)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(frameon=False, loc="lower left")
+    save(figure, folder / "by_length.png")
+    return "## By length\n\nMeans over seeds; bands are their range.\n\n![chrF and BLEU by length](by_length.png)\n"
 
 
 def _sacrebleu() -> Any:
