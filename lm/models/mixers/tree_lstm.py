@@ -170,7 +170,7 @@ class TreeLstm(nn.Module):
                 "the model has a tree-LSTM, which reads trees, and here are none: it learns and is tested with "
                 "recipe.kind=finetune and recipe.trees"
             )
-        tree = _leaves(x) if context.tree is None else context.tree
+        tree = _leaves(x, places or 1) if context.tree is None else context.tree
         if places is not None and context.tree is not None and tree.children.shape[-1] != places:
             raise ValueError(f"nodes have up to {tree.children.shape[-1]} children, and the layer's have {places}")
         x = nn.with_logical_constraint(x, ("batch", "keys", "embed_act"))  # each device computes whole rows
@@ -190,6 +190,7 @@ def _first_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array
     return jnp.zeros(shape, dtype).at[3].set(1)
 
 
-def _leaves(x: jax.Array) -> Tree:
+def _leaves(x: jax.Array, children: int) -> Tree:
+    """Nodes without children, though there is room for so many."""
     batch, nodes = x.shape[:2]
-    return Tree(*(jnp.full((batch, *shape), -1, jnp.int32) for shape in ((nodes, 1), (0, 1), (nodes,), (nodes,))))
+    return Tree(*(jnp.full((batch, *shape), -1, jnp.int32) for shape in ((nodes, children), (0, 1), (nodes,), (nodes,))))

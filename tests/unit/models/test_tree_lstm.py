@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.config import Block, Model, Stack, TreeLstm
 from lm.data import trees
 from lm.models.mixers.tree_lstm import tree_states
+from lm.models.transformer import abstract_params
 from lm.types import Tree, TreeSizes
 
 torch = pytest.importorskip("torch")
@@ -124,3 +126,13 @@ def test_one_program_serves_trees_of_all_shapes():
         row = jax.tree.map(lambda x: jnp.asarray(x)[None], trees.joined([tree], 20, TreeSizes(7, 2, 2)))
         states(rng.normal(size=(1, 20, 4, H)).astype(np.float32), kernel, row)
     assert traced == [(1, 7, 2)]
+
+
+@pytest.mark.parametrize(("children", "shape"), [(None, (8, 4, 8)), (3, (24, 6, 8))], ids=["child-sum", "ordered"])
+def test_a_models_parameters_are_known_without_a_tree(children, shape):
+    """As a saved model is opened."""
+    model = Model(16, 8, encoder=Stack(1, {"L": Block(ffn=None, mixer=TreeLstm(children=children))}))
+    shapes = [
+        x.shape for path, x in jax.tree.leaves_with_path(abstract_params(model)) if "recurrent" in jax.tree_util.keystr(path)
+    ]
+    assert [found[-3:] for found in shapes] == [shape]
