@@ -28,7 +28,7 @@ def get_config():
     c.recipe = dict(kind="image_classes", shift=4)
     c.data = dict(
         sources=dict(openmoji=dict(kind="package", path="openmoji", format="captioned")),
-        tokenizer=dict(kind="bpe", vocab_size=512),
+        tokenizer=dict(kind="word", vocab_size=512),  # of the labels, which the model does not read
     )
     c.optimizer = dict(name="adamw", learning_rate=1e-3, schedule=dict(kind="cosine", warmup=20, final=0.0))
     c.train = dict(steps=200, batch_size=64)

@@ -74,6 +74,10 @@ class ImageRows:
             out[i] = self._with(example, self._moved(of.pixels[record], int(index[i])))
         return stack(out)
 
+    def sources(self, index: np.ndarray) -> np.ndarray:
+        """int64 [B]: the number of each row's source in `stores`; `len(stores)` for a row past the last held-out one."""
+        return self._located(np.asarray(index, np.int64))[0]
+
     def records(self, index: Sequence[int] | np.ndarray) -> list[Captioned]:
         """The records of rows `index`."""
         source, number = self._located(np.asarray(index, np.int64))

@@ -135,6 +135,11 @@ def target_text(run: config.Run, data: Prepared, pieces: Pieces) -> Callable[[in
     if isinstance(recipe, config.Finetune) and recipe.how == "head":
         classes = recipe.classes or data.classes
         return lambda target: f"class {classes[target]}"
+    if isinstance(recipe, config.ImageClasses):
+        classes = recipe.classes or ()
+        return lambda target: f"class {classes[target]}"
+    if isinstance(recipe, config.TwoEncoders):
+        return lambda target: "(its vector)"
     if isinstance(recipe, config.Pretrain) and isinstance(run.objective, config.Contrastive):
         return lambda target: "(its vector)"
     return pieces.text

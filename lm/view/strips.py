@@ -15,7 +15,8 @@ NOTHING = "·"  # where nothing is predicted, or no prefix
 
 @dataclass(frozen=True)
 class Strip:
-    """One stream of a row, without its padding. All lists have an entry for each token."""
+    """One stream of a row, without its padding. All lists have an entry for each token. A stream of vectors has no tokens; if
+    something is predicted of the whole, such as a class, there is one entry for that."""
 
     name: str  # "encoder" or "decoder"
     size: int  # tokens of the row, with padding
@@ -25,12 +26,13 @@ class Strip:
     prefix: list[bool]  # whether all of the segment sees it
     segments: list[int]
     lines: dict[str, list[str]]  # "reads", "predicts" and what else is not the same for all tokens, by the names of the arrays
+    vectors: str = ""  # what is read in place of tokens, in words
 
     @property
     def about(self) -> str:
         """Counts in words."""
         n, marks = len(self.ids), {kind: self.kinds.count(kind) for kind in KINDS}
-        parts = [f"{n} of {self.size} tokens" + (", the rest is padding" if n < self.size else "")]
+        parts = [self.vectors or f"{n} of {self.size} tokens" + (", the rest is padding" if n < self.size else "")]
         parts += [f"{segments} segments"] if (segments := len(set(self.segments))) > 1 else []
         parts += [counted(marks["mask"], "mask")] if marks["mask"] else []
         parts += [counted(marks["sentinel"], "sentinel")] if marks["sentinel"] else []
@@ -107,6 +109,8 @@ def _strip(
     answer: Callable[[int], str],
 ) -> Strip:
     segments = np.asarray(stream.segments[i])
+    if stream.vectors is not None:
+        return _of_vectors(name, stream.vectors[i], segments, predictions or {}, answer)
     n = int(np.flatnonzero(segments)[-1]) + 1 if segments.any() else 0
     of = lambda array: np.zeros(n, np.int32) if array is None else np.asarray(array[i])[:n]
     ids, prefix = of(stream.tokens).tolist(), of(stream.prefix).astype(bool)
@@ -135,6 +139,21 @@ def _strip(
         of(stream.segments).tolist(),
         lines,
     )
+
+
+def _of_vectors(
+    name: str,
+    vectors: np.ndarray,
+    segments: np.ndarray,
+    predictions: dict[int, list[tuple[int, float]]],
+    answer: Callable[[int], str],
+) -> Strip:
+    """The strip of pixels or sound. What is predicted of each vector by itself is not shown: a target that is the vector."""
+    words = f"{len(vectors)} vectors of {vectors.shape[-1]} numbers, read at {int((segments > 0).sum())} places"
+    at = [predictions[0]] if predictions.keys() == {0} else []
+    lines = {"reads": ["the whole"], "predicts": [" ".join(answer(target) for target, _ in at[0])]} if at else {}
+    n = len(at)
+    return Strip(name, len(segments), [0] * n, ["text"] * n, [True] * n, [False] * n, [1] * n, lines, words)
 
 
 def _texts(array: np.ndarray) -> list[str]:

@@ -287,3 +287,23 @@ def test_configs_of_records_on_a_model_from_the_seed(name, source, corpus, tmp_p
     check_shown(rows, batch, found.pieces, reading.target_text(found.run, found.data, found.pieces))
     assert rows[3].title == f"row 3, of step 1 of {run.train.steps:,}, of source mine"
     check_drawn(Look(name, reading.explained(found.run), rows), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("encoder_vit", "class red"), ("clip_openmoji", "a red thing")])
+def test_pictures_are_counted_beside_their_class_or_caption(name, shown, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    with (tmp_path / "records.jsonl").open("w", encoding="utf-8") as out:
+        for i in range(12):
+            image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+            colour = ("red", "blue")[i % 2]
+            out.write(json.dumps({"image": f"{i}.png", "text": f"a {colour} thing {i}", "label": colour}) + "\n")
+    run = resolve.load(f"{ROOT}/configs/{name}.py", {})
+    source = config.Source("jsonl", str(tmp_path / "records.jsonl"), format="captioned")
+    words = config.Tokenizer("word", run.data.tokenizer.vocab_size)
+    run = replace(run, data=replace(run.data, sources={"mine": source}, tokenizer=words, cache=str(tmp_path)))
+    view = reading.read(run, "train", progress=False)
+    rows = view.shown(np.arange(8))
+    texts = [text.plain for one in rows for text in terminal.row_texts(one, 100, ids=False)]
+    assert sum("64 vectors of 192 numbers, read at 65 places" in text for text in texts) == 8
+    words = " ".join(" ".join(texts).replace("␣", " ").split())
+    assert shown in words and ", of source mine" in rows[0].title

@@ -125,3 +125,15 @@ def test_rows_of_several_examples_keep_their_names_and_figures():
 def test_a_row_of_padding_is_empty():
     found = of(Example(None, stream([0, 0], [0, 0]), np.zeros((1, 2), int), np.zeros((1, 2))))["decoder"]
     assert found.ids == [] and found.lines["reads"] == [] and found.about == "0 of 2 tokens, the rest is padding"
+
+
+def test_vectors_are_counted_and_what_is_asked_of_the_whole_is_shown():
+    vectors = np.zeros((1, 4, 12), np.uint8)
+    asked = TokenStream(np.zeros((1, 5), int), np.arange(5)[None], np.ones((1, 5), int), vectors=vectors)
+    example = Example(asked, None, np.array([[7]]), np.ones((1, 1)), np.zeros((1, 1), int))
+    (strip,) = strips(example, 0, Pieces(tokenizer()), lambda target: f"class {target}")
+    assert strip.about == "4 vectors of 12 numbers, read at 5 places; loss at 1"
+    assert strip.lines == {"reads": ["the whole"], "predicts": ["class 7"]}
+    each = Example(asked, None, np.zeros((1, 5), int), np.ones((1, 5)))  # the targets are the vectors themselves
+    (strip,) = strips(each, 0, Pieces(tokenizer()), lambda target: f"class {target}")
+    assert strip.about == "4 vectors of 12 numbers, read at 5 places" and not strip.lines
