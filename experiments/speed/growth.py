@@ -157,21 +157,22 @@ def of_documents(count: int) -> dict[str, float]:
 
     import numpy as np
 
-    from lm.data.corpus.store import Entry, Store, write_store
+    from lm.data.corpus import store as stores
     from lm.data.rows import permute
 
-    ids = np.arange(8)
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/store"
         child = os.fork()  # what writing takes is not of the process that is measured
         if not child:
-            write_store(path, (Entry(ids, 20) for _ in range(count)), vocab_size=1024)
+            stores.create(path, tokens=8 * count, vocab_size=1024, loss=False)
+            stores.fill(path, "tokens", 0, np.tile(np.arange(8, dtype=np.uint16), count))
+            stores.finish(path, [np.full(count, 8)], [np.full(count, 20)], [], None)
             os._exit(0)
         if os.waitpid(child, 0)[1]:
             raise UserError(f"a store of {count:,} documents was not written: is there disk space below {folder}?")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
-        store = Store.open(path, in_memory=0)
+        store = stores.Store.open(path, in_memory=0)
         store.read(128 * permute(np.arange(4), store.num_tokens // 128, (0, 0)), 128)
         seconds = time.perf_counter() - start
         return {"start": seconds, "memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}

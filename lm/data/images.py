@@ -42,14 +42,6 @@ def patches(pixels: Any, size: int) -> Any:
     return x.swapaxes(-4, -3).reshape(*batch, (height // size) * (width // size), size * size * channels)
 
 
-def unpatched(vectors: Any, size: int, channels: int = CHANNELS) -> Any:
-    """The inverse of `patches`, of square pictures."""
-    *batch, count, _ = vectors.shape
-    side = round(count**0.5)
-    x = vectors.reshape(*batch, side, side, size, size, channels)
-    return x.swapaxes(-4, -3).reshape(*batch, side * size, side * size, channels)
-
-
 def moved(pixels: np.ndarray, most: int, rng: np.random.Generator, **beyond: Any) -> np.ndarray:
     """The picture [S, S, C], moved by up to `most` pixels along each axis. `beyond`: what comes in, as `np.pad` takes it."""
     down, right = rng.integers(0, 2 * most + 1, 2)

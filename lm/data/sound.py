@@ -81,15 +81,6 @@ def resampled(samples: np.ndarray, rate: int) -> np.ndarray:
     return resample_poly(samples, RATE // shared, rate // shared).astype(np.float32)
 
 
-def to_wav(samples: np.ndarray) -> bytes:
-    """A waveform as the bytes of a WAV file of 16 bits a sample."""
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setnchannels(1), file.setsampwidth(2), file.setframerate(RATE)
-        file.writeframes(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-    return out.getvalue()
-
-
 def noisy(samples: np.ndarray, decibels: float, rng: np.random.Generator) -> np.ndarray:
     """The waveform with white noise that is `decibels` below it in mean power."""
     power = float(np.mean(samples**2)) * 10 ** (-decibels / 10)

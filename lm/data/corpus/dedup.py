@@ -1,7 +1,4 @@
-"""Exact and near duplicates (MinHash). The earlier document stays, so the outcome depends only on the order of documents.
-
-`sign` is the expensive part and runs on one document at a time, in any process; `duplicates` compares the signatures.
-"""
+"""Signatures by which exact and near duplicates (MinHash) are found; `lm.data.corpus.groups` compares them."""
 
 import functools
 import hashlib
@@ -9,9 +6,9 @@ import itertools
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -49,17 +46,10 @@ _LETTER = re.compile(f"[{_SPACELESS}][{_MARKS}]*|[^{_SPACELESS}]+")
 
 @dataclass(frozen=True)
 class Signature:
-    """What `duplicates` compares documents by."""
+    """What documents are compared by."""
 
     exact: bytes  # SHA-256 of its words in lower case
     near: np.ndarray | None  # uint32 [permutations], the MinHash of its word 5-grams; None if settings.near is None
-
-
-@dataclass(frozen=True)
-class Dropped:
-    index: int
-    reason: Literal["exact", "near"]
-    kept: int  # index of the earlier document that stays
 
 
 def words(text: str) -> Iterator[str]:
@@ -126,13 +116,13 @@ def _bands(threshold: float, permutations: int) -> tuple[int, int]:
     return index.b, index.r
 
 
-def _minhash(settings: config.Dedup, hashvalues: np.ndarray | None = None) -> Any:
+def _minhash(settings: config.Dedup) -> Any:
     from datasketch import MinHash
 
     # The shingles are hashes already (`hashfunc=int`); the library's permutations mix them further.
     how: dict[str, Any] = dict(seed=_SEED, hashfunc=int, scheme="affine32")
     known = _permutations(settings.permutations)
-    return MinHash(settings.permutations, hashvalues=hashvalues, permutations=known, **how)
+    return MinHash(settings.permutations, permutations=known, **how)
 
 
 @functools.cache
@@ -170,34 +160,3 @@ def _shingles(hashes: np.ndarray) -> np.ndarray:
         out = (out + hashes[k : k + count]) * np.uint64(0x9E3779B97F4A7C15)
         out ^= out >> np.uint64(29)
     return np.unique(out >> np.uint64(32)).astype(np.uint32)
-
-
-def duplicates(signatures: Iterable[Signature], settings: config.Dedup) -> list[Dropped]:
-    """The documents to drop, in order.
-
-    A document whose words equal an earlier one's is an `exact` duplicate. Otherwise it is compared with the documents kept so
-    far: locality-sensitive hashing proposes candidates, and the MinHash estimate of the Jaccard similarity (standard error
-    about 0.5 / sqrt(permutations)) decides. From `settings.near` up, it is a `near` duplicate of the earliest such document,
-    and its own exact copies are dropped as well.
-    """
-    first: dict[bytes, int] = {}
-    kept: dict[int, np.ndarray] = {}
-    dropped: list[Dropped] = []
-    threshold = settings.near
-    lsh: Any = _index(threshold, settings.permutations) if threshold is not None else None
-    for index, signature in enumerate(signatures):
-        earlier = first.get(signature.exact)
-        if settings.exact and earlier is not None:
-            dropped.append(Dropped(index, "exact", earlier))
-            continue
-        if threshold is not None and signature.near is not None:
-            minhash = _minhash(settings, signature.near)
-            alike = [i for i in lsh.query(minhash) if np.mean(kept[i] == signature.near) >= threshold]
-            if alike:
-                dropped.append(Dropped(index, "near", min(alike)))
-                first.setdefault(signature.exact, min(alike))
-                continue
-            lsh.insert(index, minhash)
-            kept[index] = signature.near
-        first.setdefault(signature.exact, index)
-    return dropped

@@ -1,4 +1,9 @@
-"""Duplicates among more documents than memory holds: the outcome of `dedup.duplicates`, by grouping on disk.
+"""Exact and near duplicates among more documents than memory holds, by grouping on disk.
+
+The earlier document stays, so the outcome depends only on the order of documents. One whose words equal an earlier one's is an
+exact duplicate. Otherwise it is compared with those kept so far: an equal band of their MinHash makes candidates, and the
+estimate of the Jaccard similarity (standard error about 0.5 / sqrt(permutations)) decides. From `settings.near` up it is a near
+duplicate of the earliest such document, and its own exact copies are dropped as well.
 
     exact copies    documents, grouped by their SHA-256: all but the first of a group are copies of it
     candidates      the others, grouped by each band of their MinHash: those with an equal band are compared

@@ -117,36 +117,6 @@ class Entry:
     )
 
 
-def write_store(path: str, documents: Iterable[Entry], *, vocab_size: int) -> None:
-    """Writes documents one after another, holding few in memory. Overwrites what is at `path` (an absolute folder or gs://...).
-    Raises UserError when the disk is full.
-    """
-    ends, sizes, labels = [0], [], []
-    loss: _Appender | None = None
-    try:
-        tokens = _Appender(path, "tokens", dtype(vocab_size))
-        for name in ("loss", "labels"):
-            _delete(path, name)  # of an earlier store, which would be taken for the new one's
-        for document in documents:
-            ends.append(ends[-1] + len(document.ids))
-            sizes.append(document.num_bytes)
-            tokens.add(document.ids)
-            if document.loss is not None:
-                loss = loss or _Appender(path, "loss", "uint8")
-                loss.add(document.loss)
-            if document.label is not None:
-                labels.append(document.label)
-        tokens.close()
-        if loss:
-            loss.close()
-        _write_small(path, "offsets", ends)
-        _write_small(path, "byte_lengths", sizes)
-        if labels:
-            _write_small(path, "labels", labels, "float64" if isinstance(labels[0], float) else "int64")
-    except (ValueError, OSError) as error:
-        raise _translate(error, path) from None
-
-
 # A store whose tokens are written by many processes, in parts that begin at multiples of CHUNK: `create`, `fill`, `finish`.
 
 
@@ -194,12 +164,6 @@ def _translated(path: str) -> Generator[None]:
         yield
     except (ValueError, OSError) as error:
         raise _translate(error, path) from None
-
-
-def _write_small(path: str, name: str, values: list[Any], dtype: str = "int64") -> None:
-    array = _create(path, name, dtype, CHUNK)
-    if values:
-        _append(array, np.array(values, dtype))
 
 
 def _delete(path: str, name: str) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from lm.data.corpus.documents import SKIP, CorruptRecord, cannot_read
 from lm.errors import UserError
 
-COMPRESSED = (".gz", ".zst")
 _PIECE = 1 << 20  # bytes that are decoded at a time
 _MARKED = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),

@@ -11,9 +11,10 @@ from lm import config
 from lm.data import image_rows
 from lm.data.corpus.prepare import prepare
 from lm.data.image_rows import ImageRows
-from lm.data.images import Pictures, decoded, patches, unpatched
+from lm.data.images import Pictures, decoded, patches
 from lm.data.records import Captioned
 from lm.errors import UserError
+from lm.models.autoencoder import whole
 from lm.objectives import Lengths
 from tests.fakes import MemoryStore
 
@@ -27,7 +28,7 @@ def test_patches_go_by_rows_and_come_back():
     found = patches(pixels, 4)
     assert found.shape == (2, 4, 48)
     assert (found[1, 1] == pixels[1, :4, 4:].reshape(-1)).all()  # the second patch is right of the first
-    assert (unpatched(found, 4) == pixels).all()
+    assert (whole(found, STEM) == pixels).all()
 
 
 def saved(folder, name, pixels, **options):

@@ -8,7 +8,7 @@ import pytest
 
 from lm import config
 from lm.data.corpus import generated
-from lm.data.corpus.store import Entry, Store, write_store
+from lm.data.corpus.store import Entry, Store
 from lm.data.examples import ExampleBuilder
 from lm.data.preference_rows import PreferenceRows
 from lm.data.records import Feedback, InvalidRecord, Message, Messages, Pair, Preference, parse, question_digest, texts
@@ -16,6 +16,7 @@ from lm.data.records import to_json as written
 from lm.data.render import render
 from lm.errors import UserError
 from tests.fakes import WordTokenizer
+from tests.stores import write_store
 
 U, A, B = ({"role": role, "content": text} for role, text in (("user", "w1"), ("assistant", "w2"), ("assistant", "w3")))
 ASKED, LONGER = (Message("user", "w1"),), (Message("user", "w1"), Message("assistant", "w2"), Message("user", "w1"))

@@ -48,11 +48,6 @@ def test_two_channels_are_mixed_and_other_rates_resampled():
     np.testing.assert_allclose(found[800:-800], wanted[800:-800], atol=2e-3)
 
 
-def test_what_is_written_is_read_back():
-    samples = np.linspace(-1, 1, 500).astype(np.float32)
-    np.testing.assert_allclose(sound.decode(sound.to_wav(samples), "a.wav"), samples, atol=1 / 16384)
-
-
 def test_flac_is_read_by_soundfile():
     soundfile = pytest.importorskip("soundfile")
     samples, out = (np.sin(np.arange(3200) / 9) * 0.7).astype(np.float32), io.BytesIO()
@@ -182,9 +177,9 @@ def test_frames_are_made_once(tmp_path, monkeypatch):
 
 def test_a_changed_recording_has_its_frames_made_anew(tmp_path):
     samples = np.sin(np.arange(4000) / 5).astype(np.float32)
-    (tmp_path / "a.wav").write_bytes(sound.to_wav(samples))
+    (tmp_path / "a.wav").write_bytes(wav(samples, sound.RATE, 2))
     before = open_frames(tmp_path, [Speech("a.wav", "hum")], tmp_path, 80)
-    (tmp_path / "a.wav").write_bytes(sound.to_wav(samples[:3200]))
+    (tmp_path / "a.wav").write_bytes(wav(samples[:3200], sound.RATE, 2))
     after = open_frames(tmp_path, [Speech("a.wav", "hum")], tmp_path, 80)
     assert (before.lengths, after.lengths) == ([25], [20])
 

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lm.data.corpus.store import Entry, Store, write_store
+from lm.data.corpus.store import Entry, Store
 from lm.evaluation import memorisation
 from lm.evaluation.memorisation import longest_spans, occurrences, spans_of
+from tests.stores import write_store
 
 
 def searched(chunks, text):

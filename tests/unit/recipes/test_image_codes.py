@@ -13,7 +13,7 @@ from lm import config, flops
 from lm.config import resolve
 from lm.data.image_questions import Described
 from lm.data.image_text import Images, PictureRows
-from lm.data.images import patches, unpatched
+from lm.data.images import patches
 from lm.errors import UserError
 from lm.evaluation.image_text import HeldOutCodes
 from lm.models.autoencoder import Autoencoder, whole
@@ -97,7 +97,7 @@ def test_patches_become_the_image_that_they_were_cut_from():
     stem = config.Patches(4, 12, class_token=False)
     pixels = np.random.default_rng(1).integers(0, 256, (2, 12, 12, 3)).astype(np.uint8)
     cut = patches(pixels, 4)
-    assert np.array_equal(whole(cut, stem), pixels) and np.array_equal(unpatched(cut, 4), pixels)
+    assert np.array_equal(whole(cut, stem), pixels)
 
 
 def test_images_of_codes_are_what_the_decoder_makes(run, rows, params):
@@ -109,7 +109,7 @@ def test_images_of_codes_are_what_the_decoder_makes(run, rows, params):
     assert np.array_equal(codes, quantised.codes)
     made = both.decode(params, quantised.chosen, batch.encoder)
     wanted = np.clip(np.asarray(made) * 0.5 + 0.5, 0, 1) * 255
-    assert np.abs(unpatched(wanted, 8) - np.asarray(both.images(params, codes), np.float32)).max() <= 0.51
+    assert np.abs(whole(wanted, both.stem) - np.asarray(both.images(params, codes), np.float32)).max() <= 0.51
 
 
 def test_held_out_codes_are_counted_over_all_images(run, rows, params):

@@ -8,7 +8,8 @@ import pytest
 
 from lm import config
 from lm.data.corpus import dedup
-from lm.data.corpus.dedup import Dropped, _hashes, _shingles, duplicates, sign, words
+from lm.data.corpus.dedup import _hashes, _shingles, sign, words
+from tests.unit.data.corpus.sequential import Dropped, duplicates
 
 NEAR = config.Dedup()
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lm.data.corpus import store as module
-from lm.data.corpus.store import Entry, Store, write_store
+from lm.data.corpus.store import Entry, Store
 from lm.errors import UserError
+from tests.stores import write_store
 
 
 @pytest.fixture(autouse=True)
