@@ -33,7 +33,7 @@ SETS = {
         gopher_repetition_filter.GopherRepetitionFilter,
         lambda text: rules._gopher_repetition(text.strip(), text.split(), config.Gopher()),
     ),
-    "fineweb": (
+    "fineweb": (  # by the thresholds of the released code; those of the paper are ours
         fineweb_quality_filter.FineWebQualityFilter,
         lambda text: rules.fineweb(text, config.FineWeb(repeated_chars=0.01, newlines=0.3)),
     ),
@@ -81,7 +81,10 @@ def verdicts(name, texts):
         theirs = None if found is True else found[1]
         if theirs and "_n_grams" in theirs:
             theirs = "repeated_ngrams"
-        yield NAMES.get(theirs, theirs), ours(text)
+        mine = ours(text)
+        if theirs and theirs.startswith("top_") and mine == "top_ngrams":  # theirs says of how many words
+            theirs = mine
+        yield NAMES.get(theirs, theirs), mine
 
 
 @pytest.fixture

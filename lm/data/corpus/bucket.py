@@ -4,12 +4,15 @@ The report is written last, and marks that the data is complete. Chunks of token
 else through fsspec, so that a host reads the rows that it trains on and no more.
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from lm import paths
 from lm.data.corpus import integrity
@@ -46,27 +49,47 @@ def report_of(home: Url) -> dict[str, Any] | None:
 def put(home: Url, make: Callable[[str], Path]) -> dict[str, Any]:
     """Makes the data by `make`, given a local cache, and puts it into the bucket unless another process did so meanwhile. What
     was made is removed from the disk at the end; after a kill, the next call goes on with it."""
-    from filelock import FileLock
-
     if home.url.startswith("http"):
         raise UserError(f"{home} has no prepared data, and a web server is only read: prepare it in a folder or a bucket first")
-    staging = paths.local(STAGING, name="the local copy of data.cache")
+    staging = _staging()
     staging.mkdir(parents=True, exist_ok=True)
-    with FileLock(staging / f"{home.name}.put.lock"):
-        if (report := report_of(home)) is not None:
-            return report
-        folder = make(str(staging))
-        try:
-            upload(folder, home)
-        except OSError as error:
-            raise UserError(
-                f"data.cache={home.url} cannot be written ({one_line(error)}); what was prepared is in {folder}, and the same "
-                "command goes on with it"
-            ) from None
-        shutil.rmtree(folder)
+    with _lock(home):
+        if report_of(home) is None:
+            folder = make(str(staging))
+            try:
+                upload(folder, home)
+            except OSError as error:
+                raise UserError(
+                    f"data.cache={home.url} cannot be written ({one_line(error)}); what was prepared is in {folder}, and the "
+                    "same command goes on with it"
+                ) from None
+        for folder in _staged(home):
+            shutil.rmtree(folder)
     if (report := report_of(home)) is None:
         raise UserError(f"{home / integrity.REPORT} was written and is not there; check whether others remove files there")
     return report
+
+
+def tidy(home: Url) -> None:
+    """Removes from the disk what is left of finished data: by a process that was killed after it had written the report, or one
+    that was killed while another machine prepared the same. What a process is putting there now is left to it."""
+    if _staged(home):
+        with contextlib.suppress(filelock.Timeout), _lock(home, timeout=0):
+            for folder in _staged(home):
+                shutil.rmtree(folder)
+
+
+def _staging() -> Path:
+    return paths.local(STAGING, name="the local copy of data.cache")
+
+
+def _lock(home: Url, timeout: float = -1) -> filelock.BaseFileLock:
+    return filelock.FileLock(_staging() / f"{home.name}.put.lock", timeout=timeout)
+
+
+def _staged(home: Url) -> list[Path]:
+    """The local folders in which the data is prepared that exist."""
+    return [folder for end in ("", ".partial") if (folder := _staging() / f"{home.name}{end}").is_dir()]
 
 
 def upload(folder: Path, home: Url) -> None:

@@ -1,10 +1,11 @@
 """Preparation on a Ray cluster: `ray start --head` on one machine, `ray start --address=...` on the others.
 
 All machines read the sources and write below data.cache, so both must be places that all of them see under the same names. The
-cluster is asked before the first task: whether each node sees a file that this process wrote, and whether it has the same
-versions of everything that decides the result.
+cluster is asked before the first task: whether each node sees a file that this process wrote, and whether it has the same code
+and the same versions of libraries.
 """
 
+import hashlib
 import importlib
 import os
 import re
@@ -58,7 +59,7 @@ class Ray:
             raise UserError(f"a task failed on the Ray cluster ({_short(error)}); the same command goes on") from None
 
     def check(self, folder: Path) -> None:
-        """Raises UserError if a node does not see `folder`, or has other versions than this process."""
+        """Raises UserError if a node does not see `folder`, or has other code or versions than this process."""
         at = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
         ray, mark, ours = self._ray, folder / f"{uuid4().hex}.seen", versions()
         look, asked = ray.remote(_look), []
@@ -79,12 +80,11 @@ class Ray:
                 if not sees:
                     raise UserError(
                         f"{node} does not see {folder}: set data.cache to a folder that all nodes share (NFS, Lustre, "
-                        "Filestore) under the same name, and keep the sources there or in a bucket"
+                        "Filestore) under the same name, or XDG_CACHE_HOME if data.cache is in a bucket, and keep the sources "
+                        "there or in a bucket"
                     )
                 if theirs != ours:
-                    other = [
-                        f"{name} {theirs.get(name)} (here {ours[name]})" for name in ours if theirs.get(name) != ours[name]
-                    ]
+                    other = [f"{k} {theirs.get(k, 'unknown')} (here {v})" for k, v in ours.items() if theirs.get(k) != v]
                     raise UserError(f"{node} has {', '.join(other)}: install the same everywhere, or results differ")
         finally:
             mark.unlink(missing_ok=True)
@@ -130,9 +130,7 @@ def _look(mark: str) -> tuple[bool, dict[str, str]]:
 
 def versions() -> dict[str, str]:
     """Versions of everything that decides the result of a task."""
-    from lm.data.corpus import build
-
-    found = {"python": ".".join(map(str, sys.version_info[:2])), "lm's FORMAT of data": str(build.FORMAT)}
+    found = {"python": ".".join(map(str, sys.version_info[:2])), "the code of lm.data and lm.config": code()}
     found["zlib"] = zlib.ZLIB_RUNTIME_VERSION
     for name in _PACKAGES:
         try:
@@ -140,6 +138,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "missing"
     return found
+
+
+def code(package: Path = Path(__file__).parents[2]) -> str:
+    """The first digits of a SHA-256 of the Python files that a preparation depends on, and of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(file for part in ("config", "data") for file in (package / part).rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def _short(error: BaseException) -> str:

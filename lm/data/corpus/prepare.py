@@ -12,6 +12,7 @@ when it is opened (`lm.data.corpus.integrity`): an error names a damaged file; a
 """
 
 import errno
+import functools
 import hashlib
 import json
 import re
@@ -132,6 +133,8 @@ def _elsewhere(data: config.Data, mark: str, locally: Callable[[str], tuple[Path
             report = bucket.wait(home, data.sources, seconds=distributed.seconds_of("LM_PREPARE_SECONDS", bucket.WAIT))
         else:
             report = bucket.put(home, lambda cache: locally(cache)[0])
+    else:
+        bucket.tidy(home)
     return home, report
 
 
@@ -151,7 +154,8 @@ def _local(
                 if report is None:
                     partial = cache / f"{mark}.partial"
                     partial.mkdir(exist_ok=True)
-                    build.Build(data, partial, cache, mark, tokenizer, _open_source, progress).run()
+                    open_source = functools.partial(_open_source, str(cache))  # of all nodes of a cluster, wherever their ~ is
+                    build.Build(data, partial, cache, mark, tokenizer, open_source, progress).run()
                     _move(partial, done)
                     report = integrity.read_report(done, mark)
     except OSError as error:
@@ -163,9 +167,9 @@ def _local(
     return done, report
 
 
-def _open_source(source: config.Source, data: config.Data) -> sources.Documents:
+def _open_source(cache: str, source: config.Source, data: config.Data) -> sources.Documents:
+    """`cache`: local folder of packages and TFDS."""
     if source.kind != "cloze":
-        cache = bucket.STAGING if "://" in data.cache else data.cache  # of packages and TFDS
         return sources.open_source(source, cache=cache, on_corrupt=data.on_corrupt)
     assert source.documents and source.length  # or it had no fingerprint
     return sources.Splits(cloze.load(source.path, prepare(source.documents, progress=False), length=source.length))

@@ -12,8 +12,9 @@ import pytest
 from lm import config, distributed
 from lm.data.corpus import bucket, build, integrity, places
 from lm.data.corpus.prepare import prepare
-from lm.data.corpus.store import CHUNK, Entry, Store, write_store
+from lm.data.corpus.store import CHUNK, Entry, Store
 from lm.errors import UserError
+from tests.stores import write_store
 from tests.unit.data.corpus.places_server import serving
 
 fsspec = pytest.importorskip("fsspec")
@@ -139,6 +140,54 @@ def test_after_a_kill_in_the_middle_it_goes_on(here, there, staged, monkeypatch)
     monkeypatch.setattr(build.Build, "run", never)
     found = prepare(there, progress=False)
     assert files(found.path).keys() == files(here[1].path).keys()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("when", ["before the first file", "before the report", "after the report", "while it is removed"])
+def test_a_kill_between_preparing_and_the_end(here, there, staged, tmp_path, monkeypatch, when):
+    """The same command goes on, and leaves nothing on the disk. A kill runs none of the code that an error runs."""
+    staged()
+    put, remove = places.Url.put, shutil.rmtree
+
+    def putting(self, local):
+        report = self.name == integrity.REPORT
+        if when == "before the first file" or (report and when == "before the report"):
+            raise Killed
+        put(self, local)
+        if report and when == "after the report":
+            raise Killed
+
+    def removing(folder):
+        remove(folder / "a")
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places.Url, "put", putting)
+        patch.setattr(bucket.shutil, "rmtree", removing)
+        with pytest.raises(Killed):
+            prepare(there, progress=False)
+    home, left = bucket.home(there.cache, here[1].fingerprint), tmp_path / "staging" / here[1].fingerprint
+    assert left.is_dir() and (bucket.report_of(home) is None) == when.startswith("before")
+    monkeypatch.setattr(build.Build, "run", never)
+    found = prepare(there, progress=False)
+    assert files(found.path) == files(here[1].path)
+    assert not [p for p in (tmp_path / "staging").rglob("*") if p.suffix != ".lock"]
+
+
+def test_what_another_machine_has_finished_is_removed_here(here, there, staged, tmp_path):
+    """A preparation that was killed in the middle, of data that is there meanwhile; not one that is at work."""
+    staged()
+    prepare(there, progress=False)
+    partial = tmp_path / "staging" / f"{here[1].fingerprint}.partial"
+    (partial / ".work").mkdir(parents=True)
+    with bucket._lock(bucket.home(there.cache, here[1].fingerprint)):
+        prepare(there, progress=False)
+        assert partial.is_dir()
+    prepare(there, progress=False)
+    assert not partial.exists()
 
 
 def test_what_is_damaged_there_is_named(here, there, staged):

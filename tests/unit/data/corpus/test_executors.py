@@ -12,6 +12,7 @@ from lm.data.corpus import dedup, executors, groups, shards
 from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
 from lm.prepare import main
+from tests.unit.data.corpus.sequential import Dropped, duplicates
 
 WORDS = "the state of union and congress people war peace treasury law year navy army bank road".split()
 
@@ -107,7 +108,7 @@ def found(work, exact, near, settings, memory):
     outcome = groups.Outcome.at(work)
     why = {groups.EXACT: "exact", groups.NEAR: "near"}
     dropped = np.flatnonzero(outcome.state).tolist()
-    return [dedup.Dropped(i, why[int(outcome.state[i])], int(outcome.target[i])) for i in dropped]
+    return [Dropped(i, why[int(outcome.state[i])], int(outcome.target[i])) for i in dropped]
 
 
 CASES = [
@@ -123,14 +124,14 @@ CASES = [
 @pytest.mark.parametrize("settings", CASES, ids=str)
 @pytest.mark.parametrize("small", [2, 32])
 def test_groups_find_what_the_sequential_rule_finds(tmp_path, monkeypatch, settings, small):
-    """`dedup.duplicates` compares each document with all that are kept before it. `small`: groups are large from there on."""
+    """`duplicates` compares each document with all that are kept before it. `small`: groups are large from there on."""
     monkeypatch.setattr(groups, "_SMALL", small)
     monkeypatch.setattr(groups, "_BLOCK", 4 if small == 2 else 256)
     rng = np.random.default_rng(0)
     for copies in (0.4, 0.9):
         exact, near = signed(rng, 300, settings, copies=copies, shared=8)
         plain = [dedup.Signature(e.astype(">u8").tobytes(), n) for e, n in zip(exact, near, strict=True)]
-        expected = dedup.duplicates(plain, settings)
+        expected = duplicates(plain, settings)
         assert len(expected) > 20
         for memory in (1 << 16, 1 << 24):
             assert found(tmp_path / f"{copies} {memory}", exact, near, settings, memory) == expected
@@ -150,7 +151,7 @@ def test_followers_that_stay_are_compared_again(tmp_path, monkeypatch):
     near = np.stack([first, zero, *signed(rng, 40, settings, copies=0.9, shared=2)[1]])
     exact = rng.integers(0, 2**63, (len(near), 4)).astype(np.uint64)
     plain = [dedup.Signature(e.astype(">u8").tobytes(), n) for e, n in zip(exact, near, strict=True)]
-    assert found(tmp_path, exact, near, settings, 1 << 24) == dedup.duplicates(plain, settings)
+    assert found(tmp_path, exact, near, settings, 1 << 24) == duplicates(plain, settings)
 
 
 def test_a_group_of_near_copies_costs_no_pairs(tmp_path, monkeypatch):
