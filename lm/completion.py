@@ -26,6 +26,7 @@ VERBS = {
     "generate": "writes texts that go on from prompts",
     "score": "gives the probabilities of texts, or ranks them",
     "embed": "makes vectors of texts, and searches them",
+    "predict": "labels texts or answers questions, as a fine-tuned run does",
     "transcribe": "writes what is said in recordings",
     "latent": "turns texts into a few numbers, and these into texts",
     "ask": "answers questions about long documents",

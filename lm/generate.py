@@ -93,7 +93,10 @@ def writer(folder: str, *, slots: int, top: int = 0, weights: Weights | None = N
 
     source = saved.open(folder)
     if not source.model.head or source.model.head.outputs is not None:
-        raise UserError(f"--from={folder} has no head over the vocabulary, so it writes no text")
+        raise UserError(
+            f"--from={folder} has no head over the vocabulary, so it writes no text; if it was trained on labels: "
+            f"python -m lm.predict --from={folder}"
+        )
     if source.run is not None and isinstance(source.run.recipe, Drawing):
         raise UserError(f"--from={folder} draws, and writes no text: give --pictures=FOLDER, and captions")
     if source.model.encoder and source.model.encoder.stem:

@@ -89,7 +89,10 @@ def opened(folder: str, run: config.Run | None) -> tuple[saved.Saved, config.Run
     if run is None:
         raise UserError(f"--from={folder} is a converted model without data; add --config=FILE with the data to score")
     if own and not isinstance(run.recipe, config.Pretrain):
-        raise UserError(f"--from={folder} was fine-tuned on records, not documents; add --config=FILE with the data to score")
+        raise UserError(
+            f"--from={folder} was fine-tuned on records, not documents; add --config=FILE with texts to score, or label others "
+            f"with python -m lm.predict --from={folder}"
+        )
     check_head(source)
     return source, run, own
 

@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from lm import config, flops, recipes
+from lm import config, flops, recipes, saved
 from lm.config import Head, Learned
+from lm.data.records import Labelled
 from lm.errors import Diverged, UserError
+from lm.evaluation.predictions import Predictor
+from lm.evaluation.qa_metrics import exact
 from lm.recipes.finetune import FineTuning
 from lm.training.assembly import assemble
 from lm.training.ledger import of_a_row
@@ -81,6 +84,16 @@ def parts_of(run):
     return assemble(recipe.complete(run, None), recipe, progress=False)
 
 
+def predicted(workdir):
+    """What `lm.predict` says of the texts on which the run was tested, with their right answers."""
+    kept, recipe = saved.open(workdir), FineTuning()
+    (held,) = recipe.evaluators(assemble(recipe.complete(kept.run, workdir), recipe, progress=False), None)
+    records = [held.records[name][number] for name, number in held.rows.records(held.index)]
+    texts = [r.text if isinstance(r, Labelled) else f"{r.context}\n{r.question}" for r in records]
+    answers = [r.label if isinstance(r, Labelled) else r.answer for r in records]
+    return list(zip(Predictor(kept, 16)(texts), answers, strict=True))
+
+
 CASES = [(a, h, p) for a in ("encoder", "decoder", "encoder_decoder") for h in ("head", "text") for p in (False, True)]
 CASES = [(a, h, p) for a, h, p in CASES if (a, h) != ("encoder", "text") and ((a, h) == ("decoder", "text") or not p)]
 
@@ -95,6 +108,9 @@ def test_it_learns(architecture, how, prefix, made, tmp_path):
     assert all(one["answers_left_out"] == 0 and one["answers"] == one["records"] == one["rows"] for one in counted.values())
     ends = {"head": 1, "text": None}[how]  # in text an answer is its words and its end
     assert summary["tokens_with_loss"] == 200 * 16 * ends if ends else summary["tokens_with_loss"] >= 200 * 16 * 2
+    said = predicted(tmp_path)
+    assert np.mean([one.text == label for one, label in said]) == got["accuracy"]
+    assert -np.mean([np.log(one.probabilities[label]) for one, label in said]) == pytest.approx(got["nll"], rel=1e-4)
 
 
 @pytest.mark.parametrize("architecture,words", [("decoder", False), ("encoder_decoder", False), ("decoder", True)])
@@ -104,6 +120,7 @@ def test_it_learns_to_extract(architecture, words, made, tmp_path):
     got = recipes.train(run, tmp_path, quiet=True)["heldout"]
     assert got["exact"] > 0.9 and got["f1"] >= got["exact"] and got["nll"] < 0.3, got
     assert got["majority"] < 0.3
+    assert np.mean([exact(one.text, answer) for one, answer in predicted(tmp_path)]) == got["exact"]
 
 
 def test_updates_that_are_not_finite_are_no_result(made, tmp_path):

@@ -22,6 +22,7 @@ COMMANDS = {  # module -> words that its parser takes
     "lm.embed": ["--from=D", "a"],
     "lm.latent": ["reconstruct", "--from=D", "a"],
     "lm.score": ["--from=D", "a"],
+    "lm.predict": ["--from=D", "a"],
     "lm.transcribe": ["--from=D", "a.wav"],
     "lm.serve": ["--from=D"],
     "lm.ask": ["--from=D", "--file=F", "--summary"],
