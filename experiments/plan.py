@@ -19,10 +19,16 @@ SAMPLE = 256  # rows that costs in a table are estimated from
 
 def training_rows(run: config.Run) -> Any:
     """The `Rows` that a run trains on."""
-    from lm.data.corpus.prepare import prepare
+    return completed(run)[1]
+
+
+def completed(run: config.Run) -> tuple[config.Run, Any]:
+    """The run with what its recipe fills in, such as a head for the classes of its data; and the `Rows` that it trains on."""
     from lm.recipes import recipe
 
-    return recipe(run).rows(run, prepare(run.data, progress=sys.stderr.isatty()))["train"]
+    kind = recipe(run)
+    run = kind.complete(run, None)
+    return run, kind.rows(run, kind.data(run, progress=sys.stderr.isatty()))["train"]
 
 
 def counts(run: config.Run, rows: Any) -> dict[str, int]:
@@ -57,7 +63,7 @@ def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = Non
     for name, path in cell.items.items():
         items.check(run.model.architecture, run.objective, items.read(path, name=f"items.{name}"))
     if study.match == "params":
-        count = counts(run, training_rows(run))["parameters"]
+        count = counts(*completed(run))["parameters"]
         if abs(count - study.budget) > 0.01 * study.budget:
             raise UserError(f"{unit[0]} of {study.name} has {count:,} parameters; the study needs {study.budget:,.0f}")
     if cell.share == 0:
@@ -67,8 +73,8 @@ def planned(study: Study, unit: Unit, workdir: Path, *, sample: int | None = Non
     budget, tried = study.budget * cell.share, set[int]()
     while run.train.steps not in tried:  # paced rows depend on how many steps there are
         tried.add(run.train.steps)
-        rows = training_rows(run)
-        steps = ledger.steps_for(task(run), rows, run.train.batch_size, study.match, budget, sample=sample)
+        whole, rows = completed(run)
+        steps = ledger.steps_for(task(whole), rows, run.train.batch_size, study.match, budget, sample=sample)
         run = replace(run, train=replace(run.train, steps=steps))
         if not (hasattr(rows, "total") and rows.objective.paced):
             break
@@ -92,15 +98,15 @@ def plan_table(study: Study, workdir: Path) -> str:
                 f"| {cell.label} | as of {study.cells[_first(study, name)].label} | | {cell.run.train.steps:,} | | | |"
             )
             continue
-        run = planned(study, (name, 0), workdir, sample=SAMPLE)
         try:
-            rows, key = training_rows(run), repr((run.model, run.objective))
+            run, rows = completed(planned(study, (name, 0), workdir, sample=SAMPLE))
         except UserError:
             if not cell.reads:
                 raise
             read = " and ".join(study.cells[other].label for other in cell.reads.values())
-            lines.append(f"| {cell.label} | known once there is: {read} | | {run.train.steps:,} | | | |")
+            lines.append(f"| {cell.label} | known once there is: {read} | | {cell.run.train.steps:,} | | | |")
             continue
+        key = repr((run.model, run.objective))
         size = sizes[key] if key in sizes else sizes.setdefault(key, counts(run, rows))
         cost = of_a_row(task(run), rows, SAMPLE).of(run.train.steps * run.train.batch_size)
         lines.append(
