@@ -26,6 +26,17 @@ ATTRIBUTES = "".join(f"{name} filter=lfs diff=lfs merge=lfs -text\n" for name in
 KEPT = ("architectures", "id2label", "label2id", "problem_type")  # in a classifier's config.json: the meaning of its outputs
 
 
+def _labels(source: saved.Saved) -> dict[str, Any]:
+    """What the outputs of a fine-tuned classifier mean, as their config.json says it."""
+    recipe = source.run.recipe if source.run else None
+    if not (isinstance(recipe, config.Finetune) and recipe.how == "head" and recipe.classes):
+        return {}
+    return {
+        "id2label": {str(i): name for i, name in enumerate(recipe.classes)},
+        "label2id": {name: i for i, name in enumerate(recipe.classes)},
+    }
+
+
 def from_hf(given: str, target: str, *, dtype: str | None, scan: bool | None, allow_pickle: bool, drop: str | None) -> str:
     """Converts a Hugging Face folder or a GGUF file to `target`: model.json, params/, and hf/ with config.json and tokenizer.
 
@@ -108,7 +119,7 @@ def to_hf(
             check_family(family, f"model_type of {kept / 'config.json'}")
         with _bar("writing") as progress:
             also = {k: v for k, v in also.items() if k.endswith("token_id") or k in KEPT}
-            also |= (ids := tokenizer_files.token_ids(source))
+            also |= (ids := tokenizer_files.token_ids(source)) | _labels(source)
             kind = write(source.model, params, folder, family=family, also=also, shard_bytes=int(shard), progress=progress)
         carried = files.carry(kept, folder)
         carried += [name for name in _tokenizer(source, folder, ids) if name not in carried]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from lm import config
-from lm.conversion import card, push
+from lm.conversion import card, folders, push
 from lm.convert import main
 from lm.errors import UserError
 
@@ -92,3 +92,11 @@ def test_names_that_the_hub_refuses_are_refused(name):
 def test_flags_are_checked_before_a_model_is_read(capsys):
     assert main(["push", "none", str(Path("new")), "--repository=me/mine", "--license=My Own"]) == 2
     assert "--license='My Own' is no identifier" in capsys.readouterr().err
+
+
+def test_a_classifiers_outputs_are_named():
+    """As transformers names them: by the classes of the run, in the order of the head's outputs."""
+    run = lambda **recipe: SimpleNamespace(run=config.Run(None, recipe=config.Finetune(**recipe)))
+    named = {"id2label": {"0": "ham", "1": "spam"}, "label2id": {"ham": 0, "spam": 1}}
+    assert folders._labels(run(how="head", classes=("ham", "spam"))) == named
+    assert folders._labels(run(how="text", classes=("ham", "spam"))) == folders._labels(SimpleNamespace(run=None)) == {}
