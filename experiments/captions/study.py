@@ -2,6 +2,7 @@
 that does not see them; and a decoder that draws."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -125,9 +126,11 @@ def rows_of(model: Saved) -> Any:
 def written(model: Saved) -> Measured:
     """What the model writes about all held-out pictures; as `noto/...`, about the same ones of another font."""
     splits: dict[str, ImageTextRows] = rows_of(model)
+    rows, train = splits["holdout"], splits["train"]
+    params, best = model.params(device=jax.local_devices()[0]), guess([train.asked(i) for i in range(4 * train.count)])
     metrics, items = dict[str, float](), dict[str, np.ndarray]()
-    for prefix, rows in (("", splits["holdout"]), ("noto/", in_noto(model, splits["holdout"]))):
-        found = of_rows(model, rows, splits["train"])
+    for prefix, asked in (("", rows), ("noto/", in_noto(model, rows))):
+        found = of_rows(Transformer(model.model), params, asked, best)
         metrics |= {prefix + name: value for name, value in found.metrics.items()}
         items |= {prefix + name: values for name, values in found.items.items()}
     return Measured(metrics, items)
@@ -146,12 +149,11 @@ def in_noto(model: Saved, rows: ImageTextRows) -> ImageTextRows:
     return shifted
 
 
-def of_rows(model: Saved, rows: ImageTextRows, train: ImageTextRows) -> Measured:
-    """Scores of captions, right answers of each kind and of all, and those of the best guesses without the picture."""
+def of_rows(network: Transformer, params: Any, rows: ImageTextRows, best: Callable[[str], str]) -> Measured:
+    """Scores of captions, right answers of each kind and of all, and those of `best`, the best guesses without the picture."""
     index = list(range(rows.count))
-    texts = write(Transformer(model.model), model.params(device=jax.local_devices()[0]), rows, index, slots=64)
+    texts = write(network, params, rows, index, slots=64)
     asked, kinds = [rows.asked(i) for i in index], np.array([rows.kind(i) for i in index])
-    best = guess([train.asked(i) for i in range(4 * train.count)])
     guessed = [best(pair.question) for pair in asked]
     right = qa_metrics(texts, [pair.answer for pair in asked])["exact"]
     by_guess = qa_metrics(guessed, [pair.answer for pair in asked])["exact"]

@@ -77,24 +77,20 @@ def measured(model: Saved) -> Measured:
     run: Any = model.run
     recipe = recipes.recipe(run)
     rows: Any = recipe.rows(run, recipe.data(run, progress=False))["holdout"]
-    items = {}
-    for name, tested in {"heldout": rows, "noto": in_noto(rows)}.items():
-        items |= {f"{name}/{way}": found for way, found in retrieved(model, tested).items()}
+    pair, index = Pair(run.model, run.recipe), np.arange(rows.count)
+    params = model.params(pair.abstract(rows.rows(index[:1]), jax.local_devices()[0]))
+    test = Retrieval(rows, jax.jit(pair.vectors), pair.scale, 64, sharding.make_mesh(run.mesh))
+    right, items = alike(rows.records(index)), {}
+    for name, tested in {"heldout": test, "noto": replace(test, rows=in_noto(rows))}.items():
+        images, texts = tested.vectors(params, index)
+        items |= {f"{name}/{way}": found for way, found in hits(images @ texts.T, right).items()}
     return Measured({name: float(found.mean()) for name, found in items.items()}, items)
 
 
 def in_noto(rows: ImageRows) -> ImageRows:
+    """The same rows, of pictures as another font draws them."""
     drawn = {
         name: Pictures(noto.draw([record.image for record in of.records], rows.stem.image), of.records)
         for name, of in rows.pictures.items()
     }
     return replace(rows, pictures=drawn)
-
-
-def retrieved(model: Saved, rows: ImageRows) -> dict[str, np.ndarray]:
-    """`lm.evaluation.retrieval.hits` of all rows."""
-    run: Any = model.run
-    pair, mesh, index = Pair(run.model, run.recipe), sharding.make_mesh(run.mesh), np.arange(rows.count)
-    params = model.params(pair.abstract(rows.rows(index[:1]), jax.local_devices()[0]))
-    images, texts = Retrieval(rows, jax.jit(pair.vectors), pair.scale, 64, mesh).vectors(params, index)
-    return hits(images @ texts.T, alike(rows.records(index)))
