@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> int:
                 share = [] if probability is None else [f"{probability:.3f}"]
                 print("\t".join([printable(one.text), *share, printable(text)]))
                 continue
-            more: dict[str, Any] = {"predicted": one.text} | (
-                {} if probability is None else {"probability": round(probability, 6)}
-            )
+            more: dict[str, Any] = {"predicted": one.text}
+            if probability is not None:
+                more["probability"] = round(probability, 6)
             if flags.all and one.probabilities:
                 more["probabilities"] = {name: round(value, 6) for name, value in one.probabilities.items()}
             print(json.dumps(record | more, ensure_ascii=False), flush=True)
@@ -56,19 +56,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def _of_lines(file: str) -> list[dict[str, Any]]:
     text = cli.standard_input(NO_TEXT) if file == "-" else paths.text(file, name="--jsonl")
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+    records = [record for _, record in untrusted.parse_lines(text, file)]
+    if not records:
         raise UserError(NO_TEXT)
-    return [untrusted.parse_json(line.encode(), f"{file}, line {number}") for number, line in lines]
+    return records
 
 
 def _given(record: dict[str, Any], where: str) -> str:
     """What the model reads of a record, as in training: its text; or its context and its question."""
-    parts = [record.get("text")] if "text" in record else [record.get("context") or None, record.get("question")]
-    given = [part for part in parts if part is not None]
-    if not given or parts[-1] is None or not all(isinstance(part, str) for part in given):
+    from lm.data.records import Pair
+
+    text, context = record.get("text", record.get("question")), "" if "text" in record else record.get("context") or ""
+    if not isinstance(text, str) or not isinstance(context, str):
         raise UserError(f"{where} has no text: give {{'text': '...'}}, or {{'question': '...', 'context': '...'}}")
-    return "\n".join(given)
+    return Pair(text, "", context).given
 
 
 def _compare(records: Sequence[dict[str, Any]], found: Sequence[str], *, classes: bool) -> None:

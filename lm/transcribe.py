@@ -114,13 +114,10 @@ def _of_lines(file: str) -> list[Recording]:
     text = cli.standard_input(NO_SOUND) if file == "-" else paths.text(file, name="--jsonl")
     folder = None if file == "-" else paths.expanded(file).parent
     out = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        record = untrusted.parse_json(line.encode(), f"{file}, line {number}")
+    for where, record in untrusted.parse_lines(text, file):
         audio, said = record.get("audio"), record.get("text", "")
         if not isinstance(audio, str) or not isinstance(said, str):
-            raise UserError(f"{file}, line {number} names no recording: {{'audio': 'a.wav', 'text': 'what is said'}}")
+            raise UserError(f"{where} names no recording: {{'audio': 'a.wav', 'text': 'what is said'}}")
         out.append(Recording(audio, Speech(audio, said), folder))
     if not out:
         raise UserError(NO_SOUND)

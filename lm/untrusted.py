@@ -4,6 +4,7 @@ import ipaddress
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def parse_json(data: bytes, path: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is not valid JSON: it must be an object in braces, not {type(value).__name__}")
     return value
+
+
+def parse_lines(text: str, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON objects in the lines of a text, with what errors call each: `file` and the number of its line. UserError for a
+    line that is none; blank lines are passed over."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{file}, line {number}"
+            yield where, parse_json(line.encode(), where)
 
 
 def strict_json(text: str) -> Any:

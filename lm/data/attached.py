@@ -1,4 +1,4 @@
-"""The files that records name, such as pictures and recordings. Their names are from the folder of the records on."""
+"""The files that records name, such as pictures and recordings. Their names are relative to the folder of the records."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ class Attached:
 
     def file(self, name: str, folder: Path | None) -> Path:
         """Where it lies. UserError for one that is not on local disk."""
-        if "://" in name or (folder and "://" in str(folder)):
+        if "://" in name:
             raise UserError(
                 f"{self.field}={name[:80]} is elsewhere, and {self.what}s are read from local files: copy it, and name the copy"
             )
@@ -42,7 +42,7 @@ class Attached:
 
 
 def folder_of(source: config.Source) -> Path | None:
-    """Where the files that the records of a source name are; None if they are described, or named from the root on."""
+    """Where the files that the records of a source name are; None if they are described, or have absolute names."""
     if source.kind in ("generated", "package") or "://" in source.path:
         return None
     path = paths.expanded(source.path)

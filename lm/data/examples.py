@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lm import config
 from lm.data import trees
 from lm.data.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -49,6 +50,12 @@ class ExampleBuilder:
         self.bos = np.array([i for i in [tokenizer.bos_id] if i is not None], np.int32)
         # The first token of an encoder-decoder's decoder; T5, which has no bos, takes padding.
         self.start = self.bos if len(self.bos) else np.array([tokenizer.require("pad")])
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, recipe: config.Finetune, architecture: str) -> "ExampleBuilder":
+        """That of a fine-tuning which knows its classes, if it has any."""
+        answer = answer_room(tokenizer, recipe.classes) if recipe.classes and recipe.how == "text" else recipe.answer
+        return cls(tokenizer, architecture, length=recipe.length, answer=answer, prefix=bool(recipe.prefix))
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Encodes texts, shortened so that bos and eos fit too."""

@@ -66,6 +66,11 @@ class Pair:
     answer: str
     context: str = ""  # is read before the question
 
+    @property
+    def given(self) -> str:
+        """What is read before the answer."""
+        return "\n".join(filter(None, (self.context, self.question)))
+
 
 @dataclass(frozen=True)
 class Message:

@@ -101,8 +101,8 @@ def _parts(record: Record, tokenizer: Tokenizer, template: Template | None) -> P
             given = _tree_ids(tree, tokenizer)
         case Labelled(text, label):
             given, answer = text, label
-        case Pair(question, answer, context):
-            given = "\n".join(filter(None, (context, question)))
+        case Pair(_, answer):
+            given = record.given
         case Messages(messages):
             return [(bos, False), *_turns(record, tokenizer)] if template is None else template.answered(messages)
         case Preference(messages, chosen, rejected):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lm import config
-from lm.data.examples import ExampleBuilder, answer_room
+from lm.data.examples import ExampleBuilder
 from lm.data.rows import blank, pack, stack
 from lm.errors import UserError
 from lm.evaluation.labelled import Prompts, head_logits
@@ -32,18 +32,15 @@ class Predictor:
             raise UserError(
                 f"{source.folder} was not fine-tuned on labels or answers (recipe.kind=finetune): give a run that was"
             )
-        formats = sorted({one.format for one in run.data.sources.values()})
+        formats = {one.format for one in run.data.sources.values()}
         if "messages" in formats:
             raise UserError(
                 f"{source.folder} was trained on conversations: talk to it, python -m lm.chat --from={source.folder}"
             )
         if "tree" in formats or run.recipe.trees != "none":
             raise UserError(f"{source.folder} reads trees, and texts have none: its held-out figures are in summary.json")
-        recipe, tokenizer = run.recipe, source.tokenizer()
-        self.how, self.classes, self.batch_size = recipe.how, recipe.classes, batch_size
-        answer = answer_room(tokenizer, recipe.classes) if recipe.classes and recipe.how == "text" else recipe.answer
-        settings: dict[str, Any] = dict(length=recipe.length, answer=answer, prefix=bool(recipe.prefix))
-        self._builder = ExampleBuilder(tokenizer, source.model.architecture, **settings)
+        self.how, self.classes, self.batch_size = run.recipe.how, run.recipe.classes, batch_size
+        self._builder = ExampleBuilder.of(source.tokenizer(), run.recipe, source.model.architecture)
         self._network, self._params = Transformer(source.model), source.params(device=jax.local_devices()[0])
 
     def __call__(self, texts: Sequence[str]) -> list[Prediction]:

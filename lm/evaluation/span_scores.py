@@ -90,8 +90,8 @@ def opened(folder: str, run: config.Run | None) -> tuple[saved.Saved, config.Run
         raise UserError(f"--from={folder} is a converted model without data; add --config=FILE with the data to score")
     if own and not isinstance(run.recipe, config.Pretrain):
         raise UserError(
-            f"--from={folder} was fine-tuned on records, not documents; add --config=FILE with texts to score, or label others "
-            f"with python -m lm.predict --from={folder}"
+            f"--from={folder} was fine-tuned on records, not documents; add --config=FILE with the data to "
+            f"score, or label new texts: python -m lm.predict --from={folder}"
         )
     check_head(source)
     return source, run, own

@@ -19,7 +19,7 @@ from lm import config, saved
 from lm.config.data import LABELLED
 from lm.data.corpus.prepare import Prepared, prepare
 from lm.data.corpus.store import shared
-from lm.data.examples import ExampleBuilder, answer_room
+from lm.data.examples import ExampleBuilder
 from lm.data.record_rows import RecordRows
 from lm.data.records import question_digest
 from lm.data.tokenizer import Tokenizer
@@ -94,9 +94,7 @@ class FineTuning(Recipe):
 
     def rows(self, run: config.Run, data: Prepared) -> dict[str, RecordRows]:
         recipe = _recipe(run)
-        answer = answer_room(data.tokenizer, recipe.classes) if recipe.classes and recipe.how == "text" else recipe.answer
-        settings: dict[str, Any] = dict(length=recipe.length, answer=answer, prefix=bool(recipe.prefix))
-        builder = ExampleBuilder(data.tokenizer, run.model.architecture, **settings)
+        builder = ExampleBuilder.of(data.tokenizer, recipe, run.model.architecture)
         trained, tested = _drawn(run, data)
         train = {name: data.train[name].pick(numbers) for name, numbers in trained.items()} or data.train
         holdout = {name: data.train[name].pick(numbers) for name, numbers in tested.items()} or data.holdout

@@ -132,15 +132,11 @@ def target_text(run: config.Run, data: Prepared, pieces: Pieces) -> Callable[[in
     recipe = run.recipe
     if isinstance(recipe, config.Reward):
         return lambda target: "(its reward)"
-    if isinstance(recipe, config.Finetune) and recipe.how == "head":
+    if isinstance(recipe, config.ImageClasses) or (isinstance(recipe, config.Finetune) and recipe.how == "head"):
         classes = recipe.classes or data.classes
         return lambda target: f"class {classes[target]}"
-    if isinstance(recipe, config.ImageClasses):
-        classes = recipe.classes or ()
-        return lambda target: f"class {classes[target]}"
-    if isinstance(recipe, config.TwoEncoders):
-        return lambda target: "(its vector)"
-    if isinstance(recipe, config.Pretrain) and isinstance(run.objective, config.Contrastive):
+    contrastive = isinstance(recipe, config.Pretrain) and isinstance(run.objective, config.Contrastive)
+    if contrastive or isinstance(recipe, config.TwoEncoders):
         return lambda target: "(its vector)"
     return pieces.text
 

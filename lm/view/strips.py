@@ -148,7 +148,7 @@ def _of_vectors(
     predictions: dict[int, list[tuple[int, float]]],
     answer: Callable[[int], str],
 ) -> Strip:
-    """The strip of pixels or sound. What is predicted of each vector by itself is not shown: a target that is the vector."""
+    """The strip of pixels or sound. Targets at single vectors are not shown: there a vector is its own target."""
     words = f"{len(vectors)} vectors of {vectors.shape[-1]} numbers, read at {int((segments > 0).sum())} places"
     at = [predictions[0]] if predictions.keys() == {0} else []
     lines = {"reads": ["the whole"], "predicts": [" ".join(answer(target) for target, _ in at[0])]} if at else {}

@@ -40,7 +40,7 @@ MAY = {
     "embed": {"errors", "cli", "config", "atomic", "paths", "untrusted", "saved", "models", "generation", "data"},
     "latent": {"errors", "cli", "config", "atomic", "paths", "saved", "generation", "evaluation"},
     "score": {"errors", "cli", "paths", "untrusted", "config", "saved", "models", "objectives", "evaluation"},
-    "predict": {"errors", "cli", "paths", "untrusted", "config", "saved", "evaluation"},
+    "predict": {"errors", "cli", "paths", "untrusted", "config", "saved", "data", "evaluation"},
     "transcribe": {"errors", "cli", "paths", "untrusted", "config", "saved", "data", "models", "generation", "evaluation"},
     "talk": {"errors", "config", "untrusted", "atomic", "paths", "saved", "data", "models", "generation", "objectives", "talk"},
     "chat": {"errors", "cli", "process", "config", "saved", "talk"},

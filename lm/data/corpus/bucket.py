@@ -88,7 +88,7 @@ def _lock(home: Url, timeout: float = -1) -> filelock.BaseFileLock:
 
 
 def _staged(home: Url) -> list[Path]:
-    """The local folders in which the data is prepared that exist."""
+    """The local folders of this data that exist: prepared, or in preparation."""
     return [folder for end in ("", ".partial") if (folder := _staging() / f"{home.name}{end}").is_dir()]
 
 

@@ -191,6 +191,6 @@ def _first_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array
 
 
 def _leaves(x: jax.Array, children: int) -> Tree:
-    """Nodes without children, though there is room for so many."""
+    """Trees whose nodes are all leaves, with room for so many children at each."""
     batch, nodes = x.shape[:2]
     return Tree(*(jnp.full((batch, *shape), -1, jnp.int32) for shape in ((nodes, children), (0, 1), (nodes,), (nodes,))))
