@@ -16,10 +16,13 @@ from typing import Any
 from lm import paths
 
 # From jaxlib 0.12 on, these run matmuls and reductions in libraries: 2.2x as fast in bfloat16, 1.1x in float32. Earlier
-# versions accept the flags, but crash or become slower.
+# versions accept the flags, but crash or become slower. oneDNN gets products alone. With LIBRARY_FUSION_TYPE_DOT it also gets
+# what is multiplied with a product; where XLA (jaxlib 0.12.0) lets the result take that operand's memory, a product that is
+# summed in parts overwrites it before it is read: gradients of float32 weights were up to 10,000 times too large
+# (tests/unit/models/test_matmul.py).
 FLAGS = (
     "--xla_cpu_use_onednn=true",
-    "--xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_DOT",
+    "--xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
     "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE",
     "--xla_cpu_prefer_vector_width=512",
 )
@@ -92,7 +95,8 @@ def after_jax() -> None:
             jax.config.update("jax_compilation_cache_dir", str(paths.expanded("~/.cache/lm/compiled")))
         except RuntimeError:  # without a home directory each start compiles again
             pass
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # Programs with products of oneDNN, which newer jax makes on CPUs, cannot be kept; nobody can do anything about it.
     warnings.filterwarnings("ignore", message="Error writing persistent compilation cache entry .* ToProto is not implemented")
     # Orbax logs the traceback of errors that it also raises, and that commands report in one line.

@@ -66,6 +66,23 @@ def test_texts_are_decoded_by_other_code_than_training(monkeypatch):
     assert options.keys() <= flags, "nothing is set that training leaves alone"
 
 
+@pytest.mark.parametrize("shape", [(4096, 64, 256), (1024, 128, 512), (4096, 256, 64)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_that_is_scaled_is_right_under_the_flags(shape, dtype):
+    """A weight's gradient that is divided by the number of tokens, against NumPy in float64. Nothing else reads the scale, which
+    is spread over the result's shape, so that XLA may put the result in its place."""
+    flags = dict(flag.removeprefix("--").split("=") for flag in startup.FLAGS)
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
+        pytest.skip("before jaxlib 0.12 `lm.startup` sets no flags")
+    (k, m, n), rng = shape, np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=(k, size)), dtype) for size in (m, n))
+    scaled = lambda a, b, tokens: jnp.einsum("km,kn->mn", a, b) / jnp.maximum(tokens, 1).astype(dtype)
+    options = {name: {"true": True}.get(value, int(value) if value.isdigit() else value) for name, value in flags.items()}
+    found = jax.jit(scaled, compiler_options=options)(a, b, jnp.float32(50))
+    exact = np.asarray(a, np.float64).T @ np.asarray(b, np.float64) / 50
+    np.testing.assert_allclose(np.asarray(found, np.float64), exact, atol={"float32": 1e-5, "bfloat16": 0.05}[dtype])
+
+
 def test_one_text_is_decoded_as_among_several():
     model = Model(50, 32, decoder=Stack(1, {"L": Block(Attention(4), Mlp(32))}, position=Rope()))
     prompts = [np.arange(1, 4, dtype=np.int32), np.arange(5, 10, dtype=np.int32)]
