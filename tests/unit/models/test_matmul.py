@@ -69,8 +69,8 @@ def test_texts_are_decoded_by_other_code_than_training(monkeypatch):
 @pytest.mark.parametrize("shape", [(4096, 64, 256), (1024, 128, 512), (4096, 256, 64)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_product_that_is_scaled_is_right_under_the_flags(shape, dtype):
-    """A weight's gradient that is divided by the number of tokens, against NumPy in float64. Nothing else reads the scale, which
-    is spread over the result's shape, so that XLA may put the result in its place."""
+    """A weight's gradient that is divided by the number of tokens, against NumPy in float64. Nothing else reads the scale that
+    is spread over the result's shape, so XLA may put the result in its place."""
     flags = dict(flag.removeprefix("--").split("=") for flag in startup.FLAGS)
     if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
         pytest.skip("before jaxlib 0.12 `lm.startup` sets no flags")
