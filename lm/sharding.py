@@ -33,6 +33,7 @@ from lm import config
 from lm.errors import UserError, nearest
 
 AXES = ("slice", "data", "fsdp", "sequence", "expert", "tensor")
+HOST = "pinned_host"  # jax's name of the host's memory that a device reads and writes
 ROWS = ("slice", "data", "fsdp", "expert")  # the mesh axes that shard a batch's rows; outside of experts, "expert" is data
 
 PARAMETERS: dict[str, str | tuple[str, ...] | None] = {
@@ -133,6 +134,21 @@ def check_batch(batch_size: int, microbatches: int, mesh: Mesh, *, name: str = "
         raise UserError(
             f"{name}={batch_size} does not divide over {shards} data shards x {microbatches} microbatches; take {fitting}"
         )
+
+
+def waits_on_host(placed: Any) -> bool:
+    """Whether arrays of this sharding are in the host's memory and not in a device's, which on a CPU are the same."""
+    return placed.memory_kind == HOST and next(iter(placed.device_set)).platform != "cpu"
+
+
+def on_device(tree: Any) -> Any:
+    """The arrays, with copies on the devices of those that are in the host's memory, with which no device computes."""
+
+    def moved(x: jax.Array) -> jax.Array:
+        here = x.sharding.with_memory_kind("device")
+        return jax.jit(lambda x: jax.device_put(x, here))(x)
+
+    return jax.tree.map(lambda x: moved(x) if x.sharding.memory_kind == HOST else x, tree)
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from lm import config, sharding
 from lm.config import resolve
 from lm.errors import UserError
 from lm.training.advice import Candidate, Outcome, as_it_is, candidates, out_of_memory, remat_of, search
-from lm.training.assembly import bytes_a_device
+from lm.training.assembly import bytes_a_device, bytes_on_host
 from tpu import faster as settings
 from tpu import hlo, libtpu, program
 from tpu.collectives import collectives
@@ -90,10 +91,10 @@ def measure(run: config.Run, job: Job, topology: Topology, slices: int, *, name:
         executed = mesh.size * program.executed_flops(parsed, executable.cost_analysis()["flops"], pairs=unmasked_share(run))
         kept = min(float(program.activations(parsed)), max(peak - sum(sizes), 0.0))
         figures = dict(model_flops=job.model_flops, executed_flops=executed, hbm_bytes=program.hbm_traffic(parsed))
-        figures |= dict(host_bytes=program.host_traffic(parsed))
+        figures |= dict(host_bytes=program.host_traffic(parsed), update_bytes=job.moved)
         roof = roofline(topology, slices, collectives=found, dims=torus_dims(mesh), **figures)
     *arguments, frozen = map(float, sizes)
-    hbm = Hbm(capacity, *arguments, kept, peak - sum(sizes) - kept, peak, frozen, float(beside))
+    hbm = Hbm(capacity, *arguments, kept, peak - sum(sizes) - kept, peak, frozen, float(beside), bytes_on_host(job.optimizer))
     short = max(0.0, hbm.peak + hbm.beside - capacity) if job.beside is not None or not fits else 0
     count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     return Report(
@@ -142,18 +143,21 @@ def torus_dims(mesh: Mesh) -> dict[str, frozenset[int]]:
 def advise(
     run: config.Run, topology: Topology, slices: int, report: Report, job: Job, say: Callable[[str], None]
 ) -> str | None:
-    """The flags of the cheapest change of the config that fits; None if none is found. Prints each attempt by `say`."""
+    """The flags of the cheapest change of the config that fits; None if none is found. Prints each attempt by `say`.
+
+    Where nothing else fits, the same changes with moments that wait in the host's memory.
+    """
     remat = remat_of(run)
     found = candidates(report.mesh, run.train.batch_size, run.train.microbatches, remat)
     first = as_it_is(run, report.mesh, remat, Outcome(False, report.hbm.peak, job.state))
-    states: dict[tuple[Any, ...], float | None] = {}  # by the changes of the mesh, on which alone they depend
+    states: dict[tuple[Any, ...], float | None] = {}  # by the changes on which alone they depend
 
     def job_of(c: Candidate) -> Job:
         other = resolve.replaced(run, c.changes)
         return train_job(computation_of(other, pod_mesh(other, topology, slices)))
 
     def state(c: Candidate) -> float | None:
-        key = tuple((k, n) for k, n in c.changes.items() if k.startswith("mesh."))
+        key = tuple((k, n) for k, n in c.changes.items() if k.startswith(("mesh.", "optimizer.")))
         if key not in states:
             try:
                 states[key] = job_of(c).state
@@ -171,7 +175,12 @@ def advise(
         say(f"fits, {peak / GIB:.2f} GiB: {c.flags}")
         return Outcome(True, peak, job.state)
 
-    best = search(found, first=first, capacity=report.hbm.capacity, state=state, attempt=attempt)
+    away = {"optimizer.offload": settings.waiting(run.optimizer)[-1]}
+    others = [replace(c, changes=c.changes | away) for c in (Candidate({}, 1.0, *first[:2]), *found)]
+    ways: dict[str, Any] = dict(first=first, capacity=report.hbm.capacity, state=state, attempt=attempt)
+    best = search(found, **ways)
+    if best is None and away["optimizer.offload"] != run.optimizer.offload:
+        best = search(others, **ways)
     return best.flags if best else None
 
 

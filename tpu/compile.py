@@ -11,7 +11,8 @@ reading of the longest prompt. A policy (recipe.kind=policy) has these in any ca
 Prints the memory of a device by kind, FLOPs, bytes sent, and the best time and MFU that these allow. XLA has the flags
 that `python -m tpu launch` sets (tpu/flags.py), or those of LIBTPU_INIT_ARGS.
 Where it does not fit, --advise looks for a change that does. Where it fits, for a faster one: what the backward pass keeps
-(remat, keep), microbatches, and tensor in place of fsdp; it compiles up to six, and says what it found of each.
+(remat, keep), microbatches, tensor in place of fsdp, and what waits in the host's memory (offload); it compiles up to six,
+and says what it found of each.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 """Searches for a faster setting of a run that fits its pod: the backward pass computes less again, and keeps more, on the
-devices or in their host's memory. No jax.
+devices or in their host's memory, where the optimizer's moments can make room for it. No jax.
 
 What a setting keeps, computes again and sends is reckoned from the config, and the few that promise most are compiled.
 """
@@ -22,6 +22,9 @@ PARTS, TENSOR = (1, 2, 3, 4, 6, 8, 12, 16), (1, 2, 4)  # factors on the number o
 ROOM = 1.1  # of the memory: what is reckoned beyond it is not tried
 LANES = 128  # elements to which a head's vector is padded in memory
 GAIN = 0.99  # a setting is tried if a step is reckoned to take at most this share of the best one's time
+
+# Moments of a parameter, in float32: Muon has a second one of those that are no matrices. Adafactor's do not wait on the host.
+MOMENTS = {"adamw": 2, "lion": 1, "muon": 1}
 
 # (remat, keep) of a stack, from the one that keeps least.
 SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -73,7 +76,7 @@ def _changes(run: config.Run, mesh: Mapping[str, int]) -> Iterator[dict[str, Any
     for remat, keep in SETTINGS:
         if absent & {*keep}:
             continue
-        for tensor, away in itertools.product(TENSOR, (False, True)):
+        for tensor, away, state in itertools.product(TENSOR, (False, True), waiting(run.optimizer)):
             if mesh["fsdp"] % tensor or (away and remat == "dots"):  # results of products have no names to be moved by
                 continue
             offload = ("input", *keep) if away else ()
@@ -88,9 +91,16 @@ def _changes(run: config.Run, mesh: Mapping[str, int]) -> Iterator[dict[str, Any
                     changes |= {f"model.{name}.offload": offload} if {*stack.offload} != {*offload} else {}
                 changes |= {f"mesh.{axis}": n for axis, n in sizes.items() if n != mesh[axis]}
                 changes |= {"train.microbatches": parts} if parts != run.train.microbatches else {}
+                changes |= {"optimizer.offload": state} if state != run.optimizer.offload else {}
                 if changes and repr(changes) not in seen:
                     seen.add(repr(changes))
                     yield changes
+
+
+def waiting(c: config.Optimizer) -> list[tuple[str, ...]]:
+    """What of the optimizer's can wait on the host: with and without its moments."""
+    others = tuple(name for name in c.offload if name != "moments")
+    return [others, ("moments", *others)] if c.name in MOMENTS else [c.offload]
 
 
 def _stacks(run: config.Run) -> dict[str, config.Stack]:
@@ -99,12 +109,19 @@ def _stacks(run: config.Run) -> dict[str, config.Stack]:
 
 
 class Reckoned:
-    """Reckons settings from one that was compiled: memory beyond what layers keep stays, and each microbatch sends as much."""
+    """Reckons settings from one that was compiled: memory beyond what layers keep stays, and each microbatch sends as much.
+
+    Moments that wait on the host are on the device in the update alone, when no layer keeps anything, beside the parameters,
+    their gradients, and the parameters that become of them. Nothing hides their way there and back.
+    """
 
     def __init__(self, run: config.Run, report: Report, topology: Topology, lengths: Mapping[str, int], forward: Flops) -> None:
         self.run, self.report, self.lengths, self.forward = run, report, lengths, forward
         self.chip, self.devices = topology.chip, topology.devices * report.slices
         self.state = sum((report.hbm.parameters, report.hbm.optimizer, report.hbm.batch, report.hbm.frozen))
+        size = 2 if run.model.param_dtype == "bfloat16" else 4
+        self.float32 = report.hbm.parameters * 4 / size  # bytes of one number of each parameter
+        self.moments = MOMENTS.get(run.optimizer.name, 0) * self.float32
         self.rest = report.hbm.peak - self.state - self.kept(run, report.mesh)  # gathered parameters, gradients, scratch
         executed = report.flops.executed or report.flops.model
         self.other = executed - report.flops.model - self.again(run)  # capacity of experts, padding of heads
@@ -121,7 +138,11 @@ class Reckoned:
         host = 2 * run.train.microbatches * self.kept(run, mesh, on_host=True) / (self.chip.host_bandwidth / self.chip.devices)
         seconds = max(compute / (self.chip.flops / self.chip.devices), ici, roof.hbm_s or 0, dcn, host)
         gradients = self.report.hbm.parameters if parts > 1 and self.report.microbatches == 1 else 0
-        return Setting(changes, seconds, self.state + self.rest + gradients + self.kept(run, mesh))
+        moved = self.moments * (("moments" in run.optimizer.offload) - ("moments" in self.run.optimizer.offload))
+        seconds += (roof.update_s or 0) + 2 * moved / (self.chip.host_bandwidth / self.chip.devices)
+        peak, state = self.state + self.rest + gradients + self.kept(run, mesh) - moved, self.state - moved
+        update = state + self.moments + 2 * self.float32 if "moments" in run.optimizer.offload else 0.0
+        return Setting(changes, seconds, max(peak, update))
 
     def kept(self, run: config.Run, mesh: Mapping[str, int], *, on_host: bool = False) -> float:
         """Bytes that a device keeps of a microbatch's layers, in its own memory or in the host's."""

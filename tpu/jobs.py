@@ -14,7 +14,7 @@ from lm import config, flops, sharding
 from lm.errors import UserError
 from lm.generation import cache, programs
 from lm.models.transformer import Transformer
-from lm.training.assembly import bytes_a_device
+from lm.training.assembly import bytes_a_device, bytes_on_host
 from lm.training.recipe import Computation
 from lm.types import TokenStream
 from tpu.planned import computation_of
@@ -35,6 +35,7 @@ class Job:
     rows: int
     frozen: Any = None  # what is read and not trained: a reference, the base under an adapter
     beside: Any = None  # what stays in memory, and this step does not read: the slots in an update, the optimizer's in decoding
+    moved: float = 0.0  # bytes that its updates read from the host's memory, and write back there, on each device
 
     @property
     def state(self) -> float:
@@ -59,7 +60,8 @@ def train_job(made: Computation) -> Job:
     tokens = size * sum(n or 0 for n in (made.lengths.encoder, made.lengths.decoder))
     model_flops = made.flops_per_step - _writing(made) if isinstance(made.run.recipe, config.Policy) else made.flops_per_step
     arguments = (state.params, rest, made.batch, model_flops, tokens, size, made.frozen)
-    return Job(made.mesh, "train", made.lower, *arguments)
+    updates = made.task.updates.count if made.task.updates else 1
+    return Job(made.mesh, "train", made.lower, *arguments, moved=2.0 * updates * bytes_on_host(rest))
 
 
 def _writing(made: Computation) -> float:

@@ -24,6 +24,7 @@ class Hbm:
     peak: float
     frozen: float = 0.0  # read and not trained: a reference, the base under an adapter
     beside: float = 0.0  # not in `peak`: what this step does not read, and the run's other steps leave in memory
+    on_host: float = 0.0  # not in `optimizer`, nor in `peak` but in the update: what of it waits in the host's memory
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ class Roofline:
     hbm_s: float | None = None
     ici_s: float | None = None
     dcn_s: float | None = None
-    step_s: float | None = None  # the longest of these
+    step_s: float | None = None  # the longest of these, and `update_s`
     bound: str | None = None  # its resource: "compute", "hbm", "ici", "dcn" or "host"
     mfu_ceiling: float | None = None
     host_s: float | None = None  # between the device and the host's memory; None of reports from before it was counted
+    update_s: float | None = None  # the part of `host_s` that nothing runs beside: what updates read there and write back
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,15 @@ def roofline(
     collectives: Iterable[Collective],
     dims: Mapping[str, frozenset[int]],
     host_bytes: float = 0.0,
+    update_bytes: float = 0.0,
 ) -> Roofline:
     """The best possible time of a step: compute, memory, both networks and the link to the host run at full rate and overlap
-    completely.
+    completely, but for the optimizer's state that waits on the host: an update reads it when the gradient is there, and the
+    step ends when it is back.
 
     model_flops, executed_flops: of all devices.
     hbm_bytes, host_bytes: of one device.
+    update_bytes: those of host_bytes that updates read and write.
     dims: mesh axis -> the dimensions of the torus that it spans.
 
     A collective uses the links of all torus dimensions that its axes span, evenly and in both directions; collectives on the
@@ -115,9 +120,12 @@ def roofline(
         "host": host_bytes / (chip.host_bandwidth / chip.devices),
     }
     bound = max(seconds, key=lambda name: seconds[name])
-    step = seconds[bound]
+    update = update_bytes / (chip.host_bandwidth / chip.devices)
+    step = max((seconds | {"host": seconds["host"] - update}).values()) + update
     mfu = model_flops / devices / (chip.flops / chip.devices) / step if step else None
-    return Roofline(**{f"{name}_s": s for name, s in seconds.items()}, step_s=step, bound=bound, mfu_ceiling=mfu)
+    return Roofline(
+        **{f"{name}_s": s for name, s in seconds.items()}, step_s=step, bound=bound, mfu_ceiling=mfu, update_s=update
+    )
 
 
 def summed(collectives: Iterable[Collective]) -> list[dict[str, Any]]:
@@ -149,6 +157,7 @@ def table(r: Report) -> str:
     h = asdict(r.hbm)
     parts = [name for name in ("parameters", "frozen", "optimizer", "batch", "activations") if name != "frozen" or h[name]]
     lines += [f"{h[name] / GIB:>10.3f} GiB  {name}" for name in parts]
+    lines += [f"{h['on_host'] / GIB:>10.3f} GiB  optimizer, in the host's memory: not in the sum"] if h["on_host"] else []
     beside = f", {h['beside'] / GIB:.3f} GiB beside it" if h["beside"] else ""
     state = "fits" if r.fits else f"DOES NOT FIT: {r.short_by / GIB:.3f} GiB too much"
     if r.fits and r.hbm.peak + r.hbm.beside > r.hbm.capacity:
@@ -167,6 +176,7 @@ def table(r: Report) -> str:
     if roof.step_s is not None:
         each = {"compute": roof.compute_s, "HBM": roof.hbm_s, "ICI": roof.ici_s, "DCN": roof.dcn_s}
         each |= {"host": roof.host_s} if roof.host_s else {}
+        each |= {"of it in the update, beside nothing else": roof.update_s} if roof.update_s else {}
         lines += ["", *(f"{(s or 0) * 1e3:>10.3f} ms   {name}" for name, s in each.items())]
         lines.append(
             f"{roof.step_s * 1e3:>10.3f} ms   a step at best, bound by {roof.bound}: MFU at most {roof.mfu_ceiling:.1%}"

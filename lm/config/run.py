@@ -81,8 +81,18 @@ class Optimizer:
     # The width at which the rates were tuned: a wider model's follow from them by muP (arXiv 2203.03466), and so does the
     # multiplier of its logits (`lm.config.widening`). Weight decay is of the rate that is given. None: as they are given.
     base_width: Count | None = None
+    # What waits in the host's memory, and is on the device in the update alone: the moments, and the average (`ema`), where
+    # they leave activations too little room (docs/pods.md). (): nothing.
+    offload: tuple[Literal["moments", "average"], ...] = ()
 
     def __post_init__(self) -> None:
+        named = f"optimizer.offload={','.join(self.offload)}"
+        if len(set(self.offload)) < len(self.offload):
+            raise UserError(f"{named} names one part twice: leave one out")
+        if "average" in self.offload and self.ema is None:
+            raise UserError(f"{named} moves an average, and optimizer.ema=None keeps none: leave it out, or set optimizer.ema")
+        if "moments" in self.offload and self.name == "adafactor":
+            raise UserError(f"{named} moves moments, and adafactor's are rows and columns, which are small: leave it out")
         if self.base_width is not None and self.name == "adafactor":
             raise UserError(
                 "optimizer.base_width has no rule for adafactor, which factors large matrices alone: take adamw or lion"

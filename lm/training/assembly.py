@@ -72,6 +72,8 @@ def check(run: config.Run, recipe: Recipe, mesh: Mesh) -> Task:
     if run.evaluate.batch_size is not None:
         sharding.check_batch(run.evaluate.batch_size, 1, mesh, name="evaluate.batch_size")
     task, platform = adapted(recipe.task(run), run), mesh.devices.flat[0].platform
+    if run.optimizer.offload and sharding.HOST not in (m.kind for m in mesh.devices.flat[0].addressable_memories()):
+        raise UserError(f"optimizer.offload needs {sharding.HOST} memory, which jax has not on a {platform}: leave it out")
     recipe.check(run, task, mesh)
     for path, model in task.models.items():
         if platform != KERNELS.get(model.kernel, platform):
@@ -128,12 +130,13 @@ def computation(run: config.Run, task: Task, mesh: Mesh, lengths: Lengths, row: 
     shapes = abstract_batch(row, run.train.batch_size)
     batch = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # Outside of `sharding.use`: Optax creates a few concrete numbers, which would be put on the mesh.
-    plan = plan_state(lambda key: task.init(key, batch()), tx, mesh, ema=run.optimizer.ema is not None)
+    settings: dict[str, Any] = dict(ema=run.optimizer.ema is not None, offload=run.optimizer.offload)
+    plan = plan_state(lambda key: task.init(key, batch()), tx, mesh, **settings)
     frozen = None
     if task.frozen is not None:
         init_frozen = task.frozen.init
         frozen = abstract_params(lambda key: init_frozen(key, batch()), mesh)
-    settings: dict[str, Any] = dict(optimizer=run.optimizer, train=run.train, asked=task.asked, updates=task.updates)
+    settings = dict(optimizer=run.optimizer, train=run.train, asked=task.asked, updates=task.updates)
     step = make_step(task.loss, tx, plan, **settings)
     return Computation(run, mesh, task, lengths, row, plan, step, schedule, frozen)
 
@@ -146,6 +149,14 @@ def abstract_params(init: Callable[[jax.Array], Any], mesh: Mesh) -> Any:
 
 
 def bytes_a_device(tree: Any) -> int:
-    """Bytes on each device of abstract arrays with shardings."""
-    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
-    return sum(size(x) for x in jax.tree.leaves(tree))
+    """Bytes on each device of abstract arrays with shardings, without those that wait in the host's memory."""
+    return _bytes([x for x in jax.tree.leaves(tree) if not sharding.waits_on_host(x.sharding)])
+
+
+def bytes_on_host(tree: Any) -> int:
+    """Bytes of abstract arrays with shardings that wait in the host's memory for each device."""
+    return _bytes([x for x in jax.tree.leaves(tree) if sharding.waits_on_host(x.sharding)])
+
+
+def _bytes(arrays: list[Any]) -> int:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in arrays)

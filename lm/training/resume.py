@@ -25,6 +25,7 @@ FREE = ("checkpoint", "evaluate", "log", "mesh", "pod")  # sections that may cha
 LOOSE = ("scan", "remat", "keep", "offload", "dtype", "dropout", "token_dropout", "kernel")
 # Folders that may have moved: their contents are in the checkpoint, or compared by fingerprint.
 FOLDERS = ("data.cache", "train.init_from", "recipe.teacher")
+PLACES = ("optimizer.offload",)  # in which memory a state waits, which changes no number of it
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,29 @@ def first_state(run: config.Run, tokenizer: Tokenizer, plan: StatePlan, task: Ta
         )
     if task.adapter is not None:
         params = state.params | adapted.begun(pretrained, plan.targets().params, task)
-        return replace(state, params=params, ema=None if state.ema is None else first_average(params))
+        return _with_average(state, params)
     if run.train.init_map or run.train.init_layers:
         source = mapped.Thinned(pretrained, run.train.init_layers) if run.train.init_layers else pretrained
         params = mapped.params(source, plan.targets().params, state.params, run.train.init_map, task.fresh)
     else:
         first = lambda names: {name: state.params[name] for name in names}
         params = pretrained.params(plan.targets().params, fresh=first(task.fresh), beside=first(task.beside))
-    return replace(state, params=params, ema=None if state.ema is None else first_average(params))
+    return _with_average(state, params)
+
+
+def _with_average(state: TrainState, params: Any) -> TrainState:
+    """The state with these parameters, and their average where the state has one, and in the memory where it has it."""
+    if state.ema is None:
+        return replace(state, params=params)
+    placed = jax.tree.map(lambda x: x.sharding, state.ema)
+    return replace(state, params=params, ema=jax.jit(first_average, out_shardings=placed)(params))
 
 
 def can_go_on(state: TrainState, train: config.Train, source: Any) -> TrainState:
     """Returns a state that training can continue from. UserError if it has numbers that are not finite, since all steps would
     be skipped; runs never save such a state. Resets the count of skipped steps in a row if it has reached `max_skipped`, as in
     checkpoints of earlier versions or after `max_skipped` was lowered, since no step would be applied any more."""
-    if not bool(jax.jit(finite)((state.params, state.opt_state, state.ema))):
+    if not bool(jax.jit(finite)(sharding.on_device((state.params, state.opt_state, state.ema)))):
         raise UserError(
             f"the state from {source or 'the seed'} has numbers that are not finite, and no step could change that: begin from "
             "an earlier checkpoint or another model"
@@ -116,7 +125,7 @@ def step_to_go_on_from(run: config.Run, data: Prepared, checkpoints: Checkpoints
             f"{checkpoints.directory.parent} was trained with another tokenizer; use its data and tokenizer settings, or "
             "another --workdir"
         )
-    changed = {k: v for k, v in resolve.diff(old, run).items() if k.split(".")[0] not in FREE and k not in FOLDERS}
+    changed = {k: v for k, v in resolve.diff(old, run).items() if k.split(".")[0] not in FREE and k not in FOLDERS + PLACES}
     if fingerprint != data.fingerprint:
         changed["contents of the data"] = (fingerprint[:8], data.fingerprint[:8])
     kind, wanted = (config.kind_of(type(r.recipe)) for r in (old, run))

@@ -4,7 +4,7 @@ The step has no branches. Unless the loss, the gradient and all updated arrays a
 and average, and counts itself as skipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import methodcaller
@@ -37,11 +37,12 @@ class Updates:
 
 @dataclass(frozen=True)
 class StatePlan:
-    """How to create a state, its shapes and dtypes, and the sharding of each array."""
+    """How to create a state, its shapes and dtypes, and the sharding of each array, as it waits and in an update."""
 
     init: Callable[[jax.Array], TrainState]
     abstract: TrainState
     shardings: TrainState
+    in_update: TrainState  # as `shardings`, with all arrays on the devices
 
     def create(self, seed: int) -> TrainState:
         """The state before the first step. Each device creates only its own shards."""
@@ -53,9 +54,18 @@ class StatePlan:
 
 
 def plan_state(
-    init_params: Callable[[jax.Array], Any], tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool
+    init_params: Callable[[jax.Array], Any],
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool,
+    offload: Sequence[str] = (),
 ) -> StatePlan:
-    """`init_params(key)` returns parameters that carry logical axis names; moments and averages are sharded as they are."""
+    """`init_params(key)` returns parameters that carry logical axis names; moments and averages are sharded as they are.
+
+    offload: which of them wait in the host's memory (`lm.config.Optimizer.offload`). Counters, and moments of other shapes than
+    their parameters', stay on the devices.
+    """
 
     def init(key: jax.Array) -> TrainState:
         params = nn.unbox(init_params(key))
@@ -77,8 +87,11 @@ def plan_state(
         transform_non_params=lambda _: rest,
         is_leaf=_is_masked,
     )
-    shardings = TrainState(rest, params, moments, params if ema else None, rest, rest, rest)
-    return StatePlan(init, abstract, shardings)
+    in_update = TrainState(rest, params, moments, params if ema else None, rest, rest, rest)
+    on_host = lambda tree: jax.tree.map(lambda s: s if s is rest else s.with_memory_kind(sharding.HOST), tree)
+    named = {"moments": "opt_state", "average": "ema"}
+    away = {name: on_host(getattr(in_update, name)) for name in map(named.__getitem__, offload)}
+    return StatePlan(init, abstract, replace(in_update, **away), in_update)
 
 
 def first_average(params: Any) -> Any:
@@ -126,6 +139,8 @@ def make_step(
     if train.microbatches > 1:
         gradient = _accumulated(gradient, train.microbatches)
 
+    moved = _moved(plan)
+
     def update(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
         key = jax.random.fold_in(jax.random.key(train.seed), state.step)
         grads, (mean, more) = gradient(state.params, frozen, batch, key)
@@ -133,14 +148,18 @@ def make_step(
         norm = optax.tree.norm(grads)
         factor = 1.0 if optimizer.clip is None else jnp.minimum(1.0, optimizer.clip / (norm + 1e-9))
         grads = jax.tree.map(lambda g: g * factor, grads)
-        change, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, change)
-        ema = None if state.ema is None else jax.tree.map(partial(_averaged, optimizer.ema or 0.0), state.ema, params)
 
-        old, new = (state.params, state.opt_state, state.ema), (params, opt_state, ema)
-        # After `max_skipped` skipped steps in a row nothing is applied until the next log stops the run, however rare logs are.
-        good = finite((norm, mean.total, new)) & (state.skipped_in_a_row < train.max_skipped)
-        kept = jax.tree.map(lambda a, b: jnp.where(good, a, b).astype(b.dtype), new, old)  # a state keeps its dtypes
+        def applied(params: Any, opt_state: Any, ema: Any) -> tuple[Any, jax.Array]:
+            change, new_opt_state = tx.update(grads, opt_state, params)
+            new_params = optax.apply_updates(params, change)
+            new_ema = None if ema is None else jax.tree.map(partial(_averaged, optimizer.ema or 0.0), ema, new_params)
+            old, new = (params, opt_state, ema), (new_params, new_opt_state, new_ema)
+            # After `max_skipped` skipped steps in a row nothing is applied until the next log stops the run, however rare logs
+            # are.
+            good = finite((norm, mean.total, new)) & (state.skipped_in_a_row < train.max_skipped)
+            return jax.tree.map(lambda a, b: jnp.where(good, a, b).astype(b.dtype), new, old), good  # a state keeps its dtypes
+
+        kept, good = moved(applied, jnp.isfinite(norm), (state.params, state.opt_state, state.ema))
         bad = jnp.int32(~good)
         seen = _count(state.seen, jnp.stack([batch.tokens_read(), asked(batch)]))
         state = TrainState(state.step + 1, *kept, state.skipped + bad, (state.skipped_in_a_row + 1) * bad, seen)
@@ -164,6 +183,34 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(plan.shardings, None))
 
 
+def _moved(plan: StatePlan) -> Callable[..., tuple[Any, jax.Array]]:
+    """Returns `(applied, finite, arrays) -> applied(*arrays)`, with what waits in the host's memory moved to the devices for
+    the update and back. `applied` returns the arrays, and whether it changed them; `finite`: False if it will not.
+
+    Where that is another memory than the devices', they move in a loop that turns once, or not at all. Without it XLA starts
+    the copies before the first layer, and a device holds them when its activations need most (libtpu 0.0.42.1); an
+    optimization_barrier does not keep it from that.
+    """
+    parts = lambda state: (state.params, state.opt_state, state.ema)
+    there, here = parts(plan.shardings), parts(plan.in_update)
+
+    def once(applied: Callable[..., tuple[Any, jax.Array]], arrays: Any) -> tuple[Any, jax.Array]:
+        kept, good = applied(*_put(arrays, there, here))
+        return _put(kept, here, there), good
+
+    if not any(map(sharding.waits_on_host, jax.tree.leaves(there))):
+        return lambda applied, _, arrays: once(applied, arrays)
+    loop = partial(jax.lax.fori_loop, 0)
+    return lambda applied, finite, arrays: loop(
+        jnp.int32(finite), lambda _, carried: once(applied, carried[0]), (arrays, jnp.bool_(False))
+    )
+
+
+def _put(arrays: Any, there: Any, here: Any) -> Any:
+    """The traced arrays, moved where their two shardings differ."""
+    return jax.tree.map(lambda x, a, b: x if a == b else jax.device_put(x, b), arrays, there, here)
+
+
 def _several(
     update: Callable[[TrainState, Any, Any], tuple[TrainState, Any]], updates: Updates, plan: StatePlan, seed: int
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
@@ -172,7 +219,7 @@ def _several(
 
     def taken(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        average = {"average": state.ema} if updates.average else {}
+        average = {"average": _put(state.ema, plan.shardings.ema, plan.in_update.ema)} if updates.average else {}
         parts = updates.batches(state.params, frozen, batch, key, **average)
 
         def one(state: TrainState, part: Any) -> tuple[TrainState, Any]:

@@ -57,6 +57,18 @@ def test_sigkill_between_and_within_saves_goes_on_to_the_bit(command, uninterrup
     assert steps == sorted(steps), "steps that were done twice are logged once"
 
 
+def test_moments_may_wait_elsewhere_after_each_kill(command, uninterrupted, tmp_path):
+    """In the host's memory, on the device, and in the host's memory again: a restored state goes where the config says."""
+    on_host = "--config.optimizer.offload=('moments',)"
+    for step, extra in ((4, (on_host,)), (8, ())):
+        process = command(tmp_path, "decoder.causal", *extra)
+        wait_for((tmp_path / "checkpoints" / str(step)).exists, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(command, tmp_path, on_host)
+    assert summary(tmp_path)["params_sha256"] == summary(uninterrupted)["params_sha256"]
+
+
 def test_two_models_and_what_is_drawn_between_them_go_on_to_the_bit(train, tmp_path):
     what, stop = "encoder.replaced_tokens", "--config.train.steps=8"
     schedule = "--config.optimizer.schedule.kind=constant"  # with 5 steps of warm-up: the first 8 are those of 12

@@ -114,6 +114,21 @@ def test_the_ceiling(scanned):
     assert roof["mfu_ceiling"] == pytest.approx(scanned["flops"]["model"] / DEVICES / 197e12 / roof["step_s"])
 
 
+def test_moments_on_the_host(command, scanned):
+    """Two float32 moments of each parameter are read and written once a step, and not on the device in the backward pass."""
+    long = ("--config.model.decoder.remat=full", "--config.data.decoder_length=2048")
+    code, said, here = command(*long)
+    assert code == 0, said
+    code, said, away = command(*long, "--config.optimizer.offload=('moments',)")
+    assert code == 0, said
+    moments = 2 * here["hbm"]["parameters"]
+    assert away["hbm"]["on_host"] == moments and 0 <= away["hbm"]["optimizer"] < 100 and here["hbm"]["on_host"] == 0
+    roof, before = away["roofline"], here["roofline"]
+    assert roof["host_s"] == roof["update_s"] == pytest.approx(2 * moments / 16e9) and before["host_s"] == 0
+    assert roof["step_s"] == pytest.approx(before["step_s"] + roof["update_s"], rel=0.02)
+    assert 0.85 * moments < here["hbm"]["peak"] - away["hbm"]["peak"] <= moments
+
+
 def test_an_unrolled_model_executes_as_much(command, scanned):
     code, said, report = command("--config.model.decoder.remat=full", "--config.model.decoder.scan=False")
     assert code == 0, said

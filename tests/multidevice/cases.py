@@ -64,7 +64,7 @@ def start(r, data, devices=None):
     tx, _ = optim.make(r.optimizer, r.train.steps)
     example = jax.tree.map(jnp.asarray, stack([blank(data.objective.lengths)] * 8))
     with sharding.use(mesh):
-        plan = plan_state(lambda key: what.init(key, example), tx, mesh, ema=False)
+        plan = plan_state(lambda key: what.init(key, example), tx, mesh, ema=False, offload=r.optimizer.offload)
         step = make_step(what.loss, tx, plan, optimizer=r.optimizer, train=r.train, asked=what.asked)
     return mesh, plan, step
 
@@ -438,21 +438,31 @@ def shard(x):
     return int(np.prod(x.sharding.shard_shape(x.shape)))
 
 
-def test_a_checkpoint_moves_to_another_topology(tmp_path):
+@pytest.mark.parametrize("before", [(), ("moments",)])
+def test_a_checkpoint_moves_to_another_topology(tmp_path, before):
+    """And its moments from the devices to the hosts' memory and back."""
     data = rows("decoder", config.Causal(), decoder_length=16)
-    r = run("decoder", config.Causal(), MESHES["all"])
+    optimizer = run("decoder", config.Causal(), config.Mesh()).optimizer
+    placed = lambda mesh, parts: replace(run("decoder", config.Causal(), mesh), optimizer=replace(optimizer, offload=parts))
+    r = placed(MESHES["all"], before)
     state, _ = steps(r, data, 3)
     saved = Checkpoints(tmp_path, config.Checkpoint(), r, b"tokenizer")
     saved.save(state)
     saved.wait()
-    for devices, mesh in ((8, config.Mesh(fsdp=4)), (2, config.Mesh(fsdp=2)), (1, config.Mesh())):
-        new_mesh, plan, step = start(run("decoder", config.Causal(), mesh), data, jax.devices()[:devices])
+    for devices, mesh, offload in (
+        (8, config.Mesh(fsdp=4), ("moments",)),
+        (2, config.Mesh(fsdp=2), ()),
+        (1, config.Mesh(), before),
+    ):
+        new_mesh, plan, step = start(placed(mesh, offload), data, jax.devices()[:devices])
         with sharding.use(new_mesh):
             moved = saved.restore(3, plan.targets())
             for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(state), strict=True):
                 np.testing.assert_array_equal(a, b)
             moved, metrics = step(moved, None, sharding.global_batch(data.rows, np.arange(24, 32), new_mesh))
             assert np.isfinite(metrics["loss"]) and int(moved.step) == 4
+            kinds = {x.sharding.memory_kind for x in jax.tree.leaves(moved.opt_state) if x.shape}
+            assert kinds == {"pinned_host" if offload else "device"}
     saved.close()
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import config
+from lm import config, sharding
 from lm.config import resolve
 from lm.errors import UserError
 from lm.objectives import build
@@ -275,3 +275,29 @@ def test_what_is_not_known_before_its_data_is_refused(name):
 def test_the_pod_names_its_model():
     with pytest.raises(UserError, match="names its model"):
         planned.recipe_of(dataclasses.replace(RUN, model=None, recipe=config.Policy()))
+
+
+def test_moments_wait_on_the_host_where_nothing_else_fits(monkeypatch):
+    def compiled(job):
+        if not job.moved:
+            raise aot.OutOfMemory(2.0 * GIB, GIB)
+
+    monkeypatch.setattr(sharding, "waits_on_host", lambda placed: placed.memory_kind == sharding.HOST)
+    monkeypatch.setattr(aot, "pod_mesh", lambda run, *_: make_mesh(run.mesh, jax.devices()[:1]))
+    monkeypatch.setattr(aot, "compiled", compiled)
+    monkeypatch.setattr(aot, "peak_of", lambda _: 0.5 * GIB)
+    mesh, said = aot.pod_mesh(RUN), []
+    job = jobs.train_job(planned.computation_of(RUN, mesh))
+    report = SimpleNamespace(mesh=dict(mesh.shape), hbm=SimpleNamespace(peak=2.0 * GIB, capacity=GIB))
+    flags = "--config.optimizer.offload=\"('moments',)\""
+    assert aot.advise(RUN, None, 1, report, job, said.append) == flags
+    assert said[-1] == f"fits, 0.50 GiB: {flags}" and all(line.startswith("does not fit") for line in said[:-1])
+    moved = jobs.train_job(planned.computation_of(resolve.replaced(RUN, {"optimizer.offload": ("moments",)}), mesh))
+    assert moved.moved == 2 * 2 * bytes_a_device(moved.parameters) and job.state - moved.state == moved.moved / 2
+
+
+def test_a_host_without_that_memory_is_named(monkeypatch):
+    monkeypatch.setattr(sharding, "HOST", "no_such")
+    away = resolve.replaced(RUN, {"optimizer.offload": ("moments",)})
+    with pytest.raises(UserError, match=r"optimizer.offload needs no_such memory, which jax has not on a cpu: leave it out"):
+        planned.computation_of(away, make_mesh(RUN.mesh, jax.devices()[:1]))

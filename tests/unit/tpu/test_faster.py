@@ -89,8 +89,56 @@ def test_the_host_is_tried_where_a_device_has_no_room():
     small = dataclasses.replace(report, hbm=dataclasses.replace(report.hbm, capacity=0.5 * report.hbm.peak))
     was = dataclasses.replace(small, roofline=dataclasses.replace(report.roofline, step_s=2 * report.roofline.step_s))
     found = faster.settings(run, was, topologies.parse(run.pod.topology), lengths, forward)
-    away = [s for s in found if any(key.endswith("offload") for key in s.changes)]
+    away = [s for s in found if "model.decoder.offload" in s.changes]
     assert away and all({*s.changes["model.decoder.offload"]} >= {"input"} for s in away)
+
+
+MOMENTS = {"optimizer.offload": ("moments",)}
+
+
+def test_moments_on_the_host_make_room_for_the_time_of_their_way():
+    """Two of each float32 parameter, there and back at 16 GB/s, beside nothing else. In the update they are on the device, with
+    the parameters, their gradients and the new parameters."""
+    _, report, made, *_ = reckoned("gpt3_175b_v5p")
+    here, away, size = made.setting({}), made.setting(MOMENTS), report.hbm.parameters
+    assert size == pytest.approx(4 * 174.6e9 / 512, rel=0.03)  # position embeddings are on every device
+    assert here.peak - away.peak == pytest.approx(2 * size) == made.moments
+    assert away.seconds - here.seconds == pytest.approx(2 * 2 * size / 16e9)
+    moved = dataclasses.replace(made.run, optimizer=dataclasses.replace(made.run.optimizer, offload=("moments",)))
+    hbm = dataclasses.replace(report.hbm, optimizer=report.hbm.optimizer - made.moments, peak=away.peak)
+    roof = dataclasses.replace(report.roofline, update_s=made.moments * 2 / 16e9, step_s=away.seconds)
+    again = Reckoned(moved, dataclasses.replace(report, hbm=hbm, roofline=roof), made_on(report), made.lengths, made.forward)
+    back = again.setting({"optimizer.offload": ()})
+    assert (back.peak, back.seconds) == (pytest.approx(here.peak), pytest.approx(here.seconds))
+    made.rest = 0.0
+    little = MOMENTS | {"train.microbatches": 3, "model.decoder.remat": "full", "model.decoder.keep": ()}
+    assert 5 * size < made.setting(little).peak < 5.1 * size
+
+
+def made_on(report):
+    return topologies.parse(report.topology)
+
+
+def test_moments_are_moved_where_nothing_else_fits_and_the_link_hides_it(monkeypatch):
+    run, report, made, forward, lengths = reckoned("gpt3_175b_v5p")
+    slow = dataclasses.replace(run.model, decoder=dataclasses.replace(run.model.decoder, remat="full", keep=()))
+    run = dataclasses.replace(run, model=slow)
+    fast = {"model.decoder.remat": "dots", "model.decoder.keep": ("attention",)}
+    room = (made.setting({}).peak - made.moments / 2) / faster.ROOM
+    executed = report.flops.model + made.again(run)
+    less = report.hbm.peak - made.kept(made.run, report.mesh) + made.kept(run, report.mesh)
+    was = dataclasses.replace(
+        report,
+        hbm=dataclasses.replace(report.hbm, capacity=room, peak=less),
+        flops=Flops(report.flops.model, executed),
+        roofline=dataclasses.replace(report.roofline, step_s=executed / made.devices / 459e12),
+    )
+    found = [s.changes for s in faster.settings(run, was, made_on(report), lengths, forward)]
+    assert fast | MOMENTS in found and fast not in found
+    chip = dataclasses.replace(made.chip, host_bandwidth=1e8)
+    monkeypatch.setitem(topologies.CHIPS, "v5p", chip)
+    found = faster.settings(run, was, made_on(report), lengths, forward)
+    assert not any("optimizer.offload" in s.changes for s in found)
 
 
 def test_the_fastest_that_fits_is_found_in_few_attempts():

@@ -236,6 +236,29 @@ def test_a_piece_that_is_fetched_counts_as_a_piece():
     assert hbm_traffic(read) == (2 + 8) * 128 * 4
 
 
+def test_what_an_update_moves_crosses_the_link_in_each_direction():
+    """Whole arrays, in a loop whose turns only its data tells: it counts as one turn."""
+    host, here = "f32[32,256]{1,0:T(8,128)S(5)}", "f32[32,256]{1,0:T(8,128)}"
+    update = f"""
+%cond (p: (s32[], s32[], {host})) -> pred[] {{
+  %i = s32[] get-tuple-element(%p), index=0
+  %turns = s32[] get-tuple-element(%p), index=1
+  ROOT %lt = pred[] compare(%i, %turns), direction=LT
+}}
+%body (p: (s32[], s32[], {host})) -> (s32[], s32[], {host}) {{
+  %moment = {host} get-tuple-element(%p), index=2
+  %read = ({here}, {host}, u32[]{{:S(2)}}) copy-start(%moment)
+  %old = {here} copy-done(%read)
+  %new = {here} negate(%old)
+  %write = ({host}, {here}, u32[]{{:S(2)}}) copy-start(%new)
+  %moment.1 = {host} copy-done(%write)
+  ROOT %t = (s32[], s32[], {host}) tuple(%i, %turns, %moment.1)
+}}
+"""
+    loop = f"%while.1 = (s32[], s32[], {host}) while(%start), condition=%cond, body=%body"
+    assert host_traffic(program(loop, rest=update)) == 2 * 4 * 32 * 256
+
+
 def test_host_traffic_is_what_crosses_the_link():
     """A slice written to the host's memory and one read from it, as libtpu starts them, and copies; nothing within a memory."""
     host, here = "bf16[4,16,256]{2,1,0:T(8,128)(2,1)S(5)}", "bf16[1,16,256]{2,1,0:T(8,128)(2,1)}"

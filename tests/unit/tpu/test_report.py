@@ -42,6 +42,15 @@ def test_links_of_one_dimension_are_shared_and_those_of_two_are_added():
     assert best(both, one).bound == "ici"
 
 
+def test_nothing_hides_what_an_update_moves():
+    """16 GB/s: of three seconds on the link, two are hidden by four of computation, and one is not."""
+    figures = dict(model_flops=4 * 8 * 197e12, executed_flops=4 * 8 * 197e12, hbm_bytes=0.0, collectives=[], dims=DIMS)
+    r = roofline(V5E, 1, host_bytes=3 * 16e9, update_bytes=16e9, **figures)
+    assert (r.host_s, r.update_s, r.step_s, r.bound, r.mfu_ceiling) == (3.0, 1.0, 5.0, "compute", 0.8)
+    r = roofline(V5E, 1, host_bytes=8 * 16e9, update_bytes=16e9, **figures)
+    assert (r.step_s, r.bound) == (8.0, "host")
+
+
 def test_slices_are_joined_by_the_data_centre():
     r = best(collective(axes=("slice",), size=int(3.125e9)), slices=2, model=16 * 197e12, executed=16 * 197e12)
     assert (r.dcn_s, r.ici_s, r.compute_s) == (1.0, 0.0, 1.0)
@@ -94,9 +103,9 @@ def test_json_has_these_keys():
     made = json.loads(json.dumps(report().to_dict()))
     keys = "config topology slices chips mesh batch_size microbatches remat tokens_per_step parameters fits short_by"
     assert list(made) == f"{keys} hbm flops collectives roofline compile_seconds libtpu jax step frozen_parameters".split()
-    assert list(made["hbm"]) == "capacity parameters optimizer batch activations temporaries peak frozen beside".split()
+    assert list(made["hbm"]) == "capacity parameters optimizer batch activations temporaries peak frozen beside on_host".split()
     assert list(made["flops"]) == ["model", "executed"]
-    assert list(made["roofline"]) == "compute_s hbm_s ici_s dcn_s step_s bound mfu_ceiling host_s".split()
+    assert list(made["roofline"]) == "compute_s hbm_s ici_s dcn_s step_s bound mfu_ceiling host_s update_s".split()
 
 
 def test_the_table_says_what_the_figures_say():
@@ -110,6 +119,13 @@ def test_what_is_frozen_and_what_other_steps_leave_in_memory_are_said():
     assert "frozen" not in table(report())
     assert "1.500 GiB  frozen" in table(report(hbm=hbm))
     assert "10.500 GiB  peak of 15.75 GiB, 2.000 GiB beside it: fits" in table(report(hbm=hbm))
+
+
+def test_what_waits_on_the_host_is_said():
+    hbm = dataclasses.replace(report().hbm, on_host=1.25 * GIB)
+    text = table(report(hbm=hbm, roofline=dataclasses.replace(best(), host_s=2.0, update_s=1.5)))
+    assert "1.250 GiB  optimizer, in the host's memory" in text and "1500.000 ms   of it in the update" in text
+    assert "host" not in table(report())
 
 
 def test_xla_takes_what_adds_up_to_more_where_no_log_tells_what_is_counted_twice():
