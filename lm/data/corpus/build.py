@@ -29,6 +29,7 @@ from lm.data.corpus import (
     executors,
     groups,
     integrity,
+    kept,
     packages,
     quality,
     shards,
@@ -52,7 +53,7 @@ _LOOKED_AT = 32  # documents of a source, whose length tells whether it is small
 class Build:
     """One preparation, stage by stage, in the folder `path`. After a kill, the next process continues with the same folder.
 
-    `mark` is the fingerprint; `tokenizer` replaces `data.tokenizer`.
+    `mark` is the fingerprint; `tokenizer` replaces `data.tokenizer`; `homes` has where cleaned documents of a source are kept.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ class Build:
         mark: str,
         tokenizer: Tokenizer | None,
         open_source: Callable[[config.Source, config.Data], sources.Documents],
+        homes: Mapping[str, Path],
         progress: bool,
     ) -> None:
         self.data, self.path, self.cache, self.mark = data, path, cache, mark
-        self.given, self.open_source = tokenizer, open_source
+        self.given, self.open_source, self.homes = tokenizer, open_source, homes
         self.work = path / ".work"
         self.bar = stages.Progress(progress)
         self.judge: quality.Judge | None = None
@@ -85,6 +87,8 @@ class Build:
         given = self.given or (load(self.data.tokenizer.path) if self.data.tokenizer.path else None)
         self.work.mkdir(exist_ok=True)
         self._sweep()
+        for name, home in self.homes.items():
+            kept.take(home, self.work / name)
         if self.data.template is not None:
             stand_in = given or train(["word"], _STAND_IN)
             templates.of(self.data.template, stand_in)
@@ -109,12 +113,12 @@ class Build:
         """Runs `make` and stores its result as JSON; returns the stored result if this stage was finished before."""
         done = self.work / f"{name}.done.json"
 
-        def kept() -> Any:
+        def result() -> Any:
             done.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_json(done, make())
             return json.loads(done.read_bytes())
 
-        return shards.stored(done, kept)
+        return shards.stored(done, result)
 
     def _run(self, stage: Callable[[Any], Any], every: Iterable[Any], shown: str = "") -> list[Any]:
         """What the stage returns for each of its tasks."""
@@ -340,8 +344,10 @@ class Build:
             report["quality"] = self.judge.facts
         report["tokenizer"] = self._stage("tokenizer", lambda: None)
         self._join(self._lists(cleaned), self.path / integrity.DROPPED)
-        kept = {p for p in self.path.rglob("*") if p.is_file()} - self._chunks() - set(self.work.rglob("*"))
-        atomic.write_json(self.path / integrity.REPORT, integrity.sealed(report, self.path, kept))
+        written = {p for p in self.path.rglob("*") if p.is_file()} - self._chunks() - set(self.work.rglob("*"))
+        atomic.write_json(self.path / integrity.REPORT, integrity.sealed(report, self.path, written))
+        for name, home in self.homes.items():
+            kept.keep(self.work / name, home)
         self._remove_temporary()
 
     def _lists(self, cleaned: Mapping[str, Any]) -> Iterator[Path]:

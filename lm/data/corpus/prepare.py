@@ -3,7 +3,8 @@
 The fingerprint covers everything that determines the result, so that equal settings over equal data are prepared once. A folder
 is built as <fingerprint>.partial (`lm.data.corpus.build`) and renamed at the end; after a kill, the next preparation goes on
 with the tasks that were not done. Of two processes that need the same data, one waits for the other. Prepared data is verified
-when it is opened (`lm.data.corpus.integrity`): an error names a damaged file; a damaged report leads to a new preparation.
+when it is opened (`lm.data.corpus.integrity`): an error names a damaged file; a damaged report leads to a new preparation. The
+cleaned documents of a source are kept for other data that has it too (`lm.data.corpus.kept`).
 
     report.json  tokenizer.model  dropped.jsonl
     <source>/train/ holdout/                 token stores
@@ -26,6 +27,7 @@ from typing import Any
 
 from lm import config, paths
 from lm.config import resolve
+from lm.config.data import TURNS
 from lm.data import records, templates
 from lm.data.corpus import bucket, build, cloze, executors, integrity, quality, sources, stages
 from lm.data.corpus.places import Url
@@ -74,6 +76,15 @@ class Prepared:
 
 def fingerprint(data: config.Data, tokenizer: Tokenizer | None = None) -> str:
     """64 hex digits that identify the result of `prepare`: from contents, settings, library versions and FORMAT."""
+    return _digest(_identities(data, tokenizer))
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _identities(data: config.Data, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The JSON tree whose digest is the fingerprint."""
     tree = resolve.to_dict(data)
     settings = {k: tree[k] for k in ("clean", "dedup", "holdout", "on_corrupt")}
     if tokenizer or data.tokenizer.path:
@@ -85,13 +96,24 @@ def fingerprint(data: config.Data, tokenizer: Tokenizer | None = None) -> str:
         settings["template"] = templates.text_of(data.template)
     if data.quality != config.Quality():
         settings["quality"] = quality.identity(data.quality, lambda source: _identity("quality", source))
-    identity = {
+    return {
         "format": build.FORMAT,
         "sources": [[name, _identity(name, source)] for name, source in data.sources.items()],
         "settings": settings,
         "libraries": {name: version(name) for name in ("ftfy", "datasketch", "sentencepiece")},
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _cleaned(data: config.Data, identities: Mapping[str, Any]) -> dict[str, str]:
+    """Source -> digest of what its cleaned documents depend on: itself, and the settings that `tasks.Clean` reads."""
+    out = {}
+    for name, about in identities["sources"]:
+        read = {"clean", "dedup", "on_corrupt", "quality"}
+        if data.sources[name].format in TURNS:  # checked by the template, in the words of the tokenizer
+            read |= {"template", "tokenizer"} if data.template is not None else set()
+        settings = {key: value for key, value in identities["settings"].items() if key in read}
+        out[name] = _digest({**identities, "sources": [[name, about]], "settings": settings})
+    return out
 
 
 def _identity(name: str, source: config.Source) -> dict[str, Any]:
@@ -117,9 +139,11 @@ def prepare(data: config.Data, *, tokenizer: Tokenizer | None = None, progress: 
             raise UserError(f"data.sources.{name}: it becomes a folder; a name has letters, digits, '_', and then '.' and '-'")
     if not 0 <= data.holdout < 1:
         raise UserError(f"data.holdout={data.holdout} is not a fraction; 0.05 keeps a twentieth of the documents")
-    mark = fingerprint(data, tokenizer)
-    locally = lambda cache: _local(data, paths.local(cache, name="data.cache"), mark, tokenizer, progress)
-    return _open(*(_elsewhere(data, mark, locally) if "://" in data.cache else locally(data.cache)))
+    identities = _identities(data, tokenizer)
+    mark, elsewhere = _digest(identities), "://" in data.cache
+    cleaned = {} if elsewhere else _cleaned(data, identities)  # nothing stays on the disk of what goes to a bucket
+    locally = lambda cache: _local(data, paths.local(cache, name="data.cache"), mark, cleaned, tokenizer, progress)
+    return _open(*(_elsewhere(data, mark, locally) if elsewhere else locally(data.cache)))
 
 
 def _elsewhere(data: config.Data, mark: str, locally: Callable[[str], tuple[Path, Any]]) -> tuple[Url, dict[str, Any]]:
@@ -139,7 +163,7 @@ def _elsewhere(data: config.Data, mark: str, locally: Callable[[str], tuple[Path
 
 
 def _local(
-    data: config.Data, cache: Path, mark: str, tokenizer: Tokenizer | None, progress: bool
+    data: config.Data, cache: Path, mark: str, cleaned: Mapping[str, str], tokenizer: Tokenizer | None, progress: bool
 ) -> tuple[Path, dict[str, Any]]:
     """The folder of prepared data below a local cache, and its report."""
     from filelock import FileLock
@@ -155,7 +179,8 @@ def _local(
                     partial = cache / f"{mark}.partial"
                     partial.mkdir(exist_ok=True)
                     open_source = functools.partial(_open_source, str(cache))  # of all nodes of a cluster, wherever their ~ is
-                    build.Build(data, partial, cache, mark, tokenizer, open_source, progress).run()
+                    homes = {name: cache / "cleaned" / digest for name, digest in cleaned.items()}
+                    build.Build(data, partial, cache, mark, tokenizer, open_source, homes, progress).run()
                     _move(partial, done)
                     report = integrity.read_report(done, mark)
     except OSError as error:

@@ -195,6 +195,7 @@ def test_a_killed_preparation_goes_on(tmp_path, tokenizer, monkeypatch, stage):
     before = prepared(tokenizer, data)
     files = {p.relative_to(before.path): p.read_bytes() for p in before.path.rglob("*") if p.is_file()}
     shutil.rmtree(before.path)
+    shutil.rmtree(before.path.with_name("cleaned"))
     write_json = atomic.write_json
 
     def dying(path, value):

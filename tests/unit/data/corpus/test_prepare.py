@@ -143,7 +143,7 @@ def test_a_damaged_report_is_made_again(copy, damage):
     with pytest.warns(UserWarning, match=r"prepared data in .*: report.json .*; it is prepared again"):
         again = prepare(data, progress=False)
     assert contents(again.path) == before and json.loads(report.read_text())["sources"] == json.loads(whole)["sources"]
-    assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.lock"}
+    assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.lock", "cleaned"}
     prepare(data, progress=False)  # and all is well: a warning would be an error
 
 
@@ -463,3 +463,87 @@ def test_sotu():
 
     found = sum((clean.directions(file.read_text())[1] for file in sotu.speeches()[-4:]), Counter())
     assert found["marker"] > 20
+
+
+@pytest.fixture
+def cleaned(monkeypatch):
+    """The sources of which shards were cleaned."""
+    seen, clean = [], build.tasks.Clean.do
+    monkeypatch.setattr(build.tasks.Clean, "do", lambda self, task: seen.append(self.source) or clean(self, task))
+    return seen
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    seen, opens = [], module._open_source
+    monkeypatch.setattr(module, "_open_source", lambda cache, source, data: seen.append(source) or opens(cache, source, data))
+    return seen
+
+
+def with_another(data, tmp_path, *, first=False):
+    """The data with a source `c`, of which two documents are in `a`."""
+    write(tmp_path / "c.jsonl", [document(i) for i in (2, 201, 202, 203, 4)])
+    new = {"c": config.Source(kind="jsonl", path=str(tmp_path / "c.jsonl"))}
+    return replace(data, sources=new | data.sources if first else data.sources | new)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_with_one_more_source_only_that_one_is_read_and_cleaned(data, tmp_path, cleaned, opened, first):
+    """And the outcome is that of a preparation of all: duplicates are looked for among all sources."""
+    prepare(data, progress=False)
+    assert set(cleaned) == {"a", "b"}
+    cleaned.clear(), opened.clear()
+    more = with_another(data, tmp_path, first=first)
+    done = prepare(more, progress=False)
+    assert set(cleaned) == {"c"} and opened == [more.sources["c"]]
+    assert done.report["sources"]["a"]["dropped"]["exact"] == (3 if first else 1)
+    anew = prepare(replace(more, cache=str(tmp_path / "anew")), progress=False)
+    assert set(cleaned) == {"a", "b", "c"}
+    seconds = lambda path: {
+        k: v for k, v in json.loads((path / "report.json").read_text()).items() if k not in ("seconds", "sha256")
+    }
+    assert seconds(done.path) == seconds(anew.path), "the digest of every file is in it"
+    cleaned.clear()
+    prepare(data, progress=False)
+    prepare(replace(data, holdout=0.3, tokenizer=config.Tokenizer(vocab_size=410)), progress=False)
+    assert not cleaned, "other shares held out and another tokenizer are of the same cleaned documents"
+
+
+def test_what_changes_the_cleaning_cleans_again(data, tmp_path, cleaned):
+    prepare(data, progress=False)
+    for change in (
+        {"clean": config.Clean(markup=False)},
+        {"dedup": config.Dedup(near=None)},
+        {"on_corrupt": "skip"},
+        {"clean": config.Clean(markup=True, min_chars=9)},
+        {"quality": config.Quality(redact=("email",))},
+        {"sources": data.sources | {"a": replace(data.sources["a"], use="train")}},
+    ):
+        cleaned.clear()
+        prepare(replace(data, **change), progress=False)
+        assert "a" in cleaned, change
+    write(tmp_path / "b.jsonl", [document(300 + i) for i in range(4)])
+    cleaned.clear()
+    prepare(data, progress=False)
+    assert cleaned == ["b"], "its contents, not its name"
+
+
+@pytest.mark.parametrize("harm", [flip, Path.unlink, lambda path: path.with_name("more").write_bytes(b"x")])
+def test_damaged_cleaned_documents_are_cleaned_again(data, tmp_path, cleaned, harm):
+    prepare(data, progress=False)
+    (file,) = [p for p in Path(data.cache).glob("cleaned/*/clean/0.jsonl") if b"a.jsonl" in p.read_bytes()]
+    harm(file)
+    cleaned.clear()
+    with pytest.warns(UserWarning, match=r"cleaned documents in .* are not as they were written; they are cleaned again"):
+        prepare(with_another(data, tmp_path), progress=False)
+    assert set(cleaned) == {"a", "c"}
+
+
+def test_cleaned_documents_are_kept_only_where_there_is_room(data, tmp_path, cleaned, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("lm.data.corpus.kept.shutil.disk_usage", lambda path: usage._replace(free=30_000))
+    prepare(data, progress=False)
+    assert not (Path(data.cache) / "cleaned").exists()
+    cleaned.clear()
+    prepare(with_another(data, tmp_path), progress=False)
+    assert set(cleaned) == {"a", "b", "c"}
