@@ -27,11 +27,28 @@ def written(source: Any, settings: dict[str, Any], count: int, *, name: str, lic
     architecture = str(settings["architectures"][0])
     parts = {
         "": f"A model of the type `{settings['model_type']}` with {count:,} parameters, written by `python -m lm.convert`.",
-        "Use": f"```python\n{USE.format(kind=_auto(architecture), name=name)}\n```",
+        "Use": f"```python\n{USE.format(kind=_auto(architecture), name=name)}{_of_a_text(source, architecture, name)}\n```",
     }
     parts |= _of_run(source) if source.run is not None else _converted(source)
     parts["Licence"] = "None is given: ask whoever published the model." if licence is None else f"`{licence}`."
     return _head(source, architecture, licence) + f"\n# {_line(name.rstrip('/').rpartition('/')[2])}\n" + _sections(parts)
+
+
+def _of_a_text(source: Any, architecture: str, name: str) -> str:
+    """Lines of code that give the probabilities of a text's classes, of a model that was fine-tuned to tell them apart."""
+    if not _tells_classes(source):
+        return ""
+    if architecture.endswith("ForSequenceClassification"):
+        made = f'pipeline("text-classification", model="{name}", top_k=None)'
+        return f'\n\nfrom transformers import pipeline\n\nprobabilities = {made}("a text")'
+    at = 0 if source.model.decoder is None else -1
+    read = f'model(**tokenizer("a text", return_tensors="pt")).logits[0, {at}].softmax(-1)'
+    return f"\n\nprobabilities = {read}  # of the text, at its {'last' if at else 'first'} token"
+
+
+def _tells_classes(source: Any) -> bool:
+    recipe = source.run.recipe if source.run else None
+    return isinstance(recipe, config.Finetune) and recipe.how == "head"
 
 
 def _auto(architecture: str) -> str:
@@ -49,7 +66,9 @@ def _head(source: Any, architecture: str, licence: str | None) -> str:
         "AutoModelForTokenClassification": "token-classification",
     }
     lines = ["library_name: transformers"]
-    lines += [f"pipeline_tag: {task}"] if (task := tasks.get(_auto(architecture))) else []
+    task = tasks.get(_auto(architecture))
+    task = None if task == "token-classification" and _tells_classes(source) else task  # tokens, but the classes are of texts
+    lines += [f"pipeline_tag: {task}"] if task else []
     lines += [f"license: {json.dumps(licence)}"] if licence else []
     lines += ["tags:", "- conversational"] if source.run is not None and source.run.data.conversations else []
     return "\n".join(["---", *lines, "---", ""])
@@ -123,7 +142,10 @@ def _results(source: Any, summary: dict[str, Any]) -> str:
 def _limits(run: Any, source: Any) -> str:
     length = max(run.data.encoder_length or 0, run.data.decoder_length or 0)
     said = [f"- It was trained on rows of {length:,} tokens; longer texts are outside of what it has seen."] if length else []
-    said += ["- It was not trained to answer: it continues or fills in texts."] if not run.data.conversations else []
+    if not run.data.conversations and not isinstance(run.recipe, config.Finetune):
+        said.append("- It was not trained to answer: it continues or fills in texts.")
+    both = "- It read texts from both sides (recipe.prefix), which its class in transformers does not: outputs differ there."
+    said += [both] if getattr(run.recipe, "prefix", None) else []
     said += [
         "- It was trained with one seed; another gives other figures.",
         "- It repeats what its data says, errors and bias included, and was not tested for harm.",

@@ -82,8 +82,9 @@ def read_model(family: Family, values: Mapping[str, Any], keys: Iterable[str]) -
 
 def _decoder_head(family: Family, c: Hf, head: Head, *, alone: bool) -> Head | None:
     """Returns the classifier's head if the file has one, None if it holds a trunk alone, otherwise `head`."""
-    if alone and "score.weight" in c.keys:
-        return Head(tied=False, bias="score.bias" in c.keys, norm=None, outputs=c.labels())
+    for name in ("score", "classifier"):
+        if alone and f"{name}.weight" in c.keys:
+            return Head(tied=False, bias=f"{name}.bias" in c.keys, norm=None, outputs=c.labels())
     unprefixed = not any(key.startswith(family.prefix) for key in c.keys)
     headless = not head.tied and not c.architecture and unprefixed and not c.has_head
     return None if c.is_trunk or headless else head
@@ -116,6 +117,11 @@ def same_activation(c: Hf, name: str, value: str) -> None:
 
 def their_activation(name: str, tanh: str = "gelu_pytorch_tanh") -> str:
     return {"gelu_tanh": tanh, "gelu_quick": "quick_gelu"}.get(name, name)
+
+
+def token_classifier(m: Model) -> Names:
+    """The names of a decoder's classifier where the one of tokens, which has a bias, is called otherwise than that of texts."""
+    return {"head/out": "classifier" if m.head and m.head.bias else "score"}
 
 
 def architecture(name: str, head: str = "ForCausalLM") -> Callable[[Model], str]:

@@ -47,7 +47,7 @@ def written(source: Any) -> dict[str, bytes]:
         return files
     talks, made_here = _talks(source), not given or source.run is not None or source.carried("config.json") is None
     if made_here and not talks:  # a chat template writes bos itself
-        spec["post_processor"] = around(tokenizer, source.model.architecture)
+        spec["post_processor"] = around(tokenizer, source.model.architecture, eos=_class_at_eos(source))
     settings = {**AS_IT_IS, **names(tokenizer), "clean_up_tokenization_spaces": False}
     settings |= named | ({"add_bos_token": False} if talks else {})
     return files | {"tokenizer.json": _dump(spec, indent=None), chat.SETTINGS: _dump(settings)}
@@ -58,6 +58,13 @@ def _talks(source: Any) -> bool:
     if source.run is None:
         return source.carried(chat.TEMPLATE) is not None or b'"chat_template"' in (source.carried(chat.SETTINGS) or b"")
     return bool(source.run.data.conversations)
+
+
+def _class_at_eos(source: Any) -> bool:
+    """Whether a class is read off behind a text, at its eos: of a decoder that was fine-tuned here (`label_example`)."""
+    made_here = source.run is not None or source.carried("config.json") is None
+    head = source.model.head
+    return made_here and source.model.architecture == "decoder" and head is not None and head.outputs is not None
 
 
 def names(tokenizer: Tokenizer) -> dict[str, str | None]:
@@ -76,19 +83,21 @@ def token_ids(source: Any) -> dict[str, int]:
     found = {f"{n}_token_id": i for n in ("bos", "eos", "pad") if (i := getattr(tokenizer, f"{n}_id")) is not None}
     if _talks(source):
         found["eos_token_id"] = chat.of(source).end
+    elif _class_at_eos(source) and found.get("pad_token_id") == found.get("eos_token_id"):
+        found.pop("pad_token_id", None)  # transformers reads the class at the last token that is not this one
     if source.model.architecture == "encoder_decoder":
         begin = tokenizer.pad_id if tokenizer.bos_id is None else tokenizer.bos_id
         found |= {} if begin is None else {"decoder_start_token_id": begin}
     return found
 
 
-def around(tokenizer: Tokenizer, architecture: str) -> dict[str, Any] | None:
+def around(tokenizer: Tokenizer, architecture: str, *, eos: bool = False) -> dict[str, Any] | None:
     """The post-processor that puts around a text what a model of this architecture reads there, as `lm.data.examples` does.
 
-    decoder   bos text        encoder   bos text eos        encoder_decoder   text eos
+    decoder   bos text, and `eos`        encoder   bos text eos        encoder_decoder   text eos
     """
     before = [tokenizer.bos_id] if architecture != "encoder_decoder" else []
-    after = [tokenizer.eos_id] if architecture != "decoder" else []
+    after = [tokenizer.eos_id] if eos or architecture != "decoder" else []
     ids = {tokenizer.piece(i): i for i in (*before, *after) if i is not None}
     if not ids:
         return None

@@ -71,8 +71,9 @@ class FineTuning(Recipe):
             raise UserError(f"recipe.classes are {recipe.classes}, and those of the data are {classes}: leave them out")
         recipe = replace(recipe, classes=classes)
         if recipe.how == "head":
-            model = replace(model, head=config.Head(tied=False, bias=True, outputs=_num_classes(recipe, data)))
-            self.fresh = () if before and _has_head_for(before, recipe) else ("head",)
+            further = before if before and _has_head_for(before, recipe) else None
+            model = start.with_head(model, _num_classes(recipe, data), further.model if further else None)
+            self.fresh = () if further else ("head",)
         return replace(run, model=model, objective=objective, data=data, recipe=recipe)
 
     def check(self, run: config.Run, task: Task, mesh: Mesh) -> None:

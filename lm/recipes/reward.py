@@ -12,6 +12,7 @@ from lm import config
 from lm.losses import reward
 from lm.losses.preference import Values, means
 from lm.models.transformer import Transformer
+from lm.recipes import start
 from lm.recipes.judged import Judging, split_loss
 from lm.training.task import Task
 
@@ -26,8 +27,9 @@ class RewardModel(Judging):
     def complete(self, run: config.Run, workdir: epath.Path | None) -> config.Run:
         run = super().complete(run, workdir)
         before = self.start.run if self.start else None
-        self.fresh = () if before and isinstance(before.recipe, config.Reward) else ("head",)
-        return replace(run, model=replace(run.model, head=config.Head(tied=False, bias=True, outputs=1)))
+        further = before if before and isinstance(before.recipe, config.Reward) else None
+        self.fresh = () if further else ("head",)
+        return replace(run, model=start.with_head(run.model, 1, further.model if further else None))
 
     def task(self, run: config.Run) -> Task:
         model = Transformer(run.model)

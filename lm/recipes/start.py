@@ -26,6 +26,15 @@ def has_prefix(model: config.Model, objective: config.Objective, before: config.
     return model.architecture == "decoder" and reads_prefix(model.architecture, objective)
 
 
+def with_head(model: config.Model, outputs: int, before: config.Model | None) -> config.Model:
+    """The model with a head of so many outputs: that of the model `before`, which is trained further, or a new one.
+
+    On a decoder it has no bias, as in the text classifiers of transformers, so that it is exported as one.
+    """
+    new = config.Head(tied=False, bias=model.architecture != "decoder", outputs=outputs)
+    return replace(model, head=before.head if before else new)
+
+
 def with_template(data: config.Data, begun: saved.Saved | None) -> config.Data:
     """The data with the chat template of the model before, that of its run or a converted model's own, unless it names one
     itself or has no conversations."""

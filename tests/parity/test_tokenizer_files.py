@@ -25,9 +25,9 @@ TEXTS = [*tokenizer_files.AWKWARD, *RANDOM, TEXT]
 class Run:
     """A run on texts, or on conversations."""
 
-    def __init__(self, tokenizer, architecture="decoder", format="text"):
+    def __init__(self, tokenizer, architecture="decoder", format="text", head=None):
         self.folder, self.tokenizer = "run", lambda: tokenizer
-        self.model = SimpleNamespace(architecture=architecture)
+        self.model = SimpleNamespace(architecture=architecture, head=head)
         self.run = SimpleNamespace(data=config.Data({"a": config.Source("jsonl", "x", format=format)}))
 
 

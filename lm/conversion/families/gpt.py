@@ -16,6 +16,7 @@ from lm.conversion.tables import (
     layers,
     projections,
     their_activation,
+    token_classifier,
 )
 
 
@@ -178,7 +179,8 @@ ALIASES = dict(
 
 def family(read: Any, write: Any, names: Any, name: str, defaults: dict[str, Any], head: str, table: str = "wte") -> Family:
     tied = {"lm_head.weight": f"transformer.{table}.weight"}
-    return Family(read, write, names, architecture(name, head), "transformer.", tied, defaults=defaults, aliases=ALIASES)
+    own: dict[str, Any] = dict(classifier=token_classifier, defaults=defaults, aliases=ALIASES)
+    return Family(read, write, names, architecture(name, head), "transformer.", tied, **own)
 
 
 FAMILIES = {

@@ -17,6 +17,7 @@ from lm.conversion.tables import (
     layers,
     projections,
     their_activation,
+    token_classifier,
 )
 from lm.errors import UserError
 
@@ -294,7 +295,17 @@ def family(read: Any, write: Any, names: Any, name: str, defaults: dict[str, Any
 
 
 FAMILIES = {
-    "gpt_neox": family(read_neox, write_neox, names_neox, "GPTNeoX", NEOX, "gpt_neox.", head="embed_out", table="embed_in"),
+    "gpt_neox": family(
+        read_neox,
+        write_neox,
+        names_neox,
+        "GPTNeoX",
+        NEOX,
+        "gpt_neox.",
+        head="embed_out",
+        table="embed_in",
+        classifier=token_classifier,
+    ),
     "bloom": family(
         read_bloom,
         write_bloom,
@@ -303,10 +314,19 @@ FAMILIES = {
         BLOOM,
         "transformer.",
         table="word_embeddings",
+        classifier=token_classifier,
         aliases=OLD | dict(num_hidden_layers="n_layer", num_attention_heads="n_head"),
     ),
     "falcon": family(
-        read_falcon, write_falcon, names_falcon, "Falcon", FALCON, "transformer.", table="word_embeddings", aliases=OLD
+        read_falcon,
+        write_falcon,
+        names_falcon,
+        "Falcon",
+        FALCON,
+        "transformer.",
+        table="word_embeddings",
+        classifier=token_classifier,
+        aliases=OLD,
     ),
     "phi": family(read_phi, write_phi, names_phi, "Phi", PHI, "model.", table="embed_tokens"),
 }
