@@ -7,8 +7,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,13 +51,15 @@ def strict(value: Any) -> Any:
 @contextmanager
 def new_folder(target: Path) -> Generator[Path]:
     """Yields the folder `.<name>.partial` beside `target` to write into, and renames it to `target` when the block ends. An
-    error removes it; after a kill it remains until the next call with the same target."""
+    error removes it, and the folders above it that were made for it; after a kill it remains until the next call with the same
+    target."""
     target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder; give another, nothing is overwritten")
     if target.is_mount():
         raise UserError(f"{target} is a mount point, which cannot be replaced; give a folder in it")
     folder = target.with_name(f".{target.name}.partial")
+    made = missing(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         try:
@@ -65,7 +67,20 @@ def new_folder(target: Path) -> Generator[Path]:
             folder.rename(target)
         except BaseException:
             _remove(folder)
+            remove_empty(made)
             raise
+
+
+def missing(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist, from the inside out."""
+    return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Removes those of the folders, given from the inside out, that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

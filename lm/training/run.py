@@ -46,6 +46,9 @@ def train(
         quiet = quiet or not rundir.writes
         with fit.in_a_line():
             return _train(run, recipe, rundir, allow_changes=allow_changes, quiet=quiet, profile=profile, until=until)
+    except (UserError, OSError):
+        rundir.refused()
+        raise
     finally:
         rundir.close()
 
@@ -73,7 +76,6 @@ def _train(
     if start.step > last:
         raise UserError(f"{rundir.home} is at step {start.step}, beyond until={last}: give more, or another folder")
     finished = last == run.train.steps
-    _record(parts, rundir, start.step)
     lost = {split: left_out(rows) for split, rows in parts.rows.items()}
     display = Display(run.train.steps, start.step, quiet=quiet)
     display.introduce(parts, lost, recipe.why_left_out)
@@ -90,6 +92,7 @@ def _train(
     evaluate = hooks.Evaluate(run, [view.evaluator(e) for e in evaluators], sample, log)
     save = hooks.Save(run, checkpoints, evaluate, clock, start.position.after)
     report = hooks.Report(run, rundir, clock, evaluate, quiet)
+    _record(parts, rundir, start.step)  # from here on the folder holds a run; one that was refused before leaves none
     tracing, stop = hooks.Profile(rundir, clock, profile), hooks.StopOnSignal(save)
     goodput.now(at=start.step)
     before = counted(np.asarray(start.state.seen))[0]

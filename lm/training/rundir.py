@@ -50,6 +50,7 @@ class RunDir:
         self._lock: IO[str] | None = None
         self._published: dict[Path, tuple[int, int]] = {}  # file -> (size, mtime) when it was copied to `home`
         self._last = time.monotonic()
+        self._made: list[Path] = []  # folders that this process made for a new run, from the inside out; none once it begins
         self.in_bucket = str(workdir).startswith(BUCKETS)
         if self.in_bucket:
             staged = hashlib.sha256(str(workdir).rstrip("/").encode()).hexdigest()[:16]
@@ -63,16 +64,19 @@ class RunDir:
             return
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={workdir} is a file; give a directory")
+        self._made = atomic.missing(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire_lock()
         except OSError as error:
+            atomic.remove_empty(self._made)
             raise UserError(f"cannot write in --workdir={workdir}: {error.strerror}; give another directory") from error
         try:
             if self.in_bucket:
                 self._fetch()
             self._repair()
         except BaseException:
+            self.refused()
             self._lock.close()
             raise
 
@@ -104,6 +108,8 @@ class RunDir:
             published = [name for name in FILES if (self.home / name).exists()]
         except ImportError as error:
             raise UserError(f"--workdir={self.home} needs gcsfs ({error}): pip install gcsfs") from error
+        if published:
+            self._made = []
         for name in published:
             local, data = self.path / name, (self.home / name).read_bytes()
             if not local.exists() or local.stat().st_size < len(data):
@@ -151,6 +157,17 @@ class RunDir:
         lock.flush()
         return lock
 
+    def refused(self) -> None:
+        """Removes the folder, and those above it that were made for it, if no run has begun in it. A folder that was there
+        before stays as it is. Call it before `close`."""
+        if self._lock is None or not self._made:
+            return
+        (self.path / "goodput.jsonl").unlink(missing_ok=True)
+        (self.path / ".lock").unlink(missing_ok=True)
+        self._lock.close()  # before the folder goes: NFS keeps an open file in it
+        atomic.remove_empty([self.path / "checkpoints"])
+        atomic.remove_empty(self._made)
+
     def close(self) -> None:
         try:
             self.publish(now=True)
@@ -159,7 +176,8 @@ class RunDir:
                 self._lock.close()
 
     def write_json(self, name: str, tree: Any) -> None:
-        """Replaces a JSON file of the run atomically."""
+        """Replaces a JSON file of the run atomically. The first says that a run has begun in the folder, which then stays."""
+        self._made = []
         if self.writes:
             atomic.write_json(self.path / name, tree)
 

@@ -82,12 +82,12 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input(train, tmp_path, case):
     extra, cause = CASES[case]
-    code, err = train(tmp_path, "decoder.causal", *extra)
+    code, err = train(tmp_path / "runs" / "new", "decoder.causal", *extra)
     assert code == 2, err
     lines = [line for line in err.strip().splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and re.search(cause, lines[0]), err
     assert "Traceback" not in err
-    assert not (tmp_path / "checkpoints").exists()
+    assert not any(tmp_path.iterdir()), "a refused run leaves no folder that was made for it"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def write(tmp_path, name, data):
 def test_bad_corpus(train, tmp_path, data, cause):
     path = write(tmp_path, "bad.jsonl", data)
     code, err = train(tmp_path / "run", "decoder.causal", f"--config.data.sources.tiny.path={path}")
-    assert code == 2, err
+    assert code == 2 and not (tmp_path / "run").exists(), err
     assert re.search(cause, err.strip().splitlines()[-1]) and "Traceback" not in err
 
 

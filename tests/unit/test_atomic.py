@@ -10,6 +10,7 @@ import pytest
 
 from lm import atomic, config
 from lm.checkpoint import Checkpoints
+from lm.errors import UserError
 from lm.training.rundir import RunDir
 
 
@@ -109,3 +110,13 @@ def test_a_folder_of_damaged_files_that_is_on_another_disk(tmp_path, other_disk)
     (tmp_path / "x/y").write_text("y")
     assert atomic.put_aside(tmp_path / "x", tmp_path / "damaged") == tmp_path / "damaged/x"
     assert (other_disk / "x/y").read_text() == "y" and not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_is_not_finished_leaves_none_above_it(tmp_path):
+    with pytest.raises(UserError, match="no such model"), atomic.new_folder(tmp_path / "a" / "b" / "c"):
+        raise UserError("no such model")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(UserError, match="no such model"), atomic.new_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "other").mkdir()
+        raise UserError("no such model")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
