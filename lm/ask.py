@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         resolve.build(Words, question, "--question")
     text = _text(flags.file)
     sampling = resolve.build(Sampling, {"temperature": 0.0} | cli.sampling_of(flags))
-    cli.start_jax()
+    cli.start_jax(flags.source)
     from lm.talk import reading
     from lm.talk.windows import Document
 

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse(argv)
     sampling = resolve.build(Sampling, {"temperature": TEMPERATURE} | cli.sampling_of(flags))
     stop = tuple(text.replace("\\n", "\n") for text in flags.stop)
-    cli.start_jax()
+    cli.start_jax(flags.source)
     from lm import saved
     from lm.talk.session import Session
     from lm.talk.talker import Talker
@@ -46,7 +46,19 @@ def main(argv: list[str] | None = None) -> int:
     session = Session(talker, sampling, new_tokens, say, flags.system, stop)
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if terminal:
-        say(f"{flags.source}: a context of {talker.length:,} tokens; /help lists commands")
+        say(f"{flags.source}: a context of {talker.length:,} tokens; /help lists commands; the first answer compiles first")
+    try:
+        _talk(session, terminal)
+    except process.Ended as signal:
+        if not terminal:
+            raise
+        say(f"{session.answers:,} answer{'s' * (session.answers != 1)}")
+        return signal.code
+    return 0
+
+
+def _talk(session: "Session", terminal: bool) -> None:
+    """Answers all lines. UserError for the first that cannot be answered, unless somebody at a terminal can type another."""
     ctrl_c = _CtrlC()
     for line in _asked(session, ctrl_c) if terminal else _piped():
         try:
@@ -56,7 +68,6 @@ def main(argv: list[str] | None = None) -> int:
             if not terminal:
                 raise
             print(f"error: {error}", file=sys.stderr)
-    return 0
 
 
 class _CtrlC:

@@ -218,11 +218,20 @@ def load(flags: argparse.Namespace) -> Run:
     return resolve.load(flags.config, flags.overrides)
 
 
-def start_jax(*, hosts: bool = False) -> None:
-    """Imports jax with the settings of `lm.startup`, and with `hosts` connects to the other processes of the run.
+def say(text: str) -> None:
+    """Prints a line on standard error if that is a terminal: what a command does while its screen would stay blank."""
+    if sys.stderr.isatty():
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def start_jax(source: str | None = None, *, hosts: bool = False) -> None:
+    """Imports jax with the settings of `lm.startup`, and with `hosts` connects to the other processes of the run. `source`: the
+    folder of a model that the command loads and compiles next; a line at a terminal says so.
 
     Call it after flags and config are checked, since the import takes seconds.
     """
+    if source is not None:
+        say(f"loading {source}, then compiling")
     startup.before_jax()
     startup.after_jax()
     if hosts:

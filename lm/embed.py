@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _opened(flags: argparse.Namespace, pooling: str | None) -> "tuple[Saved, Embedder]":
     """The model of --from, and what makes vectors with it."""
-    cli.start_jax()
+    cli.start_jax(flags.source)
     from lm import saved
     from lm.generation.vectors import Embedder
 

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, default in TASKS.items():
         if flags.tasks is None and getattr(flags, name) != default:
             raise UserError(f"--{name} is of --tasks, and that is not given: add --tasks=NAME, or leave it out")
-    cli.start_jax()
+    cli.start_jax(flags.source)
     from lm.evaluation import bound_scores, item_scores, mistakes, span_scores, task_scores
 
     settings: dict[str, Any] = dict(batch_size=flags.batch_size, out=flags.out)

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         asked = [resolve.build(Asked, first | {"prompt": prompt}) for prompt in _prompts(flags.prompts)]
     if flags.draft and not flags.guesses:
         raise UserError(f"--draft={flags.draft} guesses nothing without --guesses: give --guesses=4")
-    cli.start_jax()
+    cli.start_jax(flags.source)
     settings: dict[str, Any] = dict(guesses=flags.guesses, kind=flags.cache)
     settings |= dict(draft=_draft(flags.draft)) if flags.draft else {}
     model = writer(flags.source, slots=flags.slots, top=flags.top, weights=flags.weights, **settings)
@@ -121,7 +121,7 @@ def _draw(flags: Any) -> int:
     """Writes the pictures that a model draws after captions as PNG files, and prints their names."""
     folder, how = paths.local(flags.pictures, name="--pictures"), resolve.build(Sampling, cli.sampling_of(flags))
     captions = _prompts(flags.prompts)
-    cli.start_jax()
+    cli.start_jax(flags.source)
     import jax
 
     from lm import saved
@@ -159,7 +159,7 @@ def _look(flags: Any) -> int:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"--image={flags.image} cannot be read ({error.strerror})") from None
-    cli.start_jax()
+    cli.start_jax(flags.source)
     import jax
 
     from lm import saved

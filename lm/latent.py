@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         resolve.build(Name, text, "the text")
     _check(flags)
     files = {name: _lines(given, f"--{name}") for name in ("file", "other") if (given := getattr(flags, name, None))}
-    cli.start_jax()
+    cli.start_jax(flags.source)
     from lm import saved
     from lm.evaluation.latents import Coder
 

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"texts and --jsonl are two places of texts: give one of them ({NO_TEXT})")
     records = [{"text": text} for text in flags.texts] or _of_lines(flags.jsonl)
     texts = [_given(record, f"{flags.jsonl}, record {number}") for number, record in enumerate(records, 1)]
-    cli.start_jax()
+    cli.start_jax(flags.source)
     from lm import saved
     from lm.evaluation.predictions import Predictor
 

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _scored(flags: Any, texts: Sequence[str]) -> list[Any]:
     """The `TextScore` of each text under the model of --from."""
-    cli.start_jax()
+    cli.start_jax(flags.source)
     import jax
 
     from lm import saved
@@ -91,7 +91,7 @@ def _scored(flags: Any, texts: Sequence[str]) -> list[Any]:
 
 def _rewards(flags: Any, records: Sequence[dict[str, Any]]) -> Any:
     """The reward of each completion, float32 [n]. UserError, which names the record, for one that has none."""
-    cli.start_jax()
+    cli.start_jax(flags.source)
     from lm import saved
     from lm.evaluation.rewards import Rewarder
 

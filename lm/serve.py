@@ -12,8 +12,8 @@ OpenAI's: /v1/completions, /v1/chat/completions (of models with a template for c
 Others: /v1/fill (what stands at each [MASK]), /v1/score (log-likelihood or pseudo-log-likelihood), /v1/rerank (by cosine, or
 by log-probability), /v1/inspect (attention and logit lens). /health, /metrics (for Prometheus), and the page at /.
 
-A slot writes a text; --queue texts wait, and more get 429. All programs are compiled before the first request. At SIGTERM what
-has begun is finished within --grace seconds, and new requests get 503.
+A slot writes a text; --queue texts wait, and more get 429. All programs are compiled before the first request. At Ctrl-C or
+SIGTERM what has begun is finished within --grace seconds, and new requests get 503.
 
 It listens on this machine alone. At another --host a token must be set, in --token_file or LM_SERVE_TOKEN, which clients send
 as "Authorization: Bearer TOKEN".
@@ -25,10 +25,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from lm import cli, paths, untrusted
+from lm import cli, paths, process, untrusted
 from lm.config import Weights
 from lm.config.ranges import Count, Name, Natural, Positive, Range
-from lm.errors import UserError
+from lm.errors import UserError, printable
 
 TOKEN = "LM_SERVE_TOKEN"
 Port = Annotated[int, Range(0, 65535)]
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     token, local = _token(flags.token_file), untrusted.is_loopback(flags.host)
     if not local and token is None:
         raise UserError(f"--host={flags.host} is reached from other machines: set a token, in --token_file=FILE or {TOKEN}")
+    _say(f"loading {' and '.join(_folders(flags))}")
     cli.start_jax()
     from lm.serving import run
 
@@ -51,9 +52,22 @@ def main(argv: list[str] | None = None) -> int:
         server, gate = made(flags, token, local=local)
         host = f"[{flags.host}]" if ":" in flags.host else flags.host
         where = f"http://{host}:{listening.getsockname()[1]}"
-        say = lambda: print(f"{', '.join(server.models)}: {where}", file=sys.stderr, flush=True)
-        run.serve(gate, server.workers.values(), listening, grace=flags.grace, ready=say)
+        say = lambda: _say(f"{', '.join(server.models)}: {where}")
+        try:
+            run.serve(gate, server.workers.values(), listening, grace=flags.grace, ready=say)
+        except process.Ended as signal:
+            _say(f"served {gate.served:,} request{'s' * (gate.served != 1)}")
+            return signal.code
     return 0
+
+
+def _say(text: str) -> None:
+    """Prints a line on standard error, which may be a log."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def _folders(flags: Any) -> list[str]:
+    return [flags.source, *([flags.compare] if flags.compare else [])]
 
 
 def made(flags: Any, token: str | None, *, local: bool) -> tuple[Any, Any]:
@@ -66,7 +80,7 @@ def made(flags: Any, token: str | None, *, local: bool) -> tuple[Any, Any]:
     count_compilations()
     models: dict[str, Any] = {}
     workers: dict[str, Any] = {}
-    for folder in (flags.source, *([flags.compare] if flags.compare else [])):
+    for folder in _folders(flags):
         name = flags.name if flags.name and not models else Path(folder.rstrip("/")).name or "model"
         name = f"{name}-2" if name in models else name
         settings: dict[str, Any] = dict(slots=flags.slots, length=flags.length, top=flags.top, weights=flags.weights)
@@ -74,6 +88,7 @@ def made(flags: Any, token: str | None, *, local: bool) -> tuple[Any, Any]:
         made = model.engine if model.continues else None
         models[name] = model
         workers[name] = Worker(made, model.tokenizer, model.ends, capacity=flags.slots + flags.queue)
+        _say(f"compiling {name}")
         model.warm(workers[name].engine)
     most = flags.new_tokens or max(model.length for model in models.values())
     server = api.Server(models, workers, new_tokens=most, seconds=flags.seconds)

@@ -17,10 +17,9 @@ Open MPI the hosts find each other; elsewhere set these environment variables:
 """
 
 import re
-import sys
 
 from lm import cli
-from lm.errors import UserError, printable
+from lm.errors import UserError
 
 __path__: list[str] = []  # imports of submodules that it had as a package reach `lm.moved`
 
@@ -33,9 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         fault = "is missing" if flags.workdir is None else "is empty"
         raise UserError(f"--workdir {fault}; give the directory of this run, such as --workdir=runs/first")
     profile = steps_to_profile(flags.profile, run.train.steps)
-    if sys.stderr.isatty():  # importing jax and preparing data take a while, in which a screen would stay blank
-        text = f"{flags.config}: {run.train.steps:,} steps, in {flags.workdir or 'no folder'}; starting"
-        print(printable(text), file=sys.stderr)
+    cli.say(f"{flags.config}: {run.train.steps:,} steps, in {flags.workdir or 'no folder'}; starting")
     cli.start_jax(hosts=True)
     from lm import recipes
 

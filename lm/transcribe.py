@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser().parse(argv)
     if sum((bool(flags.files), flags.jsonl is not None, flags.heldout)) != 1:
         raise UserError(f"files, --jsonl and --heldout are three places of recordings: give one of them ({NO_SOUND})")
-    cli.start_jax()
+    cli.start_jax(flags.source)
     from lm import saved
     from lm.data.corpus.prepare import prepare
     from lm.evaluation.text_scores import distance

@@ -48,7 +48,7 @@ class HeldOut:
         if len(self.rows.sizes) > 1:  # of sources that have predictions in the chosen rows
             each = [(f"{source}/{name}", found[name]) for source, found in of_source.items() for name in names]
             metrics |= {name: _mean(found) for name, found in each if found[1]}
-        metrics["tokens"] = float(sums["loss"][1])
+        metrics["tokens"] = round(sums["loss"][1])
         if self.nats:
             metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
         if self.factors:

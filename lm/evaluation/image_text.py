@@ -91,7 +91,7 @@ class HeldOutImageText:
         values = qa_metrics(self.written(params, index), answers) | {"guess": qa_metrics(guessed, answers)["exact"]}
         self.latest.update(values)
         means = {name: float(total / max(weight, 1.0)) for name, (total, weight) in found.items()}
-        return means | by_kind(values, [self.rows.kind(i) for i in index]) | {"items": float(len(index))}
+        return means | by_kind(values, [self.rows.kind(i) for i in index]) | {"items": len(index)}
 
     def written(self, params: Any, index: Sequence[int]) -> list[str]:
         """The most likely text of each of these rows."""

@@ -33,7 +33,7 @@ class HeldOutJudged:
         metrics = {name: float(np.sum(value * weight) / max(np.sum(weight), 1.0)) for name, (value, weight) in found.items()}
         if "margin" in found:
             metrics["ece"] = calibration_error(found["margin"][0])
-        return metrics | {"items": float(len(found["loss"][0]))}
+        return metrics | {"items": len(found["loss"][0])}
 
     def intervals(self) -> dict[str, list[float]]:
         """The ends of the 95 % intervals of the latest call's figures, over records."""

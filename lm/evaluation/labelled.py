@@ -61,7 +61,7 @@ class HeldOutRecords:
             same = str.__eq__ if self.classes else partial(exact, split=self.split)
             trained = [answer for record in self.trained if (answer := _answer(record)) is not None]
             metrics["majority"] = majority(trained, answers, same)
-        return metrics | {"items": float(len(answers))}
+        return metrics | {"items": len(answers)}
 
     def intervals(self) -> dict[str, list[float]]:
         """The ends of the 95 % intervals of the latest call's figures, over records."""

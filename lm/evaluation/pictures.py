@@ -41,7 +41,7 @@ class HeldOutPictures:
         hits, items = sums["accuracy"]
         self.latest.update(hits=hits, items=items)
         metrics = {name: float(total / max(weight, 1.0)) for name, (total, weight) in sums.items()}
-        return metrics | {"majority": self._majority(index), "items": float(items)}
+        return metrics | {"majority": self._majority(index), "items": round(items)}
 
     def intervals(self) -> dict[str, list[float]]:
         """The ends of the 95 % interval of the latest call's accuracy, over pictures."""

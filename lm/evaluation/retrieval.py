@@ -48,7 +48,7 @@ class Retrieval:
         metrics |= {f"chance@{k}": chance(right, k) for k in AT}
         scaled = cosines * float(self.scale(params))
         loss = np.mean([logsumexp(scaled) - np.diag(scaled), logsumexp(scaled.T) - np.diag(scaled)])
-        return {"loss": float(loss), **metrics, "items": float(len(index))}
+        return {"loss": float(loss), **metrics, "items": len(index)}
 
     def intervals(self) -> dict[str, list[float]]:
         """The ends of the 95 % intervals of the latest call's shares, over queries."""

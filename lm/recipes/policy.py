@@ -292,7 +292,7 @@ class HeldOutRewards:
         self.latest.update({"reward": rewards} | found)
         means = {name: float(values.mean()) for name, values in self.latest.items()}
         several = {f"reward/{name}": float(part.mean()) for name, part in parts.items()} if len(parts) > 1 else {}
-        return means | several | {"items": float(len(index))}
+        return means | several | {"items": len(index)}
 
     def intervals(self) -> dict[str, list[float]]:
         """The ends of the 95 % intervals of the latest call's figures, over questions."""

@@ -43,6 +43,7 @@ class Gate:
         self.token, self.hosts = token, hosts
         self.stopping = False
         self.active = 0  # requests that are being answered
+        self.served = 0  # requests to the API that were answered without an error
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -67,6 +68,7 @@ class Gate:
             await self.app(scope, self._limited(receive), counted)
         finally:
             self.active -= 1
+            self.served += path.startswith("/v1/") and code < 400
             self.metrics.requests.labels(path, str(code)).inc()
             self.metrics.seconds.labels(path).observe(time.monotonic() - start)
 

@@ -71,10 +71,15 @@ class Display:
             self.say(f"\n> {printable(sample['prompt'])} -> {printable(sample['text'])}")
         self.say("")
         for name, value in summary["heldout"].items():
-            self.say(f"held-out {name:<14} {value:,.4f}")
+            self.say(f"held-out {name:<14} {figure(value)}")
         for name, value in (summary["baselines"] or {}).items():
-            self.say(f"  baseline {name:<22} {value:.4f} bits per byte")
+            self.say(f"  baseline {name:<22} {figure(value)} bits per byte")
         self.say(f"\nreport: {report}")
+
+
+def figure(value: float) -> str:
+    """A count as it is, a measure with four decimals."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
 
 
 def parameter_table(made: Computation, depth: int = 3) -> str:

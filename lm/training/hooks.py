@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lm import config, flops, process, startup
+from lm import config, flops, process, sharding, startup
 from lm.checkpoint import Checkpoints
 from lm.errors import EXIT_PREEMPTED, Diverged, Stopped, add_also
-from lm.training.display import Display
+from lm.training.display import Display, figure
 from lm.training.loop import Clock
 from lm.training.report import write_report
 from lm.training.rundir import RunDir
@@ -131,7 +131,7 @@ class Evaluate:
         self.log.write({"step": step} | {f"heldout/{k}": v for k, v in self.latest.items()})
         shown = [k for k in ("loss", "nll", "accuracy", "exact", "f1", "bits_per_byte") if k in self.latest]
         if shown:
-            self.log.display.say(f"step {step}  held-out  " + "  ".join(f"{k} {self.latest[k]:.4f}" for k in shown))
+            self.log.display.say(f"step {step}  held-out  " + "  ".join(f"{k} {figure(self.latest[k])}" for k in shown))
         with self.log.clock("sample"):
             texts = self.sample(params)
         for text in texts:
@@ -141,7 +141,7 @@ class Evaluate:
 
     def evaluate(self, step: int, state: TrainState) -> Any:
         """Sets `latest` to the figures of all evaluators, and returns the parameters that they are of."""
-        params = state.params if state.ema is None else state.ema
+        params = state.params if state.ema is None else sharding.on_device(state.ema)
         with self.log.clock("evaluate"):
             self.latest = {name: value for evaluator in self.evaluators for name, value in evaluator(params).items()}
         self.at = step

@@ -229,7 +229,7 @@ def start(run: config.Run, folder: Path, first: int) -> Trackers:
     ids = _ids(folder / IDS) if first else {}
     each = {
         name: _begun(name, Start(folder, settings, first, ids.get(name)))
-        for name in [*default, *dict.fromkeys(run.log.trackers)]
+        for name in [*dict.fromkeys(run.log.trackers), *default]  # those that may refuse first
     }
     if new := {name: tracker.id for name, tracker in each.items() if tracker.id is not None}:
         atomic.write_json(folder / IDS, ids | new)

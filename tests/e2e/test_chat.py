@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lm import saved
+from lm import chat, process, saved
 from lm.chat import main
 from lm.config import Sampling
 from lm.data.examples import ExampleBuilder
@@ -207,3 +207,15 @@ def test_a_chat_at_a_terminal_survives_ctrl_c(talks):
     write("/exit")
     assert process.wait(60) == 0
     os.close(main_end)
+
+
+def test_a_chat_that_ctrl_c_ends_says_how_much_there_was(talks, monkeypatch, capsys):
+    def ended(session, terminal):
+        session.turn("abc", lambda text: None, lambda: False)
+        raise process.Ended(130)
+
+    monkeypatch.setattr(chat, "_talk", ended)
+    for terminal, line in ((True, "1 answer\n"), (False, "interrupted; the same command starts again\n")):
+        monkeypatch.setattr(sys.stdin, "isatty", lambda terminal=terminal: terminal)
+        assert chat.main([f"--from={talks / 'decoder.causal'}", *SHORT]) == 130
+        assert capsys.readouterr().err.endswith(line)

@@ -243,7 +243,7 @@ def test_one_run_in_a_directory(tune, pretrained, tmp_path):
 def test_settings_are_chosen_on_training_records_that_are_set_apart(tune, tmp_path):
     """40 labels of the 50-odd training records, 10 others to test on."""
     code, err = tune(tmp_path / "run", "labelled", labels="recipe.labels=40", develop="recipe.develop=10")
-    assert code == 0, err
+    assert code == 0 and "held-out items          10\n" in err, err
     made = summary(tmp_path / "run")
     assert made["records"]["train"]["mine"]["records"] == 40
     assert made["records"]["holdout"]["mine"]["records"] == made["heldout"]["items"] == 10

@@ -217,7 +217,7 @@ def test_every_method_is_a_run(given, tmp_path, name):
     start = "encoder_decoder.denoise" if name in ("dapo", "gspo") else "decoder.causal"
     found = train(tmp_path, name, given(start, **{"train.steps": 2, "checkpoint.every": None}))
     rows = [row for row in metrics(tmp_path) if "loss" in row]
-    assert len(rows) == 2 and found["heldout"]["items"] > 0
+    assert len(rows) == 2 and found["heldout"]["items"] > 0 and isinstance(found["heldout"]["items"], int)
     for row in rows:
         assert 0 <= row["reward"] <= 2.5 and 1 <= row["length"] <= 6 and 0 <= row["truncated"] <= 1
         assert row["mismatch"] <= row["mismatch_max"] < 1e-4

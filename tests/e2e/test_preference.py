@@ -87,7 +87,7 @@ def test_killed_it_goes_on_to_the_bit(what, judged, monkeypatch, tmp_path):
         assert resumed[key] == whole[key]
     wanted = {"kl", "reward_good", "log_prob_bad"} if what == "kto" else {"margin", "ece", "reward_chosen"}
     sizes = [whole["records"][split]["own"]["rows"] for split in ("train", "holdout")]
-    assert wanted <= whole["heldout"].keys() and whole["heldout"]["items"] == sizes[1]
+    assert wanted <= whole["heldout"].keys() and repr(whole["heldout"]["items"]) == str(sizes[1]), "a count is an integer"
     assert whole["model_flops"] > 0 and sum(sizes) == 80
 
 

@@ -211,3 +211,18 @@ def test_unknown_submodules_of_commands_are_still_unknown():
 def test_names_that_never_were_are_still_unknown():
     with pytest.raises(ModuleNotFoundError, match="No module named 'lm.nothing'"):
         importlib.import_module("lm.nothing")
+
+
+@pytest.mark.parametrize("name", [name for name, words in COMMANDS.items() if name.startswith("lm.") and "--from=D" in words])
+def test_what_is_loaded_is_said_before_jax_is_imported(name, monkeypatch, tmp_path, capsys):
+    """At a terminal, whose screen would stay blank while a model is loaded and compiled; a server says it to its log too."""
+    (tmp_path / "F").write_text("a text", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.startup, "before_jax", lambda: sys.exit(capsys.readouterr().err))
+    words = {"lm.score": ["--from=D", "F"], "lm.embed": ["--from=D", "a", "b"]}.get(name, COMMANDS[name])
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with pytest.raises(SystemExit) as ended:
+            module_of(name).main(words)
+        expected = "loading D\n" if name == "lm.serve" else "loading D, then compiling\n" if terminal else ""
+        assert ended.value.code == expected

@@ -46,7 +46,7 @@ MAY = {
     "chat": {"errors", "cli", "process", "config", "saved", "talk"},
     "ask": {"errors", "cli", "config", "paths", "saved", "models", "generation", "talk"},
     "serving": MODELS | DATA | {"saved", "losses", "generation", "evaluation", "serving"},
-    "serve": {"errors", "cli", "paths", "untrusted", "config", "serving"},
+    "serve": {"errors", "cli", "process", "paths", "untrusted", "config", "serving"},
     "conversion": MODELS | {"conversion", "checkpoint", "data", "saved"},
     "objectives": CORE | {"objectives"},
     "data": DATA,

@@ -52,3 +52,15 @@ def test_the_samples_of_the_last_step_are_said_with_their_step(tmp_path, capsys)
     assert "samples at step 10:\n\n> p0 -> t10\n" in said and "t5" not in said
     Display(10, 0).results(summary, SimpleNamespace(rows=lambda name: []), "report.html")
     assert "sample" not in capsys.readouterr().err
+
+
+def test_a_count_is_said_without_decimals(tmp_path, capsys):
+    summary = {"heldout": {"accuracy": 0.5, "loss": 2.0, "tokens": 196304, "items": 400}, "baselines": {"xz": 2.0}}
+    Display(10, 0).results(summary, SimpleNamespace(rows=lambda name: []), tmp_path)
+    said = capsys.readouterr().err
+    assert "held-out tokens         196,304\n" in said and "held-out items          400\n" in said
+    assert (
+        "held-out accuracy       0.5000\n" in said
+        and "held-out loss           2.0000\n" in said
+        and "2.0000 bits per byte" in said
+    )
