@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from lm import startup
 from lm.config import Attention, Block, Head, Mlp, Model, Rope, Sampling, Stack
@@ -19,6 +20,7 @@ from lm.generation import programs
 from lm.generation.engine import Engine, Request
 from lm.models.matmul import affine_transposed, batched_matmul
 from lm.models.transformer import Transformer, abstract_params
+from lm.types import Example, TokenStream
 
 ROOT = Path(__file__).parents[3]
 SHAPES = [(1, 64, 7), (5, 64, 1), (5, 1, 7), (1, 1, 1), (3, 4, 5)]
@@ -66,21 +68,49 @@ def test_texts_are_decoded_by_other_code_than_training(monkeypatch):
     assert options.keys() <= flags, "nothing is set that training leaves alone"
 
 
+def under_the_flags():
+    """`compiler_options` of the flags that `lm.startup` sets for training."""
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
+        pytest.skip("before jaxlib 0.12 `lm.startup` sets no flags")
+    flags = dict(flag.removeprefix("--").split("=") for flag in startup.FLAGS)
+    return {name: {"true": True}.get(value, int(value) if value.isdigit() else value) for name, value in flags.items()}
+
+
 @pytest.mark.parametrize("shape", [(4096, 64, 256), (1024, 128, 512), (4096, 256, 64)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_product_that_is_scaled_is_right_under_the_flags(shape, dtype):
     """A weight's gradient that is divided by the number of tokens, against NumPy in float64. Nothing else reads the scale that
     is spread over the result's shape, so XLA may put the result in its place."""
-    flags = dict(flag.removeprefix("--").split("=") for flag in startup.FLAGS)
-    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
-        pytest.skip("before jaxlib 0.12 `lm.startup` sets no flags")
     (k, m, n), rng = shape, np.random.default_rng(0)
     a, b = (jnp.asarray(rng.normal(size=(k, size)), dtype) for size in (m, n))
     scaled = lambda a, b, tokens: jnp.einsum("km,kn->mn", a, b) / jnp.maximum(tokens, 1).astype(dtype)
-    options = {name: {"true": True}.get(value, int(value) if value.isdigit() else value) for name, value in flags.items()}
-    found = jax.jit(scaled, compiler_options=options)(a, b, jnp.float32(50))
+    found = jax.jit(scaled, compiler_options=under_the_flags())(a, b, jnp.float32(50))
     exact = np.asarray(a, np.float64).T @ np.asarray(b, np.float64) / 50
     np.testing.assert_allclose(np.asarray(found, np.float64), exact, atol={"float32": 1e-5, "bfloat16": 0.05}[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_under_the_flags_are_those_without(dtype):
+    """Of all parameters of a decoder over 4,096 tokens, divided by their number as in a step."""
+    block = Block(Attention(2), Mlp(256))
+    model = Model(64, 64, decoder=Stack(2, {"L": block}, position=Rope()), head=Head(tied=False), dtype=dtype)
+    tokens = np.random.default_rng(0).integers(4, 64, (32, 128)).astype(np.int32)
+    ones = np.ones_like(tokens)
+    stream = TokenStream(tokens, np.arange(128, dtype=np.int32) + np.zeros_like(tokens), ones)
+    batch = Example(None, stream, None, None)
+    params = nn.unbox(jax.jit(Transformer(model).init)(jax.random.key(0), batch)["params"])
+
+    def gradient(params, batch, count):
+        logits = lambda p: Transformer(model).apply({"params": p}, batch)
+        nats = lambda p: jnp.sum(jax.nn.logsumexp(logits(p).astype(jnp.float32), -1) - logits(p).astype(jnp.float32)[..., 7])
+        return jax.tree.map(lambda g: g / jnp.maximum(count, 1), jax.grad(nats)(params))
+
+    lowered = jax.jit(gradient).lower(params, batch, jnp.float32(4096))
+    plain, flagged = (lowered.compile(options)(params, batch, jnp.float32(4096)) for options in ({}, under_the_flags()))
+    for path, exact in jax.tree_util.tree_leaves_with_path(plain):
+        found = dict(jax.tree_util.tree_leaves_with_path(flagged))[path]
+        largest = float(jnp.abs(exact).max())
+        np.testing.assert_allclose(found, exact, atol={"float32": 1e-4, "bfloat16": 0.05}[dtype] * largest, err_msg=str(path))
 
 
 def test_one_text_is_decoded_as_among_several():
