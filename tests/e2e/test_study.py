@@ -206,7 +206,10 @@ def test_tuned_cells_are_planned_before_the_model_that_they_go_on_from_is_there(
     assert main(["rewards", "--dry_run", f"--workdir={tmp_path}"]) == 0
     table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     sizes = {line[0].strip("| "): line[1] for line in table}
-    assert sizes["base model"].replace(",", "").isdigit() and sizes["GRPO"] == sizes["fine-tuned"] == "as of base model"
+    assert (
+        sizes["base model"].replace(",", "").isdigit()
+        and sizes["GRPO"] == sizes["fine-tuned on worked answers"] == "as of base model"
+    )
 
 
 def test_a_worker_that_dies_is_reported(tmp_path):
