@@ -184,8 +184,8 @@ def make_step(
 
 
 def _moved(plan: StatePlan) -> Callable[..., tuple[Any, jax.Array]]:
-    """Returns `(applied, finite, arrays) -> applied(*arrays)`, with what waits in the host's memory moved to the devices for
-    the update and back. `applied` returns the arrays, and whether it changed them; `finite`: False if it will not.
+    """Returns `(applied, usable, arrays) -> applied(*arrays)`, with what waits in the host's memory moved to the devices for
+    the update and back. `applied` returns the arrays, and whether it changed them; `usable`: False if it will not.
 
     Where that is another memory than the devices', they move in a loop that turns once, or not at all. Without it XLA starts
     the copies before the first layer, and a device holds them when its activations need most (libtpu 0.0.42.1); an
@@ -201,8 +201,8 @@ def _moved(plan: StatePlan) -> Callable[..., tuple[Any, jax.Array]]:
     if not any(map(sharding.waits_on_host, jax.tree.leaves(there))):
         return lambda applied, _, arrays: once(applied, arrays)
     loop = partial(jax.lax.fori_loop, 0)
-    return lambda applied, finite, arrays: loop(
-        jnp.int32(finite), lambda _, carried: once(applied, carried[0]), (arrays, jnp.bool_(False))
+    return lambda applied, usable, arrays: loop(
+        jnp.int32(usable), lambda _, carried: once(applied, carried[0]), (arrays, jnp.bool_(False))
     )
 
 

@@ -25,7 +25,7 @@ class Damaged(Exception):
 
 def sealed(report: Mapping[str, Any], folder: Path, files: Iterable[Path]) -> dict[str, Any]:
     """The report with the SHA-256 of these files (`files`: path below the folder -> hex) and its own (`sha256`)."""
-    digests = {str(file.relative_to(folder)): _sha256(file) for file in sorted(files) if file != folder / REPORT}
+    digests = {str(file.relative_to(folder)): sha256(file) for file in sorted(files) if file != folder / REPORT}
     complete = {**report, "files": digests}
     return complete | {"sha256": _digest(complete)}
 
@@ -65,7 +65,7 @@ def check(folder: Path | Url, report: Mapping[str, Any]) -> None:
 def check_file(folder: Path | Url, report: Mapping[str, Any], name: str) -> None:
     """Raises UserError if this file of the folder is missing or changed."""
     try:
-        found = _sha256(folder / name)
+        found = sha256(folder / name)
     except Unreachable as error:
         raise UserError(f"prepared data cannot be read now ({error}); check the network and the access to it") from None
     except OSError as error:
@@ -82,7 +82,8 @@ def again(folder: Path | Url | str) -> str:
     return f"delete {folder} and prepare the data again (python -m lm.prepare)"
 
 
-def _sha256(path: Path | Url) -> str:
+def sha256(path: Path | Url) -> str:
+    """The SHA-256 of a file of any size, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):

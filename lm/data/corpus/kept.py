@@ -5,7 +5,6 @@ all. So with one more source, only that one is read and cleaned. A preparation m
 back; another that needs it meanwhile cleans for itself. All of it may be deleted at any time.
 """
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lm import atomic
+from lm.data.corpus import integrity
 
 KEPT = ("open.done.json", "clean.done.json", "clean")  # of the folder of work of a source
 _FILES = "files.json"  # name -> SHA-256
@@ -41,7 +41,7 @@ def keep(work: Path, home: Path) -> None:
     files = _files(work)
     if shutil.disk_usage(work).free < _ROOM * sum(path.stat().st_size for path in files.values()):
         return
-    atomic.write_json(work / _FILES, {name: _sha256(path) for name, path in files.items()})
+    atomic.write_json(work / _FILES, {name: integrity.sha256(path) for name, path in files.items()})
     home.parent.mkdir(exist_ok=True)
     with suppress(OSError):
         work.rename(home)
@@ -54,11 +54,6 @@ def _files(folder: Path) -> dict[str, Path]:
 def _intact(folder: Path) -> bool:
     try:
         known = json.loads((folder / _FILES).read_bytes())
-        return known == {name: _sha256(path) for name, path in _files(folder).items()}
+        return known == {name: integrity.sha256(path) for name, path in _files(folder).items()}
     except (OSError, ValueError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

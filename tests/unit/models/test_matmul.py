@@ -101,14 +101,14 @@ def test_gradients_under_the_flags_are_those_without(dtype):
     params = nn.unbox(jax.jit(Transformer(model).init)(jax.random.key(0), batch)["params"])
 
     def gradient(params, batch, count):
+        # Made twice on purpose: where they were made once, XLA with the old flag happened to share no memory.
         logits = lambda p: Transformer(model).apply({"params": p}, batch)
         nats = lambda p: jnp.sum(jax.nn.logsumexp(logits(p).astype(jnp.float32), -1) - logits(p).astype(jnp.float32)[..., 7])
         return jax.tree.map(lambda g: g / jnp.maximum(count, 1), jax.grad(nats)(params))
 
     lowered = jax.jit(gradient).lower(params, batch, jnp.float32(4096))
     plain, flagged = (lowered.compile(options)(params, batch, jnp.float32(4096)) for options in ({}, under_the_flags()))
-    for path, exact in jax.tree_util.tree_leaves_with_path(plain):
-        found = dict(jax.tree_util.tree_leaves_with_path(flagged))[path]
+    for (path, exact), found in zip(jax.tree_util.tree_leaves_with_path(plain), jax.tree.leaves(flagged), strict=True):
         largest = float(jnp.abs(exact).max())
         np.testing.assert_allclose(found, exact, atol={"float32": 1e-4, "bfloat16": 0.05}[dtype] * largest, err_msg=str(path))
 
