@@ -79,11 +79,14 @@ def items(results: Results, cell: str, metric: str) -> dict[int, np.ndarray]:
     return {seed: np.array([float(v) for v in x]) for seed, x in found.items() if x is not None and len(x) > 1}
 
 
-def contrast(study: Study, results: Results, metric: Metric, better: str, than: str) -> stats.Test | None:
-    """The gain of one cell over another, with the error from all cells of the study that have the metric."""
+def contrast(
+    study: Study, results: Results, metric: Metric, better: str, than: str, *, paired: bool = False
+) -> stats.Test | None:
+    """The gain of one cell over another, with the error from all cells of the study that have the metric, or if they are
+    `paired` by design, from their differences."""
     table = {cell: v for cell in study.labels if (v := values(results, cell, metric.name))}
     asked = {cell: items(results, cell, metric.name) for cell in (better, than)}
-    return variance.contrast(table, better, than, items=asked, higher=metric.higher is not False)
+    return variance.contrast(table, better, than, items=asked, higher=metric.higher is not False, paired=paired)
 
 
 def judge(study: Study, results: Results) -> list[Judged]:
@@ -108,12 +111,14 @@ def _check(study: Study, r: Relation, metrics: dict[str, Metric]) -> None:
             raise UserError(f"relation '{r.name}' asks for cell '{cell}'{nearest(cell, study.labels)}")
     if r.better == r.than:
         raise UserError(f"relation '{r.name}' compares cell '{r.than}' with itself; give two cells")
+    if r.paired and not set(_starts(study, r.better)) & set(_starts(study, r.than)):
+        raise UserError(f"relation '{r.name}' is paired, but '{r.better}' and '{r.than}' go on from no common cell")
     if r.kind == "equivalent" and r.margin <= 0:
         raise UserError(f"relation '{r.name}' is an equivalence without a margin; give margin > 0 in the metric's unit")
 
 
 def _tested(study: Study, results: Results, relation: Relation, metric: Metric, family: int) -> Judged:
-    test = contrast(study, results, metric, relation.better, relation.than)
+    test = contrast(study, results, metric, relation.better, relation.than, paired=relation.paired)
     if test is None:
         return Judged(relation, metric, None, why="a cell has no run yet")
     if test.df == 0:
@@ -189,6 +194,15 @@ def _chain(study: Study, cell: str) -> list[str]:
     else:
         before = study.derived[cell].of if cell in study.derived else ()
     return [cell, *(name for other in before for name in _chain(study, other))]
+
+
+def _starts(study: Study, cell: str | None) -> list[str]:
+    """The cell, the one that it goes on from, and so on."""
+    found = []
+    while cell in study.cells:
+        found.append(cell)
+        cell = study.cells[cell].start
+    return found
 
 
 def _at_floor(study: Study, results: Results, cells: tuple[str, str], metric: Metric) -> str:

@@ -35,7 +35,8 @@ def power_rows(study: Study, results: Results) -> list[PowerRow]:
 
 def _row(study: Study, results: Results, relation: Relation, alpha: float) -> PowerRow:
     metric = next(m for m in study.metrics if m.name == relation.metric)
-    test, source = judge.contrast(study, results, metric, relation.better, relation.than), "earlier runs of the two cells"
+    better, than, source = relation.better, relation.than, "earlier runs of the two cells"
+    test = judge.contrast(study, results, metric, better, than, paired=relation.paired)
     if test is None or test.df == 0:
         test, source = _of_others(study, results, relation), "earlier runs of other cells"
     if test is None or study.seeds < 2:

@@ -13,6 +13,7 @@ import json
 import math
 import shlex
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,18 @@ def _blocks(
         *tables.variances_table(study, results),
         *([Heading("Learning curves"), *show("learning curves")] if show("learning curves") else []),
         *([Markdown(section)] if section.strip() else []),
-        *([Heading("Made by"), Code(command)] if command else []),
+        *([Heading("Made by"), Code(command), *_made_with(study, results)] if command else []),
     ]
+
+
+def _made_with(study: Study, results: Results) -> list[Block]:
+    """How many runs were made with which Python, jax and code; nothing of results that were made before it was recorded."""
+    runs = [r for cell in study.cells for r in results.get(cell, {}).values()]
+    counts = Counter(", ".join(f"{key} {value}" for key, value in r.get("made_with", {}).items()) for r in runs)
+    if not any(counts):
+        return []
+    texts = (f"{count} run{'s' * (count > 1)} with {words or 'what was not recorded'}" for words, count in counts.items())
+    return [Paragraph("; ".join(texts) + ".")]
 
 
 def _status(study: Study, results: Results, judged: list[Judged]) -> list[Block]:

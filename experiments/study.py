@@ -146,6 +146,9 @@ class Relation:
     published: tuple[float, float] | None = None  # their figures for (better, than)
     primary: bool = True  # counts in the study's Holm family; others are exploratory, and not corrected
     planted: Literal["", "effect", "null"] = ""  # known by construction: a check of the method, not a finding
+    # One cell goes on from the other, or both from a third, at the same seed: compared as pairs, by the variance of the
+    # differences alone. Decided with the design, since it sets the test.
+    paired: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ D/<cell>/seed<k>/result.json   once it is measured
 import importlib
 import inspect
 import json
+import platform
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,6 +199,16 @@ def _failed(job: Job, error: Exception) -> Failed:
     return Failed(line)
 
 
+def made_with() -> dict[str, str]:
+    """The versions that figures depend on, and the commit, with + if files differ from it: a fault that is found in one of them
+    later says which results it touches."""
+    from lm.training.rundir import git_state
+
+    git = git_state()
+    code = {"commit": git["commit"][:12] + "+" * bool(git["changed"])} if git else {}
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in ("jax", "lm")} | code
+
+
 def do(study: Study, unit: Unit, workdir: Path, begins: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Trains and measures a unit; its result.json, which says so if it diverged. Calls `begins` once the unit is locked. Raises
     what `lm.recipes.train` raises."""
@@ -215,7 +227,7 @@ def do(study: Study, unit: Unit, workdir: Path, begins: Callable[[], None] = lam
             return result
         begins()
         run, summary = planned(study, unit, workdir), place / "run" / "summary.json"
-        result = {"cell": unit[0], "seed": unit[1], "settings": study.mark(unit[0])}
+        result = {"cell": unit[0], "seed": unit[1], "settings": study.mark(unit[0]), "made_with": made_with()}
         try:
             for other in cell.needs:
                 if (before := finished(study, (other, unit[1]), workdir)) and "diverged" in before["flags"]:

@@ -5,6 +5,8 @@ A value is  y = cell + seed + residual,  and over test items  y = cell + seed + 
 Seeds: the residual is estimated over all cells of the study, which gives more degrees of freedom than two cells have. A part
 that all cells of a seed share (the same data in the same order) cancels in a difference and is taken out if an F test shows
 that it is there; comparisons are then paired by seed. Otherwise pairing would only cost degrees of freedom.
+Where two cells of a seed go on from the same run, they share it by design, and other cells do not: such a comparison is always
+paired, and its error is that of the differences alone.
 Items: another draw of test items would give another difference, so the variance of cell x item, divided by the number of items,
 is part of its error (Clark 1973; Barr et al. 2013). More seeds do not reduce that part.
 """
@@ -110,11 +112,12 @@ def contrast(
     *,
     items: Mapping[str, Items] | None = None,
     higher: bool = True,
+    paired: bool = False,
 ) -> Test | None:
     """The gain of `better` over `than`, signed so that positive is better, with its standard error. None if a cell has no run.
 
     `table`: all cells of the study that have the metric. `items`: cell -> seed -> values of the test items, for cells that have
-    them.
+    them. `paired`: the two cells share a run of each seed by design; if they do not, an F test over all cells decides.
     """
     a, b = table.get(better, {}), table.get(than, {})
     if not a or not b:
@@ -125,7 +128,8 @@ def contrast(
     common = sorted(a.keys() & b.keys())
     two = {better: a, than: b}
     asked = [(items or {}).get(cell, {}) for cell in two]
-    paired = len(common) > 1 and spread(a) and spread(b) and seed_effect(table) < ALPHA
+    by_design = paired and len(common) > 1
+    paired = by_design or (len(common) > 1 and spread(a) and spread(b) and seed_effect(table) < ALPHA)
     if paired:
         differences = np.array([a[s] - b[s] for s in common])
         n, mean, share = len(common), float(differences.mean()), 2 / len(common)
@@ -139,8 +143,8 @@ def contrast(
         of_a, of_b = _stack(asked[0], a), _stack(asked[1], b)
         tables = [of_a, of_b] if _alike(of_a, of_b) else []
         variance, df = _welch([_of_mean(a), _of_mean(b)], [len(a) - 1, len(b) - 1])
-    how = "paired by seed" if paired else "unpaired"
-    if pooled := _pooled(table, two, paired):
+    how = "paired by design" if by_design else "paired by seed" if paired else "unpaired"
+    if not by_design and (pooled := _pooled(table, two, paired)):
         variance, df = share * pooled.variance, pooled.df
         how += f", variance of {len(varying(table))} cells"
     of_items = item_variance(tables, hits=_hits(of_a) or _hits(of_b)) if tables else 0.0

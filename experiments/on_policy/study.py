@@ -1,5 +1,6 @@
 """A student that learns from its teacher at its own answers, and one that is fine-tuned on given ones (arXiv 2306.13649)."""
 
+from functools import partial
 from typing import Any
 
 from experiments import tuned
@@ -12,7 +13,7 @@ SIZES: dict[str, Any] = dict(length=totals.LENGTH, answer=totals.ANSWER)
 TEACHER = 0.8  # right results of the teacher, at least
 
 
-def study(seeds: int = 3, base: int = 900, taught: int = 1000, begun: int = 300, steps: int = 240, given: int = 440) -> Study:
+def study(seeds: int = 5, base: int = 900, taught: int = 1000, begun: int = 300, steps: int = 240, given: int = 440) -> Study:
     language = totals.language()
     of = language.items
 
@@ -30,10 +31,11 @@ def study(seeds: int = 3, base: int = 900, taught: int = 1000, begun: int = 300,
         "own": Cell("student, at its own answers", own, start="begun", floor="small", reads=reads, measure=asked),
     }
     source = "arXiv 2306.13649, figure 1"
+    pair = partial(Relation, paired=True)  # each two cells go on from the same run
     relations = (
-        Relation("at its own answers > fine-tuned for longer, at equal FLOPs", RIGHT, "own", "given", source=source),
-        Relation("the same, of drawn answers", DRAWN, "own", "given", primary=False, source=source),
-        Relation("fine-tuned for longer > a little", RIGHT, "given", "begun", primary=False),
+        pair("at its own answers > fine-tuned for longer, at equal FLOPs", RIGHT, "own", "given", source=source),
+        pair("the same, of drawn answers", DRAWN, "own", "given", primary=False, source=source),
+        pair("fine-tuned for longer > a little", RIGHT, "given", "begun", primary=False),
     )
     metrics = (
         Metric(RIGHT, "right results, likeliest answers"),

@@ -41,13 +41,14 @@ def study(seeds: int = 3, base: int = 450, tuning: int = 260, begun: int = 200, 
     }
     for method, label in METHODS.items():
         cells[method] = Cell(label, policy(method), start="begun", floor="base", measure=asked)
+    pair = partial(Relation, paired=True)  # each two cells go on from the same run
     relations = (
-        Relation("fine-tuned a little > base", RIGHT, "begun", "base", source="arXiv 2203.02155"),
-        Relation("GRPO > fine-tuned a little, drawn answers", DRAWN, "grpo", "begun", source="arXiv 2402.03300"),
-        Relation("with their working > results alone, at equal FLOPs", RIGHT, "worked", "answers", source="arXiv 2306.02707"),
-        Relation("wrong answers of Dr. GRPO are shorter than GRPO's", WRONG, "dr_grpo", "grpo", source="arXiv 2503.20783"),
-        Relation("GRPO > fine-tuned a little, likeliest answers", RIGHT, "grpo", "begun", primary=False),
-        Relation(
+        pair("fine-tuned a little > base", RIGHT, "begun", "base", source="arXiv 2203.02155"),
+        pair("GRPO > fine-tuned a little, drawn answers", DRAWN, "grpo", "begun", source="arXiv 2402.03300"),
+        pair("with their working > results alone, at equal FLOPs", RIGHT, "worked", "answers", source="arXiv 2306.02707"),
+        pair("wrong answers of Dr. GRPO are shorter than GRPO's", WRONG, "dr_grpo", "grpo", source="arXiv 2503.20783"),
+        pair("GRPO > fine-tuned a little, likeliest answers", RIGHT, "grpo", "begun", primary=False),
+        pair(
             "GRPO forgets less than fine-tuning for longer", LINES, "grpo", "longer", primary=False, source="arXiv 2509.04259"
         ),
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import run, workers
@@ -110,6 +112,7 @@ def test_a_floor_is_measured_at_its_first_parameters(corpus, tmp_path):
     result = json.loads((folder(tmp_path, ("none", 0)) / "result.json").read_text())
     assert result["curve"] == [] and result["ledger"]["model_flops"] == result["ledger"]["tokens_seen"] == 0
     assert 5 < result["metrics"]["heldout/loss"] < 8  # log 512 is 6.2
+    assert result["made_with"]["jax"] == jax.__version__ and result["made_with"]["python"] == platform.python_version()
     assert saved.open(folder(tmp_path, ("none", 0)) / "run").step == 0  # that a fine-tuning starts from
 
 

@@ -98,6 +98,21 @@ def test_a_cell_that_goes_on_from_another_is_judged_only_if_that_one_passes():
     assert "fails the check" in judge(study, results)[0].words
 
 
+def test_pairs_by_design_need_a_common_start():
+    cells = CELLS | {
+        "more": Cell("masked, longer", RUN, start="masked"),
+        "twin": Cell("masked, otherwise", RUN, start="masked"),
+    }
+    made = lambda *relation: Study("made", "Made", cells, 5, (ACCURACY,), (Relation("a", "accuracy", *relation, paired=True),))
+    results = the_results(none=0.3, masked=0.61, causal=0.36, more=0.62, twin=0.5)
+    for cells_of_it in (("more", "masked"), ("more", "twin")):
+        (judged,) = judge(made(*cells_of_it), results)
+        assert judged.test.how == "paired by design"
+        assert power_rows(made(*cells_of_it), results)[0].source.endswith("paired by design")
+    with pytest.raises(UserError, match="'a' is paired, but 'more' and 'causal' go on from no common cell"):
+        judge(made("more", "causal"), results)
+
+
 def test_a_derived_result_is_judged_only_if_the_cells_that_it_is_made_from_pass():
     study, results = a_study(gates=(GATE,)), the_results(none=0.1, masked=0.61, causal=0.36)
     relation = dataclasses.replace(ABOVE, better="best")

@@ -261,6 +261,15 @@ def test_what_is_not_held_equal_is_said(tmp_path, no_pictures):
     assert "| **3.00 %** |" in text
 
 
+def test_what_the_results_were_made_with_is_said(tmp_path, no_pictures):
+    results = the_results(range(2))
+    text = lambda: report.write(a_study(seeds=2), results, tmp_path, command="made so")["md"].read_text()
+    assert " runs with " not in text()  # it was not recorded
+    for runs in results.values():
+        runs[0]["made_with"] = {"python": "3.11.9", "jax": "0.10.2"}
+    assert "10 runs with python 3.11.9, jax 0.10.2; 10 runs with what was not recorded." in text()
+
+
 def test_a_studys_own_metrics_and_section(tmp_path, no_pictures):
     def derive(results):
         for seeds in results.values():

@@ -85,6 +85,21 @@ def test_a_seed_effect_is_paired_and_its_absence_is_not():
     assert sum(t.how.startswith("unpaired") for t in unpaired) >= 33
 
 
+def test_pairs_by_design_are_students_paired_test_whatever_other_cells_do():
+    """a goes on from b of the same seed; c and d do not, so no seed effect over all cells is there to be found."""
+    rng = np.random.default_rng(0)
+    start = 4 * rng.normal(size=5)
+    y = np.stack([start + 1 + 0.1 * rng.normal(size=5), start, *(4 * rng.normal(size=(2, 5)))])
+    theirs = scipy_stats.ttest_rel(y[0], y[1])
+    ours = variance.contrast(table(y), "a", "b", paired=True)
+    assert ours.how == "paired by design" and stats.different(ours) == pytest.approx(theirs.pvalue, rel=1e-9) and ours.df == 4
+    assert ours.exact == pytest.approx(2 / 2**5)  # all five differences have one sign
+    assert stats.different(ours) < 0.001 < 0.3 < stats.different(variance.contrast(table(y), "a", "b"))
+    lost = table(y)
+    del lost["a"][0]  # a seed that only one cell has makes no pair
+    assert variance.contrast(lost, "a", "b", paired=True).df == 3
+
+
 def test_the_variance_of_cells_that_vary_alike_is_pooled():
     y = np.array([[0.0, 1, 2], [5, 6, 7], [0, 2, 1], [3, 1, 2]])
     test = variance.contrast(table(y), "a", "b")
