@@ -7,8 +7,9 @@
 A unit is a cell with a seed, in D/<cell>/seed<k>: its training run, a run for each of its fine-tunings, and `result.json` once
 it is measured. Finished units are skipped and interrupted ones resumed, so repeat the same command until all is done. One that
 fails has an error.txt, does not stop the others, and is tried again by the next command. `--processes` workers share the units,
-and so do commands with the same D. `--shard=0/4` runs a quarter of the units, for hosts without a shared folder; a cell that
-starts from another one is in the same shard. Copy the folders together, and the same command without --shard writes the report.
+and so do commands with the same D; with `--on=ray` they are on a Ray cluster whose nodes share D. `--shard=0/4` runs a quarter
+of the units, for hosts without a shared folder; a cell that starts from another one is in the same shard. Copy the folders
+together, and the same command without --shard writes the report.
 `laptop`, `frontier`, `life` and `kinds` are suites: their studies run one after another, each in D/<study>.
 """
 
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         each(lambda name, workdir: show_plan(made[name], workdir))
     else:
         jobs = sum(each(lambda name, workdir: begin(made[name], settings, workdir, shard)), [])
-        outcomes, stopped = do_all(jobs, home, flags.processes, f"{shard[0]}/{shard[1]}")
+        outcomes, stopped = do_all(jobs, home, flags.processes, f"{shard[0]}/{shard[1]}", on=flags.on)
         if stopped:
             print("stopped; the same command goes on", file=sys.stderr, flush=True)
             return stopped
@@ -106,16 +107,25 @@ def begin(study: Study, settings: dict[str, Any], workdir: Path, shard: tuple[in
 
 
 def do_all(
-    jobs: Sequence[Job], home: Path, processes: int | None, shard: str = "0/1", board: type[Board] = Board
+    jobs: Sequence[Job],
+    home: Path,
+    processes: int | None,
+    shard: str = "0/1",
+    board: type[Board] = Board,
+    on: str | None = None,
 ) -> tuple[dict[str, Outcome], int]:
-    """Does the jobs with so many processes, and forgets earlier errors. Returns outcomes by job, and the exit code of a signal
-    that stopped the workers, or 0."""
+    """Does the jobs with so many processes, here or on the Ray cluster `on`, and forgets earlier errors. Returns outcomes by
+    job, and the exit code of a signal that stopped the workers, or 0."""
     for job in jobs:
         job.error.unlink(missing_ok=True)
     left = sum(job.outcome() is None for job in jobs)
+    if on and left:
+        from experiments import cluster
+
+        return workers.run(jobs, cluster.start(on, workers.folders(jobs), home, processes, left, shard), board)
     processes = processes or workers.available(left)
     if processes > 1 and left:
-        return workers.run(jobs, home, processes, shard, board)
+        return workers.run(jobs, workers.start(jobs, home, processes, shard), board)
     cli.start_jax()
     return here(jobs, board), 0
 
@@ -195,6 +205,7 @@ def parser() -> cli.Parser:
     p.add_argument("study", help=f"one of {known}")
     p.add_argument("--workdir", help="folder D; runs/STUDY if not given. What is done there is not done again")
     p.add_argument("--processes", hint=Count, help="workers that share the units; one for each core if not given")
+    p.add_argument("--on", help="ray: on the cluster of this machine; ray://HOST:10001: on another")
     p.add_argument("--shard", default="0/1", help="I/N: this command keeps to the I-th of N parts of the units")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the study, such as seeds=5")
     p.add_argument("--dry_run", action="store_true", help="print sizes, steps, costs and power, and stop")

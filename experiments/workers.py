@@ -14,9 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from experiments.sweep import trials
 from experiments.units import Failed, Job, Outcome, jobs_of, load_study, parse_shard, work
 from lm import cli, process, startup
 from lm.errors import EXIT_INTERRUPTED, UserError
+
+if TYPE_CHECKING:
+    from experiments.cluster import Remote
 
 MEMORY = 1.5 * 2**30  # bytes that a worker may take, about
 BEGINS = "begins "  # a line of a worker's log, before the job's name
@@ -78,13 +81,22 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(self.process.pid, cores)
 
+    waits = False  # for a place, as workers on a cluster may
+
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    @property
+    def failed(self) -> bool:
+        return bool(self.process.returncode)
+
     def send(self, number: int) -> None:
         if self.alive:
             self.process.send_signal(number)
+
+    def wait(self) -> None:
+        self.process.wait()
 
     @property
     def end(self) -> str:
@@ -111,13 +123,22 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def run(
-    jobs: Sequence[Job], home: Path, processes: int, shard: str, board: type[Board] = Board
-) -> tuple[dict[str, Outcome], int]:
-    """Has the jobs done by `processes` workers, which log to `home`. Returns outcomes by job, and the
-    exit code that a signal asks for, or 0."""
-    folders = list(dict.fromkeys(job.workdir for job in jobs))
+def folders(jobs: Sequence[Job]) -> list[Path]:
+    return list(dict.fromkeys(job.workdir for job in jobs))
+
+
+def start(jobs: Sequence[Job], home: Path, processes: int, shard: str) -> Iterator[Worker]:
+    """Starts so many workers on this machine, which log to `home`."""
     parts = np.array_split(cores(), processes) if processes <= len(cores()) else [cores()] * processes
+    for i, part in enumerate(parts):
+        yield Worker(f"worker {i}", folders(jobs), shard, [int(c) for c in part], home / f"worker{i}.log")
+
+
+def run(
+    jobs: Sequence[Job], started: "Iterable[Worker | Remote]", board: type[Board] = Board
+) -> tuple[dict[str, Outcome], int]:
+    """Has the jobs done by workers, which begin as `started` yields them. Returns outcomes by job, and the exit code that a
+    signal asks for, or 0."""
     asked = 0
 
     def stop(code: int) -> None:
@@ -127,16 +148,17 @@ def run(
         for worker in workers:
             worker.send(signal.SIGINT if code == EXIT_INTERRUPTED else signal.SIGTERM)
 
-    workers: list[Worker] = []
+    workers: list[Worker | Remote] = []
     restore = process.catch(stop)
     outcomes: dict[str, Outcome] = {}
     try:
-        for i, part in enumerate(parts):
-            workers.append(Worker(f"worker {i}", folders, shard, [int(c) for c in part], home / f"worker{i}.log"))
+        for worker in started:
+            workers.append(worker)
         with board(jobs) as shown:
             alive = True
-            while alive:
-                alive = any(worker.alive for worker in workers)  # before the last look at the results
+            while alive and not (len(outcomes) == len(jobs) and all(worker.waits for worker in workers if worker.alive)):
+                # Of all workers, since those on a cluster begin when asked; before the last look at the results.
+                alive = any([worker.alive for worker in workers])
                 for job in jobs:
                     if str(job) not in outcomes and (found := job.outcome()):
                         outcomes[str(job)] = found
@@ -144,7 +166,7 @@ def run(
                 for worker in workers:
                     if not (worker.alive or worker.reported or asked):
                         worker.reported = True
-                        if worker.process.returncode:
+                        if worker.failed:
                             shown.say(worker.end)
                 time.sleep(0.5 if alive else 0)
     finally:
@@ -152,7 +174,7 @@ def run(
         for worker in workers:  # after a second Ctrl-C, or an error here
             worker.send(signal.SIGINT)
         for worker in workers:
-            worker.process.wait()
+            worker.wait()
     return outcomes, asked
 
 

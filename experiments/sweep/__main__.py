@@ -12,9 +12,10 @@ Any key of the config can be swept. KEY=8,16 are values, log(a,b) and uniform(a,
 five values of one. A grid tries all combinations; a random search draws --trials settings. Halving begins as either of them,
 and at each rung, a number of steps, leaves all but the best of every --eta trials; these go on from their checkpoints.
 
-Trials are runs in D/trial<k>/run, which --processes workers share. Kill it anywhere: the same command goes on, does no finished
-trial again, and resumes the others from their checkpoints. A trial that diverges is the worst. D/report.md and report.html have
-the table, the curves, and the best setting as a command line. With another --metric what is done is ranked anew.
+Trials are runs in D/trial<k>/run, which --processes workers share, here or on a Ray cluster whose nodes share D (--on=ray).
+Kill it anywhere: the same command goes on, does no finished trial again, and resumes the others from their checkpoints. A
+trial that diverges is the worst. D/report.md and report.html have the table, the curves, and the best setting as a command
+line. With another --metric what is done is ranked anew.
 
 A range test is one short run whose learning rate grows from step to step; it suggests a rate (arXiv 1506.01186).
 """
@@ -55,21 +56,21 @@ def main(argv: list[str] | None = None) -> int:
         print(listed(sweep))
         return 0
     trials.remember(sweep, workdir)
-    return execute(sweep, workdir, flags.processes)
+    return execute(sweep, workdir, flags.processes, flags.on)
 
 
 def range_tested(flags: argparse.Namespace, run: config.Run, workdir: Path) -> str:
     """Runs the range test, and returns what a terminal shows of it."""
     from experiments.sweep import range_test
 
-    names = ("over", "search", "trials", "eta", "first", "metric", "dry_run", "seed", "processes")
+    names = ("over", "search", "trials", "eta", "first", "metric", "dry_run", "seed", "processes", "on")
     if given := [f"--{name}" for name in names if (value := getattr(flags, name)) or value == 0 and value is not False]:
         raise UserError(f"--range_test is one run, and {given[0]} is for sweeps: leave one of them out")
     command = space.command(flags.config, flags.overrides)
     return range_test.execute(run, flags.range_test, flags.steps or TESTED, workdir, command=command)
 
 
-def execute(sweep: Sweep, workdir: Path, processes: int | None) -> int:
+def execute(sweep: Sweep, workdir: Path, processes: int | None, on: str | None = None) -> int:
     """Does the trials that are left, writes the report, and prints the best setting."""
     from experiments.sweep import report
     from experiments.sweep.board import TrialBoard
@@ -77,7 +78,7 @@ def execute(sweep: Sweep, workdir: Path, processes: int | None) -> int:
     trials.stop_if_lacking(sweep, workdir)
     jobs = trials.jobs_of(sweep, workdir)
     try:
-        outcomes, stopped = studies.do_all(jobs, workdir, processes, board=TrialBoard)
+        outcomes, stopped = studies.do_all(jobs, workdir, processes, board=TrialBoard, on=on)
     finally:  # also where a signal stopped the trial that this process trained
         said = report.write(sweep, workdir)
     trials.stop_if_lacking(sweep, workdir)
@@ -191,6 +192,7 @@ def parser() -> cli.Parser:
     p.add_argument("--metric", help="held-out figure to judge by; bits_per_byte if runs have it")
     p.add_argument("--workdir", help="folder D; runs/sweep_CONFIG if not given. What is done there is not done again")
     p.add_argument("--processes", hint=Count, help="workers that share the trials; one for each core if not given")
+    p.add_argument("--on", help="ray: on the cluster of this machine; ray://HOST:10001: on another")
     p.add_argument("--dry_run", action="store_true", help="list the trials, and stop")
     p.add_argument("--range_test", metavar="LOW,HIGH", help="one run, with learning rates from LOW to HIGH")
     p.add_argument("--steps", hint=Count, help=f"of a range test; {TESTED} if not given")

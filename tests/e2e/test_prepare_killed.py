@@ -1,6 +1,7 @@
 """Preparation in many processes, killed in the middle of each stage and started again: the same bits."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -69,17 +70,15 @@ def test_a_kill_in_the_middle_of_a_stage(tmp_path, data, expected, monkeypatch, 
 
 
 RUN = """
-import json, sys
+import pickle, sys
 from lm.data.corpus import executors
 from lm.data.corpus.prepare import prepare
-from lm.config import resolve
-from tests.unit.data.corpus.test_executors import corpus
 from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
     executors.SMALL = 0
-    data = corpus(Path(sys.argv[1]), 4000)
+    data = pickle.loads(Path(sys.argv[1]).read_bytes())
     with executors.using("processes:2"):
         print(prepare(replace(data, cache=sys.argv[2]), progress=False).path)
 """
@@ -88,8 +87,9 @@ if __name__ == "__main__":
 def test_a_driver_that_is_killed_leaves_no_process_and_goes_on(tmp_path):
     """With SIGKILL, while its processes clean."""
     (tmp_path / "run.py").write_text(RUN, encoding="utf-8")
+    (tmp_path / "data").write_bytes(pickle.dumps(corpus(tmp_path, 4000)))
     start = lambda cache: subprocess.Popen(
-        [sys.executable, str(tmp_path / "run.py"), str(tmp_path), str(tmp_path / cache)],
+        [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "data"), str(tmp_path / cache)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

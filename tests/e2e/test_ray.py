@@ -1,15 +1,24 @@
-"""Preparation on a real Ray cluster of three nodes on this machine: the same bits as one process, whichever node is lost."""
+"""Preparation and sweeps on a real Ray cluster of three nodes on this machine: the same bits as one process, whichever node is
+lost."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from experiments import cluster as workers
+from experiments.sweep.__main__ import main
 from lm.data.corpus import cluster, executors
 from lm.data.corpus.prepare import prepare
 from lm.errors import UserError
-from tests.processes import free_port
+from tests.processes import HANGS, free_port, wait_for
 from tests.unit.data.corpus.test_executors import contents, corpus
 
 ray = pytest.importorskip("ray")
@@ -114,3 +123,86 @@ def test_an_address_where_nothing_answers(monkeypatch, on):
 def test_an_address_that_is_none():
     with pytest.raises(UserError, match="--on=ray://host is no address of a Ray cluster"):
         executors.using("ray://host").__enter__()
+
+
+@pytest.fixture
+def sweep(flags):
+    """Words of a sweep of four trials of which two are left at step 4."""
+    few = ("--config.evaluate.rows=8", "--config.log.every=1", "--config.checkpoint.every=3")
+    over = ("--over", "optimizer.learning_rate=0.005,0.01,0.02,0.04", "--search=halving", "--eta=2", "--first=4")
+    return *flags("decoder.causal", *few), *over
+
+
+def measured(workdir):
+    found = {p.relative_to(workdir): json.loads(p.read_text(encoding="utf-8")) for p in workdir.glob("trial*/step*.json")}
+    digests = {p.relative_to(workdir): p.read_bytes() for p in workdir.glob("rung*.json")}
+    for p in workdir.glob("trial*/run/summary.json"):
+        digests[p.relative_to(workdir)] = json.loads(p.read_text(encoding="utf-8"))["params_sha256"]
+    return {path: (r["step"], r["heldout"], r["ledger"]["model_flops"]) for path, r in found.items()} | digests
+
+
+def test_a_sweep_loses_a_node_in_a_trial(sweep, nodes, tmp_path, capfd):
+    """One of two nodes is killed, with the worker on it, in a trial. The results are those of one process."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert main([*sweep, f"--workdir={alone}", "--processes=1"]) == 0
+    both = [nodes.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
+    nodes.wait_for_nodes()
+    killed = []
+
+    def lose():
+        training = lambda: {int(p.read_text() or 0): p for p in shared.glob("trial*/.lock") if p.read_text()}
+        while len(at_work := {pid: parent(pid) for pid in training() if (shared / "sweep.json").exists()}) < 2:
+            time.sleep(0.05)
+        nodes.remove_node(both.pop(), allow_graceful=False)
+        while not killed:  # the worker whose keeper ended with its node, as it would have itself on a machine of its own
+            killed.extend(pid for pid, before in at_work.items() if parent(pid) != before)
+            time.sleep(0.05)
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=lose, daemon=True)
+    thread.start()
+    try:
+        assert main([*sweep, f"--workdir={shared}", "--on=ray"]) == 0
+    finally:
+        ray.shutdown()
+        for node in both:
+            nodes.remove_node(node)
+    assert killed and "is lost with its node" in capfd.readouterr().err
+    assert measured(shared) == measured(alone)
+    assert not list(shared.glob("*.seen"))
+
+
+def test_a_signal_stops_the_workers_on_their_nodes(sweep, nodes, tmp_path):
+    """Ctrl-C: the runs are saved, and no worker is left."""
+    node = nodes.add_node(num_cpus=2, object_store_memory=80 << 20)
+    nodes.wait_for_nodes()
+    command = [sys.executable, "-m", "experiments.sweep", *sweep, "--config.train.steps=100000"]
+    driver = subprocess.Popen([*command, f"--workdir={tmp_path}", "--on=ray"], stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: len(list(tmp_path.glob("trial*/run/checkpoints/3"))) == 2, driver)
+        pids = [int(p.read_text()) for p in tmp_path.glob("trial*/.lock")]
+        driver.send_signal(signal.SIGINT)
+        _, said = driver.communicate(timeout=HANGS)
+    finally:
+        driver.kill()
+        nodes.remove_node(node)
+    assert driver.returncode == 130 and said.endswith("stopped; the same command goes on\n"), said
+    assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_node_that_does_not_see_locks(nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_look", _unlocked)
+    connected = cluster.connected("ray")
+    try:
+        with pytest.raises(UserError, match="does not see that a file in .* is locked, .*: mount the file system with locks"):
+            workers.check(connected, tmp_path)
+    finally:
+        connected.shutdown()
+
+
+def _unlocked(mark):
+    return True, False, workers.versions()

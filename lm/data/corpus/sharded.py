@@ -13,6 +13,7 @@ from lm import config
 from lm.data.corpus.documents import SKIP, CorruptRecord, one_line
 from lm.data.corpus.files import File
 from lm.data.corpus.streams import Stream, bytewise
+from lm.errors import UserError
 
 BLOCK = 1 << 22  # bytes of a block, up to the end of its last record
 
@@ -68,7 +69,7 @@ class Sharded:
 
     def _records(self, file: File, row: int) -> tuple[Any, int]:
         """The records of the block that has this one, and its place among them. CorruptRecord, each time, for a block that
-        cannot be read."""
+        cannot be read; UserError if the file has fewer records than when its blocks were found."""
         firsts = self._firsts[file.key]
         block = int(np.searchsorted(firsts, row, side="right")) - 1
         at = (file.key, block)
@@ -80,7 +81,10 @@ class Sharded:
                 self._damaged[at] = one_line(error)
         if at in self._damaged:
             raise CorruptRecord(f"{file.path}, row {row}: {self._damaged[at]}; {SKIP}")
-        return self._block[2], row - int(firsts[block])
+        records, place = self._block[2], row - int(firsts[block])
+        if place >= len(records):
+            raise UserError(f"{file.path} has changed while it was read; run the same command again once it is whole")
+        return records, place
 
 
 class Streamed(Sharded):

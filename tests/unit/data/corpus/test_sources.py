@@ -133,6 +133,18 @@ def test_json_lines_over_several_files(tmp_path):
         documents[3]
 
 
+@pytest.mark.parametrize("kind, head", [("jsonl", ""), ("csv", "text\n")])
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path, kind, head):
+    """As when another process writes it anew."""
+    path, line = tmp_path / f"texts.{kind}", '{"text": "a text"}\n' if kind == "jsonl" else "a text\n"
+    path.write_text(head + 9 * line, encoding="utf-8")
+    documents = open_source(source(kind, path, field="text"))
+    path.write_text(head + 2 * line, encoding="utf-8")
+    assert documents[1].text == "a text"
+    with pytest.raises(UserError, match=f"texts.{kind} has changed while it was read; run the same command again"):
+        documents[8]
+
+
 def test_array_records_as_text_and_as_json(tmp_path):
     write_records(tmp_path / "a.array_record", [b"plain", b'{"text": "in json"}', b"{ a brace"])
     documents = open_source(source("array_record", tmp_path / "*.array_record"))
