@@ -109,7 +109,7 @@ def test_a_node_is_lost_and_a_signal_reaches_the_others(start):
     for worker in made:
         worker.send(signal.SIGINT)
         worker.wait()
-    assert ray.keepers[1].worker.sent == [signal.SIGINT] and not made[1].alive and not made[1].failed
+    assert ray.keepers[1].worker.sent == [signal.SIGTERM] and not made[1].alive and not made[1].failed
 
 
 class Board:
