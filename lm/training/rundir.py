@@ -50,7 +50,8 @@ class RunDir:
         self._lock: IO[str] | None = None
         self._published: dict[Path, tuple[int, int]] = {}  # file -> (size, mtime) when it was copied to `home`
         self._last = time.monotonic()
-        self._made: list[Path] = []  # folders that this process made for a new run, from the inside out; none once it begins
+        self._begun = True  # a run has begun in the folder: it was not empty
+        self._made: list[Path] = []  # folders that this process made, from the inside out
         self.in_bucket = str(workdir).startswith(BUCKETS)
         if self.in_bucket:
             staged = hashlib.sha256(str(workdir).rstrip("/").encode()).hexdigest()[:16]
@@ -67,6 +68,7 @@ class RunDir:
         self._made = atomic.missing(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._begun = any(self.path.iterdir())
             self._lock = self._acquire_lock()
         except OSError as error:
             atomic.remove_empty(self._made)
@@ -108,8 +110,7 @@ class RunDir:
             published = [name for name in FILES if (self.home / name).exists()]
         except ImportError as error:
             raise UserError(f"--workdir={self.home} needs gcsfs ({error}): pip install gcsfs") from error
-        if published:
-            self._made = []
+        self._begun = self._begun or bool(published)
         for name in published:
             local, data = self.path / name, (self.home / name).read_bytes()
             if not local.exists() or local.stat().st_size < len(data):
@@ -158,9 +159,9 @@ class RunDir:
         return lock
 
     def refused(self) -> None:
-        """Removes the folder, and those above it that were made for it, if no run has begun in it. A folder that was there
-        before stays as it is. Call it before `close`."""
-        if self._lock is None or not self._made:
+        """If no run has begun in the folder, removes what this process wrote there, and the folders that it made. Call it before
+        `close`."""
+        if self._lock is None or self._begun:
             return
         (self.path / "goodput.jsonl").unlink(missing_ok=True)
         (self.path / ".lock").unlink(missing_ok=True)
@@ -177,7 +178,7 @@ class RunDir:
 
     def write_json(self, name: str, tree: Any) -> None:
         """Replaces a JSON file of the run atomically. The first says that a run has begun in the folder, which then stays."""
-        self._made = []
+        self._begun = True
         if self.writes:
             atomic.write_json(self.path / name, tree)
 

@@ -90,7 +90,7 @@ def test_a_refused_run_removes_nothing_that_was_there_before(tmp_path):
     empty, begun = tmp_path / "empty", RunDir(tmp_path / "begun")
     empty.mkdir()
     refused(empty)
-    assert empty.is_dir()
+    assert empty.is_dir() and not any(empty.iterdir())
     begun.append("goodput.jsonl", {"event": "start", "time": 0.0})
     begun.write_json("config.json", {"a": 1})
     begun.refused()
