@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import experiments
+import lm
 from experiments.study import Study
 from lm import process
 from lm.config import resolve
@@ -200,13 +201,13 @@ def _failed(job: Job, error: Exception) -> Failed:
 
 
 def made_with() -> dict[str, str]:
-    """The versions that figures depend on, and the commit, with + if files differ from it: a fault that is found in one of them
-    later says which results it touches."""
+    """The versions that figures depend on, and the commit, with + if files differ from it, or the release where there is none:
+    a fault that is found in one of them later says which results it touches."""
     from lm.training.rundir import git_state
 
     git = git_state()
-    code = {"commit": git["commit"][:12] + "+" * bool(git["changed"])} if git else {}
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in ("jax", "lm")} | code
+    code = {"commit": git["commit"][:12] + "+" * bool(git["changed"])} if git else {"lm": lm.__version__}
+    return {"python": platform.python_version(), "jax": metadata.version("jax")} | code
 
 
 def do(study: Study, unit: Unit, workdir: Path, begins: Callable[[], None] = lambda: None) -> dict[str, Any]:
