@@ -159,8 +159,8 @@ class RunDir:
         return lock
 
     def refused(self) -> None:
-        """If no run has begun in the folder, removes what this process wrote there, and the folders that it made. Call it before
-        `close`."""
+        """If no run has begun in the folder, removes what this process wrote there, and the folders that it made. Call it
+        before `close`."""
         if self._lock is None or self._begun:
             return
         (self.path / "goodput.jsonl").unlink(missing_ok=True)
