@@ -222,8 +222,8 @@ def checks_table(judged: list[Judged]) -> Table:
         "Detectable gain: the true gain that this test finds with 80 % power. Power at the margin: the chance to show an "
         "equivalence if the two cells are equal. Items: the part of the error's square that comes from the choice of test "
         "items, which more seeds do not reduce. Error: paired by design where both cells go on "
-        "from the same run, and by seed if a seed's runs share something, else unpaired; with the variance of all cells only if "
-        "these two vary like the others, and with that of the test items where their values are stored. "
+        "from the same run, and by seed if a seed's runs share something, else unpaired; with the variance of all cells only "
+        "if these two vary like the others, and with that of the test items where their values are stored. "
         "Without assuming normal variation between seeds: the exact permutation test, with the smallest p that these seeds can "
         "give."
     )
