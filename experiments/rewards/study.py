@@ -18,7 +18,7 @@ BRIEF = 9  # steps on results alone that cost as much as four with their working
 METHODS = {"grpo": "GRPO", "dr_grpo": "Dr. GRPO"}
 
 
-def study(seeds: int = 3, base: int = 450, tuning: int = 260, begun: int = 200, steps: int = 120) -> Study:
+def study(seeds: int = 6, base: int = 450, tuning: int = 260, begun: int = 200, steps: int = 120) -> Study:
     language = totals.language()
     sizes = dict(length=totals.LENGTH, answer=totals.ANSWER)
     pretrain = tuned.base_of(language, base)
