@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from experiments.workers import Worker
+from experiments import workers
 from lm.data.corpus import cluster
 from lm.errors import UserError
 
@@ -90,12 +90,12 @@ class Keeper:
 
         me = ray.get_runtime_context().get_node_id()
         resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == me)
-        return me, len(_cores()), slots(resources)[0]
+        return me, len(workers.cores()), slots(resources)[0]
 
     def begin(self, name: str, folders: Sequence[Path], shard: str, cores: slice, log: Path, here: str) -> None:
         if os.path.isdir(here):  # where relative paths of sources begin
             os.chdir(here)
-        self.worker = Worker(name, folders, shard, _cores()[cores], log)
+        self.worker = workers.Worker(name, folders, shard, workers.cores()[cores], log)
 
     def code(self) -> int | None:
         return self.worker.process.poll()
@@ -108,10 +108,6 @@ class Keeper:
 
     def end(self) -> str:
         return self.worker.end
-
-
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def slots(resources: dict[str, float]) -> tuple[int, dict[str, int]]:
@@ -133,10 +129,11 @@ def start(on: str, folders: Sequence[Path], home: Path, count: int | None, left:
         begun: Counter[str] = Counter()
 
         def begin(log: Path) -> Callable[[Any, str, int, int], Any]:
-            def on_node(keeper: Any, node: str, cores: int, workers: int) -> Any:
-                part, first = max(1, cores // workers), begun[node] % workers
+            def on_node(keeper: Any, node: str, cores: int, room: int) -> Any:
+                parts = min(room, cores)  # a node may offer more CPUs than it has cores
+                part, first = cores // parts, begun[node] % parts
                 begun[node] += 1
-                mine = slice(first * part, None if first == workers - 1 else (first + 1) * part)
+                mine = slice(first * part, None if first == parts - 1 else (first + 1) * part)
                 return keeper.begin.remote(log.stem, [*map(Path.absolute, folders)], shard, mine, log.absolute(), os.getcwd())
 
             return on_node

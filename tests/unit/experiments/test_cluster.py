@@ -81,8 +81,8 @@ def start(monkeypatch, tmp_path):
         ray = Cluster(cpus, cores)
         monkeypatch.setattr(cluster.cluster, "connected", lambda on: ray)
         monkeypatch.setattr(cluster, "check", lambda ray, home: None)
-        monkeypatch.setattr(cluster, "Worker", Process)
-        monkeypatch.setattr(cluster, "_cores", lambda: list(range(cores)))
+        monkeypatch.setattr(workers, "Worker", Process)
+        monkeypatch.setattr(workers, "cores", lambda: list(range(cores)))
         return ray, cluster.start("ray", [Path("sweep")], tmp_path, count, left, "0/1")
 
     return begin
@@ -98,6 +98,12 @@ def test_workers_share_the_cores_of_their_node_and_end(start):
         keeper.worker.returncode = code
     assert [worker.alive for worker in made] == [False, False] and [worker.failed for worker in made] == [False, True]
     assert made[1].end.startswith("worker1 ended with exit code 3")
+
+
+def test_a_node_may_offer_more_cpus_than_it_has_cores(start):
+    ray, made = start(cpus=3, cores=2)
+    assert all(worker.alive for worker in made)
+    assert [keeper.worker.cores for keeper in ray.keepers] == [[0], [1], [0]]
 
 
 def test_a_node_is_lost_and_a_signal_reaches_the_others(start):
