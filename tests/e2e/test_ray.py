@@ -134,6 +134,15 @@ def sweep(flags):
     return *flags("decoder.causal", *few), *over
 
 
+def beside_the_head(nodes, *cpus):
+    """The cluster's only nodes but its head: those of other tests are removed."""
+    for node in list(nodes.worker_nodes):
+        nodes.remove_node(node)
+    made = [nodes.add_node(num_cpus=n, object_store_memory=80 << 20) for n in cpus]
+    nodes.wait_for_nodes()
+    return made
+
+
 def measured(workdir):
     found = {p.relative_to(workdir): json.loads(p.read_text(encoding="utf-8")) for p in workdir.glob("trial*/step*.json")}
     digests = {p.relative_to(workdir): p.read_bytes() for p in workdir.glob("rung*.json")}
@@ -146,8 +155,7 @@ def test_a_sweep_loses_a_node_in_a_trial(sweep, nodes, tmp_path, capfd):
     """One of two nodes is killed, with the worker on it, in a trial. The results are those of one process."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     assert main([*sweep, f"--workdir={alone}", "--processes=1"]) == 0
-    both = [nodes.add_node(num_cpus=1, object_store_memory=80 << 20) for _ in range(2)]
-    nodes.wait_for_nodes()
+    both = beside_the_head(nodes, 1, 1)
     killed = []
 
     def lose():
@@ -166,8 +174,6 @@ def test_a_sweep_loses_a_node_in_a_trial(sweep, nodes, tmp_path, capfd):
         assert main([*sweep, f"--workdir={shared}", "--on=ray"]) == 0
     finally:
         ray.shutdown()
-        for node in both:
-            nodes.remove_node(node)
     assert killed and "is lost with its node" in capfd.readouterr().err
     assert measured(shared) == measured(alone)
     assert not list(shared.glob("*.seen"))
@@ -175,8 +181,7 @@ def test_a_sweep_loses_a_node_in_a_trial(sweep, nodes, tmp_path, capfd):
 
 def test_a_signal_stops_the_workers_on_their_nodes(sweep, nodes, tmp_path):
     """Ctrl-C: the runs are saved, and no worker is left."""
-    node = nodes.add_node(num_cpus=2, object_store_memory=80 << 20)
-    nodes.wait_for_nodes()
+    beside_the_head(nodes, 2)
     command = [sys.executable, "-m", "experiments.sweep", *sweep, "--config.train.steps=100000"]
     driver = subprocess.Popen([*command, f"--workdir={tmp_path}", "--on=ray"], stderr=subprocess.PIPE, text=True)
     try:
@@ -186,7 +191,6 @@ def test_a_signal_stops_the_workers_on_their_nodes(sweep, nodes, tmp_path):
         _, said = driver.communicate(timeout=HANGS)
     finally:
         driver.kill()
-        nodes.remove_node(node)
     assert driver.returncode == 130 and said.endswith("stopped; the same command goes on\n"), said
     assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
