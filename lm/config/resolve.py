@@ -15,6 +15,8 @@ import importlib.util
 import inspect
 import json
 import operator
+import re
+import traceback
 import types
 import typing
 import warnings
@@ -300,7 +302,23 @@ def _executed(path: Path, argument: str | None) -> Any:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's program and can fail in any way
         words = " ".join(str(error).split())
-        raise UserError(f"config file {path} failed: {type(error).__name__}: {words}") from error
+        raise UserError(
+            f"config file {path} failed: {type(error).__name__}: {words}{_other_keyword(words)}{_where(error)}"
+        ) from error
+
+
+def _other_keyword(message: str) -> str:
+    """What may be meant by a keyword that a class of `lm.config` has not; "" of any other error."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'$", message)
+    named = getattr(importlib.import_module("lm.config"), found[1], None) if found else None
+    return nearest(found[2], [f.name for f in dataclasses.fields(named)]) if found and dataclasses.is_dataclass(named) else ""
+
+
+def _where(error: BaseException) -> str:
+    """The line of the user's that raised it, as " (my.py, line 7)"; "" where Python names it itself, or there is none."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(last.filename) == Path(__file__) or not Path(last.filename).is_file() or isinstance(error, SyntaxError)
+    return "" if ours else f" ({last.filename}, line {last.lineno})"
 
 
 def _dicts(value: Any) -> Any:

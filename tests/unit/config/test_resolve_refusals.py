@@ -47,6 +47,15 @@ RETURNS = "def get_config(*args):\n    return "
         (RETURNS + "{'model': 'x' * 10**6}", "config.model is 'xxx.*it must be a section"),
         (RETURNS + "1 / 0", "made.py failed: ZeroDivisionError: division by zero"),
         (RETURNS + "exec('raise ValueError(\"two\\\\nlines\")')", "made.py failed: ValueError: two lines"),
+        (RETURNS + "1 / 0", r"made.py failed: ZeroDivisionError: division by zero \(\S*made.py, line \d+\)$"),
+        (
+            "from lm.config import Attention\ndef get_config():\n    return Attention(6,\n        kv_heads=2)",
+            r"unexpected keyword argument 'kv_heads'; did you mean 'num_kv_heads'\? \(\S*made.py, line 3\)$",
+        ),
+        (
+            "from lm.config import Rope\ndef get_config():\n    return Rope(base=1e4)",
+            r"unexpected keyword argument 'base'; known: factor, .*theta \(\S*made.py, line 3\)$",
+        ),
         ("import sys\ndef get_config():\n    sys.exit(0)", "made.py failed: SystemExit: 0"),
         ("raise SystemExit('no')", "made.py failed: SystemExit: no"),
         ("def get_config(:", "made.py failed: SyntaxError"),
